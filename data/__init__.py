@@ -1,0 +1,1 @@
+"""Files in, batches out: find slices, decode them once into a pack, read deterministic batches."""

@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: networks, losses, schedules. Imports neither `jobs` nor `data`."""
