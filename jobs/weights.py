@@ -1,0 +1,49 @@
+"""weights.safetensors: all that predict.py needs of a model, without pickle. One metadata key, `config`, sorted JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from jobs.rundir import atomic_write
+
+FORMAT = 1
+
+
+class WeightsError(Exception):
+    """A weights file that cannot be used; the text is one line that names the fix. Exit code 78."""
+
+
+def write_weights(path: Path, modules: dict[str, torch.nn.Module], about: dict) -> None:
+    """Write `<name>.<parameter or buffer>` of every module; `about` (JSON-able) says what they are.
+
+    The bytes are a function of the contents alone: two runs with equal weights give equal files.
+    """
+    tensors = {}
+    for name, module in modules.items():
+        for key, value in module.state_dict().items():
+            tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
+    text = json.dumps({"format": FORMAT, **about}, sort_keys=True)
+    atomic_write(Path(path), save(dict(sorted(tensors.items())), metadata={"config": text}))
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors (on the CPU) and what `write_weights` was told of them."""
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file; a run writes it at its first checkpoint")
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            about = json.loads((file.metadata() or {}).get("config", "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not a readable weights file ({error}); copy it again from the run") from None
+    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
+        raise WeightsError(f"{path}: no `config` in its metadata; only weights written by this toolkit can be used")
+    if about.get("format") != FORMAT:
+        raise WeightsError(f"{path}: format {about.get('format')!r}, this version reads {FORMAT}; use the matching version")
+    return tensors, about
