@@ -206,7 +206,8 @@ def _folders(spec: str, root: Path, images: list[Path]) -> Source:
     records = []
     for path, which, label in found:
         stem = path.name.split(".")[0]
-        scan, index = (re.match(r"(.+?)[_-](\d+)$", stem) or [None, "", ""])[1:3] if re.match(r"(.+?)[_-](\d+)$", stem) else ("", "")
+        numbered = re.match(r"(.+?)[_-]\d+$", stem)  # <scan>_<slice>
+        scan = numbered.group(1) if numbered else ""
         patient = patients.get(stem) or patients.get(scan) or (m.group(1) if (m := ADNI_PATIENT.search(path.name)) else "")
         label = SAME_CLASS.get(label, label)
         records.append(Record(

@@ -5,20 +5,14 @@ Shared by the train scripts. Torch-free; the errors that a script itself can nam
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 from jobs import specs, stop
 from jobs.rundir import Locked, RunDir
 from jobs.specs import ConfigError
-
-
-class Diverged(Exception):
-    """Losses or parameters are not finite, and rolling back did not help. Exit code 77."""
 
 
 class Attempt:
@@ -86,8 +80,8 @@ def code_of(error: BaseException) -> int:
     return getattr(error, "exit_code", 1)
 
 
-def prepare_run(run: RunDir, config, say) -> object | None:
-    """Rank 0, under the lock: compare with the stored config, lift or obey STOP. None means there is nothing to do.
+def prepare_run(run: RunDir, config, say) -> bool:
+    """Rank 0, under the lock: compare with the stored config, lift or obey STOP, store the config. False: nothing to do.
 
     A STOP file ends every attempt that Slurm started by itself; a person who types the command lifts it.
     """
@@ -101,17 +95,22 @@ def prepare_run(run: RunDir, config, say) -> object | None:
         if architecture:
             raise ConfigError(f"{run.path}: the run has another architecture ({text}); use --name or --run for a new run")
         if changed and not config.override:
-            raise ConfigError(f"{run.path}: the run was started with other flags ({text}); --override goes on anyway, another --run starts afresh")
+            raise ConfigError(
+                f"{run.path}: the run was started with other flags ({text}); --override goes on anyway, another --run starts afresh"
+            )
         if changed:
             say(f"Override: {text}")
             run.note("override", changed=text)
     if run.stop_requested():
         if os.environ.get("SLURM_JOB_ID") and int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0:
             say(f"{run.path} was stopped by a person (STOP); nothing to do")
-            return None
+            return False
         run.lift_stop()
         say("The STOP of this run is lifted")
-    return new
+    run.unmark_done()
+    run.write_config(new)
+    run.write_provenance([sys.executable, *sys.argv])
+    return True
 
 
 def report_and_code(main, bad_input: tuple[type[BaseException], ...]) -> int:
@@ -134,7 +133,3 @@ def report_and_code(main, bad_input: tuple[type[BaseException], ...]) -> int:
         if code == 1:
             raise
         return code
-
-
-def print_config(config) -> None:
-    print(json.dumps(asdict(config), indent=2, sort_keys=True))

@@ -135,12 +135,14 @@ class Checkpoints:
                     found[int(path.stem)] = about
         return found
 
-    def load_latest(self, at_most: int | None = None) -> tuple[int, dict] | None:
+    def load(self, nimg: int) -> dict:
+        """The state of one checkpoint that is known to be whole."""
+        return self._load(self.folder / f"{nimg:0{DIGITS}d}.json")
+
+    def load_latest(self) -> tuple[int, dict] | None:
         """(nimg, state) of the newest whole checkpoint; None if there never was one. CheckpointError if all are damaged."""
         damaged = []
         for path in sorted(self.folder.glob("[0-9]*.json"), reverse=True):
-            if at_most is not None and path.stem.isdigit() and int(path.stem) > at_most:
-                continue
             try:
                 return int(path.stem), self._load(path)
             except Exception as error:  # whatever a damaged file raises, unpickling included

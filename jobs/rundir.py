@@ -18,7 +18,7 @@ from pathlib import Path
 
 LOCK_BEAT = 15.0  # seconds between heartbeats of the lock
 LOCK_STALE = 120.0  # a lock of another host without a heartbeat for so long is a dead host's
-PACKAGES = "torch torchvision numpy pillow safetensors tyro tensorboard matplotlib submitit nibabel".split()
+PACKAGES = ["torch", "torchvision", "numpy", "pillow", "safetensors", "tyro", "tensorboard", "matplotlib", "submitit", "nibabel"]
 
 
 class Locked(Exception):

@@ -147,12 +147,11 @@ JOB_NAME = {GanConfig: "stylegan2"}
 
 # A checkpoint fits only networks for which all of these agree.
 ARCHITECTURE = frozenset(
-    "resolution channels conditional z_dim w_dim mapping_layers channel_base channel_max mbstd_group".split()
+    ["resolution", "channels", "conditional", "z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max", "mbstd_group"]
 )
 # These do not change the result: they are not part of the run's name and may differ on resume.
 FREE = frozenset(
-    "run preset dry_run override init_from total_kimg compile threads log_kimg sample_kimg checkpoint_minutes "
-    "checkpoint_kimg keep max_bad".split()
+    ["run", "preset", "dry_run", "override", "init_from", "total_kimg", "compile", "threads", "log_kimg", "sample_kimg", "checkpoint_minutes", "checkpoint_kimg", "keep", "max_bad"]
 )
 
 
@@ -253,7 +252,7 @@ def check(config) -> None:
     for name in positive.split():
         if not getattr(config, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be greater than 0")
-    for name in "gamma pl_weight style_mixing ema_kimg ema_rampup ada_kimg checkpoint_minutes checkpoint_kimg threads crop".split():
+    for name in ["gamma", "pl_weight", "style_mixing", "ema_kimg", "ema_rampup", "ada_kimg", "checkpoint_minutes", "checkpoint_kimg", "threads", "crop"]:
         if not getattr(config, name) >= 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must not be negative")
     if config.style_mixing > 1:

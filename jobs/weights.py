@@ -18,14 +18,14 @@ class WeightsError(Exception):
     """A weights file that cannot be used; the text is one line that names the fix. Exit code 78."""
 
 
-def write_weights(path: Path, modules: dict[str, torch.nn.Module], about: dict) -> None:
-    """Write `<name>.<parameter or buffer>` of every module; `about` (JSON-able) says what they are.
+def write_weights(path: Path, states: dict[str, dict[str, torch.Tensor]], about: dict) -> None:
+    """Write `<name>.<parameter or buffer>` of every state dict; `about` (JSON-able) says what they are.
 
     The bytes are a function of the contents alone: two runs with equal weights give equal files.
     """
     tensors = {}
-    for name, module in modules.items():
-        for key, value in module.state_dict().items():
+    for name, state in states.items():
+        for key, value in state.items():
             tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
     text = json.dumps({"format": FORMAT, **about}, sort_keys=True)
     atomic_write(Path(path), save(dict(sorted(tensors.items())), metadata={"config": text}))

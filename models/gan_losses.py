@@ -1,4 +1,8 @@
-"""Losses of the GAN game. All return one value per sample; logits are (B,)."""
+"""GAN losses and regularisers, as plain functions that return one value per sample.
+
+'logistic' is the non-saturating logistic loss (Goodfellow 2014, as in Karras 2019); 'rpgan' is the relativistic pairing
+loss (Jolicoeur-Martineau 2019; Huang 2024, "The GAN is dead; long live the GAN", arXiv 2501.05441).
+"""
 
 from __future__ import annotations
 
@@ -6,44 +10,65 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+
+KINDS = ("logistic", "rpgan")
 
 
-def generator_loss(fake_logits: Tensor, real_logits: Tensor | None = None, *, kind: str = "logistic") -> Tensor:
-    """(B,) `logistic`: softplus(-D(G(z))), non-saturating (Goodfellow 2014). `rpgan`: softplus(D(x) - D(G(z))), each
-    generated sample against a real one (Jolicoeur-Martineau 2018; Huang et al. 2024)."""
-    if kind == "rpgan":
-        return F.softplus(real_logits - fake_logits)
-    return F.softplus(-fake_logits)
+def generator_loss(
+    fake_logits: torch.Tensor, real_logits: torch.Tensor | None = None, *, kind: str = "logistic"
+) -> torch.Tensor:
+    """Logits (B,) -> loss (B,). 'rpgan' pairs row i of the generated with row i of the real logits.
 
-
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, *, kind: str = "logistic") -> Tensor:
-    """(B,) `logistic`: softplus(D(G(z))) + softplus(-D(x)). `rpgan`: softplus(D(G(z)) - D(x))."""
-    if kind == "rpgan":
-        return F.softplus(fake_logits - real_logits)
-    return F.softplus(fake_logits) + F.softplus(-real_logits)
-
-
-def gradient_penalty(images: Tensor, logits: Tensor) -> Tensor:
-    """(B,) |grad_x D(x)|^2, summed over pixels (R1 on reals, R2 on generated: Mescheder et al. 2018, equation 9).
-
-    `images` (B, C, H, W) must require grad and be what `logits` were computed from. The caller multiplies by gamma / 2.
+    Raises ValueError for an unknown kind, or for 'rpgan' without real logits.
     """
-    (grad,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return grad.float().square().sum((1, 2, 3))
+    _check(kind)
+    if kind == "logistic":
+        return F.softplus(-fake_logits)
+    if real_logits is None:
+        raise ValueError("the rpgan generator loss compares with real images: pass real_logits")
+    return F.softplus(real_logits - fake_logits)
 
 
-def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
-    """(B,) |J_w^T y| for y ~ N(0, 1) / sqrt(H W) (Karras 2020, equation 4).
+def discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor, kind: str = "logistic") -> torch.Tensor:
+    """Logits (B,), (B,) -> loss (B,). Raises ValueError for an unknown kind."""
+    _check(kind)
+    if kind == "logistic":
+        return F.softplus(fake_logits) + F.softplus(-real_logits)
+    return F.softplus(fake_logits - real_logits)
 
-    images (B, C, H, W) from ws (B, num_ws, w_dim); noise (B, C, H, W) ~ N(0, 1). The norm is over w_dim, its square the mean
-    over the layers, so that one w for all layers has the length of the paper.
+
+def _check(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"unknown loss '{kind}': use one of {', '.join(KINDS)}")
+
+
+def gradient_penalty(images: torch.Tensor, logits: torch.Tensor, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
+    """|grad_x D(x)|^2 of every image, summed over its pixels (Mescheder 2018, equation 9, without gamma / 2).
+
+    images (B, C, H, W) that require grad, logits (B,) = D(images) -> (B,) fp32, differentiable. R1 on real images, R2
+    on generated ones. scale: the loss scale of fp16, which keeps the inner gradient in range and is divided out again.
     """
-    y = noise / math.sqrt(images.shape[2] * images.shape[3])
-    (grad,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)  # (B, num_ws, w_dim)
-    return grad.float().square().sum(2).mean(1).sqrt()
+    (grad,) = torch.autograd.grad(logits.sum() * scale, images, create_graph=True)
+    return (grad.float() / scale).square().sum((1, 2, 3))
 
 
-def path_length_penalty(lengths: Tensor, mean: Tensor) -> Tensor:
-    """(B,) (|J_w^T y| - a)^2 with a the running mean of lengths (Karras 2020, equation 4)."""
+def path_lengths(images: torch.Tensor, ws: torch.Tensor, pl_noise: torch.Tensor) -> torch.Tensor:
+    """|J_w^T y| of every sample (Karras 2020a, section 3.2) -> (B,), differentiable.
+
+    images (B, C, H, W) generated from ws (B, num_ws, w_dim); pl_noise like images, ~ N(0, 1), scaled here so that the
+    length does not depend on the resolution. The norm is over w_dim, its square averaged over the layers.
+    """
+    height, width = images.shape[2:]
+    y = pl_noise / math.sqrt(height * width)
+    (grad,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
+    return grad.square().sum(2).mean(1).sqrt()
+
+
+def path_length_penalty(lengths: torch.Tensor, mean: torch.Tensor | float) -> torch.Tensor:
+    """(length - running mean)^2, lengths (B,) -> (B,) (Karras 2020a, equation 4)."""
     return (lengths - mean).square()
+
+
+def r1_gamma_heuristic(resolution: int, batch: int) -> float:
+    """A first guess of the R1 weight gamma for a resolution and a global batch (Karras 2020b, appendix C)."""
+    return 0.0002 * resolution**2 / batch

@@ -1,361 +1,469 @@
-"""StyleGAN2 (Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN"), pure PyTorch.
+"""StyleGAN2 networks: mapping, skip synthesis and residual discriminator (Karras 2019, 2020a, 2020b).
 
-Generator: mapping network, modulated convolutions with demodulation, FIR-filtered upsampling, per-layer noise, skip
-connections to RGB. Discriminator: residual, with minibatch standard deviation and, for classes, a projection head
-(Miyato and Koyama 2018). Learning rates are equalised (Karras et al. 2018). Images are (B, C, R, R) in [-1, 1].
+Shapes: B batch, C image channels, R resolution, I/O channels in/out of a layer. Images are (B, C, R, R) fp32 in about
+[-1, 1]. Weights are stored in fp32 and cast in every forward: the argument `dtype` is what the convolutions really run
+in, while mapping, styles, demodulation, the sum of the toRGB images, minibatch-std, the discriminator's last layers and
+the logits stay fp32. Feature maps are channels_last from end to end.
 
-`dtype` is the type the convolutions run in. Always fp32: the mapping network, styles, demodulation factors, the sum of
-the RGB outputs, minibatch standard deviation, the discriminator's last layers, and the stored weights. Feature maps are
-channels_last throughout.
+No forward draws random numbers: noise comes in as tensors, or is the fixed one that every Generator carries.
+
+Karras 2019: A Style-Based Generator Architecture for GANs, arXiv 1812.04948.
+Karras 2020a: Analyzing and Improving the Image Quality of StyleGAN, arXiv 1912.04958.
+Karras 2020b: Training GANs with Limited Data, arXiv 2006.06676 (mixed precision, projection discriminator).
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-LRELU_GAIN = math.sqrt(2)
-CLAMP = 256.0  # of feature maps in fp16, whose largest number is 65,504
-
-
-def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
-    """Feature maps at a resolution."""
-    return min(channel_base // resolution, channel_max)
+SQRT2 = math.sqrt(2)
+SLOPE = 0.2  # of leaky ReLU
+CLAMP = 256.0  # largest activation in fp16, whose range ends at 65504 (Karras 2020b, appendix)
+FIR_TAPS = (1 / 8, 3 / 8, 3 / 8, 1 / 8)  # the low-pass filter around every change of resolution, in one dimension
+NOISE_SEED = 20200  # of the fixed noise; the same images on every machine
 
 
-def lrelu(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Leaky ReLU with slope 0.2, scaled to keep the variance."""
-    x = F.leaky_relu(x, 0.2) * LRELU_GAIN
-    return x.clamp(-CLAMP, CLAMP) if dtype == torch.float16 else x
+# --- resampling with the filter [1, 3, 3, 1] -------------------------------------------------------------------------
+def upsample(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, C, 2H, 2W): zeros between the pixels, then the low-pass filter with gain 4."""
+    return _fir(x, "up", 1, 4.0)
 
 
-# --- layers -----------------------------------------------------------------------------------------------------------
-class EqualLinear(nn.Module):
-    """Fully connected layer with equalised learning rate: weights are stored as N(0, 1) / lr_multiplier and scaled at
-    run time by lr_multiplier / sqrt(fan_in). Runs in fp32."""
-
-    def __init__(self, fan_in: int, fan_out: int, bias: float = 0.0, lr_multiplier: float = 1.0, activate: bool = False):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(fan_out, fan_in) / lr_multiplier)
-        self.bias = nn.Parameter(torch.full((fan_out,), bias / lr_multiplier))
-        self.scale, self.lr_multiplier, self.activate = lr_multiplier / math.sqrt(fan_in), lr_multiplier, activate
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.linear(x, self.weight * self.scale, self.bias * self.lr_multiplier)
-        return lrelu(x) if self.activate else x
+def downsample(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, C, H/2, W/2): the low-pass filter, then every second pixel."""
+    return _fir(x, "down", 1, 1.0)
 
 
-def fir_kernel() -> Tensor:
-    """The separable low-pass [1, 3, 3, 1], normalised to sum 1: (4, 4)."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8.0
-    return torch.outer(taps, taps)
+def blur(x: torch.Tensor, padding: int, gain: float = 1.0) -> torch.Tensor:
+    """(B, C, H, W) -> (B, C, H + 2 padding - 3, ...): the low-pass filter alone, zeros outside the image."""
+    return _fir(x, "same", padding, gain)
 
 
-class _FirDown(torch.autograd.Function):
-    """y = FIR(x) at stride 2 (or 1), per channel. Its adjoint is _FirUp and back again, so gradients of gradients stay two
-    depthwise convolutions, where ATen's own double backward would loop over the channels."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, stride: int, pad: int, out_pad: int) -> Tensor:
-        ctx.stride, ctx.pad, ctx.out_pad = stride, pad, out_pad
-        return _depthwise(x, stride, pad)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _FirUp.apply(grad, ctx.stride, ctx.pad, ctx.out_pad), None, None, None
-
-
-class _FirUp(torch.autograd.Function):
-    """The adjoint of _FirDown: zero insertion, then the same (symmetric) FIR."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, stride: int, pad: int, out_pad: int) -> Tensor:
-        ctx.stride, ctx.pad, ctx.out_pad = stride, pad, out_pad
-        return _depthwise_transposed(x, stride, pad, out_pad)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return _FirDown.apply(grad, ctx.stride, ctx.pad, ctx.out_pad), None, None, None
-
-
-def _kernel_for(x: Tensor) -> Tensor:
-    c = x.shape[1]
-    return fir_kernel().to(x.device, x.dtype).expand(c, 1, 4, 4).contiguous()
-
-
-def _depthwise(x: Tensor, stride: int, pad: int) -> Tensor:
-    return F.conv2d(x, _kernel_for(x), stride=stride, padding=pad, groups=x.shape[1])
-
-
-def _depthwise_transposed(x: Tensor, stride: int, pad: int, out_pad: int) -> Tensor:
-    return F.conv_transpose2d(x, _kernel_for(x), stride=stride, padding=pad, output_padding=out_pad, groups=x.shape[1])
-
-
-def fir_down(x: Tensor) -> Tensor:
-    """Low-pass and keep every second pixel: (B, C, H, W) -> (B, C, H/2, W/2)."""
+def _fir(x: torch.Tensor, mode: str, padding: int, gain: float) -> torch.Tensor:
+    # Inside torch.compile a custom Function would lose its double backward, and plain shifted sums fuse with what is
+    # around them. Outside, one depthwise convolution is the fastest, but its second derivative in ATen is a loop over
+    # the channels, which the self-adjoint Function avoids.
     if torch.compiler.is_compiling():
-        return _depthwise(x, 2, 1)
-    return _FirDown.apply(x, 2, 1, 0)
+        return _fir_shifted(x, mode, padding, gain)
+    return _SelfAdjointFir.apply(x, mode, padding, gain)
 
 
-def fir_up(x: Tensor) -> Tensor:
-    """Insert zeros, low-pass, gain 4: (B, C, H, W) -> (B, C, 2H, 2W)."""
-    if torch.compiler.is_compiling():
-        return _depthwise_transposed(x, 2, 1, 0) * 4.0
-    return _FirUp.apply(x, 2, 1, 0) * 4.0
+class _SelfAdjointFir(torch.autograd.Function):
+    """The filter is symmetric, so the adjoint of filtering is filtering: up <-> down, padding p <-> 3 - p.
 
-
-def fir_same(x: Tensor, pad: int, gain: float = 1.0) -> Tensor:
-    """Low-pass at the same rate with `pad` zeros around: (B, C, H, W) -> (B, C, H + 2 pad - 3, W + 2 pad - 3)."""
-    if torch.compiler.is_compiling():
-        return _depthwise(x, 1, pad) * gain
-    y = _FirDown.apply(x, 1, pad, 0)
-    return y if gain == 1.0 else y * gain
-
-
-class ModulatedConv(nn.Module):
-    """Convolution whose input channels are scaled by a style and whose output is demodulated (Karras 2020, equations 1-3).
-
-    The scaling is done on the activations, so that all samples share one weight and one dense convolution:
-    y = demod * conv(s * x, w), demod_o = 1 / sqrt(sum_i s_i^2 sum_k w_oik^2 + 1e-8), which is one matrix product.
+    The backward calls the Function itself and is therefore differentiable any number of times.
     """
 
-    def __init__(self, fan_in: int, fan_out: int, kernel: int, w_dim: int, up: bool = False, demodulate: bool = True):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(fan_out, fan_in, kernel, kernel))
-        self.affine = EqualLinear(w_dim, fan_in, bias=1.0)
-        self.scale, self.up, self.demodulate = 1 / math.sqrt(fan_in * kernel**2), up, demodulate
+    generate_vmap_rule = True
 
-    def forward(self, x: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
-        s, weight = self.affine(w), self.weight * self.scale  # (B, I), (O, I, k, k)
-        if self.demodulate:
-            if dtype == torch.float16:  # keeps x * s and the sums in range; demodulation divides it out again
-                s = s / s.detach().abs().amax(1, keepdim=True).clamp_min(1e-8)
-                weight = weight / weight.detach().square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-8) * self.scale
-            demod = torch.rsqrt(s.square() @ weight.square().sum((2, 3)).t() + 1e-8)  # (B, O)
-        x = x * s[:, :, None, None].to(dtype)
-        weight = weight.to(dtype, memory_format=torch.channels_last)
-        if self.up:  # convolution at half rate, then the low-pass that removes the zero-insertion images
-            x = fir_same(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), pad=1, gain=4.0)
+    @staticmethod
+    def forward(x: torch.Tensor, mode: str, padding: int, gain: float) -> torch.Tensor:
+        kernel = _fir_kernel(x.shape[1], gain, x.dtype, x.device)
+        if mode == "up":
+            if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+                # oneDNN's only path for this operation in half precision is thirty times slower than in fp32.
+                kernel = _fir_kernel(x.shape[1], gain, torch.float32, x.device)
+                return F.conv_transpose2d(x.float(), kernel, stride=2, padding=padding, groups=x.shape[1]).to(x.dtype)
+            return F.conv_transpose2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
+        return F.conv2d(x, kernel, stride=2 if mode == "down" else 1, padding=padding, groups=x.shape[1])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        _, ctx.mode, ctx.padding, ctx.gain = inputs
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor):
+        mode = {"up": "down", "down": "up", "same": "same"}[ctx.mode]
+        padding = 3 - ctx.padding if mode == "same" else ctx.padding
+        return _SelfAdjointFir.apply(grad, mode, padding, ctx.gain), None, None, None
+
+
+@functools.lru_cache(maxsize=256)
+def _fir_kernel(channels: int, gain: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(channels, 1, 4, 4), kept: making it anew would copy from host to GPU in every layer."""
+    with torch.inference_mode(False):
+        taps = torch.tensor(FIR_TAPS, dtype=torch.float64)
+        kernel = (torch.outer(taps, taps) * gain).to(device=device, dtype=dtype)
+        return kernel.expand(channels, 1, 4, 4).contiguous(memory_format=torch.channels_last)
+
+
+def _fir_shifted(x: torch.Tensor, mode: str, padding: int, gain: float) -> torch.Tensor:
+    """The same filter as shifted sums, one dimension at a time, of plain differentiable operations."""
+    a, b, c, d = (tap * math.sqrt(gain) for tap in FIR_TAPS)
+    for dim in (2, 3):
+        n = x.shape[dim]
+        if mode == "up":  # the even outputs see taps 1 and 3 of the filter, the odd ones 0 and 2
+            x = F.pad(x, (1, 1, 0, 0) if dim == 3 else (0, 0, 1, 1))
+            left, mid, right = (x.narrow(dim, i, n) for i in range(3))
+            x = torch.stack([d * left + b * mid, c * mid + a * right], dim + 1).flatten(dim, dim + 1)
         else:
-            x = F.conv2d(x, weight, padding=weight.shape[2] // 2)
-        return x * demod[:, :, None, None].to(dtype) if self.demodulate else x
+            x = F.pad(x, (padding, padding, 0, 0) if dim == 3 else (0, 0, padding, padding))
+            step, count = (2, n // 2) if mode == "down" else (1, n + 2 * padding - 3)
+            parts = [
+                x.narrow(dim, i, (count - 1) * step + 1)[(slice(None),) * dim + (slice(None, None, step),)]
+                for i in range(4)
+            ]
+            x = a * parts[0] + b * parts[1] + c * parts[2] + d * parts[3]
+    return x
 
 
-class StyleLayer(nn.Module):
-    """Modulated 3x3 convolution, noise with a learned strength, bias, leaky ReLU."""
+# --- layers ----------------------------------------------------------------------------------------------------------
+def normalise(x: torch.Tensor) -> torch.Tensor:
+    """(B, N) scaled to a mean square of one in every row."""
+    return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
-    def __init__(self, fan_in: int, fan_out: int, w_dim: int, up: bool = False):
+
+def leaky_relu_(x: torch.Tensor) -> torch.Tensor:
+    """Leaky ReLU in place, without its gain sqrt(2), which callers fold into weights: f(g x) = g f(x) for any g > 0.
+
+    In place, because a convolution does not need its output again: one feature map less to allocate and to keep.
+    """
+    x = F.leaky_relu_(x, SLOPE)
+    return x.clamp(-CLAMP, CLAMP) if x.dtype == torch.float16 else x
+
+
+def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """1x1 convolution of channels_last x (B, I, H, W) with weight (O, I), as one matrix product."""
+    return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+
+
+class EqualLinear(nn.Module):
+    """Fully connected layer with equalised learning rate (Karras 2018): weights ~ N(0, 1), scaled when used.
+
+    A multiplier below one slows the layer: weights are stored that much larger, and scaled back (Karras 2019, app. C).
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, bias: float = 0.0, lr_multiplier: float = 1.0, activate=False):
         super().__init__()
-        self.conv = ModulatedConv(fan_in, fan_out, 3, w_dim, up=up)
-        self.noise_strength = nn.Parameter(torch.zeros(()))
-        self.bias = nn.Parameter(torch.zeros(fan_out))
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((outputs,), bias / lr_multiplier))
+        self.lr_multiplier, self.activate = lr_multiplier, activate
+        self.gain = SQRT2 if activate else 1.0
 
-    def forward(self, x: Tensor, w: Tensor, noise: Tensor, dtype: torch.dtype) -> Tensor:
-        x = self.conv(x, w, dtype)
-        x = x + (noise * self.noise_strength).to(dtype) + self.bias[:, None, None].to(dtype)
-        return lrelu(x, dtype)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.lr_multiplier * self.gain
+        x = F.linear(x.float(), self.weight * (scale / math.sqrt(self.weight.shape[1])), self.bias * scale)
+        return F.leaky_relu(x, SLOPE) if self.activate else x
 
 
-class ToImage(nn.Module):
-    """Modulated 1x1 convolution to the image channels: no demodulation, no activation. The result is fp32."""
+class MappingNetwork(nn.Module):
+    """z (B, z_dim) and, with classes, labels (B,) int64 -> w (B, w_dim) fp32 (Karras 2019, section 2).
 
-    def __init__(self, fan_in: int, channels: int, w_dim: int):
+    The class embedding is normalised as z is, and concatenated to it (Karras 2020b). z_dim 0 maps the class alone.
+    """
+
+    def __init__(self, z_dim: int, w_dim: int, *, num_classes: int = 0, layers: int = 8, lr_multiplier: float = 0.01):
         super().__init__()
-        self.conv = ModulatedConv(fan_in, channels, 1, w_dim, demodulate=False)
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.conv(x, w, dtype).float() + self.bias[:, None, None]
-
-
-# --- the mapping network ----------------------------------------------------------------------------------------------
-class Mapping(nn.Module):
-    """z (and a class) to w: normalisation, then fully connected layers with a hundredth of the learning rate."""
-
-    def __init__(self, z_dim: int, w_dim: int, num_classes: int, layers: int, lr_multiplier: float = 0.01):
-        super().__init__()
-        self.embed = EqualLinear(num_classes, w_dim) if num_classes else None
-        self.num_classes = num_classes
-        sizes = [z_dim + (w_dim if num_classes else 0)] + [w_dim] * layers
+        self.z_dim, self.num_classes = z_dim, num_classes
+        if num_classes:
+            self.embedding = nn.Parameter(torch.randn(num_classes, w_dim))
+        widths = [z_dim + (w_dim if num_classes else 0)] + [w_dim] * layers
         self.layers = nn.ModuleList(
-            EqualLinear(a, b, lr_multiplier=lr_multiplier, activate=True) for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            EqualLinear(i, o, lr_multiplier=lr_multiplier, activate=True)
+            for i, o in pairwise(widths)
         )
 
-    def forward(self, z: Tensor | None, labels: Tensor | None = None) -> Tensor:
-        parts = [] if z is None else [normalize(z.float())]
-        if self.embed is not None:
+    def forward(self, z: torch.Tensor | None, labels: torch.Tensor | None = None) -> torch.Tensor:
+        parts = [normalise(z.float())] if self.z_dim else []
+        if self.num_classes:
             if labels is None:
-                raise ValueError(f"this network was trained on {self.num_classes} classes: labels are needed")
-            parts.append(normalize(self.embed(F.one_hot(labels, self.num_classes).float())))
+                raise ValueError(f"this network knows {self.num_classes} classes: pass labels, int64 of shape (batch,)")
+            parts.append(normalise(F.embedding(labels, self.embedding)))
         x = torch.cat(parts, 1)
         for layer in self.layers:
             x = layer(x)
         return x
 
 
-def normalize(x: Tensor) -> Tensor:
-    """Scale rows to a mean square of 1."""
-    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+# --- generator -------------------------------------------------------------------------------------------------------
+def demodulation(weight: torch.Tensor, styles: torch.Tensor) -> torch.Tensor:
+    """Weight (O, I, k, k), styles (B, I) -> (B, O), one over the norm of each modulated filter (Karras 2020a, eq. 3).
 
-
-def mix_styles(w1: Tensor, w2: Tensor, cutoff: Tensor, num_ws: int) -> Tensor:
-    """Styles of `w1` for the layers before `cutoff`, of `w2` from there on (Karras 2019, section 3.1).
-
-    w1, w2 (B, w_dim); cutoff (B,) int64, num_ws for no mixing. Returns (B, num_ws, w_dim). A mask, not a slice: the shape
-    does not depend on the draw.
+    The squared norm is sum_i s_i^2 sum_k w_oik^2: one matrix product, and no weights per sample.
     """
-    second = torch.arange(num_ws, device=w1.device)[None, :, None] >= cutoff[:, None, None]
-    return torch.where(second, w2[:, None], w1[:, None])
+    return (styles.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()
 
 
-# --- the generator ----------------------------------------------------------------------------------------------------
+def modulated_conv(
+    x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, *, up: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Convolution whose input channels are scaled by each sample's styles (Karras 2020a, section 2.2).
+
+    x (B, I, H, W) in the dtype to compute in; weight (O, I, 3, 3) and styles (B, I) fp32. Returns y (B, O, H, W), twice
+    the size with `up`, and d (B, O) fp32: the demodulated result is y * d[:, :, None, None]. Scaling activations with
+    one shared weight is the same as a weight per sample, and avoids grouped convolutions. d is left to the caller, who
+    has a multiply-add to do anyway.
+    """
+    if x.dtype == torch.float16:
+        # Demodulation cancels any scale of weights and styles, so both are brought near one: sums stay in range.
+        weight = weight / (weight.abs().amax((1, 2, 3), keepdim=True) * math.sqrt(weight[0].numel()) + 1e-12)
+        styles = styles / (styles.abs().amax(1, keepdim=True) + 1e-12)
+    d = demodulation(weight, styles)
+    x = x * styles.to(x.dtype)[:, :, None, None]
+    weight = weight.to(x.dtype, memory_format=torch.channels_last)
+    if up:  # at the low resolution a transposed convolution costs a quarter of one after upsampling
+        return blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), 1, gain=4.0), d
+    return F.conv2d(x, weight, padding=1), d
+
+
+class SynthesisLayer(nn.Module):
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU (Karras 2020a, figure 2d); doubles the size with `up`."""
+
+    def __init__(self, inputs: int, outputs: int, w_dim: int, resolution: int, *, up: bool = False):
+        super().__init__()
+        self.up, self.resolution = up, resolution
+        self.affine = EqualLinear(w_dim, inputs, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.noise_strength = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """x (B, I, h, h) in the dtype to compute in, w (B, w_dim), noise (B or 1, 1, H, H) -> (B, O, H, H)."""
+        weight = self.weight * (1 / math.sqrt(self.weight[0].numel()))
+        y, d = modulated_conv(x, weight, self.affine(w), up=self.up)
+        # The gain of the activation is folded into the three small tensors.
+        d, bias = (d * SQRT2).to(y.dtype), (self.bias * SQRT2).to(y.dtype)
+        y = torch.addcmul(bias[:, None, None], y, d[:, :, None, None])
+        return leaky_relu_(y.add_((noise * (self.noise_strength * SQRT2)).to(y.dtype)))
+
+
+class ToRGB(nn.Module):
+    """Features to image: modulated 1x1 convolution without demodulation and without activation (Karras 2020a)."""
+
+    def __init__(self, inputs: int, channels: int, w_dim: int):
+        super().__init__()
+        self.affine = EqualLinear(w_dim, inputs, bias=1.0)
+        self.weight = nn.Parameter(torch.randn(channels, inputs))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        """x (B, I, H, W), w (B, w_dim) -> (B, C, H, W) fp32."""
+        batch, inputs, height, width = x.shape
+        styles = self.affine(w) * (1 / math.sqrt(inputs))
+        # With so few outputs a weight per sample is small, and saves scaling the activations.
+        weight = (self.weight * styles[:, None]).to(x.dtype).transpose(1, 2)  # (B, I, C)
+        pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, inputs) @ weight
+        if x.dtype == torch.float16:
+            pixels = pixels.clamp(-CLAMP, CLAMP)
+        return (pixels.float() + self.bias).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
 class Generator(nn.Module):
-    """z (B, z_dim) [, labels (B,)] -> images (B, C, R, R)."""
+    """Mapping network, and synthesis with skip connections: the image is the sum of upsampled toRGB outputs.
+
+    `w_avg` is the running mean of w; the train script keeps it (update_w_avg), as it must average over ranks.
+    """
 
     def __init__(
         self, *, resolution: int, channels: int = 1, z_dim: int = 512, w_dim: int = 512, num_classes: int = 0,
-        mapping_layers: int = 8, channel_base: int = 16384, channel_max: int = 512,
+        mapping_layers: int = 8, channel_base: int = 16384, channel_max: int = 512, mapping_lr_multiplier: float = 0.01,
     ):  # fmt: skip
         super().__init__()
-        self.resolution, self.channels, self.z_dim, self.w_dim = resolution, channels, z_dim, w_dim
-        self.mapping = Mapping(z_dim, w_dim, num_classes, mapping_layers)
-        sizes = [4 * 2**i for i in range(int(math.log2(resolution)) - 1)]
-        width = {r: channels_at(r, channel_base, channel_max) for r in sizes}
-        self.constant = nn.Parameter(torch.randn(width[4], 4, 4))
-        self.layers, self.to_image = nn.ModuleList([StyleLayer(width[4], width[4], w_dim)]), nn.ModuleList()
-        for r in sizes[1:]:
-            self.layers += [StyleLayer(width[r // 2], width[r], w_dim, up=True), StyleLayer(width[r], width[r], w_dim)]
-        self.to_image += [ToImage(width[r], channels, w_dim) for r in sizes]
-        self.noise_shapes = [(4, 4)] + [(r, r) for r in sizes[1:] for _ in range(2)]
-        self.num_ws = len(self.layers) + 1  # the last image layer has a style of its own
+        sizes = resolutions(resolution)
+        widths = [channels_at(r, channel_base, channel_max) for r in sizes]
+        self.resolution, self.channels, self.num_classes = resolution, channels, num_classes
+        self.z_dim, self.w_dim = z_dim, w_dim
+        self.num_ws = 2 * len(sizes)  # one per convolution and one for the last toRGB
+        self.mapping = MappingNetwork(
+            z_dim, w_dim, num_classes=num_classes, layers=mapping_layers, lr_multiplier=mapping_lr_multiplier
+        )
         self.register_buffer("w_avg", torch.zeros(w_dim))
-        fixed = torch.Generator().manual_seed(0)  # the same for every run and independent of its seed
-        for i, (h, w) in enumerate(self.noise_shapes):
-            self.register_buffer(f"noise_{i}", torch.randn(1, 1, h, w, generator=fixed))
+        self.const = nn.Parameter(torch.randn(1, widths[0], 4, 4))
+        self.layers = nn.ModuleList([SynthesisLayer(widths[0], widths[0], w_dim, 4)])
+        self.to_rgb = nn.ModuleList([ToRGB(widths[0], channels, w_dim)])
+        for r, before, width in zip(sizes[1:], widths[:-1], widths[1:], strict=True):
+            self.layers.append(SynthesisLayer(before, width, w_dim, r, up=True))
+            self.layers.append(SynthesisLayer(width, width, w_dim, r))
+            self.to_rgb.append(ToRGB(width, channels, w_dim))
+        generator = torch.Generator().manual_seed(NOISE_SEED)
+        for i, noise in enumerate(self.draw_noise(1, generator, "cpu")):
+            self.register_buffer(f"noise_{i}", noise)
 
-    def draw_noise(self, batch: int, generator: torch.Generator | None, device) -> list[Tensor]:
-        """Fresh noise images, one (batch, 1, h, w) per layer."""
+    @property
+    def noise_shapes(self) -> list[tuple[int, int]]:
+        """(H, W) of the noise of each convolution, in order."""
+        return [(layer.resolution, layer.resolution) for layer in self.layers]
+
+    def draw_noise(self, batch: int, generator: torch.Generator, device: torch.device | str) -> list[torch.Tensor]:
+        """Noise ~ N(0, 1) for `synthesis`: a list of (batch, 1, H, W) fp32, drawn from `generator` on `device`."""
         return [torch.randn(batch, 1, h, w, generator=generator, device=device) for h, w in self.noise_shapes]
 
-    def broadcast(self, w: Tensor) -> Tensor:
-        """(B, w_dim) -> (B, num_ws, w_dim)."""
+    def broadcast(self, w: torch.Tensor) -> torch.Tensor:
+        """w (B, w_dim) -> ws (B, num_ws, w_dim), the same style in every layer."""
         return w[:, None].expand(-1, self.num_ws, -1)
 
-    def truncate(self, ws: Tensor, psi: float, cutoff: int | None = None) -> Tensor:
-        """Pull styles towards the average (Karras 2019, appendix B): 1 leaves them, 0 gives the average image."""
-        layers = torch.arange(self.num_ws, device=ws.device)[None, :, None]
-        moved = self.w_avg.lerp(ws, psi)
-        return moved if cutoff is None else torch.where(layers < cutoff, moved, ws)
+    def truncate(self, ws: torch.Tensor, psi: float, cutoff: int | None = None) -> torch.Tensor:
+        """Move styles of the layers below `cutoff` (None: of all) towards the average w (Karras 2019, appendix B)."""
+        if psi == 1:
+            return ws
+        cutoff = self.num_ws if cutoff is None else cutoff
+        below = (torch.arange(self.num_ws, device=ws.device) < cutoff)[:, None]
+        return torch.where(below, self.w_avg + psi * (ws - self.w_avg), ws)
 
     @torch.no_grad()
-    def update_w_avg(self, mean_w: Tensor, beta: float) -> None:
-        """Moving average of w; `mean_w` (w_dim) is the mean over the global batch."""
-        self.w_avg.copy_(mean_w.lerp(self.w_avg, beta))
+    def update_w_avg(self, mean_w: torch.Tensor, beta: float) -> None:
+        """w_avg <- beta w_avg + (1 - beta) mean_w; mean_w (w_dim,) is the mean over the global batch."""
+        self.w_avg.lerp_(mean_w.to(self.w_avg), 1 - beta)
 
-    def synthesis(self, ws: Tensor, noise: list[Tensor] | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Styles (B, num_ws, w_dim) to images (B, C, R, R) fp32. `noise` None: the fixed noise images."""
+    def synthesis(
+        self, ws: torch.Tensor, noise: list[torch.Tensor] | None = None, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """ws (B, num_ws, w_dim) -> images (B, C, R, R) fp32. noise: from draw_noise, or None for the fixed noise.
+
+        Layer i takes ws[:, i]; the toRGB after it shares the style of the layer that follows.
+        Raises ValueError for a wrong number of styles or noise tensors.
+        """
+        if ws.shape[1:] != (self.num_ws, self.w_dim):
+            raise ValueError(f"ws has shape {tuple(ws.shape)}, expected (batch, {self.num_ws}, {self.w_dim})")
         if noise is None:
             noise = [getattr(self, f"noise_{i}") for i in range(len(self.layers))]
-        x = self.constant.to(dtype).expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        x = self.layers[0](x, ws[:, 0], noise[0], dtype)
-        image = self.to_image[0](x, ws[:, 1], dtype)
-        for i, to_image in enumerate(list(self.to_image)[1:]):
-            a, b = 2 * i + 1, 2 * i + 2
-            x = self.layers[a](x, ws[:, a], noise[a], dtype)
-            x = self.layers[b](x, ws[:, b], noise[b], dtype)
-            image = fir_up(image) + to_image(x, ws[:, b + 1], dtype)
-        return image
+        if len(noise) != len(self.layers):
+            raise ValueError(f"{len(noise)} noise tensors for {len(self.layers)} layers; use draw_noise")
+        ws = ws.float()
+        x = self.const.to(dtype).expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        image = None
+        for i, layer in enumerate(self.layers):
+            x = layer(x, ws[:, i], noise[i])
+            if i % 2 == 0:  # the last layer of its resolution
+                rgb = self.to_rgb[i // 2](x, ws[:, i + 1])
+                image = rgb if image is None else upsample(image) + rgb
+        return image.contiguous()
 
     def forward(
-        self, z: Tensor, labels: Tensor | None = None, *, noise: list[Tensor] | None = None, truncation: float = 1.0,
-        truncation_cutoff: int | None = None, dtype: torch.dtype = torch.float32,
-    ) -> Tensor:  # fmt: skip
-        ws = self.broadcast(self.mapping(z, labels))
-        if truncation != 1.0:
-            ws = self.truncate(ws, truncation, truncation_cutoff)
-        return self.synthesis(ws, noise, dtype)
+        self, z: torch.Tensor, labels: torch.Tensor | None = None, *, noise: list[torch.Tensor] | None = None,
+        truncation: float = 1.0, truncation_cutoff: int | None = None, dtype: torch.dtype = torch.float32,
+    ) -> torch.Tensor:  # fmt: skip
+        """z (B, z_dim), labels (B,) int64 or None -> images (B, C, R, R) fp32."""
+        ws = self.truncate(self.broadcast(self.mapping(z, labels)), truncation, truncation_cutoff)
+        return self.synthesis(ws, noise, dtype=dtype)
 
 
-# --- the discriminator ------------------------------------------------------------------------------------------------
-class EqualConv(nn.Module):
-    """Convolution with equalised learning rate; `down` low-passes first and then takes every second pixel."""
+def mix_styles(w1: torch.Tensor, w2: torch.Tensor, cutoff: torch.Tensor, num_ws: int) -> torch.Tensor:
+    """Style mixing (Karras 2019, section 3.1): w1 (B, w_dim) in layers before `cutoff`, w2 from there on.
 
-    def __init__(self, fan_in: int, fan_out: int, kernel: int, down: bool = False, bias: bool = True):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(fan_out, fan_in, kernel, kernel))
-        self.bias = nn.Parameter(torch.zeros(fan_out)) if bias else None
-        self.scale, self.down = 1 / math.sqrt(fan_in * kernel**2), down
-
-    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        weight = (self.weight * self.scale).to(dtype, memory_format=torch.channels_last)
-        bias = None if self.bias is None else self.bias.to(dtype)
-        kernel = weight.shape[2]
-        if not self.down:
-            return F.conv2d(x, weight, bias, padding=kernel // 2)
-        if kernel == 1:  # only every second pixel is needed: filter at stride 2
-            return F.conv2d(fir_down(x), weight, bias)
-        return F.conv2d(fir_same(x, pad=2), weight, bias, stride=2)
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, the second downsampling, beside a 1x1 shortcut; the sum is scaled by 1/sqrt(2)."""
-
-    def __init__(self, fan_in: int, fan_out: int):
-        super().__init__()
-        self.conv1 = EqualConv(fan_in, fan_in, 3)
-        self.conv2 = EqualConv(fan_in, fan_out, 3, down=True)
-        self.skip = EqualConv(fan_in, fan_out, 1, down=True, bias=False)
-
-    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        y = lrelu(self.conv2(lrelu(self.conv1(x, dtype), dtype), dtype), dtype)
-        return (y + self.skip(x, dtype)) * (1 / math.sqrt(2))
-
-
-def minibatch_std(x: Tensor, group: int, channels: int = 1) -> Tensor:
-    """Append `channels` maps of the standard deviation within groups of contiguous rows (Karras 2018, section 3).
-
-    x (B, C, H, W) fp32 -> (B, C + channels, H, W). ValueError if B is not a multiple of the group.
+    cutoff (B,) int64, one per sample (num_ws: no mixing) -> ws (B, num_ws, w_dim). A mask, so no shape depends on it.
     """
-    b, c, h, w = x.shape
-    if b % group:
-        raise ValueError(f"a batch of {b} has no whole minibatch-std groups of {group}; use a multiple")
-    y = x.reshape(b // group, group, channels, c // channels, h, w)
-    y = (y - y.mean(1, keepdim=True)).square().mean(1).add(1e-8).sqrt().mean((2, 3, 4))  # (groups, channels)
-    y = y.repeat_interleave(group, 0)[:, :, None, None].expand(-1, -1, h, w)
-    return torch.cat([x, y], 1)
+    first = torch.arange(num_ws, device=w1.device) < cutoff[:, None]
+    return torch.where(first[:, :, None], w1[:, None], w2[:, None])
+
+
+# --- discriminator ---------------------------------------------------------------------------------------------------
+def minibatch_std(x: torch.Tensor, group: int, channels: int = 1) -> torch.Tensor:
+    """(B, C, H, W) -> (B, channels, H, W): how much the samples of a group differ (Karras 2018, section 3).
+
+    A group is `group` consecutive rows, so that ranks and halves of a batch that hold whole groups give the same result
+    as the whole. Standard deviation over the group, averaged over pixels and each of `channels` parts of the features.
+    Raises ValueError where the batch is not a multiple of the group.
+    """
+    batch, features, height, width = x.shape
+    if batch % group:
+        raise ValueError(f"{batch} rows do not divide into minibatch-std groups of {group}: use a multiple of {group}")
+    y = x.float().reshape(batch // group, group, channels, features // channels, height, width)
+    std = (y.var(1, correction=0) + 1e-8).sqrt().mean((2, 3, 4))  # (B / group, channels)
+    return std.repeat_interleave(group, 0)[:, :, None, None].expand(-1, -1, height, width)
+
+
+class EqualConv(nn.Module):
+    """Convolution with equalised learning rate, bias and leaky ReLU; `down` halves the size behind a low-pass filter.
+
+    `gain` multiplies the result. It and the gain of the activation are folded into the weight and the bias.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: int = 3, down: bool = False, gain: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.down, self.kernel, self.gain = down, kernel, gain * SQRT2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight * (self.gain / math.sqrt(self.weight[0].numel()))
+        bias = (self.bias * self.gain).to(x.dtype)
+        if self.kernel == 1:
+            return leaky_relu_(pointwise(x, weight[:, :, 0, 0].to(x.dtype), bias))
+        weight = weight.to(x.dtype, memory_format=torch.channels_last)
+        if self.down:
+            return leaky_relu_(F.conv2d(blur(x, 2), weight, bias, stride=2))
+        return leaky_relu_(F.conv2d(x, weight, bias, padding=1))
+
+
+class DiscriminatorBlock(nn.Module):
+    """Two convolutions and a linear skip, (B, I, H, H) -> (B, O, H/2, H/2) (Karras 2020a, section 4.1)."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.conv0 = EqualConv(inputs, inputs)
+        self.conv1 = EqualConv(inputs, outputs, down=True, gain=1 / SQRT2)
+        self.skip = nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # The sum of two branches is divided by sqrt(2) to keep the variance: here through the gain of either branch.
+        skip = (self.skip * (1 / math.sqrt(2 * self.skip.shape[1]))).to(x.dtype)
+        return self.conv1(self.conv0(x)) + pointwise(downsample(x), skip)
 
 
 class Discriminator(nn.Module):
-    """Images (B, C, R, R) [, labels (B,)] -> logits (B,) fp32."""
+    """Residual discriminator; with classes, a projection discriminator (Miyato 2018, as in Karras 2020b)."""
 
     def __init__(
-        self, *, resolution: int, channels: int = 1, num_classes: int = 0, channel_base: int = 16384, channel_max: int = 512,
-        mbstd_group: int = 4, mbstd_channels: int = 1, mapping_layers: int = 8,
+        self, *, resolution: int, channels: int = 1, num_classes: int = 0, channel_base: int = 16384,
+        channel_max: int = 512, mbstd_group: int = 4, mbstd_channels: int = 1, mapping_layers: int = 8,
     ):  # fmt: skip
         super().__init__()
+        sizes = resolutions(resolution)[::-1]
+        widths = [channels_at(r, channel_base, channel_max) for r in sizes]
+        last = widths[-1]
+        if mbstd_channels and last % mbstd_channels:
+            raise ValueError(f"mbstd_channels {mbstd_channels} must divide the {last} features at 4 px")
+        self.resolution, self.channels, self.num_classes = resolution, channels, num_classes
         self.mbstd_group, self.mbstd_channels = mbstd_group, mbstd_channels
-        sizes = [4 * 2**i for i in range(int(math.log2(resolution)) - 1)]
-        width = {r: channels_at(r, channel_base, channel_max) for r in sizes}
-        self.from_image = EqualConv(channels, width[resolution], 1)
-        self.blocks = nn.ModuleList(ResidualBlock(width[r], width[r // 2]) for r in reversed(sizes[1:]))
-        self.conv = EqualConv(width[4] + mbstd_channels, width[4], 3)
-        self.fc = EqualLinear(width[4] * 16, width[4], activate=True)
-        self.out = EqualLinear(width[4], width[4] if num_classes else 1)
-        self.class_mapping = Mapping(0, width[4], num_classes, mapping_layers) if num_classes else None
+        self.from_rgb = EqualConv(channels, widths[0], kernel=1)
+        self.blocks = nn.ModuleList(DiscriminatorBlock(i, o) for i, o in pairwise(widths))
+        self.conv = EqualConv(last + mbstd_channels, last)
+        self.linear = EqualLinear(last * 16, last, activate=True)
+        self.out = EqualLinear(last, last if num_classes else 1)
+        if num_classes:
+            self.mapping = MappingNetwork(0, last, num_classes=num_classes, layers=mapping_layers)
 
-    def forward(self, x: Tensor, labels: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        x = x.to(dtype, memory_format=torch.channels_last)
-        x = lrelu(self.from_image(x, dtype), dtype)
+    def forward(
+        self, x: torch.Tensor, labels: torch.Tensor | None = None, dtype: torch.dtype = torch.float32, *,
+        detach_std: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
+        """Images (B, C, R, R) in [-1, 1], labels (B,) int64 or None -> logits (B,) fp32; B a multiple of mbstd_group.
+
+        detach_std holds the minibatch-std constant in the gradient: a gradient penalty then sees for every image the
+        slope of its own logit alone, not that of its neighbours in the group.
+        """
+        x = self.from_rgb(x.to(dtype, memory_format=torch.channels_last))
         for block in self.blocks:
-            x = block(x, dtype)
-        x = minibatch_std(x.float(), self.mbstd_group, self.mbstd_channels)
-        x = lrelu(self.conv(x, torch.float32))
-        x = self.out(self.fc(x.flatten(1)))
-        if self.class_mapping is None:
-            return x[:, 0]
-        embedding = normalize(self.class_mapping(None, labels))
-        return (x * embedding).sum(1) / math.sqrt(x.shape[1])
+            x = block(x)
+        x = x.float()
+        if self.mbstd_channels:
+            std = minibatch_std(x.detach() if detach_std else x, self.mbstd_group, self.mbstd_channels)
+            x = torch.cat([x, std], 1)
+        x = self.out(self.linear(self.conv(x).flatten(1)))
+        if self.num_classes:
+            features = self.mapping(None, labels)
+            return (x * features).sum(1) * (1 / math.sqrt(features.shape[1]))
+        return x.squeeze(1)
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+def resolutions(resolution: int) -> list[int]:
+    """[4, 8, ..., resolution]. Raises ValueError where it is not a power of two from 16 to 1024."""
+    if resolution not in (16, 32, 64, 128, 256, 512, 1024):
+        raise ValueError(f"resolution {resolution}: use a power of two from 16 to 1024")
+    return [2**i for i in range(2, int(math.log2(resolution)) + 1)]
+
+
+def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
+    """Feature maps at a resolution. Raises ValueError where there would be none."""
+    channels = min(channel_base // resolution, channel_max)
+    if channels < 1:
+        raise ValueError(f"channel_base {channel_base} leaves no feature map at {resolution} px: use at least {resolution}")
+    return channels

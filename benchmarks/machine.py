@@ -1,0 +1,91 @@
+"""What every benchmark shares: the machine and the versions, medians with their spread, and sections of RESULTS.md."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+INTRODUCTION = """# Benchmarks
+
+Every figure below was measured by the command of its section, with the peer in the same run on the same machine: read
+the ratios, not the absolute speeds. Cells are medians over interleaved repetitions, with the quartiles in brackets.
+"""
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def header(device: torch.device, packages: list[str]) -> str:
+    """Date, machine, threads and versions, as Markdown list items."""
+    machine = f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores"
+    if device.type == "cuda":
+        machine += f", {torch.cuda.get_device_name(device)}"
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    load = "/".join(f"{x:.1f}" for x in os.getloadavg())
+    lines = [
+        f"- {datetime.date.today()}, {machine}, {torch.get_num_threads()} threads, {platform.system()}",
+        f"- Python {platform.python_version()}, {versions}",
+        f"- load average when the run began: {load} (1, 5, 15 minutes)",
+    ]
+    return "\n".join(lines)
+
+
+def interleaved(tasks: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each task in each round. Every round runs every task, every other one backwards, so that a change in
+    the machine's load meets all of them. The caller has warmed the tasks up."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(rounds):
+        names = list(tasks) if number % 2 == 0 else list(tasks)[::-1]
+        for name in names:
+            synchronise(device)
+            start = time.perf_counter()
+            tasks[name]()
+            synchronise(device)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def spread(values: list[float]) -> str:
+    """`median [lower quartile-upper quartile]`, to three significant digits."""
+    if len(values) < 2:
+        return f"{values[0]:.3g}"
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{number(statistics.median(values))} [{number(low)}-{number(high)}]"
+
+
+def number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_section(title: str, text: str) -> None:
+    """Insert or replace the section `## title` of RESULTS.md; the other sections stay as they are."""
+    old = RESULTS.read_text() if RESULTS.exists() else INTRODUCTION
+    introduction, *sections = old.split("\n## ")
+    kept = {s.split("\n", 1)[0].strip(): s.rstrip("\n") for s in sections}
+    kept[title] = f"{title}\n\n{text.strip()}"
+    RESULTS.write_text(introduction.rstrip("\n") + "\n" + "".join(f"\n## {kept[key]}\n" for key in sorted(kept)))

@@ -1,0 +1,112 @@
+"""ADA: adaptive discriminator augmentation (Karras et al. 2020, "Training GANs with Limited Data"), for MR slices.
+
+What the discriminator sees, real or generated, is shifted, scaled, turned a little and changed in brightness, each with
+probability p; the controller raises p while the discriminator overfits. Such augmentations do not leak into the generated
+images while p stays below 0.8 (section 2.2). Never vertical flips; mirroring only in `mri-flip`, for data whose sides
+may be exchanged.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+KINDS = {
+    "mri": ("shift", "scale", "rotate", "stretch", "brightness", "contrast"),
+    "mri-flip": ("mirror", "shift", "scale", "rotate", "stretch", "brightness", "contrast"),
+}
+SHIFT = 0.125  # largest shift as a share of the side (appendix B)
+ROTATE = 15.0  # largest rotation in degrees: a head may be tilted, not lie on its side
+SCALE_STD, STRETCH_STD, BRIGHTNESS_STD, CONTRAST_STD = 0.2, 0.2, 0.2, 0.5  # log2 for all but brightness (appendix B)
+BACKGROUND = -1.0  # black; what lies outside of the image
+
+
+def draw_augmentation(batch: int, p: float, resolution: int, generator, device, kinds: tuple[str, ...]) -> dict[str, Tensor]:
+    """Every random decision for a global batch, as tensors whose first dimension is the batch.
+
+    Returns `grid` (B, 2, 3), the map from output to input coordinates in [-1, 1] that F.affine_grid takes, and
+    `contrast`, `brightness` (B,). The number of draws does not depend on p or on the kinds.
+    """
+    uniform = torch.rand(batch, 6, generator=generator, device=device)
+    normal = torch.randn(batch, 4, generator=generator, device=device)
+    coins = torch.rand(batch, 7, generator=generator, device=device) < p
+
+    def when(kind: str, column: int, value: Tensor, neutral: float) -> Tensor:
+        on = coins[:, column] & (kind in kinds)
+        return torch.where(on, value, torch.full_like(value, neutral))
+
+    mirror = when("mirror", 0, torch.where(uniform[:, 0] < 0.5, -1.0, 1.0), 1.0)
+    scale = when("scale", 1, torch.exp2(normal[:, 0] * SCALE_STD), 1.0)
+    stretch = when("stretch", 2, torch.exp2(normal[:, 1] * STRETCH_STD), 1.0)
+    angle = when("rotate", 3, (uniform[:, 1] * 2 - 1) * math.radians(ROTATE), 0.0)
+    # Whole pixels, so that a shift alone does not blur; [-1, 1] spans `resolution` pixels.
+    pixels = torch.round((uniform[:, 2:4] * 2 - 1) * SHIFT * resolution)
+    dx, dy = (when("shift", 4, pixels[:, i] * 2 / resolution, 0.0) for i in range(2))
+    cos, sin = angle.cos(), angle.sin()
+    # Inverse map: undo the shift, turn back, then divide by the magnifications.
+    ax, ay = mirror / (scale * stretch), stretch / scale
+    linear = torch.stack([ax * cos, ax * sin, -ay * sin, ay * cos], 1).view(batch, 2, 2)
+    offset = -(linear @ torch.stack([dx, dy], 1)[:, :, None])
+    return {
+        "grid": torch.cat([linear, offset], 2),
+        "brightness": when("brightness", 5, normal[:, 2] * BRIGHTNESS_STD, 0.0),
+        "contrast": when("contrast", 6, torch.exp2(normal[:, 3] * CONTRAST_STD), 1.0),
+        # Rows that are left as they are skip the resampling in `augment`.
+        "warped": coins[:, :5].any(1),
+    }
+
+
+def rows(params: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
+    """The parameters of some rows of the global batch."""
+    return {name: value[start:stop] for name, value in params.items()}
+
+
+def augment(images: Tensor, params: dict[str, Tensor]) -> Tensor:
+    """Apply drawn augmentations to images (B, C, R, R) in [-1, 1]; differentiable. Untouched rows stay exactly as they are.
+
+    One bilinear resampling, exact for shifts by whole pixels. Brightness and contrast act on the distance from black, so
+    that the background stays black.
+    """
+    b, c, h, w = images.shape
+    x = (images - BACKGROUND).float()
+    grid = F.affine_grid(params["grid"], [b, c, h, w], align_corners=False)
+    moved = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    x = torch.where(params["warped"][:, None, None, None], moved, x)
+    inside = x.clamp(0, 1)  # brightness reaches full strength over a head and none over the background
+    x = x * params["contrast"][:, None, None, None] + inside * params["brightness"][:, None, None, None]
+    return x + BACKGROUND
+
+
+class AdaController:
+    """Steers p so that the mean sign of D(real) stays at `target` (section 3, r_t)."""
+
+    def __init__(self, target: float = 0.6, speed_kimg: float = 500.0, interval: int = 4, p_max: float = 0.8):
+        self.target, self.speed_kimg, self.interval, self.p_max = target, speed_kimg, interval, p_max
+        self.p, self.r_t, self.steps, self.images, self.count = 0.0, 0.0, 0, 0.0, 0.0
+        self.sign_sum: Tensor | float = 0.0
+
+    def add(self, sign_sum: Tensor, count: float) -> None:
+        """Add the sum of the signs of D(real) over `count` samples; stays on the device until p moves."""
+        self.sign_sum, self.count = self.sign_sum + sign_sum.detach().double(), self.count + count
+
+    def update(self, batch: int) -> None:
+        """Once per step; every `interval` steps p moves by at most the images since, over speed_kimg."""
+        self.steps, self.images = self.steps + 1, self.images + batch
+        if self.steps % self.interval:
+            return
+        self.r_t = float(self.sign_sum) / max(self.count, 1.0)
+        direction = (self.r_t > self.target) - (self.r_t < self.target)
+        move = self.images / (self.speed_kimg * 1000) if self.speed_kimg else 0.0
+        self.p = min(max(self.p + direction * move, 0.0), self.p_max)
+        self.sign_sum, self.count, self.images = 0.0, 0.0, 0.0
+
+    def state_dict(self) -> dict:
+        return {"p": self.p, "r_t": self.r_t, "steps": self.steps, "images": self.images, "count": self.count,
+                "sign_sum": float(self.sign_sum)}  # fmt: skip
+
+    def load_state_dict(self, state: dict) -> None:
+        for name in self.state_dict():
+            setattr(self, name, state[name])

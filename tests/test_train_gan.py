@@ -1,0 +1,263 @@
+"""train_gan.py as a user meets it: real processes, killed, stopped, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+LENGTH = ("--total-kimg", "0.4")
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("packs")
+
+
+@pytest.fixture(scope="module")
+def reference(packs, tmp_path_factory) -> Path:
+    """The run that nobody disturbed."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    assert tiny.train(run, *LENGTH, packs=packs) == 0, tiny.output(run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def reference2(packs, tmp_path_factory) -> Path:
+    """The undisturbed run on two ranks."""
+    run = tmp_path_factory.mktemp("reference2") / "run"
+    assert tiny.train(run, *LENGTH, packs=packs, ranks=2) == 0, tiny.output(run)
+    return run
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    assert tiny.weights_hash(run) == tiny.weights_hash(reference)
+    assert tiny.rows(run) == tiny.rows(reference)
+    nimg = [row["nimg"] for row in tiny.rows(run)]
+    assert nimg == sorted(set(nimg)) and nimg[-1] == 400
+
+
+def test_finished_run_has_everything(reference):
+    for name in ["DONE", "config.json", "provenance.json", "attempts.jsonl", "status.json", "metrics.jsonl", "weights.safetensors",
+                 "plots/losses.png", "samples/reals.png"]:  # fmt: skip
+        assert (reference / name).is_file(), name
+    assert json.loads((reference / "status.json").read_text())["state"] == "done"
+    assert len(list((reference / "checkpoints").glob("*.pt"))) in (2, 3)
+    assert list((reference / "tensorboard").iterdir())
+    row = tiny.rows(reference)[-1]
+    assert {"loss_G", "loss_D", "logits_real", "logits_fake", "r1", "path_length", "ada_p", "diversity"} <= set().union(*tiny.rows(reference))
+    assert row["nimg"] == 400
+    assert not (reference / "LOCK").exists()
+
+
+def test_same_command_on_a_finished_run_says_so_and_changes_nothing(reference, packs):
+    before = tiny.weights_hash(reference), (reference / "metrics.jsonl").read_bytes()
+    assert tiny.train(reference, *LENGTH, packs=packs) == 0
+    assert "is done" in tiny.output(reference)
+    assert before == (tiny.weights_hash(reference), (reference / "metrics.jsonl").read_bytes())
+
+
+def kill_at_random_moments(run: Path, packs: Path, kills: int, seed: int, ranks: int = 1, one: bool = False) -> None:
+    """SIGKILL at moments drawn from the seed, measured from the first checkpoint of each attempt, then let it finish."""
+    rng = random.Random(seed)
+    for _ in range(kills):
+        processes = tiny.start(run, *LENGTH, packs=packs, ranks=ranks)
+        attempts = run / "attempts.jsonl"
+        known = attempts.read_bytes().count(b"\n") if attempts.exists() else 0
+        tiny.wait_until(
+            lambda p=processes, k=known: p[0].poll() is not None or (attempts.exists() and attempts.read_bytes().count(b"\n") > k)
+        )
+        time.sleep(rng.uniform(0.0, 2.0))
+        if one:
+            processes[rng.randrange(ranks)].send_signal(signal.SIGKILL)
+            tiny.finish(processes, 60)  # the survivor must notice and leave by itself
+        tiny.kill(processes)
+    assert tiny.train(run, *LENGTH, packs=packs, ranks=ranks) == 0, tiny.output(run)
+
+
+def test_killed_three_times_ends_with_the_same_weights(reference, packs, tmp_path):
+    kill_at_random_moments(tmp_path / "run", packs, kills=3, seed=1)
+    assert_same_run(tmp_path / "run", reference)
+
+
+@pytest.mark.long
+def test_killed_ten_times_ends_with_the_same_weights(reference, packs, tmp_path):
+    kill_at_random_moments(tmp_path / "run", packs, kills=10, seed=2)
+    assert_same_run(tmp_path / "run", reference)
+
+
+def test_two_ranks_all_killed_end_with_the_same_weights(reference2, packs, tmp_path):
+    kill_at_random_moments(tmp_path / "run", packs, kills=2, seed=3, ranks=2)
+    assert_same_run(tmp_path / "run", reference2)
+
+
+def test_one_of_two_ranks_killed(reference2, packs, tmp_path):
+    kill_at_random_moments(tmp_path / "run", packs, kills=2, seed=4, ranks=2, one=True)
+    assert_same_run(tmp_path / "run", reference2)
+
+
+def test_killed_inside_a_checkpoint_write(reference, packs, tmp_path):
+    """The writer is slowed by a FIFO-free trick: kill as soon as its temporary file is on disk."""
+    run = tmp_path / "run"
+    hits = 0
+    for _ in range(4):
+        processes = tiny.start(run, *LENGTH, packs=packs)
+        folder = run / "checkpoints"
+        done = {p.name for p in folder.glob("*.json")} if folder.exists() else set()
+        while processes[0].poll() is None:
+            names = {p.name for p in folder.glob("*")} if folder.exists() else set()
+            if any(n.startswith(".") or ".tmp" in n for n in names) and len({n for n in names if n.endswith(".json")} - done) >= 1:
+                hits += 1
+                break
+        tiny.kill(processes)
+        if (run / "DONE").exists():
+            break
+    assert hits >= 1
+    assert tiny.train(run, *LENGTH, packs=packs) == 0, tiny.output(run)
+    assert_same_run(run, reference)
+
+
+def test_one_and_two_ranks_give_the_same_losses(packs, tmp_path):
+    flags = ("--total-kimg", "0.16", "--log-kimg", "0.008")
+    for ranks in (1, 2):
+        assert tiny.train(tmp_path / str(ranks), *flags, packs=packs, ranks=ranks) == 0, tiny.output(tmp_path / str(ranks))
+    one, two = tiny.rows(tmp_path / "1"), tiny.rows(tmp_path / "2")
+    assert len(one) == len(two) == 21
+    for a, b in zip(one, two, strict=True):
+        assert set(a) == set(b)
+        for key in a:
+            assert a[key] == pytest.approx(b[key], rel=2e-3, abs=2e-4), (a["nimg"], key)
+    assert any(row.get("loss_G", 0) != one[1]["loss_G"] for row in one[2:])
+
+
+def test_accumulation_gives_the_same_losses(packs, tmp_path):
+    flags = ("--total-kimg", "0.08", "--log-kimg", "0.008")
+    assert tiny.train(tmp_path / "a", *flags, packs=packs) == 0
+    assert tiny.train(tmp_path / "b", *flags, "--accumulate", "4", packs=packs) == 0
+    for a, b in zip(tiny.rows(tmp_path / "a"), tiny.rows(tmp_path / "b"), strict=True):
+        for key in a:
+            assert a[key] == pytest.approx(b[key], rel=2e-3, abs=2e-4), (a["nimg"], key)
+
+
+@pytest.mark.parametrize(("how", "code", "state"), [
+    (signal.SIGUSR2, 85, "continue"), (signal.SIGTERM, 85, "continue"), (signal.SIGINT, 0, "stopped"), ("STOP", 0, "stopped"),
+])  # fmt: skip
+def test_stopping_saves_and_the_run_goes_on(reference, packs, tmp_path, how, code, state):
+    run = tmp_path / "run"
+    processes = tiny.start(run, *LENGTH, packs=packs)
+    tiny.wait_until(lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= 2)
+    (run / "STOP").touch() if how == "STOP" else processes[0].send_signal(how)
+    assert tiny.finish(processes, 60) == [code], tiny.output(run)
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == state
+    newest = max(int(p.stem) for p in (run / "checkpoints").glob("*.json"))
+    assert newest == round(status["kimg"] * 1000) > 0
+    assert tiny.train(run, *LENGTH, packs=packs) == 0, tiny.output(run)
+    assert_same_run(run, reference)
+    assert not (run / "STOP").exists()
+
+
+def test_a_requeued_attempt_does_not_lift_a_persons_stop(packs, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "STOP").touch()
+    assert tiny.train(run, *LENGTH, packs=packs, SLURM_JOB_ID="7", SLURM_RESTART_COUNT="1") == 0
+    assert (run / "STOP").exists() and not (run / "metrics.jsonl").exists()
+
+
+def test_save_file_makes_a_checkpoint_and_is_consumed(packs, tmp_path):
+    run = tmp_path / "run"
+    processes = tiny.start(run, "--total-kimg", "4", "--checkpoint-kimg", "0", packs=packs)
+    tiny.wait_until(lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= 2)
+    (run / "SAVE").touch()
+    tiny.wait_until(lambda: any(int(p.stem) > 0 for p in (run / "checkpoints").glob("*.json")))
+    assert not (run / "SAVE").exists() and processes[0].poll() is None
+    tiny.kill(processes)
+
+
+def test_longer_total_extends_a_finished_run(packs, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert tiny.train(whole, "--total-kimg", "0.32", packs=packs) == 0
+    assert tiny.train(parts, "--total-kimg", "0.16", packs=packs) == 0
+    assert tiny.train(parts, "--total-kimg", "0.32", packs=packs) == 0, tiny.output(parts)
+    whole_weights = (whole / "weights.safetensors").read_bytes().split(b'"__metadata__"')
+    assert tiny.rows(whole) == tiny.rows(parts)
+    assert len(whole_weights) == 2
+
+
+def test_other_flags_are_refused_with_a_diff(reference, packs):
+    before = tiny.weights_hash(reference)
+    more = ("--total-kimg", "0.8")
+    assert tiny.train(reference, *more, "--gamma", "7", packs=packs) == 78
+    assert "--gamma 0.1 -> 7" in tiny.output(reference)
+    assert tiny.train(reference, *more, "--channel-max", "4", "--override", packs=packs) == 78
+    assert "architecture" in tiny.output(reference) and "--channel-max 8 -> 4" in tiny.output(reference)
+    assert tiny.weights_hash(reference) == before
+
+
+@pytest.mark.parametrize(("flags", "code", "says"), [
+    (("--bach", "8"), 2, "Perhaps you meant"),
+    (("--batch", "9"), 78, "multiple of"),
+    (("--resolution", "48"), 78, "power of two"),
+    (("--data", "/no/such/folder"), 78, "/no/such/folder"),
+    (("--data", ""), 78, "--data"),
+    (("--preset", "adni999"), 78, "adni128"),
+    (("--lr", "nan"), 78, "--lr"),
+    (("--init-from", "/no/such/run"), 78, "--init-from"),
+])  # fmt: skip
+def test_wrong_use_gets_one_line(packs, tmp_path, flags, code, says):
+    run = tmp_path / "run"
+    assert tiny.train(run, *flags, packs=packs) == code
+    text = tiny.output(run)
+    assert says in text and "Traceback" not in text
+    if code == 78:
+        assert len([line for line in text.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_dry_run_prints_the_config_and_makes_nothing(packs, tmp_path):
+    run = tmp_path / "run"
+    assert tiny.train(run, "--dry-run", packs=packs) == 0
+    text = tiny.output(run)
+    assert json.loads(text[text.index("{") : text.rindex("}") + 1])["channel_max"] == 8
+    assert not run.exists()
+
+
+def test_divergence_rolls_back_once_then_stops_with_77(packs, tmp_path):
+    run = tmp_path / "run"
+    assert tiny.train(run, *LENGTH, "--lr", "1e25", packs=packs) == 77
+    text = tiny.output(run)
+    assert text.count("DIVERGED") == 1 and "again after a roll-back" in text
+    assert json.loads((run / "status.json").read_text())["state"] == "diverged"
+    for sidecar in (run / "checkpoints").glob("*.json"):
+        assert json.loads(sidecar.read_text())["nimg"] == 0  # nothing non-finite was saved
+
+
+def test_two_processes_on_one_run_the_second_is_refused(packs, tmp_path):
+    run = tmp_path / "run"
+    first = tiny.start(run, "--total-kimg", "4", packs=packs)
+    tiny.wait_until(lambda: (run / "attempts.jsonl").exists())
+    second = tiny.finish(tiny.start(run, "--total-kimg", "4", packs=packs), 60)
+    assert second == [78] and first[0].poll() is None
+    tiny.kill(first)
+
+
+def test_init_from_starts_with_the_other_runs_weights(reference, packs, tmp_path):
+    run = tmp_path / "run"
+    assert tiny.train(run, "--total-kimg", "0.008", "--init-from", str(reference), packs=packs) == 0, tiny.output(run)
+    from safetensors.torch import load_file
+
+    old, new = load_file(reference / "weights.safetensors"), load_file(run / "weights.safetensors")
+    key = "G_ema.mapping_layers.0.weight" if "G_ema.mapping_layers.0.weight" in old else sorted(k for k in old if k.endswith("weight"))[0]
+    assert (old[key] - new[key]).abs().max() < 0.2 * old[key].abs().max()
+
+
+def test_conditional_run_and_rpgan(packs, tmp_path):
+    run = tmp_path / "run"
+    assert tiny.train(run, "--total-kimg", "0.08", "--conditional", "--loss", "rpgan", packs=packs) == 0, tiny.output(run)
+    names = set().union(*tiny.rows(run))
+    assert {"r2", "diversity_NC", "diversity_AD"} <= names

@@ -1,0 +1,85 @@
+"""Tiny training runs for the tests: a 32 px StyleGAN2 of a few thousand parameters on phantoms, as real processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--preset", "quickstart", "--data", "phantom:48", "--resolution", "32", "--channel-base", "256", "--channel-max", "8", "--z-dim", "16", "--w-dim", "16", "--batch", "8", "--mbstd-group", "2", "--threads", "1", "--precision", "fp32", "--log-kimg", "0.04", "--sample-kimg", "0.16", "--pl-weight", "2", "--ada", "mri", "--checkpoint-minutes", "0", "--checkpoint-kimg", "0.048", "--ada-kimg", "2"]
+TIMING = {"img_per_s", "sec_per_kimg", "seconds", "gpu_gb", "gpu_util", "rss_gb", "data_wait", "checkpoint_wait"}
+
+
+def environment(packs: Path, **extra: str) -> dict[str, str]:
+    """A clean environment: no rank or job variables of whoever runs the tests, packs in a folder of the test's."""
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_"))}
+    return keep | {"OMP_NUM_THREADS": "1", "BRAIN_PACK_DIR": str(packs), "MPLBACKEND": "Agg"} | extra
+
+
+def start(run: Path, *flags: str, packs: Path, ranks: int = 1, script: str = "train_gan.py", **env: str) -> list[subprocess.Popen]:
+    """Start one process per rank; their output goes to <run>.<rank>.out."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in range(ranks):
+        variables = {} if ranks == 1 else dict(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
+        )  # fmt: skip
+        with open(f"{run}.{rank}.out", "ab") as out:
+            processes.append(subprocess.Popen(
+                [sys.executable, "-u", script, "--run", str(run), *TINY, *flags], cwd=ROOT, stdout=out, stderr=out,
+                env=environment(packs, **variables, **env),
+            ))  # fmt: skip
+    return processes
+
+
+def finish(processes: list[subprocess.Popen], seconds: float = 240) -> list[int]:
+    """Exit codes of all ranks; ranks that outlive the bound are killed and fail the test."""
+    end = time.monotonic() + seconds
+    try:
+        return [p.wait(max(end - time.monotonic(), 0.1)) for p in processes]
+    finally:
+        kill(processes)
+
+
+def kill(processes: list[subprocess.Popen]) -> None:
+    for p in processes:
+        if p.poll() is None:
+            p.send_signal(signal.SIGKILL)
+    for p in processes:
+        p.wait(10)
+
+
+def train(run: Path, *flags: str, packs: Path, ranks: int = 1, **env: str) -> int:
+    """Run to the end; the worst exit code of the ranks."""
+    return max(finish(start(run, *flags, packs=packs, ranks=ranks, **env)))
+
+
+def output(run: Path, rank: int = 0) -> str:
+    path = Path(f"{run}.{rank}.out")
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def weights_hash(run: Path) -> str:
+    return hashlib.sha256((run / "weights.safetensors").read_bytes()).hexdigest()
+
+
+def rows(run: Path, timing: bool = False) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return lines if timing else [{k: v for k, v in row.items() if k not in TIMING} for row in lines]
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
