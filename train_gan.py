@@ -45,7 +45,7 @@ from models.metrics import COLLAPSE_RATIO, class_diversity, diversity_ratio
 from models.stylegan2 import Discriminator, Generator, mix_styles
 
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
-STATS = ["loss_G", "loss_D", "logits_real", "logits_fake", "sign_real", "r1", "r2", "path_length", "pl_penalty"]
+STATS = "loss_G loss_D logits_real logits_fake sign_real r1 r2 path_length pl_penalty".split()
 
 
 # --- data, networks and everything that a checkpoint holds -----------------------------------------------------------
@@ -103,9 +103,7 @@ def build_state(c: GanConfig, num_classes: int, device: torch.device) -> TrainSt
 def adam(module: nn.Module, lr: float, lazy_interval: int, device: torch.device) -> torch.optim.Adam:
     """Adam with the correction for lazy regularisation, c = k / (k + 1) (Karras 2020a, appendix B)."""
     c = lazy_interval / (lazy_interval + 1) if lazy_interval else 1.0
-    return torch.optim.Adam(
-        module.parameters(), lr=lr * c, betas=(0.0, 0.99**c), eps=1e-8, fused=device.type == "cuda"
-    )
+    return torch.optim.Adam(module.parameters(), lr=lr * c, betas=(0.0, 0.99**c), eps=1e-8, fused=device.type == "cuda")
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -199,7 +197,9 @@ def generator_step(s: TrainState, step: Step) -> None:
         if c.loss == "rpgan":  # pairs each generated image with a real one of the same row
             with torch.no_grad():
                 real, labels = step.batches.rows(step.position, start, stop_)
-                real_logits = step.critic(augmented(real, params, start, stop_), labels if c.conditional else None, dtype=step.dtype)
+                real_logits = step.critic(
+                    augmented(real, params, start, stop_), labels if c.conditional else None, dtype=step.dtype
+                )
         losses = generator_loss(logits, real_logits, kind=c.loss)
         s.scaler_G.scale(losses.mean() / c.accumulate).backward()
         step.add("loss_G", losses, c.batch)
@@ -212,7 +212,9 @@ def path_length_step(s: TrainState, step: Step) -> None:
     """Lazy path-length regularisation on half a batch of its own (Karras 2020a, equation 4 and section 3.2)."""
     c, batch = step.c, max(step.c.batch // 2, 1)
     draws = draw_latents(step, s.G, batch, "path length")
-    pl_noise = torch.randn(batch, c.channels, c.resolution, c.resolution, generator=step.generator("pl noise"), device=step.rt.device)
+    pl_noise = torch.randn(
+        batch, c.channels, c.resolution, c.resolution, generator=step.generator("pl noise"), device=step.rt.device
+    )
     for start, stop_ in step.rows(batch):
         latents, noise = rows_of(draws, start, stop_)
         ws, _ = styles_of(s.G, **latents)
@@ -306,7 +308,9 @@ def train_step(s: TrainState, step: Step, nimg: int) -> None:
 class Sampler:
     """Grids from fixed latents, and the diversity of generated against real slices."""
 
-    def __init__(self, c: GanConfig, s: TrainState, pack: Pack, batches: Batches, rt: runtime.Runtime, dtype: torch.dtype):
+    def __init__(
+        self, c: GanConfig, s: TrainState, pack: Pack, batches: Batches, rt: runtime.Runtime, dtype: torch.dtype
+    ):
         self.columns = 8 if c.resolution <= 128 else 6
         self.number, self.dtype, self.classes = self.columns * (6 if c.resolution <= 128 else 4), dtype, pack.classes
         gen = runtime.generator(c.seed, 0, "grid", rt.device)
@@ -329,7 +333,9 @@ class Sampler:
         with torch.no_grad():
             parts = torch.arange(self.number, device=self.z.device).split(8)
             labels = self.labels
-            images = torch.cat([G_ema(self.z[i], None if labels is None else labels[i], dtype=self.dtype) for i in parts])
+            images = torch.cat(
+                [G_ema(self.z[i], None if labels is None else labels[i], dtype=self.dtype) for i in parts]
+            )
         figures = {"diversity": float(diversity_ratio(images, self.real))}
         if labels is not None:
             real = class_diversity(self.real, self.real_labels)
@@ -381,12 +387,23 @@ class Record:
         if sampling:
             grid, figures = self.sampler(s.G_ema)
             judge_health(figures, s.counters, self.attempt.say)
-        row = {"nimg": nimg, "kimg": nimg / 1000, **s.averages.means(), **figures, "ada_p": s.ada.p, "pl_mean": float(s.pl_mean)}
+        row = {
+            "nimg": nimg,
+            "kimg": nimg / 1000,
+            **s.averages.means(),
+            **figures,
+            "ada_p": s.ada.p,
+            "pl_mean": float(s.pl_mean),
+        }
         s.averages.reset()
         if self.main:
             if nimg:
                 speed = (nimg - self.nimg) / max(time.monotonic() - self.time, 1e-9)
-                row |= {"img_per_s": round(speed, 2), "sec_per_kimg": round(1000 / max(speed, 1e-9), 3), **runtime.memory(self.rt.device)}
+                row |= {
+                    "img_per_s": round(speed, 2),
+                    "sec_per_kimg": round(1000 / max(speed, 1e-9), 3),
+                    **runtime.memory(self.rt.device),
+                }
                 self.progress.tick(nimg, row)
                 self.attempt.heartbeat(nimg, speed)
             self.log.append(row)
@@ -422,7 +439,9 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
     synthesis, critic = (torch.compile(s.G.synthesis), torch.compile(s.D)) if c.compile else (s.G.synthesis, s.D)
 
     total, saved_at, saved_time = round(c.total_kimg * 1000), nimg, time.monotonic()
-    nimg = max(nimg, 0)  # a fresh run (-1) saves its first checkpoint at once: a full disk is found now, not in ten minutes
+    nimg = max(
+        nimg, 0
+    )  # a fresh run (-1) saves its first checkpoint at once: a full disk is found now, not in ten minutes
     attempt.begin(nimg, total, precision=str(dtype).removeprefix("torch."), world=rt.world, threads=rt.threads)
     attempt.say(f"{run.path}: {'starting' if saved_at < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
                 f"{str(dtype).removeprefix('torch.')} on {rt.world} x {rt.device.type}, data in {batches.placement}")  # fmt: skip
@@ -455,7 +474,9 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
             continue
 
         position = nimg + s.counters["skip"]
-        step = Step(c, rt, batches, label_pool, dtype, position, synthesis, critic, torch.zeros(c.w_dim, device=rt.device))
+        step = Step(
+            c, rt, batches, label_pool, dtype, position, synthesis, critic, torch.zeros(c.w_dim, device=rt.device)
+        )
         train_step(s, step, nimg)
         nimg += c.batch
         if record.main:
@@ -473,12 +494,16 @@ def resume(c: GanConfig, s: TrainState, checkpoints: Checkpoints, rt: runtime.Ru
     if c.init_from:
         start = Checkpoints(RunDir(c.init_from).checkpoints, say=attempt.say).load_latest()
         if start is None:
-            raise specs.ConfigError(f"--init-from {c.init_from}: no checkpoint there; name a run directory that has one")
+            raise specs.ConfigError(
+                f"--init-from {c.init_from}: no checkpoint there; name a run directory that has one"
+            )
         try:
             for name in ("G", "D", "G_ema"):
                 getattr(s, name).load_state_dict(start[1][name])
         except (RuntimeError, KeyError) as error:
-            raise specs.ConfigError(f"--init-from {c.init_from}: another architecture ({str(error).splitlines()[-1].strip()})") from None
+            raise specs.ConfigError(
+                f"--init-from {c.init_from}: another architecture ({str(error).splitlines()[-1].strip()})"
+            ) from None
     return -1
 
 
@@ -491,7 +516,9 @@ def load_on_all(checkpoints: Checkpoints, rt: runtime.Runtime) -> tuple[int, dic
     return loaded if rt.rank == 0 else (nimg, checkpoints.load(nimg))
 
 
-def save(c: GanConfig, rt: runtime.Runtime, run: RunDir, s: TrainState, pack: Pack, checkpoints: Checkpoints, nimg: int) -> None:
+def save(
+    c: GanConfig, rt: runtime.Runtime, run: RunDir, s: TrainState, pack: Pack, checkpoints: Checkpoints, nimg: int
+) -> None:
     """Rank 0: snapshot the state to host memory; the writer thread does the rest, predict.py's weights included."""
     if rt.rank != 0:
         return
@@ -512,10 +539,14 @@ def check_finite(s: TrainState) -> None:
         raise Diverged(f"{', '.join(bad)} not finite")
 
 
-def roll_back(s: TrainState, checkpoints: Checkpoints, rt: runtime.Runtime, nimg: int, error: Diverged, attempt: Attempt) -> int:
+def roll_back(
+    s: TrainState, checkpoints: Checkpoints, rt: runtime.Runtime, nimg: int, error: Diverged, attempt: Attempt
+) -> int:
     """Once: back to the last good checkpoint, and past the data and the random draws that led here. Then give up."""
     if s.counters["rollbacks"] >= 1:
-        raise Diverged(f"{error}, again after a roll-back; lower --lr, raise --gamma, or use --precision fp32") from None
+        raise Diverged(
+            f"{error}, again after a roll-back; lower --lr, raise --gamma, or use --precision fp32"
+        ) from None
     if rt.rank == 0:
         checkpoints.wait()
     loaded = load_on_all(checkpoints, rt)
@@ -525,7 +556,9 @@ def roll_back(s: TrainState, checkpoints: Checkpoints, rt: runtime.Runtime, nimg
     s.load_state_dict(state)
     s.counters["skip"] += nimg - back
     s.counters["rollbacks"] += 1
-    attempt.say(f"WARNING: DIVERGED at {nimg / 1000:g} kimg: {error}. Rolled back to {back / 1000:g} kimg; those data are skipped.")
+    attempt.say(
+        f"WARNING: DIVERGED at {nimg / 1000:g} kimg: {error}. Rolled back to {back / 1000:g} kimg; those data are skipped."
+    )
     return back
 
 
@@ -568,7 +601,10 @@ def dry_run(c: GanConfig) -> int:
     """Check flags, data and memory; the resolved config goes to standard output, all else to standard error."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     print(describe_data(c), file=sys.stderr)
-    print(f"memory: about {specs.gan_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)", file=sys.stderr)
+    print(
+        f"memory: about {specs.gan_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)",
+        file=sys.stderr,
+    )
     print(specs.to_json(c))
     return stop.DONE
 
@@ -601,7 +637,9 @@ def main() -> int:
             log=attempt.say, progress=rank == 0,
         )  # fmt: skip
         if c.conditional and len(pack.classes) < 2:
-            raise specs.ConfigError("--conditional: the data has fewer than two classes; use a folder with one folder per class")
+            raise specs.ConfigError(
+                "--conditional: the data has fewer than two classes; use a folder with one folder per class"
+            )
         rt = runtime.init_runtime(c.threads)
         code = train(c, rt, run, pack, attempt)
         runtime.shutdown(rt)

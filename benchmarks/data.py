@@ -23,7 +23,7 @@ from torchvision import datasets, transforms
 
 from benchmarks import machine
 from data.batches import Batches
-from data.pack import build_pack, open_pack
+from data.pack import build_pack
 from data.phantom import CLASSES, phantom_label, phantom_slice
 from data.sources import find_source
 
@@ -75,9 +75,9 @@ def compare(folder: Path, suffix: str, resolution: int, count: int, rounds: int)
     """One row of the table."""
     out = folder.parent / f"{suffix}{resolution}.pack"
     start = time.perf_counter()
-    build_pack(find_source(str(folder), "all"), out, resolution=resolution, progress=False)
+    pack = build_pack(find_source(str(folder), "all"), out, resolution=resolution, progress=False)
     build = time.perf_counter() - start
-    ours = PackEpochs(Batches(open_pack(out), seed=0, batch=BATCH, device=DEVICE), count)
+    ours = PackEpochs(Batches(pack, seed=0, batch=BATCH, device=DEVICE), count)
     loader = image_folder(folder, resolution)
     tasks = {"pack": ours, "loader": lambda: epoch_of_loader(loader)}
     for task in tasks.values():  # starts the workers, and fills the page cache
@@ -100,12 +100,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
     count, rounds = (192, 2) if args.quick else (args.slices, args.rounds)
+    torch.set_num_threads(1)  # what a batch costs beside a training step that has the other cores
     text = [
         f"`python -m benchmarks.data{' --quick' if args.quick else ''}`",
         machine.header(DEVICE, ["torch", "torchvision", "numpy", "pillow"]),
-        f"{count} grey slices of {WIDTH} x {HEIGHT}, batches of {BATCH}, {rounds} epochs of each side in turn, files\n"
-        f"in the page cache, a DataLoader with {WORKERS} workers that stay alive. Build: decoding, padding, resizing and\n"
-        "checking once; break-even: after how many epochs it has paid for itself.",
+        f"{count} grey slices of {WIDTH} x {HEIGHT}, batches of {BATCH}, {rounds} epochs of each side in turn.\n"
+        f"Files in the page cache. The pack is read by the one thread of this process, the DataLoader has {WORKERS} workers\n"
+        "that stay alive. Build: decoding, padding, resizing and checking once, in all cores; break-even: after how many\n"
+        "epochs it has paid for itself.",
     ]  # fmt: skip
     print("\n\n".join(text), flush=True)
     rows = []

@@ -94,8 +94,9 @@ class Peer:
     def __init__(self, resolution: int, batch: int, device: torch.device, folder: str):
         peer = import_peer(device)
         capacity = CHANNEL_BASE // resolution // 4  # its discriminator starts with 4 x capacity feature maps
-        with redirect_stdout(StringIO()), mock.patch.object(
-            peer, "Generator", partial(peer.Generator, fmap_max=CHANNEL_MAX)
+        with (
+            redirect_stdout(StringIO()),
+            mock.patch.object(peer, "Generator", partial(peer.Generator, fmap_max=CHANNEL_MAX)),
         ):  # its averaged generator ignores fmap_max and then does not fit the weights
             self.trainer = peer.Trainer(
                 base_dir=folder, image_size=resolution, batch_size=batch, network_capacity=capacity,

@@ -38,7 +38,9 @@ def mirrored(seed: int, start: int, count: int) -> np.ndarray:
     coins = np.empty(count, bool)
     first = start // 1024
     blocks = range(first, (start + count - 1) // 1024 + 1)
-    drawn = np.concatenate([np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 7, b]))).random(1024) < 0.5 for b in blocks])
+    drawn = np.concatenate(
+        [np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 7, b]))).random(1024) < 0.5 for b in blocks]
+    )
     coins[:] = drawn[start - first * 1024 : start - first * 1024 + count]
     return coins
 
@@ -60,7 +62,9 @@ class Batches:
     and `prefetch` starts the copy for the next step in a thread. On the CPU the memory map itself is read.
     """
 
-    def __init__(self, pack: Pack, *, seed: int, batch: int, device: torch.device | str, hflip: bool = False, place: str = "auto"):
+    def __init__(
+        self, pack: Pack, *, seed: int, batch: int, device: torch.device | str, hflip: bool = False, place: str = "auto"
+    ):
         self.pack, self.seed, self.batch, self.device, self.hflip = pack, seed, batch, torch.device(device), hflip
         self.n = len(pack.labels)
         cuda = self.device.type == "cuda"

@@ -120,7 +120,9 @@ def decode_volume(path: str) -> list[tuple[int, Image.Image]]:
     except BadFile:
         raise
     except Exception as error:  # nibabel and zlib raise many kinds on a damaged file
-        raise BadFile(f"not a readable volume ({(str(error).splitlines() or [type(error).__name__])[0][:80]})") from None
+        raise BadFile(
+            f"not a readable volume ({(str(error).splitlines() or [type(error).__name__])[0][:80]})"
+        ) from None
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     inside = values[values > 0]
     if inside.size == 0:
@@ -205,9 +207,14 @@ def decode(record: Record, channels: int, square: int, crop: int, resolution: in
 
             pixels = phantom_slice(0, record.slice_index, resolution, record.label)
             pixels = np.repeat(pixels[None], channels, 0)
-            return Decoded(record, [(record.name, hashlib.sha256(pixels.tobytes()).hexdigest()[:32], float(pixels.mean()), pixels)])
+            return Decoded(
+                record, [(record.name, hashlib.sha256(pixels.tobytes()).hexdigest()[:32], float(pixels.mean()), pixels)]
+            )
         if record.path.lower().endswith(VOLUME_ENDINGS):
-            images = [(f"{record.name}:{z}", im.convert("L" if channels == 1 else "RGB")) for z, im in decode_volume(record.path)]
+            images = [
+                (f"{record.name}:{z}", im.convert("L" if channels == 1 else "RGB"))
+                for z, im in decode_volume(record.path)
+            ]
         else:
             images = [(record.name, decode_image(record.path, channels))]
     except BadFile as error:
@@ -218,7 +225,9 @@ def decode(record: Record, channels: int, square: int, crop: int, resolution: in
         content = hashlib.sha256(image.tobytes()).hexdigest()[:32]
         mean = float(np.asarray(image).mean())
         pixels = np.asarray(to_resolution(image, crop, resolution))
-        slices.append((name, content, mean, pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+        slices.append(
+            (name, content, mean, pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        )
     return Decoded(record, slices)
 
 
@@ -231,7 +240,13 @@ def source_geometry(source: Source, resolution: int, crop: int) -> dict:
     if source.layout == "phantoms":
         if crop:
             raise DataError("--crop is for real slices; phantoms are drawn at the size asked for")
-        return {"source_height": resolution, "source_width": resolution, "square": resolution, "crop": 0, "resolution": resolution}
+        return {
+            "source_height": resolution,
+            "source_width": resolution,
+            "square": resolution,
+            "crop": 0,
+            "resolution": resolution,
+        }
     sizes: Counter[tuple[int, int]] = Counter()
     step = max(len(source.records) // 64, 1)
     for record in source.records[::step]:
@@ -266,7 +281,9 @@ def build_pack(
     need = len(source.records) * channels * resolution**2
     free = shutil.disk_usage(out.parent).free
     if free < need * 1.05 + 1e7:
-        raise DataError(f"{out.parent}: the pack needs {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; set BRAIN_PACK_DIR to another disk")
+        raise DataError(
+            f"{out.parent}: the pack needs {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; set BRAIN_PACK_DIR to another disk"
+        )
     index: dict[str, list] = {"labels": [], "subjects": [], "names": [], "hashes": []}
     scans, means, bad = [], [], []
     handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.tmp")
@@ -305,7 +322,9 @@ def _decode_all(source: Source, geometry: dict, channels: int, workers: int | No
 
     workers = workers or max(min(len(os.sched_getaffinity(0)), 16), 1)
     records = source.records
-    bar = tqdm(total=len(records), unit=" files", desc="decoding", disable=not progress, mininterval=1.0, dynamic_ncols=True)
+    bar = tqdm(
+        total=len(records), unit=" files", desc="decoding", disable=not progress, mininterval=1.0, dynamic_ncols=True
+    )
     with bar:
         if source.layout == "phantoms" and workers > 1 and len(records) >= 400:
             # Drawing is Python and numpy, which threads would not speed up.
@@ -393,7 +412,14 @@ def _close_pack(file, temporary: str, keep: np.ndarray, index: dict, shape: list
     for i in range(0, len(keep), 256):
         digest.update(images[i : min(i + 256, len(keep))].tobytes())
     del images
-    about = {**index, "shape": shape, "classes": classes, "geometry": geometry, "meta": meta, "sha256": digest.hexdigest()}
+    about = {
+        **index,
+        "shape": shape,
+        "classes": classes,
+        "geometry": geometry,
+        "meta": meta,
+        "sha256": digest.hexdigest(),
+    }
     text = json.dumps(about, sort_keys=True).encode()
     offset = DATA_OFFSET + int(np.prod(shape))
     file.seek(offset)
@@ -420,7 +446,9 @@ def open_pack(path: str | Path, verify: bool = False) -> Pack:
             file.seek(offset)
             text = file.read(length)
         if hashlib.sha256(text).digest() != digest:
-            raise DataError(f"{path}: damaged pack (its index does not match its checksum); delete it and build it again")
+            raise DataError(
+                f"{path}: damaged pack (its index does not match its checksum); delete it and build it again"
+            )
         about = json.loads(text)
         pack = _checked(path, about, offset)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -430,7 +458,9 @@ def open_pack(path: str | Path, verify: bool = False) -> Pack:
         for i in range(0, len(pack.images), 256):
             actual.update(pack.images[i : i + 256].tobytes())
         if actual.hexdigest() != about["sha256"]:
-            raise DataError(f"{path}: damaged pack (its images do not match their checksum); delete it and build it again")
+            raise DataError(
+                f"{path}: damaged pack (its images do not match their checksum); delete it and build it again"
+            )
     return pack
 
 
@@ -445,7 +475,9 @@ def _checked(path: Path, about: dict, offset: int) -> Pack:
     if not all(isinstance(values, list) and len(values) == n for values in lists):
         raise ValueError("its lists do not fit its shape")
     classes, geometry = about["classes"], about["geometry"]
-    if not all(isinstance(v, str) for values in [*lists[1:], classes] for v in values) or not isinstance(about["meta"], dict):
+    if not all(isinstance(v, str) for values in [*lists[1:], classes] for v in values) or not isinstance(
+        about["meta"], dict
+    ):
         raise ValueError("its index holds what it should not")
     labels = np.array(lists[0])
     if labels.dtype.kind != "i" or labels.min() < -1 or labels.max() >= max(len(classes), 0):
@@ -476,7 +508,9 @@ def ensure_pack(
         pack = open_pack(spec)
         if pack.images.shape[1:] != (channels, resolution, resolution):
             c, r = pack.images.shape[1:3]
-            raise DataError(f"{spec}: holds {c} channel(s) at {r} px, not {channels} at {resolution}; use --resolution {r} --channels {c}")
+            raise DataError(
+                f"{spec}: holds {c} channel(s) at {r} px, not {channels} at {resolution}; use --resolution {r} --channels {c}"
+            )
         log(f"{spec}: {len(pack.labels):,} slices at {resolution} px; split: {pack.meta.get('split_rule', 'unknown')}")
         return pack
     source = find_source(spec, split)
@@ -484,14 +518,22 @@ def ensure_pack(
     for warning in source.warnings:
         log(f"warning: {warning}")
     key = hashlib.sha256(f"{source.digest()} {resolution} {channels} {crop} {split} v1".encode()).hexdigest()[:16]
-    path = Path(out) if out else Path(cache_dir or cache_folder()) / f"{source.layout.replace(' ', '-').lower()}-{resolution}-{key}.pack"
+    path = (
+        Path(out)
+        if out
+        else Path(cache_dir or cache_folder()) / f"{source.layout.replace(' ', '-').lower()}-{resolution}-{key}.pack"
+    )
     digest = source.digest()
 
     def current() -> Pack | None:
         if path.exists():
             with contextlib.suppress(DataError):
                 pack = open_pack(path)
-                if pack.meta.get("source_digest") == digest and pack.images.shape[1:] == (channels, resolution, resolution) and pack.geometry["crop"] == crop:
+                if (
+                    pack.meta.get("source_digest") == digest
+                    and pack.images.shape[1:] == (channels, resolution, resolution)
+                    and pack.geometry["crop"] == crop
+                ):
                     return pack
         return None
 
@@ -500,10 +542,14 @@ def ensure_pack(
         while (pack := current()) is None:
             with _only_builder(path) as alone:
                 if alone and (pack := current()) is None:
-                    kwargs = dict(resolution=resolution, channels=channels, crop=crop, progress=progress, max_bad=max_bad, log=log)
+                    kwargs = dict(
+                        resolution=resolution, channels=channels, crop=crop, progress=progress, max_bad=max_bad, log=log
+                    )
                     return build_pack(source, path, **kwargs)
     except OSError as error:
-        raise DataError(f"{path.parent}: the pack cannot be written ({error.strerror or error}); set BRAIN_PACK_DIR to another folder") from None
+        raise DataError(
+            f"{path.parent}: the pack cannot be written ({error.strerror or error}); set BRAIN_PACK_DIR to another folder"
+        ) from None
     return pack
 
 

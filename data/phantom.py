@@ -211,9 +211,7 @@ def _walk(start, heading, length, sway, steps):
 
 def _sway(rng, n, bend):
     """(n, 3) random bend, wiggle size and wiggle phase for _walk."""
-    return np.column_stack(
-        [bend * rng.standard_normal(n), rng.uniform(0.1, 0.45, n), rng.uniform(0, 2 * math.pi, n)]
-    )
+    return np.column_stack([bend * rng.standard_normal(n), rng.uniform(0.1, 0.45, n), rng.uniform(0, 2 * math.pi, n)])
 
 
 def _lateral_sulci(brain, rng):

@@ -74,7 +74,9 @@ class Source:
                 except OSError:
                     seen[r.path] = "missing"
             lines.append(f"{r.name}\t{r.label}\t{r.subject}\t{r.slice_index}\t{seen[r.path]}")
-        return hashlib.sha256("\n".join([self.root, *self.classes, *sorted(lines)]).encode(errors="surrogateescape")).hexdigest()
+        return hashlib.sha256(
+            "\n".join([self.root, *self.classes, *sorted(lines)]).encode(errors="surrogateescape")
+        ).hexdigest()
 
     def describe(self) -> str:
         """One line: layout, classes with counts, subjects, sizes, split rule."""
@@ -105,7 +107,9 @@ def _files(folder: Path, depth: int = 0, seen: frozenset = frozenset()) -> list[
         entries = sorted(os.scandir(folder), key=lambda e: e.name)
     except OSError as error:
         if depth == 0:
-            raise DataError(f"--data {folder}: cannot be read ({error.strerror}); check the path and its permissions") from None
+            raise DataError(
+                f"--data {folder}: cannot be read ({error.strerror}); check the path and its permissions"
+            ) from None
         return []
     key = (about.st_dev, about.st_ino)
     if key in seen:
@@ -138,7 +142,9 @@ def find_source(spec: str, split: str = "train") -> Source:
     if root.is_file():
         if _ending(root.name) in VOLUME_ENDINGS:
             return _finish(_volumes(spec, root.parent, [root]), split)
-        raise DataError(f"--data {spec}: a single file must be a NIfTI volume or a .pack; give the folder that holds the slices")
+        raise DataError(
+            f"--data {spec}: a single file must be a NIfTI volume or a .pack; give the folder that holds the slices"
+        )
     root = root.resolve()
     if _is_mask(root.name):
         raise DataError(f"--data {spec}: these are OASIS's segmentation masks, not images; give the folder above it")
@@ -149,7 +155,9 @@ def find_source(spec: str, split: str = "train") -> Source:
         raise DataError(f"--data {spec}: no images (PNG, JPEG, TIFF, BMP) and no NIfTI volumes below this folder")
     if volumes and len(volumes) >= len(images):
         return _finish(_volumes(spec, root, volumes), split)
-    if any("keras_png_slices" in str(f) for f in images[:50]) and any(re.search(r"case_\d+_slice", f.name) for f in images):
+    if any("keras_png_slices" in str(f) for f in images[:50]) and any(
+        re.search(r"case_\d+_slice", f.name) for f in images
+    ):
         return _finish(_oasis(spec, root, images), split)
     return _finish(_folders(spec, root, images), split)
 
@@ -163,7 +171,8 @@ def _phantoms(spec: str, split: str) -> Source:
     # The test phantoms are other brains: indices from a range of their own.
     first = {"train": 0, "all": 0, "val": 2_000_000, "test": 4_000_000}[split]
     records = [
-        Record("", f"phantom_{i}", phantom_label(0, i), f"{i}", f"{i}", split, i) for i in range(first, first + int(text))
+        Record("", f"phantom_{i}", phantom_label(0, i), f"{i}", f"{i}", split, i)
+        for i in range(first, first + int(text))
     ]
     return Source(spec, "", "phantoms", list(CLASSES), records, "phantom", f"{split}, every index is another brain")
 
@@ -183,7 +192,10 @@ def _oasis(spec: str, root: Path, images: list[Path]) -> Source:
 
 def _volumes(spec: str, root: Path, volumes: list[Path]) -> Source:
     """One record per volume; its slices are chosen when it is decoded."""
-    records = [Record(str(v), str(v.relative_to(root)), -1, v.name.split("_")[0].split(".")[0], v.name, _given_split(root, v)) for v in volumes]
+    records = [
+        Record(str(v), str(v.relative_to(root)), -1, v.name.split("_")[0].split(".")[0], v.name, _given_split(root, v))
+        for v in volumes
+    ]
     return Source(spec, str(root), "NIfTI volumes", [], records, "volume", "")
 
 
@@ -196,7 +208,11 @@ def _folders(spec: str, root: Path, images: list[Path]) -> Source:
     """Class folders, with or without a level of splits; ADNI; or one flat folder."""
     found: list[tuple[Path, str, str]] = []
     for path in images:
-        parts = [p for p in path.relative_to(root).parts[:-1] if p.lower() not in SPLITS and p not in ("AD_NC", "data", "images")]
+        parts = [
+            p
+            for p in path.relative_to(root).parts[:-1]
+            if p.lower() not in SPLITS and p not in ("AD_NC", "data", "images")
+        ]
         found.append((path, _given_split(root, path), parts[-1] if parts else ""))
     names = sorted({SAME_CLASS.get(c, c) for _, _, c in found if c})
     if len(names) == 1 and all(c for _, _, c in found):
@@ -208,14 +224,22 @@ def _folders(spec: str, root: Path, images: list[Path]) -> Source:
         stem = path.name.split(".")[0]
         numbered = re.match(r"(.+?)[_-]\d+$", stem)  # <scan>_<slice>
         scan = numbered.group(1) if numbered else ""
-        patient = patients.get(stem) or patients.get(scan) or (m.group(1) if (m := ADNI_PATIENT.search(path.name)) else "")
+        patient = (
+            patients.get(stem) or patients.get(scan) or (m.group(1) if (m := ADNI_PATIENT.search(path.name)) else "")
+        )
         label = SAME_CLASS.get(label, label)
         records.append(Record(
             str(path), str(path.relative_to(root)), names.index(label) if label in names else -1,
             patient or scan or stem, scan or stem, which,
         ))  # fmt: skip
     known = [r for r in records if ADNI_PATIENT.fullmatch(r.subject)]
-    kind = "patient" if known and len(known) == len(records) else "scan" if any(r.scan != Path(r.name).name.split(".")[0] for r in records) else "image"
+    kind = (
+        "patient"
+        if known and len(known) == len(records)
+        else "scan"
+        if any(r.scan != Path(r.name).name.split(".")[0] for r in records)
+        else "image"
+    )
     layout = "ADNI" if adni else "class folders" if names else "flat folder"
     source = Source(spec, str(root), layout, names, records, kind, "")
     if adni and kind != "patient":
@@ -224,7 +248,9 @@ def _folders(spec: str, root: Path, images: list[Path]) -> Source:
             "are in both train and test, so test figures will look better than they are"
         )
     if known and len(known) < len(records):
-        source.warnings.append(f"{len(records) - len(known):,} slices have no patient id; their scans count as patients")
+        source.warnings.append(
+            f"{len(records) - len(known):,} slices have no patient id; their scans count as patients"
+        )
     return source
 
 
@@ -240,7 +266,9 @@ def _adni_patients(root: Path) -> dict[str, str]:
             entries = json.loads(path.read_text(errors="replace"))
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: cannot be read ({error}); repair it, or move it away to split by scan") from None
-        entries = entries.items() if isinstance(entries, dict) else enumerate(entries) if isinstance(entries, list) else ()
+        entries = (
+            entries.items() if isinstance(entries, dict) else enumerate(entries) if isinstance(entries, list) else ()
+        )
         patients = {}
         for key, value in entries:
             match = ADNI_PATIENT.search(json.dumps(value.get("raw", value)) if isinstance(value, dict) else str(value))
@@ -268,7 +296,9 @@ def _finish(source: Source, split: str) -> Source:
         if split != only and not (split, only) == ("test", "val"):
             chosen, rule = (records, f"the folder's own ({only})") if split == "train" and only != "test" else ([], "")
             if split == "train" and only == "test":
-                raise DataError(f"--data {source.spec}: this is the test folder; train on the folder above it, or say --split test")
+                raise DataError(
+                    f"--data {source.spec}: this is the test folder; train on the folder above it, or say --split test"
+                )
         else:
             chosen, rule = records, f"the folder's own ({only})"
     elif given:
@@ -276,7 +306,9 @@ def _finish(source: Source, split: str) -> Source:
     else:
         chosen, rule = _hashed_split(source, split)
     if not chosen:
-        raise DataError(f"--data {source.spec}: no slices in --split {split}; the data have {', '.join(sorted(given)) or 'no split'}")
+        raise DataError(
+            f"--data {source.spec}: no slices in --split {split}; the data have {', '.join(sorted(given)) or 'no split'}"
+        )
     inside = {id(r) for r in chosen}
     source.other = [r for r in records if id(r) not in inside]
     source.records, source.split_rule = chosen, rule
@@ -284,7 +316,9 @@ def _finish(source: Source, split: str) -> Source:
     if empty:
         source.warnings.append(f"no slices of class {', '.join(empty)} in this split")
     if kind == "image":
-        source.warnings.append("the file names tell no subject: the split is by slice, and neighbours of one head may be on both sides")
+        source.warnings.append(
+            "the file names tell no subject: the split is by slice, and neighbours of one head may be on both sides"
+        )
     source.sizes = _sizes(chosen)
     return source
 
@@ -299,9 +333,13 @@ def _folder_split(source: Source, split: str, given: set[str]) -> tuple[list[Rec
         both = {r.subject for r in chosen} & tests
         if both and source.subject_kind in ("patient", "case"):
             chosen = [r for r in chosen if r.subject not in both]
-            source.warnings.append(f"{len(both)} {source.subject_kind}s are in train and in test too: left out of train")
+            source.warnings.append(
+                f"{len(both)} {source.subject_kind}s are in train and in test too: left out of train"
+            )
         elif both and source.subject_kind == "scan":
-            source.warnings.append(f"{len(both)} scan names are in train and in test too; if they are the same heads, move them")
+            source.warnings.append(
+                f"{len(both)} scan names are in train and in test too; if they are the same heads, move them"
+            )
     return chosen, f"{rule}, {source.subject_kind}-level"
 
 
@@ -311,10 +349,15 @@ def _hashed_split(source: Source, split: str) -> tuple[list[Record], str]:
     out = {s for s in subjects if held_out(s)}
     if len(subjects) < MIN_SUBJECTS or not out or out == subjects:
         if split != "train":
-            raise DataError(f"--data {source.spec}: only {len(subjects)} {source.subject_kind}s, too few to hold any out for --split {split}; use all")
+            raise DataError(
+                f"--data {source.spec}: only {len(subjects)} {source.subject_kind}s, too few to hold any out for --split {split}; use all"
+            )
         return source.records, f"none ({len(subjects)} {source.subject_kind}s are too few to hold any out)"
     chosen = [r for r in source.records if (r.subject in out) == (split != "train")]
-    return chosen, f"{'nine tenths' if split == 'train' else 'a tenth'} of the {source.subject_kind}s by a hash of the name"
+    return (
+        chosen,
+        f"{'nine tenths' if split == 'train' else 'a tenth'} of the {source.subject_kind}s by a hash of the name",
+    )
 
 
 def _sizes(records: list[Record]) -> str:

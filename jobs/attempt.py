@@ -93,7 +93,9 @@ def prepare_run(run: RunDir, config, say) -> bool:
         architecture = {k: v for k, v in changed.items() if k in specs.ARCHITECTURE}
         text = ", ".join(f"--{k.replace('_', '-')} {a} -> {b}" for k, (a, b) in (architecture or changed).items())
         if architecture:
-            raise ConfigError(f"{run.path}: the run has another architecture ({text}); use --name or --run for a new run")
+            raise ConfigError(
+                f"{run.path}: the run has another architecture ({text}); use --name or --run for a new run"
+            )
         if changed and not config.override:
             raise ConfigError(
                 f"{run.path}: the run was started with other flags ({text}); --override goes on anyway, another --run starts afresh"

@@ -72,7 +72,9 @@ class Checkpoints:
         snapshot = to_host(state)
         if bad := not_finite(snapshot):
             raise Diverged(f"{bad} is not finite")
-        self._writer = threading.Thread(target=self._write, args=(nimg, snapshot, healthy, then), name="checkpoint writer")
+        self._writer = threading.Thread(
+            target=self._write, args=(nimg, snapshot, healthy, then), name="checkpoint writer"
+        )
         self._writer.start()
         self.blocked_seconds += time.monotonic() - started
 
@@ -93,7 +95,9 @@ class Checkpoints:
                 self.last_error = None
                 break
             except OSError as error:
-                self.last_error = f"checkpoint at {nimg} images was not written: {error.strerror or error} ({self.folder})"
+                self.last_error = (
+                    f"checkpoint at {nimg} images was not written: {error.strerror or error} ({self.folder})"
+                )
                 if attempt < RETRIES:
                     time.sleep(1 + attempt)
                 else:

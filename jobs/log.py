@@ -197,7 +197,9 @@ PANELS = [  # (title, columns), a panel each where the run has them
 ]
 
 
-def plot_losses(runs: dict[str, list[dict]] | list[dict], png: Path, from_kimg: float = 0.0, to_kimg: float = math.inf) -> None:
+def plot_losses(
+    runs: dict[str, list[dict]] | list[dict], png: Path, from_kimg: float = 0.0, to_kimg: float = math.inf
+) -> None:
     """Curves over kimg, one panel per kind; several runs over each other when given {name: rows}."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -18,7 +18,7 @@ from pathlib import Path
 
 LOCK_BEAT = 15.0  # seconds between heartbeats of the lock
 LOCK_STALE = 120.0  # a lock of another host without a heartbeat for so long is a dead host's
-PACKAGES = ["torch", "torchvision", "numpy", "pillow", "safetensors", "tyro", "tensorboard", "matplotlib", "submitit", "nibabel"]
+PACKAGES = "torch torchvision numpy pillow safetensors tyro tensorboard matplotlib submitit nibabel".split()
 
 
 class Locked(Exception):
@@ -71,7 +71,11 @@ class RunDir:
         self.path = Path(path)
         self.config, self.metrics = self.path / "config.json", self.path / "metrics.jsonl"
         self.weights, self.checkpoints = self.path / "weights.safetensors", self.path / "checkpoints"
-        self.samples, self.plots, self.tensorboard = self.path / "samples", self.path / "plots", self.path / "tensorboard"
+        self.samples, self.plots, self.tensorboard = (
+            self.path / "samples",
+            self.path / "plots",
+            self.path / "tensorboard",
+        )
         self.logs, self.attempts, self.lockfile = self.path / "logs", self.path / "attempts.jsonl", self.path / "LOCK"
         self._status: dict = {}
         self._status_at = 0.0
@@ -85,7 +89,9 @@ class RunDir:
             for folder in (self.checkpoints, self.samples, self.plots, self.tensorboard, self.logs):
                 folder.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
-            raise Locked(f"{self.path}: cannot make the run directory ({error.strerror}); choose another --run") from None
+            raise Locked(
+                f"{self.path}: cannot make the run directory ({error.strerror}); choose another --run"
+            ) from None
 
     # --- config, provenance -------------------------------------------------------------------------------------------
     def read_config(self) -> dict | None:
@@ -198,7 +204,12 @@ class RunDir:
         measured against the file system's own clock) stopped for LOCK_STALE seconds.
         """
         end = time.monotonic() + wait
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "start": process_start(os.getpid()), "job": os.environ.get("SLURM_JOB_ID")}
+        mine = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "start": process_start(os.getpid()),
+            "job": os.environ.get("SLURM_JOB_ID"),
+        }
         while True:
             try:
                 handle = os.open(self.lockfile, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -259,7 +270,9 @@ def free_bytes(folder: Path) -> int:
 
 def _git(root: Path, *args: str) -> str | None:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     return None
 
 

@@ -57,7 +57,9 @@ def slurm_rendezvous() -> None:
         if nodes:
             try:
                 command = ["scontrol", "show", "hostnames", nodes]
-                first = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()[0]
+                first = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.split()[
+                    0
+                ]
                 socket.getaddrinfo(first, None)
                 address = first
             except (OSError, IndexError, subprocess.SubprocessError):
@@ -220,7 +222,10 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stopped.wait(min(self.seconds / 4, 10)):
             if time.monotonic() - self._last > self.seconds:
-                print(f"error: no step finished for {self.seconds:g} s; another rank or the device hangs. Ending.", file=sys.stderr)
+                print(
+                    f"error: no step finished for {self.seconds:g} s; another rank or the device hangs. Ending.",
+                    file=sys.stderr,
+                )
                 faulthandler.dump_traceback(file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(TRANSIENT)

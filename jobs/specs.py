@@ -147,11 +147,14 @@ JOB_NAME = {GanConfig: "stylegan2"}
 
 # A checkpoint fits only networks for which all of these agree.
 ARCHITECTURE = frozenset(
-    ["resolution", "channels", "conditional", "z_dim", "w_dim", "mapping_layers", "channel_base", "channel_max", "mbstd_group"]
+    "resolution channels conditional z_dim w_dim mapping_layers channel_base channel_max mbstd_group".split()
 )
 # These do not change the result: they are not part of the run's name and may differ on resume.
 FREE = frozenset(
-    ["run", "preset", "dry_run", "override", "init_from", "total_kimg", "compile", "threads", "log_kimg", "sample_kimg", "checkpoint_minutes", "checkpoint_kimg", "keep", "max_bad"]
+    (
+        "run preset dry_run override init_from total_kimg compile threads log_kimg sample_kimg "
+        "checkpoint_minutes checkpoint_kimg keep max_bad"
+    ).split()
 )
 
 
@@ -175,7 +178,9 @@ def parse(cls, argv: list[str] | None = None):
             raise ConfigError(f"--preset {name}: there is no such preset; choose from {', '.join(PRESETS[cls])}")
         base = replace(base, **PRESETS[cls][name], preset=name)
     base = replace(base, dry_run=False, override=False, **({"run": run} if run else {}))
-    config = tyro.cli(cls, args=argv, default=base, prog=Path(sys.argv[0]).name, config=(tyro.conf.HelptextFromCommentsOff,))
+    config = tyro.cli(
+        cls, args=argv, default=base, prog=Path(sys.argv[0]).name, config=(tyro.conf.HelptextFromCommentsOff,)
+    )
     check(config)
     config = replace(config, data=_absolute_data(config.data), init_from=_absolute(config.init_from))
     return replace(config, run=_absolute(config.run) if config.run else str(ROOT / "runs" / default_name(config)))
@@ -243,7 +248,9 @@ def check(config) -> None:
     if not 32 <= r <= 512 or r & (r - 1):
         raise ConfigError(f"--resolution {r}: must be a power of two from 32 to 512")
     if not config.data:
-        raise ConfigError("no data: give --data FOLDER (ADNI, OASIS, class folders, NIfTI), a .pack file, or --data phantom")
+        raise ConfigError(
+            "no data: give --data FOLDER (ADNI, OASIS, class folders, NIfTI), a .pack file, or --data phantom"
+        )
     if config.batch < 1 or config.accumulate < 1:
         raise ConfigError(f"--batch {config.batch} and --accumulate {config.accumulate} must be at least 1")
     if config.mbstd_group < 1:
@@ -252,13 +259,17 @@ def check(config) -> None:
     for name in positive.split():
         if not getattr(config, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be greater than 0")
-    for name in ["gamma", "pl_weight", "style_mixing", "ema_kimg", "ema_rampup", "ada_kimg", "checkpoint_minutes", "checkpoint_kimg", "threads", "crop"]:
+    for name in (
+        "gamma pl_weight style_mixing ema_kimg ema_rampup ada_kimg checkpoint_minutes checkpoint_kimg threads crop"
+    ).split():
         if not getattr(config, name) >= 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must not be negative")
     if config.style_mixing > 1:
         raise ConfigError(f"--style-mixing {config.style_mixing}: a probability, at most 1")
     if config.channel_base < r:
-        raise ConfigError(f"--channel-base {config.channel_base}: less than one feature map at {r} px; use at least {r * 8}")
+        raise ConfigError(
+            f"--channel-base {config.channel_base}: less than one feature map at {r} px; use at least {r * 8}"
+        )
     check_world(config, world=int(os.environ.get("WORLD_SIZE", 1)))
 
 

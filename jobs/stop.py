@@ -84,4 +84,6 @@ class StopWatch:
 
     def describe(self, level: int) -> str:
         """The reason behind the level that the ranks agreed on, which may be another rank's."""
-        return self.reason or {SAVE: "SAVE file", STOP_BY_PERSON: "a person's stop"}.get(level, "a signal to another rank")
+        return self.reason or {SAVE: "SAVE file", STOP_BY_PERSON: "a person's stop"}.get(
+            level, "a signal to another rank"
+        )

@@ -45,5 +45,7 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
         raise WeightsError(f"{path}: no `config` in its metadata; only weights written by this toolkit can be used")
     if about.get("format") != FORMAT:
-        raise WeightsError(f"{path}: format {about.get('format')!r}, this version reads {FORMAT}; use the matching version")
+        raise WeightsError(
+            f"{path}: format {about.get('format')!r}, this version reads {FORMAT}; use the matching version"
+        )
     return tensors, about

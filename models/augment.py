@@ -24,7 +24,9 @@ SCALE_STD, STRETCH_STD, BRIGHTNESS_STD, CONTRAST_STD = 0.2, 0.2, 0.2, 0.5  # log
 BACKGROUND = -1.0  # black; what lies outside of the image
 
 
-def draw_augmentation(batch: int, p: float, resolution: int, generator, device, kinds: tuple[str, ...]) -> dict[str, Tensor]:
+def draw_augmentation(
+    batch: int, p: float, resolution: int, generator, device, kinds: tuple[str, ...]
+) -> dict[str, Tensor]:
     """Every random decision for a global batch, as tensors whose first dimension is the batch.
 
     Returns `grid` (B, 2, 3), the map from output to input coordinates in [-1, 1] that F.affine_grid takes, and

@@ -165,8 +165,7 @@ class MappingNetwork(nn.Module):
             self.embedding = nn.Parameter(torch.randn(num_classes, w_dim))
         widths = [z_dim + (w_dim if num_classes else 0)] + [w_dim] * layers
         self.layers = nn.ModuleList(
-            EqualLinear(i, o, lr_multiplier=lr_multiplier, activate=True)
-            for i, o in pairwise(widths)
+            EqualLinear(i, o, lr_multiplier=lr_multiplier, activate=True) for i, o in pairwise(widths)
         )
 
     def forward(self, z: torch.Tensor | None, labels: torch.Tensor | None = None) -> torch.Tensor:
@@ -465,5 +464,7 @@ def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
     """Feature maps at a resolution. Raises ValueError where there would be none."""
     channels = min(channel_base // resolution, channel_max)
     if channels < 1:
-        raise ValueError(f"channel_base {channel_base} leaves no feature map at {resolution} px: use at least {resolution}")
+        raise ValueError(
+            f"channel_base {channel_base} leaves no feature map at {resolution} px: use at least {resolution}"
+        )
     return channels

@@ -50,7 +50,9 @@ def test_finished_run_has_everything(reference):
     assert len(list((reference / "checkpoints").glob("*.pt"))) in (2, 3)
     assert list((reference / "tensorboard").iterdir())
     row = tiny.rows(reference)[-1]
-    assert {"loss_G", "loss_D", "logits_real", "logits_fake", "r1", "path_length", "ada_p", "diversity"} <= set().union(*tiny.rows(reference))
+    assert {"loss_G", "loss_D", "logits_real", "logits_fake", "r1", "path_length", "ada_p", "diversity"} <= set().union(
+        *tiny.rows(reference)
+    )
     assert row["nimg"] == 400
     assert not (reference / "LOCK").exists()
 
@@ -65,13 +67,15 @@ def test_same_command_on_a_finished_run_says_so_and_changes_nothing(reference, p
 def kill_at_random_moments(run: Path, packs: Path, kills: int, seed: int, ranks: int = 1, one: bool = False) -> None:
     """SIGKILL at moments drawn from the seed, measured from the first checkpoint of each attempt, then let it finish."""
     rng = random.Random(seed)
+    attempts = run / "attempts.jsonl"
+
+    def lines() -> int:
+        return attempts.read_bytes().count(b"\n") if attempts.exists() else 0
+
     for _ in range(kills):
+        known = lines()
         processes = tiny.start(run, *LENGTH, packs=packs, ranks=ranks)
-        attempts = run / "attempts.jsonl"
-        known = attempts.read_bytes().count(b"\n") if attempts.exists() else 0
-        tiny.wait_until(
-            lambda p=processes, k=known: p[0].poll() is not None or (attempts.exists() and attempts.read_bytes().count(b"\n") > k)
-        )
+        tiny.wait_until(lambda p=processes, k=known: p[0].poll() is not None or lines() > k)
         time.sleep(rng.uniform(0.0, 2.0))
         if one:
             processes[rng.randrange(ranks)].send_signal(signal.SIGKILL)
@@ -111,7 +115,10 @@ def test_killed_inside_a_checkpoint_write(reference, packs, tmp_path):
         done = {p.name for p in folder.glob("*.json")} if folder.exists() else set()
         while processes[0].poll() is None:
             names = {p.name for p in folder.glob("*")} if folder.exists() else set()
-            if any(n.startswith(".") or ".tmp" in n for n in names) and len({n for n in names if n.endswith(".json")} - done) >= 1:
+            if (
+                any(n.startswith(".") or ".tmp" in n for n in names)
+                and len({n for n in names if n.endswith(".json")} - done) >= 1
+            ):
                 hits += 1
                 break
         tiny.kill(processes)
@@ -125,7 +132,9 @@ def test_killed_inside_a_checkpoint_write(reference, packs, tmp_path):
 def test_one_and_two_ranks_give_the_same_losses(packs, tmp_path):
     flags = ("--total-kimg", "0.16", "--log-kimg", "0.008")
     for ranks in (1, 2):
-        assert tiny.train(tmp_path / str(ranks), *flags, packs=packs, ranks=ranks) == 0, tiny.output(tmp_path / str(ranks))
+        assert tiny.train(tmp_path / str(ranks), *flags, packs=packs, ranks=ranks) == 0, tiny.output(
+            tmp_path / str(ranks)
+        )
     one, two = tiny.rows(tmp_path / "1"), tiny.rows(tmp_path / "2")
     assert len(one) == len(two) == 21
     for a, b in zip(one, two, strict=True):
@@ -150,7 +159,9 @@ def test_accumulation_gives_the_same_losses(packs, tmp_path):
 def test_stopping_saves_and_the_run_goes_on(reference, packs, tmp_path, how, code, state):
     run = tmp_path / "run"
     processes = tiny.start(run, *LENGTH, packs=packs)
-    tiny.wait_until(lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= 2)
+    tiny.wait_until(
+        lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= 2
+    )
     (run / "STOP").touch() if how == "STOP" else processes[0].send_signal(how)
     assert tiny.finish(processes, 60) == [code], tiny.output(run)
     status = json.loads((run / "status.json").read_text())
@@ -173,7 +184,9 @@ def test_a_requeued_attempt_does_not_lift_a_persons_stop(packs, tmp_path):
 def test_save_file_makes_a_checkpoint_and_is_consumed(packs, tmp_path):
     run = tmp_path / "run"
     processes = tiny.start(run, "--total-kimg", "4", "--checkpoint-kimg", "0", packs=packs)
-    tiny.wait_until(lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= 2)
+    tiny.wait_until(
+        lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= 2
+    )
     (run / "SAVE").touch()
     tiny.wait_until(lambda: any(int(p.stem) > 0 for p in (run / "checkpoints").glob("*.json")))
     assert not (run / "SAVE").exists() and processes[0].poll() is None
@@ -252,12 +265,18 @@ def test_init_from_starts_with_the_other_runs_weights(reference, packs, tmp_path
     from safetensors.torch import load_file
 
     old, new = load_file(reference / "weights.safetensors"), load_file(run / "weights.safetensors")
-    key = "G_ema.mapping_layers.0.weight" if "G_ema.mapping_layers.0.weight" in old else sorted(k for k in old if k.endswith("weight"))[0]
+    key = (
+        "G_ema.mapping_layers.0.weight"
+        if "G_ema.mapping_layers.0.weight" in old
+        else sorted(k for k in old if k.endswith("weight"))[0]
+    )
     assert (old[key] - new[key]).abs().max() < 0.2 * old[key].abs().max()
 
 
 def test_conditional_run_and_rpgan(packs, tmp_path):
     run = tmp_path / "run"
-    assert tiny.train(run, "--total-kimg", "0.08", "--conditional", "--loss", "rpgan", packs=packs) == 0, tiny.output(run)
+    assert tiny.train(run, "--total-kimg", "0.08", "--conditional", "--loss", "rpgan", packs=packs) == 0, tiny.output(
+        run
+    )
     names = set().union(*tiny.rows(run))
     assert {"r2", "diversity_NC", "diversity_AD"} <= names

@@ -13,17 +13,27 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--preset", "quickstart", "--data", "phantom:48", "--resolution", "32", "--channel-base", "256", "--channel-max", "8", "--z-dim", "16", "--w-dim", "16", "--batch", "8", "--mbstd-group", "2", "--threads", "1", "--precision", "fp32", "--log-kimg", "0.04", "--sample-kimg", "0.16", "--pl-weight", "2", "--ada", "mri", "--checkpoint-minutes", "0", "--checkpoint-kimg", "0.048", "--ada-kimg", "2"]
+TINY = (
+    "--preset quickstart --data phantom:48 --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 "
+    "--w-dim 16 --batch 8 --mbstd-group 2 --threads 1 --precision fp32 --log-kimg 0.04 --sample-kimg 0.16 "
+    "--pl-weight 2 --ada mri --checkpoint-minutes 0 --checkpoint-kimg 0.048 --ada-kimg 2"
+).split()
 TIMING = {"img_per_s", "sec_per_kimg", "seconds", "gpu_gb", "gpu_util", "rss_gb", "data_wait", "checkpoint_wait"}
 
 
 def environment(packs: Path, **extra: str) -> dict[str, str]:
     """A clean environment: no rank or job variables of whoever runs the tests, packs in a folder of the test's."""
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_"))}
+    keep = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_"))
+    }
     return keep | {"OMP_NUM_THREADS": "1", "BRAIN_PACK_DIR": str(packs), "MPLBACKEND": "Agg"} | extra
 
 
-def start(run: Path, *flags: str, packs: Path, ranks: int = 1, script: str = "train_gan.py", **env: str) -> list[subprocess.Popen]:
+def start(
+    run: Path, *flags: str, packs: Path, ranks: int = 1, script: str = "train_gan.py", **env: str
+) -> list[subprocess.Popen]:
     """Start one process per rank; their output goes to <run>.<rank>.out."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
