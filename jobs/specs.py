@@ -230,9 +230,14 @@ def from_dict(cls, values: dict):
     return cls(**values)
 
 
+def result_fields(config) -> dict:
+    """The fields that change the result: what names a run, and what a weights file says of its origin."""
+    return {k: v for k, v in sorted(asdict(config).items()) if k not in FREE}
+
+
 def config_hash(config) -> str:
     """8 hex digits over the fields that change the result."""
-    content = {k: v for k, v in sorted(asdict(config).items()) if k not in FREE}
+    content = result_fields(config)
     if config.init_from:
         content["init_from"] = config.init_from
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
