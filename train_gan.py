@@ -366,14 +366,14 @@ class Record:
     def __init__(self, c: GanConfig, rt: runtime.Runtime, run: RunDir, attempt: Attempt, sampler: Sampler, nimg: int):
         self.c, self.rt, self.run, self.attempt, self.sampler = c, rt, run, attempt, sampler
         self.main, self.total = rt.rank == 0, round(c.total_kimg * 1000)
-        self.time, self.nimg = time.monotonic(), nimg
+        self.time, self.nimg = time.monotonic(), max(nimg, 0)
         if not self.main:
             return
-        self.log = MetricsLog(run.metrics, resume_nimg=nimg if nimg else -1)
-        self.board = TensorBoard(run.tensorboard, purge_step=nimg)
-        self.progress = Progress(self.total, nimg)
+        self.log = MetricsLog(run.metrics, resume_nimg=nimg)
+        self.board = TensorBoard(run.tensorboard, purge_step=nimg + 1)
+        self.progress = Progress(self.total, self.nimg)
         attempt.printer = self.progress.write
-        if nimg == 0:
+        if nimg < 0:
             save_png(run.samples / "reals.png", sampler.reals())
             self.board.image("reals", sampler.reals(), 0)
 
@@ -435,7 +435,7 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
     nimg = resume(c, s, checkpoints, rt, attempt)
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip)
     label_pool = torch.from_numpy(pack.labels).to(rt.device)
-    record = Record(c, rt, run, attempt, Sampler(c, s, pack, batches, rt, dtype), max(nimg, 0))
+    record = Record(c, rt, run, attempt, Sampler(c, s, pack, batches, rt, dtype), nimg)
     synthesis, critic = (torch.compile(s.G.synthesis), torch.compile(s.D)) if c.compile else (s.G.synthesis, s.D)
 
     total, saved_at, saved_time = round(c.total_kimg * 1000), nimg, time.monotonic()

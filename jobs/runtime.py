@@ -164,23 +164,24 @@ def reduce_sum(rt: Runtime, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def reduce_mean_gradients(rt: Runtime, parameters: list[torch.nn.Parameter]) -> None:
-    """Average the gradients over the ranks by one flat all-reduce, in place; a missing gradient counts as zero.
+    """Average the gradients over the ranks by one flat all-reduce, in place.
 
-    Done by hand instead of DistributedDataParallel, whose hooks break on gradients of gradients (R1, path length).
+    A missing gradient becomes zero, also on a single process: Adam would pass over a parameter without one, and the
+    number of ranks would change the run. Done by hand instead of DistributedDataParallel, whose hooks break on gradients
+    of gradients (R1, path length).
     """
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
     if rt.world == 1:
         return
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    flat = torch.cat([p.grad.flatten() for p in parameters])
     _collective(dist.all_reduce, flat)
     flat /= rt.world
     offset = 0
     for p in parameters:
-        mean = flat[offset : offset + p.numel()].view_as(p)
+        p.grad.copy_(flat[offset : offset + p.numel()].view_as(p))
         offset += p.numel()
-        if p.grad is None:
-            p.grad = mean.clone()
-        else:
-            p.grad.copy_(mean)
 
 
 def from_rank_0(rt: Runtime, value: int) -> int:
