@@ -269,7 +269,9 @@ def gradient_penalty_step(s: TrainState, step: Step) -> None:
                 inputs.append(("r2", augmented(fake, params, start, stop_), latents["labels"]))
         for name, images, its_labels in inputs:
             images = images.detach().requires_grad_(True)
-            penalty = gradient_penalty(images, s.D(images, its_labels, dtype=dtype))
+            # Held minibatch std: the penalty on one image must not see its neighbours.
+            logits = s.D(images, its_labels, dtype=dtype, detach_std=True)
+            penalty = gradient_penalty(images, logits)
             (penalty.mean() * (c.gamma / 2 * c.r1_interval / c.accumulate)).backward()
             step.add(name, penalty, c.batch)
     optimizer_step(step, s.D, s.opt_D)

@@ -465,6 +465,6 @@ def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
     channels = min(channel_base // resolution, channel_max)
     if channels < 1:
         raise ValueError(
-            f"channel_base {channel_base} leaves no feature map at {resolution} px: use at least {resolution}"
+            f"channel_base {channel_base} leaves no features at {resolution} px: use at least {resolution}"
         )
     return channels
