@@ -524,7 +524,13 @@ def save(
     """Rank 0: snapshot the state to host memory; the writer thread does the rest, predict.py's weights included."""
     if rt.rank != 0:
         return
-    about = {"job": "stylegan2", "config": specs.result_fields(c), "classes": pack.classes, "geometry": pack.geometry, "nimg": nimg}
+    about = {
+        "job": "stylegan2",
+        "config": specs.result_fields(c),
+        "classes": pack.classes,
+        "geometry": pack.geometry,
+        "nimg": nimg,
+    }
     weights = {"G_ema": {k: v.detach().to("cpu", copy=True) for k, v in s.G_ema.state_dict().items()}}
     checkpoints.save(
         nimg, s.state_dict(), healthy=s.counters["healthy"], then=lambda: write_weights(run.weights, weights, about)

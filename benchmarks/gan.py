@@ -61,8 +61,11 @@ class Ours:
         self.tasks = {"main": self.main, "r1": self.r1, "pl": self.pl, "inference": self.inference}
 
     def step(self) -> train_gan.Step:
-        w_sum = torch.zeros(self.c.w_dim, device=self.rt.device)
-        return train_gan.Step(self.c, self.rt, self.batches, self.labels, self.dtype, next(self.positions), {}, w_sum)
+        return train_gan.Step(
+            c=self.c, rt=self.rt, batches=self.batches, label_pool=self.labels, dtype=self.dtype,
+            position=next(self.positions), synthesis=self.G.synthesis, critic=self.D,
+            w_sum=torch.zeros(self.c.w_dim, device=self.rt.device),
+        )  # fmt: skip
 
     def main(self) -> None:
         train_gan.train_step(self.state, self.step(), nimg=self.c.batch)  # the second step: no regulariser is due
@@ -266,7 +269,7 @@ on both sides; the peer's own intervals are {PEER_GP_INTERVAL} and {PEER_PL_INTE
 on real and generated images (R1 and R2), we on real ones; its path length takes the whole batch and shares G's pass,
 ours takes half a batch of its own. Ours averages weights and w at every step, the peer not before step 20 000. The
 peer trains 3 channels, we 1. FLOPs are those of dense convolutions and matrix products, 2 per multiply-add, counted
-while the steps run. The peer has no bf16 but through NVIDIA's apex: float32 is the like-for-like column."""
+while the steps run, over the images of the batch. The peer has no bf16 but through NVIDIA's apex: float32 is the like-for-like column."""
 
 
 def main() -> None:
@@ -279,7 +282,7 @@ def main() -> None:
     args = parser.parse_args()
     rt = runtime.init_runtime(args.threads)
     packages = ["torch", "stylegan2-pytorch", "einops", "kornia"]
-    text = [f"`python -m benchmarks.gan{' --quick' if args.quick else ''}`", machine.header(rt.device, packages), NOTES]
+    text = [machine.command("benchmarks.gan"), machine.header(rt.device, packages), NOTES]
     print("\n\n".join(text), flush=True)
     for resolution in (64,) if args.quick else (64, 128):
         with tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,11 @@ def interleaved(tasks: dict[str, Callable[[], None]], rounds: int, device: torch
     return seconds
 
 
+def command(module: str) -> str:
+    """The command line of this run, as Markdown."""
+    return f"`{' '.join(['python -m', module, *(a for a in sys.argv[1:] if a != '--write')])}`"
+
+
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -68,7 +74,7 @@ def synchronise(device: torch.device) -> None:
 def spread(values: list[float]) -> str:
     """`median [lower quartile-upper quartile]`, to three significant digits."""
     if len(values) < 2:
-        return f"{values[0]:.3g}"
+        return number(values[0])
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return f"{number(statistics.median(values))} [{number(low)}-{number(high)}]"
 

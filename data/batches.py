@@ -1,111 +1,145 @@
-"""Deterministic batches from a pack: what is at a position is a function of (seed, position) alone."""
+"""Deterministic batches from a pack: what position `nimg` of the data is, is a pure function of (seed, nimg).
 
-from __future__ import annotations
+The whole set lies on the device as uint8 where it fits; else rows are gathered from the memory map by a thread, one
+batch ahead. No state has to be saved, and a batch can be cut into any rows for any rank.
+"""
 
+import hashlib
+import warnings
+from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from data.pack import Pack
+FREE_FRACTION = 0.5  # of the GPU's free memory that the data may take
+PENDING = 64  # fetched pieces kept at most
 
-DEVICE_SHARE = 0.4  # of the free GPU memory that the data may take
+
+def to_float(images: torch.Tensor) -> torch.Tensor:
+    """uint8 0..255 to float32 -1..1."""
+    return images.to(torch.float32).div(127.5).sub(1)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """Float -1..1 to uint8, rounded and clamped: the inverse of to_float."""
+    return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=4)
-def _epoch(n: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch]))).permutation(n)
-
-
-def sample_order(n: int, seed: int, start: int, count: int) -> np.ndarray:
-    """(count,) int64: the samples at positions start .. start + count of an endless sequence of shuffled epochs.
-
-    No sample is left out or doubled at an epoch's end, and any position is reached without walking there.
-    """
-    positions = np.arange(start, start + count, dtype=np.int64)
-    epochs = positions // n
-    order = np.empty(count, np.int64)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        order[here] = _epoch(n, seed, int(epoch))[positions[here] % n]
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """(n,) int64: the order of one epoch. Raw Philox words are the same in every NumPy version, its shuffles need not be."""
+    key = hashlib.blake2b(f"order {seed} {epoch}".encode(), digest_size=16).digest()
+    words = np.random.Philox(key=np.frombuffer(key, np.uint64)).random_raw(n)
+    order = np.argsort(words, kind="stable").astype(np.int64)
+    order.setflags(write=False)
     return order
 
 
-def mirrored(seed: int, start: int, count: int) -> np.ndarray:
-    """(count,) bool: whether the sample at each position is mirrored left-right; a coin per position."""
-    coins = np.empty(count, bool)
-    first = start // 1024
-    blocks = range(first, (start + count - 1) // 1024 + 1)
-    drawn = np.concatenate(
-        [np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, 7, b]))).random(1024) < 0.5 for b in blocks]
-    )
-    coins[:] = drawn[start - first * 1024 : start - first * 1024 + count]
-    return coins
+def sample_order(n: int, seed: int, start: int, count: int) -> np.ndarray:
+    """(count,) int64 in 0..n-1: positions start..start+count-1 of an endless sequence of permutations of n, one per epoch."""
+    if n < 1 or start < 0 or count < 0:
+        raise ValueError(f"sample_order needs n >= 1, start >= 0 and count >= 0, got {n}, {start}, {count}")
+    pieces, position, end = [np.empty(0, np.int64)], start, start + count
+    while position < end:
+        epoch, offset = divmod(position, n)
+        pieces.append(_permutation(n, seed, epoch)[offset : offset + end - position])
+        position += len(pieces[-1])
+    return np.concatenate(pieces)
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] -> uint8, rounded and clamped."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+def flip_coins(seed: int, start: int, count: int) -> np.ndarray:
+    """(count,) bool, one coin per position: SplitMix64 of the position under a key of the seed."""
+    key = np.frombuffer(hashlib.blake2b(f"hflip {seed}".encode(), digest_size=8).digest(), np.uint64)
+    with np.errstate(over="ignore"):
+        x = key + np.arange(start, start + count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) & np.uint64(1)).astype(bool)
 
 
 class Batches:
-    """Rows of the global batch at any position, on the device.
+    """Rows of global batches from a Pack.
 
-    The whole set lies on the GPU as uint8 where it fits; else rows are copied from the memory map through pinned memory,
-    and `prefetch` starts the copy for the next step in a thread. On the CPU the memory map itself is read.
+    `place`: 'device' copies the whole set to the device as uint8 (on the CPU: reads the memory map), 'host' gathers rows
+    with a thread, one batch of `batch` images ahead, 'auto' takes the device if the set needs less than half of its free
+    memory. `hflip` mirrors left-right at random, never vertically.
     """
 
-    def __init__(
-        self, pack: Pack, *, seed: int, batch: int, device: torch.device | str, hflip: bool = False, place: str = "auto"
-    ):
-        self.pack, self.seed, self.batch, self.device, self.hflip = pack, seed, batch, torch.device(device), hflip
-        self.n = len(pack.labels)
-        cuda = self.device.type == "cuda"
-        fits = not cuda or pack.images.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]
-        self.resident = cuda and (place == "device" or (place == "auto" and fits))
-        self.images = torch.from_numpy(np.ascontiguousarray(pack.images)).to(self.device) if self.resident else None
-        self.labels = torch.from_numpy(pack.labels).to(self.device)
-        self.placement = "GPU memory" if self.resident else "the memory map"
-        self._thread = ThreadPoolExecutor(1) if cuda and not self.resident else None
-        self._next: tuple[tuple[int, int, int], Future] | None = None
-
-    def rows(self, nimg: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Images (stop - start, C, R, R) in [-1, 1] and labels of rows start .. stop of the batch that begins at `nimg`."""
-        order = sample_order(self.n, self.seed, nimg + start, stop - start)
-        index = torch.from_numpy(order).to(self.device)
-        if self.resident:
-            images = self.images[index]
-        elif self._next is not None and self._next[0] == (nimg, start, stop):
-            images = self._next[1].result().to(self.device, non_blocking=True)
+    def __init__(self, pack, *, seed: int, batch: int, device, hflip: bool = False, place: str = "auto"):
+        self.device, self.seed, self.batch, self.hflip = torch.device(device), seed, batch, hflip
+        self.count = len(pack.labels)
+        self._labels = torch.from_numpy(np.asarray(pack.labels, np.int64)).to(self.device)
+        self._pack_images = pack.images
+        if place not in ("auto", "device", "host"):
+            raise ValueError(f"place {place!r}: choose auto, device or host")
+        if place == "auto":
+            place = "device" if self._fits(pack.images.nbytes) else "host"
+        megabytes = f"{self.count:,} slices, {pack.images.nbytes / 1e6:,.0f} MB"
+        self._pool = None
+        self._pending: OrderedDict[tuple[int, int, int], Future] = OrderedDict()
+        if place == "device":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the map is read-only, and nothing writes to it
+                self._images = torch.from_numpy(pack.images).to(self.device)
+            self.placement = f"memory map ({megabytes})" if self.device.type == "cpu" else f"GPU memory ({megabytes})"
         else:
-            images = self._gather(order).to(self.device)
+            self._images = None
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+            self.placement = f"memory map, read ahead by a thread ({megabytes})"
+
+    def _fits(self, size: int) -> bool:
+        if self.device.type != "cuda":
+            return True
+        return size < FREE_FRACTION * torch.cuda.mem_get_info(self.device)[0]
+
+    def rows(self, nimg: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows start..stop of the global batch whose first image is position `nimg`: images float32
+        (stop - start, C, R, R) in -1..1, labels int64, both on the device."""
+        first, count = nimg + start, stop - start
+        order = torch.from_numpy(sample_order(self.count, self.seed, first, count)).to(self.device)
+        if self._images is not None:
+            images = self._images[order]
+        else:
+            # A step may ask for its rows again (D, then G), so they stay until a later step asks.
+            self._forget_before(nimg)
+            self.prefetch(nimg, start, stop)
+            images = self._pending[nimg, start, stop].result().to(self.device, non_blocking=True)
+            self.prefetch(nimg + self.batch, start, stop)
         images = to_float(images)
         if self.hflip:
-            flip = torch.from_numpy(mirrored(self.seed, nimg + start, stop - start)).to(self.device)
-            images = torch.where(flip[:, None, None, None], images.flip(3), images)
-        return images, self.labels[index]
+            coins = torch.from_numpy(flip_coins(self.seed, first, count)).to(self.device)
+            images = torch.where(coins[:, None, None, None], images.flip(-1), images)
+        return images, self._labels[order]
 
     def prefetch(self, nimg: int, start: int, stop: int) -> None:
-        """Begin to fetch these rows in the background (only where the set is not on the GPU)."""
-        if self._thread is not None:
-            order = sample_order(self.n, self.seed, nimg + start, stop - start)
-            self._next = (nimg, start, stop), self._thread.submit(lambda: self._gather(order).pin_memory())
+        """Begin to gather these rows in the thread; rows() picks them up. Nothing to do where the set is on the device."""
+        key = (nimg, start, stop)
+        if self._pool is None or key in self._pending:
+            return
+        self._pending[key] = self._pool.submit(self._gather, nimg + start, stop - start)
+        while len(self._pending) > PENDING:
+            self._pending.popitem(last=False)
 
-    def _gather(self, order: np.ndarray) -> Tensor:
-        """Read in the order of the file, which a disk prefers."""
-        ascending = np.argsort(order, kind="stable")
-        out = np.empty((len(order), *self.pack.images.shape[1:]), np.uint8)
-        for to in ascending:
-            out[to] = self.pack.images[order[to]]
-        return torch.from_numpy(out)
+    def _forget_before(self, nimg: int) -> None:
+        for key in [k for k in self._pending if k[0] < nimg or k[0] > nimg + 2 * self.batch]:
+            self._pending.pop(key).cancel()
+
+    def _gather(self, first: int, count: int) -> torch.Tensor:
+        """uint8 (count, C, R, R) in host memory, pinned for a GPU. Read in file order, which is kinder to a disk."""
+        order = sample_order(self.count, self.seed, first, count)
+        out = torch.empty(
+            (count, *self._pack_images.shape[1:]), dtype=torch.uint8, pin_memory=self.device.type == "cuda"
+        )
+        rows = out.numpy()
+        for i in np.argsort(order, kind="stable"):
+            rows[i] = self._pack_images[order[i]]
+        return out
 
     def close(self) -> None:
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
+        """End the thread and let go of the data."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pending.clear()
+        self._images = None

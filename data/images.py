@@ -12,8 +12,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+Image.init()
+# Pillow's complaints about EXIF and its own bomb warning; the limit below is stricter. Once and here, because
+# warnings.catch_warnings is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Only decoders of these are ever tried: others of Pillow's start programs or read further files.
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "GIF", "WEBP", "PPM")
+FORMATS = tuple(f for f in ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM") if f in Image.OPEN)
 MAX_PIXELS = 64 << 20  # of one picture; more is refused from the header, before any pixel is decoded
 MAX_BYTES = 512 << 20  # of one picture file
 EXIF_ORIENTATION = 0x0112
@@ -43,9 +48,7 @@ def read_bytes(path):
 def open_image(file):
     """Pillow image with a checked header and undecoded pixels. `file`: a path or a binary file object."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own bomb warning; the limit below is stricter
-            image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:
         raise BadFile("decompression bomb: too many pixels") from None
     except Image.UnidentifiedImageError:
@@ -84,11 +87,8 @@ def decode(data, channels=1):
     """
     with open_image(io.BytesIO(data)) as image:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                image.load()
-                image = _upright(image)
-                image = _eight_bit(image).convert("L" if channels == 1 else "RGB")
+            image.load()
+            image = _eight_bit(_upright(image), image.format).convert("L" if channels == 1 else "RGB")
         except Exception as error:  # truncated and damaged pixel data raise almost anything, depending on the format
             raise BadFile(f"truncated or damaged ({str(error)[:60] or type(error).__name__})") from None
         pixels = np.asarray(image, np.uint8)
@@ -97,26 +97,24 @@ def decode(data, channels=1):
 
 def _upright(image):
     try:
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image) if image.getexif().get(EXIF_ORIENTATION, 1) != 1 else image
     except Exception:  # damaged EXIF: viewers show the picture unturned
         return image
 
 
-def _eight_bit(image):
+def _eight_bit(image, file_format):
     """The image in a mode whose conversion to L or RGB is right: no alpha, at most 8 bits."""
     if image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
         # Older Pillow opens 16-bit PNG as 32-bit integers.
-        full = 65535.0 if image.mode == "I" and image.format in ("PNG", "PPM") else None
+        full = 65535.0 if image.mode == "I" and file_format in ("PNG", "PPM") else None
         return Image.fromarray(_from_wide(np.asarray(image, np.float64), full))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-    if image.mode == "P":
-        return image.convert("RGB")
-    return image
+    return image if image.mode in ("1", "L", "RGB") else image.convert("RGB")
 
 
 def _from_wide(values, full=None):

@@ -1,616 +1,523 @@
-"""Decode a source once into one memory-mapped uint8 file with an index: `python -m data.pack SRC [--out FILE] ...`.
+"""Decode a data set once into one memory-mapped file of uint8 slices.
 
-Slices are padded to a square (240 x 256 gets 8 rows above and 8 below), never squashed, cropped if asked, and resized with
-antialiasing. File layout: magic, offset and length and sha256 of the index, images (N, C, R, R) from byte 4096 on, then
-the index as JSON. No pickle; a reader checks every number against the file's size before it allocates anything.
+python -m data.pack /path/to/ADNI --resolution 256
+python -m data.pack /path/to/OASIS --resolution 64 --crop 208 --out oasis64.pack
+python -m data.pack oasis64.pack                        # verify one
 """
 
-from __future__ import annotations
-
 import argparse
-import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import struct
+import socket
+import stat
 import sys
-import tempfile
 import time
-from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections import Counter, defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from tqdm import tqdm
 
-from data.sources import VOLUME_ENDINGS, DataError, Record, Source, find_source
+from data import images, volumes
+from data.images import BadFile
+from data.packfile import (
+    ALIGN,
+    MAGIC,
+    PREAMBLE,
+    RESOLUTIONS,
+    VERSION,
+    Pack,
+    Row,
+    check_geometry,
+    open_pack,
+    restore,
+    sha256_of,
+    write_header,
+)
+from data.sources import ROOM, DataError, Record, Source, find_source
 
-MAGIC = b"SLICEPK1"
-HEADER = struct.Struct("<8sQQ32s")
-DATA_OFFSET = 4096
-MAX_PIXELS = 64_000_000  # a slice of 8000 x 8000; what claims more is a decompression bomb
-MAX_BAD = 0.01
-DARK_SCAN = 0.3  # a scan whose mean is below this share of the median scan's is corrupt
-MIN_BRAIN = 0.15  # axial slices of a volume with less brain than this share of the frame are left out
-LOCK_STALE = 120.0
+__all__ = ["DataError", "Pack", "build_pack", "check_geometry", "ensure_pack", "open_pack", "pack_folder", "restore"]
 
-
-@dataclass
-class Pack:
-    """An opened pack. images (N, C, R, R) uint8 memory map; labels (N,) int64, -1 = none; geometry: see `restore`."""
-
-    path: str
-    images: np.ndarray
-    labels: np.ndarray
-    classes: list[str]
-    subjects: list[str]
-    names: list[str]
-    hashes: list[str]
-    geometry: dict
-    meta: dict
-    digest: str
-
-
-# --- one file -> pixels -----------------------------------------------------------------------------------------------
-class BadFile(Exception):
-    """Why one file cannot be used."""
-
-
-def decode_image(path: str, channels: int) -> Image.Image:
-    """What a viewer shows, as 8-bit grey or RGB. BadFile for anything else."""
-    try:
-        if os.path.getsize(path) == 0:
-            raise BadFile("empty file")
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadFile(f"claims {image.width} x {image.height} pixels")
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            return _eight_bit(image).convert("L" if channels == 1 else "RGB")
-    except BadFile:
-        raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... depending on what is broken
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadFile("not an image" if "cannot identify" in text else text.replace(path, "").strip()[:80]) from None
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit greys scaled (never wrapped or clipped), floats stretched over their range, transparency put on black."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        scale = 257 if values.max(initial=0) > 255 or image.mode != "I" else 1
-        if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-            low, high = values.min(), values.max()
-            return Image.fromarray(np.round((values - low) * (255 / max(high - low, 1))).astype(np.uint8))
-        return Image.fromarray(np.round(values / scale).astype(np.uint8))
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-        low, high = values.min(), values.max()
-        return Image.fromarray(np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
-    if image.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode == "RGBA":
-        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-    return image
-
-
-def decode_volume(path: str) -> list[tuple[int, Image.Image]]:
-    """Axial slices of a NIfTI volume with enough brain, front up: [(axial index, 8-bit grey image)].
-
-    Canonical RAS orientation; the 1st to 99.5th percentile of the non-zero voxels become 0 to 255; in-plane voxels are made
-    square. BadFile: truncated, 4-D, NaN-only, all zero, no orientation.
-    """
-    import nibabel
-
-    try:
-        volume = nibabel.load(path)
-        if len(volume.shape) != 3 or min(volume.shape) < 2:
-            raise BadFile(f"shape {'x'.join(map(str, volume.shape))}; a 3-D volume is needed (split 4-D series first)")
-        if np.prod([float(n) for n in volume.shape]) > 1e9:
-            raise BadFile(f"claims {'x'.join(map(str, volume.shape))} voxels")
-        header = volume.header
-        if "qform_code" in header and not int(header["qform_code"]) and not int(header["sform_code"]):
-            raise BadFile("no orientation (qform and sform codes are 0)")
-        volume = nibabel.as_closest_canonical(volume)
-        values = np.asarray(volume.dataobj, dtype=np.float32)
-        spacing = volume.header.get_zooms()[:2]
-    except BadFile:
-        raise
-    except Exception as error:  # nibabel and zlib raise many kinds on a damaged file
-        raise BadFile(
-            f"not a readable volume ({(str(error).splitlines() or [type(error).__name__])[0][:80]})"
-        ) from None
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    inside = values[values > 0]
-    if inside.size == 0:
-        raise BadFile("all zero")
-    low, high = np.percentile(inside, [1, 99.5])
-    scaled = np.clip((values - low) * (255 / max(high - low, 1e-6)), 0, 255)
-    scaled[values <= 0] = 0
-    slices = []
-    for z in range(scaled.shape[2]):
-        plane = scaled[:, :, z].T[::-1, ::-1]  # rows from the front back; the patient's right on the image's left
-        if (plane > 10).mean() >= MIN_BRAIN:
-            image = Image.fromarray(np.round(plane).astype(np.uint8))
-            fine = min(spacing)
-            size = (round(image.width * spacing[0] / fine), round(image.height * spacing[1] / fine))
-            slices.append((z, image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)))
-    if not slices:
-        raise BadFile(f"no axial slice with {MIN_BRAIN:.0%} brain")
-    return slices
-
-
-# --- geometry ---------------------------------------------------------------------------------------------------------
-def to_square(image: Image.Image, square: int) -> Image.Image:
-    """Centre on a black square; a larger image is first scaled down, keeping its aspect."""
-    if max(image.size) > square:
-        scale = square / max(image.size)
-        size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
-        image = image.resize(size, Image.Resampling.LANCZOS)
-    if image.size == (square, square):
-        return image
-    canvas = Image.new(image.mode, (square, square))
-    canvas.paste(image, ((square - image.width) // 2, (square - image.height) // 2))
-    return canvas
-
-
-def to_resolution(image: Image.Image, crop: int, resolution: int) -> Image.Image:
-    """Crop the middle, then resize with antialiasing."""
-    if crop:
-        offset = (image.width - crop) // 2
-        image = image.crop((offset, offset, offset + crop, offset + crop))
-    return image if image.width == resolution else image.resize((resolution, resolution), Image.Resampling.LANCZOS)
-
-
-def restore(images: np.ndarray, geometry: dict) -> np.ndarray:
-    """Undo resize, crop and padding: uint8 (N, C, R, R) -> uint8 (N, C, source_height, source_width).
-
-    `geometry`: source_height, source_width, square, crop, resolution, as a pack and a weights file hold them; {} changes
-    nothing.
-    """
-    if not geometry:
-        return images
-    square, crop = geometry["square"], geometry["crop"]
-    h, w = geometry["source_height"], geometry["source_width"]
-    top, left = (square - h) // 2, (square - w) // 2
-    out = np.zeros((len(images), images.shape[1], h, w), np.uint8)
-    for i, image in enumerate(images):
-        for c, plane in enumerate(image):
-            inner = Image.fromarray(plane)
-            side = crop or square
-            if inner.width != side:
-                inner = inner.resize((side, side), Image.Resampling.BICUBIC)
-            canvas = Image.new("L", (square, square))
-            canvas.paste(inner, ((square - side) // 2,) * 2)
-            out[i, c] = np.asarray(canvas)[top : top + h, left : left + w]
-    return out
+PHANTOM_SIZE = 256  # phantoms that are cropped are drawn at this size first
+DARK, DARK_MIN_SCANS = 0.3, 10  # scans below this fraction of the median scan's mean are left out
+BAD_FREE = 100  # sets smaller than this tolerate one bad file
+LISTED = 20  # bad files named in the log
+COMPARED = 256 << 20  # bytes of other splits' files read at most to look for the same pictures
+STALE = 3600  # seconds after which another build's temporary file is taken for abandoned
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
 @dataclass
 class Decoded:
-    """What one record became: (name, content hash, mean, pixels) per slice, or the reason why it is bad."""
+    """One record's outcome: rows with their pixels, or the reason why there are none."""
 
-    record: Record
-    slices: list[tuple[str, str, float, np.ndarray]]
+    rows: list[tuple[Row, bytes]]
     bad: str = ""
-
-
-def decode(record: Record, channels: int, square: int, crop: int, resolution: int) -> Decoded:
-    """Decode one record to slices at the pack's geometry. Never raises for a bad file."""
-    try:
-        if not record.path:
-            from data.phantom import phantom_slice
-
-            pixels = phantom_slice(0, record.slice_index, resolution, record.label)
-            pixels = np.repeat(pixels[None], channels, 0)
-            return Decoded(
-                record, [(record.name, hashlib.sha256(pixels.tobytes()).hexdigest()[:32], float(pixels.mean()), pixels)]
-            )
-        if record.path.lower().endswith(VOLUME_ENDINGS):
-            images = [
-                (f"{record.name}:{z}", im.convert("L" if channels == 1 else "RGB"))
-                for z, im in decode_volume(record.path)
-            ]
-        else:
-            images = [(record.name, decode_image(record.path, channels))]
-    except BadFile as error:
-        return Decoded(record, [], str(error))
-    slices = []
-    for name, image in images:
-        image = to_square(image, square)
-        content = hashlib.sha256(image.tobytes()).hexdigest()[:32]
-        mean = float(np.asarray(image).mean())
-        pixels = np.asarray(to_resolution(image, crop, resolution))
-        slices.append(
-            (name, content, mean, pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        )
-    return Decoded(record, slices)
-
-
-def _decode_phantoms(records: list[Record], channels: int, resolution: int) -> list[Decoded]:
-    return [decode(r, channels, resolution, 0, resolution) for r in records]
-
-
-def source_geometry(source: Source, resolution: int, crop: int) -> dict:
-    """The most common size of the source, the square that holds it, the crop, the resolution."""
-    if source.layout == "phantoms":
-        if crop:
-            raise DataError("--crop is for real slices; phantoms are drawn at the size asked for")
-        return {
-            "source_height": resolution,
-            "source_width": resolution,
-            "square": resolution,
-            "crop": 0,
-            "resolution": resolution,
-        }
-    sizes: Counter[tuple[int, int]] = Counter()
-    step = max(len(source.records) // 64, 1)
-    for record in source.records[::step]:
-        try:
-            if record.path.lower().endswith(VOLUME_ENDINGS):
-                sizes.update(image.size for _, image in decode_volume(record.path)[:1])
-                continue
-            with Image.open(record.path) as image:
-                if image.width * image.height <= MAX_PIXELS:
-                    size = image.size
-                    turned = image.getexif().get(0x0112, 1) >= 5
-                    sizes[size[::-1] if turned else size] += 1
-        except Exception:  # bad files are reported when they are decoded
-            continue
-    if not sizes:
-        raise DataError(f"--data {source.spec}: none of the files can be read as an image")
-    (w, h), _ = sizes.most_common(1)[0]
-    square = max(w, h)
-    if crop > square:
-        raise DataError(f"--crop {crop}: larger than the padded slices ({square} px); use a smaller crop")
-    return {"source_height": h, "source_width": w, "square": square, "crop": crop, "resolution": resolution}
+    notes: tuple[str, ...] = ()
 
 
 def build_pack(
-    source: Source, out: str | Path, *, resolution: int, channels: int = 1, crop: int = 0, workers: int | None = None,
-    progress: bool = True, max_bad: float = MAX_BAD, log=print,
+    source: Source, out, *, resolution: int, channels: int = 1, crop: int = 0, workers: int | None = None,
+    progress: bool = True, max_bad: float = 0.01, log=print,
 ) -> Pack:  # fmt: skip
-    """Decode `source` in parallel and write `out` atomically. DataError when too many files are bad or space is short."""
+    """Decode every record into the pack `out`, atomically. Bad files are listed and skipped; more than `max_bad` of all
+    files is a DataError (of fewer than 100 files one may be bad, unless max_bad is 0)."""
+    check_parameters(resolution, channels, crop, max_bad)
+    geometry = _geometry(source, resolution, crop)
     out = Path(out)
-    geometry = source_geometry(source, resolution, crop)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    need = len(source.records) * channels * resolution**2
-    free = shutil.disk_usage(out.parent).free
-    if free < need * 1.05 + 1e7:
-        raise DataError(
-            f"{out.parent}: the pack needs {need / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; set BRAIN_PACK_DIR to another disk"
-        )
-    index: dict[str, list] = {"labels": [], "subjects": [], "names": [], "hashes": []}
-    scans, means, bad = [], [], []
-    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.tmp")
+    count, index_size = _upper_bounds(source)
+    row_bytes = channels * resolution * resolution
+    offset = -(-(PREAMBLE.size + index_size) // ALIGN) * ALIGN
+    _make_room(out, offset + count * row_bytes)
+    tmp = out.with_name(f".{out.name}.{socket.gethostname()[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    log(f"packing {len(source.records):,} {'volumes' if source.kind == 'volumes' else 'slices'} into {out}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.seek(DATA_OFFSET)
-            for done in _decode_all(source, geometry, channels, workers, progress):
-                if done.bad:
-                    bad.append(f"{done.record.name}: {done.bad}")
-                for name, content, mean, pixels in done.slices:
-                    file.write(pixels.tobytes())
-                    index["labels"].append(done.record.label)
-                    index["subjects"].append(done.record.subject)
-                    index["names"].append(name)
-                    index["hashes"].append(content)
-                    scans.append(done.record.scan)
-                    means.append(mean)
-            report_bad(bad, len(source.records), max_bad, source, log)
-            keep = drop_dark_scans(scans, means, log)
-            report_duplicates(index, source, log)
-            meta = {"layout": source.layout, "split_rule": source.split_rule, "bad": bad[:1000], "source_digest": source.digest(),
-                    "subject_kind": source.subject_kind}  # fmt: skip
-            shape = [len(keep), channels, resolution, resolution]
-            _close_pack(file, temporary, keep, index, shape, source.classes, geometry, meta)
-        os.replace(temporary, out)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    return open_pack(out, verify=True)
+        with open(tmp, "xb+") as file:
+            rows, bad, notes, sha = _decode_all(source, file, offset, geometry, channels, workers, progress)
+            bad = source.bad + bad
+            total = len(source.records) + len(source.bad)
+            _list_bad(bad, len(bad), total, log)
+            check_bad(source.spec, bad, len(bad), total, max_bad)
+            if not rows:
+                raise DataError(
+                    f"{source.spec}: none of {total:,} files can be used ({_reasons(bad, len(bad))}); check the path and the files"
+                )
+            rows, sha, dark = _leave_out_dark(file, offset, row_bytes, rows, sha)
+            notes = source.warnings + notes + dark + _remarks(source, rows, geometry)
+            for note in notes:
+                log(f"warning: {note}")
+            meta = {"key": pack_key(source, resolution, channels, crop), "describe": source.describe(), "split": source.split,
+                    "total": total, "bad_count": len(bad), "bad": bad[:1000], "warnings": notes}  # fmt: skip
+            write_header(file, offset, rows, source.classes, geometry, channels, sha, meta)
+            file.flush()
+            os.fsync(file.fileno())
+        pack = open_pack(tmp, verify=True)  # what is on the disk is what was decoded
+        os.replace(tmp, out)
+        _fsync_folder(out.parent)
+        pack.path = str(out)
+        return pack
+    except OSError as error:
+        raise _no_space(out, error) from None
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
-def _decode_all(source: Source, geometry: dict, channels: int, workers: int | None, progress: bool):
-    """Decoded records in the order of the source."""
-    from tqdm import tqdm
+def check_parameters(resolution: int, channels: int, crop: int, max_bad: float = 0.01) -> None:
+    low, high = RESOLUTIONS
+    if not low <= resolution <= high:
+        raise DataError(f"--resolution {resolution}: choose from {low} to {high}")
+    if channels not in (1, 3):
+        raise DataError(f"--channels {channels}: choose 1 (grey) or 3")
+    if crop < 0:
+        raise DataError(f"--crop {crop}: give the side of the middle part to keep, 0 for all")
+    if not 0 <= max_bad <= 1:
+        raise DataError(f"--max-bad {max_bad}: give a fraction from 0 to 1")
 
-    workers = workers or max(min(len(os.sched_getaffinity(0)), 16), 1)
-    records = source.records
+
+def _geometry(source: Source, resolution: int, crop: int) -> dict:
+    """The most common source size, the square it is padded to, crop and resolution."""
+    if source.kind == "phantom":
+        height = width = PHANTOM_SIZE if crop else resolution
+    else:
+        sizes = source.sizes(64)
+        # Without one readable header every file is bad, which the decoding reports by name.
+        height, width = max(sizes, key=lambda s: (sizes[s], s)) if sizes else (resolution, resolution)
+    square = max(height, width)
+    if crop > square:
+        raise DataError(f"--crop {crop} is larger than the slices, {width}x{height}; choose at most {square}")
+    if square > 1 << 14:
+        raise DataError(f"{source.spec}: slices of {width}x{height} are too large")
+    return dict(source_height=height, source_width=width, square=square, crop=crop, resolution=resolution)
+
+
+def _upper_bounds(source: Source) -> tuple[int, int]:
+    """(slices, bytes of the header) at most: the header lies before the data and is written last."""
+    count = text = 0
+    for r in source.records:
+        slices = 1
+        if source.kind == "volumes":
+            try:
+                slices = volumes.volume_frame(r.path)[1]
+            except BadFile:
+                continue
+        count += slices
+        text += slices * (len(json.dumps([r.name, r.subject])) + 80)
+    fixed = len(json.dumps([source.classes, source.warnings, source.describe(), source.bad])) + (1 << 16)
+    return count, text + fixed + 400 * min(len(source.records), 2000)
+
+
+def _make_room(out: Path, needed: int) -> None:
+    """Create the folder, remove abandoned temporary files, and check the free space before anything is written."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for old in out.parent.glob(f".{_glob_escape(out.name)}.*.tmp"):
+            if time.time() - old.stat().st_mtime > STALE:
+                old.unlink(missing_ok=True)
+        free = shutil.disk_usage(out.parent).free
+    except OSError as error:
+        raise _no_space(out, error) from None
+    if free < needed + (16 << 20):
+        raise DataError(
+            f"not enough space for a pack of {needed / 1e6:,.0f} MB in {out.parent} ({free / 1e6:,.0f} MB free); "
+            f"set BRAIN_PACK_DIR to a folder on another disk, or give --out"
+        )
+
+
+def _glob_escape(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _no_space(out: Path, error: OSError) -> DataError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = "the disk or your quota is full" if full else error.strerror or str(error)
+    return DataError(
+        f"cannot write a pack in {out.parent}: {what}; set BRAIN_PACK_DIR to a folder on another disk, or give --out"
+    )
+
+
+def _decode_all(source: Source, file, offset, geometry, channels, workers, progress):
+    """Stream all slices into `file` from `offset` on: (rows, bad, notes, SHA-256 of the data)."""
+
+    def one(record: Record) -> Decoded:
+        return _decode(record, source.kind, geometry, channels)
+
+    rows: list[Row] = []
+    bad: list[tuple[str, str]] = []
+    notes: list[str] = []
+    sha = hashlib.sha256()
+    file.seek(offset)
     bar = tqdm(
-        total=len(records), unit=" files", desc="decoding", disable=not progress, mininterval=1.0, dynamic_ncols=True
+        total=len(source.records), desc="packing", unit=" files", disable=None if progress else True, leave=False
     )
     with bar:
-        if source.layout == "phantoms" and workers > 1 and len(records) >= 400:
-            # Drawing is Python and numpy, which threads would not speed up.
-            chunks = [records[i : i + 50] for i in range(0, len(records), 50)]
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                args = ([channels] * len(chunks), [geometry["resolution"]] * len(chunks))
-                for part in pool.map(_decode_phantoms, chunks, *args):
-                    bar.update(len(part))
-                    yield from part
-            return
-        args = (channels, geometry["square"], geometry["crop"], geometry["resolution"])
-        with ThreadPoolExecutor(workers) as pool:  # Pillow decodes without the interpreter lock
-            # In blocks, so that a slow disk for writing cannot fill the memory with decoded slices.
-            for i in range(0, len(records), 256):
-                for done in pool.map(lambda r: decode(r, *args), records[i : i + 256]):
-                    bar.update(1)
-                    yield done
+        for record, result in ordered_map(one, source.records, workers or default_workers()):
+            bar.update()
+            if result.bad:
+                bad.append((record.name, result.bad))
+            notes += [f"{record.name}: {n}" for n in result.notes]
+            for row, data in result.rows:
+                file.write(data)
+                sha.update(data)
+                rows.append(row)
+    return rows, bad, notes, sha.hexdigest()
 
 
-def report_bad(bad: list[str], total: int, max_bad: float, source: Source, log) -> None:
-    """List the unreadable files; stop when they are too many."""
-    if not bad:
-        return
-    text = "\n".join(f"    {line}" for line in bad[:50]) + (f"\n    and {len(bad) - 50} more" if len(bad) > 50 else "")
-    if len(bad) > max(max_bad * total, 1):
-        raise DataError(
-            f"--data {source.spec}: {len(bad)} of {total} files cannot be used, more than --max-bad {max_bad:g} allows; "
-            f"repair or remove them, or raise --max-bad:\n{text}"
-        )
-    log(f"warning: {len(bad)} of {total} files cannot be used and are left out:\n{text}")
+def default_workers() -> int:
+    """Threads: Pillow and zlib release the interpreter lock while they decode. More than cores, as NFS makes them wait."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2 * cores, 16)
 
 
-def drop_dark_scans(scans: list[str], means: list[float], log) -> np.ndarray:
-    """Rows to keep: scans that are almost black beside the others are corrupt (two of ADNI's are)."""
-    if not means:
-        raise DataError("no slices are left; check the folder")
-    by_scan: dict[str, list[float]] = {}
-    for scan, mean in zip(scans, means, strict=True):
-        by_scan.setdefault(scan, []).append(mean)
-    scan_mean = {scan: float(np.mean(values)) for scan, values in by_scan.items()}
-    limit = DARK_SCAN * float(np.median(list(scan_mean.values())))
-    dark = {scan for scan, mean in scan_mean.items() if mean < limit} if len(scan_mean) >= 10 else set()
-    if dark:
-        names = ", ".join(sorted(dark)[:10])
-        log(f"warning: {len(dark)} scans are almost black (mean below {limit:.1f}) and are left out: {names}")
-    return np.array([i for i, scan in enumerate(scans) if scan not in dark], dtype=np.int64)
-
-
-def report_duplicates(index: dict[str, list], source: Source, log) -> None:
-    """Say when one picture has two labels, or is in another split too."""
-    first: dict[str, int] = {}
-    clash = []
-    for i, content in enumerate(index["hashes"]):
-        j = first.setdefault(content, i)
-        if index["labels"][i] != index["labels"][j]:
-            clash.append(f"{index['names'][j]} = {index['names'][i]}")
-    if clash:
-        log(f"warning: {len(clash)} pictures stand under two labels: {'; '.join(clash[:5])}")
-    by_size: dict[int, list[str]] = {}
-    for r in source.records:
-        with contextlib.suppress(OSError):
-            by_size.setdefault(os.path.getsize(r.path) if r.path else -1, []).append(r.path)
-    both = []
-    for r in source.other:
-        with contextlib.suppress(OSError):
-            mine = by_size.get(os.path.getsize(r.path), [])
-            if mine and (content := Path(r.path).read_bytes()) and any(Path(p).read_bytes() == content for p in mine):
-                both.append(r.name)
-    if both:
-        log(f"warning: {len(both)} pictures of this split are in another split too: {', '.join(both[:5])}")
-
-
-def _close_pack(file, temporary: str, keep: np.ndarray, index: dict, shape: list[int], classes, geometry, meta) -> None:
-    """Drop the rows that are not kept, then write the index and the header."""
-    file.flush()
-    row = int(np.prod(shape[1:]))
-    images = np.memmap(temporary, np.uint8, "r+", DATA_OFFSET, (len(index["labels"]), row))
-    if len(keep) < len(images):
-        for to, origin in enumerate(keep):
-            images[to] = images[origin]
-        images.flush()
-        index = {name: [values[i] for i in keep] for name, values in index.items()}
-        file.truncate(DATA_OFFSET + len(keep) * row)
-    digest = hashlib.sha256()
-    for i in range(0, len(keep), 256):
-        digest.update(images[i : min(i + 256, len(keep))].tobytes())
-    del images
-    about = {
-        **index,
-        "shape": shape,
-        "classes": classes,
-        "geometry": geometry,
-        "meta": meta,
-        "sha256": digest.hexdigest(),
-    }
-    text = json.dumps(about, sort_keys=True).encode()
-    offset = DATA_OFFSET + int(np.prod(shape))
-    file.seek(offset)
-    file.write(text)
-    file.seek(0)
-    file.write(HEADER.pack(MAGIC, offset, len(text), hashlib.sha256(text).digest()))
-    file.flush()
-    os.fsync(file.fileno())
-
-
-# --- opening ----------------------------------------------------------------------------------------------------------
-def open_pack(path: str | Path, verify: bool = False) -> Pack:
-    """Open a pack, checking that the index is whole and fits the file; `verify` reads and checks every image too."""
-    path = Path(path)
+def ordered_map(function, items, workers: int):
+    """(item, function(item)) in order, computed by threads at most a few items ahead, so that memory stays bounded."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(HEADER.size)
-            if len(head) < HEADER.size or head[:8] != MAGIC:
-                raise DataError(f"{path}: not a pack; make one with `python -m data.pack FOLDER --out FILE.pack`")
-            _, offset, length, digest = HEADER.unpack(head)
-            if offset < DATA_OFFSET or offset + length != size:
-                raise DataError(f"{path}: truncated or damaged pack; delete it and build it again")
-            file.seek(offset)
-            text = file.read(length)
-        if hashlib.sha256(text).digest() != digest:
-            raise DataError(
-                f"{path}: damaged pack (its index does not match its checksum); delete it and build it again"
+        waiting: deque = deque()
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) >= 8 * workers:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _decode(record: Record, kind: str, geometry: dict, channels: int) -> Decoded:
+    try:
+        if kind == "phantom":
+            return Decoded([_phantom_row(record, geometry, channels)])
+        if kind == "volumes":
+            slices, notes = volumes.read_volume(record.path)
+            return Decoded(
+                [_row(record, f"{record.name}#{z:03d}", p[:, :, None], geometry, channels) for z, p in slices],
+                "",
+                tuple(notes),
             )
-        about = json.loads(text)
-        pack = _checked(path, about, offset)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: not a usable pack ({error}); delete it and build it again") from None
-    if verify:
-        actual = hashlib.sha256()
-        for i in range(0, len(pack.images), 256):
-            actual.update(pack.images[i : i + 256].tobytes())
-        if actual.hexdigest() != about["sha256"]:
-            raise DataError(
-                f"{path}: damaged pack (its images do not match their checksum); delete it and build it again"
-            )
-    return pack
+        data = images.read_bytes(record.path)
+        pixels = images.decode(data, channels)
+        row, packed = _row(record, record.name, pixels, geometry, channels)
+        row.file = hashlib.sha256(data).hexdigest()
+        return Decoded([(row, packed)])
+    except BadFile as error:
+        return Decoded([], str(error))
 
 
-def _checked(path: Path, about: dict, offset: int) -> Pack:
-    """Type and range checks of an index, before anything is mapped."""
-    n, c, h, w = about["shape"]
-    if not (all(type(v) is int for v in (n, c, h, w)) and n > 0 and c in (1, 3) and h == w and 1 <= h <= 4096):
-        raise ValueError("its shape makes no sense")
-    if DATA_OFFSET + n * c * h * w != offset:
-        raise ValueError("its shape does not fit the file")
-    lists = [about[k] for k in ("labels", "subjects", "names", "hashes")]
-    if not all(isinstance(values, list) and len(values) == n for values in lists):
-        raise ValueError("its lists do not fit its shape")
-    classes, geometry = about["classes"], about["geometry"]
-    if not all(isinstance(v, str) for values in [*lists[1:], classes] for v in values) or not isinstance(
-        about["meta"], dict
-    ):
-        raise ValueError("its index holds what it should not")
-    labels = np.array(lists[0])
-    if labels.dtype.kind != "i" or labels.min() < -1 or labels.max() >= max(len(classes), 0):
-        raise ValueError("a label has no class")
-    names = ("source_height", "source_width", "square", "crop", "resolution")
-    if set(geometry) != set(names) or not all(type(geometry[k]) is int and 0 <= geometry[k] <= 100_000 for k in names):
-        raise ValueError("its geometry makes no sense")
-    images = np.memmap(path, np.uint8, "r", DATA_OFFSET, (n, c, h, w))
-    digest = hashlib.sha256(f"{about['sha256']} {lists[0]} {classes}".encode()).hexdigest()
-    return Pack(str(path), images, labels.astype(np.int64), classes, *lists[1:], geometry, about["meta"], digest)
+def _row(record: Record, name: str, pixels, geometry: dict, channels: int) -> tuple[Row, bytes]:
+    """Row and packed bytes (C, R, R) of one uint8 (H, W, C) picture."""
+    h = hashlib.blake2b(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes(), digest_size=16)
+    packed = images.fit_square(pixels, geometry["square"], geometry["crop"], geometry["resolution"])
+    packed = np.broadcast_to(packed, (*packed.shape[:2], channels)).transpose(2, 0, 1)
+    row = Row(name, record.label, record.subject, record.scan, h.hexdigest(), float(pixels.mean()), pixels.shape[:2])
+    return row, np.ascontiguousarray(packed).tobytes()
 
 
-def cache_folder() -> Path:
-    """Where packs are kept: $BRAIN_PACK_DIR, else the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(os.environ.get("BRAIN_PACK_DIR") or os.path.join(base, "brain-slices"))
+def _phantom_row(record: Record, geometry: dict, channels: int) -> tuple[Row, bytes]:
+    from data.phantom import phantom_slice
+
+    seed = int(record.name.split("-")[1])
+    pixels = phantom_slice(seed, record.slice_index, geometry["square"])[:, :, None]
+    return _row(record, record.name, pixels, geometry, channels)
+
+
+def check_bad(spec: str, bad: list, count: int, total: int, max_bad: float) -> None:
+    """DataError when too many files are bad: `count` of `total`, of which `bad` names some."""
+    allowed = max_bad * total
+    if max_bad > 0 and total < BAD_FREE:
+        allowed = max(allowed, 1)
+    if count <= allowed or count == total:  # nothing usable at all is another error
+        return
+    share = count / total
+    raise DataError(
+        f"{spec}: {count:,} of {total:,} files cannot be used ({100 * share:.2g} %, more than {100 * max_bad:g} %): {_reasons(bad, count)}; "
+        f"remove or replace them, or go on without them: --max-bad {min(np.ceil(share * 1000) / 1000 + 0.001, 1):.3f}"
+    )
+
+
+def _reasons(bad: list, count: int) -> str:
+    more = f" and {count - 5:,} more" if count > 5 else ""
+    return ", ".join(f"{name} ({reason})" for name, reason in bad[:5]) + more
+
+
+def _list_bad(bad: list, count: int, total: int, log) -> None:
+    for name, reason in bad[:LISTED]:
+        log(f"bad file: {name}: {reason}")
+    if count > LISTED:
+        log(f"bad file: and {count - LISTED:,} more")
+    if count:
+        log(f"bad files: {count:,} of {total:,} skipped")
+
+
+def _leave_out_dark(file, offset: int, row_bytes: int, rows: list[Row], sha: str):
+    """Drop nearly black scans (the course's ADNI has two corrupt ones): (rows, SHA-256, warnings)."""
+    means = defaultdict(list)
+    for row in rows:
+        if row.scan:
+            means[row.label, row.scan].append(row.mean)
+    mean = {scan: float(np.mean(values)) for scan, values in means.items()}
+    if len(mean) < DARK_MIN_SCANS:
+        return rows, sha, []
+    median = float(np.median(list(mean.values())))
+    dark = {scan: m for scan, m in mean.items() if m < DARK * median}
+    if not dark:
+        return rows, sha, []
+    keep = [i for i, row in enumerate(rows) if (row.label, row.scan) not in dark]
+    for new, old in enumerate(keep):  # close the gaps in place
+        if new != old:
+            file.seek(offset + old * row_bytes)
+            data = file.read(row_bytes)
+            file.seek(offset + new * row_bytes)
+            file.write(data)
+    file.truncate(offset + len(keep) * row_bytes)
+    names = ", ".join(f"{scan} (mean {m:.1f})" for (_, scan), m in sorted(dark.items())[:10])
+    more = f" and {len(dark) - 10} more" if len(dark) > 10 else ""
+    note = (
+        f"{len(dark)} nearly black scans left out with their {len(rows) - len(keep):,} slices (the median scan's mean is "
+        f"{median:.1f}): {names}{more}"
+    )
+    return [rows[i] for i in keep], sha256_of(file, offset), [note]
+
+
+def _remarks(source: Source, rows: list[Row], geometry: dict) -> list[str]:
+    """What a user should know about the slices: odd sizes, darkness, the same picture twice."""
+    notes = []
+    usual = (geometry["source_height"], geometry["source_width"])
+    odd = Counter(row.size for row in rows if row.size != usual)
+    if odd:
+        (height, width), _ = odd.most_common(1)[0]
+        notes.append(
+            f"{odd.total():,} of {len(rows):,} slices are not {usual[1]}x{usual[0]} (such as {width}x{height}): smaller ones are "
+            f"padded, larger ones scaled down"
+        )
+    if max(row.mean for row in rows) < 3:
+        notes.append("all slices are nearly black: 12-bit values in 16-bit files? stretch them to the full range first")
+    labels, first, again = defaultdict(set), {}, []
+    for row in rows:
+        labels[row.hash].add(row.label)
+        if row.hash in first:
+            again.append(f"{row.name} = {first[row.hash]}")
+        first.setdefault(row.hash, row.name)
+    two = sorted(first[h] for h, found in labels.items() if len(found) > 1)
+    if two:
+        notes.append(f"{len(two):,} pictures are under two classes: {', '.join(two[:3])}")
+    if again:
+        notes.append(f"{len(again):,} slices are copies of another: {', '.join(again[:3])}")
+    return notes + _same_in_other_split(source, rows)
+
+
+def _same_in_other_split(source: Source, rows: list[Row]) -> list[str]:
+    """Warn about files that are byte for byte in another split too; only files of equal size are read, up to a limit."""
+    if source.kind != "images" or not source.others:
+        return []
+    own = {row.file: row.name for row in rows}
+    sizes, budget, twins, partly = {r.size for r in source.records}, COMPARED, [], ""
+    candidates = []
+    for r in source.others:
+        if r.size in sizes and r.size <= budget:
+            budget -= r.size
+            candidates.append(r)
+        elif r.size in sizes:
+            partly = " (of those compared)"
+
+    def sha(record: Record) -> str:
+        try:
+            return hashlib.sha256(images.read_bytes(record.path)).hexdigest()
+        except BadFile:
+            return ""
+
+    for record, value in ordered_map(sha, candidates, default_workers()):
+        if value in own:
+            twins.append(f"{own[value]} = {record.name}")
+    if not twins:
+        return []
+    return [f"{len(twins):,} pictures{partly} are in another split too: {', '.join(twins[:3])}"]
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+def pack_key(source: Source, resolution: int, channels: int, crop: int) -> str:
+    """What the contents of a pack depend on, as hex."""
+    return hashlib.blake2b(
+        repr((VERSION, source.digest(), resolution, channels, crop)).encode(), digest_size=12
+    ).hexdigest()
+
+
+def pack_folder(cache_dir=None) -> Path:
+    """Where packs are kept: the argument, $BRAIN_PACK_DIR, $XDG_CACHE_HOME/brain-slices or ~/.cache/brain-slices."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    chosen = cache_dir or os.environ.get("BRAIN_PACK_DIR") or os.path.join(base, "brain-slices")
+    folder = Path(chosen).expanduser().absolute()
+    if folder.resolve().is_relative_to(ROOM):
+        raise DataError(
+            f"packs may not lie in the toolkit's own {ROOM.name}/ folder; set BRAIN_PACK_DIR to another one"
+        )
+    return folder
 
 
 def ensure_pack(
-    spec: str, *, resolution: int, channels: int = 1, crop: int = 0, split: str = "train", out: str | Path | None = None,
-    cache_dir: str | Path | None = None, progress: bool = True, max_bad: float = MAX_BAD, log=print,
+    spec: str, *, resolution: int, channels: int = 1, crop: int = 0, split: str = "train", cache_dir=None, out=None,
+    progress: bool = True, log=print, max_bad: float = 0.01, workers: int | None = None,
 ) -> Pack:  # fmt: skip
-    """The pack of a data spec: opened if it is one, found in the cache if the source has not changed, else built.
-
-    Of several processes that ask for the same pack at once, one builds it and the others wait.
-    """
-    if spec.endswith(".pack"):
-        pack = open_pack(spec)
-        if pack.images.shape[1:] != (channels, resolution, resolution):
-            c, r = pack.images.shape[1:3]
-            raise DataError(
-                f"{spec}: holds {c} channel(s) at {r} px, not {channels} at {resolution}; use --resolution {r} --channels {c}"
-            )
-        log(f"{spec}: {len(pack.labels):,} slices at {resolution} px; split: {pack.meta.get('split_rule', 'unknown')}")
-        return pack
+    """The pack of `spec`: a .pack file is opened and compared with the parameters, anything else is found in the cache or
+    built there (or as `out`). Two processes may do this at once: each writes its own file, and either result is valid."""
+    check_parameters(resolution, channels, crop, max_bad)
+    if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
+        return _given_pack(spec, resolution, channels, crop, split, log)
     source = find_source(spec, split)
+    key = pack_key(source, resolution, channels, crop)
+    if out is None:
+        slug = re.sub(r"[^a-z0-9]+", "-", source.layout.lower())
+        out = pack_folder(cache_dir) / f"{slug}-{source.split}-{resolution}px-{key[:16]}.pack"
+    out = Path(out).expanduser().absolute()
     log(source.describe())
-    for warning in source.warnings:
-        log(f"warning: {warning}")
-    key = hashlib.sha256(f"{source.digest()} {resolution} {channels} {crop} {split} v1".encode()).hexdigest()[:16]
-    path = (
-        Path(out)
-        if out
-        else Path(cache_dir or cache_folder()) / f"{source.layout.replace(' ', '-').lower()}-{resolution}-{key}.pack"
-    )
-    digest = source.digest()
-
-    def current() -> Pack | None:
-        if path.exists():
-            with contextlib.suppress(DataError):
-                pack = open_pack(path)
-                if (
-                    pack.meta.get("source_digest") == digest
-                    and pack.images.shape[1:] == (channels, resolution, resolution)
-                    and pack.geometry["crop"] == crop
-                ):
-                    return pack
-        return None
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while (pack := current()) is None:
-            with _only_builder(path) as alone:
-                if alone and (pack := current()) is None:
-                    kwargs = dict(
-                        resolution=resolution, channels=channels, crop=crop, progress=progress, max_bad=max_bad, log=log
-                    )
-                    return build_pack(source, path, **kwargs)
-    except OSError as error:
-        raise DataError(
-            f"{path.parent}: the pack cannot be written ({error.strerror or error}); set BRAIN_PACK_DIR to another folder"
-        ) from None
+    if os.path.lexists(out):
+        try:
+            pack = open_pack(out)
+        except DataError as error:
+            if not _ours(out):
+                raise DataError(f"--out {out} exists and is no pack; choose another name") from None
+            log(f"warning: {error}")
+        else:
+            if pack.meta["key"] == key:
+                about = pack.meta
+                _list_bad(about["bad"], about["bad_count"], about["total"], log)
+                check_bad(spec, about["bad"], about["bad_count"], about["total"], max_bad)
+                for note in about["warnings"]:
+                    log(f"warning: {note}")
+                log(_result(pack, "re-used"))
+                return pack
+            log(f"{out} is a pack of other data or parameters, or its source changed: built again")
+    start = time.monotonic()
+    pack = build_pack(source, out, resolution=resolution, channels=channels, crop=crop, workers=workers, progress=progress,
+                      max_bad=max_bad, log=log)  # fmt: skip
+    log(_result(pack, f"built in {time.monotonic() - start:.1f} s"))
     return pack
 
 
-@contextlib.contextmanager
-def _only_builder(path: Path):
-    """True for the one process that may build `path`; the others wait until it is built or its builder is dead."""
-    import threading
-
-    lock = path.with_name(f".{path.name}.lock")
+def _ours(path: Path) -> bool:
+    """True for a regular file that begins like a pack, however damaged: only that may be replaced."""
     try:
-        os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        with contextlib.suppress(OSError):
-            if time.time() - lock.stat().st_mtime > LOCK_STALE:
-                lock.unlink()
-        time.sleep(0.5)
-        yield False
-        return
-    finished = threading.Event()
-
-    def beat() -> None:
-        while not finished.wait(LOCK_STALE / 8):
-            with contextlib.suppress(OSError):
-                os.utime(lock)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield True
-    finally:
-        finished.set()
-        lock.unlink(missing_ok=True)
+        return stat.S_ISREG(path.stat().st_mode) and path.open("rb").read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+def _given_pack(spec: str, resolution: int, channels: int, crop: int, split: str, log) -> Pack:
+    pack = open_pack(Path(spec).expanduser())
+    have = pack.images.shape
+    if have[2] != resolution or have[1] != channels:
+        raise DataError(
+            f"--data {spec} holds {have[2]} px slices with {have[1]} channels, not {resolution} px with {channels}; "
+            f"use --resolution {have[2]} --channels {have[1]}, or build another pack"
+        )
+    if crop and crop != pack.geometry["crop"]:
+        raise DataError(
+            f"--data {spec} was cropped to {pack.geometry['crop'] or 'nothing less'}, not to {crop}; build another pack"
+        )
+    if pack.meta["split"] != split:
+        log(f"warning: {spec} was packed from split {pack.meta['split']}; --split {split} does not change that")
+    log(_result(pack, "opened"))
+    return pack
+
+
+def _result(pack: Pack, how: str) -> str:
+    side = pack.images.shape[2]
+    return f"{pack.path}: {len(pack):,} slices at {side} px, {os.path.getsize(pack.path) / 1e6:,.1f} MB, {how}"
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data.pack", description="Decode slices once into one .pack file.")
-    parser.add_argument("source", metavar="SRC", help="folder of slices, NIfTI volume, or phantom[:N]")
-    parser.add_argument("--out", help="the pack to write (default: in the cache that the train scripts use)")
-    parser.add_argument("--resolution", type=int, default=256, help="side in pixels (default 256)")
-    parser.add_argument("--channels", type=int, choices=(1, 3), default=1)
-    parser.add_argument("--crop", type=int, default=0, help="crop this many pixels from the middle first")
-    parser.add_argument("--split", choices=("train", "test", "val", "all"), default="train")
-    parser.add_argument("--max-bad", type=float, default=MAX_BAD, help="stop when more than this share of files is bad")
+    parser = argparse.ArgumentParser(
+        prog="python -m data.pack", description="Decode slices once into one file that training reads."
+    )
+    parser.add_argument("source", metavar="SRC", help="folder of slices, NIfTI file, phantom[:N]; or a .pack to verify")
+    parser.add_argument("--out", help="the file to write (default: named after its contents, in the cache folder)")
+    parser.add_argument("--resolution", type=int, default=256, help="side of the packed slices in pixels (default 256)")
+    parser.add_argument(
+        "--crop", type=int, default=0, help="keep this many pixels of the middle first (default 0: all)"
+    )
+    parser.add_argument("--channels", type=int, default=1, choices=(1, 3), help="1 grey (default) or 3")
+    parser.add_argument("--split", default="train", choices=("train", "test", "val", "all"), help="default train")
+    parser.add_argument(
+        "--max-bad",
+        type=float,
+        default=0.01,
+        metavar="FRACTION",
+        help="go on with this share of bad files (default 0.01)",
+    )
+    parser.add_argument("--workers", type=int, help="decoding threads (default: by the cores)")
     args = parser.parse_args(argv)
-    if not 8 <= args.resolution <= 2048 or args.crop < 0:
-        parser.error("--resolution must be from 8 to 2048, --crop not negative")
-    started = time.monotonic()
+    if args.workers is not None and args.workers < 1:
+        parser.error("--workers must be at least 1")
     try:
-        pack = ensure_pack(
-            args.source, resolution=args.resolution, channels=args.channels, crop=args.crop, split=args.split, out=args.out,
-            max_bad=args.max_bad,
-        )  # fmt: skip
+        if args.source.lower().endswith(".pack") and not Path(args.source).is_dir():
+            pack = open_pack(Path(args.source).expanduser(), verify=True)
+            print(pack.meta["describe"])
+            print(_result(pack, "verified"))
+            return 0
+        ensure_pack(args.source, resolution=args.resolution, channels=args.channels, crop=args.crop, split=args.split,
+                    out=args.out, max_bad=args.max_bad, workers=args.workers)  # fmt: skip
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 78
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; nothing was left behind", file=sys.stderr)
         return 130
-    size = os.path.getsize(pack.path) / 1e6
-    print(f"{pack.path}: {len(pack.labels):,} slices, {size:.0f} MB, {time.monotonic() - started:.1f} s")
     return 0
 
 

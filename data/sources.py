@@ -1,377 +1,545 @@
-"""Find slices and label them: ADNI, OASIS, class folders, one flat folder, NIfTI volumes, phantoms -> records.
+"""Find the slices behind a data path and label them: ADNI, OASIS, class folders, one flat folder, NIfTI, phantoms.
 
-No image is decoded here, except for the headers of a few files.
+    source = find_source("/path/to/ADNI", split="train")
+    print(source.describe())
+
+Nothing is decoded here, and only a few headers are read, so this is cheap enough for a login node.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
 import os
 import re
 import stat
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
-VOLUME_ENDINGS = (".nii", ".nii.gz")
-JUNK = re.compile(r"^(\..*|Thumbs\.db|desktop\.ini|__MACOSX|.*\.(part|crdownload|tmp|download))$", re.IGNORECASE)
-SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val",
-          "validate": "val", "validation": "val"}  # fmt: skip
-SAME_CLASS = {"CN": "NC"}  # users' copies of ADNI call the controls either
-HELD_OUT = 0.1  # of the subjects, where the data have no split of their own
-MIN_SUBJECTS = 10  # fewer are not split
-ADNI_PATIENT = re.compile(r"(?<!\d)(\d{3}_S_\d{4,5})(?!\d)")
-DEFAULT_PHANTOMS = 2000
+from data import images, volumes
+from data.images import BadFile
+from data.walk import MASK_FILE, MASK_FOLDER, DataError, Found, Walk, walk_folder
 
+__all__ = ["DataError", "Record", "Source", "find_source"]
 
-class DataError(Exception):
-    """Data that cannot be used; the text is one line that names the fix. Exit code 78."""
-
-    exit_code = 78
+ROOM = Path(__file__).resolve().parent  # this package; never data by accident
+SPLITS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "val": "val", "valid": "val", "validate": "val", "validation": "val",
+}  # fmt: skip
+SPLIT_CHOICES = ("train", "test", "val", "all")
+DIAGNOSES = {"cn": "NC", "nc": "NC", "ad": "AD", "mci": "MCI"}  # cognitively normal is written CN and NC
+OASIS_NAME = re.compile(r"(case_\d+)_slice_\d+", re.I)
+ADNI_NAME = re.compile(r"I?(\d+)_(\d+)", re.I)
+PATIENT = re.compile(r"\d{3}_S_\d{4,5}")  # ADNI
+SUBJECT_IN_PATH = re.compile(r"\d{3}_S_\d{4,5}|sub-[a-z0-9]+|OAS\d_?\d{4,5}", re.I)  # ADNI, BIDS, OASIS volumes
+HOLD_OUT, HOLD_OUT_MIN = 0.1, 10  # fraction of the subjects that is the test split, and how many subjects that needs
+SLICE_SPLIT = 0.25  # a given split that would leave less of train without the shared subjects was made by slice
+MANY_FOLDERS = 20  # more folders than that are one per subject, not one per class
+PHANTOM_DEFAULT, PHANTOM_MAX = 2000, 1_000_000
 
 
 @dataclass(frozen=True)
 class Record:
-    """One slice. label -1: no class; subject '' where nothing tells it; slice_index >= 0: axial index in a volume."""
+    """One slice, or one NIfTI volume (the pack takes its slices)."""
 
-    path: str
-    name: str
-    label: int = -1
-    subject: str = ""
+    path: str  # '' for a phantom
+    name: str  # relative to the source's root, with forward slashes
+    label: int = -1  # index into Source.classes; -1: no class
+    subject: str = ""  # what must not be on both sides of a split; '' unknown
     scan: str = ""
-    split: str = ""
-    slice_index: int = -1
+    split: str = ""  # the given one: train, test, val, or ''
+    slice_index: int = -1  # phantoms: the index; slices of volumes: axial index (in a pack's names)
+    size: int = 0  # bytes
+    mtime_ns: int = 0
 
 
 @dataclass
 class Source:
-    """What was found at a data spec, after the split was applied."""
-
     spec: str
     root: str
     layout: str
     classes: list[str]
-    records: list[Record]
-    subject_kind: str  # what `subject` is: patient, scan, case, volume, image or phantom
+    records: list[Record]  # the chosen split, sorted by name
+    subject_kind: str  # patient | scan | none
+    split: str
     split_rule: str
     warnings: list[str] = field(default_factory=list)
-    other: list[Record] = field(default_factory=list)  # the slices of the other splits, for duplicate checks
-    sizes: str = ""
+    bad: list[tuple[str, str]] = field(default_factory=list)  # (name, reason): entries that are no readable files
+    others: list[Record] = field(default_factory=list)  # the other splits, to look for the same pictures
+    kind: str = "images"  # images | volumes | phantom
 
     def digest(self) -> str:
-        """Hash over the names, sizes and times of the files: changes when the source does."""
-        if self.layout == "phantoms":
-            return hashlib.sha256(f"{self.spec} {len(self.records)}".encode()).hexdigest()
-        lines = []
-        seen: dict[str, str] = {}
+        """Hex digest of what the records are (names, sizes, times, labels, subjects), not of where they lie."""
+        h = hashlib.blake2b(digest_size=16)
+        h.update(
+            json.dumps(
+                [self.kind, self.layout, self.classes, self.split, self.split_rule, self.subject_kind, self.bad]
+            ).encode()
+        )
         for r in self.records:
-            if r.path not in seen:
-                try:
-                    about = os.stat(r.path)
-                    seen[r.path] = f"{about.st_size} {about.st_mtime_ns}"
-                except OSError:
-                    seen[r.path] = "missing"
-            lines.append(f"{r.name}\t{r.label}\t{r.subject}\t{r.slice_index}\t{seen[r.path]}")
-        return hashlib.sha256(
-            "\n".join([self.root, *self.classes, *sorted(lines)]).encode(errors="surrogateescape")
-        ).hexdigest()
+            h.update(repr((r.name, r.size, r.mtime_ns, r.label, r.subject, r.scan, r.split, r.slice_index)).encode())
+        if self.kind == "phantom":
+            h.update((ROOM / "phantom.py").read_bytes())
+        return h.hexdigest()
 
     def describe(self) -> str:
-        """One line: layout, classes with counts, subjects, sizes, split rule."""
+        """One line: layout, classes with counts, patients or scans, sizes, split rule."""
         counts = Counter(r.label for r in self.records)
-        what = ", ".join(f"{name} {counts[i]:,}" for i, name in enumerate(self.classes)) or "no classes"
+        what = "volumes" if self.kind == "volumes" else "phantoms" if self.kind == "phantom" else "slices"
+        classes = ", ".join(f"{name} {counts[i]:,}" for i, name in enumerate(self.classes)) or "no classes"
         subjects = len({r.subject for r in self.records if r.subject})
-        who = f", {subjects:,} {self.subject_kind}{'s' if subjects != 1 else ''}" if subjects else ""
-        where = "" if self.layout == "phantoms" else f" in {self.root}"
-        return f"{self.layout}{where}: {len(self.records):,} slices ({what}){who}, {self.sizes or 'any size'}; split: {self.split_rule}"
+        of = f" of {subjects:,} {self.subject_kind}s" if self.subject_kind != "none" else ""
+        sizes = self.sizes(9)
+        size = "drawn at any size" if self.kind == "phantom" else "size unknown"
+        if sizes:
+            (height, width), most = sizes.most_common(1)[0]
+            size = f"{width}x{height}" + ("" if most == sizes.total() else " mostly")
+        bad = f"; {len(self.bad)} bad entries" if self.bad else ""
+        return f"{self.layout}: {len(self.records):,} {what} ({classes}){of}, {size}; split {self.split}: {self.split_rule}{bad}"
+
+    def sizes(self, count: int) -> Counter:
+        """Counter of (height, width) over the headers of up to `count` files spread over the records."""
+        found: Counter = Counter()
+        if self.kind == "phantom":
+            return found
+        n = len(self.records)
+        for i in sorted({k * n // count for k in range(count)}) if n > count else range(n):
+            try:
+                path = self.records[i].path
+                found[volumes.volume_frame(path)[0] if self.kind == "volumes" else images.image_size(path)] += 1
+            except BadFile:
+                continue
+        return found
 
 
-# --- walking ----------------------------------------------------------------------------------------------------------
-def _ending(name: str) -> str:
-    name = name.lower()
-    return ".nii.gz" if name.endswith(".nii.gz") else os.path.splitext(name)[1]
-
-
-def _is_mask(name: str) -> bool:
-    return bool(re.match(r"keras_png_slices_seg(_|$)|seg_\d+_slice", name, re.IGNORECASE))
-
-
-def _files(folder: Path, depth: int = 0, seen: frozenset = frozenset()) -> list[Path]:
-    """All regular image and volume files below a folder, sorted. Symlink loops, pipes and junk are passed over."""
-    if depth > 12:
-        return []
-    try:
-        about = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda e: e.name)
-    except OSError as error:
-        if depth == 0:
-            raise DataError(
-                f"--data {folder}: cannot be read ({error.strerror}); check the path and its permissions"
-            ) from None
-        return []
-    key = (about.st_dev, about.st_ino)
-    if key in seen:
-        return []
-    found: list[Path] = []
-    for entry in entries:
-        if JUNK.match(entry.name) or _is_mask(entry.name):
-            continue
-        try:
-            mode = entry.stat().st_mode
-        except OSError:
-            continue  # a dangling link
-        if stat.S_ISDIR(mode):
-            found += _files(Path(entry.path), depth + 1, seen | {key})
-        elif stat.S_ISREG(mode) and _ending(entry.name) in IMAGE_ENDINGS + VOLUME_ENDINGS:
-            found.append(Path(entry.path))
-    return found
-
-
-# --- layouts ----------------------------------------------------------------------------------------------------------
 def find_source(spec: str, split: str = "train") -> Source:
-    """Recognise the layout at `spec` and return the slices of one split: train, test, val or all."""
-    if not spec:
-        raise DataError("no data: give --data FOLDER, a .pack file, or phantom")
+    """Recognise the layout behind `spec` and return the records of one split. Raises DataError."""
+    if split not in SPLIT_CHOICES:
+        raise DataError(f"--split {split}: choose from {', '.join(SPLIT_CHOICES)}")
+    if not spec or not spec.strip():
+        raise DataError(
+            "no data: give --data FOLDER (ADNI, OASIS, class folders, NIfTI), a .pack file, or --data phantom"
+        )
     if spec == "phantom" or spec.startswith("phantom:"):
         return _phantoms(spec, split)
-    root = Path(spec).expanduser()
-    if not root.exists():
-        raise DataError(f"--data {spec}: there is no such file or folder; check the path (phantom[:N] needs no data)")
-    if root.is_file():
-        if _ending(root.name) in VOLUME_ENDINGS:
-            return _finish(_volumes(spec, root.parent, [root]), split)
+    root = Path(spec).expanduser().absolute()
+    try:
+        mode = root.stat().st_mode
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"--data {spec}: a single file must be a NIfTI volume or a .pack; give the folder that holds the slices"
+            f"--data {spec}: cannot be opened ({getattr(error, 'strerror', None) or error}); check the path"
+        ) from None
+    if stat.S_ISREG(mode):
+        return _single_file(spec, root, split)
+    if not stat.S_ISDIR(mode):
+        raise DataError(f"--data {spec}: neither a folder nor a file; point --data at a folder of slices")
+    return _folder(spec, root, split)
+
+
+def split_of(folder: str) -> str:
+    """'train', 'test' or 'val' for a folder that is named like a split, else ''."""
+    return SPLITS.get(folder.lower().removeprefix("keras_png_slices_"), "")
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+def _folder(spec: str, root: Path, split: str) -> Source:
+    if MASK_FOLDER.fullmatch(root.name):
+        raise DataError(
+            f"--data {spec}: these are segmentation masks, not images; point --data at the folder beside it"
         )
-    root = root.resolve()
-    if _is_mask(root.name):
-        raise DataError(f"--data {spec}: these are OASIS's segmentation masks, not images; give the folder above it")
-    files = _files(root)
-    volumes = [f for f in files if _ending(f.name) in VOLUME_ENDINGS]
-    images = [f for f in files if _ending(f.name) in IMAGE_ENDINGS]
-    if not files:
-        raise DataError(f"--data {spec}: no images (PNG, JPEG, TIFF, BMP) and no NIfTI volumes below this folder")
-    if volumes and len(volumes) >= len(images):
-        return _finish(_volumes(spec, root, volumes), split)
-    if any("keras_png_slices" in str(f) for f in images[:50]) and any(
-        re.search(r"case_\d+_slice", f.name) for f in images
-    ):
-        return _finish(_oasis(spec, root, images), split)
-    return _finish(_folders(spec, root, images), split)
-
-
-def _phantoms(spec: str, split: str) -> Source:
-    from data.phantom import CLASSES, phantom_label
-
-    text = spec.partition(":")[2] or str(DEFAULT_PHANTOMS)
-    if not text.isdigit() or not 1 <= int(text) <= 1_000_000:
-        raise DataError(f"--data {spec}: phantom[:N] takes a number from 1 to 1000000")
-    # The test phantoms are other brains: indices from a range of their own.
-    first = {"train": 0, "all": 0, "val": 2_000_000, "test": 4_000_000}[split]
-    records = [
-        Record("", f"phantom_{i}", phantom_label(0, i), f"{i}", f"{i}", split, i)
-        for i in range(first, first + int(text))
-    ]
-    return Source(spec, "", "phantoms", list(CLASSES), records, "phantom", f"{split}, every index is another brain")
-
-
-def _oasis(spec: str, root: Path, images: list[Path]) -> Source:
-    records = []
-    for path in images:
-        folder = re.search(r"keras_png_slices_(train|validate|test)", str(path))
-        case = re.search(r"case_(\d+)_slice_(\d+)", path.name)
-        if case is None:
-            continue
-        name = str(path.relative_to(root))
-        which = SPLITS[folder.group(1)] if folder else ""
-        records.append(Record(str(path), name, -1, f"case {case.group(1)}", case.group(1), which))
-    return Source(spec, str(root), "OASIS", [], records, "case", "")
-
-
-def _volumes(spec: str, root: Path, volumes: list[Path]) -> Source:
-    """One record per volume; its slices are chosen when it is decoded."""
-    records = [
-        Record(str(v), str(v.relative_to(root)), -1, v.name.split("_")[0].split(".")[0], v.name, _given_split(root, v))
-        for v in volumes
-    ]
-    return Source(spec, str(root), "NIfTI volumes", [], records, "volume", "")
-
-
-def _given_split(root: Path, path: Path) -> str:
-    parts = [root.name, *path.relative_to(root).parts[:-1]]
-    return next((SPLITS[p.lower()] for p in reversed(parts) if p.lower() in SPLITS), "")
-
-
-def _folders(spec: str, root: Path, images: list[Path]) -> Source:
-    """Class folders, with or without a level of splits; ADNI; or one flat folder."""
-    found: list[tuple[Path, str, str]] = []
-    for path in images:
-        parts = [
-            p
-            for p in path.relative_to(root).parts[:-1]
-            if p.lower() not in SPLITS and p not in ("AD_NC", "data", "images")
-        ]
-        found.append((path, _given_split(root, path), parts[-1] if parts else ""))
-    names = sorted({SAME_CLASS.get(c, c) for _, _, c in found if c})
-    if len(names) == 1 and all(c for _, _, c in found):
-        names = names if len({s for _, s, _ in found}) > 1 else []
-    patients = _adni_patients(root) if set(names) <= {"AD", "NC", "MCI", "SMC", "EMCI", "LMCI"} and names else {}
-    adni = bool(names) and set(names) <= {"AD", "NC", "MCI", "SMC", "EMCI", "LMCI"}
-    records = []
-    for path, which, label in found:
-        stem = path.name.split(".")[0]
-        numbered = re.match(r"(.+?)[_-]\d+$", stem)  # <scan>_<slice>
-        scan = numbered.group(1) if numbered else ""
-        patient = (
-            patients.get(stem) or patients.get(scan) or (m.group(1) if (m := ADNI_PATIENT.search(path.name)) else "")
+    warnings: list[str] = []
+    top = {e.lower(): e for e in os.listdir(root)} if os.access(root, os.R_OK | os.X_OK) else {}
+    if "ad_nc" in top and "keras_png_slices_data" not in top and (root / top["ad_nc"]).is_dir():
+        root = root / top["ad_nc"]  # ADNI's parent folder, whatever else lies in it
+    pointed = split_of(root.name) and not any(split_of(e) for e in top)
+    if pointed:  # one split folder: its siblings are needed to keep patients apart
+        split, own, root = _pointed_split(spec, root, split, warnings), root.name, root.parent
+        walk = walk_folder(root, starts=[own, *_sibling_splits(root, own)])
+    else:
+        own, walk = "", walk_folder(root)
+    files = walk.pictures or walk.volumes
+    if not any(f.folders[:1] == (own,) or not own for f in files):
+        _nothing(spec, root, walk)
+    if walk.pictures and walk.volumes:
+        warnings.append(
+            f"{len(walk.volumes):,} NIfTI volumes beside the pictures are not used; point --data at their folder for them"
         )
-        label = SAME_CLASS.get(label, label)
-        records.append(Record(
-            str(path), str(path.relative_to(root)), names.index(label) if label in names else -1,
-            patient or scan or stem, scan or stem, which,
-        ))  # fmt: skip
-    known = [r for r in records if ADNI_PATIENT.fullmatch(r.subject)]
-    kind = (
-        "patient"
-        if known and len(known) == len(records)
-        else "scan"
-        if any(r.scan != Path(r.name).name.split(".")[0] for r in records)
-        else "image"
+    if walk.masks:
+        warnings.append(f"segmentation masks are never images; left out: {_some(walk.masks)}")
+    files, skipped = _common_root(files)
+    _refuse_several(spec, root, files)
+    placed = _place(files, warnings, keep_classes=bool(walk.pictures))
+    _report_empty(walk, warnings)
+    root = root.joinpath(*skipped)
+    maker = _picture_records if walk.pictures else _volume_records
+    layout, classes, records, kind = maker(root, placed, warnings)
+    chosen, others, rule = _choose(spec, records, split, kind, layout, warnings)
+    _note_missing_classes(classes, chosen, warnings)
+    return Source(
+        spec, str(root), layout, classes, chosen, kind, split, rule, warnings, walk.bad, others,
+        "images" if walk.pictures else "volumes",
+    )  # fmt: skip
+
+
+def _pointed_split(spec: str, root: Path, split: str, warnings: list[str]) -> str:
+    """The split when --data names one split folder itself."""
+    own = split_of(root.name)
+    if split not in (own, "train", "all"):
+        raise DataError(f"--split {split}, but --data {spec} is the {own} folder itself; point --data at {root.parent}")
+    if own != "train":
+        warnings.append(
+            f"--data is the {own} folder itself: its slices are used; point --data at {root.parent} to train on train"
+        )
+    return own
+
+
+def _sibling_splits(parent: Path, own: str) -> list[str]:
+    """The other split folders beside the one that --data names; none where the parent folder cannot be listed."""
+    try:
+        return [e.name for e in parent.iterdir() if e.name != own and split_of(e.name) and e.is_dir()]
+    except OSError:
+        return []
+
+
+def _nothing(spec: str, root: Path, walk: Walk) -> None:
+    if root.resolve() == ROOM:
+        raise DataError(
+            f"--data {spec} is the toolkit's own source folder and holds no slices; give --data the folder of your slices"
+        )
+    if walk.bad:
+        raise DataError(
+            f"--data {spec}: no usable image, but {len(walk.bad)} bad entries: {_some([f'{n} ({r})' for n, r in walk.bad])}"
+        )
+    if walk.masks:
+        raise DataError(
+            f"--data {spec}: only segmentation masks here ({_some(walk.masks)}), which are never images; point --data at the slices"
+        )
+    raise DataError(
+        f"--data {spec}: no images in this folder (.png .jpg .jpeg .tif .bmp .gif .webp .nii .nii.gz); point --data at the slices"
     )
-    layout = "ADNI" if adni else "class folders" if names else "flat folder"
-    source = Source(spec, str(root), layout, names, records, kind, "")
-    if adni and kind != "patient":
-        source.warnings.append(
-            "no patient ids (meta_data_with_label.json is not beside the images): the split is scan-level, and in ADNI 216 patients "
-            "are in both train and test, so test figures will look better than they are"
-        )
-    if known and len(known) < len(records):
-        source.warnings.append(
-            f"{len(records) - len(known):,} slices have no patient id; their scans count as patients"
-        )
-    return source
 
 
-def _adni_patients(root: Path) -> dict[str, str]:
-    """{image or scan id: patient id} from meta_data_with_label.json in the folder, above it, or one below."""
-    candidates = [f / "meta_data_with_label.json" for f in (root, root.parent, root.parent.parent)]
-    for path in [*candidates, *sorted(root.glob("*/meta_data_with_label.json"))]:
-        if not path.is_file():
-            continue
+def _some(names: list[str], count: int = 5) -> str:
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def _common_root(files: list[Found]) -> tuple[list[Found], tuple[str, ...]]:
+    """Step over wrapper folders, such as keras_png_slices_data, until there is a choice, a split or a diagnosis."""
+    skipped: tuple[str, ...] = ()
+    while True:
+        first = {f.folders[0] if f.folders else "" for f in files}
+        name = next(iter(first))
+        if (
+            len(first) > 1
+            or not name
+            or split_of(name)
+            or name.lower() in DIAGNOSES
+            or min(len(f.folders) for f in files) < 2
+        ):
+            return files, skipped
+        files = [replace(f, folders=f.folders[1:]) for f in files]
+        skipped += (name,)
+
+
+def _refuse_several(spec: str, root: Path, files: list[Found]) -> None:
+    """A folder of several data sets: one with folders above and below its split level that are no diagnoses."""
+    for f in files:
+        at = next((i for i, part in enumerate(f.folders) if split_of(part)), None)
+        if at and (len(f.folders) > at + 1) and f.folders[0].lower() not in DIAGNOSES:
+            sets = sorted({g.folders[0] for g in files if g.folders})
+            raise DataError(f"--data {spec} holds several data sets ({_some(sets)}); point --data at one of them")
+
+
+@dataclass(frozen=True)
+class Placed:
+    file: Found
+    split: str
+    name: str  # class folder, canonical; '' none
+    rest: tuple[str, ...]  # folders below it
+
+
+def _place(files: list[Found], warnings: list[str], keep_classes: bool) -> list[Placed]:
+    """Split and class of each file, from its folders: the first split-like folder is the split, the first other the class."""
+    placed = []
+    for f in files:
+        at = next((i for i, part in enumerate(f.folders) if split_of(part)), None)
+        others = f.folders if at is None else f.folders[:at] + f.folders[at + 1 :]
+        placed.append(Placed(f, "" if at is None else split_of(f.folders[at]), others[0] if others else "", others[1:]))
+    if any(p.split for p in placed):
+        outside = [p.file.relative for p in placed if not p.split]
+        if outside:
+            warnings.append(f"{len(outside):,} images outside the split folders are not used: {_some(outside, 3)}")
+            placed = [p for p in placed if p.split]
+    names = {p.name for p in placed if p.name}
+    if not all(n.lower() in DIAGNOSES for n in names) and (len(names) > MANY_FOLDERS or not keep_classes):
+        if keep_classes:
+            warnings.append(f"{len(names)} folders are taken as one per subject, not as classes")
+        return [replace(p, name="", rest=(p.name, *p.rest) if p.name else ()) for p in placed]
+    loose = [p for p in placed if not p.name]
+    if names and loose:
+        if len(loose) > len(placed) / 2:
+            warnings.append(f"images in folders beside a flat set are not used: {_some(sorted(names), 3)}")
+            return loose
+        warnings.append(
+            f"{len(loose):,} images outside the class folders are not used: {_some([p.file.relative for p in loose], 3)}"
+        )
+        placed = [p for p in placed if p.name]
+    spelled: dict[str, str] = {}  # `T1` and `t1` are one class
+    for p in placed:
+        spelled.setdefault(DIAGNOSES.get(p.name.lower(), p.name).casefold(), DIAGNOSES.get(p.name.lower(), p.name))
+    return [
+        replace(p, name=spelled[DIAGNOSES.get(p.name.lower(), p.name).casefold()] if p.name else "") for p in placed
+    ]
+
+
+def _report_empty(walk: Walk, warnings: list[str]) -> None:
+    """Warn about folders without any image below them, such as an empty class folder."""
+    used, parents = set(), set()
+    for f in walk.pictures + walk.volumes:
+        folder = os.path.dirname(f.path)
+        while folder not in used and len(folder) > 1:
+            used.add(folder)
+            folder = os.path.dirname(folder)
+    parents = {os.path.dirname(path) for path, _ in walk.folders}
+    empty = sorted(relative for path, relative in walk.folders if path not in used and path not in parents)
+    if empty:
+        warnings.append(f"no images in {_some(empty)}")
+
+
+def _note_missing_classes(classes: list[str], chosen: list[Record], warnings: list[str]) -> None:
+    present = {r.label for r in chosen}
+    missing = [name for i, name in enumerate(classes) if i not in present]
+    if missing:
+        warnings.append(f"the chosen split has no slice of class {', '.join(missing)}")
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+def _record(p: Placed, classes: list[str], subject: str, scan: str) -> Record:
+    label = classes.index(p.name) if p.name else -1
+    f = p.file
+    return Record(f.path, f.relative, label, subject, scan, p.split, -1, f.size, f.mtime_ns)
+
+
+def _picture_records(root: Path, placed: list[Placed], warnings: list[str]):
+    """(layout, classes, records, subject kind) of 2-D pictures."""
+    classes = sorted({p.name for p in placed if p.name})
+    split_level = any(p.split for p in placed)
+    diagnoses = bool(classes) and set(classes) <= set(DIAGNOSES.values())
+    numbered = sum(bool(ADNI_NAME.fullmatch(p.file.stem)) for p in placed) > len(placed) / 2
+    oasis = sum(bool(OASIS_NAME.fullmatch(p.file.stem)) for p in placed) > len(placed) / 2
+    scans = _scans(placed)
+    named = sum(bool(s) for s in scans)
+    if oasis:
+        layout = "OASIS"
+    elif diagnoses and numbered:
+        layout = "ADNI"
+    elif classes:
+        layout = "class folders"
+    else:
+        layout = "flat folders" if split_level else "flat folder"
+    subjects, kind = scans, "scan" if named else "none"
+    if layout == "ADNI":
+        patients = _adni_patients(root, {s for s in scans if s}, warnings)
+        if patients:
+            subjects, kind = [patients.get(_image_id(s), s) for s in scans], "patient"
+        else:
+            warnings.append(
+                "the split is SCAN-LEVEL: without meta_data_with_label.json beside AD_NC patients cannot be told apart, and in the "
+                "course's ADNI 216 patients are in both train and test; figures on the test split will look too good"
+            )
+    elif kind == "scan" and not oasis and named < len(placed):
+        warnings.append(f"{len(placed) - named:,} files have no subject in their names; each counts as its own")
+    return layout, classes, [_record(p, classes, u, s) for p, u, s in zip(placed, subjects, scans, strict=True)], kind
+
+
+def _scans(placed: list[Placed]) -> list[str]:
+    """Scan of each picture: its name up to the last number, below its subject folder; '' where the name has none."""
+    scans, stems = [], defaultdict(set)
+    for p in placed:
+        match = OASIS_NAME.fullmatch(p.file.stem) or re.fullmatch(r"(.+?)(?:[_-]slice)?[_-]\d+", p.file.stem, re.I)
+        stem = match.group(1) if match else ""
+        stems[p.name, p.rest].add(stem)
+        scans.append("/".join((*p.rest, stem) if stem or not p.rest else p.rest))
+    # img_1, img_2, ...: one word for a whole class counts pictures and names no subject. A folder per subject does.
+    words = all(len(s - {""}) <= 1 and not re.search(r"\d", max(s)) for s in stems.values())
+    if words and len(placed) > len(stems):
+        return ["/".join(p.rest) for p in placed]
+    return scans
+
+
+def _image_id(text: str) -> str:
+    """ADNI's image id in one spelling: I00123 and 123 are the same."""
+    return text.upper().removeprefix("I").lstrip("0") or "0"
+
+
+def _adni_patients(root: Path, scans: set[str], warnings: list[str]) -> dict[str, str]:
+    """Image id -> hashed patient id from ADNI's JSON beside the folder, {} without a usable one.
+
+    Patient ids are hashed at once: no file, message or pack of ours ever holds one (ADNI's terms of use).
+    """
+    for folder in (root, root.parent):
         try:
-            if path.stat().st_size > 500_000_000:
-                raise ValueError("larger than 500 MB")
-            entries = json.loads(path.read_text(errors="replace"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); repair it, or move it away to split by scan") from None
-        entries = (
-            entries.items() if isinstance(entries, dict) else enumerate(entries) if isinstance(entries, list) else ()
-        )
-        patients = {}
-        for key, value in entries:
-            match = ADNI_PATIENT.search(json.dumps(value.get("raw", value)) if isinstance(value, dict) else str(value))
-            if match:
-                patients[str(key).split(".")[0].split("/")[-1]] = match.group(1)
-        return patients
+            paths = sorted(p for p in folder.iterdir() if re.fullmatch(r"meta_?data.*\.json", p.name, re.I))
+        except OSError:
+            continue
+        for path in paths:
+            try:
+                data = images.read_bytes(path)
+                patients: dict[str, str] = {}
+                _collect_patients(json.loads(data), patients)
+            except (BadFile, ValueError, RecursionError) as error:
+                warnings.append(f"{path.name} cannot be read ({type(error).__name__}) and is not used")
+                continue
+            known = sum(_image_id(s) in patients for s in scans)
+            if known < 0.5 * len(scans) or not known:
+                warnings.append(f"{path.name} names only {known:,} of {len(scans):,} scans and is not used")
+                continue
+            if known < len(scans):
+                warnings.append(
+                    f"{len(scans) - known:,} of {len(scans):,} scans are not in {path.name}; each counts as a patient of its own"
+                )
+            return patients
     return {}
 
 
-# --- splits -----------------------------------------------------------------------------------------------------------
-def held_out(subject: str) -> bool:
-    """Whether a subject belongs to the tenth that is kept for testing: a fixed function of its name."""
-    return int(hashlib.sha256(subject.encode(errors="surrogateescape")).hexdigest(), 16) % 1000 < HELD_OUT * 1000
+def _collect_patients(node, patients: dict[str, str]) -> None:
+    """Fill image id -> patient from any nesting of dicts and lists: an entry's key or id field, and NNN_S_NNNN in its text."""
+    entries = node.items() if isinstance(node, dict) else (("", v) for v in node) if isinstance(node, list) else ()
+    for key, value in entries:
+        ids = [key] if re.fullmatch(r"I?\d+", str(key), re.I) else []
+        if not ids and isinstance(value, dict):
+            fields = [v for k, v in value.items() if re.search(r"id$|^image", str(k), re.I)]
+            ids = [str(v) for v in fields if re.fullmatch(r"I?\d+", str(v), re.I)]
+        match = PATIENT.search(json.dumps(value)) if ids else None
+        if match:
+            for i in ids:
+                patients[_image_id(i)] = "p" + hashlib.blake2b(match.group().encode(), digest_size=6).hexdigest()
+        elif isinstance(value, dict | list):
+            _collect_patients(value, patients)
 
 
-def _finish(source: Source, split: str) -> Source:
-    """Apply the split rule, describe sizes, check for what must not be."""
-    records, kind = source.records, source.subject_kind
-    given = {r.split for r in records if r.split}
-    if split == "all":
-        chosen, rule = records, "all slices, train and test together"
-    elif len(given) == 1 and not any(r.split == "" for r in records):
-        # The user points at one split's own folder.
-        only = next(iter(given))
-        if split != only and not (split, only) == ("test", "val"):
-            chosen, rule = (records, f"the folder's own ({only})") if split == "train" and only != "test" else ([], "")
-            if split == "train" and only == "test":
-                raise DataError(
-                    f"--data {source.spec}: this is the test folder; train on the folder above it, or say --split test"
-                )
-        else:
-            chosen, rule = records, f"the folder's own ({only})"
-    elif given:
-        chosen, rule = _folder_split(source, split, given)
+def _volume_records(root: Path, placed: list[Placed], warnings: list[str]):
+    """(layout, classes, records, subject kind) of NIfTI volumes: one record per volume."""
+    classes = sorted({p.name for p in placed if p.name})
+    records, patients = [], 0
+    for p in placed:
+        match = SUBJECT_IN_PATH.search(p.file.relative)
+        patients += bool(match)
+        start = p.file.stem.split("_")[0]
+        subject = match.group() if match else p.rest[0] if p.rest else start if re.search(r"\d", start) else p.file.stem
+        records.append(_record(p, classes, subject, p.file.relative))
+    return "NIfTI volumes", classes, records, "patient" if patients == len(placed) else "scan"
+
+
+def _single_file(spec: str, path: Path, split: str) -> Source:
+    lower, info = path.name.lower(), path.stat()
+    found = Found(str(path), (), path.name, info.st_size, info.st_mtime_ns)
+    if lower.endswith(images.SUFFIXES):
+        kind, layout = "images", "one picture"
+    elif lower.endswith(volumes.SUFFIXES):
+        kind, layout = "volumes", "one NIfTI volume"
+    elif lower.endswith(".pack"):
+        raise DataError(f"--data {spec} is a pack already; it is opened as it is, not searched")
     else:
-        chosen, rule = _hashed_split(source, split)
-    if not chosen:
+        raise DataError(f"--data {spec}: neither a folder, an image, a NIfTI volume nor a .pack; unpack archives first")
+    if MASK_FILE.fullmatch(path.name):
+        raise DataError(f"--data {spec} is a segmentation mask, not an image")
+    if split not in ("train", "all"):
+        raise DataError(f"--split {split}: a single file has no {split} split; use --split train")
+    record = _record(Placed(found, "", "", ()), [], found.stem, found.stem)
+    return Source(spec, str(path.parent), layout, [], [record], "scan", split, "one file, nothing held out", kind=kind)
+
+
+# --- splits -----------------------------------------------------------------------------------------------------------
+def _choose(spec: str, records: list[Record], split: str, kind: str, layout: str, warnings: list[str]):
+    """(chosen records, records of the other splits, rule in words). Train and test are mixed for `all` alone."""
+    if split == "all":
+        given = sorted({r.split for r in records if r.split})
+        return records, [], f"everything, {' and '.join(given)} mixed" if len(given) > 1 else "everything"
+    if not any(r.split for r in records):
+        return _held_out(spec, records, split, kind)
+    sides = defaultdict(list)
+    for r in records:
+        sides[r.split].append(r)
+    if split == "test" and "test" not in sides and "val" in sides:
+        warnings.append("there is no test folder; the val folder is used as test")
+        split = "val"
+    if split not in sides:
         raise DataError(
-            f"--data {source.spec}: no slices in --split {split}; the data have {', '.join(sorted(given)) or 'no split'}"
+            f"--split {split}: {spec} has no such folder, only {', '.join(sorted(sides))}; choose one of them or --split all"
         )
-    inside = {id(r) for r in chosen}
-    source.other = [r for r in records if id(r) not in inside]
-    source.records, source.split_rule = chosen, rule
-    empty = [name for i, name in enumerate(source.classes) if not any(r.label == i for r in chosen)]
-    if empty:
-        source.warnings.append(f"no slices of class {', '.join(empty)} in this split")
-    if kind == "image":
-        source.warnings.append(
-            "the file names tell no subject: the split is by slice, and neighbours of one head may be on both sides"
-        )
-    source.sizes = _sizes(chosen)
-    return source
-
-
-def _folder_split(source: Source, split: str, given: set[str]) -> tuple[list[Record], str]:
-    """The data's own split; a patient who is in test as well leaves train, where patients are known."""
-    wanted = split if split in given else {"val": "test", "test": "val"}.get(split, split)
-    chosen = [r for r in source.records if r.split == wanted]
-    rule = f"{wanted} folder" + ("" if wanted == split else f" (there is no {split})")
+    level = f"{kind}-level" if kind != "none" else "slice-level (no subject in the names)"
+    train_subjects = {r.subject for r in sides["train"] if r.subject}
+    both = train_subjects & {r.subject for s in ("test", "val") for r in sides.get(s, []) if r.subject}
+    if not both:
+        return sides[split], _except(sides, split), f"the given folders, {level}"
+    kept = [r for r in sides["train"] if r.subject not in both]
+    noun = f"{kind}s" if len(both) > 1 else kind
+    if len(kept) < SLICE_SPLIT * len(sides["train"]) and len({r.subject for r in records}) >= HOLD_OUT_MIN:
+        # A split by slice: taking every shared subject out of train would leave next to nothing.
+        warnings.append(f"the given split is by slice: {len(both):,} {noun} are on both sides; split anew by {kind}")
+        return _held_out(spec, records, "test" if split == "val" else split, kind)
     if split == "train":
-        tests = {r.subject for r in source.records if r.split and r.split != "train"}
-        both = {r.subject for r in chosen} & tests
-        if both and source.subject_kind in ("patient", "case"):
-            chosen = [r for r in chosen if r.subject not in both]
-            source.warnings.append(
-                f"{len(both)} {source.subject_kind}s are in train and in test too: left out of train"
-            )
-        elif both and source.subject_kind == "scan":
-            source.warnings.append(
-                f"{len(both)} scan names are in train and in test too; if they are the same heads, move them"
-            )
-    return chosen, f"{rule}, {source.subject_kind}-level"
-
-
-def _hashed_split(source: Source, split: str) -> tuple[list[Record], str]:
-    """No split is given: a tenth of the subjects, chosen by a hash of their names, is held out."""
-    subjects = {r.subject for r in source.records}
-    out = {s for s in subjects if held_out(s)}
-    if len(subjects) < MIN_SUBJECTS or not out or out == subjects:
-        if split != "train":
+        warnings.append(
+            f"{len(both):,} {noun} on both sides of the split: left out of train, {len(sides['train']) - len(kept):,} slices"
+        )
+        if not kept:
             raise DataError(
-                f"--data {source.spec}: only {len(subjects)} {source.subject_kind}s, too few to hold any out for --split {split}; use all"
+                f"{spec}: every {kind} of train is also in test; give folders that are split by {kind}, or --split all"
             )
-        return source.records, f"none ({len(subjects)} {source.subject_kind}s are too few to hold any out)"
-    chosen = [r for r in source.records if (r.subject in out) == (split != "train")]
+    sides["train"] = kept
     return (
-        chosen,
-        f"{'nine tenths' if split == 'train' else 'a tenth'} of the {source.subject_kind}s by a hash of the name",
+        sides[split],
+        _except(sides, split),
+        f"the given folders, {level}, {len(both):,} shared {noun} only in the other side",
     )
 
 
-def _sizes(records: list[Record]) -> str:
-    """Most common width x height in the headers of a few files."""
-    from PIL import Image
+def _except(sides: dict, split: str) -> list[Record]:
+    return [r for s, group in sides.items() if s != split for r in group]
 
-    counts: Counter[str] = Counter()
-    for r in records[:: max(len(records) // 12, 1)][:16]:
-        if _ending(r.path) in VOLUME_ENDINGS:
-            return "volumes"
-        try:
-            with Image.open(r.path) as image:
-                counts["{}x{}".format(*image.size)] += 1
-        except Exception:  # Pillow raises whatever a bad file makes it; the pack reports such files by name
-            continue
-    common = counts.most_common(1)
-    return f"{common[0][0]} px{' and other sizes' if len(counts) > 1 else ''}" if common else ""
+
+def _held_out(spec: str, records: list[Record], split: str, kind: str):
+    """Split by a hash of the subject: the tenth of the subjects with the smallest hashes is the test split."""
+    keys = sorted(
+        {_key(r) for r in records}, key=lambda k: hashlib.blake2b(k.encode(errors="surrogateescape")).digest()
+    )
+    level = f"by {kind}" if kind != "none" else "slice-level (no subject in the names)"
+    if split == "val":
+        raise DataError(f"--split val: {spec} has no val folder; use train, test or all")
+    if len(keys) < HOLD_OUT_MIN:
+        if split == "test":
+            raise DataError(
+                f"--split test: {spec} has no test folder and only {len(keys)} subjects, too few to hold some out; use --split train"
+            )
+        return records, [], f"everything is train ({len(keys)} subjects, too few to hold some out)"
+    test = set(keys[: max(1, round(HOLD_OUT * len(keys)))])
+    groups = {side: [r for r in records if (_key(r) in test) == (side == "test")] for side in ("train", "test")}
+    other = "train" if split == "test" else "test"
+    rule = f"hash of the subject, {len(test):,} of {len(keys):,} held out as test, {level}"
+    return groups[split], groups[other], rule
+
+
+def _key(record: Record) -> str:
+    return record.subject or record.name
+
+
+# --- phantoms ---------------------------------------------------------------------------------------------------------
+def _phantoms(spec: str, split: str) -> Source:
+    """Procedural slices. The splits are separate brains: seeds 0 (train, N slices), 1 (test) and 2 (val, N/10 each)."""
+    from data.phantom import CLASSES, phantom_label
+
+    text = spec.partition(":")[2] if ":" in spec else str(PHANTOM_DEFAULT)
+    if not re.fullmatch(r"\d{1,7}", text) or not 1 <= int(text) <= PHANTOM_MAX:
+        raise DataError(f"--data {spec}: write phantom or phantom:N with N from 1 to {PHANTOM_MAX:,}")
+    n = int(text)
+    records = []
+    for seed, side, count in ((0, "train", n), (1, "test", max(1, n // 10)), (2, "val", max(1, n // 10))):
+        if split in (side, "all"):
+            records += [
+                Record("", f"phantom-{seed}-{i:06d}", phantom_label(seed, i), f"phantom-{seed}-{i:06d}", "", side, i)
+                for i in range(count)
+            ]
+    rule = "train, test and val are different brains" if split != "all" else "everything, train, test and val mixed"
+    return Source(spec, "", "phantoms", list(CLASSES), records, "none", split, rule, kind="phantom")

@@ -18,6 +18,7 @@ KINDS = {
     "mri": ("shift", "scale", "rotate", "stretch", "brightness", "contrast"),
     "mri-flip": ("mirror", "shift", "scale", "rotate", "stretch", "brightness", "contrast"),
 }
+WARPS = ("mirror", "scale", "stretch", "rotate", "shift")  # in the order of their coins
 SHIFT = 0.125  # largest shift as a share of the side (appendix B)
 ROTATE = 15.0  # largest rotation in degrees: a head may be tilted, not lie on its side
 SCALE_STD, STRETCH_STD, BRIGHTNESS_STD, CONTRAST_STD = 0.2, 0.2, 0.2, 0.5  # log2 for all but brightness (appendix B)
@@ -57,7 +58,7 @@ def draw_augmentation(
         "brightness": when("brightness", 5, normal[:, 2] * BRIGHTNESS_STD, 0.0),
         "contrast": when("contrast", 6, torch.exp2(normal[:, 3] * CONTRAST_STD), 1.0),
         # Rows that are left as they are skip the resampling in `augment`.
-        "warped": coins[:, :5].any(1),
+        "warped": torch.stack([coins[:, i] & (kind in kinds) for i, kind in enumerate(WARPS)]).any(0),
     }
 
 

@@ -57,4 +57,6 @@ def test_beta_zero_copies_exactly():
     torch.manual_seed(0)
     module, average = Small(), Small()
     update_ema(average, module, 0.0)
-    assert all(torch.equal(a, b) for a, b in zip(average.state_dict().values(), module.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(average.state_dict().values(), module.state_dict().values(), strict=True)
+    )

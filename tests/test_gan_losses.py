@@ -89,7 +89,9 @@ def test_gradient_penalty_of_the_real_discriminator_equals_finite_differences():
     images = x.clone().requires_grad_(True)
     penalty = gan_losses.gradient_penalty(images, D(images))
     (grad,) = torch.autograd.grad(D(images).sum(), images)
-    direction = grad / grad.flatten(1).norm(dim=1)[:, None, None, None]  # along it the slope is the norm of the gradient
+    direction = (
+        grad / grad.flatten(1).norm(dim=1)[:, None, None, None]
+    )  # along it the slope is the norm of the gradient
     slope = (D(x + 0.01 * direction) - D(x - 0.01 * direction)) / 0.02
     torch.testing.assert_close(slope.square(), penalty, rtol=0.02, atol=1e-6)
 

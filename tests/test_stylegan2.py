@@ -204,7 +204,9 @@ def test_equalised_learning_rate_stores_unit_weights_and_scales_them():
     assert all(layer.noise_strength.item() == 0 for layer in G.layers)
     # With such weights the scale of features neither grows nor falls with depth; padding takes a little.
     x = torch.randn(4, 64, 32, 32).contiguous(memory_format=torch.channels_last)
-    rms = [y.square().mean().sqrt().item() for y in (D.blocks[0].conv0(x), stylegan2.pointwise(x, D.blocks[0].skip / 8))]
+    rms = [
+        y.square().mean().sqrt().item() for y in (D.blocks[0].conv0(x), stylegan2.pointwise(x, D.blocks[0].skip / 8))
+    ]
     assert rms == pytest.approx([1, 1], abs=0.1)
 
 

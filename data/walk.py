@@ -1,0 +1,127 @@
+"""Walk a folder: which files are slices, which are masks, junk or unusable. Never blocks, never runs in a circle."""
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data import images, volumes
+
+JUNK_FOLDERS = {"__macosx", "__pycache__", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
+MASK_FILE = re.compile(r"seg_\d+_slice_\d+\..*|.*[-_](seg|mask|label)s?\.nii(\.gz)?", re.I)
+MASK_FOLDER = re.compile(
+    r"keras_png_slices_seg.*|(\w*(train|test|val|validate)_)?(segs?|segmentations?|masks?)(_(train|test|val|validate))?|labels(tr|ts)?",
+    re.I,
+)
+MAX_FILES, MAX_DEPTH = 3_000_000, 12
+
+
+class DataError(Exception):
+    """The data cannot be used as asked; one line that says what to do. Scripts exit with code 78."""
+
+
+def printable(text: str) -> str:
+    """File names may hold line ends and bytes that are no text; what is shown and stored must not."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+@dataclass(frozen=True)
+class Found:
+    path: str
+    folders: tuple[str, ...]  # relative to the root
+    name: str
+    size: int
+    mtime_ns: int
+
+    @property
+    def relative(self) -> str:
+        return printable("/".join((*self.folders, self.name)))
+
+    @property
+    def stem(self) -> str:
+        stem = self.name
+        for suffix in (".gz", *images.SUFFIXES, ".nii"):  # case_001_slice_0.nii.png -> case_001_slice_0
+            if stem.lower().endswith(suffix):
+                stem = stem[: -len(suffix)]
+        return stem
+
+
+@dataclass
+class Walk:
+    pictures: list[Found] = field(default_factory=list)
+    volumes: list[Found] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    folders: list[tuple[str, str]] = field(default_factory=list)  # (path, relative name) of all that were looked into
+    masks: list[str] = field(default_factory=list)  # folders and files of segmentation masks, left out
+
+
+def walk_folder(root: Path, starts: list[str] | None = None) -> Walk:
+    """All candidate files below `root`, sorted; with `starts`, below these of its folders alone.
+
+    Each folder is visited once, so that links in a circle end.
+    """
+    found, seen, count = Walk(), set(), 0
+    stack = (
+        [(str(root), ())] if starts is None else [(str(root / name), (name,)) for name in sorted(starts, reverse=True)]
+    )
+    while stack:
+        folder, parts = stack.pop()
+        try:
+            info = os.stat(folder)
+            if (info.st_dev, info.st_ino) in seen:
+                continue
+            seen.add((info.st_dev, info.st_ino))
+            with os.scandir(folder) as entries:
+                entries = sorted(entries, key=lambda e: (e.is_symlink(), e.name))
+        except OSError as error:
+            if starts is None and not parts:
+                raise DataError(f"--data {root}: {error.strerror}; check its permissions") from None
+            found.bad.append((printable("/".join(parts)), f"folder: {error.strerror}"))
+            continue
+        count += len(entries)
+        if count > MAX_FILES:
+            raise DataError(f"--data {root}: more than {MAX_FILES:,} entries; point --data at the folder of the slices")
+        inner = [(e.path, (*parts, e.name)) for e in entries if _enter(e, parts, found, folder)]
+        found.folders += [(path, printable("/".join(p))) for path, p in inner]
+        stack += reversed(inner)
+    for group in (found.pictures, found.volumes):
+        group.sort(key=lambda f: f.relative)
+    found.bad.sort()
+    return found
+
+
+def _enter(entry: os.DirEntry, parts: tuple, found: Walk, folder: str) -> bool:
+    """Sort one directory entry into `found`; True if it is a folder to look into."""
+    name, lower = entry.name, entry.name.lower()
+    if name.startswith(".") or lower in JUNK_FOLDERS:
+        return False
+    picture, volume = lower.endswith(images.SUFFIXES), lower.endswith(volumes.SUFFIXES)
+    relative = printable("/".join((*parts, name)))
+    try:
+        info = entry.stat()
+    except OSError as error:  # a broken link, or one that leads to itself
+        if picture or volume:
+            found.bad.append((relative, error.strerror or "cannot be read"))
+        return False
+    if stat.S_ISDIR(info.st_mode):
+        if picture or volume:
+            found.bad.append((relative, "a folder, not an image"))
+            return False
+        if MASK_FOLDER.fullmatch(name):
+            found.masks.append(relative)
+            return False
+        if entry.is_symlink() and os.path.realpath(folder).startswith(os.path.join(os.path.realpath(entry.path), "")):
+            return False  # leads back up
+        return len(parts) < MAX_DEPTH
+    if not (picture or volume):
+        return False
+    if not stat.S_ISREG(info.st_mode):
+        found.bad.append((relative, "not a regular file"))
+    elif MASK_FILE.fullmatch(name):
+        found.masks.append(relative)
+    else:
+        (found.pictures if picture else found.volumes).append(
+            Found(entry.path, parts, name, info.st_size, info.st_mtime_ns)
+        )
+    return False

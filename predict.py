@@ -1,0 +1,677 @@
+"""Everything one does with a trained model: pictures, style mixing, interpolation, loss curves.
+
+    python predict.py generate --run runs/stylegan2-1a2b3c4d --number 64
+    python predict.py generate --run RUN --number 50000 --class AD --truncation 0.7 --out FOLDER
+    python predict.py mix --run RUN --rows 4 --cols 6 --styles coarse
+    python predict.py interpolate --run RUN --number 6 --steps 30
+    python predict.py plot --run RUN_A --run RUN_B
+
+The latent of picture i is a function of (seed, i) alone: the same in every subcommand and in every batch. A weights
+file is read as data, nothing in it is ever executed.
+"""
+# ruff: noqa: E402  (the command line is parsed before torch is imported)
+
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("predict.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
+
+import argparse
+import math
+import os
+import signal
+
+MAX_NUMBER = 10**7  # pictures in one folder
+
+
+def whole(low: int, high: int):
+    """argparse type: a whole number from low to high."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+        return value
+
+    return parse
+
+
+def number(text: str) -> float:
+    """argparse type: a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+# fmt: off
+def model_flags() -> argparse.ArgumentParser:
+    """Flags of every subcommand that runs a model."""
+    p = argparse.ArgumentParser(add_help=False)
+    where = p.add_mutually_exclusive_group(required=True)
+    where.add_argument("--run", help="run directory; its weights.safetensors is used")
+    where.add_argument("--weights", metavar="FILE", help="a weights.safetensors file")
+    p.add_argument("--out", metavar="DIR",
+                   help="where to write (default RUN/predictions/COMMAND, or ./predictions/COMMAND with --weights)")
+    p.add_argument("--seed", type=int, default=0,
+                   help="picture i is a function of the seed and i (default %(default)s)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                   help="auto is a GPU where there is one (default %(default)s)")
+    p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32",
+                   help="type of the convolutions; auto is bf16 where the device is fast at it (default %(default)s)")
+    p.add_argument("--batch", type=whole(1, 4096), default=32,
+                   help="pictures per pass on a GPU (default %(default)s); a CPU takes one at a time")
+    p.add_argument("--square", action="store_true",
+                   help="keep the training square instead of the slices' original size")
+    return p
+
+
+def gan_flags() -> argparse.ArgumentParser:
+    """Flags of every subcommand that samples a GAN."""
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--class", dest="label", metavar="NAME|INDEX|all", default="all",
+                   help="class of the pictures; all takes the classes in turn (default %(default)s)")
+    p.add_argument("--truncation", type=number, default=1.0, metavar="PSI",
+                   help="1 samples what was learnt; below 1, 0.7 say, pictures are cleaner and more alike (default 1)")
+    p.add_argument("--truncation-cutoff", type=whole(0, 64), metavar="N", help="truncate only the first N layers")
+    return p
+
+
+def add_generate(commands, parents: list) -> None:
+    line = "PNGs from random latents, a grid and generate.json; an interrupted command goes on where it stopped"
+    p = commands.add_parser("generate", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(1, MAX_NUMBER), default=64, metavar="N",
+                   help="how many pictures (default %(default)s)")
+    p.add_argument("--noise", choices=("random", "fixed"), default="random",
+                   help="random: each picture its own, as in training; fixed: all the same (default %(default)s)")
+    p.add_argument("--overwrite", action="store_true", help="replace the pictures of other settings in the same folder")
+
+
+def add_mix(commands, parents: list) -> None:
+    line = "a grid of pictures whose styles are mixed (Karras 2019, figure 3)"
+    p = commands.add_parser("mix", parents=parents, help=line, description=line)
+    p.add_argument("--rows", type=whole(1, 64), default=4, metavar="N",
+                   help="sources at the left (default %(default)s)")
+    p.add_argument("--cols", type=whole(1, 64), default=6, metavar="N", help="sources on top (default %(default)s)")
+    p.add_argument("--styles", default="coarse", metavar="coarse|middle|fine|A-B",
+                   help="layers that follow the source on top: those of 4-8 px, of 16-32 px, of 64 px and more, or "
+                        "numbers from 0 (default %(default)s)")
+
+
+def add_interpolate(commands, parents: list) -> None:
+    line = "a looping GIF through random latents, and a strip of its frames"
+    p = commands.add_parser("interpolate", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(2, 1000), default=6, metavar="N",
+                   help="latents to visit (default %(default)s)")
+    p.add_argument("--steps", type=whole(1, 1000), default=24, metavar="N",
+                   help="frames from one latent to the next (default %(default)s)")
+    p.add_argument("--space", choices=("z", "w"), default="w",
+                   help="spherical in z, or linear in w (default %(default)s)")
+    p.add_argument("--fps", type=whole(1, 50), default=20, help="frames per second (default %(default)s)")
+
+
+def add_plot(commands) -> None:
+    line = "loss curves from metrics.jsonl, of one run or of several over each other; works while they train"
+    p = commands.add_parser("plot", help=line, description=line)
+    p.add_argument("--run", action="append", required=True, help="run directory; give it again to compare runs")
+    p.add_argument("--out", metavar="FILE",
+                   help="PNG (default RUN/plots/losses.png; of several runs plots/losses-compared.png in the first)")
+    p.add_argument("--from-kimg", type=number, default=0.0, metavar="KIMG", help="leave out what came before")
+    p.add_argument("--to-kimg", type=number, default=math.inf, metavar="KIMG", help="leave out what came after")
+# fmt: on
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; a wrong flag prints the usage and one line, and exits with code 2."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="predict.py", description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    model, gan = model_flags(), gan_flags()
+    add_generate(commands, [model, gan])
+    add_mix(commands, [model, gan])
+    add_interpolate(commands, [model, gan])
+    add_plot(commands)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    ARGS = parse_args()  # now, as torch takes seconds to import: --help and wrong flags answer at once
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open yet
+
+import hashlib
+import io
+import json
+import re
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from data.batches import to_uint8
+from data.pack import check_geometry, restore
+from data.sources import DataError
+from jobs import runtime, stop
+from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
+from jobs.rundir import RunDir, atomic_write
+from jobs.specs import ConfigError
+from jobs.weights import WeightsError, read_weights
+from models.stylegan2 import Generator
+
+GRID = 64  # pictures in a grid at most
+STRIP_ROWS, STRIP_COLUMNS = 16, 8
+MAX_FRAMES = 20_000  # of a GIF, which is put together in memory
+WRITERS = 4  # threads that encode PNGs while the next batch is computed
+PICTURE = re.compile(r"\d{6,}(_[\w.-]+)?\.png", re.ASCII)  # what generate writes
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that weights may be stored in
+GAN_FIELDS = "resolution channels z_dim w_dim mapping_layers channel_base channel_max".split()
+
+
+class UsageError(Exception):
+    """A flag that does not fit this model; the text is one line that names the fix. Exit code 2."""
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class GanModel:
+    """A trained generator, what its weights file says of it, and how to run it."""
+
+    G: Generator
+    classes: list[str]  # [] where the generator is not conditional
+    geometry: dict  # for data.pack.restore; {} where pictures stay square
+    nimg: int
+    path: str
+    sha256: str  # of the weights file
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    batch: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the pictures."""
+        g = self.geometry
+        return (g["source_height"], g["source_width"]) if g else (self.G.resolution, self.G.resolution)
+
+
+def load_generator(
+    path: Path, device: torch.device, *, dtype: torch.dtype = torch.float32, batch: int = 1, square: bool = False
+) -> GanModel:
+    """Read a StyleGAN2 from its weights file. Raises ConfigError, one line, on anything that is not one.
+
+    The network is laid out on the meta device first: whatever sizes the file claims, nothing is allocated before they
+    are found to be those of its tensors.
+    """
+    tensors, about, sha256 = read_snapshot(Path(path))
+    if about.get("job") != "stylegan2":
+        raise ConfigError(f"{path}: weights of a {about.get('job')!r} job; this command needs those of a stylegan2 run")
+    classes, nimg = about.get("classes"), about.get("nimg")
+    if not isinstance(classes, list) or not all(isinstance(c, str) and c.isprintable() for c in classes):
+        raise ConfigError(f"{path}: its list of classes is malformed; copy the file again from the run")
+    conditional = about["config"].get("conditional") is True
+    try:
+        with torch.device("meta"):
+            G = Generator(**gan_config(path, about["config"]), num_classes=len(classes) if conditional else 0)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path}: its config is that of no network ({error}); copy the file again from the run"
+        ) from None
+    prefix = "G_ema."
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    check_state(path, G, state)
+    G.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    geometry = about.get("geometry") or {}
+    if geometry:
+        try:
+            check_geometry(geometry)
+        except DataError as error:
+            raise ConfigError(f"{path}: {error}; copy the file again from the run") from None
+        if geometry["resolution"] != G.resolution:
+            raise ConfigError(f"{path}: its geometry is not that of its network; copy the file again from the run")
+    return GanModel(
+        G.to(device).eval().requires_grad_(False), classes if conditional else [], {} if square else geometry,
+        nimg if isinstance(nimg, int) else 0, str(path), sha256, device, dtype, batch,
+    )  # fmt: skip
+
+
+def read_snapshot(path: Path) -> tuple[dict, dict, str]:
+    """(tensors, about, SHA-256) of one version of the file: a run that still trains replaces it now and then."""
+    for _ in range(5):
+        try:
+            before = sha256_of(path) if path.is_file() else ""
+            tensors, about = read_weights(path)
+            if sha256_of(path) == before:
+                return tensors, about, before
+        except (WeightsError, OSError) as error:
+            raise ConfigError(" ".join(str(error).split())) from None
+    raise ConfigError(f"{path}: changes all the time; copy it and use --weights")
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def gan_config(path: Path, config: dict) -> dict:
+    """The generator's arguments from a file that may be a stranger's."""
+    for name in GAN_FIELDS:
+        if type(config.get(name)) is not int or not 1 <= config[name] <= 1 << 20:
+            raise ConfigError(f"{path}: {name} is {config.get(name)!r} in its config; copy the file again from the run")
+    if config["channels"] not in (1, 3) or config["mapping_layers"] > 64:
+        raise ConfigError(f"{path}: its config is that of no network of this toolkit; copy the file again from the run")
+    return {name: config[name] for name in GAN_FIELDS}
+
+
+def check_state(path: Path, G: Generator, state: dict[str, torch.Tensor]) -> None:
+    """ConfigError unless the tensors are those of the network, and finite."""
+    expected = {k: tuple(v.shape) for k, v in G.state_dict().items()}
+    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    other = [k for k in expected if k in state and tuple(state[k].shape) != expected[k]]
+    bad = [k for k, v in state.items() if v.dtype not in FLOATS or not bool(torch.isfinite(v).all())]
+    found = {"lacks": missing, "has unknown": unknown, "has another shape of": other, "has no finite numbers in": bad}
+    for what, names in found.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ConfigError(
+                f"{path}: {what} {', '.join(names[:3])}{more}; use weights of this version's train_gan.py"
+            )
+
+
+def open_model(args: argparse.Namespace) -> GanModel:
+    """The model that --run or --weights names, on the device that --device names."""
+    path = Path(args.weights) if args.weights else find_run(args.run).weights
+    if args.run and not path.is_file():
+        raise ConfigError(
+            f"{args.run}: has no weights yet; train_gan.py --run {args.run} writes them at its first checkpoint"
+        )
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this machine has no GPU that torch can use; use --device cpu")
+    device = torch.device("cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda")
+    # How a CPU's matrix products round depends on the number of rows. One at a time is hardly slower there, and makes
+    # every picture the same bits in whatever company it is generated.
+    batch = 1 if device.type == "cpu" else args.batch
+    dtype = runtime.precision_dtype(args.precision, device)
+    return load_generator(path, device, dtype=dtype, batch=batch, square=args.square)
+
+
+def find_run(path: str) -> RunDir:
+    if not Path(path).is_dir():
+        raise ConfigError(
+            f"--run {path}: there is no such run directory; give the folder that holds the run's config.json"
+        )
+    return RunDir(path)
+
+
+# --- from latents to pictures -----------------------------------------------------------------------------------------
+def choose_labels(model: GanModel, choice: str, indices: list[int]) -> torch.Tensor | None:
+    """Labels (B,) int64 of the pictures `indices`; None where the generator is not conditional."""
+    if choice == "all":
+        return torch.tensor([i % len(model.classes) for i in indices]) if model.classes else None
+    if not model.classes:
+        raise UsageError(f"--class {choice}: this model was trained without classes; leave --class out")
+    if choice not in model.classes and not (choice.isdecimal() and int(choice) < len(model.classes)):
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(model.classes))
+        raise UsageError(f"--class {choice}: no such class; choose all or one of {names}")
+    label = model.classes.index(choice) if choice in model.classes else int(choice)
+    return torch.full((len(indices),), label)
+
+
+def draw_z(model: GanModel, seed: int, indices: list[int]) -> torch.Tensor:
+    """(B, z_dim) fp32: the latents of the pictures `indices`, drawn on the CPU, so that every device has the same."""
+    rows = [torch.randn(model.G.z_dim, generator=runtime.generator(seed, i, "predict z")) for i in indices]
+    return torch.stack(rows).to(model.device)
+
+
+def draw_noise(model: GanModel, seed: int, indices: list[int]) -> list[torch.Tensor]:
+    """Noise of the pictures `indices` for every layer: a list of (B, 1, H, W) fp32."""
+    rows = [model.G.draw_noise(1, runtime.generator(seed, i, "predict noise"), "cpu") for i in indices]
+    return [torch.cat(layer).to(model.device) for layer in zip(*rows, strict=True)]
+
+
+@torch.inference_mode()
+def map_latents(model: GanModel, z: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+    """z (B, z_dim), labels (B,) or None -> w (B, w_dim)."""
+    parts = [None] * len(z) if labels is None else labels.to(model.device).split(model.batch)
+    return torch.cat([model.G.mapping(z_part, part) for z_part, part in zip(z.split(model.batch), parts, strict=False)])
+
+
+@torch.inference_mode()
+def synthesise(model: GanModel, ws: torch.Tensor, noise: list[torch.Tensor] | None = None) -> np.ndarray:
+    """ws (B, num_ws, w_dim), noise as draw_noise gives it or None for the fixed one -> uint8 (B, C, H, W)."""
+    images = []
+    for start in range(0, len(ws), model.batch):
+        rows = slice(start, start + model.batch)
+        part = None if noise is None else [layer[rows] for layer in noise]
+        images.append(to_uint8(model.G.synthesis(ws[rows], part, dtype=model.dtype)).cpu().numpy())
+    images = np.concatenate(images)
+    return restore(images, model.geometry) if model.geometry else images
+
+
+def styles_of(model: GanModel, args: argparse.Namespace, indices: list[int]) -> torch.Tensor:
+    """ws (B, num_ws, w_dim) of the pictures `indices`, truncated as asked."""
+    w = map_latents(model, draw_z(model, args.seed, indices), choose_labels(model, args.label, indices))
+    return model.G.truncate(model.G.broadcast(w), args.truncation, args.truncation_cutoff)
+
+
+def captions_of(model: GanModel, choice: str, indices: list[int]) -> list[str]:
+    """One caption each: 7 AD, or 7 without classes."""
+    labels = choose_labels(model, choice, indices)
+    return [str(i) if labels is None else f"{i} {model.classes[int(labels[k])]}" for k, i in enumerate(indices)]
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+def out_folder(args: argparse.Namespace) -> Path:
+    """The folder to write into; made, and found to be writable, before anything is computed."""
+    base = Path(args.run) if args.run else Path()
+    out = Path(args.out) if args.out else base / "predictions" / args.command
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out):
+        pass
+    return out
+
+
+def settings_of(model: GanModel, args: argparse.Namespace, *more: str) -> dict:
+    """What decides the pictures; with other settings they are other pictures."""
+    names = ("seed", "label", "truncation", "truncation_cutoff", *more)
+    size = f"{model.size[1]}x{model.size[0]}"
+    fixed = {"weights_sha256": model.sha256, "size": size, "precision": str(model.dtype).removeprefix("torch.")}
+    return {("class" if k == "label" else k): getattr(args, k) for k in names} | fixed
+
+
+def write_json(path: Path, model: GanModel, args: argparse.Namespace, settings: dict, **more) -> None:
+    about = {"command": args.command, "weights": model.path, "nimg": model.nimg, "classes": model.classes}
+    atomic_write(path, json.dumps({**about, "settings": settings, **more}, indent=1) + "\n")
+
+
+def report(model: GanModel, what: str, paths: list) -> int:
+    print(f"{what} of {model.size[1]}x{model.size[0]} from {model.path} ({model.nimg / 1000:g} kimg)")
+    for path in paths:
+        print(f"  {path}")
+    return stop.DONE
+
+
+# --- generate ---------------------------------------------------------------------------------------------------------
+def generate(args: argparse.Namespace) -> int:
+    """Pictures 0 to N-1 as PNGs, a grid of the first, and generate.json. Pictures that are there already are kept."""
+    model = open_model(args)
+    choose_labels(model, args.label, [0])  # a wrong class is found before anything is written
+    out = out_folder(args)
+    settings = settings_of(model, args, "noise")
+    number = max(args.number, claim(out, settings, args.overwrite))  # more of the same may be added, never less
+    write_json(out / "generate.json", model, args, settings, number=number)
+    made, writing = 0, []
+    with ThreadPoolExecutor(WRITERS) as pool, tqdm(total=args.number, unit=" pictures", disable=None) as bar:
+        for start in range(0, args.number, model.batch):
+            indices = range(start, min(start + model.batch, args.number))
+            todo = [i for i in indices if not is_complete(out / file_name(model, args.label, i), model.size)]
+            if todo:
+                noise = draw_noise(model, args.seed, todo) if args.noise == "random" else None
+                images = synthesise(model, styles_of(model, args, todo), noise)
+                wait(writing)  # so that at most two batches are in memory
+                writing = [
+                    pool.submit(write_picture, out, model, args, i, x) for i, x in zip(todo, images, strict=True)
+                ]
+                made += len(todo)
+            bar.update(len(indices))
+        wait(writing)
+    first = list(range(min(args.number, GRID)))
+    captions = [model.classes[int(k)] for k in choose_labels(model, args.label, first)] if model.classes else None
+    names = [file_name(model, args.label, i) for i in first]
+    shown = np.stack([read_picture(out / name) for name in names])
+    save_png(out / "grid.png", image_grid(shown, math.ceil(math.sqrt(len(first))), labels=captions))
+    seeds = [runtime.seed_of(args.seed, i, "predict z") for i in range(number)]
+    write_json(out / "generate.json", model, args, settings, number=number, z_seeds=seeds)
+    span = names[0] if args.number == 1 else f"{names[0]} ... {file_name(model, args.label, args.number - 1)}"
+    kept = f" ({args.number - made} were there already)" if made < args.number else ""
+    return report(
+        model,
+        f"{args.number} picture{'s' * (args.number > 1)}{kept}",
+        [out / span, out / "grid.png", out / "generate.json"],
+    )
+
+
+def file_name(model: GanModel, choice: str, index: int) -> str:
+    """000007.png, or 000007_AD.png; a class name may hold anything, a file name may not."""
+    labels = choose_labels(model, choice, [index])
+    name = "" if labels is None else "_" + re.sub(r"[^A-Za-z0-9.-]", "-", model.classes[int(labels)])[:60]
+    return f"{index:06d}{name}.png"
+
+
+def claim(out: Path, settings: dict, overwrite: bool) -> int:
+    """How many pictures of these settings `out` is meant to hold so far. Raises ConfigError where it holds others."""
+    about, remedy = out / "generate.json", "use another --out, or --overwrite to replace them"
+    if overwrite:
+        about.unlink(missing_ok=True)  # first: pictures without it are never taken for those of the new settings
+        for path in pictures_in(out):
+            path.unlink()
+    if not about.exists():
+        if pictures_in(out):
+            raise ConfigError(f"{out}: holds pictures without a generate.json; {remedy}")
+        return 0
+    try:
+        stored = json.loads(about.read_text())
+        old, count = dict(stored["settings"]), min(int(stored["number"]), MAX_NUMBER)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ConfigError(f"{about}: cannot be read; {remedy}") from None
+    changed = [f"{k} {str(old.get(k))[:12]} -> {str(v)[:12]}" for k, v in settings.items() if old.get(k) != v]
+    if changed:
+        raise ConfigError(f"{out}: holds pictures of other settings ({', '.join(changed)}); {remedy}")
+    return count
+
+
+def pictures_in(out: Path) -> list[Path]:
+    return [p for p in out.iterdir() if PICTURE.fullmatch(p.name) and p.is_file()]
+
+
+def is_complete(path: Path, size: tuple[int, int]) -> bool:
+    """Whether the file is a whole PNG of (height, width); its checksums are verified."""
+    if not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            picture.verify()
+            return picture.size == size[::-1]
+    except Exception:  # a damaged PNG raises almost anything; it is made again
+        return False
+
+
+def wait(jobs: list) -> None:
+    for job in jobs:
+        job.result()
+
+
+def write_picture(out: Path, model: GanModel, args: argparse.Namespace, index: int, image: np.ndarray) -> None:
+    """image uint8 (C, H, W) as a PNG whose text chunks say how to make it again."""
+    text = {"index": str(index), "seed": str(args.seed), "weights_sha256": model.sha256}
+    save_png(out / file_name(model, args.label, index), as_picture(image), text)
+
+
+def as_picture(image: np.ndarray) -> Image.Image:
+    """uint8 (C, H, W), C 1 or 3."""
+    return Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """uint8 (C, H, W) of a PNG that generate wrote."""
+    with Image.open(path, formats=("PNG",)) as picture:
+        pixels = np.asarray(picture)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+# --- mix --------------------------------------------------------------------------------------------------------------
+def mix(args: argparse.Namespace) -> int:
+    """A grid: cell (r, c) has the styles of column source c in the layers `--styles`, and of row source r elsewhere."""
+    model = open_model(args)
+    first, last = style_layers(model.G, args.styles)
+    at_left = list(range(args.rows))
+    on_top = list(range(args.rows, args.rows + args.cols))
+    left, top = styles_of(model, args, at_left), styles_of(model, args, on_top)
+    out = out_folder(args)
+    top_images = synthesise(model, top)
+    rows = [np.full_like(top_images[:1], BACKGROUND), top_images]  # the empty corner, then the sources
+    for ws in tqdm(left, unit=" rows", disable=None):
+        rows += [synthesise(model, ws[None]), synthesise(model, mix_layers(ws.expand_as(top), top, first, last))]
+    captions = ["", *captions_of(model, args.label, on_top)]
+    for caption in captions_of(model, args.label, at_left):
+        captions += [caption, *[""] * args.cols]
+    save_png(out / "mix.png", image_grid(np.concatenate(rows), args.cols + 1, labels=captions))
+    settings = settings_of(model, args, "rows", "cols", "styles")
+    write_json(out / "mix.json", model, args, settings, layers_from_top=[first, last], left=at_left, top=on_top)
+    what = f"{args.rows} x {args.cols} mixed pictures (layers {first}-{last} from the top)"
+    return report(model, what, [out / "mix.png", out / "mix.json"])
+
+
+def mix_layers(ws: torch.Tensor, other: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """ws, other (B, num_ws, w_dim) -> ws with the layers first to last (inclusive) of `other`."""
+    layers = torch.arange(ws.shape[1], device=ws.device)[:, None]
+    return torch.where((layers >= first) & (layers <= last), other, ws)
+
+
+def style_layers(G: Generator, styles: str) -> tuple[int, int]:
+    """First and last layer of "coarse" (4-8 px), "middle" (16-32 px), "fine" (64 px and more) or "A-B"."""
+    sizes = [h for h, _ in G.noise_shapes]
+    sizes.append(sizes[-1])  # the last toRGB has a style of its own
+    low, high = {"coarse": (4, 8), "middle": (16, 32), "fine": (64, 1024)}.get(styles, (0, 0))
+    layers = [i for i, size in enumerate(sizes) if low <= size <= high]
+    match = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", styles, re.ASCII)
+    if match:
+        layers = range(int(match[1]), int(match[2] or match[1]) + 1)
+    if not layers or layers[-1] >= G.num_ws:
+        raise UsageError(
+            f"--styles {styles}: this {G.resolution} px network has the layers 0-{G.num_ws - 1}; choose coarse, "
+            f"middle, {'fine, ' if G.resolution >= 64 else ''}or A-B with A <= B among them"
+        )
+    return layers[0], layers[-1]
+
+
+# --- interpolate ------------------------------------------------------------------------------------------------------
+def interpolate(args: argparse.Namespace) -> int:
+    """From latent 0 to 1, 2, ... and back to 0, as a GIF that loops. Noise is fixed: it would flicker."""
+    if args.number * args.steps > MAX_FRAMES:
+        raise UsageError(
+            f"--number {args.number} x --steps {args.steps} are more than {MAX_FRAMES} frames; lower one of them"
+        )
+    model = open_model(args)
+    keys = list(range(args.number))
+    z, labels = draw_z(model, args.seed, keys), choose_labels(model, args.label, keys)
+    out = out_folder(args)
+    frames, strip, captions = [], [], []
+    columns = min(args.steps, STRIP_COLUMNS)
+    shown = [args.steps * j // columns for j in range(columns)]
+    for k in tqdm(keys, unit=" latents", disable=None):
+        w = segment(model, z, labels, k, (k + 1) % args.number, args.steps, args.space)
+        ws = model.G.truncate(model.G.broadcast(w), args.truncation, args.truncation_cutoff)
+        images = synthesise(model, ws)
+        frames.append(images)
+        if k < STRIP_ROWS:
+            strip.append(images[shown])
+            captions += [*captions_of(model, args.label, [k]), *[""] * (columns - 1)]
+    frames = np.concatenate(frames)
+    atomic_write(out / "interpolate.gif", gif_of(frames, args.fps))
+    save_png(out / "strip.png", image_grid(np.concatenate(strip), columns, labels=captions))
+    settings = settings_of(model, args, "number", "steps", "space", "fps")
+    write_json(out / "interpolate.json", model, args, settings, frames=len(frames))
+    paths = [out / name for name in ("interpolate.gif", "strip.png", "interpolate.json")]
+    return report(model, f"{len(frames)} frames", paths)
+
+
+def gif_of(images: np.ndarray, fps: int) -> bytes:
+    """uint8 (N, C, H, W) as a GIF that loops for ever. Grey is kept exactly, colour is cut down to 256 of each frame."""
+    frames = [as_picture(image) for image in images]
+    if images.shape[1] == 1:
+        # Left to itself, Pillow gives all frames the greys that the first one has.
+        frames = [Image.frombytes("P", frame.size, frame.tobytes()) for frame in frames]
+        for frame in frames:
+            frame.putpalette(bytes(grey for grey in range(256) for _ in range(3)))
+    buffer = io.BytesIO()
+    delay = round(100 / fps) * 10  # a GIF counts in hundredths of a second
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=delay, loop=0, optimize=False)
+    return buffer.getvalue()
+
+
+def segment(
+    model: GanModel, z: torch.Tensor, labels: torch.Tensor | None, a: int, b: int, steps: int, space: str
+) -> torch.Tensor:
+    """w (steps, w_dim) from latent a (included) to latent b (not included).
+
+    The class cannot turn by degrees in z, so between two classes the w of both are blended.
+    """
+    t = (torch.arange(steps, device=z.device) / steps)[:, None]
+    from_z, to_z = z[a : a + 1].expand(steps, -1), z[b : b + 1].expand(steps, -1)
+    if space == "z":
+        from_z = to_z = slerp(from_z, to_z, t)
+    from_w = map_latents(model, from_z, None if labels is None else labels[a].expand(steps))
+    to_w = map_latents(model, to_z, None if labels is None else labels[b].expand(steps))
+    return torch.lerp(from_w, to_w, t)
+
+
+def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Spherical interpolation (Shoemake 1985): a, b (B, D), t (B, 1) from 0 to 1 -> (B, D); exactly a at 0."""
+    cosine = torch.cosine_similarity(a, b, dim=1)[:, None].clamp(-1, 1)
+    omega = torch.acos(cosine)
+    sine = torch.sin(omega)
+    turned = (torch.sin((1 - t) * omega) / sine) * a + (torch.sin(t * omega) / sine) * b
+    return torch.where(sine < 1e-4, torch.lerp(a, b, t), turned)  # (anti)parallel: there is no one great circle
+
+
+# --- plot -------------------------------------------------------------------------------------------------------------
+def plot(args: argparse.Namespace) -> int:
+    """Loss curves over kimg; reads what is there, so a run may be training."""
+    if args.from_kimg > args.to_kimg:
+        raise UsageError(f"--from-kimg {args.from_kimg:g} lies behind --to-kimg {args.to_kimg:g}; exchange them")
+    runs = [find_run(path) for path in dict.fromkeys(args.run)]
+    names = [run.path.absolute().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    rows = {name: read_metrics(run.metrics) for name, run in zip(names, runs, strict=True)}
+    for run, found in zip(runs, rows.values(), strict=True):
+        if not found:
+            raise ConfigError(
+                f"{run.path}: no losses in metrics.jsonl yet; the first row comes after --log-kimg thousand images"
+            )
+        last = found[-1]["nimg"] / 1000
+        if not any(args.from_kimg <= row["nimg"] / 1000 <= args.to_kimg for row in found):
+            raise UsageError(
+                f"{run.path}: no rows from {args.from_kimg:g} to {args.to_kimg:g} kimg; it has 0 to {last:g}"
+            )
+    default = runs[0].plots / ("losses.png" if len(runs) == 1 else "losses-compared.png")
+    png = Path(args.out) if args.out else default
+    if png.is_dir():
+        raise UsageError(f"--out {png}: a folder; name a PNG file in it")
+    plot_losses(rows if len(runs) > 1 else next(iter(rows.values())), png, args.from_kimg, args.to_kimg)
+    for name, found in rows.items():
+        print(f"{name}: {len(found)} rows up to {found[-1]['nimg'] / 1000:g} kimg")
+    print(f"  {png}")
+    return stop.DONE
+
+
+def main(args: argparse.Namespace) -> int:
+    commands = {"generate": generate, "mix": mix, "interpolate": interpolate, "plot": plot}
+    try:
+        return commands[args.command](args)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on or starts again", file=sys.stderr)
+        return 130
+    except (UsageError, ConfigError) as error:
+        text, code = str(error), stop.USAGE if isinstance(error, UsageError) else stop.BAD
+    except torch.OutOfMemoryError:
+        text, code = f"the GPU's memory does not hold {args.batch} pictures at once; use a smaller --batch", stop.BAD
+    except OSError as error:
+        what = f"{error.filename or args.command}: {error.strerror or error}"
+        text, code = f"{what}; check the path, its permissions and the free space", stop.BAD
+    print(f"error: {text}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.exit(main(ARGS))
