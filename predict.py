@@ -151,6 +151,7 @@ import re
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -166,7 +167,7 @@ from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
 from jobs.rundir import RunDir, atomic_write
 from jobs.specs import ConfigError
 from jobs.weights import WeightsError, read_weights
-from models.stylegan2 import Generator
+from models.stylegan2 import Generator, channels_at, resolutions
 
 GRID = 64  # pictures in a grid at most
 STRIP_ROWS, STRIP_COLUMNS = 16, 8
@@ -208,8 +209,7 @@ def load_generator(
 ) -> GanModel:
     """Read a StyleGAN2 from its weights file. Raises ConfigError, one line, on anything that is not one.
 
-    The network is laid out on the meta device first: whatever sizes the file claims, nothing is allocated before they
-    are found to be those of its tensors.
+    Whatever sizes the file claims, nothing is allocated unless the file itself is about as large.
     """
     tensors, about, sha256 = read_snapshot(Path(path))
     if about.get("job") != "stylegan2":
@@ -218,15 +218,16 @@ def load_generator(
     if not isinstance(classes, list) or not all(isinstance(c, str) and c.isprintable() for c in classes):
         raise ConfigError(f"{path}: its list of classes is malformed; copy the file again from the run")
     conditional = about["config"].get("conditional") is True
-    try:
-        with torch.device("meta"):
-            G = Generator(**gan_config(path, about["config"]), num_classes=len(classes) if conditional else 0)
-    except ValueError as error:
-        raise ConfigError(
-            f"{path}: its config is that of no network ({error}); copy the file again from the run"
-        ) from None
     prefix = "G_ema."
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    config = gan_config(path, about["config"])
+    num_classes = len(classes) if conditional else 0
+    try:
+        if smallest_size(config, num_classes) > sum(v.numel() for v in state.values()):
+            raise ConfigError(f"{path}: too small for the network of its config; copy the file again from the run")
+        G = Generator(**config, num_classes=num_classes)
+    except ValueError as error:
+        raise ConfigError(f"{path}: its config is of no network ({error}); copy the file again from the run") from None
     check_state(path, G, state)
     G.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
     geometry = about.get("geometry") or {}
@@ -269,6 +270,14 @@ def gan_config(path: Path, config: dict) -> dict:
     if config["channels"] not in (1, 3) or config["mapping_layers"] > 64:
         raise ConfigError(f"{path}: its config is that of no network of this toolkit; copy the file again from the run")
     return {name: config[name] for name in GAN_FIELDS}
+
+
+def smallest_size(c: dict, num_classes: int) -> int:
+    """How many numbers the large tensors of a generator hold, from its arguments alone."""
+    widths = [channels_at(r, c["channel_base"], c["channel_max"]) for r in resolutions(c["resolution"])]
+    inputs = c["z_dim"] + (c["w_dim"] if num_classes else 0)
+    mapping = inputs * c["w_dim"] + (c["mapping_layers"] - 1) * c["w_dim"] ** 2 + num_classes * c["w_dim"]
+    return mapping + 9 * sum(after * (before + after) for before, after in pairwise(widths)) + 9 * widths[0] ** 2
 
 
 def check_state(path: Path, G: Generator, state: dict[str, torch.Tensor]) -> None:
@@ -319,8 +328,8 @@ def choose_labels(model: GanModel, choice: str, indices: list[int]) -> torch.Ten
     if not model.classes:
         raise UsageError(f"--class {choice}: this model was trained without classes; leave --class out")
     if choice not in model.classes and not (choice.isdecimal() and int(choice) < len(model.classes)):
-        names = ", ".join(f"{i} {name}" for i, name in enumerate(model.classes))
-        raise UsageError(f"--class {choice}: no such class; choose all or one of {names}")
+        names = ", ".join(f"{name} ({i})" for i, name in enumerate(model.classes))
+        raise UsageError(f"--class {choice}: no such class; choose all, {names}")
     label = model.classes.index(choice) if choice in model.classes else int(choice)
     return torch.full((len(indices),), label)
 
@@ -585,7 +594,7 @@ def interpolate(args: argparse.Namespace) -> int:
 
 
 def gif_of(images: np.ndarray, fps: int) -> bytes:
-    """uint8 (N, C, H, W) as a GIF that loops for ever. Grey is kept exactly, colour is cut down to 256 of each frame."""
+    """uint8 (N, C, H, W) as a GIF that loops for ever. Grey is kept exactly, colour is cut to 256 of each frame."""
     frames = [as_picture(image) for image in images]
     if images.shape[1] == 1:
         # Left to itself, Pillow gives all frames the greys that the first one has.
@@ -628,7 +637,7 @@ def plot(args: argparse.Namespace) -> int:
     """Loss curves over kimg; reads what is there, so a run may be training."""
     if args.from_kimg > args.to_kimg:
         raise UsageError(f"--from-kimg {args.from_kimg:g} lies behind --to-kimg {args.to_kimg:g}; exchange them")
-    runs = [find_run(path) for path in dict.fromkeys(args.run)]
+    runs = [find_run(path) for path in {Path(path).resolve(): path for path in args.run}.values()]
     names = [run.path.absolute().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]

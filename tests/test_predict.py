@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def one_line(capsys, code: int, expected: int) -> str:
     return text
 
 
-# --- generate ----------------------------------------------------------------------------------------------------------
+# --- generate --------------------------------------------------------------------------------------------------------
 def test_generate_writes_pictures_of_the_original_size_a_grid_and_json(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert call("generate", "--run", run, "--number", 5, "--out", out) == 0
@@ -212,7 +213,7 @@ def test_class_by_name_and_by_index(run, tmp_path):
 @pytest.mark.parametrize("choice", ["2", "-1", "XX"])
 def test_wrong_class(run, tmp_path, capsys, choice):
     text = one_line(capsys, call("generate", "--run", run, f"--class={choice}", "--out", tmp_path / "out"), 2)
-    assert "0 AD, 1 NC" in text and not (tmp_path / "out").exists()
+    assert "AD (0), NC (1)" in text and not (tmp_path / "out").exists()
 
 
 def test_without_classes(tmp_path, capsys):
@@ -266,7 +267,7 @@ def test_half_precision_is_close(run, tmp_path):
     assert 0 < np.abs(a - b).max() < 24
 
 
-# --- mix ---------------------------------------------------------------------------------------------------------------
+# --- mix -------------------------------------------------------------------------------------------------------------
 def mixed(run, folder, styles) -> np.ndarray:
     """The cells (rows, columns, 32, 32) of a 2 x 3 grid with its sources."""
     assert call("mix", "--run", run, "--rows", 2, "--cols", 3, "--styles", styles, "--square", "--out", folder) == 0
@@ -322,7 +323,7 @@ def test_wrong_styles(run, tmp_path, capsys, styles):
     assert not (tmp_path / "o").exists()
 
 
-# --- interpolate -------------------------------------------------------------------------------------------------------
+# --- interpolate -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("space", ["z", "w"])
 @pytest.mark.parametrize("choice", ["NC", "all"])
 def test_interpolation_passes_through_the_generated_pictures_and_loops(run, tmp_path, space, choice):
@@ -373,7 +374,7 @@ def test_too_many_frames(run, capsys):
     assert "frames" in one_line(capsys, code, 2)
 
 
-# --- plot --------------------------------------------------------------------------------------------------------------
+# --- plot ------------------------------------------------------------------------------------------------------------
 def write_metrics(run, last=5, shift=0.0):
     run.mkdir(exist_ok=True)
     rows = [
@@ -422,7 +423,7 @@ def test_plot_that_cannot_be(tmp_path, monkeypatch, capsys, flags, code, says):
     assert says in one_line(capsys, call("plot", *flags), code)
 
 
-# --- what is refused ---------------------------------------------------------------------------------------------------
+# --- what is refused -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "argv",
     [
@@ -496,19 +497,28 @@ def damaged(name, path):
 
 DAMAGES = {
     "truncated": "not a readable", "empty": "not a readable", "huge header": "not a readable", "no metadata": "config",
-    "another format": "99", "another job": "'vae'", "huge network": "lacks", "resolution": "33", "mapping_layers": "mapping_layers",
-    "no config": "resolution", "classes": "embedding", "geometry": "geometry", "missing tensor": "w_avg", "shape": "const",
-    "nan": "const", "integers": "const",
+    "another format": "99", "another job": "'vae'", "huge network": "too small", "resolution": "33",
+    "mapping_layers": "mapping_layers", "no config": "resolution", "classes": "embedding", "geometry": "geometry",
+    "missing tensor": "w_avg", "shape": "const", "nan": "const", "integers": "const",
 }  # fmt: skip
 
 
-def test_a_huge_network_is_refused_without_building_it(tmp_path):
-    """Names fit and sizes do not: the claimed network would take terabytes."""
-    weights = write(
-        tmp_path / "w.safetensors", make_generator(), channel_base=1 << 20, channel_max=1 << 20, w_dim=1 << 20
-    )
-    with pytest.raises(ConfigError, match="has another shape of"):
+@pytest.mark.parametrize("claim", ["channel_base channel_max", "w_dim", "z_dim"])
+def test_a_huge_network_is_refused_without_building_it(tmp_path, monkeypatch, claim):
+    """The names of the tensors fit and the claimed sizes would take terabytes."""
+    claims = dict.fromkeys(claim.split(), 1 << 20)
+    weights = write(tmp_path / "w.safetensors", make_generator(), **claims)
+    monkeypatch.setattr(predict, "Generator", None)
+    with pytest.raises(ConfigError, match="too small"):
         predict.load_generator(weights, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, dict(resolution=128, channel_base=4096, channel_max=64, z_dim=3, mapping_layers=5)]
+)
+def test_the_smallest_size_is_just_below_the_real_one(changes):
+    real = sum(p.numel() for p in make_generator(**changes).parameters())
+    assert 0.6 * real < predict.smallest_size(CONFIG | changes, 2) <= real
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -546,7 +556,7 @@ def test_weights_replaced_while_they_are_read(run, tmp_path, monkeypatch):
         predict.load_generator(path, torch.device("cpu"))
 
 
-# --- as a process ------------------------------------------------------------------------------------------------------
+# --- as a process ----------------------------------------------------------------------------------------------------
 def start(*argv) -> subprocess.Popen:
     command = [sys.executable, "predict.py", *[str(a) for a in argv]]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -579,18 +589,21 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(run, tmp_path):
 
 def test_pictures_are_dropped_once_written(run, tmp_path, monkeypatch):
     """Flat memory: however many pictures are asked for, only those of two passes are alive."""
-    alive, most = weakref.WeakSet(), []
+    refs, most = [], []
     real = predict.synthesise
 
-    class Kept(np.ndarray):
-        """An array that can be looked for."""
-
     def synthesise(*args):
-        images = real(*args).view(Kept)
-        alive.add(Held := images)
-        most.append(len(alive))
-        return Held
+        images = real(*args)
+        refs.append(weakref.ref(images))
+        most.append(sum(ref() is not None for ref in refs))
+        return images
 
+    def slow_write(*args):
+        time.sleep(0.03)
+        write_picture(*args)
+
+    write_picture = predict.write_picture
+    monkeypatch.setattr(predict, "write_picture", slow_write)  # slower than the network: nothing may pile up
     monkeypatch.setattr(predict, "synthesise", synthesise)
     assert call("generate", "--run", run, "--number", 40, "--square", "--out", tmp_path) == 0
     assert len(most) == 40 and max(most) <= 4
