@@ -350,6 +350,8 @@ class Sampler:
 
 def judge_health(figures: dict, counters: dict, say) -> None:
     """A run is collapsed when its diversity was there once and fell below COLLAPSE_RATIO of the real slices'."""
+    if not figures:
+        return
     low = min(figures.values())
     counters["best_diversity"] = max(counters["best_diversity"], low)
     collapsed = counters["best_diversity"] > 2 * COLLAPSE_RATIO and low < COLLAPSE_RATIO
@@ -388,6 +390,7 @@ class Record:
         figures = {}
         if sampling:
             grid, figures = self.sampler(s.G_ema)
+            figures = figures if nimg else {}  # an untrained generator's noise says nothing
             judge_health(figures, s.counters, self.attempt.say)
         row = {
             "nimg": nimg,
