@@ -247,7 +247,9 @@ def discriminator_step(s: TrainState, step: Step) -> None:
         step.add("loss_D", losses, c.batch)
         step.add("logits_real", real_logits, c.batch)
         step.add("logits_fake", fake_logits, c.batch)
-        step.add("sign_real", real_logits.detach().sign(), c.batch)
+        # What ADA steers by. Relativistic logits have no level of their own, so there it is real against generated.
+        overfit = real_logits - fake_logits if c.loss == "rpgan" else real_logits
+        step.add("sign_real", overfit.detach().sign(), c.batch)
     optimizer_step(step, s.D, s.opt_D, s.scaler_D)
 
 

@@ -483,10 +483,15 @@ def test_command_line(tmp_path):
             assert len(result.stderr.strip().splitlines()) == 1, result.stderr
 
 
+def hears_ctrl_c() -> None:
+    """A test run in the background of a shell ignores SIGINT, and its children would too."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_interrupt_leaves_nothing_and_no_traceback(tmp_path):
     out = tmp_path / "o" / "x.pack"
     process = subprocess.Popen([sys.executable, "-m", "data.pack", "phantom:100000", "--resolution", "64", "--out", out], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("o/.x.pack.*")):
         assert time.monotonic() < deadline and process.poll() is None

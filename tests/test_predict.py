@@ -559,7 +559,11 @@ def test_weights_replaced_while_they_are_read(run, tmp_path, monkeypatch):
 # --- as a process ----------------------------------------------------------------------------------------------------
 def start(*argv) -> subprocess.Popen:
     command = [sys.executable, "predict.py", *[str(a) for a in argv]]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A test run in the background of a shell ignores SIGINT, and its children would too.
+    hears = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears
+    )
 
 
 def test_help_and_wrong_flags_do_not_import_torch():

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TINY = (
     "--preset quickstart --data phantom:48 --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 "
     "--w-dim 16 --batch 8 --mbstd-group 2 --threads 1 --precision fp32 --log-kimg 0.04 --sample-kimg 0.16 "
-    "--pl-weight 2 --ada mri --checkpoint-minutes 0 --checkpoint-kimg 0.048 --ada-kimg 2"
+    "--loss logistic --gamma 0.1 --r1-interval 16 --pl-weight 2 --ada mri --checkpoint-minutes 0 --checkpoint-kimg 0.048 --ada-kimg 2"
 ).split()
 TIMING = {"img_per_s", "sec_per_kimg", "seconds", "gpu_gb", "gpu_util", "rss_gb", "data_wait", "checkpoint_wait"}
 
