@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict
 
 from jobs import specs, stop
-from jobs.rundir import Locked, RunDir
+from jobs.rundir import RunDir, RunDirError
 from jobs.specs import ConfigError
 
 
@@ -123,7 +123,7 @@ def report_and_code(main, bad_input: tuple[type[BaseException], ...]) -> int:
     """
     try:
         return main()
-    except (ConfigError, Locked, *bad_input) as error:
+    except (ConfigError, RunDirError, *bad_input) as error:
         print(f"error: {error}", file=sys.stderr)
         return stop.BAD
     except KeyboardInterrupt:

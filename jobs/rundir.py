@@ -3,46 +3,73 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
+import re
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+
+from jobs.stop import BAD, TRANSIENT
 
 LOCK_BEAT = 15.0  # seconds between heartbeats of the lock
 LOCK_STALE = 120.0  # a lock of another host without a heartbeat for so long is a dead host's
+STATUS_BEAT = 5.0  # seconds between writes of status.json while the state stays the same
+TORN_AGE = 600.0  # a temporary file of another host is a dead writer's when nothing was written to it for so long
 PACKAGES = "torch torchvision numpy pillow safetensors tyro tensorboard matplotlib submitit nibabel".split()
 
+_temporary = re.compile(r"\..+\.tmp\.(?P<host>.+)\.(?P<pid>\d+)\.\d+")
+_serial = itertools.count()
+_writing: set[Path] = set()  # temporary files that this process has open
 
-class Locked(Exception):
-    """Another live process works on the run. Exit code 78."""
 
-    exit_code = 78
+class RunDirError(Exception):
+    """The run directory cannot be used; the text is one line that names the fix. Exit code 78."""
+
+    exit_code = BAD
+
+
+class Locked(RunDirError):
+    """Another live process works on the run."""
+
+
+# --- files that are whole or not there --------------------------------------------------------------------------------
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator:
+    """A binary file to write to that takes the name `path` only when it is complete and on disk: temporary file, fsync,
+    rename, fsync of the folder. A reader, or a crash at any moment, sees the old contents or the new."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp.{socket.gethostname()}.{os.getpid()}.{next(_serial)}")
+    _writing.add(temporary)
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    finally:
+        _writing.discard(temporary)
+    sync_folder(path.parent)
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
-    """Write so that a reader, or a crash, sees the old content or the new, never half: temporary file, fsync, rename."""
-    path = Path(path)
-    content = content.encode() if isinstance(content, str) else content
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-    sync_folder(path.parent)
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 def sync_folder(folder: Path) -> None:
@@ -50,18 +77,77 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError:
-        pass  # some network file systems refuse fsync on folders; the rename itself is still atomic
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
+            raise
+        # Some network file systems refuse fsync on folders; the rename itself is still atomic.
     finally:
         os.close(handle)
 
 
+def remove_torn(folder: Path) -> list[str]:
+    """Remove the temporary files that killed writers left in `folder`; returns their names. Touches no other file."""
+    removed = []
+    for path in sorted(Path(folder).glob(".*.tmp.*")):
+        found = _temporary.fullmatch(path.name)
+        if found is None or path in _writing:
+            continue
+        with contextlib.suppress(OSError):
+            pid = int(found["pid"])
+            if found["host"] == socket.gethostname():
+                dead = pid == os.getpid() or not process_start(pid)  # our own pid: of a namesake in an earlier life
+            else:
+                dead = time.time() - path.stat().st_mtime > TORN_AGE
+            if dead:
+                path.unlink()
+                removed.append(path.name)
+    return removed
+
+
+def free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
 def process_start(pid: int) -> str:
-    """Start time of a process in clock ticks since boot, '' where there is none: tells a re-used pid from the old one."""
+    """Start time of a live process in clock ticks since boot; '' where there is none. Tells a re-used pid from the old one."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return "" if state in "ZX" else rest[18]
     except (OSError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return ""
+    try:  # no /proc: macOS
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return ""
+    except PermissionError:
+        pass
+    return "alive"
+
+
+# --- configs ----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Difference:
+    """One field of two configs that differs. kind: 'architecture', 'free' (does not change the result) or 'other'."""
+
+    name: str
+    old: object
+    new: object
+    kind: str
+
+    def __str__(self) -> str:
+        return f"--{self.name.replace('_', '-')} {self.old} -> {self.new}"
+
+
+def compare(old: dict, new: dict, architecture: Collection[str], free: Collection[str]) -> list[Difference]:
+    """The fields in which two configs differ, in the order of `new`; a field that one of them lacks counts as None there."""
+    found = []
+    for name in [*new, *(name for name in old if name not in new)]:
+        a, b = old.get(name), new.get(name)
+        if a != b:
+            kind = "architecture" if name in architecture else "free" if name in free else "other"
+            found.append(Difference(name, a, b, kind))
+    return found
 
 
 class RunDir:
@@ -78,9 +164,9 @@ class RunDir:
         )
         self.logs, self.attempts, self.lockfile = self.path / "logs", self.path / "attempts.jsonl", self.path / "LOCK"
         self._status: dict = {}
-        self._status_at = 0.0
+        self._status_at, self._status_failed = 0.0, False
         self._attempt: dict = {}
-        self._beating = threading.Event()
+        self._lock: Lock | None = None
 
     def create(self) -> None:
         """Make the folders, private to the user. Never deletes anything."""
@@ -89,59 +175,82 @@ class RunDir:
             for folder in (self.checkpoints, self.samples, self.plots, self.tensorboard, self.logs):
                 folder.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
-            raise Locked(
+            raise RunDirError(
                 f"{self.path}: cannot make the run directory ({error.strerror}); choose another --run"
             ) from None
 
     # --- config, provenance -------------------------------------------------------------------------------------------
     def read_config(self) -> dict | None:
+        """The stored config; None if there is none yet."""
         try:
             value = json.loads(self.config.read_text())
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
-            raise Locked(f"{self.config}: cannot be read ({error}); restore it, or use another --run") from None
+            raise RunDirError(f"{self.config}: cannot be read ({error}); restore it, or use another --run") from None
         if not isinstance(value, dict):
-            raise Locked(f"{self.config}: not a config; restore it, or use another --run")
+            raise RunDirError(f"{self.config}: not a config; restore it, or use another --run")
         return value
 
     def write_config(self, config: dict) -> None:
         atomic_write(self.config, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     def write_provenance(self, argv: list[str], **facts) -> None:
-        """Where the results come from: code, packages, machine, command line."""
-        root = Path(__file__).resolve().parent.parent
+        """Where the results come from: code, packages, machine, command line; `facts` adds what needs torch to know
+        (CUDA, driver). The file holds this attempt's, and under `first` those of the attempt that began the run."""
+        path = self.path / "provenance.json"
         versions = {}
         for name in PACKAGES:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 versions[name] = importlib.metadata.version(name)
-        commit, dirty = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")
         about = {
-            "git_commit": commit, "git_dirty": None if dirty is None else bool(dirty), "python": platform.python_version(),
-            "packages": versions, "host": socket.gethostname(), "platform": platform.platform(), "argv": argv, **facts,
+            **git_state(Path(__file__).resolve().parent.parent), "python": platform.python_version(), "packages": versions,
+            "host": socket.gethostname(), "platform": platform.platform(), "argv": list(argv), "time": round(time.time(), 1), **facts,
         }  # fmt: skip
-        atomic_write(self.path / "provenance.json", json.dumps(about, indent=2, sort_keys=True) + "\n")
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            before = json.loads(path.read_text())
+            about["first"] = before.get("first") or before
+        atomic_write(path, json.dumps(about, indent=2, sort_keys=True) + "\n")
 
     # --- status and attempts ------------------------------------------------------------------------------------------
     def status(self, **fields) -> None:
-        """Heartbeat: written when the state changes, else at most every 5 seconds. A full disk is no reason to stop."""
-        changed = fields.get("state") != self._status.get("state")
+        """Heartbeat: written when `state` changes, else at most every STATUS_BEAT seconds; fields stay until replaced.
+
+        States: starting, running, saving, done, stopped, continue, failed, diverged. A full disk is no reason to stop.
+        """
+        changed = "state" in fields and fields["state"] != self._status.get("state")
         self._status |= fields
-        if not changed and time.monotonic() - self._status_at < 5:
+        if not changed and time.monotonic() - self._status_at < STATUS_BEAT:
             return
         self._status_at = time.monotonic()
         about = {
             **self._status, "updated": round(time.time(), 1), "job_id": os.environ.get("SLURM_JOB_ID"),
             "attempt": self._attempt.get("attempt"), "host": socket.gethostname(), "pid": os.getpid(),
         }  # fmt: skip
-        with contextlib.suppress(OSError):
+        try:
             atomic_write(self.path / "status.json", json.dumps(about, sort_keys=True) + "\n")
+            self._status_failed = False
+        except OSError as error:
+            if not self._status_failed:
+                print(
+                    f"WARNING: {self.path}/status.json cannot be written ({error.strerror}); training goes on",
+                    file=sys.stderr,
+                )
+            self._status_failed = True
+
+    def read_status(self) -> dict:
+        """The last heartbeat; {} if there is none."""
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            value = json.loads((self.path / "status.json").read_text())
+            return value if isinstance(value, dict) else {}
+        return {}
 
     def read_attempts(self) -> list[dict]:
+        """The lines of attempts.jsonl in order; a line that a killed process left half is left out."""
         lines = []
         with contextlib.suppress(OSError):
-            for line in self.attempts.read_text().splitlines():
-                with contextlib.suppress(ValueError):
+            for line in self.attempts.read_text(errors="replace").splitlines():
+                with contextlib.suppress(ValueError, RecursionError):
                     lines.append(json.loads(line))
         return [line for line in lines if isinstance(line, dict)]
 
@@ -149,25 +258,42 @@ class RunDir:
         """Append one line to attempts.jsonl, durably."""
         line = json.dumps({"event": event, "time": round(time.time(), 1), **fields}, sort_keys=True) + "\n"
         with open(self.attempts, "a+b") as file:
-            if file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+            if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
                 line = "\n" + line  # the attempt before was killed inside its line
             file.write(line.encode())
             file.flush()
             os.fsync(file.fileno())
 
     def attempt_start(self, **fields) -> None:
-        """One line per start. An attempt before this one that has no end line died without a word; that is noted first."""
+        """One line per start. An attempt before this one that has no end line died without a word; that is noted first,
+        with the images that its newest checkpoint kept."""
         lines = [line for line in self.read_attempts() if line.get("event") in ("start", "end")]
         if lines and lines[-1]["event"] == "start":
-            self.note("end", attempt=lines[-1].get("attempt"), reason="died without a word", inferred=True)
+            last, seen = lines[-1], self.read_status()
+            seconds = None
+            if seen.get("attempt") == last.get("attempt") and isinstance(seen.get("updated"), (int, float)):
+                seconds = round(max(seen["updated"] - last.get("time", seen["updated"]), 0.0), 1)
+            self.note(
+                "end", attempt=last.get("attempt"), job_id=last.get("job_id"), node=last.get("node"), nimg=self.newest_checkpoint(),
+                reason="died without a word", seconds=seconds, inferred=True,
+            )  # fmt: skip
+        restarts = os.environ.get("SLURM_RESTART_COUNT", "")
         self._attempt = {
             "attempt": 1 + sum(line["event"] == "start" for line in lines), "job_id": os.environ.get("SLURM_JOB_ID"),
-            "restart_count": int(os.environ.get("SLURM_RESTART_COUNT") or 0), "node": socket.gethostname(), "pid": os.getpid(),
+            "restart_count": int(restarts) if restarts.isdigit() else 0, "node": socket.gethostname(), "pid": os.getpid(),
         }  # fmt: skip
         self.note("start", **self._attempt, **fields)
 
     def attempt_end(self, **fields) -> None:
-        self.note("end", **self._attempt, **fields)
+        """One line per end: nimg, reason, seconds, code. A full disk must not change the exit code."""
+        try:
+            self.note("end", **self._attempt, **fields)
+        except OSError as error:
+            print(f"WARNING: {self.attempts} cannot be written ({error.strerror})", file=sys.stderr)
+
+    def newest_checkpoint(self) -> int:
+        """Images seen at the newest committed checkpoint, judged by names alone; 0 if there is none."""
+        return max((int(p.stem) for p in self.checkpoints.glob("*.json") if p.stem.isdigit()), default=0)
 
     # --- DONE, STOP, SAVE ---------------------------------------------------------------------------------------------
     def done(self) -> bool:
@@ -183,10 +309,14 @@ class RunDir:
         return (self.path / "STOP").exists()
 
     def lift_stop(self) -> None:
-        """Move a person's STOP into attempts.jsonl."""
-        with contextlib.suppress(OSError):
-            self.note("stop lifted", text=(self.path / "STOP").read_text(errors="replace")[:500])
-        (self.path / "STOP").unlink(missing_ok=True)
+        """Move a person's STOP into attempts.jsonl: what it said and when it was made."""
+        path = self.path / "STOP"
+        try:
+            text, made = path.read_text(errors="replace")[:500].strip(), round(path.stat().st_mtime, 1)
+        except FileNotFoundError:
+            return
+        self.note("stop lifted", text=text, made=made)
+        path.unlink(missing_ok=True)
 
     def take_save(self) -> bool:
         """Whether somebody asked for a checkpoint; asking is consumed."""
@@ -198,74 +328,175 @@ class RunDir:
 
     # --- the lock -----------------------------------------------------------------------------------------------------
     def lock(self, wait: float = 150.0) -> None:
-        """Become the one process that works on this run. Raises Locked while another lives.
-
-        A lock of this host is stale when its process is gone; one of another host when its heartbeat (the file's mtime,
-        measured against the file system's own clock) stopped for LOCK_STALE seconds.
-        """
-        end = time.monotonic() + wait
-        mine = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "start": process_start(os.getpid()),
-            "job": os.environ.get("SLURM_JOB_ID"),
-        }
-        while True:
-            try:
-                handle = os.open(self.lockfile, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            except FileExistsError:
-                holder, alive, local = self._holder()
-                if alive and (local or time.monotonic() > end):
-                    raise Locked(
-                        f"{self.path}: in use by process {holder.get('pid')} on {holder.get('host')}; stop that one first, "
-                        "or use another --run"
-                    ) from None
-                if alive:
-                    time.sleep(2)
-                    continue
-                # Renaming is atomic: of two takers one gets the file, the other finds it gone and tries again.
-                with contextlib.suppress(OSError):
-                    stale = self.lockfile.with_name(f".LOCK.stale.{os.getpid()}.{time.monotonic_ns()}")
-                    os.rename(self.lockfile, stale)
-                    os.unlink(stale)
-                continue
-            except OSError as error:
-                raise Locked(f"{self.path}: cannot be written ({error.strerror}); choose another --run") from None
-            with os.fdopen(handle, "w") as file:
-                file.write(json.dumps(mine, sort_keys=True))
-            threading.Thread(target=self._beat, daemon=True, name="lock heartbeat").start()
-            return
-
-    def _holder(self) -> tuple[dict, bool, bool]:
-        """(who holds the lock, whether it lives, whether it is on this host)."""
-        try:
-            holder = json.loads(self.lockfile.read_text() or "{}")
-            age = time.time() - self.lockfile.stat().st_mtime
-        except FileNotFoundError:
-            return {}, False, True
-        except (OSError, ValueError):
-            holder, age = {}, time.time() - self.lockfile.stat().st_mtime
-        if not isinstance(holder, dict) or not holder:
-            return {}, age < 10, False  # just being written, or a file that a crash left empty
-        if holder.get("host") == socket.gethostname():
-            return holder, process_start(int(holder.get("pid", 0))) == holder.get("start") != "", True
-        return holder, age < LOCK_STALE, False
-
-    def _beat(self) -> None:
-        while not self._beating.wait(LOCK_BEAT):
-            with contextlib.suppress(OSError):
-                os.utime(self.lockfile)
+        """Become the one process that works on this run. Raises Locked while another lives (see Lock)."""
+        if self._lock is None:
+            lock = Lock(self.lockfile)
+            lock.acquire(wait)
+            self._lock = lock
+            remove_torn(self.path)
 
     def unlock(self) -> None:
         """Give the lock back, if it is still ours."""
-        self._beating.set()
-        with contextlib.suppress(OSError, ValueError):
-            if json.loads(self.lockfile.read_text()).get("pid") == os.getpid():
-                self.lockfile.unlink()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
 
-def free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
+class Lock:
+    """A lock file that outlives no process: it names host, pid, the process's start time and job, and has a heartbeat.
+
+    A lock of this host is stale as soon as its process is gone. One of another host (or of a container with its own
+    process ids) is stale when its heartbeat, the file's mtime by the file system's own clock, is LOCK_STALE seconds old.
+
+    A taker never removes the lock: it first makes `LOCK.<token of the stale lock>`, which only one process can, sees that
+    the lock is still that stale one, and renames it over the lock. A taker killed in between leaves a claim that is
+    stale by the same rules and is taken in the same way.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.token = Path(path), secrets.token_hex(8)
+        pid = os.getpid()
+        self.mine = {"token": self.token, "host": socket.gethostname(), "space": process_space(), "pid": pid, "start": process_start(pid),
+                     "job": os.environ.get("SLURM_JOB_ID"), "since": round(time.time(), 1)}  # fmt: skip
+        self._draft = self.path.with_name(f".LOCK.tmp.{self.mine['host']}.{pid}.{next(_serial)}")
+        self._released = threading.Event()
+
+    def acquire(self, wait: float) -> None:
+        end = time.monotonic() + wait
+        _writing.add(self._draft)
+        try:
+            self._draft.write_text(json.dumps(self.mine, sort_keys=True))
+            while not self._put(self.path):
+                holder = self._read(self.path)
+                if holder is None:
+                    continue  # given back just now
+                alive, local, age = self._judge(holder)
+                if not alive and self._take(self.path, holder):
+                    break
+                if alive and (local or time.monotonic() >= end):
+                    raise Locked(_in_use(self.path.parent, holder, age))
+                time.sleep(min(2.0, max(end - time.monotonic(), 0.05)) if alive else 0.05)
+        except OSError as error:
+            raise RunDirError(f"{self.path}: cannot be written ({error.strerror}); choose another --run") from None
+        finally:
+            self._draft.unlink(missing_ok=True)
+            _writing.discard(self._draft)
+        threading.Thread(target=self._beat, daemon=True, name="lock heartbeat").start()
+
+    def release(self) -> None:
+        self._released.set()
+        with contextlib.suppress(OSError):
+            if (self._read(self.path) or {}).get("token") == self.token:
+                self.path.unlink()
+
+    def _put(self, path: Path) -> bool:
+        """Create `path` with our contents, all at once; False if it exists."""
+        try:
+            os.link(self._draft, path)
+            return True
+        except FileExistsError:
+            return (self._read(path) or {}).get("token") == self.token  # NFS may say so of its own repeated request
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+        try:  # a file system without hard links
+            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "wb") as file:
+            file.write(self._draft.read_bytes())
+        return True
+
+    def _take(self, path: Path, stale: dict) -> bool:
+        """Replace the stale lock at `path` by ours; False if somebody else was first."""
+        claim = self.path.with_name(f"LOCK.{stale['token']}")
+        if not self._put(claim):
+            other = self._read(claim)
+            if other is None or self._judge(other)[0] or not self._take(claim, other):
+                return False
+        # Whoever took this lock before us has renamed the claim away, so only now does its name prove anything.
+        if (self._read(path) or {}).get("token") != stale["token"]:
+            claim.unlink(missing_ok=True)
+            return False
+        os.replace(claim, path)
+        return True
+
+    def _read(self, path: Path) -> dict | None:
+        """What a lock file says, its mtime, and a token in every case; None if it is not there."""
+        try:
+            about, text = path.stat(), path.read_text(errors="replace")
+        except FileNotFoundError:
+            return None
+        holder = {}
+        with contextlib.suppress(ValueError, RecursionError):
+            holder = json.loads(text)
+        holder = holder if isinstance(holder, dict) else {}
+        if not re.fullmatch("[0-9a-f]{16}", str(holder.get("token"))):
+            holder = {
+                "host": holder.get("host"),
+                "pid": holder.get("pid"),
+                "token": f"{about.st_ino:x}-{about.st_mtime_ns:x}",
+            }
+        return holder | {"mtime": about.st_mtime}
+
+    def _judge(self, holder: dict) -> tuple[bool, bool, float]:
+        """(whether the holder lives, whether that is certain because it is on this host, seconds since its heartbeat)."""
+        os.utime(self._draft)  # the file server's clock, as for the heartbeat: ours may be minutes off
+        age = self._draft.stat().st_mtime - holder["mtime"]
+        if "start" not in holder:
+            return age < 10, False, age  # being written this moment, or left empty by a crash
+        if (holder.get("host"), holder.get("space")) == (self.mine["host"], self.mine["space"]):
+            pid = holder.get("pid")
+            alive = isinstance(pid, int) and process_start(pid) == holder["start"] != ""
+            return alive, True, age
+        return age < LOCK_STALE, False, age
+
+    def _beat(self) -> None:
+        while not self._released.wait(LOCK_BEAT):
+            with contextlib.suppress(OSError):  # a file server that is away for a moment
+                holder = self._read(self.path)
+                if holder is None:
+                    self._restore()
+                elif holder["token"] == self.token:
+                    os.utime(self.path)
+                elif not self._released.is_set():
+                    print(f"error: {self.path.parent}: process {holder.get('pid')} on {holder.get('host')} took this run over while this "
+                          "process was frozen; ending without a save", file=sys.stderr, flush=True)  # fmt: skip
+                    os._exit(TRANSIENT)  # two writers would mix their rows
+
+    def _restore(self) -> None:
+        """Somebody deleted the lock file by hand: the run is still ours."""
+        if not self._released.is_set():
+            self._draft.write_text(json.dumps(self.mine, sort_keys=True))
+            self._put(self.path)
+            self._draft.unlink(missing_ok=True)
+
+
+def _in_use(run: Path, holder: dict, age: float) -> str:
+    job = f" (job {holder['job']})" if holder.get("job") else ""
+    return (
+        f"{run}: in use by process {holder.get('pid')} on {holder.get('host')}{job}, heartbeat {max(age, 0):.0f} s ago; stop that one "
+        f"first (python launch.py stop {run.name}), or use another --run"
+    )
+
+
+def process_space() -> str:
+    """Names the process-id namespace: in two containers on one host the same pid means two processes."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def git_state(root: Path) -> dict:
+    """Commit of the code at `root` and whether tracked files differ from it; None where git or a repository is absent."""
+    if _git(root, "rev-parse", "--show-toplevel") != str(root):
+        return {
+            "git_commit": None,
+            "git_dirty": None,
+        }  # a snapshot inside somebody else's repository has no commit of its own
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": _git(root, "rev-parse", "HEAD"), "git_dirty": None if changes is None else bool(changes)}
 
 
 def _git(root: Path, *args: str) -> str | None:
@@ -274,7 +505,3 @@ def _git(root: Path, *args: str) -> str | None:
             ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
     return None
-
-
-def default_argv() -> list[str]:
-    return [sys.executable, *sys.argv]

@@ -12,25 +12,34 @@ import signal
 import subprocess
 import time
 
+# Exit codes: done or stopped by a person, wrong usage, transient, losses not finite, bad config or data, saved: continue me.
 DONE, USAGE, TRANSIENT, DIVERGED, BAD, CONTINUE = 0, 2, 75, 77, 78, 85
 
 NOTHING, SAVE, STOP_AND_CONTINUE, STOP_BY_PERSON = 0, 1, 2, 3
 SIGNALS = {"USR1": signal.SIGUSR1, "USR2": signal.SIGUSR2, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
 
 _received: list[str] = []
+_installed = False
 
 
 def _note(number: int, frame) -> None:
     name = signal.Signals(number).name.removeprefix("SIG")
     if name == "INT" and "INT" in _received:
-        os._exit(130)  # a second Ctrl-C: the person does not want to wait
-    _received.append(name)
+        os._exit(130)  # a second Ctrl-C: the person does not want to wait for the save
+    if name not in _received:
+        _received.append(name)
 
 
 def install_handlers() -> None:
-    """Let USR1, USR2, TERM and INT set a flag. Also undoes an inherited SIG_IGN (the launcher ignores them until exec)."""
+    """Let USR1, USR2, TERM and INT set a flag. Main thread only; may be called again.
+
+    Also undoes what a launcher left over an exec: ignored signals (it ignores them until the handlers stand) and blocked ones.
+    """
+    global _installed
     for number in SIGNALS.values():
         signal.signal(number, _note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS.values())
+    _installed = True
 
 
 def ignore_signals_in_worker(*_args) -> None:
@@ -40,16 +49,19 @@ def ignore_signals_in_worker(*_args) -> None:
 
 
 def job_end_time() -> float | None:
-    """When Slurm will end this job, in Unix seconds; None outside Slurm or where it will not tell."""
-    if end := os.environ.get("SLURM_JOB_END_TIME", ""):
-        with contextlib.suppress(ValueError):
-            return float(end)
+    """When Slurm will end this job, in Unix seconds; None outside Slurm or where it will not tell.
+
+    SLURM_JOB_END_TIME exists from Slurm 23.02 on; before, one squeue call by the job's first task, of at most 5 seconds.
+    """
+    with contextlib.suppress(ValueError):
+        return float(os.environ.get("SLURM_JOB_END_TIME", ""))
     job = os.environ.get("SLURM_JOB_ID")
-    if not job:
+    if not job or os.environ.get("SLURM_PROCID", "0") != "0":
         return None
-    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-        command = ["squeue", "-h", "-j", job, "-o", "%e"]
-        text = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.split()[0]
+    command = ["squeue", "-h", "-j", job, "-o", "%e"]
+    env = os.environ | {"SLURM_TIME_FORMAT": "standard"}  # a user's own format would change the text
+    with contextlib.suppress(OSError, ValueError, OverflowError, IndexError, subprocess.SubprocessError):
+        text = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True, env=env).stdout.split()[0]
         return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
     return None
 
@@ -58,20 +70,27 @@ class StopWatch:
     """Collects every reason to stop. `run` (rank 0 only) adds the files STOP and SAVE of the run directory."""
 
     def __init__(self, run=None, margin: float = 120.0):
-        self.run, self.reason, self._files_at, self._level = run, "", 0.0, NOTHING
+        """`margin`: seconds before the job's end at which to stop; a save must fit in it."""
+        self.run, self.reason = run, ""
+        self._level, self._looked = NOTHING, -1.0
         end = job_end_time()
-        self.deadline = None if end is None else end - margin
+        # An end in the past is the variable of a job that is over, inherited by a shell that outlived it.
+        self.deadline = end - margin if end is not None and end > time.time() else None
 
     def poll(self) -> int:
-        """0 nothing, 1 save, 2 stop and be continued, 3 stop because a person wants it. Costs a microsecond."""
-        if self._level == STOP_BY_PERSON:
-            return self._level
-        for name in _received:
-            self._raise_to(STOP_BY_PERSON if name == "INT" else STOP_AND_CONTINUE, "Ctrl-C" if name == "INT" else name)
+        """0 nothing, 1 save, 2 stop and be continued, 3 stop because a person wants it. Stops stay; files are looked at
+        once a second."""
+        for name in list(_received):
+            by_person = name == "INT"
+            self._raise_to(STOP_BY_PERSON if by_person else STOP_AND_CONTINUE, "Ctrl-C" if by_person else name)
         if self.deadline is not None and time.time() > self.deadline:
             self._raise_to(STOP_AND_CONTINUE, "time limit")
-        if self.run is not None and time.monotonic() - self._files_at > 0.5:
-            self._files_at = time.monotonic()
+        if time.monotonic() - self._looked < 1:
+            return self._level
+        self._looked = time.monotonic()
+        if _installed and any(signal.getsignal(number) is not _note for number in SIGNALS.values()):
+            install_handlers()  # a library put its own in their place, as the first step of torch.compile has done
+        if self.run is not None:
             if self.run.stop_requested():
                 self._raise_to(STOP_BY_PERSON, "STOP file")
             if self._level == NOTHING and self.run.take_save():
@@ -84,6 +103,10 @@ class StopWatch:
 
     def describe(self, level: int) -> str:
         """The reason behind the level that the ranks agreed on, which may be another rank's."""
-        return self.reason or {SAVE: "SAVE file", STOP_BY_PERSON: "a person's stop"}.get(
-            level, "a signal to another rank"
-        )
+        if level == self._level and self.reason:
+            return self.reason
+        return {
+            SAVE: "SAVE file",
+            STOP_AND_CONTINUE: "a signal to another rank",
+            STOP_BY_PERSON: "a person's stop",
+        }.get(level, "")

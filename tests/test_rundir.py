@@ -1,279 +1,438 @@
-"""Run directory, lock, attempts, log, stop: the small files that a run's safety rests on."""
+"""The run directory: atomic files, attempts, status, STOP/SAVE/DONE, and the lock between real processes."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from jobs import rundir, runtime, specs, stop
-from jobs.log import Averages, MetricsLog, image_grid, plot_losses, read_metrics, save_png
-from jobs.rundir import Locked, RunDir, atomic_write
+from jobs import rundir
+from jobs.rundir import Locked, RunDir, RunDirError, atomic_write, compare, process_start, remove_torn
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
 def run(tmp_path) -> RunDir:
-    run = RunDir(tmp_path / "run")
+    run = RunDir(tmp_path / "runs" / "r")
     run.create()
     return run
 
 
-# --- lock -------------------------------------------------------------------------------------------------------------
-def test_a_live_process_of_this_host_holds_the_lock(run):
-    run.lock()
-    with pytest.raises(Locked, match=f"process {os.getpid()} on {socket.gethostname()}"):
-        RunDir(run.path).lock()
+def test_package_is_torch_free():
+    code = "import sys, jobs.rundir, jobs.stop; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_folders_are_private_and_creating_again_deletes_nothing(run):
+    (run.samples / "old.png").write_bytes(b"x")
+    run.create()
+    assert (run.samples / "old.png").exists()
+    for folder in (run.path, run.checkpoints, run.samples, run.plots, run.tensorboard, run.logs):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_making_the_object_touches_nothing(tmp_path):
+    RunDir(tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_path_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunDirError, match="another --run"):
+        RunDir(tmp_path / "file" / "run").create()
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypatch, call):
+    path = tmp_path / "file"
+    atomic_write(path, "old")
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    if call == "write":
+        with pytest.raises(OSError), rundir.atomic_file(path) as file:
+            file.write(b"half")
+            fail()
+    else:
+        monkeypatch.setattr(rundir.os, call, fail)
+        with pytest.raises(OSError):
+            atomic_write(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_readers_never_see_half_a_file(tmp_path):
+    path, sizes, over = tmp_path / "status.json", [10, 200_000], threading.Event()
+    atomic_write(path, "a" * sizes[0])
+
+    def write():
+        for i in range(60):
+            atomic_write(path, "ab"[i % 2] * sizes[i % 2])
+        over.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    seen = set()
+    while not over.is_set():
+        text = path.read_text()
+        assert len(text) in sizes and len(set(text)) == 1
+        seen.add(len(text))
+    thread.join()
+    assert seen
+
+
+def test_torn_files_of_dead_writers_are_removed_and_no_others(tmp_path):
+    host = socket.gethostname()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    old = [tmp_path / f".a.pt.tmp.{host}.{dead.pid}.0", tmp_path / f".a.pt.tmp.{host}.{os.getpid()}.99999"]
+    other_old, other_new = tmp_path / ".a.pt.tmp.other-host.1.0", tmp_path / ".b.pt.tmp.other-host.1.0"
+    alive = tmp_path / f".a.pt.tmp.{host}.{os.getppid()}.0"
+    foreign = [tmp_path / ".hidden", tmp_path / "a.tmp.txt", tmp_path / ".x.tmp.y", other_new, alive]
+    for path in [*old, other_old, *foreign]:
+        path.touch()
+    os.utime(other_old, (1, 1))
+    with rundir.atomic_file(tmp_path / "now") as file:
+        file.write(b"x")
+        assert sorted(remove_torn(tmp_path)) == sorted(p.name for p in [*old, other_old])
+    assert {p.name for p in foreign} | {"now"} == set(os.listdir(tmp_path))
+
+
+# --- config, provenance -----------------------------------------------------------------------------------------------
+def test_config_round_trip_and_damage(run):
+    assert run.read_config() is None
+    run.write_config({"lr": 0.1, "name": "ä"})
+    assert run.read_config() == {"lr": 0.1, "name": "ä"}
+    for text in ("{", "[]", "\xff", "[" * 100_000):
+        run.config.write_text(text)
+        with pytest.raises(RunDirError, match=r"config\.json"):
+            run.read_config()
+
+
+def test_compare_names_and_sorts_differences():
+    old = {"batch": 8, "resolution": 64, "total": 10, "gone": 1, "same": 3}
+    new = {"batch": 16, "resolution": 32, "total": 20, "same": 3}
+    found = compare(old, new, architecture={"resolution"}, free={"total"})
+    assert [(d.name, d.old, d.new, d.kind) for d in found] == [
+        ("batch", 8, 16, "other"), ("resolution", 64, 32, "architecture"), ("total", 10, 20, "free"), ("gone", 1, None, "other"),
+    ]  # fmt: skip
+    assert str(found[0]) == "--batch 8 -> 16"
+    assert compare(old, dict(old), {"resolution"}, set()) == []
+
+
+def test_provenance_keeps_first_and_latest(run):
+    run.write_provenance(["python", "train.py"], cuda="13.0")
+    run.write_provenance(["python", "train.py", "--again"])
+    run.write_provenance(["python", "train.py", "--third"])
+    about = json.loads((run.path / "provenance.json").read_text())
+    assert about["argv"][-1] == "--third" and about["first"]["argv"] == ["python", "train.py"]
+    assert about["first"]["cuda"] == "13.0" and "first" not in about["first"]
+    assert about["packages"]["torch"] and about["host"] == socket.gethostname()
+
+
+def git(folder: Path, *args: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    return subprocess.run(
+        ["git", "-C", folder, *identity, *args], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_git_state(tmp_path, monkeypatch):
+    assert rundir.git_state(tmp_path) == {"git_commit": None, "git_dirty": None}
+    root = tmp_path.resolve() / "repo"
+    root.mkdir()
+    git(root, "init", "-q")
+    (root / "a").write_text("1")
+    git(root, "add", "a")
+    git(root, "commit", "-qm", "a")
+    commit = git(root, "rev-parse", "HEAD")
+    assert rundir.git_state(root) == {"git_commit": commit, "git_dirty": False}
+    (root / "untracked").touch()
+    assert rundir.git_state(root)["git_dirty"] is False
+    (root / "a").write_text("2")
+    assert rundir.git_state(root) == {"git_commit": commit, "git_dirty": True}
+    (root / "runs").mkdir()  # a code snapshot inside the repository is not that commit
+    assert rundir.git_state(root / "runs")["git_commit"] is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert rundir.git_state(root) == {"git_commit": None, "git_dirty": None}
+
+
+# --- status and attempts ----------------------------------------------------------------------------------------------
+def test_status_is_throttled_but_never_late_for_a_new_state(run):
+    run.status(state="running", kimg=1.0, total_kimg=9)
+    run.status(state="running", kimg=2.0)
+    assert run.read_status()["kimg"] == 1.0
+    run.status(state="continue", reason="USR2")
+    seen = run.read_status()
+    assert (seen["state"], seen["kimg"], seen["total_kimg"], seen["reason"]) == ("continue", 2.0, 9, "USR2")
+    assert abs(seen["updated"] - time.time()) < 5 and {"job_id", "attempt", "host", "pid"} <= set(seen)
+
+
+def test_status_on_a_full_disk_warns_once_and_goes_on(run, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rundir, "atomic_write", full)
+    run.status(state="running")
+    run.status(state="saving")
+    assert capsys.readouterr().err.count("No space left") == 1
+
+
+def test_attempts_tell_how_each_one_ended(run, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    run.attempt_start(nimg=0)
+    run.attempt_end(nimg=40, reason="USR2", seconds=3.0, code=85)
+    second = RunDir(run.path)
+    second.attempt_start(nimg=40)
+    second.status(state="running", kimg=0.07)
+    (run.checkpoints / "000000000064.json").write_text("{}")
+    with open(run.attempts, "a") as file:
+        file.write('{"event": "en')  # killed inside its line
+    third = RunDir(run.path)
+    third.attempt_start(nimg=64)
+    lines = third.read_attempts()
+    assert [(e["event"], e["attempt"], e["nimg"]) for e in lines] == [
+        ("start", 1, 0), ("end", 1, 40), ("start", 2, 40), ("end", 2, 64), ("start", 3, 64),
+    ]  # fmt: skip
+    assert lines[0]["job_id"] == "7" and lines[0]["restart_count"] == 2 and lines[0]["node"] == socket.gethostname()
+    died = lines[3]
+    assert died["inferred"] and "without a word" in died["reason"] and 0 <= died["seconds"] < 60
+    assert "inferred" not in lines[1]
+
+
+def test_stop_is_lifted_into_the_record(run):
+    run.lift_stop()  # nothing there: nothing to say
+    assert run.read_attempts() == []
+    (run.path / "STOP").write_text("enough for today\n")
+    assert run.stop_requested()
+    run.lift_stop()
+    assert not run.stop_requested()
+    assert run.read_attempts()[0]["event"] == "stop lifted" and run.read_attempts()[0]["text"] == "enough for today"
+
+
+def test_done_and_save(run):
+    assert not run.done() and not run.take_save()
+    run.mark_done()
+    (run.path / "SAVE").touch()
+    assert run.done() and run.take_save() and not run.take_save()
+    run.unmark_done()
+    assert not run.done()
+
+
+# --- the lock ---------------------------------------------------------------------------------------------------------
+HOLD = """
+import sys, time
+from jobs.rundir import RunDir, Locked
+run = RunDir(sys.argv[1])
+try:
+    run.lock(wait=0)
+except Locked as error:
+    sys.exit(f"locked: {error}")
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+run.unlock()
+"""
+
+
+def hold(run: RunDir, seconds: float = 60) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path), str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def rest(run: RunDir) -> list[str]:
+    return [p.name for p in run.path.iterdir() if "LOCK" in p.name]
+
+
+def write_lock(run: RunDir, age: float = 0.0, **about) -> None:
+    whole = {"token": "0" * 16, "host": "node9", "space": "s", "pid": 5, "start": "77", "job": "123"} | about
+    run.lockfile.write_text(json.dumps(whole))
+    os.utime(run.lockfile, (time.time() - age,) * 2)
+
+
+def test_a_live_holder_is_named_and_a_dead_one_replaced(run):
+    process = hold(run)
+    with pytest.raises(Locked) as error:
+        run.lock(wait=30)
+    text = str(error.value)
+    assert str(process.pid) in text and socket.gethostname() in text and "stop" in text and "\n" not in text
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    run.lock(wait=0)
+    assert json.loads(run.lockfile.read_text())["pid"] == os.getpid() and rest(run) == ["LOCK"]
     run.unlock()
-    assert not run.lockfile.exists()
-    other = RunDir(run.path)
-    other.lock()
-    other.unlock()
+    assert rest(run) == []
 
 
-@pytest.mark.parametrize("holder", [
-    {"host": socket.gethostname(), "pid": 2**22 + 1, "start": "5"},  # no such process
-    {"host": socket.gethostname(), "pid": os.getpid(), "start": "5"},  # a re-used pid: same number, started at another time
-])  # fmt: skip
-def test_a_dead_process_does_not(run, holder):
-    run.lockfile.write_text(json.dumps(holder))
-    run.lock()
-    assert json.loads(run.lockfile.read_text())["pid"] == os.getpid()
+def test_a_zombie_holds_nothing(run):
+    process = hold(run)
+    process.send_signal(signal.SIGKILL)
+    end = time.monotonic() + 10
+    while process_start(process.pid) and time.monotonic() < end:
+        time.sleep(0.01)  # not waited for: it stays a zombie
+    run.lock(wait=0)
     run.unlock()
+    process.wait(10)
 
 
-def test_another_hosts_lock_counts_until_its_heartbeat_stops(run):
-    run.lockfile.write_text(json.dumps({"host": "elsewhere", "pid": 1, "start": "5"}))
-    with pytest.raises(Locked, match="process 1 on elsewhere"):
-        run.lock(wait=0)
-    os.utime(run.lockfile, (time.time() - 999,) * 2)
+def test_unlock_leaves_other_peoples_lock_alone(run):
+    run.lock(wait=0)
+    write_lock(run)
+    run.unlock()
+    assert json.loads(run.lockfile.read_text())["host"] == "node9"
+
+
+def test_a_reused_pid_is_not_the_holder(run):
+    mine = rundir.Lock(run.lockfile).mine
+    write_lock(run, host=mine["host"], space=mine["space"], pid=os.getpid(), start="1")
     run.lock(wait=0)
     run.unlock()
 
 
-def test_of_many_takers_of_a_stale_lock_one_wins(run):
-    run.lockfile.write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "start": "5"}))
-    code = "import sys, time; from jobs.rundir import *; r = RunDir(sys.argv[1]); r.lock(); print('won', flush=True); time.sleep(4)"
-    takers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(run.path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+def test_another_host_counts_by_its_heartbeat(run):
+    write_lock(run, age=20)
+    with pytest.raises(Locked, match=r"5 on node9 \(job 123\)"):
+        run.lock(wait=0)
+    write_lock(run, age=rundir.LOCK_STALE + 5)
+    run.lock(wait=0)
+    run.unlock()
+
+
+def test_another_container_on_this_host_is_another_host(run):
+    write_lock(run, host=socket.gethostname(), space="pid:[1]", pid=999_999, age=20)
+    with pytest.raises(Locked):
+        run.lock(wait=0)
+
+
+def test_waits_for_another_host_to_fall_silent(run, monkeypatch):
+    monkeypatch.setattr(rundir, "LOCK_STALE", 2.0)
+    write_lock(run, age=0.5)
+    run.lock(wait=20)
+    run.unlock()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"token": "../../etc/passwd", "host": 3, "pid": "x"}', '{"pid": 1}'])
+def test_a_damaged_lock_is_waited_for_then_replaced(run, text):
+    run.lockfile.write_text(text)
+    with pytest.raises(Locked):
+        run.lock(wait=0)
+    os.utime(run.lockfile, (1, 1))
+    run.lock(wait=0)
+    run.unlock()
+    assert rest(run) == []
+
+
+def test_a_taker_that_died_over_its_claim_is_no_obstacle(run):
+    """It had made LOCK.<token> and was killed before the rename; two generations of it."""
+    write_lock(run, age=1000)
+    for token, next_token in (("0" * 16, "1" * 16), ("1" * 16, "2" * 16)):
+        claim = run.path / f"LOCK.{token}"
+        claim.write_text(
+            json.dumps({"token": next_token, "host": "node8", "space": "s", "pid": 6, "start": "1", "job": None})
         )
-        for _ in range(6)
-    ]
-    assert sum(b"won" in p.communicate()[0] for p in takers) == 1
+        os.utime(claim, (1, 1))
+    run.lock(wait=0)
+    assert json.loads(run.lockfile.read_text())["pid"] == os.getpid()
+    run.unlock()
+    assert rest(run) == []
 
 
-# --- small files ------------------------------------------------------------------------------------------------------
-def test_attempts_close_one_that_died_without_a_word(run):
-    run.attempt_start(nimg=0)
-    again = RunDir(run.path)
-    with open(again.attempts, "a") as file:
-        file.write('{"event": "sta')  # killed inside its line
-    again.attempt_start(nimg=8)
-    again.attempt_end(nimg=16, reason="finished", seconds=1.0)
-    lines = again.read_attempts()
-    assert [(x["event"], x.get("attempt")) for x in lines] == [("start", 1), ("end", 1), ("start", 2), ("end", 2)]
-    assert lines[1]["inferred"] and "died" in lines[1]["reason"]
+def test_a_slow_taker_does_not_take_the_lock_of_a_fast_one(run):
+    """The slow one judged the old lock stale; meanwhile the fast one took it."""
+    write_lock(run, age=1000)
+    slow, fast = rundir.Lock(run.lockfile), RunDir(run.path)
+    stale = slow._read(run.lockfile)
+    fast.lock(wait=0)
+    slow._draft.write_text(json.dumps(slow.mine))
+    assert slow._take(run.lockfile, stale) is False
+    slow._draft.unlink()
+    assert json.loads(run.lockfile.read_text())["token"] == fast._lock.token
+    assert rest(run) == ["LOCK"]
+    fast.unlock()
 
 
-def test_run_directories_are_private_and_starting_deletes_nothing(run):
-    assert oct(run.path.stat().st_mode & 0o777) == "0o700"
-    (run.checkpoints / "x.pt").write_text("keep")
-    RunDir(run.path).create()
-    assert (run.checkpoints / "x.pt").read_text() == "keep"
-
-
-def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    atomic_write(path, "old")
-    monkeypatch.setattr(rundir.os, "replace", lambda a, b: (_ for _ in ()).throw(OSError("no")))
-    with pytest.raises(OSError, match="no"):
-        atomic_write(path, "new")
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_stop_is_moved_into_the_attempts(run):
-    (run.path / "STOP").write_text("lunch")
-    assert run.stop_requested()
-    run.lift_stop()
-    assert not run.stop_requested() and run.read_attempts()[-1]["text"] == "lunch"
-
-
-# --- metrics ----------------------------------------------------------------------------------------------------------
-def test_resume_drops_later_rows_and_half_lines(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    log = MetricsLog(path)
-    for nimg in (0, 8, 16, 24):
-        log.append({"nimg": nimg, "loss": nimg / 10})
-    with open(path, "a") as file:
-        file.write('{"nimg": 32, "lo')
-    MetricsLog(path, resume_nimg=16).append({"nimg": 24, "loss": 7.0})
-    assert [(r["nimg"], r["loss"]) for r in read_metrics(path)] == [(0, 0.0), (8, 0.8), (16, 1.6), (24, 7.0)]
-    MetricsLog(path, resume_nimg=-1)
-    assert read_metrics(path) == []
-
-
-def test_rows_stay_json_when_a_value_is_not_finite(tmp_path):
-    log = MetricsLog(tmp_path / "m.jsonl")
-    log.append({"nimg": 8, "a": math.nan, "b": math.inf, "c": 1.5})
-    row = json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert row == {"nimg": 8, "a": None, "b": None, "c": 1.5, "nonfinite": ["a", "b"]}
-
-
-def test_averages_over_a_resume():
-    values = [0.1, 0.2, 0.7, -4.0, 3.3]
-    a, b = Averages(), Averages()
-    for i, value in enumerate(values):
-        a.add({"x": torch.tensor(value)})
-        if i == 2:
-            b.load_state_dict(json.loads(json.dumps({"sums": {}, "counts": {}})))
-            b.load_state_dict(a.state_dict())
-        elif i > 2:
-            b.add({"x": torch.tensor(value)})
-    assert a.means() == b.means() and a.means()["x"] == pytest.approx(sum(values) / 5, rel=1e-6)
-
-
-def test_grid_has_even_spacing_and_holds_the_pictures(tmp_path):
-    images = np.random.default_rng(0).integers(0, 255, (5, 1, 8, 6), dtype=np.uint8)
-    grid = np.asarray(image_grid(images, columns=3, pad=2))
-    assert grid.shape == (2 * (8 + 2) + 2, 3 * (6 + 2) + 2)
-    for i, image in enumerate(images):
-        y, x = 2 + i // 3 * 10, 2 + i % 3 * 8
-        assert (grid[y : y + 8, x : x + 6] == image[0]).all()
-    colour = image_grid(np.repeat(images, 3, 1), columns=5, labels=list("abcde"))
-    save_png(tmp_path / "x.png", colour, {"about": "a test"})
-    with Image.open(tmp_path / "x.png") as loaded:
-        assert loaded.mode == "RGB" and loaded.text["about"] == "a test"
-
-
-def test_loss_plot_is_drawn_from_the_rows(tmp_path):
-    rows = [{"nimg": n * 1000, "loss_G": 1 / (n + 1), "loss_D": 2.0, "diversity": None} for n in range(50)]
-    plot_losses(rows, tmp_path / "plots" / "a.png")
-    plot_losses({"one": rows, "two": rows[:3]}, tmp_path / "b.png", from_kimg=1, to_kimg=20)
-    plot_losses([], tmp_path / "c.png")
-    for name in ("plots/a.png", "b.png", "c.png"):
-        with Image.open(tmp_path / name) as image:
-            assert min(image.size) > 200 and len(set(np.asarray(image.convert("L")).ravel())) > 2
-
-
-# --- stop, ranks, randomness, precision -------------------------------------------------------------------------------
-STOPPER = """
+def test_of_many_takers_of_a_stale_lock_one_wins(run):
+    code = """
 import sys, time
-from jobs import stop
-from jobs.rundir import RunDir
-stop.install_handlers()
-watch = stop.StopWatch(RunDir(sys.argv[1]), margin=float(sys.argv[2]))
-print("ready", flush=True)
-end = time.time() + 20
-while time.time() < end and not (level := watch.poll()):
-    time.sleep(0.01)
-print(level, watch.describe(level), flush=True)
+from jobs.rundir import RunDir, Locked
+run = RunDir(sys.argv[1])
+print("ready", flush=True); sys.stdin.readline()
+try:
+    run.lock(wait=0); print("won", flush=True); time.sleep(0.5)
+except Locked:
+    print("lost", flush=True)
 """
+    for _ in range(2):
+        write_lock(run, age=1000)
+        takers = [
+            subprocess.Popen([sys.executable, "-c", code, run.path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(6)
+        ]  # fmt: skip
+        for p in takers:
+            assert p.stdout.readline() == "ready\n"
+        for p in takers:
+            p.stdin.write("\n")
+            p.stdin.flush()
+        assert sorted(p.communicate(timeout=30)[0].strip() for p in takers) == ["lost"] * 5 + ["won"]
+        assert [n for n in rest(run) if n != "LOCK"] == []
 
 
-@pytest.mark.parametrize(("how", "answer"), [
-    (signal.SIGUSR1, "2 USR1"), (signal.SIGUSR2, "2 USR2"), (signal.SIGTERM, "2 TERM"), (signal.SIGINT, "3 Ctrl-C"),
-    ("STOP", "3 STOP file"), ("SAVE", "1 SAVE file"), ("time", "2 time limit"),
-])  # fmt: skip
-def test_every_reason_to_stop(run, how, answer):
-    env = {**os.environ, "SLURM_JOB_END_TIME": str(int(time.time() + 61))} if how == "time" else dict(os.environ)
-    command = ["bash", "-c", 'trap "" USR1 USR2; exec "$@"', "bash", sys.executable, "-c", STOPPER, str(run.path), "60"]
-    p = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=env)
-    assert p.stdout.readline() == "ready\n"
-    if isinstance(how, str) and how != "time":
-        (run.path / how).touch()
-    elif how != "time":
-        p.send_signal(how)
-    assert p.communicate(timeout=30)[0].strip() == answer
-    assert not (run.path / "SAVE").exists()
+def test_without_hard_links_too(run, monkeypatch):
+    def no_links(*args):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(rundir.os, "link", no_links)
+    write_lock(run, age=1000)
+    run.lock(wait=0)
+    with pytest.raises(Locked):
+        RunDir(run.path).lock(wait=0)
+    run.unlock()
+    assert rest(run) == []
 
 
-def test_ranks_come_from_torchrun_then_from_a_slurm_step(monkeypatch):
-    for name in [n for n in os.environ if n.startswith(("SLURM_", "RANK", "WORLD", "LOCAL_"))]:
-        monkeypatch.delenv(name)
-    assert runtime.ranks() == (0, 1, 0)
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    monkeypatch.setenv("SLURM_PROCID", "0")
-    assert runtime.ranks() == (0, 1, 0)  # a batch shell: one process, whatever the job has
-    monkeypatch.setenv("SLURM_STEP_ID", "0")
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    monkeypatch.setenv("SLURM_PROCID", "3")
-    monkeypatch.setenv("SLURM_LOCALID", "1")
-    assert runtime.ranks() == (3, 4, 1)
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert runtime.ranks() == (1, 2, 1)
-    ports = set()
-    for job in range(40):
-        for name in ("MASTER_ADDR", "MASTER_PORT"):
-            monkeypatch.delenv(name, raising=False)
-        monkeypatch.setenv("SLURM_JOB_ID", str(job))
-        runtime.slurm_rendezvous()
-        ports.add(os.environ["MASTER_PORT"])
-    monkeypatch.delenv("MASTER_ADDR")
-    monkeypatch.delenv("MASTER_PORT")
-    assert len(ports) > 38
+def test_the_heartbeat_beats_and_restores_a_deleted_lock(run, monkeypatch):
+    monkeypatch.setattr(rundir, "LOCK_BEAT", 0.05)
+    run.lock(wait=0)
+    os.utime(run.lockfile, (1, 1))
+    wait_until(lambda: run.lockfile.stat().st_mtime > 1)
+    run.lockfile.unlink()
+    wait_until(run.lockfile.exists)
+    run.unlock()
+    assert rest(run) == []
 
 
-def test_rows_are_contiguous_and_the_same_for_every_way_to_split():
-    assert runtime.rows(24, 0, 1) == [(0, 24)]
-    two_ranks = [r for rank in (0, 1) for r in runtime.rows(24, rank, 2, 2)]
-    assert two_ranks == runtime.rows(24, 0, 1, 4) == [(0, 6), (6, 12), (12, 18), (18, 24)]
-    with pytest.raises(ValueError, match="does not divide"):
-        runtime.rows(24, 0, 5)
+def test_a_process_whose_run_was_taken_over_ends(run):
+    code = HOLD.replace("import sys, time", "import sys, time, jobs.rundir; jobs.rundir.LOCK_BEAT = 0.05")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, run.path, "60"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    atomic_write(run.lockfile, json.dumps({"token": "a" * 16, "host": "node9", "pid": 1, "start": "1"}))
+    assert process.wait(20) == 75
+    assert "node9" in process.stderr.read()
+    assert json.loads(run.lockfile.read_text())["host"] == "node9"
 
 
-def test_draws_are_a_function_of_seed_moment_and_purpose():
-    def draw(*key):
-        return torch.randn(4, generator=runtime.generator(*key)).tolist()
-
-    assert draw(0, 8, "G") == draw(0, 8, "G")
-    assert len({tuple(draw(*key)) for key in [(0, 8, "G"), (1, 8, "G"), (0, 16, "G"), (0, 8, "D")]}) == 4
-
-
-def test_watchdog_ends_a_process_that_hangs():
-    code = "import time; from jobs.runtime import Watchdog; w = Watchdog(1); time.sleep(30)"
-    p = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=25)
-    assert p.returncode == stop.TRANSIENT and "no step finished" in p.stderr
-
-
-# --- configs ----------------------------------------------------------------------------------------------------------
-def test_every_preset_resolves_and_names_its_run():
-    names = set()
-    for preset in specs.GAN_PRESETS:
-        data = "phantom" if preset.startswith("adni") else "phantom:9"  # where a preset has data of its own, others
-        config = specs.parse(specs.GanConfig, ["--preset", preset, "--data", data])
-        names.add(specs.default_name(config))
-        assert specs.from_dict(specs.GanConfig, json.loads(specs.to_json(config))) == config
-        assert 0.05 < specs.gan_memory_gb(config) < 40
-    assert len(names) == len(specs.GAN_PRESETS)
-
-
-def test_the_name_of_a_run_depends_on_what_changes_the_result_alone():
-    def name(*flags):
-        return specs.default_name(specs.parse(specs.GanConfig, ["--preset", "quickstart", *flags]))
-
-    same = name()
-    assert same.startswith("stylegan2-") and len(same) == len("stylegan2-") + 8
-    assert name("--total-kimg", "99") == name("--log-kimg", "1") == name("--run", "x") == same
-    assert len({same, name("--gamma", "3"), name("--seed", "1"), name("--data", "phantom:5")}) == 4
-
-
-def test_run_alone_resumes_with_the_runs_own_config(run):
-    config = specs.parse(specs.GanConfig, ["--preset", "quickstart", "--gamma", "3", "--run", str(run.path)])
-    run.write_config(specs.asdict(config))
-    again = specs.parse(specs.GanConfig, ["--run", str(run.path)])
-    assert again == config and again.gamma == 3
+def wait_until(condition, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)

@@ -1,0 +1,406 @@
+"""Ranks, reductions between real gloo processes, lost peers, randomness, rows, precision, watchdog."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs import runtime
+from jobs.runtime import PeerLost
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_", "SLURM_", "GLOO_")
+
+
+def clean_environment() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(RANK_VARIABLES)} | {"OMP_NUM_THREADS": "1"}
+
+
+def test_exit_codes_survive_a_collective_right_before_the_end():
+    """The group is left at every exit; else gloo's threads abort the process now and then (code 134)."""
+    code = "runtime.agree_max(rt, [1])\nsys.exit(77)"
+    processes = start(code, torchrun_variables(2))
+    assert [p.wait(100) for p in processes] == [77, 77], [p.stderr.read() for p in processes]
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+def torchrun_variables(world: int) -> list[dict]:
+    port = free_port()
+    return [
+        dict(RANK=str(r), WORLD_SIZE=str(world), LOCAL_RANK=str(r), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        for r in range(world)
+    ]  # fmt: skip
+
+
+def start(code: str, variables: list[dict]) -> list[subprocess.Popen]:
+    """One process per rank, which runs `code` with rt in scope."""
+    code = (
+        "import json, os, sys, time, torch\nfrom jobs import runtime\nrt = runtime.init_runtime(threads=1)\n"
+        + code
+        + "\nruntime.shutdown(rt)\n"
+    )
+    return [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=clean_environment() | v, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for v in variables
+    ]  # fmt: skip
+
+
+def results(processes: list[subprocess.Popen], seconds: float = 100) -> list[dict]:
+    end, found = time.monotonic() + seconds, []
+    try:
+        for p in processes:
+            out, err = p.communicate(timeout=max(end - time.monotonic(), 1))
+            assert p.returncode == 0, err
+            found.append(json.loads(out.splitlines()[-1]))
+    finally:
+        for p in processes:
+            if p.poll() is None:
+                p.kill()
+    return found
+
+
+# --- two ranks --------------------------------------------------------------------------------------------------------
+COLLECTIVES = """
+torch.manual_seed(0)
+net = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 2), "b": torch.nn.Linear(2, 2).double(), "c": torch.nn.Linear(4, 1, bias=False),
+                           "d": torch.nn.Linear(2, 1, bias=False)})
+for i, p in enumerate(net.parameters()):
+    p.grad = torch.full_like(p, float((rt.rank + 1) * (i + 1)))
+if rt.rank == 1:
+    net["c"].weight.grad = None    # one rank has no gradient here
+net["d"].weight.grad = None        # and none has one there
+storage = net["a"].weight.grad.data_ptr()
+runtime.reduce_mean_gradients(rt, net.parameters())
+same_storage = storage == net["a"].weight.grad.data_ptr()
+grads = [sorted(set(p.grad.flatten().tolist())) for p in net.parameters()]
+dtypes = [str(p.grad.dtype) for p in net.parameters()]
+
+module = torch.nn.BatchNorm1d(2)
+with torch.no_grad():
+    module.weight.fill_(rt.rank + 5.0), module.running_mean.fill_(rt.rank + 7.0), module.num_batches_tracked.fill_(rt.rank + 9)
+runtime.broadcast_module(rt, module)
+
+total = torch.tensor([1.0 + rt.rank, 10.0])
+returned = runtime.reduce_sum(rt, total)
+print(json.dumps(dict(
+    agreed=runtime.agree_max(rt, [rt.rank, 3 - rt.rank, -5]), first=runtime.from_rank_0(rt, 40 + rt.rank), sum=total.tolist(),
+    in_place=returned is total, same_storage=same_storage, grads=grads, dtypes=dtypes, big=runtime.agree_max(rt, [2**60 + rt.rank])[0],
+    module=[module.weight.tolist(), module.running_mean.tolist(), int(module.num_batches_tracked)], threads=torch.get_num_threads(),
+)))
+"""
+
+
+def check_collectives(found: list[dict]) -> None:
+    for r in found:
+        assert r["agreed"] == [1, 3, -5] and r["first"] == 40 and r["big"] == 2**60 + 1
+        assert r["sum"] == [3.0, 20.0] and r["in_place"] and r["same_storage"]
+        # means of (i+1) and 2(i+1); 'c' is there on rank 0 only, 'd' nowhere
+        assert r["grads"] == [[1.5], [3.0], [4.5], [6.0], [2.5], [0.0]]
+        assert r["dtypes"] == ["torch.float32"] * 2 + ["torch.float64"] * 2 + ["torch.float32"] * 2
+        assert r["module"] == [[5.0, 5.0], [7.0, 7.0], 9] and r["threads"] == 1
+
+
+def test_two_ranks_from_torchrun_variables():
+    check_collectives(results(start(COLLECTIVES, torchrun_variables(2))))
+
+
+def slurm_variables(world: int, job: int, **more: str) -> list[dict]:
+    return [
+        dict(SLURM_JOB_ID=str(job), SLURM_STEP_ID="0", SLURM_PROCID=str(r), SLURM_LOCALID=str(r), SLURM_STEP_NUM_TASKS=str(world),
+             SLURM_STEP_TASKS_PER_NODE=str(world), SLURM_STEP_NUM_NODES="1", SLURM_NODEID="0", SLURM_STEP_NODELIST="no-such-node-[1-2]", **more)
+        for r in range(world)
+    ]  # fmt: skip
+
+
+def test_two_ranks_from_slurm_variables():
+    """Of a step on one node, whose name nobody can resolve."""
+    check_collectives(results(start(COLLECTIVES, slurm_variables(2, job=os.getpid()))))
+
+
+LOOP = """
+print("ready", flush=True)
+try:
+    for i in range(10**9):
+        {call}
+        time.sleep(0.01)
+except runtime.PeerLost as error:
+    print(json.dumps(dict(code=error.exit_code, text=str(error))), flush=True)
+    os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("call", [
+    "runtime.agree_max(rt, [i])", "runtime.reduce_sum(rt, torch.ones(1000))", "runtime.from_rank_0(rt, i)",
+])  # fmt: skip
+def test_a_killed_peer_is_noticed(call):
+    processes = start(LOOP.format(call=call), torchrun_variables(2))
+    for p in processes:
+        assert p.stdout.readline() == "ready\n"
+    processes[1].send_signal(signal.SIGKILL)
+    processes[1].wait(10)
+    (found,) = results(processes[:1], seconds=60)
+    assert found["code"] == 75 and "another rank is gone" in found["text"] and "\n" not in found["text"]
+    processes[1].communicate()
+
+
+def test_a_peer_that_never_comes_is_given_up():
+    code = """
+import datetime, sys
+from jobs import runtime
+runtime.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=2)
+try:
+    runtime.init_runtime(1)
+except runtime.PeerLost as error:
+    sys.exit(f"lost: {error}")
+"""
+    environment = clean_environment() | torchrun_variables(2)[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 1
+    assert f"did not meet at 127.0.0.1:{environment['MASTER_PORT']}" in done.stderr.splitlines()[-1]
+
+
+# --- a single process -------------------------------------------------------------------------------------------------
+def test_a_single_process_has_no_group_and_reductions_do_nothing(environment):
+    rt = runtime.init_runtime(threads=1)
+    assert (rt.rank, rt.world, rt.local_rank, rt.threads) == (0, 1, 0, 1)
+    assert not torch.distributed.is_initialized()
+    tensor, net = torch.ones(3), torch.nn.Linear(2, 2)
+    assert runtime.reduce_sum(rt, tensor) is tensor and tensor.tolist() == [1, 1, 1]
+    assert runtime.agree_max(rt, [1, 2]) == [1, 2] and runtime.from_rank_0(rt, 3) == 3
+    net.weight.grad = torch.full((2, 2), 3.0)
+    runtime.reduce_mean_gradients(rt, list(net.parameters()))
+    assert net.weight.grad.eq(3).all() and net.bias.grad.eq(0).all()  # as on two ranks
+    runtime.broadcast_module(rt, net)
+    runtime.shutdown(rt)
+    assert runtime.memory(CPU) == {} and runtime.facts(rt)["torch"] == torch.__version__
+
+
+# --- who am I ---------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def environment(monkeypatch):
+    """An environment without ranks; call it with variables to set them."""
+    for name in [k for k in os.environ if k.startswith(RANK_VARIABLES)]:
+        monkeypatch.delenv(name)
+
+    def set_variables(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+STEP = dict(
+    SLURM_JOB_ID="5", SLURM_PROCID="3", SLURM_LOCALID="1", SLURM_STEP_ID="0", SLURM_STEP_NUM_TASKS="4", SLURM_NTASKS="4"
+)
+
+
+@pytest.mark.parametrize(("variables", "expected"), [
+    ({}, (0, 1, 0)),
+    (dict(RANK="2", WORLD_SIZE="4", LOCAL_RANK="1"), (2, 4, 1)),
+    (STEP, (3, 4, 1)),
+    (STEP | dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0"), (0, 2, 0)),  # torchrun inside a step
+    (STEP | dict(SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0", SLURM_LOCALID="0"), (0, 1, 0)),  # srun -n1 in a job of four
+    (dict(SLURM_JOB_ID="5", SLURM_PROCID="0", SLURM_NTASKS="4", SLURM_LOCALID="0"), (0, 1, 0)),  # the batch shell
+    (STEP | dict(SLURM_STEP_ID="4294967290", SLURM_PROCID="0"), (0, 1, 0)),  # an salloc shell (interactive step)
+    (dict(SLURM_JOB_ID="5", SLURM_NTASKS="4", SLURM_NNODES="2"), (0, 1, 0)),
+])  # fmt: skip
+def test_ranks_from_the_environment(environment, variables, expected):
+    environment(**variables)
+    assert runtime.ranks() == expected
+
+
+@pytest.mark.parametrize(("layout", "node", "expected"), [
+    ("4", "0", 4), ("2(x3),1", "0", 2), ("2(x3),1", "2", 2), ("2(x3),1", "3", 1), ("", "0", 1),
+])  # fmt: skip
+def test_local_world_of_a_slurm_step(environment, layout, node, expected):
+    environment(**STEP, SLURM_STEP_TASKS_PER_NODE=layout, SLURM_NODEID=node)
+    assert runtime.local_world(4) == expected
+    environment(LOCAL_WORLD_SIZE="7")
+    assert runtime.local_world(8) == 7
+
+
+@pytest.mark.parametrize(("nodes", "first"), [
+    ("a100-3", "a100-3"), ("a100-[3-5,7],b1", "a100-3"), ("n[01-04]", "n01"), ("b1,a[2-3]", "b1"), ("n[7,9]", "n7"), ("r[1-2]n[3-4]", "r1n3"),
+    ("gpu-a.example.org,x", "gpu-a.example.org"), ("", ""),
+])  # fmt: skip
+def test_first_host_of_a_host_list(nodes, first):
+    assert runtime.first_host(nodes) == first
+
+
+def test_rendezvous_of_several_nodes(environment, monkeypatch):
+    environment(SLURM_JOB_ID="70", SLURM_STEP_ID="0", SLURM_STEP_NUM_NODES="2", SLURM_STEP_NODELIST="localhost,b")
+    environment(SLURM_LAUNCH_NODE_IPADDR="10.0.0.9")
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that monkeypatch takes back what the function sets
+        monkeypatch.delenv(name)
+    runtime.slurm_rendezvous()
+    assert os.environ["MASTER_ADDR"] == "localhost" and 15000 <= int(os.environ["MASTER_PORT"]) < 55000
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name)
+    environment(SLURM_STEP_NODELIST="no-such-host-[1-2].invalid")
+    runtime.slurm_rendezvous()
+    assert os.environ["MASTER_ADDR"] == "10.0.0.9"
+    environment(MASTER_ADDR="given", MASTER_PORT="1234")
+    runtime.slurm_rendezvous()
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("given", "1234")
+
+
+def test_neighbouring_jobs_and_steps_have_ports_of_their_own(environment, monkeypatch):
+    ports = set()
+    monkeypatch.setenv("MASTER_ADDR", "x")
+    monkeypatch.setenv("MASTER_PORT", "")
+    for job in range(2_000_000, 2_000_500):
+        for step in range(3):
+            monkeypatch.delenv("MASTER_PORT")
+            environment(SLURM_JOB_ID=str(job), SLURM_STEP_ID=str(step))
+            runtime.slurm_rendezvous()
+            ports.add(int(os.environ["MASTER_PORT"]))
+    assert len(ports) == 1500 and min(ports) >= 15000 and max(ports) < 55000
+
+
+def test_world_without_a_meeting_point_is_one_line(environment):
+    environment(RANK="0", WORLD_SIZE="2")
+    with pytest.raises(ValueError, match="torchrun or srun"):
+        runtime.init_runtime(1)
+
+
+def test_default_threads(environment, monkeypatch):
+    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert runtime.default_threads(1) == 8 and runtime.default_threads(2) == 4 and runtime.default_threads(16) == 1
+    environment(SLURM_CPUS_PER_TASK="3")
+    assert runtime.default_threads(4) == 3
+    environment(SLURM_CPUS_PER_TASK="64")
+    assert runtime.default_threads(1) == 8  # more than it may use
+
+
+# --- randomness and rows ----------------------------------------------------------------------------------------------
+def test_seeds_are_pinned():
+    """Runs begun by an earlier version must go on with the same draws."""
+    expected = int.from_bytes(hashlib.blake2b(b"7/1280/noise", digest_size=8).digest(), "little") >> 1
+    assert runtime.seed_of(7, 1280, "noise") == expected < 2**63
+    seeds = {runtime.seed_of(s, n, p) for s in range(5) for n in range(200) for p in ("G", "D", "noise")}
+    assert len(seeds) == 3000
+
+
+def test_a_generator_is_a_function_of_its_arguments():
+    a = torch.randn(5, generator=runtime.generator(1, 64, "z", CPU))
+    torch.manual_seed(99)
+    assert torch.equal(a, torch.randn(5, generator=runtime.generator(1, 64, "z", CPU)))
+    for other in [(2, 64, "z"), (1, 128, "z"), (1, 64, "w")]:
+        assert not torch.equal(a, torch.randn(5, generator=runtime.generator(*other, CPU)))
+
+
+@pytest.mark.parametrize(("batch", "world", "accumulate"), [(8, 1, 1), (8, 2, 1), (24, 2, 3), (64, 4, 4)])
+def test_rows_cover_the_batch_once_in_order(batch, world, accumulate):
+    mine = [runtime.rows(batch, rank, world, accumulate) for rank in range(world)]
+    assert all(len(r) == accumulate for r in mine)
+    assert [i for rank in mine for a, b in rank for i in range(a, b)] == list(range(batch))
+    assert len({b - a for rank in mine for a, b in rank}) == 1
+
+
+@pytest.mark.parametrize(("batch", "world", "accumulate"), [(9, 2, 1), (8, 3, 1), (8, 2, 3), (0, 1, 1)])
+def test_rows_that_do_not_divide_name_the_numbers(batch, world, accumulate):
+    with pytest.raises(
+        ValueError, match=rf"{batch} .* {world} ranks x {accumulate} .* multiple of {world * accumulate}"
+    ):
+        runtime.rows(batch, 0, world, accumulate)
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+def test_precision(monkeypatch):
+    assert runtime.precision_dtype("fp32", CPU) is torch.float32
+    assert runtime.precision_dtype("bf16", "cpu") is torch.bfloat16
+    assert runtime.precision_dtype("fp16", CPU) is torch.float16
+    for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(runtime, "cpu_has_bf16", lambda fast=fast: fast)
+        assert runtime.precision_dtype("auto", CPU) is expected
+    for capability, expected in (((7, 0), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        assert runtime.precision_dtype("auto", torch.device("cuda", 0)) is expected
+    with pytest.raises(ValueError, match="auto, bf16"):
+        runtime.precision_dtype("int8", CPU)
+
+
+# --- waiting and watching ---------------------------------------------------------------------------------------------
+def test_wait_for(tmp_path):
+    (tmp_path / "there").touch()
+    runtime.wait_for(tmp_path / "there", "the pack", 0)
+    left = iter([False, False, True])
+    runtime.wait_for(lambda: next(left), "three looks", 10, poll=0)
+    with pytest.raises(TimeoutError, match="the pack"):
+        runtime.wait_for(tmp_path / "never", "the pack", 0.05, poll=0.01)
+
+
+def hanging_collective(dog):
+    time.sleep(60)
+
+
+def patted(dog):
+    for _ in range(8):
+        time.sleep(0.2)
+        dog.pat()
+
+
+def paused(dog):
+    dog.pause()
+    time.sleep(1.2)
+
+
+def paused_then_hanging(dog):
+    paused(dog)
+    dog.pat()
+    hanging_collective(dog)
+
+
+def stopped(dog):
+    dog.stop()
+    time.sleep(1.2)
+
+
+@pytest.mark.parametrize(("body", "code"), [
+    (hanging_collective, 75), (patted, 0), (paused, 0), (paused_then_hanging, 75), (stopped, 0),
+])  # fmt: skip
+def test_watchdog(body, code, tmp_path):
+    pid = os.fork()  # not a new interpreter: importing torch takes seconds
+    if pid == 0:
+        sys.stderr = open(tmp_path / "err", "w")  # noqa: SIM115
+        body(runtime.Watchdog(0.8))
+        os._exit(0)
+    end = time.monotonic() + 40
+    while (done := os.waitpid(pid, os.WNOHANG))[0] == 0 and time.monotonic() < end:
+        time.sleep(0.02)
+    if done[0] == 0:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert done[0] == pid and os.waitstatus_to_exitcode(done[1]) == code
+    said = (tmp_path / "err").read_text()
+    assert ("hanging_collective" in said and said.startswith("error: no step finished for 0.8 s")) == bool(code)
+
+
+def test_peer_lost_keeps_other_errors_apart():
+    def fail(error):
+        raise error
+
+    with pytest.raises(PeerLost, match="Connection closed"):
+        runtime._collective(fail, RuntimeError("Connection closed by peer\nstack"))
+    with pytest.raises(torch.OutOfMemoryError):
+        runtime._collective(fail, torch.OutOfMemoryError("CUDA out of memory"))

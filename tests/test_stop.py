@@ -1,0 +1,195 @@
+"""Reasons to stop: real signals to real processes, files, and the job's end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import stop
+from jobs.rundir import RunDir
+
+ROOT = Path(__file__).resolve().parent.parent
+# Installs, says so, then polls until a stop and prints what it saw.
+LOOP = """
+import sys, time
+from jobs import stop
+stop.install_handlers()
+assert "torch" not in sys.modules
+watch = stop.StopWatch()
+print("ready", flush=True)
+while (level := watch.poll()) < 2:
+    time.sleep(0.01)
+print(level, watch.reason, watch.describe(level), sep="|", flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")} | extra
+
+
+def start(linger: float = 0.0, before=None, **env: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOP, str(linger)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        env=clean_environment(**env), preexec_fn=before,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(("number", "expected"), [
+    (signal.SIGUSR1, "2|USR1|USR1"), (signal.SIGUSR2, "2|USR2|USR2"), (signal.SIGTERM, "2|TERM|TERM"), (signal.SIGINT, "3|Ctrl-C|Ctrl-C"),
+])  # fmt: skip
+def test_a_signal_only_sets_a_flag(number, expected):
+    process = start()
+    process.send_signal(number)
+    assert process.communicate(timeout=20)[0].strip() == expected
+    assert process.returncode == 0
+
+
+def test_second_ctrl_c_ends_at_once_with_130():
+    process = start(linger=60)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline().startswith("3|")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+
+
+def test_a_second_stop_signal_is_no_second_thought():
+    process = start(linger=0.3)
+    process.send_signal(signal.SIGUSR2)
+    assert process.stdout.readline().startswith("2|USR2")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(20) == 0
+
+
+def ignore_and_block():
+    for number in stop.SIGNALS.values():
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop.SIGNALS.values())
+
+
+def test_inherited_ignored_and_blocked_signals_work_again():
+    process = start(before=ignore_and_block)
+    process.send_signal(signal.SIGUSR2)
+    assert process.communicate(timeout=20)[0].startswith("2|USR2")
+
+
+def test_workers_survive_every_signal():
+    code = (
+        "from jobs import stop; stop.ignore_signals_in_worker(0); print('ready', flush=True); input(); print('alive')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    for number in stop.SIGNALS.values():
+        process.send_signal(number)
+    assert process.communicate("\n", timeout=20)[0].strip() == "alive" and process.returncode == 0
+
+
+def test_handlers_that_a_library_replaced_are_put_back():
+    code = """
+import os, signal, time
+from jobs import stop
+stop.install_handlers()
+watch = stop.StopWatch()
+signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+assert watch.poll() == 0
+os.kill(os.getpid(), signal.SIGUSR2)
+assert watch.poll() == 2
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean_environment(), timeout=30).returncode == 0
+
+
+@pytest.fixture
+def no_job(monkeypatch):
+    for name in [k for k in os.environ if k.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Lets a test pass the seconds between two looks at the files."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(stop.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_save_file_is_consumed_and_stop_file_stays(tmp_path, no_job, clock):
+    watch = stop.StopWatch(RunDir(tmp_path))
+    assert watch.poll() == stop.NOTHING
+    (tmp_path / "SAVE").touch()
+    assert watch.poll() == stop.NOTHING  # files are looked at once a second
+    clock[0] += 1.1
+    assert watch.poll() == stop.SAVE
+    assert not (tmp_path / "SAVE").exists() and watch.poll() == stop.NOTHING
+    (tmp_path / "STOP").touch()
+    clock[0] += 1.1
+    assert watch.poll() == stop.STOP_BY_PERSON and watch.reason == "STOP file"
+    (tmp_path / "STOP").unlink()
+    clock[0] += 1.1
+    assert watch.poll() == stop.STOP_BY_PERSON  # decided is decided
+    assert watch.describe(stop.STOP_BY_PERSON) == "STOP file"
+
+
+def test_a_persons_stop_outranks_the_time_limit(tmp_path, no_job, clock, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 60))
+    watch = stop.StopWatch(RunDir(tmp_path), margin=120)
+    assert watch.poll() == stop.STOP_AND_CONTINUE and watch.reason == "time limit"
+    (tmp_path / "STOP").touch()
+    clock[0] += 1.1
+    assert watch.poll() == stop.STOP_BY_PERSON and watch.reason == "STOP file"
+
+
+@pytest.mark.parametrize(("end", "margin", "level"), [(+200, 120, 0), (+100, 120, 2), (+100, 50, 0), (-10, 120, 0)])
+def test_job_end_from_the_environment(no_job, monkeypatch, end, margin, level):
+    """An end in the past belongs to a job that is over; its variable must not stop a run by hand."""
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + end)))
+    assert stop.StopWatch(margin=margin).poll() == level
+
+
+def fake_squeue(folder: Path, body: str, monkeypatch) -> None:
+    (folder / "squeue").write_text(f"#!/bin/sh\n{body}\n")
+    (folder / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+
+
+def test_job_end_from_squeue(no_job, monkeypatch, tmp_path):
+    end = int(time.time()) + 1000
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(end))
+    fake_squeue(tmp_path, f'test "$3" = 17 || exit 1; test "$SLURM_TIME_FORMAT" = standard && echo {text}', monkeypatch)
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    assert stop.job_end_time() == end
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert stop.job_end_time() is None  # one question per job, not one per rank
+
+
+@pytest.mark.parametrize("body", ["echo N/A", "exit 1", "echo", "echo 9999999-99-99T00:00:00"])
+def test_squeue_that_does_not_know_is_no_error(no_job, monkeypatch, tmp_path, body):
+    fake_squeue(tmp_path, body, monkeypatch)
+    assert stop.StopWatch().deadline is None
+
+
+def test_no_squeue_at_all(no_job, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert stop.StopWatch().poll() == 0
+
+
+def test_reasons_of_other_ranks_have_words(no_job):
+    watch = stop.StopWatch()
+    assert watch.poll() == 0
+    assert "another rank" in watch.describe(2) and "person" in watch.describe(3)
+
+
+def test_exit_codes_are_the_documented_ones():
+    assert (stop.DONE, stop.USAGE, stop.TRANSIENT, stop.DIVERGED, stop.BAD, stop.CONTINUE) == (0, 2, 75, 77, 78, 85)
