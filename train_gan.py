@@ -18,12 +18,9 @@ from jobs import stop
 if __name__ == "__main__":
     stop.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
-import math
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -34,10 +31,10 @@ from data.sources import DataError, find_source
 from jobs import runtime, specs
 from jobs.attempt import Attempt, prepare_run, report_and_code
 from jobs.checkpoint import CheckpointError, Checkpoints, Diverged
-from jobs.log import Averages, MetricsLog, Progress, TensorBoard, image_grid, plot_losses, read_metrics, save_png
+from jobs.log import Averages, image_grid
+from jobs.loop import FRESH_COUNTERS, Record, State, Upkeep, already_done, load_initial_weights
 from jobs.rundir import RunDir
 from jobs.specs import GanConfig
-from jobs.weights import write_weights
 from models import augment as ada
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
@@ -45,13 +42,14 @@ from models.metrics import COLLAPSE_RATIO, class_diversity, diversity_ratio
 from models.stylegan2 import Discriminator, Generator, mix_styles
 
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
+GENERATE = "generate --run {run} --number 64"  # what to do with a finished run
 STATS = "loss_G loss_D logits_real logits_fake sign_real r1 r2 path_length pl_penalty".split()
 
 
 # --- data, networks and everything that a checkpoint holds -----------------------------------------------------------
 @dataclass
-class TrainState:
-    """All that the next step depends on, besides the config and `nimg`. Every field is saved in a checkpoint."""
+class TrainState(State):
+    """All that the next step depends on, besides the config and `nimg`."""
 
     G: Generator
     D: Discriminator
@@ -63,20 +61,11 @@ class TrainState:
     ada: ada.AdaController
     averages: Averages
     pl_mean: torch.Tensor  # () fp32, running mean of path lengths
-    # Data skipped after a divergence, how often that happened, and what the last diversity figure said.
-    counters: dict = field(default_factory=lambda: {"skip": 0, "rollbacks": 0, "best_diversity": 0.0, "healthy": True})
+    counters: dict = field(default_factory=lambda: FRESH_COUNTERS | {"best_diversity": 0.0})
 
-    def state_dict(self) -> dict:
-        return {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in vars(self).items()}
-
-    def load_state_dict(self, state: dict) -> None:
-        for name, value in vars(self).items():
-            if hasattr(value, "load_state_dict"):
-                value.load_state_dict(state[name])
-            elif isinstance(value, torch.Tensor):
-                value.copy_(state[name])
-            else:
-                setattr(self, name, dict(state[name]))
+    def log_extra(self) -> dict:
+        """Columns of a log row that are states and not averages over the interval."""
+        return {"ada_p": self.ada.p, "pl_mean": float(self.pl_mean)}
 
 
 def build_state(c: GanConfig, num_classes: int, device: torch.device) -> TrainState:
@@ -350,6 +339,15 @@ class Sampler:
         return image_grid(to_uint8(images).cpu().numpy(), self.columns, labels=captions), figures
 
 
+def look(s: TrainState, sampler: Sampler, nimg: int, attempt: Attempt):
+    """(grid, figures) at a sample tick; the figures say whether the run is healthy."""
+    grid, figures = sampler(s.G_ema)
+    if not nimg:
+        return grid, {}  # an untrained generator's noise says nothing
+    judge_health(figures, s.counters, attempt.say)
+    return grid, figures
+
+
 def judge_health(figures: dict, counters: dict, say) -> None:
     """A run is collapsed when its diversity was there once and fell below COLLAPSE_RATIO of the real slices'."""
     if not figures:
@@ -366,248 +364,44 @@ def judge_health(figures: dict, counters: dict, say) -> None:
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
-class Record:
-    """Rank 0's log of the run: rows, TensorBoard, progress, grids. Elsewhere it only judges health, as all ranks must."""
-
-    def __init__(self, c: GanConfig, rt: runtime.Runtime, run: RunDir, attempt: Attempt, sampler: Sampler, nimg: int):
-        self.c, self.rt, self.run, self.attempt, self.sampler = c, rt, run, attempt, sampler
-        self.main, self.total = rt.rank == 0, round(c.total_kimg * 1000)
-        self.time, self.nimg = time.monotonic(), max(nimg, 0)
-        if not self.main:
-            return
-        self.log = MetricsLog(run.metrics, resume_nimg=nimg)
-        self.board = TensorBoard(run.tensorboard, purge_step=nimg + 1)
-        self.progress = Progress(self.total, self.nimg)
-        attempt.printer = self.progress.write
-        if nimg < 0:
-            save_png(run.samples / "reals.png", sampler.reals())
-            self.board.image("reals", sampler.reals(), 0)
-
-    def tick(self, s: TrainState, nimg: int) -> None:
-        """A row at log and sample intervals; samples and diversity at sample intervals and at the end."""
-        sampling = due(nimg, self.c.batch, self.c.sample_kimg) or nimg >= self.total
-        if not sampling and not due(nimg, self.c.batch, self.c.log_kimg):
-            return
-        check_finite(s)
-        figures = {}
-        if sampling:
-            grid, figures = self.sampler(s.G_ema)
-            figures = figures if nimg else {}  # an untrained generator's noise says nothing
-            judge_health(figures, s.counters, self.attempt.say)
-        row = {
-            "nimg": nimg,
-            "kimg": nimg / 1000,
-            **s.averages.means(),
-            **figures,
-            "ada_p": s.ada.p,
-            "pl_mean": float(s.pl_mean),
-        }
-        s.averages.reset()
-        if self.main:
-            if nimg:
-                speed = (nimg - self.nimg) / max(time.monotonic() - self.time, 1e-9)
-                row |= {
-                    "img_per_s": round(speed, 2),
-                    "sec_per_kimg": round(1000 / max(speed, 1e-9), 3),
-                    **runtime.memory(self.rt.device),
-                }
-                self.progress.tick(nimg, row)
-                self.attempt.heartbeat(nimg, speed)
-            self.log.append(row)
-            self.board.scalars(row, nimg)
-            if sampling:
-                save_png(self.run.samples / f"{nimg / 1000:09.3f}.png", grid)
-                self.board.image("samples", grid, nimg)
-        self.time, self.nimg = time.monotonic(), nimg
-
-    def rewind(self, nimg: int) -> None:
-        """After a roll-back: the rows after `nimg` never were."""
-        self.time, self.nimg = time.monotonic(), nimg
-        if self.main:
-            self.log.truncate(nimg)
-            self.progress.update(nimg)
-
-
-def due(nimg: int, batch: int, interval_kimg: float) -> bool:
-    """Whether an interval boundary was crossed by the step that ended at `nimg` (always true at 0; never for 0 kimg)."""
-    interval = round(interval_kimg * 1000)
-    return interval > 0 and nimg // interval != (nimg - batch) // interval
-
-
 def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: Attempt) -> int:
     """Train until done or stopped. Returns the process's exit code; raises Diverged."""
     dtype = runtime.precision_dtype(c.precision, rt.device)
     s = build_state(c, len(pack.classes) if c.conditional else 0, rt.device)
-    checkpoints = Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say)
-    nimg = resume(c, s, checkpoints, rt, attempt)
+    upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
+    found = upkeep.resume()
+    if found < 0 and c.init_from:
+        load_initial_weights(s, ("G", "D", "G_ema"), c.init_from, attempt.say)
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip)
     label_pool = torch.from_numpy(pack.labels).to(rt.device)
-    record = Record(c, rt, run, attempt, Sampler(c, s, pack, batches, rt, dtype), nimg)
+    sampler = Sampler(c, s, pack, batches, rt, dtype)
+    record = Record(c, rt, run, attempt, found, lambda: {"reals": sampler.reals()})
     synthesis, critic = (torch.compile(s.G.synthesis), torch.compile(s.D)) if c.compile else (s.G.synthesis, s.D)
 
-    total, saved_at, saved_time = round(c.total_kimg * 1000), nimg, time.monotonic()
-    nimg = max(
-        nimg, 0
-    )  # a fresh run (-1) saves its first checkpoint at once: a full disk is found now, not in ten minutes
+    nimg, total = max(found, 0), upkeep.total
     attempt.begin(nimg, total, precision=str(dtype).removeprefix("torch."), world=rt.world, threads=rt.threads)
-    attempt.say(f"{run.path}: {'starting' if saved_at < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
+    attempt.say(f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
                 f"{str(dtype).removeprefix('torch.')} on {rt.world} x {rt.device.type}, data in {batches.placement}")  # fmt: skip
-    watch = stop.StopWatch(run if rt.rank == 0 else None)
-    watchdog = runtime.Watchdog(1800)
 
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
-        watchdog.pat()
         try:
-            if nimg != saved_at:
-                record.tick(s, nimg)
-            minutes = (time.monotonic() - saved_time) / 60
-            timed = rt.rank == 0 and minutes > c.checkpoint_minutes > 0
-            level, timed = runtime.agree_max(rt, [watch.poll(), int(timed)])
-            ending = level >= 2 or nimg >= total
-            if nimg != saved_at and (ending or level or timed or saved_at < 0 or due(nimg, c.batch, c.checkpoint_kimg)):
-                check_finite(s)
-                save(c, rt, run, s, pack, checkpoints, nimg)
-                saved_at, saved_time = nimg, time.monotonic()
-            if ending:
-                checkpoints.wait(raise_errors=True)
+            record.tick(nimg, s, look=lambda nimg: look(s, sampler, nimg, attempt), extra=s.log_extra)
+            if upkeep.agree(nimg):
+                upkeep.save(nimg, {"G_ema": s.G_ema}, {"classes": pack.classes, "geometry": pack.geometry})
+            if upkeep.ending:
                 batches.close()
-                watchdog.stop()
-                return finish(c, run, record, attempt, nimg) if nimg >= total else stopped(watch, level, attempt, nimg)
+                return upkeep.leave(record, nimg, GENERATE)
         except Diverged as error:
-            nimg = roll_back(s, checkpoints, rt, nimg, error, attempt)
-            saved_at, saved_time = nimg, time.monotonic()
+            nimg = upkeep.roll_back(nimg, error, "lower --lr, raise --gamma, or use --precision fp32")
             record.rewind(nimg)
             continue
 
         position = nimg + s.counters["skip"]
-        step = Step(
-            c, rt, batches, label_pool, dtype, position, synthesis, critic, torch.zeros(c.w_dim, device=rt.device)
-        )
-        train_step(s, step, nimg)
+        w_sum = torch.zeros(c.w_dim, device=rt.device)
+        train_step(s, Step(c, rt, batches, label_pool, dtype, position, synthesis, critic, w_sum), nimg)
         nimg += c.batch
-        if record.main:
-            record.progress.update(nimg)
-            attempt.heartbeat(nimg)
-
-
-def resume(c: GanConfig, s: TrainState, checkpoints: Checkpoints, rt: runtime.Runtime, attempt: Attempt) -> int:
-    """Load the newest good checkpoint on every rank; returns its nimg, -1 for a fresh run."""
-    loaded = load_on_all(checkpoints, rt)
-    if loaded is not None:
-        nimg, state = loaded
-        s.load_state_dict(state)
-        return nimg
-    if c.init_from:
-        start = Checkpoints(RunDir(c.init_from).checkpoints, say=attempt.say).load_latest()
-        if start is None:
-            raise specs.ConfigError(
-                f"--init-from {c.init_from}: no checkpoint there; name a run directory that has one"
-            )
-        try:
-            for name in ("G", "D", "G_ema"):
-                getattr(s, name).load_state_dict(start[1][name])
-        except (RuntimeError, KeyError) as error:
-            raise specs.ConfigError(
-                f"--init-from {c.init_from}: another architecture ({str(error).splitlines()[-1].strip()})"
-            ) from None
-    return -1
-
-
-def load_on_all(checkpoints: Checkpoints, rt: runtime.Runtime) -> tuple[int, dict] | None:
-    """What rank 0 finds newest is what every rank loads."""
-    loaded = checkpoints.load_latest() if rt.rank == 0 else None
-    nimg = runtime.from_rank_0(rt, -1 if loaded is None else loaded[0])
-    if nimg < 0:
-        return None
-    return loaded if rt.rank == 0 else (nimg, checkpoints.load(nimg))
-
-
-def save(
-    c: GanConfig, rt: runtime.Runtime, run: RunDir, s: TrainState, pack: Pack, checkpoints: Checkpoints, nimg: int
-) -> None:
-    """Rank 0: snapshot the state to host memory; the writer thread does the rest, predict.py's weights included."""
-    if rt.rank != 0:
-        return
-    about = {
-        "job": "stylegan2",
-        "config": specs.result_fields(c),
-        "classes": pack.classes,
-        "geometry": pack.geometry,
-        "nimg": nimg,
-    }
-    weights = {"G_ema": {k: v.detach().to("cpu", copy=True) for k, v in s.G_ema.state_dict().items()}}
-    checkpoints.save(
-        nimg, s.state_dict(), healthy=s.counters["healthy"], then=lambda: write_weights(run.weights, weights, about)
-    )
-
-
-def check_finite(s: TrainState) -> None:
-    """Raise Diverged if a loss or a parameter is not finite. The same on every rank: all hold the same values."""
-    norms = torch.stack(torch._foreach_norm([*s.G.parameters(), *s.D.parameters(), *s.G_ema.parameters()]))
-    if not bool(torch.isfinite(norms).all()):
-        raise Diverged("a network's parameters are not finite")
-    bad = [name for name, value in s.averages.means().items() if not math.isfinite(value)]
-    if bad:
-        raise Diverged(f"{', '.join(bad)} not finite")
-
-
-def roll_back(
-    s: TrainState, checkpoints: Checkpoints, rt: runtime.Runtime, nimg: int, error: Diverged, attempt: Attempt
-) -> int:
-    """Once: back to the last good checkpoint, and past the data and the random draws that led here. Then give up."""
-    if s.counters["rollbacks"] >= 1:
-        raise Diverged(
-            f"{error}, again after a roll-back; lower --lr, raise --gamma, or use --precision fp32"
-        ) from None
-    if rt.rank == 0:
-        checkpoints.wait()
-    loaded = load_on_all(checkpoints, rt)
-    if loaded is None:
-        raise error
-    back, state = loaded
-    s.load_state_dict(state)
-    s.counters["skip"] += nimg - back
-    s.counters["rollbacks"] += 1
-    attempt.say(
-        f"WARNING: DIVERGED at {nimg / 1000:g} kimg: {error}. Rolled back to {back / 1000:g} kimg; those data are skipped."
-    )
-    return back
-
-
-def stopped(watch: stop.StopWatch, level: int, attempt: Attempt, nimg: int) -> int:
-    reason = watch.describe(level)
-    by_person = level >= 3
-    attempt.say(f"Stopped at {nimg / 1000:g} kimg ({reason}); saved. The same command goes on from here.")
-    return attempt.end(stop.DONE if by_person else stop.CONTINUE, "stopped" if by_person else "continue", reason)
-
-
-def finish(c: GanConfig, run: RunDir, record: Record, attempt: Attempt, nimg: int) -> int:
-    """The loss plot, DONE, and where everything is."""
-    if record.main:
-        record.progress.close()
-        record.board.close()
-        plot_losses(read_metrics(run.metrics), run.plots / "losses.png")
-        run.mark_done()
-        attempt.say(f"DONE: {run.path} has seen {nimg / 1000:g} kimg")
-        announce(run)
-    return attempt.end(stop.DONE, "done", "finished")
-
-
-def announce(run: RunDir) -> None:
-    """Where everything is."""
-    grids = sorted(p for p in run.samples.glob("[0-9]*.png"))
-    print(f"  samples      {grids[-1] if grids else 'none'}")
-    print(f"  real slices  {run.samples / 'reals.png'}")
-    print(f"  losses       {run.plots / 'losses.png'}")
-    print(f"  generate     python predict.py generate --run {run.path} --number 64")
-    print(f"  TensorBoard  {Path(sys.executable).with_name('tensorboard')} --logdir {run.tensorboard}")
-
-
-def extends(c: GanConfig, run: RunDir) -> bool:
-    """Whether --total-kimg is larger than what the finished run was told."""
-    stored = run.read_config() or {}
-    return c.total_kimg > stored.get("total_kimg", math.inf)
+        record.step_done(nimg)
 
 
 def dry_run(c: GanConfig) -> int:
@@ -636,10 +430,7 @@ def main() -> int:
     rank, world, _ = runtime.ranks()
     specs.check_world(c, world)
     run = RunDir(c.run)
-    if run.done() and not extends(c, run):
-        if rank == 0:
-            print(f"{run.path} is done. Raise --total-kimg to go on, or use another --run to start afresh.")
-            announce(run)
+    if already_done(c, run, rank, GENERATE):
         return stop.DONE
     with Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):

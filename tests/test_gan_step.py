@@ -12,7 +12,9 @@ import train_gan
 from data.batches import Batches
 from data.pack import ensure_pack
 from jobs import runtime, specs
-from jobs.checkpoint import to_host
+from jobs.checkpoint import Checkpoints, Diverged, to_host
+from jobs.loop import Upkeep, due
+from jobs.rundir import RunDir
 
 TINY = (
     "--preset quickstart --data phantom:32 --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 --w-dim 16 "
@@ -141,8 +143,6 @@ def test_ema_and_w_average_follow_the_generator(pack):
 
 def test_divergence_skips_the_data_that_caused_it(pack, tmp_path, monkeypatch):
     """One poisoned batch: the run rolls back once, passes over it and finishes, with finite weights."""
-    from jobs.checkpoint import Checkpoints
-
     bench, real = Bench(pack), Batches.rows
 
     def poisoned(self, nimg, start, stop):
@@ -154,17 +154,19 @@ def test_divergence_skips_the_data_that_caused_it(pack, tmp_path, monkeypatch):
     bench.run(0, 16)
     checkpoints.save(16, bench.s.state_dict())
     bench.run(16, 32)
-    with pytest.raises(train_gan.Diverged) as error:
-        train_gan.check_finite(bench.s)
+    with pytest.raises(Diverged) as error:
+        bench.s.check_finite()
     said: list[str] = []
     attempt = type("Attempt", (), {"say": staticmethod(said.append)})
-    back = train_gan.roll_back(bench.s, checkpoints, bench.rt, 32, error.value, attempt)
+    upkeep = Upkeep(bench.c, bench.rt, RunDir(tmp_path), bench.s, checkpoints, attempt)
+    back = upkeep.roll_back(32, error.value, "lower --lr")
     assert back == 16 and bench.s.counters["skip"] == 16 and "DIVERGED" in said[0]
     for nimg in range(16, 48, 8):
         train_gan.train_step(bench.s, bench.step(nimg + bench.s.counters["skip"]), nimg)
-    train_gan.check_finite(bench.s)
-    with pytest.raises(train_gan.Diverged, match="again"):
-        train_gan.roll_back(bench.s, checkpoints, bench.rt, 48, error.value, attempt)
+    bench.s.check_finite()
+    with pytest.raises(Diverged, match="again after a roll-back; lower --lr"):
+        upkeep.roll_back(48, error.value, "lower --lr")
+    upkeep.watchdog.stop()
 
 
 def test_collapse_is_said_and_marks_the_checkpoint():
@@ -179,6 +181,6 @@ def test_collapse_is_said_and_marks_the_checkpoint():
 
 
 def test_intervals_are_a_function_of_images_seen():
-    ticks = [nimg for nimg in range(0, 200, 8) if train_gan.due(nimg, 8, 0.02)]
+    ticks = [nimg for nimg in range(0, 200, 8) if due(nimg, 8, 0.02)]
     assert ticks == [0, 24, 40, 64, 80, 104, 120, 144, 160, 184]
-    assert not any(train_gan.due(nimg, 8, 0.0) for nimg in range(0, 200, 8))
+    assert not any(due(nimg, 8, 0.0) for nimg in range(0, 200, 8))

@@ -1,0 +1,254 @@
+"""What the train loops share: state that is saved by name, the record a person reads, saving, stopping, roll-back, the end.
+
+The loop itself stays in the script. All that looks at a run is called before a step, so that a resumed run continues at
+exactly the place where the other one stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from jobs import runtime, specs, stop
+from jobs.attempt import Attempt
+from jobs.checkpoint import Checkpoints, Diverged
+from jobs.log import Averages, MetricsLog, Progress, TensorBoard, plot_losses, read_metrics, save_png
+from jobs.rundir import RunDir
+from jobs.weights import write_weights
+
+HANG_SECONDS = 1800  # a step or a sample grid that takes longer is a hang: the watchdog ends the process with code 75
+
+
+class State:
+    """Base of a script's dataclass of all that the next step depends on. Every field is saved in a checkpoint, by name.
+
+    A field is something with a state_dict, a tensor, or a flat dict. `averages` and `counters` must be among them; the
+    latter holds at least FRESH_COUNTERS.
+    """
+
+    averages: Averages
+    counters: dict
+
+    def state_dict(self) -> dict:
+        return {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in vars(self).items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, value in vars(self).items():
+            if hasattr(value, "load_state_dict"):
+                value.load_state_dict(state[name])
+            elif isinstance(value, torch.Tensor):
+                value.copy_(state[name])
+            else:
+                setattr(self, name, dict(state[name]))
+
+    def check_finite(self) -> None:
+        """Raise Diverged if a parameter or a loss is not finite. The same on every rank: all hold the same values."""
+        parameters = [p for v in vars(self).values() if isinstance(v, torch.nn.Module) for p in v.parameters()]
+        if not bool(torch.isfinite(torch.stack(torch._foreach_norm(parameters))).all()):
+            raise Diverged("a network's parameters are not finite")
+        bad = [name for name, value in self.averages.means().items() if not math.isfinite(value)]
+        if bad:
+            raise Diverged(f"{', '.join(bad)} not finite")
+
+
+# Data skipped after a divergence, how often that happened, and what the last look at the samples said.
+FRESH_COUNTERS = {"skip": 0, "rollbacks": 0, "healthy": True}
+
+
+def due(nimg: int, batch: int, interval_kimg: float) -> bool:
+    """Whether an interval boundary was crossed by the step that ended at `nimg` (always true at 0; never for 0 kimg)."""
+    interval = round(interval_kimg * 1000)
+    return interval > 0 and nimg // interval != (nimg - batch) // interval
+
+
+class Record:
+    """Rank 0's log of the run: rows, TensorBoard, progress, grids. On other ranks it only calls what all must."""
+
+    def __init__(self, c, rt: runtime.Runtime, run: RunDir, attempt: Attempt, nimg: int, first_pictures: Callable):
+        """`first_pictures()` -> {name: picture} is called for a fresh run (nimg < 0): what the training data look like."""
+        self.c, self.rt, self.run, self.attempt = c, rt, run, attempt
+        self.main, self.total = rt.rank == 0, round(c.total_kimg * 1000)
+        self.time, self.nimg, self.logged = time.monotonic(), max(nimg, 0), nimg
+        if not self.main:
+            return
+        self.log = MetricsLog(run.metrics, resume_nimg=nimg)
+        self.board = TensorBoard(run.tensorboard, purge_step=nimg + 1)
+        self.progress = Progress(self.total, self.nimg)
+        attempt.printer = self.progress.write
+        for name, picture in first_pictures().items() if nimg < 0 else ():
+            save_png(run.samples / f"{name}.png", picture)
+            self.board.image(name, picture, 0)
+
+    def tick(self, nimg: int, s: State, look: Callable, extra: Callable[[], dict]) -> None:
+        """A row at log and sample intervals and at the end; `look(nimg)` -> (grid, figures) at sample intervals.
+
+        On every rank, once per place: `look` may judge the run's health, which all ranks must know.
+        """
+        if nimg == self.logged:
+            return
+        self.logged = nimg
+        sampling = due(nimg, self.c.batch, self.c.sample_kimg) or nimg >= self.total
+        if not sampling and not due(nimg, self.c.batch, self.c.log_kimg):
+            return
+        s.check_finite()
+        grid, figures = look(nimg) if sampling else (None, {})
+        row = {"nimg": nimg, "kimg": nimg / 1000, **s.averages.means(), **figures, **extra()}
+        s.averages.reset()
+        if self.main:
+            if nimg:
+                speed = (nimg - self.nimg) / max(time.monotonic() - self.time, 1e-9)
+                slowness = round(1000 / max(speed, 1e-9), 3)
+                row |= {"img_per_s": round(speed, 2), "sec_per_kimg": slowness, **runtime.memory(self.rt.device)}
+                self.progress.tick(nimg, row)
+                self.attempt.heartbeat(nimg, speed)
+            self.log.append(row)
+            self.board.scalars(row, nimg)
+            if grid is not None:
+                save_png(self.run.samples / f"{nimg / 1000:09.3f}.png", grid)
+                self.board.image("samples", grid, nimg)
+        self.time, self.nimg = time.monotonic(), nimg
+
+    def step_done(self, nimg: int) -> None:
+        if self.main:
+            self.progress.update(nimg)
+            self.attempt.heartbeat(nimg)
+
+    def rewind(self, nimg: int) -> None:
+        """After a roll-back: the rows after `nimg` never were."""
+        self.time, self.nimg, self.logged = time.monotonic(), nimg, nimg
+        if self.main:
+            self.log.truncate(nimg)
+            self.progress.update(nimg)
+
+
+class Upkeep:
+    """Checkpoints, reasons to stop and roll-back of one attempt, agreed on by all ranks."""
+
+    def __init__(self, c, rt: runtime.Runtime, run: RunDir, s: State, checkpoints: Checkpoints, attempt: Attempt):
+        self.c, self.rt, self.run, self.s, self.checkpoints, self.attempt = c, rt, run, s, checkpoints, attempt
+        self.total = round(c.total_kimg * 1000)
+        self.watch = stop.StopWatch(run if rt.rank == 0 else None)
+        self.watchdog = runtime.Watchdog(HANG_SECONDS)
+        self.saved_at, self.saved_time, self.level, self.ending = -1, time.monotonic(), 0, False
+
+    def resume(self) -> int:
+        """Load the newest good checkpoint on every rank; returns its nimg, -1 for a fresh run."""
+        loaded = load_on_all(self.checkpoints, self.rt)
+        if loaded is not None:
+            self.saved_at, state = loaded
+            self.s.load_state_dict(state)
+        return self.saved_at
+
+    def agree(self, nimg: int) -> bool:
+        """Whether all ranks save now. Sets `ending` when they also leave.
+
+        A fresh run saves its first checkpoint at once: a full disk is found now, not in ten minutes.
+        """
+        self.watchdog.pat()
+        minutes = (time.monotonic() - self.saved_time) / 60
+        timed = self.rt.rank == 0 and minutes > self.c.checkpoint_minutes > 0
+        self.level, timed = runtime.agree_max(self.rt, [self.watch.poll(), int(timed)])
+        self.ending = self.level >= 2 or nimg >= self.total
+        asked = self.ending or self.level or timed or self.saved_at < 0
+        return nimg != self.saved_at and bool(asked or due(nimg, self.c.batch, self.c.checkpoint_kimg))
+
+    def save(self, nimg: int, weights: dict[str, torch.nn.Module], about: dict) -> None:
+        """Rank 0: snapshot the state to host memory; the writer thread does the rest, predict.py's weights included."""
+        self.s.check_finite()
+        self.saved_at, self.saved_time = nimg, time.monotonic()
+        if self.rt.rank != 0:
+            return
+        about = {"job": specs.JOB_NAME[type(self.c)], "config": specs.result_fields(self.c), "nimg": nimg, **about}
+        values = {
+            name: {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
+            for name, module in weights.items()
+        }
+        self.checkpoints.save(
+            nimg, self.s.state_dict(), healthy=self.s.counters["healthy"],
+            then=lambda: write_weights(self.run.weights, values, about),
+        )  # fmt: skip
+
+    def roll_back(self, nimg: int, error: Diverged, advice: str) -> int:
+        """Once: back to the last good checkpoint, and past the data and the random draws that led here. Then give up."""
+        if self.s.counters["rollbacks"] >= 1:
+            raise Diverged(f"{error}, again after a roll-back; {advice}") from None
+        if self.rt.rank == 0:
+            self.checkpoints.wait()
+        loaded = load_on_all(self.checkpoints, self.rt)
+        if loaded is None:
+            raise error
+        back, state = loaded
+        self.s.load_state_dict(state)
+        self.s.counters["skip"] += nimg - back
+        self.s.counters["rollbacks"] += 1
+        self.saved_at, self.saved_time = back, time.monotonic()
+        self.attempt.say(
+            f"WARNING: DIVERGED at {nimg / 1000:g} kimg: {error}. Rolled back to {back / 1000:g} kimg; those data are skipped."
+        )
+        return back
+
+    def leave(self, record: Record, nimg: int, generate: str) -> int:
+        """The end of an attempt, done or stopped: wait for the writer, say where things are; the exit code."""
+        self.checkpoints.wait(raise_errors=True)
+        self.watchdog.stop()
+        if nimg < self.total:
+            reason, by_person = self.watch.describe(self.level), self.level >= 3
+            self.attempt.say(f"Stopped at {nimg / 1000:g} kimg ({reason}); saved. The same command goes on from here.")
+            return self.attempt.end(
+                stop.DONE if by_person else stop.CONTINUE, "stopped" if by_person else "continue", reason
+            )
+        if record.main:
+            record.progress.close()
+            record.board.close()
+            plot_losses(read_metrics(self.run.metrics), self.run.plots / "losses.png")
+            self.run.mark_done()
+            self.attempt.say(f"DONE: {self.run.path} has seen {nimg / 1000:g} kimg")
+            announce(self.run, generate)
+        return self.attempt.end(stop.DONE, "done", "finished")
+
+
+def load_on_all(checkpoints: Checkpoints, rt: runtime.Runtime) -> tuple[int, dict] | None:
+    """What rank 0 finds newest is what every rank loads."""
+    loaded = checkpoints.load_latest() if rt.rank == 0 else None
+    nimg = runtime.from_rank_0(rt, -1 if loaded is None else loaded[0])
+    if nimg < 0:
+        return None
+    return loaded if rt.rank == 0 else (nimg, checkpoints.load(nimg))
+
+
+def load_initial_weights(s: State, names: tuple[str, ...], init_from: str, say: Callable[[str], None]) -> None:
+    """Start the named networks from the newest checkpoint of another run directory."""
+    start = Checkpoints(RunDir(init_from).checkpoints, say=say).load_latest()
+    if start is None:
+        raise specs.ConfigError(f"--init-from {init_from}: no checkpoint there; name a run directory that has one")
+    try:
+        for name in names:
+            getattr(s, name).load_state_dict(start[1][name])
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise specs.ConfigError(f"--init-from {init_from}: another architecture ({reason})") from None
+
+
+def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
+    """Whether the run is finished and --total-kimg is no larger than it was; says so."""
+    if not run.done() or c.total_kimg > (run.read_config() or {}).get("total_kimg", math.inf):
+        return False
+    if rank == 0:
+        print(f"{run.path} is done. Raise --total-kimg to go on, or use another --run to start afresh.")
+        announce(run, generate)
+    return True
+
+
+def announce(run: RunDir, generate: str) -> None:
+    """Where everything is, and what to do next; `generate` is the predict.py subcommand with its flags."""
+    grids = sorted(p for p in run.samples.glob("[0-9]*.png"))
+    print(f"  samples      {grids[-1] if grids else 'none'}")
+    print(f"  real slices  {run.samples / 'reals.png'}")
+    print(f"  losses       {run.plots / 'losses.png'}")
+    print(f"  next         python predict.py {generate.format(run=run.path)}")
+    print(f"  TensorBoard  {Path(sys.executable).with_name('tensorboard')} --logdir {run.tensorboard}")
