@@ -5,7 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if command -v sbatch >/dev/null && [ -z "${SLURM_JOB_ID:-}" ]; then
+# A login node is where a Slurm controller answers; the mere packages do not make one.
+if [ -z "${SLURM_JOB_ID:-}" ] && command -v sbatch >/dev/null && timeout 5 sinfo --noheader >/dev/null 2>&1; then
     echo "error: this looks like a Slurm login node, where nothing may compute. Run it inside a job:" >&2
     echo "    srun --partition=YOUR_PARTITION --cpus-per-task=4 --time=20 bash jobs/quickstart.sh" >&2
     exit 2
