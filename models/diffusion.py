@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -333,7 +334,7 @@ def midpoint(denoise: Denoise, noise: Tensor, schedule: Schedule, calls: int, *,
     last = max(1 / number, 2 * slope / (1 + slope)) if number > 1 else 1.0
     taus = [*torch.linspace(1, last, number, dtype=torch.float64).tolist(), 0.0]
     y = noise
-    for tau, next_tau in zip(taus, taus[1:], strict=False):
+    for tau, next_tau in pairwise(taus):
         half = (tau - next_tau) / 2
         u, x0 = velocity(y, tau)
         u, x0 = velocity(y - half * u, tau - half)
@@ -359,7 +360,7 @@ def heun(
         return _at(denoise, y * float(schedule.at_angle(angle)[0]), schedule.time(angle))
 
     y = noise * sigmas[0]
-    for here, there in zip(sigmas, sigmas[1:], strict=False):
+    for here, there in pairwise(sigmas):
         x0 = clean(y, here)
         slope = (y - x0) / here
         ahead = y + (there - here) * slope

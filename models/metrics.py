@@ -1,7 +1,8 @@
-"""Figures of health that need no other network: how much a set of images varies."""
+"""Figures that need no other network: how much a set of images varies, and how true a reconstruction is."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -30,3 +31,72 @@ def diversity_ratio(fake: Tensor, real: Tensor) -> float:
 def class_diversity(images: Tensor, labels: Tensor) -> dict[int, float]:
     """{class: diversity within it}: a conditional generator can collapse within its classes and still vary between them."""
     return {int(k): diversity(images[labels == k]) for k in labels.unique() if int((labels == k).sum()) > 1}
+
+
+# --- fidelity of a reconstruction -------------------------------------------------------------------------------------
+def psnr(output: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(N,) peak signal-to-noise ratio in dB of images (N, C, H, W) in 0 .. 1: 10 log10(1 / MSE); inf for equal images.
+
+    `mask` (N, 1, H, W) bool: only these pixels count.
+    """
+    error = (output.double() - target.double()).square().mean(1, keepdim=True)
+    return -10 * _masked_mean(error, mask).log10()
+
+
+def ssim(output: Tensor, target: Tensor, mask: Tensor | None = None, window: int = 11, sigma: float = 1.5) -> Tensor:
+    """(N,) structural similarity of images (N, C, H, W) in 0 .. 1 (Wang 2004, equation 13; data range 1).
+
+    Gaussian window, only where it lies wholly inside the image; mean over these places and over channels. `mask`
+    (N, 1, H, W) bool: only windows whose centre is inside count. Differentiable in both images.
+    """
+    if min(output.shape[-2:]) < window:
+        raise ValueError(f"SSIM needs images of at least {window} px, got {tuple(output.shape[-2:])}")
+    n, c, h, w = output.shape
+    output, target = output.float(), target.float()
+    offset = torch.arange(window, device=output.device, dtype=torch.float32) - (window - 1) / 2
+    kernel = torch.exp(-(offset**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    moments = torch.cat([output, target, output * output, target * target, output * target])
+    moments = moments.reshape(5 * n * c, 1, h, w)
+    moments = F.conv2d(F.conv2d(moments, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    mean_x, mean_y, xx, yy, xy = moments.reshape(5, n, c, *moments.shape[-2:])
+    var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    values = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    edge = window // 2
+    inner = None if mask is None else mask[..., edge : edge + values.shape[-2], edge : edge + values.shape[-1]]
+    return _masked_mean(values.mean(1, keepdim=True), inner)
+
+
+def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """(N, 1, H, W) to (N,); nan where the mask is empty."""
+    if mask is None:
+        return values.flatten(1).mean(1)
+    mask = mask.to(values.dtype)
+    return (values * mask).flatten(1).sum(1) / mask.flatten(1).sum(1)
+
+
+def head_mask(images: Tensor, threshold: float = 0.05) -> Tensor:
+    """(N, 1, H, W) bool: the head in slices (N, C, H, W) in 0 .. 1.
+
+    The background is every pixel darker than `threshold` that is connected (through its four neighbours) to the border
+    by such pixels; dark ventricles inside the head are not. Black is most of a slice, so a figure over all pixels says
+    more of the background than of the brain.
+    """
+    dark = images.amax(1, keepdim=True) < threshold
+    border = torch.zeros_like(dark)
+    border[..., [0, -1], :] = True
+    border[..., :, [0, -1]] = True
+    outside = (dark & border).float()
+    free = dark.float()
+    while True:
+        grown = (
+            torch.maximum(
+                F.max_pool2d(outside, (3, 1), stride=1, padding=(1, 0)),
+                F.max_pool2d(outside, (1, 3), stride=1, padding=(0, 1)),
+            )
+            * free
+        )
+        if torch.equal(grown, outside):
+            return outside == 0
+        outside = grown

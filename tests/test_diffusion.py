@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -181,7 +182,7 @@ def test_the_error_falls_at_the_order_of_the_method(sampler, order):
     denoise, ones = gaussian_denoiser(schedule, spread), torch.ones(1, 3, dtype=torch.float64)
     limit = run(8001)
     errors = [float((run(n) - limit).norm()) for n in (64, 128, 256)]
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) > 0.75 * order
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from models import metrics
 from models.metrics import COLLAPSE_RATIO, class_diversity, diversity, diversity_ratio
 
 
@@ -45,3 +47,72 @@ def test_collapse_within_a_class_is_seen():
     within = class_diversity(images, labels)
     assert within[1] < 1e-6 < within[0] and set(within) == {0, 1}
     assert diversity(images[:1]) == 0.0
+
+
+# --- PSNR, SSIM, head mask --------------------------------------------------------------------------------------------
+def slow_ssim(x, y, window=11, sigma=1.5):
+    """Wang 2004 written out pixel by pixel; x, y (H, W) NumPy."""
+    offset = np.arange(window) - window // 2
+    weights = np.exp(-(offset[:, None] ** 2 + offset[None] ** 2) / (2 * sigma**2))
+    weights /= weights.sum()
+    out = np.zeros((x.shape[0] - window + 1, x.shape[1] - window + 1))
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            a, b = x[i : i + window, j : j + window], y[i : i + window, j : j + window]
+            ma, mb = (weights * a).sum(), (weights * b).sum()
+            va, vb = (weights * (a - ma) ** 2).sum(), (weights * (b - mb) ** 2).sum()
+            cov = (weights * (a - ma) * (b - mb)).sum()
+            out[i, j] = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))
+    return out
+
+
+def test_ssim_equals_the_formula_per_image_and_inside_a_mask():
+    gen = torch.Generator().manual_seed(0)
+    x = torch.rand(3, 1, 20, 17, generator=gen)
+    y = (x + 0.2 * torch.randn(x.shape, generator=gen)).clamp(0, 1)
+    expected = [slow_ssim(a[0].double().numpy(), b[0].double().numpy()) for a, b in zip(x, y, strict=True)]
+    assert torch.allclose(metrics.ssim(x, y), torch.tensor([e.mean() for e in expected]).float(), atol=1e-4)
+    mask = torch.rand(3, 1, 20, 17, generator=gen) > 0.5
+    inside = [e[m[0, 5:-5, 5:-5].numpy()].mean() for e, m in zip(expected, mask, strict=True)]
+    assert torch.allclose(metrics.ssim(x, y, mask), torch.tensor(inside).float(), atol=1e-4)
+    assert torch.allclose(metrics.ssim(x, x), torch.ones(3), atol=1e-5)
+    with pytest.raises(ValueError, match="at least 11"):
+        metrics.ssim(x[..., :8], y[..., :8])
+
+
+def test_psnr_in_decibels_per_image_and_inside_a_mask():
+    x = torch.zeros(2, 1, 8, 8)
+    y = x.clone()
+    y[0], y[1, :, :4] = 0.1, 0.01
+    assert torch.allclose(metrics.psnr(y, x), torch.tensor([20.0, 43.0103]).double(), atol=1e-3)
+    mask = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    mask[:, :, :4] = True
+    assert torch.allclose(metrics.psnr(y, x, mask), torch.tensor([20.0, 40.0]).double(), atol=1e-3)
+    assert torch.isinf(metrics.psnr(x, x)).all()
+
+
+def test_the_head_mask_is_the_head_with_its_dark_inside():
+    image = torch.zeros(1, 1, 24, 24)
+    image[..., 4:20, 5:19] = 0.6  # head
+    image[..., 10:14, 10:14] = 0.0  # ventricle: dark, not connected to the border
+    image[..., 0:2, 0:2] = 0.02  # noise in the background
+    mask = metrics.head_mask(image)
+    assert mask.sum() == 16 * 14 and mask[0, 0, 12, 12] and not mask[0, 0, 0, 0]
+    image[..., 4:20, 12] = 0.0  # a cut from the border into the ventricle opens it to the outside
+    assert not metrics.head_mask(image)[0, 0, 12, 12]
+    # A dark channel that winds: connection is followed around corners.
+    maze = torch.ones(1, 1, 9, 9)
+    for r, c in [(0, 1), (1, 1), (2, 1), (2, 2), (2, 3), (3, 3), (4, 3), (4, 4)]:
+        maze[..., r, c] = 0
+    maze[..., 6, 6] = 0
+    mask = metrics.head_mask(maze)
+    assert not mask[0, 0, 4, 4] and mask[0, 0, 6, 6]
+
+
+def test_on_a_black_background_only_the_masked_figure_says_something():
+    """The black border lifts SSIM of unrelated content; inside the head it stays low."""
+    gen = torch.Generator().manual_seed(1)
+    a, b = torch.zeros(2, 1, 1, 64, 64)
+    a[..., 20:44, 20:44] = 0.2 + 0.8 * torch.rand(1, 1, 24, 24, generator=gen)
+    b[..., 20:44, 20:44] = 0.2 + 0.8 * torch.rand(1, 1, 24, 24, generator=gen)
+    assert metrics.ssim(a, b) > 0.6 and metrics.ssim(a, b, metrics.head_mask(a)) < 0.4

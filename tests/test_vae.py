@@ -1,0 +1,117 @@
+"""The VAE and its losses: shapes, closed forms, and that it learns."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from models import vae as v
+
+
+@pytest.mark.parametrize(("down", "channels", "latent"), [(2, 1, 3), (4, 3, 4), (8, 1, 8)])
+def test_shapes(down, channels, latent):
+    model = v.VAE(channels, latent, width=8, down=down, num_res=1)
+    images = torch.randn(2, channels, 32, 32)
+    noise = torch.randn(2, latent, 32 // down, 32 // down)
+    output, mean, logvar = model(images, noise)
+    assert output.shape == images.shape and mean.shape == logvar.shape == noise.shape
+    assert torch.equal(output, model.decode(mean + (logvar / 2).exp() * noise))
+    with pytest.raises(ValueError, match="2, 4 or 8"):
+        v.VAE(down=3)
+
+
+def test_rows_are_independent_and_every_parameter_learns():
+    torch.manual_seed(0)
+    model = v.VAE(1, 4, width=8, down=4, num_res=1)
+    images = torch.randn(3, 1, 16, 16, requires_grad=True)
+    output, mean, logvar = model(images, torch.randn(3, 4, 4, 4))
+    (output[1].square().sum() + v.kl_divergence(mean, logvar)[1]).backward()
+    assert images.grad[1].abs().max() > 0 and images.grad[[0, 2]].abs().max() == 0
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    # Behind an attention whose last layer starts at zero nothing learns in the first step.
+    assert all(".qkv." in name or ".norm." in name for name in silent)
+
+
+def test_kl_against_torch_distributions_per_value():
+    mean, logvar = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2)
+    posterior = torch.distributions.Normal(mean, (logvar / 2).exp())
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).mean((1, 2, 3))
+    assert torch.allclose(v.kl_divergence(mean, logvar), expected, atol=1e-6)
+    bigger = v.kl_divergence(mean.repeat(1, 1, 4, 4), logvar.repeat(1, 1, 4, 4))
+    assert torch.allclose(bigger, expected, atol=1e-6)  # mean units: the size of the latent does not matter
+
+
+def test_posterior_samples_have_its_mean_and_spread():
+    mean, logvar = torch.full((20000, 1), 2.0), torch.full((20000, 1), math.log(0.25))
+    z = v.posterior_sample(mean, logvar, torch.randn(20000, 1, generator=torch.Generator().manual_seed(0)))
+    assert float(z.mean()) == pytest.approx(2, abs=0.02) and float(z.std()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_logvar_is_bounded():
+    model = v.VAE(1, 2, width=8, down=2, num_res=1)
+    torch.nn.init.constant_(model.encoder[-1].bias, 1e6)
+    assert model.encode(torch.zeros(1, 1, 8, 8))[1].max() == 20
+
+
+def test_reconstruction_losses():
+    a, b = torch.zeros(2, 1, 4, 4), torch.full((2, 1, 4, 4), 0.5)
+    assert v.reconstruction_loss(a, b).tolist() == [0.5, 0.5]
+    assert v.reconstruction_loss(a, b, "mse").tolist() == [0.25, 0.25]
+
+
+def test_the_structure_term_punishes_blur_more_than_a_shift_of_grey():
+    gen = torch.Generator().manual_seed(0)
+    image = torch.nn.functional.interpolate(torch.rand(1, 1, 16, 16, generator=gen), 32, mode="nearest") * 1.6 - 0.8
+    blurred = torch.nn.functional.avg_pool2d(image, 5, stride=1, padding=2)
+    l1 = v.reconstruction_loss(blurred, image)
+    shifted = image + l1  # the same L1 distance
+    assert torch.allclose(v.reconstruction_loss(shifted, image), l1)
+    assert v.structure_loss(blurred, image) > 3 * v.structure_loss(shifted, image)
+    assert v.structure_loss(image, image).abs().max() < 1e-4
+
+
+def test_hinge_losses():
+    real, fake = torch.tensor([[2.0, 0.0]]), torch.tensor([[-3.0, 0.5]])
+    assert float(v.hinge_d_loss(real, fake)) == pytest.approx((0 + 1 + 0 + 1.5) / 4)
+    assert float(v.hinge_g_loss(fake)) == pytest.approx(1.25)
+
+
+def test_the_adversarial_weight_equalises_the_gradients_and_is_bounded():
+    assert float(v.balanced_weight(torch.tensor(3.0), torch.tensor(1.5))) == pytest.approx(2.0, rel=1e-3)
+    assert float(v.balanced_weight(torch.tensor(1e9), torch.tensor(0.0))) == v.MAX_GAN_WEIGHT
+
+
+def test_the_patch_discriminator_sees_patches():
+    torch.manual_seed(0)
+    D = v.PatchDiscriminator(1, width=8, layers=2)
+    images = torch.randn(2, 1, 64, 64, requires_grad=True)
+    logits = D(images)
+    assert logits.shape[:2] == (2, 1) and logits.shape[-1] in range(13, 17)
+    logits[0, 0, 0, 0].backward()
+    assert images.grad[1].abs().max() == 0
+
+
+def test_active_channels():
+    means = torch.randn(50, 4, 2, 2)
+    means[:, 1] = 0.7 + 0.01 * means[:, 1]  # constant over the data: carries nothing whatever its level
+    assert v.active_channels(means).tolist() == [True, False, True, True]
+
+
+def test_it_learns_to_reconstruct():
+    """A few steps on smooth blobs: the error falls far below that of the mean image."""
+    torch.manual_seed(0)
+    model = v.VAE(1, 4, width=8, down=2, num_res=1)
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 16), torch.linspace(-1, 1, 16), indexing="ij")
+    centre = torch.rand(16, 2, 1, 1) - 0.5
+    images = (2 * torch.exp(-8 * ((x - centre[:, 0]) ** 2 + (y - centre[:, 1]) ** 2)) - 1)[:, None]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        output, mean, logvar = model(images, torch.randn(16, 4, 8, 8))
+        loss = (v.reconstruction_loss(output, images, "mse") + 1e-4 * v.kl_divergence(mean, logvar)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    error = v.reconstruction_loss(model.decode(model.encode(images)[0]), images, "mse").mean()
+    assert error < 0.1 * images.var(0, unbiased=False).mean()
