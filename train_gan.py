@@ -375,13 +375,17 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip)
     label_pool = torch.from_numpy(pack.labels).to(rt.device)
     sampler = Sampler(c, s, pack, batches, rt, dtype)
-    record = Record(c, rt, run, attempt, found, lambda: {"reals": sampler.reals()})
+    record = Record(
+        c, rt, run, attempt, found, first_pictures=lambda: {"reals": sampler.reals()},
+        waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
+    )  # fmt: skip
     synthesis, critic = (torch.compile(s.G.synthesis), torch.compile(s.D)) if c.compile else (s.G.synthesis, s.D)
 
     nimg, total = max(found, 0), upkeep.total
-    attempt.begin(nimg, total, precision=str(dtype).removeprefix("torch."), world=rt.world, threads=rt.threads)
+    machine = runtime.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
+    attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
     attempt.say(f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
-                f"{str(dtype).removeprefix('torch.')} on {rt.world} x {rt.device.type}, data in {batches.placement}")  # fmt: skip
+                f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {batches.placement}")  # fmt: skip
 
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.

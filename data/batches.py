@@ -5,6 +5,7 @@ batch ahead. No state has to be saved, and a batch can be cut into any rows for 
 """
 
 import hashlib
+import time
 import warnings
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -77,6 +78,7 @@ class Batches:
         if place == "auto":
             place = "device" if self._fits(pack.images.nbytes) else "host"
         megabytes = f"{self.count:,} slices, {pack.images.nbytes / 1e6:,.0f} MB"
+        self.waited = 0.0  # seconds that rows() has waited for the thread
         self._pool = None
         self._pending: OrderedDict[tuple[int, int, int], Future] = OrderedDict()
         if place == "device":
@@ -105,7 +107,9 @@ class Batches:
             # A step may ask for its rows again (D, then G), so they stay until a later step asks.
             self._forget_before(nimg)
             self.prefetch(nimg, start, stop)
+            asked = time.monotonic()
             images = self._pending[nimg, start, stop].result().to(self.device, non_blocking=True)
+            self.waited += time.monotonic() - asked
             self.prefetch(nimg + self.batch, start, stop)
         images = to_float(images)
         if self.hflip:

@@ -34,10 +34,11 @@ class Attempt:
             self.run.lock()
         return self
 
-    def begin(self, nimg: int, total: int, **facts) -> None:
-        """Say what is about to run, and note the start in attempts.jsonl."""
+    def begin(self, nimg: int, total: int, machine: dict, **facts) -> None:
+        """Note the start in attempts.jsonl, and where the results come from (`machine`: runtime.facts)."""
         self.nimg, self.total = nimg, total
         if self.rank == 0:
+            self.run.write_provenance([sys.executable, *sys.argv], **machine)
             self.run.attempt_start(nimg=nimg, **facts)
             self.recorded = True
             self.run.status(state="running", kimg=nimg / 1000, total_kimg=total / 1000, reason="")
@@ -111,7 +112,6 @@ def prepare_run(run: RunDir, config, say) -> bool:
         say("The STOP of this run is lifted")
     run.unmark_done()
     run.write_config(new)
-    run.write_provenance([sys.executable, *sys.argv])
     return True
 
 

@@ -69,11 +69,18 @@ def due(nimg: int, batch: int, interval_kimg: float) -> bool:
 class Record:
     """Rank 0's log of the run: rows, TensorBoard, progress, grids. On other ranks it only calls what all must."""
 
-    def __init__(self, c, rt: runtime.Runtime, run: RunDir, attempt: Attempt, nimg: int, first_pictures: Callable):
-        """`first_pictures()` -> {name: picture} is called for a fresh run (nimg < 0): what the training data look like."""
+    def __init__(
+        self, c, rt: runtime.Runtime, run: RunDir, attempt: Attempt, nimg: int, first_pictures: Callable,
+        waits: Callable[[], dict[str, float]],
+    ):  # fmt: skip
+        """`first_pictures()` -> {name: picture} is called for a fresh run (nimg < 0): what the training data look like.
+
+        `waits()` -> {column: seconds waited since the start}; a row has their shares of the time since the last row.
+        """
         self.c, self.rt, self.run, self.attempt = c, rt, run, attempt
         self.main, self.total = rt.rank == 0, round(c.total_kimg * 1000)
         self.time, self.nimg, self.logged = time.monotonic(), max(nimg, 0), nimg
+        self.waits, self.waited = waits, waits()
         if not self.main:
             return
         self.log = MetricsLog(run.metrics, resume_nimg=nimg)
@@ -101,17 +108,22 @@ class Record:
         s.averages.reset()
         if self.main:
             if nimg:
-                speed = (nimg - self.nimg) / max(time.monotonic() - self.time, 1e-9)
-                slowness = round(1000 / max(speed, 1e-9), 3)
-                row |= {"img_per_s": round(speed, 2), "sec_per_kimg": slowness, **runtime.memory(self.rt.device)}
+                row |= self.speed(nimg) | runtime.memory(self.rt.device)
                 self.progress.tick(nimg, row)
-                self.attempt.heartbeat(nimg, speed)
+                self.attempt.heartbeat(nimg, row["img_per_s"])
             self.log.append(row)
             self.board.scalars(row, nimg)
             if grid is not None:
                 save_png(self.run.samples / f"{nimg / 1000:09.3f}.png", grid)
                 self.board.image("samples", grid, nimg)
-        self.time, self.nimg = time.monotonic(), nimg
+        self.time, self.nimg, self.waited = time.monotonic(), nimg, self.waits()
+
+    def speed(self, nimg: int) -> dict[str, float]:
+        """Images per second, seconds per kimg, and the shares of the time that was spent waiting, since the last row."""
+        seconds = max(time.monotonic() - self.time, 1e-9)
+        shares = {name: round((total - self.waited[name]) / seconds, 4) for name, total in self.waits().items()}
+        speed = (nimg - self.nimg) / seconds
+        return {"img_per_s": round(speed, 2), "sec_per_kimg": round(1000 / max(speed, 1e-9), 3), **shares}
 
     def step_done(self, nimg: int) -> None:
         if self.main:
@@ -135,6 +147,9 @@ class Upkeep:
         self.watch = stop.StopWatch(run if rt.rank == 0 else None)
         self.watchdog = runtime.Watchdog(HANG_SECONDS)
         self.saved_at, self.saved_time, self.level, self.ending = -1, time.monotonic(), 0, False
+
+    def waits(self) -> dict[str, float]:
+        return {"checkpoint_wait": self.checkpoints.blocked_seconds}
 
     def resume(self) -> int:
         """Load the newest good checkpoint on every rank; returns its nimg, -1 for a fresh run."""

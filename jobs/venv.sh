@@ -29,9 +29,18 @@ ensure_venv() {
     if [ ! -f ".venv/.installed-$stamp" ]; then
         echo "Installing $* into .venv (once; torch with CUDA is about 3 GB, two minutes on a fast network)"
         for file in "$@"; do set -- "$@" -r "$file"; shift; done
-        "$PYTHON" -m pip install --disable-pip-version-check --progress-bar on "$@" \
-            | grep --line-buffered -E '^(Collecting torch==|Downloading torch-|Installing|Successfully)' | cut -c1-120
-        [ "${PIPESTATUS[0]}" -eq 0 ] || { echo "error: pip could not install the requirements; its message is above" >&2; return 1; }
+        if [ -t 1 ]; then  # pip's own progress bars
+            "$PYTHON" -m pip install --disable-pip-version-check "$@" || return 1
+        else
+            # The callers set pipefail, so that pip's failure is the pipe's.
+            if ! "$PYTHON" -m pip install --disable-pip-version-check --progress-bar off "$@" 2>&1 | tee .venv/pip.log \
+                | { grep --line-buffered -E '^(Collecting torch==|Downloading torch-|Installing|Successfully)' || true; } | cut -c1-120
+            then
+                tail -n 20 .venv/pip.log >&2
+                echo "error: pip could not install the requirements; its last lines are above, all of them in .venv/pip.log" >&2
+                return 1
+            fi
+        fi
         touch ".venv/.installed-$stamp"
     fi
     export PYTHON
