@@ -43,7 +43,17 @@ from data.packfile import (
 )
 from data.sources import ROOM, DataError, Record, Source, find_source
 
-__all__ = ["DataError", "Pack", "build_pack", "check_geometry", "ensure_pack", "open_pack", "pack_folder", "restore"]
+__all__ = [
+    "DataError",
+    "Pack",
+    "build_pack",
+    "check_geometry",
+    "ensure_held_out",
+    "ensure_pack",
+    "open_pack",
+    "pack_folder",
+    "restore",
+]
 
 PHANTOM_SIZE = 256  # phantoms that are cropped are drawn at this size first
 DARK, DARK_MIN_SCANS = 0.3, 10  # scans below this fraction of the median scan's mean are left out
@@ -448,6 +458,30 @@ def ensure_pack(
                       max_bad=max_bad, log=log)  # fmt: skip
     log(_result(pack, f"built in {time.monotonic() - start:.1f} s"))
     return pack
+
+
+def ensure_held_out(spec: str, val_split: str, *, train_split: str = "train", log=print, **parameters) -> Pack | None:
+    """The pack of other patients than `train_split`, to validate on; None where there are none, with a line that says so.
+
+    `val_split`: val, test, none, or auto, which takes val where the data have it, else test. `parameters` as of ensure_pack.
+    """
+    if val_split == "none":
+        return None
+    reason = "--split all trains on everything"
+    if train_split != "all":
+        for split in ("val", "test") if val_split == "auto" else (val_split,):
+            if split == train_split:
+                continue
+            try:
+                find_source(spec, split)
+            except DataError as error:
+                if val_split != "auto":
+                    raise
+                reason = str(error)
+                continue
+            return ensure_pack(spec, split=split, log=log, **parameters)
+    log(f"no other patients to validate on ({reason}); figures are of the training slices")
+    return None
 
 
 def _ours(path: Path) -> bool:

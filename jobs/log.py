@@ -289,6 +289,9 @@ PANELS = [  # (title, names or beginnings of names of columns), a panel each whe
     ("D's logits", ("logits_real", "logits_fake")),
     ("regularisers", ("r1", "r2", "pl_penalty", "path_length", "kl")),
     ("diversity and ADA's p", ("diversity", "ada_p")),
+    ("loss on other patients", ("val_loss",)),
+    ("PSNR of reconstructions, dB", ("val_psnr", "train_psnr", "train_psnr_head")),
+    ("SSIM of reconstructions", ("val_ssim", "train_ssim", "train_ssim_head")),
 ]
 
 

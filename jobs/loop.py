@@ -227,6 +227,30 @@ class Upkeep:
         return self.attempt.end(stop.DONE, "done", "finished")
 
 
+def optimizer_step(
+    rt: runtime.Runtime,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    lr: float,
+    clip: float,
+) -> torch.Tensor:
+    """Average the gradients over the ranks, undo the loss scale, clip to the norm `clip`, step at rate `lr`, in this order.
+
+    Returns the norm before clipping, (). A step whose gradients are not finite is left out where fp16 scales the loss.
+    """
+    parameters = list(module.parameters())
+    runtime.reduce_mean_gradients(rt, parameters)
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
 def load_on_all(checkpoints: Checkpoints, rt: runtime.Runtime) -> tuple[int, dict] | None:
     """What rank 0 finds newest is what every rank loads."""
     loaded = checkpoints.load_latest() if rt.rank == 0 else None

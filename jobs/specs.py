@@ -126,6 +126,155 @@ class GanConfig:
     """Checkpoints to keep, besides the last healthy one."""
 
 
+@dataclass(frozen=True)
+class DenoisingConfig:
+    """What the VAE and the diffusion network share; no job of its own."""
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+    run: str = ""
+    """Run directory on shared storage. Default: runs/<job>-<8 hex of the config>, so the same config is the same run."""
+    preset: str = ""
+    """A named configuration that the other flags override: adni256-ldm, quickstart."""
+    data: str = ""
+    """A folder of slices (its layout is recognised), a .pack file, or phantom[:N]."""
+    split: Literal["train", "test", "val", "all"] = "train"
+    """Which part of the data to train on."""
+    val_split: Literal["auto", "val", "test", "none"] = "auto"
+    """Other patients to validate on. auto: val where the data have it, else test, else none."""
+    max_bad: float = 0.01
+    """Stop when more than this fraction of the image files cannot be read."""
+    seed: int = 0
+    """Every random draw is a function of this seed and of the number of images seen."""
+    dry_run: bool = False
+    """Check everything, print the resolved config as JSON, and exit."""
+    override: bool = False
+    """Resume although flags differ from the run's config (logged). Architecture can never differ."""
+    init_from: str = ""
+    """Start a new run from the weights of this run directory."""
+
+    # --- data ---------------------------------------------------------------------------------------------------------
+    resolution: int = 256
+    """Side of the square training images in pixels: a power of two from 32 to 512."""
+    channels: Literal[1, 3] = 1
+    """Image channels: 1 (grey) or 3."""
+    crop: int = 0
+    """Crop this many pixels from the middle of the padded slice before resizing (0: none). Undone when generating."""
+
+    # --- optimisation -------------------------------------------------------------------------------------------------
+    batch: int = 64
+    """Global batch size, over all GPUs and accumulation steps."""
+    accumulate: int = 1
+    """Micro-batches per step on each GPU; the result stays the same, memory falls."""
+    total_kimg: float = 2000.0
+    """Length of the run in thousands of images seen. May be raised later to go on with a finished run."""
+    lr: float = 1e-4
+    """AdamW learning rate, after the warm-up."""
+    warmup_kimg: float = 20.0
+    """Kimg over which the learning rate rises from 0."""
+    decay_kimg: float = 0.0
+    """Kimg from the start in which the learning rate falls to a tenth along a cosine, to stay there (0: constant)."""
+    weight_decay: float = 0.01
+    """AdamW weight decay of matrices and convolutions; biases and norms have none."""
+    clip: float = 1.0
+    """Largest norm of the gradient; longer ones are shortened to it."""
+    ema_kimg: float = 200.0
+    """Half-life of the moving average of the weights, in kimg."""
+    ema_rampup: float = 0.05
+    """The half-life is at most this fraction of the images seen (0: no ramp-up)."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Type the convolutions run in. auto: bf16 where the device is fast at it, else fp32."""
+    compile: bool = False
+    """torch.compile the networks (CUDA GPUs; the first steps take minutes)."""
+    threads: int = 0
+    """CPU threads per process (0: all that the job was given)."""
+
+    # --- logging and checkpoints --------------------------------------------------------------------------------------
+    log_kimg: float = 4.0
+    """Kimg between rows in metrics.jsonl and TensorBoard."""
+    sample_kimg: float = 50.0
+    """Kimg between sample grids and figures on other patients."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints (fractions allowed)."""
+    checkpoint_kimg: float = 0.0
+    """Kimg between checkpoints, on top of the minutes (0: off)."""
+    keep: int = 2
+    """Checkpoints to keep, besides the last healthy one."""
+
+
+@dataclass(frozen=True)
+class VaeConfig(DenoisingConfig):
+    """Train a KL-VAE on brain-MRI slices. Run the same command again to resume."""
+
+    # --- network ------------------------------------------------------------------------------------------------------
+    down: Literal[2, 4, 8] = 8
+    """Pixels per latent along each side."""
+    latent_channels: int = 8
+    """Channels of the latents. 8 at down 8 reconstruct much better than 4 at twice the size of the cache."""
+    width: int = 64
+    """Channels at full resolution; 2, 4 and 4 times as many at each halving."""
+    num_res: int = 2
+    """Residual blocks per resolution."""
+    hflip: bool = False
+    """Mirror training slices left-right at random. Off: a brain's sides are not the same."""
+
+    # --- objective, all in means per value ----------------------------------------------------------------------------
+    loss: Literal["l1", "mse"] = "l1"
+    """Distance of pixels, on the scale -1 .. 1."""
+    kl_weight: float = 1e-4
+    """Weight of the KL divergence per latent value. Higher: smoother latents, blurrier slices."""
+    structure_weight: float = 0.1
+    """Weight of the perceptual term that needs no other network: SSIM and gradients at three scales (0: off)."""
+    gan_weight: float = 0.5
+    """Weight of the patch discriminator's gradient relative to that of the reconstruction (0: no discriminator)."""
+    gan_start_kimg: float = 200.0
+    """Kimg after which the discriminator joins."""
+    disc_width: int = 64
+    """Channels of the patch discriminator's first layer."""
+
+
+@dataclass(frozen=True)
+class DiffusionConfig(DenoisingConfig):
+    """Train a diffusion U-Net, on the latents of a VAE or on pixels. Run the same command again to resume."""
+
+    # --- what it runs on ----------------------------------------------------------------------------------------------
+    space: Literal["latent", "pixel"] = "latent"
+    """latent: on the latents of a VAE. pixel: on the images themselves (64 px and below)."""
+    vae: str = ""
+    """Run directory of the VAE. Default: the newest finished one beside this run with the same data, resolution, channels and crop."""
+    conditional: bool = False
+    """Condition on the class label, with classes dropped at random for guidance."""
+    class_dropout: float = 0.1
+    """Probability that a label is dropped in training."""
+
+    # --- network ------------------------------------------------------------------------------------------------------
+    widths: str = "64,128,256"
+    """Channels at each resolution of the U-Net, finest first; each resolution is half of the one before."""
+    num_res: int = 2
+    """Residual blocks per resolution."""
+    attention: str = "16,8"
+    """Sides of the feature maps, in pixels, that have self-attention."""
+    head_dim: int = 64
+    """Channels of an attention head."""
+    dropout: float = 0.1
+    """Dropout inside the residual blocks; 0.2 for fewer than 10,000 slices."""
+
+    # --- diffusion ----------------------------------------------------------------------------------------------------
+    schedule: Literal["linear", "scaled-linear", "cosine", "zero-snr", "flow"] = "flow"
+    """Noise schedule. flow: straight lines from data to noise; zero-snr: scaled-linear, rescaled to end at pure noise."""
+    target: Literal["epsilon", "x0", "v", "flow"] = "flow"
+    """What the network predicts."""
+    times: Literal["uniform", "logit-normal", "fast-uniform", "fast-nonuniform"] = "logit-normal"
+    """Training times. fast-*: only the steps of Fast-DDPM, for its own few-step sampling."""
+    fast_steps: int = 10
+    """Steps of fast-uniform and fast-nonuniform."""
+    min_snr_gamma: float = 0.0
+    """Weight the loss by min(SNR, this) on x0 (0: off). 5 suits uniform times with epsilon or v."""
+    sampler: Literal["midpoint", "dpmpp-2m", "ddim", "ancestral", "heun"] = "midpoint"
+    """Sampler of the grids while training."""
+    steps: int = 20
+    """Network calls per sample of the grids."""
+
+
 # One preset per published system that students start from; recipe values: StyleGAN2's paper256 for 256 px, the R1 weight
 # scaled with the square of the resolution below it.
 GAN_PRESETS: dict[str, dict] = {
@@ -141,19 +290,42 @@ GAN_PRESETS: dict[str, dict] = {
     ),
 }  # fmt: skip
 
-PRESETS = {GanConfig: GAN_PRESETS}
-DEFAULT_PRESET = {GanConfig: "adni256"}
-JOB_NAME = {GanConfig: "stylegan2"}
+VAE_PRESETS: dict[str, dict] = {
+    "adni256-ldm": dict(resolution=256, batch=32, total_kimg=1500.0, decay_kimg=1500.0, ema_kimg=50.0),
+    # Small enough for two CPU cores and a few minutes.
+    "quickstart": dict(
+        data="phantom:2000", resolution=64, batch=16, total_kimg=16.0, down=4, latent_channels=4, width=16, num_res=1,
+        gan_weight=0.0, lr=2e-3, warmup_kimg=0.5, decay_kimg=16.0, ema_kimg=0.5, log_kimg=0.5, sample_kimg=4.0, checkpoint_minutes=1.0,
+    ),
+}  # fmt: skip
+
+DIFFUSION_PRESETS: dict[str, dict] = {
+    "adni256-ldm": dict(
+        resolution=256, batch=128, total_kimg=10000.0, lr=2e-4, warmup_kimg=130.0, decay_kimg=10000.0, ema_kimg=500.0,
+        widths="128,256,256", conditional=True, sample_kimg=200.0, log_kimg=10.0,
+    ),
+    "quickstart": dict(
+        data="phantom:2000", resolution=64, batch=32, total_kimg=48.0, lr=1e-3, warmup_kimg=1.0, decay_kimg=48.0, ema_kimg=2.0,
+        widths="32,64", num_res=1, attention="8", dropout=0.0, conditional=True, log_kimg=1.0, sample_kimg=12.0, checkpoint_minutes=1.0,
+    ),
+}  # fmt: skip
+
+PRESETS = {GanConfig: GAN_PRESETS, VaeConfig: VAE_PRESETS, DiffusionConfig: DIFFUSION_PRESETS}
+DEFAULT_PRESET = {GanConfig: "adni256", VaeConfig: "adni256-ldm", DiffusionConfig: "adni256-ldm"}
+JOB_NAME = {GanConfig: "stylegan2", VaeConfig: "vae", DiffusionConfig: "diffusion"}
 
 # A checkpoint fits only networks for which all of these agree.
 ARCHITECTURE = frozenset(
-    "resolution channels conditional z_dim w_dim mapping_layers channel_base channel_max mbstd_group".split()
+    (
+        "resolution channels conditional z_dim w_dim mapping_layers channel_base channel_max mbstd_group "
+        "down latent_channels width num_res disc_width space vae widths attention head_dim"
+    ).split()
 )
 # These do not change the result: they are not part of the run's name and may differ on resume.
 FREE = frozenset(
     (
         "run preset dry_run override init_from total_kimg compile threads log_kimg sample_kimg "
-        "checkpoint_minutes checkpoint_kimg keep max_bad"
+        "checkpoint_minutes checkpoint_kimg keep max_bad val_split sampler steps"
     ).split()
 )
 
@@ -183,6 +355,8 @@ def parse(cls, argv: list[str] | None = None):
     )
     check(config)
     config = replace(config, data=_absolute_data(config.data), init_from=_absolute(config.init_from))
+    if isinstance(config, DiffusionConfig):
+        config = replace(config, vae=_absolute(config.vae))
     return replace(config, run=_absolute(config.run) if config.run else str(ROOT / "runs" / default_name(config)))
 
 
@@ -258,34 +432,94 @@ def check(config) -> None:
         )
     if config.batch < 1 or config.accumulate < 1:
         raise ConfigError(f"--batch {config.batch} and --accumulate {config.accumulate} must be at least 1")
-    if config.mbstd_group < 1:
-        raise ConfigError(f"--mbstd-group {config.mbstd_group}: must be at least 1")
-    positive = "total_kimg log_kimg sample_kimg lr channel_base channel_max z_dim w_dim mapping_layers r1_interval pl_interval keep"
+    if isinstance(config, GanConfig):
+        _check_gan(config)
+    else:
+        _check_denoising(config)
+    check_world(config, world=int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def _check_numbers(config, positive: str, not_negative: str) -> None:
     for name in positive.split():
         if not getattr(config, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be greater than 0")
-    for name in (
-        "gamma pl_weight style_mixing ema_kimg ema_rampup ada_kimg checkpoint_minutes checkpoint_kimg threads crop"
-    ).split():
+    for name in not_negative.split():
         if not getattr(config, name) >= 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must not be negative")
+
+
+def _check_gan(config: GanConfig) -> None:
+    r = config.resolution
+    if config.mbstd_group < 1:
+        raise ConfigError(f"--mbstd-group {config.mbstd_group}: must be at least 1")
+    _check_numbers(
+        config,
+        "total_kimg log_kimg sample_kimg lr channel_base channel_max z_dim w_dim mapping_layers r1_interval pl_interval keep",
+        "gamma pl_weight style_mixing ema_kimg ema_rampup ada_kimg checkpoint_minutes checkpoint_kimg threads crop",
+    )
     if config.style_mixing > 1:
         raise ConfigError(f"--style-mixing {config.style_mixing}: a probability, at most 1")
     if config.channel_base < r:
         raise ConfigError(
             f"--channel-base {config.channel_base}: less than one feature map at {r} px; use at least {r * 8}"
         )
-    check_world(config, world=int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def _check_denoising(config) -> None:
+    _check_numbers(
+        config,
+        "total_kimg log_kimg sample_kimg lr clip keep num_res",
+        "warmup_kimg decay_kimg weight_decay ema_kimg ema_rampup checkpoint_minutes checkpoint_kimg threads crop",
+    )
+    if isinstance(config, VaeConfig):
+        _check_numbers(
+            config, "latent_channels width disc_width", "kl_weight structure_weight gan_weight gan_start_kimg"
+        )
+        return
+    _check_numbers(config, "steps head_dim", "min_snr_gamma")
+    for name in ("dropout", "class_dropout"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: a probability below 1")
+    widths = numbers(config.widths, "widths")
+    numbers(config.attention, "attention")
+    if config.target == "epsilon" and config.schedule in ("zero-snr", "flow"):
+        raise ConfigError(
+            f"--target epsilon: the {config.schedule} schedule ends at pure noise, which tells nothing of the image; use --target v"
+        )
+    if config.times.startswith("fast-") and (config.fast_steps < 2 or config.fast_steps > 1000):
+        raise ConfigError(f"--fast-steps {config.fast_steps}: choose from 2 to 1000")
+    if config.times.startswith("fast-") and config.sampler not in ("ddim", "ancestral"):
+        raise ConfigError(
+            f"--times {config.times} trains a few times only, where --sampler ddim or ancestral can go; set one"
+        )
+    if any(w % config.head_dim and w > config.head_dim for w in widths):
+        raise ConfigError(f"--head-dim {config.head_dim} must divide the --widths {config.widths}; use 32 or 64")
+    if config.space == "pixel" and config.vae:
+        raise ConfigError("--vae has no use with --space pixel; leave one of them out")
+
+
+def numbers(text: str, flag: str) -> tuple[int, ...]:
+    """'64,128' as (64, 128)."""
+    try:
+        values = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        values = ()
+    if (not values and flag == "widths") or any(v < 1 for v in values) or (text.strip() and not values):
+        raise ConfigError(f"--{flag} {text!r}: write whole numbers with commas, such as 64,128,256")
+    return values
 
 
 def check_world(config, world: int) -> None:
     """The global batch must fall into whole minibatch-std groups on every rank and micro-batch."""
-    parts, group = world * config.accumulate, config.mbstd_group
+    parts, group = world * config.accumulate, getattr(config, "mbstd_group", 1)
     if config.batch % (parts * group):
+        of_groups = f" of whole groups of {group} (--mbstd-group)" if group > 1 else ""
         raise ConfigError(
-            f"--batch {config.batch} does not divide into {world} ranks x {config.accumulate} micro-batches of whole "
-            f"groups of {group} (--mbstd-group); use a multiple of {parts * group}"
+            f"--batch {config.batch} does not divide into {world} ranks x {config.accumulate} micro-batches{of_groups}; "
+            f"use a multiple of {parts * group}"
         )
+    if not isinstance(config, GanConfig):
+        return
     if config.pl_weight and (config.batch // 2) % parts:
         raise ConfigError(
             f"--batch {config.batch}: path length takes half of it, which does not divide into {parts} parts; "
@@ -309,6 +543,51 @@ def gan_memory_gb(config, world: int = 1) -> float:
         r *= 2
     parameters += config.mapping_layers * config.w_dim**2 + 16 * min(config.channel_base // 4, config.channel_max) ** 2
     return (parameters * 4 * 4.5 + activations) / 1e9
+
+
+def vae_parameters(config: VaeConfig) -> float:
+    """Rough number of parameters of encoder, decoder and discriminator."""
+    widths = [config.width * m for m in (1, 2, 4, 4)[: config.down.bit_length()]]
+    parameters = 2 * 40 * widths[-1] ** 2 + sum(2 * (2 * config.num_res + 1) * 9 * w * w for w in widths)
+    return parameters + 16 * 21 * config.disc_width**2 * bool(config.gan_weight)
+
+
+def vae_memory_gb(config: VaeConfig, world: int = 1) -> float:
+    """Rough peak memory per GPU in GB: weights, AdamW, EMA and gradients, plus the activations of one step."""
+    micro = config.batch / (world * config.accumulate)
+    bytes_per_value = 4 if config.precision == "fp32" else 2
+    activations, r = 0.0, config.resolution
+    for m in (1, 2, 4, 4)[: config.down.bit_length()]:
+        activations += micro * (2 * config.num_res + 1) * 10 * config.width * m * r * r * bytes_per_value
+        r //= 2
+    return (vae_parameters(config) * 4 * 5 + activations) / 1e9
+
+
+def vae_checkpoint_gb(config: VaeConfig) -> float:
+    """Rough size of one checkpoint in GB: fp32 weights, AdamW's two moments, the EMA."""
+    return vae_parameters(config) * 4 * 4 / 1e9
+
+
+def unet_parameters(config: DiffusionConfig) -> float:
+    """Rough number of parameters of the U-Net."""
+    widths = numbers(config.widths, "widths")
+    return sum((2 * config.num_res + 1) * 25 * w * w for w in widths) + 40 * widths[-1] ** 2
+
+
+def diffusion_memory_gb(config: DiffusionConfig, world: int = 1) -> float:
+    """Rough peak memory per GPU in GB: as for the VAE; latents count as an eighth of the resolution."""
+    micro = config.batch / (world * config.accumulate)
+    bytes_per_value = 4 if config.precision == "fp32" else 2
+    activations, r = 0.0, config.resolution // (8 if config.space == "latent" else 1)
+    for w in numbers(config.widths, "widths"):
+        activations += micro * (2 * config.num_res + 1) * 14 * w * r * r * bytes_per_value
+        r //= 2
+    return (unet_parameters(config) * 4 * 5 + activations) / 1e9
+
+
+def diffusion_checkpoint_gb(config: DiffusionConfig) -> float:
+    """Rough size of one checkpoint in GB: fp32 weights, AdamW's two moments, the EMA."""
+    return unet_parameters(config) * 4 * 4 / 1e9
 
 
 def to_json(config) -> str:

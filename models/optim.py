@@ -1,0 +1,32 @@
+"""Learning rate and AdamW of the VAE and the diffusion network. The rate is a function of the images seen."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+FLOOR = 0.1  # of the learning rate, at the end of the decay
+
+
+def learning_rate(nimg: int, batch: int, peak: float, warmup_kimg: float, decay_kimg: float) -> float:
+    """Rate of the step that starts at `nimg` images: linear warm-up, times a cosine from 1 to FLOOR over `decay_kimg`.
+
+    decay_kimg 0: no decay. Both are measured from the start of the run, so a longer run does not change its beginning.
+    """
+    rate = peak * min(1.0, (nimg + batch) / max(warmup_kimg * 1000, 1e-9))
+    if decay_kimg:
+        progress = min(1.0, nimg / (decay_kimg * 1000))
+        rate *= FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
+    return rate
+
+
+def adamw(
+    module: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float], fused: bool
+) -> torch.optim.AdamW:
+    """AdamW that decays matrices and convolutions, not biases, norms and other vectors (Loshchilov and Hutter 2019)."""
+    matrices = [p for p in module.parameters() if p.dim() >= 2]
+    vectors = [p for p in module.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)

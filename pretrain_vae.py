@@ -1,0 +1,325 @@
+"""Train a KL-VAE on brain-MRI slices, whose latents train_diffusion.py learns (Kingma and Welling 2014; Rombach 2022).
+
+    python pretrain_vae.py --preset quickstart                                  # phantoms, two CPU cores, minutes
+    python pretrain_vae.py --preset adni256-ldm --data /path/to/ADNI            # one GPU
+    torchrun --nproc-per-node 4 pretrain_vae.py --preset adni256-ldm --data ... # several GPUs of one machine
+
+Run the same command again to resume. Time is counted in images seen (`nimg`): schedules, intervals, the order of the
+data and every random draw are functions of it, so a resumed run is the run that was not interrupted.
+"""
+
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("pretrain_vae.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
+
+from jobs import stop
+
+if __name__ == "__main__":
+    stop.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from data.batches import Batches, to_float, to_uint8
+from data.pack import Pack, ensure_held_out, ensure_pack, open_pack
+from data.sources import DataError, find_source
+from jobs import runtime, specs
+from jobs.attempt import Attempt, prepare_run, report_and_code
+from jobs.checkpoint import CheckpointError, Checkpoints, Diverged
+from jobs.log import Averages, image_grid
+from jobs.loop import FRESH_COUNTERS, Record, State, Upkeep, already_done, load_initial_weights, optimizer_step
+from jobs.rundir import RunDir
+from jobs.specs import VaeConfig
+from models.ema import ema_beta, update_ema
+from models.metrics import head_mask, psnr, ssim
+from models.optim import adamw, learning_rate
+from models.vae import (
+    VAE,
+    PatchDiscriminator,
+    active_channels,
+    balanced_weight,
+    hinge_d_loss,
+    hinge_g_loss,
+    kl_divergence,
+    reconstruction_loss,
+    structure_loss,
+)
+
+NEXT = "reconstruct --run {run}"
+LOOKED_AT = 256  # slices of other patients that the figures are taken over
+CHUNK = 32  # of them go through the network at once
+BALANCE_PACE = 0.1  # share of each step's measurement in the running weight of the adversarial gradient
+
+
+# --- networks and everything that a checkpoint holds -----------------------------------------------------------------
+@dataclass
+class TrainState(State):
+    """All that the next step depends on, besides the config and `nimg`."""
+
+    vae: VAE
+    vae_ema: VAE
+    D: PatchDiscriminator
+    opt_vae: torch.optim.Optimizer
+    opt_D: torch.optim.Optimizer
+    scaler_vae: torch.amp.GradScaler
+    scaler_D: torch.amp.GradScaler
+    averages: Averages
+    gan_balance: torch.Tensor  # () fp32, weight that makes adversarial and reconstruction gradients equally long
+    counters: dict = field(default_factory=lambda: dict(FRESH_COUNTERS))
+
+    def log_extra(self) -> dict:
+        """Columns of a log row that are states and not averages over the interval."""
+        return {"gan_balance": float(self.gan_balance), "lr": self.opt_vae.param_groups[0]["lr"]}
+
+
+def build_vae(c: VaeConfig) -> VAE:
+    return VAE(c.channels, c.latent_channels, width=c.width, down=c.down, num_res=c.num_res)
+
+
+def build_state(c: VaeConfig, device: torch.device) -> TrainState:
+    """Networks and optimizers, initialised from the seed alone. D is there from the start, so that every checkpoint fits."""
+    torch.manual_seed(runtime.seed_of(c.seed, 0, "weights"))
+    vae = build_vae(c).to(device, memory_format=torch.channels_last)
+    D = PatchDiscriminator(c.channels, c.disc_width).to(device, memory_format=torch.channels_last)
+    vae_ema = build_vae(c).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    vae_ema.load_state_dict(vae.state_dict())
+    fp16, fused = runtime.precision_dtype(c.precision, device) == torch.float16, device.type == "cuda"
+    return TrainState(
+        vae=vae, vae_ema=vae_ema, D=D,
+        opt_vae=adamw(vae, c.lr, c.weight_decay, betas=(0.9, 0.99), fused=fused),
+        opt_D=adamw(D, c.lr, c.weight_decay, betas=(0.5, 0.99), fused=fused),
+        scaler_vae=torch.amp.GradScaler(device.type, enabled=fp16),
+        scaler_D=torch.amp.GradScaler(device.type, enabled=fp16),
+        averages=Averages(), gan_balance=torch.zeros((), device=device),
+    )  # fmt: skip
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+@dataclass
+class Step:
+    """What one step needs. Draws are made for the global batch; a rank uses its rows of them."""
+
+    c: VaeConfig
+    rt: runtime.Runtime
+    batches: Batches
+    dtype: torch.dtype
+    nimg: int
+    position: int  # first image of this step in the data and in the random streams
+    network: Callable  # the VAE, compiled if asked
+    stats: dict = field(default_factory=dict)  # sums over this rank's rows, divided by the global batch
+
+    @property
+    def adversarial(self) -> bool:
+        return self.c.gan_weight > 0 and self.nimg >= self.c.gan_start_kimg * 1000
+
+    @property
+    def lr(self) -> float:
+        return learning_rate(self.nimg, self.c.batch, self.c.lr, self.c.warmup_kimg, self.c.decay_kimg)
+
+    def autocast(self):
+        return torch.autocast(self.rt.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def rows(self) -> list[tuple[int, int]]:
+        return runtime.rows(self.c.batch, self.rt.rank, self.rt.world, self.c.accumulate)
+
+    def add(self, name: str, values: torch.Tensor) -> None:
+        self.stats[name] = self.stats.get(name, 0.0) + values.detach().float().sum() / self.c.batch
+
+
+def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Reconstruction, KL and adversarial loss of the VAE; returns (images, reconstructions) of each micro-batch.
+
+    The losses on the reconstruction are differentiated down to the image first. There the adversarial gradient is made
+    as long as that of the reconstruction, times gan_weight, and one backward pass takes the sum through the decoder.
+    """
+    c, side = step.c, step.c.resolution // step.c.down
+    gen = runtime.generator(c.seed, step.position, "posterior", step.rt.device)
+    noise = torch.randn(c.batch, c.latent_channels, side, side, generator=gen, device=step.rt.device)
+    scale, pairs = s.scaler_vae.scale(torch.ones((), device=step.rt.device)), []
+    s.D.requires_grad_(False)
+    for start, stop_ in step.rows():
+        images, _ = step.batches.rows(step.position, start, stop_)
+        images = images.contiguous(memory_format=torch.channels_last)
+        with step.autocast():
+            output, mean, logvar = step.network(images, noise[start:stop_])
+        kl = kl_divergence(mean, logvar)
+        image = output.detach().requires_grad_(True)
+        pixels = reconstruction_loss(image, images, c.loss)
+        structure = structure_loss(image, images) if c.structure_weight else torch.zeros_like(pixels)
+        (gradient,) = torch.autograd.grad((pixels + c.structure_weight * structure).sum(), image)
+        if step.adversarial:
+            with step.autocast():
+                adversarial = hinge_g_loss(s.D(image))
+            (push,) = torch.autograd.grad(adversarial.sum() * scale, image)
+            push = push / scale
+            step.add("grad_pixels", gradient.flatten(1).norm(dim=1))
+            step.add("grad_adversarial", push.flatten(1).norm(dim=1))
+            step.add("loss_adversarial", adversarial)
+            gradient = gradient + c.gan_weight * s.gan_balance * push
+        share = scale / (len(images) * c.accumulate)
+        torch.autograd.backward([output, kl], [gradient * share, torch.full_like(kl, c.kl_weight) * share])
+        for name, values in (("loss_pixels", pixels), ("loss_structure", structure), ("kl", kl)):
+            step.add(name, values)
+        pairs.append((images, image.detach()))
+    s.D.requires_grad_(True)
+    norm = optimizer_step(step.rt, s.vae, s.opt_vae, s.scaler_vae, step.lr, c.clip)
+    s.averages.add({"grad_norm": norm})
+    return pairs
+
+
+def discriminator_step(s: TrainState, step: Step, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Hinge loss of the patch discriminator on slices and their reconstructions."""
+    for images, outputs in pairs:
+        with step.autocast():
+            real_logits, fake_logits = s.D(torch.cat([images, outputs])).chunk(2)
+        losses = hinge_d_loss(real_logits, fake_logits)
+        s.scaler_D.scale(losses.mean() / step.c.accumulate).backward()
+        step.add("loss_D", losses)
+    optimizer_step(step.rt, s.D, s.opt_D, s.scaler_D, step.lr, step.c.clip)
+
+
+def train_step(s: TrainState, step: Step) -> None:
+    """One optimizer step of the VAE and, once it takes part, of the discriminator; EMA; what the ranks agree on."""
+    c = step.c
+    pairs = vae_step(s, step)
+    if step.adversarial:
+        discriminator_step(s, step, pairs)
+    names = sorted(step.stats)
+    total = runtime.reduce_sum(step.rt, torch.stack([step.stats[name] for name in names]))
+    stats = dict(zip(names, total, strict=True))
+    if step.adversarial:
+        s.gan_balance.lerp_(balanced_weight(stats.pop("grad_pixels"), stats.pop("grad_adversarial")), BALANCE_PACE)
+    s.averages.add(stats)
+    update_ema(s.vae_ema, s.vae, ema_beta(step.nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
+
+
+# --- what a person sees -----------------------------------------------------------------------------------------------
+class Reconstructions:
+    """Slices above their reconstructions, and how true these are on patients that the VAE does not train on."""
+
+    def __init__(self, c: VaeConfig, pack: Pack, held_out: Pack | None, rt: runtime.Runtime, dtype: torch.dtype):
+        source = pack if held_out is None else held_out
+        count = min(LOOKED_AT, len(source.labels))
+        pick = torch.linspace(0, len(source.labels) - 1, count).round().long().tolist()  # spread over the patients
+        self.images = to_float(torch.stack([torch.from_numpy(source.images[i].copy()) for i in pick])).to(rt.device)
+        self.prefix, self.columns = ("train" if held_out is None else "val"), 8 if c.resolution <= 128 else 6
+        self.dtype, self.mask = dtype, head_mask((self.images + 1) / 2)
+
+    def reals(self):
+        return image_grid(to_uint8(self.images[: 4 * self.columns]).cpu().numpy(), self.columns)
+
+    @torch.no_grad()
+    def __call__(self, vae: VAE):
+        """(grid, {figures}): PSNR in dB and SSIM of the posterior mean's image, over all pixels and inside the head."""
+        outputs, means, logvars = [], [], []
+        for images in self.images.split(CHUNK):
+            with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                mean, logvar = vae.encode(images)
+                outputs.append(vae.decode(mean).clamp(-1, 1))
+            means.append(mean)
+            logvars.append(logvar)
+        output, mean, logvar = torch.cat(outputs), torch.cat(means), torch.cat(logvars)
+        a, b, n = (output + 1) / 2, (self.images + 1) / 2, self.columns
+        figures = {
+            "l1": (a - b).abs().mean(), "psnr": psnr(a, b).mean(), "ssim": ssim(a, b).mean(),
+            "psnr_head": psnr(a, b, self.mask).nanmean(), "ssim_head": ssim(a, b, self.mask).nanmean(),
+        }  # fmt: skip
+        figures = {f"{self.prefix}_{name}": float(value) for name, value in figures.items()}
+        figures["active_channels"] = int(active_channels(mean).sum())
+        figures["latent_std"] = float((mean.var() + logvar.exp().mean()).sqrt())
+        rows = [t[i * n : (i + 1) * n] for i in range(4) for t in (self.images, output)]
+        grid = to_uint8(torch.cat([row for row in rows if len(row)])).cpu().numpy()
+        return image_grid(grid, n if len(output) >= n else len(output)), figures
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: Pack | None, attempt: Attempt) -> int:
+    """Train until done or stopped. Returns the process's exit code; raises Diverged."""
+    dtype = runtime.precision_dtype(c.precision, rt.device)
+    s = build_state(c, rt.device)
+    upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
+    found = upkeep.resume()
+    if found < 0 and c.init_from:
+        load_initial_weights(s, ("vae", "vae_ema", "D"), c.init_from, attempt.say)
+    batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip)
+    reconstructions = Reconstructions(c, pack, held_out, rt, dtype)
+    record = Record(
+        c, rt, run, attempt, found, first_pictures=lambda: {"reals": reconstructions.reals()},
+        waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
+    )  # fmt: skip
+    network = torch.compile(s.vae) if c.compile else s.vae
+
+    nimg, total = max(found, 0), upkeep.total
+    machine = runtime.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
+    attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
+    attempt.say(f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
+                f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {batches.placement}")  # fmt: skip
+
+    while True:
+        # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
+        try:
+            record.tick(
+                nimg, s, look=lambda _: reconstructions(s.vae_ema) if record.main else (None, {}), extra=s.log_extra
+            )
+            if upkeep.agree(nimg):
+                upkeep.save(nimg, {"vae": s.vae_ema}, {"classes": pack.classes, "geometry": pack.geometry})
+            if upkeep.ending:
+                batches.close()
+                return upkeep.leave(record, nimg, NEXT)
+        except Diverged as error:
+            nimg = upkeep.roll_back(nimg, error, "lower --lr, or use --precision fp32")
+            record.rewind(nimg)
+            continue
+
+        train_step(s, Step(c, rt, batches, dtype, nimg, nimg + s.counters["skip"], network))
+        nimg += c.batch
+        record.step_done(nimg)
+
+
+def dry_run(c: VaeConfig) -> int:
+    """Check flags, data and memory; the resolved config goes to standard output, all else to standard error."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    print(describe_data(c), file=sys.stderr)
+    print(
+        f"memory: about {specs.vae_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)",
+        file=sys.stderr,
+    )
+    print(specs.to_json(c))
+    return stop.DONE
+
+
+def describe_data(c: VaeConfig) -> str:
+    if c.data.endswith(".pack"):
+        pack = open_pack(c.data)
+        return f"{c.data}: pack of {len(pack.labels)} slices at {pack.images.shape[-1]} px"
+    return find_source(c.data, c.split).describe()
+
+
+def main() -> int:
+    c = specs.parse(VaeConfig)
+    if c.dry_run:
+        return dry_run(c)
+    rank, world, _ = runtime.ranks()
+    specs.check_world(c, world)
+    run = RunDir(c.run)
+    if already_done(c, run, rank, NEXT):
+        return stop.DONE
+    with Attempt(run, c, rank) as attempt:
+        if rank == 0 and not prepare_run(run, c, attempt.say):
+            return stop.DONE
+        # Packs are built before the process group exists: no collective waits for minutes of decoding.
+        shape = dict(resolution=c.resolution, channels=c.channels, crop=c.crop, max_bad=c.max_bad, progress=rank == 0)
+        pack = ensure_pack(c.data, split=c.split, log=attempt.say, **shape)
+        held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, log=attempt.say, **shape)
+        rt = runtime.init_runtime(c.threads)
+        code = train(c, rt, run, pack, held_out, attempt)
+        runtime.shutdown(rt)
+        return code
+
+
+if __name__ == "__main__":
+    sys.exit(report_and_code(main, (DataError, CheckpointError)))
