@@ -1,0 +1,99 @@
+"""The cache of latents: what is in it, when it is built again, batches from it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from data.batches import to_float
+from data.latents import LatentBatches, ensure_latents, latents_path, open_latents
+from data.pack import ensure_pack
+from data.sources import DataError
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    return ensure_pack("phantom:41", resolution=32, cache_dir=tmp_path_factory.mktemp("packs"), log=lambda *_: None)
+
+
+class Encoder:
+    """A known function: means are average-pooled slices, log-variances a constant per channel."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, images):
+        self.calls += 1
+        small = torch.nn.functional.avg_pool2d(images, 8)
+        return torch.cat([small, 3 * small + 1], 1), torch.full((len(images), 2, 4, 4), -2.0) * torch.tensor([1.0, 2.0])[:, None, None]  # fmt: skip
+
+
+def test_it_holds_every_slice_in_order_and_the_spread_of_samples(pack, tmp_path):
+    encode, said = Encoder(), []
+    latents = ensure_latents(pack, encode, "a" * 64, device="cpu", cache_dir=tmp_path, log=said.append)
+    assert encode.calls == 2 and latents.values.shape == (41, 2, 2, 4, 4)  # 41 slices in batches of 32
+    mean, logvar = Encoder()(to_float(torch.from_numpy(np.array(pack.images))))
+    assert np.allclose(latents.values[:, 0], mean.numpy(), atol=2e-3)
+    assert np.allclose(latents.values[:, 1], logvar.numpy(), atol=2e-3)
+    z = mean + (logvar / 2).exp() * torch.randn(200, *mean.shape, generator=torch.Generator().manual_seed(0))
+    assert np.allclose(latents.mean, z.mean((0, 1, 3, 4)), atol=0.01)
+    assert np.allclose(latents.std, z.permute(2, 0, 1, 3, 4).flatten(1).std(1), rtol=0.01)
+    assert np.array_equal(latents.labels, pack.labels)
+
+
+def test_it_is_encoded_once_and_again_when_weights_or_slices_change(pack, tmp_path):
+    encode = Encoder()
+    ensure_latents(pack, encode, "a" * 64, device="cpu", cache_dir=tmp_path, log=lambda *_: None)
+    ensure_latents(pack, encode, "a" * 64, device="cpu", cache_dir=tmp_path, log=lambda *_: None)
+    assert encode.calls == 2
+    ensure_latents(pack, encode, "b" * 64, device="cpu", cache_dir=tmp_path, log=lambda *_: None)
+    assert encode.calls == 4
+    other = ensure_pack("phantom:40", resolution=32, cache_dir=tmp_path, log=lambda *_: None)
+    ensure_latents(other, encode, "a" * 64, device="cpu", cache_dir=tmp_path, log=lambda *_: None)
+    assert encode.calls == 6
+    assert not list(tmp_path.glob(".latents*"))
+
+
+@pytest.mark.parametrize("damage", ["no sidecar", "torn", "pickle", "other shape"])
+def test_a_damaged_cache_is_built_again(pack, tmp_path, damage):
+    quiet = dict(device="cpu", cache_dir=tmp_path, log=lambda *_: None)
+    good = ensure_latents(pack, Encoder(), "a" * 64, **quiet)
+    before, path = np.array(good.values), latents_path(pack, "a" * 64, tmp_path)
+    if damage == "no sidecar":
+        path.with_suffix(".json").unlink()
+    elif damage == "torn":
+        path.write_bytes(path.read_bytes()[:500])
+    elif damage == "pickle":
+        np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    else:
+        about = json.loads(path.with_suffix(".json").read_text())
+        np.save(path, np.zeros((41, 2, 2, 4, 3), np.float16))
+        path.with_suffix(".json").write_text(json.dumps(about))
+    assert open_latents(path, pack, "a" * 64) is None
+    again = ensure_latents(pack, Encoder(), "a" * 64, **quiet)
+    assert np.array_equal(again.values, before)
+
+
+def test_latents_that_are_not_finite_are_refused(pack, tmp_path):
+    def encode(images):
+        mean, logvar = Encoder()(images)
+        return mean * float("nan"), logvar
+
+    with pytest.raises(DataError, match="not finite"):
+        ensure_latents(pack, encode, "c" * 64, device="cpu", cache_dir=tmp_path, log=lambda *_: None)
+    assert not list(tmp_path.glob("*latents*"))
+
+
+def test_batches_come_in_the_order_of_the_slices_batches(pack, tmp_path):
+    from data.batches import Batches
+
+    latents = ensure_latents(pack, Encoder(), "a" * 64, device="cpu", cache_dir=tmp_path, log=lambda *_: None)
+    of_latents, of_slices = LatentBatches(latents, seed=3, device="cpu"), Batches(pack, seed=3, batch=8, device="cpu")
+    for nimg in (0, 8, 40, 4000):
+        mean, logvar, labels = of_latents.rows(nimg, 2, 6)
+        images, expected = of_slices.rows(nimg, 2, 6)
+        assert torch.equal(labels, expected) and mean.dtype == torch.float32
+        assert torch.allclose(mean, Encoder()(images)[0], atol=2e-3) and logvar.shape == mean.shape
