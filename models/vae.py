@@ -179,3 +179,19 @@ def balanced_weight(reconstruction_norm: Tensor, adversarial_norm: Tensor) -> Te
 def active_channels(means: Tensor) -> Tensor:
     """(L,) bool: which channels of posterior means (N, L, h, w) vary over the data (Burda 2016)."""
     return means.double().var(dim=(0, 2, 3), unbiased=False) > ACTIVE_VARIANCE
+
+
+class LatentScale(nn.Module):
+    """Shift and scale of latents (or pixels) per channel to mean 0 and standard deviation 1, measured over the whole data."""
+
+    def __init__(self, mean: Tensor, std: Tensor):
+        """mean, std (L,)."""
+        super().__init__()
+        self.register_buffer("mean", mean.float().view(-1, 1, 1))
+        self.register_buffer("std", std.float().view(-1, 1, 1))
+
+    def normalise(self, z: Tensor) -> Tensor:
+        return (z - self.mean) / self.std
+
+    def restore(self, z: Tensor) -> Tensor:
+        return z * self.std + self.mean
