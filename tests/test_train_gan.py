@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -67,44 +65,24 @@ def test_same_command_on_a_finished_run_says_so_and_changes_nothing(reference, p
     assert before == (tiny.weights_hash(reference), (reference / "metrics.jsonl").read_bytes())
 
 
-def kill_at_random_moments(run: Path, packs: Path, kills: int, seed: int, ranks: int = 1, one: bool = False) -> None:
-    """SIGKILL at moments drawn from the seed, measured from the first checkpoint of each attempt, then let it finish."""
-    rng = random.Random(seed)
-    attempts = run / "attempts.jsonl"
-
-    def lines() -> int:
-        return attempts.read_bytes().count(b"\n") if attempts.exists() else 0
-
-    for _ in range(kills):
-        known = lines()
-        processes = tiny.start(run, *LENGTH, packs=packs, ranks=ranks)
-        tiny.wait_until(lambda p=processes, k=known: p[0].poll() is not None or lines() > k)
-        time.sleep(rng.uniform(0.0, 2.0))
-        if one:
-            processes[rng.randrange(ranks)].send_signal(signal.SIGKILL)
-            tiny.finish(processes, 60)  # the survivor must notice and leave by itself
-        tiny.kill(processes)
-    assert tiny.train(run, *LENGTH, packs=packs, ranks=ranks) == 0, tiny.output(run)
-
-
 def test_killed_three_times_ends_with_the_same_weights(reference, packs, tmp_path):
-    kill_at_random_moments(tmp_path / "run", packs, kills=3, seed=1)
+    tiny.kill_at_random_moments(tmp_path / "run", *LENGTH, packs=packs, kills=3, seed=1)
     assert_same_run(tmp_path / "run", reference)
 
 
 @pytest.mark.long
 def test_killed_ten_times_ends_with_the_same_weights(reference, packs, tmp_path):
-    kill_at_random_moments(tmp_path / "run", packs, kills=10, seed=2)
+    tiny.kill_at_random_moments(tmp_path / "run", *LENGTH, packs=packs, kills=10, seed=2)
     assert_same_run(tmp_path / "run", reference)
 
 
 def test_two_ranks_all_killed_end_with_the_same_weights(reference2, packs, tmp_path):
-    kill_at_random_moments(tmp_path / "run", packs, kills=2, seed=3, ranks=2)
+    tiny.kill_at_random_moments(tmp_path / "run", *LENGTH, packs=packs, kills=2, seed=3, ranks=2)
     assert_same_run(tmp_path / "run", reference2)
 
 
 def test_one_of_two_ranks_killed(reference2, packs, tmp_path):
-    kill_at_random_moments(tmp_path / "run", packs, kills=2, seed=4, ranks=2, one=True)
+    tiny.kill_at_random_moments(tmp_path / "run", *LENGTH, packs=packs, kills=2, seed=4, ranks=2, one=True)
     assert_same_run(tmp_path / "run", reference2)
 
 

@@ -1,10 +1,11 @@
-"""Tiny training runs for the tests: a 32 px StyleGAN2 of a few thousand parameters on phantoms, as real processes."""
+"""Tiny training runs for the tests: 32 px networks of a few thousand parameters on phantoms, as real processes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +19,15 @@ TINY = (
     "--w-dim 16 --batch 8 --mbstd-group 2 --threads 1 --precision fp32 --log-kimg 0.04 --sample-kimg 0.16 "
     "--loss logistic --gamma 0.1 --r1-interval 16 --pl-weight 2 --ada mri --checkpoint-minutes 0 --checkpoint-kimg 0.048 --ada-kimg 2"
 ).split()
+COMMON = (
+    "--preset quickstart --data phantom:48 --resolution 32 --batch 8 --threads 1 --precision fp32 --log-kimg 0.04 "
+    "--sample-kimg 0.16 --checkpoint-minutes 0 --checkpoint-kimg 0.048 --warmup-kimg 0.05 --decay-kimg 1 --lr 0.001"
+)
+FLAGS = {
+    "train_gan.py": TINY,
+    "pretrain_vae.py": f"{COMMON} --width 8 --latent-channels 2 --gan-weight 0.5 --gan-start-kimg 0.12 --disc-width 8".split(),
+    "train_diffusion.py": f"{COMMON} --widths 8,16 --head-dim 8 --attention 4 --dropout 0.1 --steps 4".split(),
+}
 TIMING = {"img_per_s", "sec_per_kimg", "seconds", "gpu_gb", "gpu_util", "rss_gb", "data_wait", "checkpoint_wait"}
 
 
@@ -46,7 +56,7 @@ def start(
         )  # fmt: skip
         with open(f"{run}.{rank}.out", "ab") as out:
             processes.append(subprocess.Popen(
-                [sys.executable, "-u", script, "--run", str(run), *TINY, *flags], cwd=ROOT, stdout=out, stderr=out,
+                [sys.executable, "-u", script, "--run", str(run), *FLAGS[script], *flags], cwd=ROOT, stdout=out, stderr=out,
                 env=environment(packs, **variables, **env),
             ))  # fmt: skip
     return processes
@@ -69,9 +79,41 @@ def kill(processes: list[subprocess.Popen]) -> None:
         p.wait(10)
 
 
-def train(run: Path, *flags: str, packs: Path, ranks: int = 1, **env: str) -> int:
+def train(run: Path, *flags: str, packs: Path, ranks: int = 1, script: str = "train_gan.py", **env: str) -> int:
     """Run to the end; the worst exit code of the ranks."""
-    return max(finish(start(run, *flags, packs=packs, ranks=ranks, **env)))
+    return max(finish(start(run, *flags, packs=packs, ranks=ranks, script=script, **env)))
+
+
+def kill_at_random_moments(
+    run: Path,
+    *flags: str,
+    packs: Path,
+    kills: int,
+    seed: int,
+    ranks: int = 1,
+    one: bool = False,
+    script: str = "train_gan.py",
+) -> None:
+    """SIGKILL at moments drawn from the seed, measured from the start of each attempt's loop, then let it finish.
+
+    `one`: of several ranks only one is killed; the others must notice and leave by themselves.
+    """
+    rng = random.Random(seed)
+    attempts = run / "attempts.jsonl"
+
+    def lines() -> int:
+        return attempts.read_bytes().count(b"\n") if attempts.exists() else 0
+
+    for _ in range(kills):
+        known = lines()
+        processes = start(run, *flags, packs=packs, ranks=ranks, script=script)
+        wait_until(lambda p=processes, k=known: p[0].poll() is not None or lines() > k)
+        time.sleep(rng.uniform(0.0, 2.0))
+        if one:
+            processes[rng.randrange(ranks)].send_signal(signal.SIGKILL)
+            finish(processes, 60)
+        kill(processes)
+    assert train(run, *flags, packs=packs, ranks=ranks, script=script) == 0, output(run)
 
 
 def output(run: Path, rank: int = 0) -> str:
