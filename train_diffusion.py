@@ -120,12 +120,7 @@ def encode_packs(
 ) -> list[Latents]:
     """The cached latents of each pack. Rank 0 encodes, before the process group exists; the others poll for the files."""
     if rank != 0:
-        runtime.wait_for(vae_file(run), "the VAE's weights", WAIT)
-        sha = sha256_of(vae_file(run))
-        paths = [latents_path(pack, sha) for pack in packs]
-        ready = lambda: all(open_latents(path, pack, sha) for path, pack in zip(paths, packs, strict=True))  # noqa: E731
-        runtime.wait_for(ready, "the latents", WAIT)
-        return [open_latents(path, pack, sha) for path, pack in zip(paths, packs, strict=True)]
+        return wait_for_latents(c, run, packs)
     sha = sha256_of(vae_file(run))
     torch.set_num_threads(c.threads or runtime.default_threads(runtime.local_world(world)))
     device = (
@@ -135,6 +130,29 @@ def encode_packs(
     )
     vae = load_vae(c, vae_file(run)).to(device)
     return [ensure_latents(pack, vae.encode, sha, device=device, log=say) for pack in packs]
+
+
+def wait_for_latents(c: DiffusionConfig, run: RunDir, packs: list[Pack]) -> list[Latents]:
+    """Poll for what rank 0 makes, as long as it holds the run's lock."""
+    found: list[Latents] = []
+    locked = False
+
+    def ready() -> bool:
+        nonlocal locked
+        lock = run.lockfile.exists()
+        if locked and not lock:
+            raise runtime.PeerLost("rank 0 ended before the latents were there; see its log")
+        locked = locked or lock
+        if not vae_file(run).exists():
+            return False
+        sha = sha256_of(vae_file(run))
+        found[:] = [latents for pack in packs if (latents := open_latents(latents_path(pack, sha), pack, sha))]
+        return len(found) == len(packs)
+
+    if not vae_file(run).exists():
+        find_vae(c)  # what rank 0 will not find either is an error here too
+    runtime.wait_for(ready, "the latents", WAIT)
+    return found
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

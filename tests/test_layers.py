@@ -41,7 +41,7 @@ def test_this_part_of_jobs_never_imports_torch(name):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("script", ["train_gan.py", "predict.py"])
+@pytest.mark.parametrize("script", ["train_gan.py", "pretrain_vae.py", "train_diffusion.py", "predict.py"])
 def test_an_old_interpreter_gets_one_line(script):
     """The version check stands before everything that an old Python could not import or parse."""
     tree = ast.parse((ROOT / script).read_text(), feature_version=(3, 8))
@@ -55,5 +55,6 @@ def test_an_old_interpreter_gets_one_line(script):
 
 
 def test_the_handlers_stand_before_torch_in_the_train_scripts():
-    text = (ROOT / "train_gan.py").read_text()
-    assert text.index("install_handlers()") < text.index("import torch")
+    for script in ("train_gan.py", "pretrain_vae.py", "train_diffusion.py"):
+        text = (ROOT / script).read_text()
+        assert text.index("install_handlers()") < text.index("import torch"), script

@@ -1,0 +1,293 @@
+"""train_diffusion.py: the VAE it finds, one training step in this process, and whole runs, killed and resumed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import train_diffusion as script
+from data.pack import ensure_pack
+from jobs import runtime, specs
+from jobs.rundir import RunDir
+from jobs.specs import ConfigError, DiffusionConfig, VaeConfig
+from jobs.weights import read_weights, write_weights
+from models import diffusion
+from models.vae import VAE
+
+SCRIPT = "train_diffusion.py"
+LENGTH = ("--total-kimg", "0.4")
+CPU = torch.device("cpu")
+
+
+def config(*flags: str) -> DiffusionConfig:
+    return specs.parse(DiffusionConfig, [*tiny.FLAGS[SCRIPT], *flags])
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory):
+    return ensure_pack("phantom:24", resolution=32, cache_dir=tmp_path_factory.mktemp("packs"), log=lambda *_: None)
+
+
+def pixels(pack, *flags: str):
+    """(config, data, state) of a run on pixels, small enough to step in a test."""
+    c = config("--space", "pixel", "--widths", "8,8,8", "--attention", "8", *flags)
+    data = script.Data(c, pack, None, None, CPU)
+    return c, data, script.build_state(c, data, len(pack.classes), CPU)
+
+
+def step(c, data, s, nimg=0, rank=0, world=1):
+    rt = runtime.Runtime(rank, world, rank, CPU, 1)
+    script.train_step(c, rt, s, data, diffusion.make_schedule(c.schedule), s.unet, torch.float32, nimg)
+
+
+def test_gradients_are_clipped_before_the_step(pack):
+    """SGD in place of AdamW shows the gradient that the step took: its norm is the bound, not the raw norm."""
+    c, data, s = pixels(pack, "--clip", "0.01", "--warmup-kimg", "0", "--decay-kimg", "0")
+    s.opt = torch.optim.SGD(s.unet.parameters(), lr=c.lr)
+    before = [p.detach().clone() for p in s.unet.parameters()]
+    step(c, data, s)
+    moved = torch.nn.utils.get_total_norm([p.detach() - b for p, b in zip(s.unet.parameters(), before, strict=True)])
+    assert s.averages.means()["grad_norm"] > 0.1 and float(moved) == pytest.approx(c.lr * 0.01, rel=1e-3)
+
+
+def test_the_loss_scale_is_undone_before_clipping(pack):
+    """A scaler that multiplies by 1024 must not change the norm that is clipped, nor the step."""
+
+    class Scaler:
+        def scale(self, x):
+            return x * 1024
+
+        def unscale_(self, optimizer):
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    p.grad /= 1024
+
+        def step(self, optimizer):
+            optimizer.step()
+
+        def update(self):
+            pass
+
+    plain, scaled = pixels(pack, "--clip", "0.5"), pixels(pack, "--clip", "0.5")
+    scaled[2].scaler = Scaler()
+    step(*plain)
+    step(*scaled)
+    assert scaled[2].averages.means() == pytest.approx(plain[2].averages.means(), rel=1e-5)
+    for a, b in zip(plain[2].unet.parameters(), scaled[2].unet.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_dropped_labels_train_the_unconditional_embedding(pack):
+    for rate, moves in ((0.0, False), (0.99, True)):
+        c, data, s = pixels(pack, "--class-dropout", str(rate), "--weight-decay", "0")
+        for p in s.unet.parameters():  # the last layers start at zero and would let no gradient through
+            torch.nn.init.normal_(p, std=0.1)
+        before = s.unet.embed_class.weight.detach().clone()
+        step(c, data, s)
+        assert bool((s.unet.embed_class.weight[-1] != before[-1]).any()) == moves
+
+
+def test_dropout_repeats_with_the_position_and_differs_between_ranks(pack):
+    """Its only seed is (seed, position, rank): the same step twice is the same, on whatever state the process is."""
+    c, data, s = pixels(pack, "--dropout", "0.5")
+    states = []
+    for _ in range(2):
+        torch.manual_seed(os.getpid())
+        other = copy.deepcopy(s)
+        step(c, data, other, nimg=8)
+        states.append(other)
+    for a, b in zip(states[0].unet.parameters(), states[1].unet.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_checkpoint_names_every_live_object_and_restores_it(pack):
+    c, data, s = pixels(pack, "--dropout", "0.3")
+    for i in range(2):
+        step(c, data, s, nimg=8 * i)
+    state = s.state_dict()
+    assert set(state) == set(vars(s)) == {f.name for f in dataclasses.fields(script.TrainState)}
+    assert set(state["scale"]) == {"mean", "std"}
+    file = io.BytesIO()
+    torch.save(state, file)
+    step(c, data, s, nimg=16)
+    other = script.build_state(dataclasses.replace(c, seed=9), data, len(pack.classes), CPU)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    step(c, data, other, nimg=16)
+    for name in ("unet", "unet_ema"):
+        for a, b in zip(getattr(s, name).parameters(), getattr(other, name).parameters(), strict=True):
+            assert torch.equal(a, b), name
+    assert s.averages.means() == other.averages.means()
+
+
+# --- flags and the choice of the VAE ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(("flags", "says"), [
+    (("--target", "epsilon"), "pure noise"), (("--schedule", "zero-snr", "--target", "epsilon"), "--target v"),
+    (("--widths", "8,x"), "whole numbers"), (("--times", "fast-uniform"), "--sampler ddim"), (("--dropout", "1"), "probability"),
+    (("--space", "pixel", "--vae", "x"), "--vae"), (("--steps", "0"), "--steps"), (("--batch", "7", "--accumulate", "2"), "multiple of 2"),
+])  # fmt: skip
+def test_wrong_values_are_refused(flags, says):
+    with pytest.raises(ConfigError, match=says):
+        config(*flags)
+
+
+def vae_run(folder: Path, done: bool = True, **fields) -> Path:
+    """A finished VAE run of 32 px, as far as train_diffusion.py looks at one."""
+    run = RunDir(folder)
+    run.create()
+    c = specs.parse(VaeConfig, tiny.FLAGS["pretrain_vae.py"])
+    c = dataclasses.replace(c, run=str(folder), **fields)
+    torch.manual_seed(0)
+    vae = VAE(c.channels, c.latent_channels, width=c.width, down=c.down, num_res=c.num_res)
+    about = {"job": "vae", "config": specs.result_fields(c), "nimg": 0}
+    write_weights(run.weights, {"vae": vae.state_dict()}, about)
+    run.write_config(dataclasses.asdict(c))
+    if done:
+        run.mark_done()
+    return folder
+
+
+def test_the_newest_finished_vae_that_fits_is_taken(tmp_path):
+    c = config("--run", str(tmp_path / "diffusion"))
+    with pytest.raises(ConfigError, match="pipeline"):
+        script.find_vae(c)
+    for age, (name, fields) in enumerate({
+        "old": {}, "good": {}, "other-size": {"resolution": 64}, "other-data": {"data": "phantom:7"}, "unfinished": {"done": False},
+    }.items()):  # fmt: skip
+        folder = vae_run(tmp_path / name, **fields)
+        if (folder / "DONE").exists():
+            os.utime(folder / "DONE", (1e9 + age, 1e9 + age))
+    assert script.find_vae(c) == tmp_path / "good" / "weights.safetensors"
+    named = dataclasses.replace(c, vae=str(tmp_path / "old"))
+    assert script.find_vae(named) == tmp_path / "old" / "weights.safetensors"
+    with pytest.raises(ConfigError, match="--resolution 64"):
+        script.load_vae(c, tmp_path / "other-size" / "weights.safetensors")
+
+
+def test_the_vae_is_copied_once_so_that_its_run_may_go_on(tmp_path):
+    c = config("--run", str(tmp_path / "diffusion"))
+    vae = vae_run(tmp_path / "vae")
+    run = RunDir(c.run)
+    run.create()
+    script.adopt_vae(c, run, print)
+    first = script.vae_file(run).read_bytes()
+    assert first == (vae / "weights.safetensors").read_bytes()
+    vae_run(vae, latent_channels=3)
+    script.adopt_vae(c, run, print)
+    assert script.vae_file(run).read_bytes() == first
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("packs")
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory) -> str:
+    return str(vae_run(tmp_path_factory.mktemp("vae") / "vae"))
+
+
+@pytest.fixture(scope="module")
+def reference(packs, vae, tmp_path_factory) -> Path:
+    """The run that nobody disturbed."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    assert tiny.train(run, *LENGTH, "--vae", vae, packs=packs, script=SCRIPT) == 0, tiny.output(run)
+    return run
+
+
+def assert_same_run(run: Path, reference: Path) -> None:
+    assert tiny.weights_hash(run) == tiny.weights_hash(reference)
+    assert tiny.rows(run) == tiny.rows(reference)
+    nimg = [row["nimg"] for row in tiny.rows(run)]
+    assert nimg == sorted(set(nimg)) and nimg[-1] == 400
+
+
+def test_finished_run_has_everything_and_has_learnt(reference):
+    for name in ["DONE", "vae.safetensors", "metrics.jsonl", "weights.safetensors", "plots/losses.png", "samples/reals.png",
+                 "samples/00000.400.png"]:  # fmt: skip
+        assert (reference / name).is_file(), name
+    rows = tiny.rows(reference)
+    first, last = (next(r for r in order if "val_loss" in r) for order in (rows, rows[::-1]))
+    assert last["val_loss"] < 0.95 * first["val_loss"] and {
+        "diversity",
+        "diversity_AD",
+        "loss",
+        "grad_norm",
+        "lr",
+    } <= set(last)
+    tensors, about = read_weights(reference / "weights.safetensors")
+    rooms = {key.split(".")[0] for key in tensors}
+    assert rooms == {"unet", "latent_scale", "vae_decoder"}
+    assert (
+        about["job"] == "diffusion" and about["vae"]["down"] == 4 and about["shape"] == [2, 8, 8] and about["classes"]
+    )
+
+
+def test_the_encoder_runs_once_and_never_in_training(reference, packs, vae, tmp_path):
+    """A second run on the same slices and VAE takes the latents from the cache, unread by any encoder."""
+    caches = sorted(packs.glob("latents-*.npy"))
+    stamps = [p.stat().st_mtime_ns for p in caches]
+    assert len(caches) == 2  # training slices and other patients
+    run = tmp_path / "run"
+    assert tiny.train(run, "--total-kimg", "0.016", "--vae", vae, packs=packs, script=SCRIPT) == 0, tiny.output(run)
+    text = tiny.output(run)
+    assert text.count("re-used") >= 2 and "encoding" not in text
+    assert sorted(packs.glob("latents-*.npy")) == caches and [p.stat().st_mtime_ns for p in caches] == stamps
+
+
+def test_killed_at_random_moments_ends_with_the_same_weights(reference, packs, vae, tmp_path):
+    tiny.kill_at_random_moments(tmp_path / "run", *LENGTH, "--vae", vae, packs=packs, kills=2, seed=1, script=SCRIPT)
+    assert_same_run(tmp_path / "run", reference)
+
+
+def test_two_ranks_killed_end_with_the_same_weights(packs, vae, tmp_path):
+    whole, parts, flags = tmp_path / "whole", tmp_path / "parts", (*LENGTH, "--vae", vae)
+    assert tiny.train(whole, *flags, packs=packs, ranks=2, script=SCRIPT) == 0, tiny.output(whole)
+    tiny.kill_at_random_moments(parts, *flags, packs=packs, kills=2, seed=2, ranks=2, script=SCRIPT)
+    assert_same_run(parts, whole)
+
+
+def test_ranks_and_accumulation_do_not_change_the_losses(packs, vae, tmp_path):
+    flags = ("--total-kimg", "0.16", "--log-kimg", "0.016", "--dropout", "0", "--vae", vae)
+    one, two, parts = tmp_path / "one", tmp_path / "two", tmp_path / "parts"
+    assert tiny.train(one, *flags, packs=packs, script=SCRIPT) == 0, tiny.output(one)
+    assert tiny.train(two, *flags, packs=packs, ranks=2, script=SCRIPT) == 0, tiny.output(two)
+    assert tiny.train(parts, *flags, "--accumulate", "4", packs=packs, script=SCRIPT) == 0, tiny.output(parts)
+    for other in (two, parts):
+        assert len(tiny.rows(one)) == len(tiny.rows(other)) == 11
+        for a, b in zip(tiny.rows(one), tiny.rows(other), strict=True):
+            assert set(a) == set(b)
+            for key in a:
+                assert a[key] == pytest.approx(b[key], rel=2e-3, abs=1e-4), (a["nimg"], key)
+
+
+def test_pixels_and_fast_times(packs, tmp_path):
+    run = tmp_path / "run"
+    flags = "--total-kimg 0.032 --space pixel --schedule linear --target epsilon --times fast-nonuniform --sampler ddim --widths 8,8,8"
+    assert tiny.train(run, *flags.split(), packs=packs, script=SCRIPT) == 0, tiny.output(run)
+    tensors, about = read_weights(run / "weights.safetensors")
+    assert about["vae"] is None and not any(key.startswith("vae_decoder") for key in tensors)
+
+
+def test_divergence_rolls_back_once_then_stops_with_77(packs, vae, tmp_path):
+    run = tmp_path / "run"
+    assert tiny.train(run, *LENGTH, "--lr", "1e30", "--vae", vae, packs=packs, script=SCRIPT) == 77
+    assert tiny.output(run).count("DIVERGED") == 1
+    assert all(json.loads(p.read_text())["nimg"] == 0 for p in (run / "checkpoints").glob("*.json"))
+
+
+def test_without_a_vae_one_line_names_what_to_do(packs, tmp_path):
+    run = tmp_path / "run"
+    assert tiny.train(run, *LENGTH, packs=packs, script=SCRIPT) == 78
+    lines = [line for line in tiny.output(run).splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "pretrain_vae.py" in lines[0] and "pipeline" in lines[0]
