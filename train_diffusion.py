@@ -332,12 +332,16 @@ class Sampler:
         x0 = []
         times = diffusion.fast_times(self.c.times, self.c.fast_steps) if self.c.times.startswith("fast-") else None
         gen = runtime.generator(self.c.seed, 0, "ancestral", self.noise.device)
+
+        def fresh(x: torch.Tensor) -> torch.Tensor:
+            return torch.randn(x.shape, generator=gen, device=x.device)
+
         for i in torch.arange(self.number, device=self.noise.device).split(CHUNK):
             predict = predictor(unet, None if self.labels is None else self.labels[i], self.dtype)
             denoise = diffusion.denoiser(predict, self.schedule, self.c.target, clamp=float(self.c.space == "pixel"))
             x0.append(
                 diffusion.sample(
-                    denoise, self.noise[i], self.schedule, self.c.sampler, self.c.steps, times=times, generator=gen
+                    denoise, self.noise[i], self.schedule, self.c.sampler, self.c.steps, times=times, fresh=fresh
                 )
             )
         images = self.data.to_images(torch.cat(x0), scale, self.dtype)

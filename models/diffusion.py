@@ -257,12 +257,12 @@ def _at(denoise: Denoise, x: Tensor, t: Tensor) -> Tensor:
 
 
 def ddim(
-    denoise: Denoise, noise: Tensor, schedule: Schedule, times: Tensor, *, eta: float = 0.0, generator=None, watch=None
+    denoise: Denoise, noise: Tensor, schedule: Schedule, times: Tensor, *, eta: float = 0.0, fresh=None, watch=None
 ) -> Tensor:
     """DDIM over falling `times` and from the last of them to clean (Song 2021, equation 12); one call per time.
 
     The step from t to t' uses alpha and sigma of exactly these two, so any spacing is right. eta = 1: ancestral sampling.
-    noise (B, ...) standard normal; `watch(x0)` is shown every estimate.
+    noise (B, ...) standard normal; `fresh(x)` draws what is added on the way, (B, ...); `watch(x0)` is shown every estimate.
     """
     x = noise
     alphas, sigmas = schedule.alpha_sigma(times.double())
@@ -274,10 +274,10 @@ def ddim(
             return x0
         alpha, sigma, alpha_next, sigma_next = (float(v) for v in (alphas[i], sigmas[i], alphas[i + 1], sigmas[i + 1]))
         epsilon = (x - alpha * x0) / sigma
-        fresh = eta * sigma_next * math.sqrt(max(1 - (alpha * sigma_next / (alpha_next * sigma)) ** 2, 0.0))
-        x = alpha_next * x0 + math.sqrt(max(sigma_next**2 - fresh**2, 0.0)) * epsilon
-        if fresh:
-            x = x + fresh * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        spread = eta * sigma_next * math.sqrt(max(1 - (alpha * sigma_next / (alpha_next * sigma)) ** 2, 0.0))
+        x = alpha_next * x0 + math.sqrt(max(sigma_next**2 - spread**2, 0.0)) * epsilon
+        if spread:
+            x = x + spread * (torch.randn_like(x) if fresh is None else fresh(x))
     return x
 
 
@@ -375,12 +375,12 @@ def heun(
 
 def sample(
     denoise: Denoise, noise: Tensor, schedule: Schedule, sampler: str = "midpoint", calls: int = 20, *, times: Tensor | None = None,
-    generator: torch.Generator | None = None, watch=None
+    fresh: Callable[[Tensor], Tensor] | None = None, watch=None
 ) -> Tensor:  # fmt: skip
     """Samples (B, ...) from standard normal `noise` with at most `calls` network calls.
 
     `times`: the falling times that a Fast-DDPM network was trained on; it can be called at no others, so only ddim and
-    ancestral take them. `generator` feeds ancestral sampling. `watch(x0)` is called with each estimate of x0.
+    ancestral take them. `fresh(x)` draws the noise that ancestral sampling adds. `watch(x0)` is called with each estimate of x0.
     """
     if times is not None and sampler not in ("ddim", "ancestral"):
         raise ValueError(f"a network trained on a list of steps samples with ddim or ancestral, not {sampler}")
@@ -388,9 +388,7 @@ def sample(
         raise ValueError(f"{calls} calls: at least 1 is needed")
     if sampler in ("ddim", "ancestral"):
         times = trailing_times(calls) if times is None else times
-        return ddim(
-            denoise, noise, schedule, times, eta=float(sampler == "ancestral"), generator=generator, watch=watch
-        )
+        return ddim(denoise, noise, schedule, times, eta=float(sampler == "ancestral"), fresh=fresh, watch=watch)
     if sampler == "dpmpp-2m":
         return dpmpp_2m(denoise, noise, schedule, calls, watch=watch)
     if sampler == "midpoint":

@@ -228,7 +228,14 @@ def test_ancestral_sampling_finds_the_modes_in_their_shares():
     schedule, gen = d.make_schedule("linear"), torch.Generator().manual_seed(7)
     centres = torch.tensor([[-1.5], [0.5], [0.5]], dtype=torch.float64)  # one third and two thirds
     noise = torch.randn(3000, 1, generator=gen, dtype=torch.float64)
-    x = d.sample(mixture_denoiser(schedule, centres, 0.1), noise, schedule, "ancestral", 150, generator=gen)
+    x = d.sample(
+        mixture_denoiser(schedule, centres, 0.1),
+        noise,
+        schedule,
+        "ancestral",
+        150,
+        fresh=lambda x: torch.randn(x.shape, generator=gen, dtype=x.dtype),
+    )
     assert float((x < -0.5).double().mean()) == pytest.approx(1 / 3, abs=0.03)
     assert float(x[x > -0.5].std()) == pytest.approx(0.1, rel=0.25)
 
