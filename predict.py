@@ -1,10 +1,14 @@
-"""Everything one does with a trained model: pictures, style mixing, interpolation, loss curves.
+"""Everything one does with a trained model: pictures, style mixing, interpolation, reconstruction, loss curves.
 
     python predict.py generate --run runs/stylegan2-1a2b3c4d --number 64
     python predict.py generate --run RUN --number 50000 --class AD --truncation 0.7 --out FOLDER
     python predict.py mix --run RUN --rows 4 --cols 6 --styles coarse
     python predict.py interpolate --run RUN --number 6 --steps 30
     python predict.py plot --run RUN_A --run RUN_B
+
+    python predict.py generate --run runs/diffusion-1a2b3c4d --number 64 --class AD --guidance 1.5 --steps 10
+    python predict.py denoise --run runs/diffusion-1a2b3c4d
+    python predict.py reconstruct --run runs/vae-1a2b3c4d
 
 The latent of picture i is a function of (seed, i) alone: the same in every subcommand and in every batch. A weights
 file is read as data, nothing in it is ever executed.
@@ -83,6 +87,37 @@ def gan_flags() -> argparse.ArgumentParser:
     return p
 
 
+def diffusion_flags() -> argparse.ArgumentParser:
+    """Flags of every subcommand that samples a diffusion network."""
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--sampler", choices=("midpoint", "dpmpp-2m", "ddim", "ancestral", "heun"),
+                   help="of a diffusion network (default midpoint; ddim where it was trained on Fast-DDPM's steps)")
+    p.add_argument("--steps", type=whole(1, 10000), metavar="N",
+                   help="network calls per picture of a diffusion network (default 20)")
+    p.add_argument("--guidance", type=number, metavar="G",
+                   help="classifier-free guidance; 1 samples what was learnt, above 1 is more typical of the class (default 1)")
+    return p
+
+
+def add_denoise(commands, parents: list) -> None:
+    line = "how a diffusion network makes pictures of noise: a strip of its estimates, and a GIF"
+    p = commands.add_parser("denoise", parents=parents, help=line, description=line)
+    p.add_argument("--class", dest="label", metavar="NAME|INDEX|all", default="all",
+                   help="class of the pictures; all takes the classes in turn (default %(default)s)")
+    p.add_argument("--number", type=whole(1, 64), default=4, metavar="N", help="how many pictures (default %(default)s)")
+    p.add_argument("--fps", type=whole(1, 50), default=5, help="frames per second (default %(default)s)")
+
+
+def add_reconstruct(commands, parents: list) -> None:
+    line = "slices through a VAE and back: a grid, and PSNR and SSIM as JSON"
+    p = commands.add_parser("reconstruct", parents=parents, help=line, description=line)
+    p.add_argument("--data", metavar="SPEC", help="slices, as the train scripts take them (default: those of the run)")
+    p.add_argument("--split", choices=("auto", "train", "test", "val", "all"), default="auto",
+                   help="auto is val where the data have it, else test (default %(default)s)")
+    p.add_argument("--number", type=whole(1, MAX_NUMBER), metavar="N",
+                   help="how many slices, spread over the split (default: all)")
+
+
 def add_generate(commands, parents: list) -> None:
     line = "PNGs from random latents, a grid and generate.json; an interrupted command goes on where it stopped"
     p = commands.add_parser("generate", parents=parents, help=line, description=line)
@@ -132,8 +167,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="predict.py", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    model, gan = model_flags(), gan_flags()
-    add_generate(commands, [model, gan])
+    model, gan, diffuse = model_flags(), gan_flags(), diffusion_flags()
+    add_generate(commands, [model, gan, diffuse])
+    add_denoise(commands, [model, diffuse])
+    add_reconstruct(commands, [model])
     add_mix(commands, [model, gan])
     add_interpolate(commands, [model, gan])
     add_plot(commands)
@@ -159,15 +196,19 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data.batches import to_uint8
-from data.pack import check_geometry, restore
+from data.batches import to_float, to_uint8
+from data.pack import Pack, check_geometry, ensure_held_out, ensure_pack, restore
 from data.sources import DataError
-from jobs import runtime, stop
+from jobs import runtime, specs, stop
 from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
 from jobs.rundir import RunDir, atomic_write
 from jobs.specs import ConfigError
 from jobs.weights import WeightsError, read_weights
+from models import diffusion
+from models.metrics import head_mask, psnr, ssim
 from models.stylegan2 import Generator, channels_at, resolutions
+from models.unet import UNet, guided
+from models.vae import VAE, LatentScale
 
 GRID = 64  # pictures in a grid at most
 STRIP_ROWS, STRIP_COLUMNS = 16, 8
@@ -175,6 +216,8 @@ MAX_FRAMES = 20_000  # of a GIF, which is put together in memory
 WRITERS = 4  # threads that encode PNGs while the next batch is computed
 PICTURE = re.compile(r"\d{6,}(_[\w.-]+)?\.png", re.ASCII)  # what generate writes
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that weights may be stored in
+VAE_FIELDS = "channels latent_channels width down num_res".split()
+DENOISE_COLUMNS = 10  # of a strip at most
 GAN_FIELDS = "resolution channels z_dim w_dim mapping_layers channel_base channel_max".split()
 
 
@@ -202,6 +245,15 @@ class GanModel:
         """(height, width) of the pictures."""
         g = self.geometry
         return (g["source_height"], g["source_width"]) if g else (self.G.resolution, self.G.resolution)
+
+    def settings(self, args: argparse.Namespace) -> dict:
+        """What decides the pictures of `generate`."""
+        return settings_of(self, args, "truncation", "truncation_cutoff", "noise")
+
+    def pictures(self, args: argparse.Namespace, indices: list[int]) -> np.ndarray:
+        """uint8 (B, C, H, W) of the pictures `indices`."""
+        noise = draw_noise(self, args.seed, indices) if args.noise == "random" else None
+        return synthesise(self, styles_of(self, args, indices), noise)
 
 
 def load_generator(
@@ -280,7 +332,7 @@ def smallest_size(c: dict, num_classes: int) -> int:
     return mapping + 9 * sum(after * (before + after) for before, after in pairwise(widths)) + 9 * widths[0] ** 2
 
 
-def check_state(path: Path, G: Generator, state: dict[str, torch.Tensor]) -> None:
+def check_state(path: Path, G: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
     """ConfigError unless the tensors are those of the network, and finite."""
     expected = {k: tuple(v.shape) for k, v in G.state_dict().items()}
     missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
@@ -291,25 +343,31 @@ def check_state(path: Path, G: Generator, state: dict[str, torch.Tensor]) -> Non
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ConfigError(
-                f"{path}: {what} {', '.join(names[:3])}{more}; use weights of this version's train_gan.py"
+                f"{path}: {what} {', '.join(names[:3])}{more}; use weights that this version's train scripts wrote"
             )
 
 
 def open_model(args: argparse.Namespace) -> GanModel:
-    """The model that --run or --weights names, on the device that --device names."""
+    """The GAN that --run or --weights names, on the device that --device names."""
+    path, device, dtype = where_and_how(args)
+    return load_generator(path, device, dtype=dtype, batch=batch_of(args, device), square=args.square)
+
+
+def where_and_how(args: argparse.Namespace) -> tuple[Path, torch.device, torch.dtype]:
+    """(weights file, device, type of the convolutions)."""
     path = Path(args.weights) if args.weights else find_run(args.run).weights
     if args.run and not path.is_file():
-        raise ConfigError(
-            f"{args.run}: has no weights yet; train_gan.py --run {args.run} writes them at its first checkpoint"
-        )
+        raise ConfigError(f"{args.run}: has no weights yet; training writes them at its first checkpoint")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: this machine has no GPU that torch can use; use --device cpu")
     device = torch.device("cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda")
-    # How a CPU's matrix products round depends on the number of rows. One at a time is hardly slower there, and makes
-    # every picture the same bits in whatever company it is generated.
-    batch = 1 if device.type == "cpu" else args.batch
-    dtype = runtime.precision_dtype(args.precision, device)
-    return load_generator(path, device, dtype=dtype, batch=batch, square=args.square)
+    return path, device, runtime.precision_dtype(args.precision, device)
+
+
+def batch_of(args: argparse.Namespace, device: torch.device) -> int:
+    """How a CPU's matrix products round depends on the number of rows. One at a time is hardly slower there, and makes
+    every picture the same bits in whatever company it is generated."""
+    return 1 if device.type == "cpu" else args.batch
 
 
 def find_run(path: str) -> RunDir:
@@ -320,8 +378,87 @@ def find_run(path: str) -> RunDir:
     return RunDir(path)
 
 
+@dataclass(frozen=True)
+class DiffusionModel:
+    """A trained denoising network with its decoder, what its weights file says of it, and how to run it."""
+
+    unet: UNet
+    scale: LatentScale
+    decoder: torch.nn.Module | None  # None where it was trained on pixels
+    schedule: diffusion.Schedule
+    target: str
+    times: torch.Tensor | None  # the only times that it knows, falling; None where it knows all
+    shape: tuple[int, int, int]  # (C, h, w) of what it denoises
+    resolution: int
+    classes: list[str]  # [] where it is not conditional
+    geometry: dict  # for data.pack.restore; {} where pictures stay square
+    nimg: int
+    path: str
+    sha256: str  # of the weights file
+    device: torch.device
+    dtype: torch.dtype
+    batch: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the pictures."""
+        g = self.geometry
+        return (g["source_height"], g["source_width"]) if g else (self.resolution, self.resolution)
+
+    def settings(self, args: argparse.Namespace) -> dict:
+        """What decides the pictures of `generate`."""
+        sampler, steps, guidance = self.way(args)
+        return settings_of(self, args) | {"sampler": sampler, "steps": steps, "guidance": guidance}
+
+    def way(self, args: argparse.Namespace) -> tuple[str, int, float]:
+        """(sampler, network calls, guidance) as asked, or the defaults."""
+        if self.times is None:
+            return args.sampler or "midpoint", args.steps or 20, 1.0 if args.guidance is None else args.guidance
+        if args.sampler not in (None, "ddim", "ancestral") or args.steps not in (None, len(self.times)):
+            raise UsageError(
+                f"this network knows the {len(self.times)} steps of Fast-DDPM alone; leave --steps out, and use --sampler ddim or ancestral"
+            )
+        return args.sampler or "ddim", len(self.times), 1.0 if args.guidance is None else args.guidance
+
+    def pictures(self, args: argparse.Namespace, indices: list[int], watch=None) -> np.ndarray:
+        """uint8 (B, C, H, W) of the pictures `indices`; `watch` is shown each estimate of all of them, likewise uint8."""
+        sampler, steps, guidance = self.way(args)
+        labels = choose_labels(self, args.label, indices)
+        labels = None if labels is None else labels.to(self.device)
+        noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.streams(args, indices, "predict z")])
+        streams = self.streams(args, indices, "predict fresh noise")
+
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                return guided(self.unet, x, t, labels, guidance).float()
+
+        def fresh(x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([torch.randn(self.shape, generator=g) for g in streams]).to(x)
+
+        with torch.inference_mode():
+            denoise = diffusion.denoiser(predict, self.schedule, self.target, clamp=float(self.decoder is None))
+            x0 = diffusion.sample(
+                denoise, noise.to(self.device), self.schedule, sampler, steps, times=self.times, fresh=fresh,
+                watch=None if watch is None else lambda x: watch(self.decode(x)),
+            )  # fmt: skip
+            return self.decode(x0)
+
+    def streams(self, args: argparse.Namespace, indices: list[int], purpose: str) -> list[torch.Generator]:
+        """One random stream per picture, on the CPU, so that every device and every company gives the same picture."""
+        return [runtime.generator(args.seed, i, purpose) for i in indices]
+
+    def decode(self, x0: torch.Tensor) -> np.ndarray:
+        """Clean samples (B, C, h, w) to uint8 (B, C, H, W)."""
+        x0 = self.scale.restore(x0)
+        if self.decoder is not None:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                x0 = self.decoder(x0).float()
+        images = to_uint8(x0).cpu().numpy()
+        return restore(images, self.geometry) if self.geometry else images
+
+
 # --- from latents to pictures -----------------------------------------------------------------------------------------
-def choose_labels(model: GanModel, choice: str, indices: list[int]) -> torch.Tensor | None:
+def choose_labels(model: GanModel | DiffusionModel, choice: str, indices: list[int]) -> torch.Tensor | None:
     """Labels (B,) int64 of the pictures `indices`; None where the generator is not conditional."""
     if choice == "all":
         return torch.tensor([i % len(model.classes) for i in indices]) if model.classes else None
@@ -388,9 +525,9 @@ def out_folder(args: argparse.Namespace) -> Path:
     return out
 
 
-def settings_of(model: GanModel, args: argparse.Namespace, *more: str) -> dict:
+def settings_of(model: GanModel | DiffusionModel, args: argparse.Namespace, *more: str) -> dict:
     """What decides the pictures; with other settings they are other pictures."""
-    names = ("seed", "label", "truncation", "truncation_cutoff", *more)
+    names = ("seed", "label", *more)
     size = f"{model.size[1]}x{model.size[0]}"
     fixed = {"weights_sha256": model.sha256, "size": size, "precision": str(model.dtype).removeprefix("torch.")}
     return {("class" if k == "label" else k): getattr(args, k) for k in names} | fixed
@@ -411,10 +548,10 @@ def report(model: GanModel, what: str, paths: list) -> int:
 # --- generate ---------------------------------------------------------------------------------------------------------
 def generate(args: argparse.Namespace) -> int:
     """Pictures 0 to N-1 as PNGs, a grid of the first, and generate.json. Pictures that are there already are kept."""
-    model = open_model(args)
+    model = open_sampler(args)
     choose_labels(model, args.label, [0])  # a wrong class is found before anything is written
     out = out_folder(args)
-    settings = settings_of(model, args, "noise")
+    settings = model.settings(args)
     number = max(args.number, claim(out, settings, args.overwrite))  # more of the same may be added, never less
     write_json(out / "generate.json", model, args, settings, number=number)
     made, writing = 0, []
@@ -423,8 +560,7 @@ def generate(args: argparse.Namespace) -> int:
             indices = range(start, min(start + model.batch, args.number))
             todo = [i for i in indices if not is_complete(out / file_name(model, args.label, i), model.size)]
             if todo:
-                noise = draw_noise(model, args.seed, todo) if args.noise == "random" else None
-                images = synthesise(model, styles_of(model, args, todo), noise)
+                images = model.pictures(args, todo)
                 wait(writing)  # so that at most two batches are in memory
                 writing = [
                     pool.submit(write_picture, out, model, args, i, x) for i, x in zip(todo, images, strict=True)
@@ -516,6 +652,246 @@ def read_picture(path: Path) -> np.ndarray:
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
+# --- diffusion --------------------------------------------------------------------------------------------------------
+def open_sampler(args: argparse.Namespace) -> GanModel | DiffusionModel:
+    """The model that --run or --weights names, whose job says what it is; flags of the other kind are refused."""
+    path, device, dtype = where_and_how(args)
+    try:
+        job = read_weights(path)[1].get("job")
+    except (WeightsError, OSError) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    if job == "vae":
+        raise ConfigError(
+            f"{path}: a VAE has no way to generate by itself; train_diffusion.py trains one on its latents"
+        )
+    if job != "diffusion":
+        if any(value is not None for value in (args.sampler, args.steps, args.guidance)):
+            raise UsageError(
+                "--sampler, --steps and --guidance are of diffusion networks; this is a StyleGAN2, see --truncation"
+            )
+        return open_model(args)
+    if args.truncation != 1 or args.truncation_cutoff is not None or args.noise != "random":
+        raise UsageError("--truncation and --noise are of StyleGAN2; this is a diffusion network, see --guidance")
+    return load_diffusion(path, device, dtype=dtype, batch=batch_of(args, device), square=args.square)
+
+
+def load_diffusion(path: Path, device: torch.device, *, dtype: torch.dtype, batch: int, square: bool) -> DiffusionModel:
+    """Read a diffusion network from its weights file. Raises ConfigError, one line, on anything that is not one."""
+    tensors, about, sha256 = read_snapshot(Path(path))
+    if about.get("job") != "diffusion":
+        raise ConfigError(f"{path}: weights of a {about.get('job')!r} job; this command needs those of a diffusion run")
+    classes, geometry, nimg = checked_about(path, about)
+    c, shape, of_vae = about["config"], about.get("shape"), about.get("vae")
+    if not isinstance(shape, list) or len(shape) != 3 or any(type(n) is not int or not 1 <= n <= 4096 for n in shape):
+        raise ConfigError(f"{path}: its shape is malformed; copy the file again from the run")
+    conditional = c.get("conditional") is True
+    try:
+        schedule, times = diffusion.make_schedule(str(c.get("schedule"))), str(c.get("times"))
+        if c.get("target") not in diffusion.TARGETS or times not in diffusion.TIME_SETS:
+            raise ValueError(f"target {c.get('target')!r}, times {times!r}")
+        widths, sides = (
+            specs.numbers(str(c.get("widths")), "widths"),
+            specs.numbers(str(c.get("attention")), "attention"),
+        )
+        num_res, head_dim = (bounded(c, name, 4096) for name in ("num_res", "head_dim"))
+        if len(widths) > 8 or max(widths) > 8192 or num_res > 16:
+            raise ValueError(f"widths {c.get('widths')!r}, num_res {num_res}")
+        fast = diffusion.fast_times(times, bounded(c, "fast_steps", 1000)) if times.startswith("fast-") else None
+        with torch.device("meta"):  # nothing is allocated before the file's tensors are known to fit
+            unet = UNet(
+                shape[-1], shape[0], widths=widths, num_res=num_res, attention_sides=sides, head_dim=head_dim,
+                dropout=0.0, num_classes=len(classes) if conditional else 0,
+            )  # fmt: skip
+            vae = None if of_vae is None else VAE(**{name: bounded(of_vae, name, 4096) for name in VAE_FIELDS})
+            scale = LatentScale(torch.empty(shape[0]), torch.empty(shape[0]))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: its config is of no network ({error}); copy the file again from the run") from None
+    parts = {"unet": unet, "latent_scale": scale} | ({} if vae is None else {"vae_decoder": vae.decoder})
+    for name, module in parts.items():
+        state = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+        check_state(path, module, state)
+        module.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+        module.to(device).eval().requires_grad_(False)
+    return DiffusionModel(
+        unet, scale, None if vae is None else vae.decoder, schedule, c["target"], fast, tuple(shape),
+        bounded(c, "resolution", 4096), classes if conditional else [], {} if square else geometry, nimg, str(path), sha256,
+        device, dtype, batch,
+    )  # fmt: skip
+
+
+def bounded(values: dict, name: str, high: int) -> int:
+    """A whole number of a config that may be a stranger's, from 1 to `high`."""
+    if type(values.get(name)) is not int or not 1 <= values[name] <= high:
+        raise ValueError(f"{name} is {values.get(name)!r}")
+    return values[name]
+
+
+def checked_about(path: Path, about: dict) -> tuple[list[str], dict, int]:
+    """(classes, geometry, nimg) of a weights file that may be a stranger's."""
+    classes, geometry, nimg = about.get("classes"), about.get("geometry") or {}, about.get("nimg")
+    if not isinstance(classes, list) or not all(isinstance(c, str) and c.isprintable() for c in classes):
+        raise ConfigError(f"{path}: its list of classes is malformed; copy the file again from the run")
+    try:
+        if geometry:
+            check_geometry(geometry)
+    except DataError as error:
+        raise ConfigError(f"{path}: {error}; copy the file again from the run") from None
+    return classes, geometry, nimg if isinstance(nimg, int) else 0
+
+
+def denoise(args: argparse.Namespace) -> int:
+    """The estimates of the clean picture on the way from noise: rows are pictures, columns steps, the last is the result."""
+    path, device, dtype = where_and_how(args)
+    model = load_diffusion(path, device, dtype=dtype, batch=batch_of(args, device), square=args.square)
+    indices = list(range(args.number))
+    choose_labels(model, args.label, indices)
+    out = out_folder(args)
+    rows = []  # per picture (frames, C, H, W)
+    for i in tqdm(indices, unit=" pictures", disable=None):
+        frames: list[np.ndarray] = []
+        result = model.pictures(args, [i], watch=lambda images, frames=frames: frames.append(images[0]))
+        rows.append(np.stack([*frames, result[0]]))
+    count = len(rows[0])
+    shown = np.unique(np.linspace(0, count - 1, min(count, DENOISE_COLUMNS)).round().astype(int))
+    captions = [
+        text for caption in captions_of(model, args.label, indices) for text in [caption, *[""] * (len(shown) - 1)]
+    ]
+    save_png(out / "denoise.png", image_grid(np.concatenate([row[shown] for row in rows]), len(shown), labels=captions))
+    columns = math.ceil(math.sqrt(args.number))
+    grids = [np.asarray(image_grid(np.stack([row[k] for row in rows]), columns)) for k in range(count)]
+    frames = np.stack([g[None] if g.ndim == 2 else g.transpose(2, 0, 1) for g in grids])
+    hold = np.repeat(frames[-1:], args.fps, axis=0)  # the result stays for a second
+    atomic_write(out / "denoise.gif", gif_of(np.concatenate([frames, hold]), args.fps))
+    write_json(
+        out / "denoise.json", model, args, model.settings(args) | {"number": args.number, "fps": args.fps}, frames=count
+    )
+    what = f"{args.number} picture{'s' * (args.number > 1)} in {count} stages"
+    return report(model, what, [out / name for name in ("denoise.png", "denoise.gif", "denoise.json")])
+
+
+# --- reconstruct ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class VaeModel:
+    """A trained VAE and what its weights file says of it."""
+
+    vae: VAE
+    config: dict
+    classes: list[str]
+    nimg: int
+    path: str
+    sha256: str
+    device: torch.device
+    dtype: torch.dtype
+    batch: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.config["resolution"], self.config["resolution"]
+
+    @torch.inference_mode()
+    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
+        """images float32 (B, C, R, R) in 0 .. 1 -> the same, through the posterior's mean."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            outputs = [self.vae.decode(self.vae.encode(part)[0]) for part in (2 * images - 1).split(self.batch)]
+        return ((torch.cat(outputs).clamp(-1, 1) + 1) / 2).float()
+
+
+def load_vae(path: Path, device: torch.device, *, dtype: torch.dtype, batch: int) -> VaeModel:
+    """Read a VAE from its weights file. Raises ConfigError, one line, on anything that is not one."""
+    tensors, about, sha256 = read_snapshot(Path(path))
+    if about.get("job") != "vae":
+        raise ConfigError(f"{path}: weights of a {about.get('job')!r} job; this command needs those of a vae run")
+    classes, _, nimg = checked_about(path, about)
+    try:
+        bounded(about["config"], "resolution", 4096)
+        with torch.device("meta"):
+            vae = VAE(**{name: bounded(about["config"], name, 4096) for name in VAE_FIELDS})
+    except ValueError as error:
+        raise ConfigError(f"{path}: its config is of no network ({error}); copy the file again from the run") from None
+    state = {k.removeprefix("vae."): v for k, v in tensors.items() if k.startswith("vae.")}
+    check_state(path, vae, state)
+    vae.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    vae.to(device).eval().requires_grad_(False)
+    return VaeModel(vae, about["config"], classes, nimg, str(path), sha256, device, dtype, batch)
+
+
+def reconstruct(args: argparse.Namespace) -> int:
+    """PSNR and SSIM of slices against their reconstructions, over all pixels and inside the head, and a grid of both."""
+    path, device, dtype = where_and_how(args)
+    model = load_vae(path, device, dtype=dtype, batch=batch_of(args, device))
+    pack = slices_of(model, args)
+    number = min(args.number or len(pack), len(pack))
+    pick = np.linspace(0, len(pack) - 1, number).round().astype(int)
+    out = out_folder(args)
+    scores: dict[str, list[float]] = {name: [] for name in ("l1", "psnr", "ssim", "psnr_head", "ssim_head")}
+    shown = []
+    for start in tqdm(range(0, number, args.batch), unit=" batches", disable=None):
+        pixels = torch.from_numpy(np.array(pack.images[pick[start : start + args.batch]]))
+        real = (to_float(pixels.to(device)) + 1) / 2
+        output = model.reconstruct(real)
+        mask = head_mask(real)
+        values = ((real - output).abs().flatten(1).mean(1), psnr(output, real), ssim(output, real),
+                  psnr(output, real, mask), ssim(output, real, mask))  # fmt: skip
+        for name, value in zip(scores, values, strict=True):
+            scores[name] += value.double().tolist()
+        if len(shown) < 8:
+            both = zip(real, output, strict=True)
+            shown += [torch.stack([a, b, (3 * (a - b).abs()).clamp(max=1)]) for a, b in both][: 8 - len(shown)]
+    figures = by_subject(scores, [pack.subjects[i] or pack.names[i] for i in pick])
+    grid = (torch.stack(shown, dim=1).flatten(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    rows = ["slice", "through the VAE", "3 x difference"]
+    save_png(out / "reconstruct.png", image_grid(grid, len(shown), row_labels=rows))
+    about = {
+        "command": args.command,
+        "weights": model.path,
+        "nimg": model.nimg,
+        "data": pack.meta["describe"],
+        "slices": number,
+    }
+    atomic_write(
+        out / "reconstruct.json", json.dumps({**about, "weights_sha256": model.sha256, **figures}, indent=1) + "\n"
+    )
+    for name, (mean, sd) in figures["mean and sd over subjects"].items():
+        print(f"{name:10} {mean:8.4g} +- {sd:.3g}")
+    return report(
+        model, f"{number} slices of {figures['subjects']} subjects", [out / "reconstruct.png", out / "reconstruct.json"]
+    )
+
+
+def slices_of(model: VaeModel, args: argparse.Namespace) -> Pack:
+    """The pack of --data at the VAE's size, of patients that it was not trained on where there are any."""
+    c, data = model.config, args.data or model.config.get("data")
+    if not isinstance(data, str) or not data:
+        raise ConfigError("the weights do not say what they were trained on; name slices with --data")
+    shape = {"resolution": c["resolution"], "channels": c["channels"], "crop": int(c.get("crop") or 0)}
+    try:
+        if args.split != "auto":
+            return ensure_pack(data, split=args.split, **shape)
+        return ensure_held_out(data, "auto", **shape) or ensure_pack(data, **shape)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+
+
+def by_subject(scores: dict[str, list[float]], subjects: list[str]) -> dict:
+    """Mean over each subject's slices, then mean and standard deviation over the subjects: slices of one are not independent.
+
+    What is not finite (a slice without a head, an exact copy) is left out and counted.
+    """
+    names = sorted(set(subjects))
+    index = np.array([names.index(s) for s in subjects])
+    figures, left_out = {}, {}
+    for score, values in scores.items():
+        values = np.array(values)
+        finite = np.isfinite(values)
+        means = np.array(
+            [values[finite & (index == k)].mean() for k in range(len(names)) if (finite & (index == k)).any()]
+        )
+        left_out[score] = int((~finite).sum())
+        sd = float(means.std(ddof=1)) if len(means) > 1 else 0.0
+        figures[score] = [float(means.mean()) if len(means) else math.nan, sd]
+    return {"mean and sd over subjects": figures, "subjects": len(names), "left out": left_out}
+
+
 # --- mix --------------------------------------------------------------------------------------------------------------
 def mix(args: argparse.Namespace) -> int:
     """A grid: cell (r, c) has the styles of column source c in the layers `--styles`, and of row source r elsewhere."""
@@ -533,7 +909,7 @@ def mix(args: argparse.Namespace) -> int:
     for caption in captions_of(model, args.label, at_left):
         captions += [caption, *[""] * args.cols]
     save_png(out / "mix.png", image_grid(np.concatenate(rows), args.cols + 1, labels=captions))
-    settings = settings_of(model, args, "rows", "cols", "styles")
+    settings = settings_of(model, args, "truncation", "truncation_cutoff", "rows", "cols", "styles")
     write_json(out / "mix.json", model, args, settings, layers_from_top=[first, last], left=at_left, top=on_top)
     what = f"{args.rows} x {args.cols} mixed pictures (layers {first}-{last} from the top)"
     return report(model, what, [out / "mix.png", out / "mix.json"])
@@ -587,7 +963,7 @@ def interpolate(args: argparse.Namespace) -> int:
     frames = np.concatenate(frames)
     atomic_write(out / "interpolate.gif", gif_of(frames, args.fps))
     save_png(out / "strip.png", image_grid(np.concatenate(strip), columns, labels=captions))
-    settings = settings_of(model, args, "number", "steps", "space", "fps")
+    settings = settings_of(model, args, "truncation", "truncation_cutoff", "number", "steps", "space", "fps")
     write_json(out / "interpolate.json", model, args, settings, frames=len(frames))
     paths = [out / name for name in ("interpolate.gif", "strip.png", "interpolate.json")]
     return report(model, f"{len(frames)} frames", paths)
@@ -664,7 +1040,9 @@ def plot(args: argparse.Namespace) -> int:
 
 
 def main(args: argparse.Namespace) -> int:
-    commands = {"generate": generate, "mix": mix, "interpolate": interpolate, "plot": plot}
+    commands = {
+        "generate": generate, "denoise": denoise, "reconstruct": reconstruct, "mix": mix, "interpolate": interpolate, "plot": plot,
+    }  # fmt: skip
     try:
         return commands[args.command](args)
     except KeyboardInterrupt:
