@@ -317,7 +317,11 @@ def gan_parameters(config) -> float:
         c = min(config.channel_base // r, config.channel_max)
         parameters += 2 * (2 * 9 * c * c + 2 * c * config.w_dim)
         r *= 2
-    return parameters + config.mapping_layers * config.w_dim**2 + 16 * min(config.channel_base // 4, config.channel_max) ** 2
+    return (
+        parameters
+        + config.mapping_layers * config.w_dim**2
+        + 16 * min(config.channel_base // 4, config.channel_max) ** 2
+    )
 
 
 def gan_checkpoint_gb(config) -> float:
