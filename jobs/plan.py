@@ -123,9 +123,9 @@ def resolve(options, flags: list[str], site: Site) -> tuple[object, list[str]]:
         preset = specs.DEFAULT_PRESET[cls]
     if preset and flag_value(flags, "preset") != preset:
         flags = ["--preset", preset, *flags]  # said aloud, so that the job need not guess what the default was
-    if preset and flag_value(flags, "data") is None and not specs.PRESETS[cls].get(preset, {}).get("data"):
-        if path := site.data_path(preset):
-            flags += ["--data", path]
+    named_data = flag_value(flags, "data") or specs.PRESETS[cls].get(preset or "", {}).get("data")
+    if preset and not named_data and (path := site.data_path(preset)):
+        flags += ["--data", path]
     return specs.parse(cls, flags), flags
 
 

@@ -77,7 +77,7 @@ def choose_site(wanted: str, partitions: set[str] | None, hostname: str | None =
                 f"--site {wanted}: there is no such profile; choose from {', '.join(sites)}, or add it to {user_file()}"
             )
         return sites[wanted]
-    names = {hostname} if hostname else {socket.gethostname(), socket.getfqdn()}
+    names = {hostname or socket.gethostname()}
     for site in sites.values():
         if any(fnmatch(name, pattern) for name in names for pattern in site.hosts):
             return site
