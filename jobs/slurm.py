@@ -51,6 +51,8 @@ class Job:
     command: str = ""
     workdir: str = ""
     dependency: str = ""
+    stdout: str = ""  # this and gres ("gpu:a100:1", per node): show_job only
+    gres: str = ""
 
     @property
     def active(self) -> bool:
@@ -194,7 +196,8 @@ def _run(command: list[str], stdin: str = "", timeout: float = TIMEOUT_S, merge:
 
 
 def _one_line(text: str) -> str:
-    return re.sub(r"^\w+: (?:error: )?", "", " ".join(text.split()))[:500]
+    text = re.sub(r"(^|\s)(sbatch|scontrol|scancel|squeue|sinfo|sacct): (error: )?", r"\1", text)
+    return " ".join(text.split())[:500]
 
 
 # --- parsers ------------------------------------------------------------------------------------------------------------
@@ -283,6 +286,7 @@ def parse_show_job(text: str) -> Job | None:
         exit_code=code, exit_signal=number, restarts=_number(get("Restarts", "0")),
         preempt_time=_date(get("PreemptTime", "")), requeue=get("Requeue") == "1", command=_text(get("Command", "")),
         workdir=get("WorkDir", ""), dependency=_text(get("Dependency", "")),
+        stdout=get("StdOut", ""), gres=re.sub(r"gres[:/]", "", _text(get("TresPerNode", ""))),
     )  # fmt: skip
 
 
