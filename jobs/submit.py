@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs import specs
+from jobs import slurm, specs
 from jobs.plan import Plan
 from jobs.rundir import Lock, Locked, RunDir, atomic_write, git_state
 
@@ -111,7 +111,7 @@ def setup_lines(plans: list[Plan]) -> list[str]:
     )
     lines += [f"PYTHON={shlex.quote(sys.executable)}", 'cd "$RUN/code"']
     if any(plan.after for plan in plans):
-        lines.append('"$PYTHON" -m jobs.submit ready "$RUN" || exit 0')
+        lines.append('"$PYTHON" -m jobs.submit ready "$RUN" "$SLURM_JOB_ID" || exit 0')
     return [*lines, "source jobs/env.sh"]
 
 
@@ -168,16 +168,21 @@ def read_jobs(run: Path) -> dict:
     return {}
 
 
-def write_jobs(plan: Plan, ids: list[tuple[str, str]] = ()) -> None:
-    """Record the plan, and append (id, kind) of jobs just submitted."""
-    about = read_jobs(plan.run)
-    submitted = about.get("submitted", [])
-    submitted += [{"id": job_id, "kind": kind, "time": round(time.time(), 1)} for job_id, kind in ids]
+def write_jobs(plan: Plan) -> None:
+    """Record the plan; the jobs submitted so far stay."""
+    about = {"submitted": []} | read_jobs(plan.run)
     about |= {
         "job": plan.job, "argv": list(plan.flags), "max_restarts": plan.max_restarts, "chain": plan.chain,
-        "after": plan.after, "options": plan.options, "submitted": submitted,
+        "after": plan.after, "options": plan.options,
     }  # fmt: skip
     atomic_write(plan.run / "jobs.json", json.dumps(about, indent=1) + "\n")
+
+
+def note_submitted(run: Path, ids: list[tuple[str, str]]) -> None:
+    """Append (id, kind) of jobs just submitted to jobs.json."""
+    about = {"submitted": []} | read_jobs(run)
+    about["submitted"] += [{"id": job_id, "kind": kind, "time": round(time.time(), 1)} for job_id, kind in ids]
+    atomic_write(run / "jobs.json", json.dumps(about, indent=1) + "\n")
 
 
 def prepare(plan: Plan) -> None:
@@ -224,8 +229,46 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
                 write_state(plan.run, "failed", "could not be queued")
             raise SubmitError(f"Slurm refused the job: {plain_refusal(str(error))}") from None
     for plan, job in zip(plans, jobs, strict=True):
-        write_jobs(plan, [(job.job_id, "main")])
+        note_submitted(plan.run, [(job.job_id, "main")])
     return [job.job_id for job in jobs]
+
+
+def successor(run: Path, job_id: str, dependency: str) -> str:
+    """Queue the run's job again, to start when job `dependency` has ended however it ended. Returns the new id."""
+    command = ["sbatch", "--parsable", f"--dependency=afterany:{dependency}", str(run / "job.sbatch")]
+    try:
+        with clean_environment(), private_files():
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SubmitError(f"sbatch: {error}") from None
+    new = done.stdout.strip().split(";")[0]
+    if done.returncode or not new.isdigit():
+        raise SubmitError(f"Slurm refused the next job of the chain: {plain_refusal(done.stderr)}")
+    folder = run / "logs" / "submitit"
+    shutil.copy2(folder / f"{job_id}_submitted.pkl", folder / f"{new}_submitted.pkl")
+    note_submitted(run, [(new, "chain")])
+    return new
+
+
+def ready(run: Path, job_id: str) -> int:
+    """At job start, for a run that comes after another: 0 if that one is done. Otherwise the job waits on, or says what to do."""
+    after = Path(read_jobs(run).get("after") or run)
+    if (after / "DONE").exists():
+        return 0
+    ids = {str(job["id"]) for job in read_jobs(after).get("submitted", [])}
+    try:
+        alive = [job.id for job in slurm.squeue().values() if job.id in ids and job.active]
+    except slurm.SlurmError:
+        alive = []
+    if alive:  # a chain: its later links did not exist when this job was queued
+        print(
+            f"{after.name} goes on as job {alive[-1]}; this run waits for that as job {successor(run, job_id, alive[-1])}"
+        )
+        return 1
+    text = f"{after.name} ended and is not done: python launch.py resume {after.name}, then python launch.py resume {run.name}"
+    write_state(run, "waiting", text)
+    print(text)
+    return 1
 
 
 def submit_local(plan: Plan) -> str:
@@ -248,7 +291,7 @@ def submit_local(plan: Plan) -> str:
         raise SubmitError(
             f"the process could not be started: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
         )
-    write_jobs(plan, [(answer, "local")])
+    note_submitted(plan.run, [(answer, "local")])
     return answer
 
 
@@ -297,3 +340,13 @@ def plain_refusal(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if "error:" in line.lower()]
     reason = lines[-1] if lines else (text.strip().splitlines() or ["no message"])[-1]
     return reason.replace("sbatch: error: ", "").replace("Batch job submission failed: ", "")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["start-local", run, gpus, *command]:
+            start_local(Path(run), int(gpus), command)
+        case ["ready", run, job_id]:
+            sys.exit(ready(Path(run), job_id))
+        case _:
+            sys.exit("jobs.submit is called by launch.py and by its jobs")

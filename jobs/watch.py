@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jobs import slurm
 from jobs.rundir import LOCK_STALE, RunDir, process_space, process_start
 from jobs.slurm import Job
 from jobs.submit import read_jobs
@@ -157,14 +156,13 @@ def live_jobs(run: Path, queue: dict[str, Job]) -> list[Job]:
 
 def last_metrics(run: Path) -> dict:
     """The last whole row of metrics.jsonl, read from its end."""
-    with contextlib.suppress(OSError):
-        with open(run / "metrics.jsonl", "rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - 8192, 0))
-            for line in reversed(file.read().splitlines()):
-                with contextlib.suppress(ValueError, RecursionError):
-                    row = json.loads(line)
-                    if isinstance(row, dict):
-                        return row
+    with contextlib.suppress(OSError), open(run / "metrics.jsonl", "rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - 8192, 0))
+        for line in reversed(file.read().splitlines()):
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    return row
     return {}
 
 
@@ -187,7 +185,7 @@ def view_run(run: Path, queue: dict[str, Job] | None) -> View:
         elapsed = time.time() - holder["since"] if isinstance(holder.get("since"), (int, float)) else None
         own = view.state if view.state in GONE - {"queued"} else "starting"
         return _hanging(replace(view, state=own, node=str(holder.get("host")), elapsed_s=elapsed, note=""))
-    if pid := starting_process(run):
+    if view.state in ("queued", "new", "starting") and (pid := starting_process(run)):
         return replace(view, state="starting", job_id=pid, node=socket.gethostname(), note="")
     return _without_job(view, run, queue)
 
