@@ -26,16 +26,15 @@ import time
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from jobs import preflight, slurm, specs, submit, terminal, watch, why
+from jobs import preflight, show, slurm, specs, submit, terminal, watch, why
 from jobs.plan import REMEMBERED, Plan, make_plan
 from jobs.rundir import RunDir, RunDirError, atomic_write
 from jobs.sites import choose_site
 from jobs.specs import ConfigError
 from jobs.stop import BAD, DONE, USAGE
-from jobs.terminal import facts, paint, table
+from jobs.terminal import facts, paint
+from jobs.watch import FINAL, RUNS
 
-RUNS = specs.ROOT / "runs"
-FINAL = {"done", "stopped", "failed", "diverged", "stuck", "waiting", "interrupted", "cut off"}
 USAGE_TEXT = """
 python launch.py --partition a100 --job {stylegan2,...} [options] [-- training flags]
        python launch.py {status,logs,stop,resume,why,tensorboard,doctor} [RUN] [--help]
@@ -121,7 +120,7 @@ def queue_command(argv: list[str]) -> int:
         parser.error(f"--job is missing: {', '.join(specs.JOBS)} or pipeline")
     check_numbers(options)
     partitions = None if options.local else slurm_partitions(options)
-    site = choose_site(options.site, partitions.keys() if partitions else None)
+    site = choose_site(options.site, partitions, local=options.local)
     if options.after:
         options.after = str(watch.find_run(options.after, RUNS))
     if options.job == "pipeline":
@@ -169,14 +168,14 @@ def launch(plan: Plan, options, partitions) -> int:
         submit.prepare(plan)
         job_id = submit.submit_local(plan) if plan.local else submit.submit_slurm([plan], dependency)[0]
     say_queued(plan, job_id, waiting, options)
-    return wait_for(plan.run, plan.local) if options.wait else DONE
+    return show.wait_for(plan.run, plan.local, stop_run) if options.wait else DONE
 
 
 def already(plan: Plan, options) -> int | None:
     """Exit code if there is nothing to queue: the run is live, or finished and not to be extended. None otherwise."""
     if not plan.run.exists():
         return None
-    view = watch.view_run(plan.run, all_jobs())
+    view = watch.view_run(plan.run, watch.all_jobs())
     if view.state == "done" and plan.config.total_kimg <= (stored_total(plan.run) or 0):
         text = f"{plan.run.name} is done ({view.total_kimg or 0:g} kimg). Nothing queued; a larger --total-kimg goes on from there."
     elif view.state in FINAL or view.state == "new" or (view.state == "queued" and not view.job_id):
@@ -195,9 +194,9 @@ def already(plan: Plan, options) -> int | None:
         print(json.dumps({"run": str(plan.run), "job_id": view.job_id, "state": view.state, "queued": False}))
     else:
         print(text)
-        next_steps(plan.run, view.state)
+        show.next_steps(plan.run, view.state)
     if options.wait and view.state not in FINAL:
-        return wait_for(plan.run, plan.local)
+        return show.wait_for(plan.run, plan.local, stop_run)
     return DONE
 
 
@@ -216,7 +215,7 @@ def dependency_of(plan: Plan, options) -> tuple[str, str]:
     first = Path(plan.after)
     if (first / "DONE").exists():
         return "", ""
-    live = watch.live_jobs(first, all_jobs() or {})
+    live = watch.live_jobs(first, watch.all_jobs() or {})
     if live:
         return f"afterany:{live[-1].id}", f"starts when {first.name} (job {live[-1].id}) is done"
     if options.dry_run:
@@ -276,21 +275,7 @@ def say_queued(plan: Plan, job_id: str, waiting: str, options) -> None:
         print(f"  It {waiting}.")
     if plan.site.note:
         print(f"  {plan.partition}: {plan.site.note}.")
-    next_steps(plan.run, "queued")
-
-
-def next_steps(run: Path, state: str) -> None:
-    name = run.name if run.parent == RUNS else str(run)
-    rows = [("run", str(run))]
-    if state == "done":
-        rows += [
-            ("pictures", f"python predict.py generate --run {run} --number 64"),
-            ("curves", f"python launch.py tensorboard {name}"),
-        ]
-    else:
-        rows += [("watch", f"python launch.py status {name}"), ("log", f"python launch.py logs {name} -f"), ("stop", f"python launch.py stop {name}"),
-                 ("curves", "python launch.py tensorboard")]  # fmt: skip
-    facts(rows)
+    show.next_steps(plan.run, "queued")
 
 
 # --- several runs: sweep and pipeline ---------------------------------------------------------------------------------
@@ -355,7 +340,7 @@ def queue_sweep(plans: list[Plan], folder: Path, options) -> int:
         for plan in plans:
             RunDir(plan.run).create()
             locks.enter_context(submit.submit_lock(plan.run))
-        jobs = all_jobs()
+        jobs = watch.all_jobs()
         views = {plan.run: watch.view_run(plan.run, jobs) for plan in plans}
         todo = [p for p in plans if views[p.run].state in FINAL - {"done"} or views[p.run].state == "new" or
                 (views[p.run].state == "done" and p.config.total_kimg > (stored_total(p.run) or 0))]  # fmt: skip
@@ -421,17 +406,6 @@ def flags_for(known: set[str], flags: list[str], other: set[str]) -> list[str]:
 
 
 # --- watching ---------------------------------------------------------------------------------------------------------
-def all_jobs() -> dict | None:
-    """The user's jobs in Slurm; None where there is none or it does not answer."""
-    if not slurm.shutil.which("squeue"):
-        return None
-    try:
-        return slurm.squeue()
-    except slurm.SlurmError as error:
-        print(paint(f"warning: {error}; showing what the runs themselves say", "yellow", sys.stderr), file=sys.stderr)
-        return None
-
-
 def verb_parser(verb: str, text: str, run: str = "") -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"launch.py {verb}", description=text, allow_abbrev=False)
     if run:
@@ -454,17 +428,17 @@ def status_command(argv: list[str]) -> int:
     run = watch.find_run(options.run, RUNS) if options.run else None
     points = read_sweep(run) if run else None
     folders = [Path(point["run"]) for point in points] if points else [run] if run else watch.run_folders(RUNS)
-    jobs = all_jobs()
+    jobs = watch.all_jobs()
     views = [watch.view_run(folder, jobs) for folder in folders]
     if options.json:
         extra = [{"sweep": point["values"]} for point in points] if points else [{} for _ in views]
         print(json.dumps([asdict(view) | more for view, more in zip(views, extra, strict=True)]))
     elif points:
-        show_sweep(points, views)
+        show.show_sweep(points, views)
     elif run:
-        show_run(views[0], run)
+        show.show_run(views[0], run)
     elif views:
-        show_runs(views)
+        show.show_runs(views)
     else:
         print(f"No runs in {RUNS} yet. Start one:  python launch.py --local --wait --job stylegan2 --preset quickstart")
     return DONE
@@ -477,118 +451,6 @@ def read_sweep(run: Path) -> list[dict] | None:
             for point in json.loads((run / "sweep.json").read_text())["points"]
         ]
     return None
-
-
-def progress(view) -> str:
-    if view.kimg is None:
-        return ""
-    return f"{terminal.bar(view.kimg, view.total_kimg)} {view.kimg:.4g}/{view.total_kimg or 0:g} kimg"
-
-
-def gpu_use(view) -> str:
-    if view.state not in ("running", "saving") or view.gpu_util is None:
-        return ""
-    return f"{view.gpu_util:.0f}%" + (f" {view.gpu_gb:.0f} GB" if view.gpu_gb else "")
-
-
-def show_runs(views) -> None:
-    header = ["RUN", "STATE", "JOB", "ON", "TIME", "PROGRESS", "LEFT", "RESTARTS", "GPU", "NOTE"]
-    rows = []
-    for v in views:
-        time_ = (
-            ""
-            if v.elapsed_s is None
-            else watch.clock(v.elapsed_s) + (f"/{watch.clock(v.limit_s)}" if v.limit_s else "")
-        )
-        live = v.state not in FINAL
-        where = (v.node or v.partition) if live else ""
-        eta = watch.short_time(v.eta_s) if v.state in ("running", "saving") else ""
-        rows.append(
-            [
-                v.name,
-                v.state,
-                v.job_id if live else "",
-                where,
-                time_,
-                progress(v),
-                eta,
-                str(v.restarts or ""),
-                gpu_use(v),
-                v.note,
-            ]
-        )
-    table(header, rows, {1: terminal.STATE_COLOURS})
-
-
-def show_run(view, run: Path) -> None:
-    print(f"{paint(view.name, 'bold')}: {paint(view.state, terminal.STATE_COLOURS.get(view.state, ''))}")
-    elapsed = (
-        watch.clock(view.elapsed_s) + (f" of {watch.clock(view.limit_s)}" if view.limit_s else "")
-        if view.elapsed_s is not None
-        else ""
-    )
-    wanted = ("loss_G", "loss_D", "loss", "loss_rec", "val_loss", "diversity", "img_per_s")
-    numbers = [f"{name} {value:.4g}" for name in wanted if isinstance(value := view.metrics.get(name), (int, float))]
-    where = f" on {view.node}" if view.node else f" in {view.partition}" if view.partition else ""
-    facts([
-        ("note", view.note), ("job", f"{view.job_id}{where}" if view.job_id and view.state not in FINAL else ""), ("time", elapsed),
-        ("progress", progress(view)), ("left", watch.short_time(view.eta_s) if view.state in ("running", "saving") else ""),
-        ("restarts", str(view.restarts or "")), ("GPU", gpu_use(view)), ("last", ", ".join(numbers)),
-        ("heartbeat", f"{watch.short_time(time.time() - view.updated)} ago" if view.updated else ""),
-    ])  # fmt: skip
-    attempts = attempt_rows(RunDir(run).read_attempts())
-    if attempts:
-        print()
-        table(["ATTEMPT", "JOB", "NODE", "BEGAN", "RAN", "FROM", "TO", "ENDED"], attempts[-8:])
-    print()
-    next_steps(run, view.state)
-
-
-def attempt_rows(lines: list[dict]) -> list[list[str]]:
-    """One row per attempt, from the starts and ends in attempts.jsonl."""
-    rows: dict[int, list[str]] = {}
-    for line in lines:
-        number = line.get("attempt")
-        kimg = f"{line['nimg'] / 1000:g}" if isinstance(line.get("nimg"), (int, float)) else ""
-        if line.get("event") == "start" and number:
-            began = watch.short_date(line["time"]) if line.get("time") else ""
-            rows[number] = [
-                str(number),
-                str(line.get("job_id") or "-"),
-                str(line.get("node") or ""),
-                began,
-                "",
-                kimg,
-                "",
-                "",
-            ]
-        elif line.get("event") == "end" and number in rows:
-            code = f" (code {line['code']})" if line.get("code") not in (None, 0, 85) else ""
-            rows[number][4], rows[number][6:] = (
-                watch.short_time(line.get("seconds")),
-                [kimg, f"{line.get('reason', '')}{code}"],
-            )
-        elif line.get("event") == "decision" and rows and line.get("why"):
-            rows[max(rows)][7] += f"; {line['why']}" if rows[max(rows)][7] else str(line["why"])
-    return list(rows.values())
-
-
-def show_sweep(points: list[dict], views) -> None:
-    """The points side by side: swept values, state, progress, and the figures of the last log row that differ most in name."""
-    swept = list(points[0]["values"])
-    wanted = [
-        name
-        for name in ("loss", "val_loss", "loss_G", "loss_D", "fid", "kid", "diversity", "img_per_s")
-        if any(name in v.metrics for v in views)
-    ]
-    rows = []
-    for point, view in zip(points, views, strict=True):
-        figures = [
-            f"{view.metrics[name]:.4g}" if isinstance(view.metrics.get(name), (int, float)) else "" for name in wanted
-        ]
-        rows.append([*point["values"].values(), view.state, progress(view), *figures, view.name])
-    header = [*(name.upper() for name in swept), "STATE", "PROGRESS", *wanted, "RUN"]
-    table(header, rows, {len(swept): terminal.STATE_COLOURS}, right=set(wanted))
 
 
 def logs_command(argv: list[str]) -> int:
@@ -609,7 +471,7 @@ def logs_command(argv: list[str]) -> int:
         print(paint(f"==> {log}", "grey", sys.stderr), file=sys.stderr)
         print("\n".join(why.tail(log, 1 << 20).rstrip("\n").splitlines()[-max(options.lines, 1) :]), flush=True)
     if options.follow:
-        follower = Follower(run, at_end=True)
+        follower = show.Follower(run, at_end=True)
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 follower.show()
@@ -617,30 +479,12 @@ def logs_command(argv: list[str]) -> int:
     return DONE
 
 
-class Follower:
-    """Shows what is added to the run's logs, also in the new file of a later job."""
-
-    def __init__(self, run: Path, at_end: bool):
-        self.run, self.seen = run, {}
-        if at_end:
-            self.seen = {path: path.stat().st_size for path in why.log_files(run)}
-
-    def show(self, before=lambda: None) -> None:
-        for path in why.log_files(self.run):
-            with contextlib.suppress(OSError), open(path, "rb") as file:
-                file.seek(self.seen.get(path, 0))
-                if text := file.read(1 << 20):
-                    before()
-                    print(why.clean(text.decode(errors="replace")), end="", flush=True)
-                    self.seen[path] = file.tell()
-
-
 def why_command(argv: list[str]) -> int:
     parser = verb_parser("why", "Why a run failed, waits or stopped, and what to do about it.", "one")
     parser.add_argument("--json", action="store_true", help="one JSON object, for scripts")
     options = parser.parse_args(argv)
     run = watch.find_run(options.run, RUNS)
-    view, cause = why.explain(run, all_jobs())
+    view, cause = why.explain(run, watch.all_jobs())
     if options.json:
         print(json.dumps({"run": view.name, "state": view.state, **asdict(cause)}))
         return DONE
@@ -673,7 +517,7 @@ def stop_command(argv: list[str]) -> int:
 
 def stop_run(run: Path, now: bool) -> int:
     """STOP ends the running attempt with a save, and the whole chain; what has not started is taken out of the queue."""
-    jobs = all_jobs()
+    jobs = watch.all_jobs()
     live, holder = watch.live_jobs(run, jobs or {}), watch.live_process(run)
     if not live and holder is None and not watch.starting_process(run):
         print(f"{run.name} is not running ({watch.view_run(run, jobs).state}).")
@@ -729,7 +573,7 @@ def resume_command(argv: list[str]) -> int:
     options.job, options.after = recorded.get("job") or job_of(run), recorded.get("after", "")
     check_numbers(options)
     partitions = None if options.local else slurm_partitions(options)
-    site = choose_site(options.site, partitions.keys() if partitions else None)
+    site = choose_site(options.site, partitions, local=options.local)
     plan = make_plan(options, [*recorded.get("argv", []), *flags, "--run", str(run)], site, partitions)
     return launch(plan, options, partitions)
 
@@ -746,46 +590,6 @@ def job_of(run: Path) -> str:
             specs.from_dict(job.config, stored)
             return name
     raise ConfigError(f"{run}: its config.json is of no job of this version")
-
-
-def wait_for(run: Path, local: bool) -> int:
-    """Show the log until the run is over. Ctrl-C stops a local run, with a save; a Slurm job goes on. Returns its exit code."""
-    follower, bad_looks, jobs, asked = Follower(run, at_end=not local), 0, None, 0.0
-    live = sys.stdout.isatty()
-
-    def clear() -> None:
-        print("\r\x1b[K" if live else "", end="")
-
-    try:
-        while bad_looks < 3:
-            if not local and time.monotonic() - asked > 5:
-                jobs, asked = all_jobs(), time.monotonic()
-            view = watch.view_run(run, {} if local else jobs)
-            follower.show(clear)
-            if live:
-                clear()
-                left = f", {watch.short_time(view.eta_s)} left" if view.eta_s else ""
-                print(f"{view.state}  {progress(view)}{left}"[: terminal.width() - 1], end="\r", flush=True)
-            bad_looks = bad_looks + 1 if view.state in FINAL else 0
-            time.sleep(0.5 if local else 1.0)
-    except KeyboardInterrupt:
-        clear()
-        if not local:
-            print(f"The job goes on. python launch.py stop {run.name} stops it.")
-            return DONE
-        print("Stopping; it saves first.", flush=True)
-        stop_run(run, now=False)
-        with contextlib.suppress(KeyboardInterrupt):
-            while watch.live_process(run):
-                time.sleep(0.2)
-        follower.show(clear)
-        return 130
-    follower.show(clear)
-    clear()
-    if view.state == "done":
-        return DONE
-    print(f"{run.name}: {view.state}{f' ({view.note})' if view.note else ''}")
-    return DONE if view.state == "stopped" else view.code or 1
 
 
 # --- curves, health ---------------------------------------------------------------------------------------------------
@@ -808,32 +612,12 @@ def tensorboard_command(argv: list[str]) -> int:
         command += ["--logdir_spec", ",".join(f"{run.name.replace(':', '_')}:{run / 'tensorboard'}" for run in runs)]
     else:
         command += ["--logdir", str(RUNS)]
-    site = choose_site(options.site, slurm.partitions().keys() if slurm.available() else None)
-    say_tunnel(site, command[command.index("--port") + 1])
+    site = choose_site(options.site, slurm.partitions() if slurm.available() else None, local=True)
+    show.say_tunnel(site, command[command.index("--port") + 1])
     try:
         return subprocess.run(command).returncode
     except KeyboardInterrupt:
         return DONE
-
-
-def say_tunnel(site, port: str) -> None:
-    remote = bool(os.environ.get("SSH_CONNECTION")) or bool(site.login)
-    print(f"TensorBoard on {socket.gethostname()}, loopback only. Ctrl-C ends it.")
-    if remote:
-        login = site.login or socket.gethostname()
-        jump = f"-J {getpass.getuser()}@{site.jump} " if site.jump else ""
-        rows = [
-            ("on your computer", f"ssh -N -L 6006:127.0.0.1:{port} {jump}{getpass.getuser()}@{login}"),
-            ("then open", "http://localhost:6006"),
-        ]
-        if site.jump:
-            rows.append(("inside the network", f"ssh -N -L 6006:127.0.0.1:{port} {getpass.getuser()}@{login}"))
-        if site.login and socket.gethostname().split(".")[0] != login.split(".")[0]:
-            rows.append(("if the name leads elsewhere", f"this is {socket.gethostname()}: the tunnel must end on it"))
-        facts(rows)
-    else:
-        facts([("open", f"http://localhost:{port}")])
-    sys.stdout.flush()
 
 
 def free_port() -> int:

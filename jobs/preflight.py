@@ -407,7 +407,7 @@ def check_machine(wanted_site: str, runs: Path) -> list[Check]:
         partitions = slurm.partitions()
         up = [p.name + ("*" if p.default else "") for p in partitions.values() if p.up]
         found.append(ok(f"Slurm answers; partitions: {', '.join(up)}"))
-    elif shutil.which("sbatch"):
+    elif shutil.which("sbatch") and (os.environ.get("SLURM_CONF") or Path("/etc/slurm/slurm.conf").exists()):
         found.append(
             fail(
                 "Slurm is installed and its controller does not answer",
@@ -416,7 +416,7 @@ def check_machine(wanted_site: str, runs: Path) -> list[Check]:
         )
     else:
         found.append(warn("no Slurm on this machine", "use a login node of the cluster, or --local"))
-    site = choose_site(wanted_site, partitions.keys() if partitions else None)
+    site = choose_site(wanted_site, partitions, local=partitions is None)
     own = f", with changes from {user_file()}" if user_file().is_file() else f"; your own changes go into {user_file()}"
     found.append(ok(f"site profile {site.name}: {site.about}{own}"))
     for key, path in site.data.items():

@@ -228,8 +228,8 @@ def _note(run: RunDir, **fields) -> None:
 def _write_state(path: Path, verdict: str, why: str, status: dict) -> None:
     """Bring status.json up to date where the training process could not."""
     state = {"requeue": "queued", "chain": "queued", "budget": "failed"}.get(verdict, verdict)
-    if verdict == "failed" and status.get("state") in ("failed", "diverged"):
-        return  # its own words are better
+    if status.get("state") in ((state, "diverged") if verdict == "failed" else (state,)):
+        return  # the training process's own words are better
     try:
         submit.write_state(path, state, why)
     except OSError as error:
@@ -276,8 +276,8 @@ def begin(path: Path, kind: str) -> str:
     return ""
 
 
-def begin_sbatch(job_name: str, flags: list[str]) -> tuple[Path, str]:
-    """What `sbatch jobs/NAME.sh FLAGS` is to run: the same run as launch.py's. (run directory, shell text with the command)"""
+def begin_sbatch(job_name: str, flags: list[str]) -> tuple[Path, list[str], str]:
+    """What `sbatch jobs/NAME.sh FLAGS` is to run: the same run as launch.py's. (run directory, its flags, shell text)"""
     if job_name not in specs.JOBS:
         raise ConfigError(f"{job_name}: there is no such job; choose from {', '.join(specs.JOBS)}")
     try:
@@ -288,7 +288,7 @@ def begin_sbatch(job_name: str, flags: list[str]) -> tuple[Path, str]:
     config, resolved = resolve(SimpleNamespace(job=job_name, name="", preset=""), flags, site)
     path, flags = Path(config.run), list(absolute_flags(resolved, config))
     command = [str(specs.ROOT / specs.JOBS[job_name].script), "--run", str(path), *flags]
-    return path, f"RUN={shlex.quote(str(path))}\nCOMMAND=({shlex.join(command)})"
+    return path, flags, f"RUN={shlex.quote(str(path))}\nCOMMAND=({shlex.join(command)})"
 
 
 def record_sbatch(path: Path, job_name: str, flags: list[str]) -> str:
@@ -430,7 +430,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.job is None:
             print(begin(Path(options.run).absolute(), "main"))
         else:
-            path, text = begin_sbatch(options.job, flags)
+            path, flags, text = begin_sbatch(options.job, flags)
             kind = record_sbatch(path, options.job, flags)
             print(begin(path, kind) or text)
     except (ConfigError, RunDirError, submit.SubmitError) as error:

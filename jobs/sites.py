@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import tomllib
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -68,25 +69,20 @@ def load_sites() -> dict[str, Site]:
     return {name: _site(name, table, own if present else SHIPPED) for name, table in merged.items()}
 
 
-def choose_site(wanted: str, partitions: set[str] | None, hostname: str | None = None) -> Site:
-    """The profile to use. partitions: names that Slurm reports, None where there is no Slurm."""
+def choose_site(wanted: str, partitions: Collection[str] | None, hostname: str = "", local: bool = False) -> Site:
+    """The profile to use. partitions: names that Slurm reports, None where there is no Slurm; local: the job runs here."""
     sites = load_sites()
     if wanted:
         if wanted not in sites:
-            raise ConfigError(
-                f"--site {wanted}: there is no such profile; choose from {', '.join(sites)}, or add it to {user_file()}"
-            )
+            raise ConfigError(f"--site {wanted}: there is no such profile; choose from {', '.join(sites)}, or add it to {user_file()}")
         return sites[wanted]
-    names = {hostname or socket.gethostname()}
     for site in sites.values():
-        if any(fnmatch(name, pattern) for name in names for pattern in site.hosts):
+        if any(fnmatch(hostname or socket.gethostname(), pattern) for pattern in site.hosts):
             return site
-    if partitions is None:
-        return sites["local"]
     for site in sites.values():
-        if site.recognise and partitions.issuperset(site.recognise):
+        if partitions and site.recognise and set(partitions).issuperset(site.recognise):
             return site
-    return sites["generic"]
+    return sites["local" if local else "generic"]
 
 
 def _read(path: Path) -> dict:

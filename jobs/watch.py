@@ -6,14 +6,18 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from jobs import slurm, specs
 from jobs.rundir import LOCK_STALE, RunDir, process_space, process_start
 from jobs.slurm import Job
 from jobs.submit import read_jobs
+from jobs.terminal import paint
 
 HUNG_S = 600.0  # a running job whose heartbeat is older is reported as hanging
 # What the requeueing decides from, told to a person: Slurm's reason for pending -> what it means.
@@ -22,7 +26,7 @@ PENDING = {
     "Resources": "waits for free nodes; it is next in line",
     "Dependency": "waits for another job to end",
     "DependencyNeverSatisfied": "waits for a job that can no longer end well; stop it and queue it again",
-    "BeginTime": "was requeued; Slurm holds a requeued job back for about two minutes",
+    "BeginTime": "was requeued; Slurm lets it start again in a moment",
     "Cleaning": "its last attempt is still being cleaned up",
     "PartitionConfig": "the partition does not accept it: most often --account is missing or wrong; stop it and queue it again with --account",
     "AccountNotAllowed": "the account may not use this partition; stop it and queue it again with another --account",
@@ -52,7 +56,17 @@ PENDING = {
     "launch_failed_requeued_held": "could not be started on its node and is held; scontrol release tries again",
     "JobHoldMaxRequeue": "was requeued too often and is held; look into why, then scontrol release",
 }  # fmt: skip
-# Slurm keeps one job's name for every state; a person needs fewer.
+RUNS = specs.ROOT / "runs"
+FINAL = {
+    "done",
+    "stopped",
+    "failed",
+    "diverged",
+    "stuck",
+    "waiting",
+    "interrupted",
+    "cut off",
+}  # nothing works on the run
 GONE = {"running", "starting", "saving", "queued"}  # states that need a job; without one the run was cut off
 
 
@@ -166,6 +180,19 @@ def last_metrics(run: Path) -> dict:
     return {}
 
 
+def all_jobs() -> dict | None:
+    """The user's jobs in Slurm; None where there is none or it does not answer."""
+    if not shutil.which("squeue"):
+        return None
+    try:
+        return slurm.squeue()
+    except slurm.SlurmError as error:
+        if "configuration source" in str(error):  # Slurm's commands are installed, but there is no cluster
+            return None
+        print(paint(f"warning: {error}; showing what the runs themselves say", "yellow", sys.stderr), file=sys.stderr)
+        return None
+
+
 # --- merging ----------------------------------------------------------------------------------------------------------
 def view_run(run: Path, queue: dict[str, Job] | None) -> View:
     """Merge what Slurm and the run itself say. queue: all of the user's jobs; None where Slurm cannot be asked."""
@@ -257,7 +284,7 @@ def pending_words(job: Job) -> str:
             else words
         )
     if reason == "BeginTime" and job.start:
-        words += f", until {time.strftime('%H:%M:%S', time.localtime(job.start))}"
+        words = f"was requeued; Slurm lets it start again at {time.strftime('%H:%M:%S', time.localtime(job.start))}"
     elif job.start and job.start > time.time() and reason in ("Priority", "Resources"):
         words += f"; expected to start {short_date(job.start)}"
     return f"{words} ({reason})"

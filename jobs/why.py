@@ -244,7 +244,7 @@ def _last_match(pattern: str, log: str) -> str:
 
 def last_error(log: str) -> str:
     """Our own `error: ...` line, or another program's, nearest to the end."""
-    return _last_match(r"^(error: |\w+: error: |.*\bError: )", log)
+    return _last_match(r"^(error: |(?!srun|slurmstepd)[\w-]+: error: |.*\bError: )", log)
 
 
 def _traceback(log: str) -> str:
