@@ -14,6 +14,7 @@ if sys.version_info < (3, 11):
 
 import argparse
 import contextlib
+import difflib
 import getpass
 import hashlib
 import itertools
@@ -118,6 +119,8 @@ def queue_command(argv: list[str]) -> int:
         options.job = submit.read_jobs(RUNS / options.name).get("job", "")
     if not options.job:
         parser.error(f"--job is missing: {', '.join(specs.JOBS)} or pipeline")
+    if {"-h", "--help"} & set(flags) and options.job in specs.JOBS:
+        specs.parse(specs.JOBS[options.job].config, ["--help"])  # exits
     check_numbers(options)
     partitions = None if options.local else slurm_partitions(options)
     site = choose_site(options.site, partitions, local=options.local)
@@ -127,7 +130,21 @@ def queue_command(argv: list[str]) -> int:
         return pipeline(options, flags, site, partitions)
     if options.sweep:
         return sweep(options, flags, site, partitions)
-    return launch(make_plan(options, flags, site, partitions), options, partitions)
+    return launch(plan_or_hint(options, flags, site, partitions), options, partitions)
+
+
+def plan_or_hint(options, flags: list[str], site, partitions) -> Plan:
+    """make_plan; after tyro's own words on wrong flags one line more, for those that were meant for launch.py."""
+    try:
+        return make_plan(options, flags, site, partitions)
+    except SystemExit as stop_:
+        if stop_.code:
+            known = [name for action in queue_parser()._actions for name in action.option_strings]
+            for flag in [flag.split("=")[0] for flag in flags if flag.startswith("--")]:
+                if near := difflib.get_close_matches(flag, known, n=1, cutoff=0.8):
+                    terminal.error(f"{flag}: did you mean {near[0]}?")
+            terminal.error(f"training flags are listed by: python launch.py --job {options.job} -- --help")
+        raise
 
 
 def check_numbers(options) -> None:
@@ -290,7 +307,7 @@ def sweep(options, flags: list[str], site, partitions) -> int:
         label = ",".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
         options.name = f"{base}-{label}".replace("/", "_") if base else ""
         extra = [part for name, value in zip(names, values, strict=True) for part in (f"--{name}", value)]
-        plan = make_plan(options, [*flags, *extra], site, partitions)
+        plan = plan_or_hint(options, [*flags, *extra], site, partitions)
         plans.append(plan)
         points.append({"values": dict(zip(names, values, strict=True)), "run": str(plan.run)})
     digest = hashlib.sha256(json.dumps([point["run"] for point in points]).encode()).hexdigest()[:8]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib.metadata
 import importlib.util
 import os
@@ -221,12 +222,9 @@ def check_run_folder(plan: Plan, partitions: dict[str, Partition] | None) -> lis
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return [
-            fail(
-                f"{there} cannot be written ({error.strerror})",
-                "free some space, or use --run on a disk of yours with room",
-            )
-        ]
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "delete old runs" if full else "use --run, or clone the repository, where you may write"
+        return [fail(f"{there} cannot be written ({error.strerror})", fix)]
     found = [] if plan.local else check_shared(plan, there, partitions)
     job = specs.JOBS[plan.job]
     need = job.checkpoint_gb(plan.config) * (getattr(plan.config, "keep", 2) + 2) + SLACK_GB

@@ -62,7 +62,20 @@ def untracked_code(root: Path) -> list[str]:
     """Python files that the snapshot would miss."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         if git_state(root)["git_commit"]:
-            command = ["git", "-C", str(root), "ls-files", "-z", "--others", "--exclude-standard", "--", ":(glob)*.py", "data", "models", "jobs"]
+            command = [
+                "git",
+                "-C",
+                str(root),
+                "ls-files",
+                "-z",
+                "--others",
+                "--exclude-standard",
+                "--",
+                ":(glob)*.py",
+                "data",
+                "models",
+                "jobs",
+            ]
             out = subprocess.run(command, capture_output=True, timeout=20, check=True)
             return [os.fsdecode(name) for name in out.stdout.split(b"\0") if name]
     return []

@@ -122,7 +122,8 @@ def find_run(text: str, root: Path) -> Path:
         for path in folders:
             if any(str(job["id"]) == text for job in read_jobs(path).get("submitted", [])):
                 return path
-    starts = [path for path in folders if path.name.startswith(text)]
+    sweeps = [path.parent for path in root.glob("*/sweep.json")]
+    starts = [path for path in [*folders, *sweeps] if path.name.startswith(text)]
     if len(starts) == 1:
         return starts[0]
     if starts:
@@ -229,6 +230,8 @@ def _with_job(view: View, job: Job, others: list[Job], seen: dict) -> View:
         )
     if job.start and (view.updated or 0) < job.start:  # the heartbeat is of an attempt before this one
         return replace(view, state="starting", note="", eta_s=None)
+    if view.state in FINAL or view.state == "continue":  # the tasks are over, the batch shell decides what comes next
+        return replace(view, state="ending", eta_s=None, note="")
     note = f"successor {others[0].id} stands ready" if others and others[0].state == "PENDING" else ""
     state = view.state if view.state != "queued" else "starting"
     return _hanging(
@@ -262,6 +265,8 @@ def _without_job(view: View, run: Path, queue: dict[str, Job] | None) -> View:
             eta_s=None,
             note=f"saved ({view.note}) and not continued; python launch.py resume {view.name}",
         )
+    if view.state == "stopped":
+        return replace(view, eta_s=None, note="" if view.note == "STOP file" else view.note)
     if view.state in ("failed", "diverged", "stuck") and not view.note:
         return replace(view, note=f"python launch.py why {view.name}")
     return replace(view, eta_s=None)
