@@ -234,7 +234,8 @@ def dependency_of(plan: Plan, options) -> tuple[str, str]:
         return "", ""
     live = watch.live_jobs(first, watch.all_jobs() or {})
     if live:
-        return f"afterany:{live[-1].id}", f"starts when {first.name} (job {live[-1].id}) is done"
+        last = max(live, key=lambda job: int(job.id.split("_")[0])).id
+        return f"afterany:{last}", f"starts when {first.name} (job {last}) is done"
     if options.dry_run:
         return "afterany:0", ""
     raise ConfigError(
@@ -286,8 +287,9 @@ def say_queued(plan: Plan, job_id: str, waiting: str, options) -> None:
     else:
         gpus = f"{plan.gpus} GPU" if plan.gpus else "no GPU"
         nodes = f"{plan.nodes} nodes of " if plan.nodes > 1 else ""
+        goes_on = "a successor goes on" if plan.chain else "it requeues itself"
         print(f"Queued {paint(name, 'bold')} as job {paint(job_id, 'bold')} on {plan.partition}: {nodes}{gpus}, {plan.cpus * plan.tasks} cores, "
-              f"{slurm.format_time(plan.minutes * 60)} per attempt; it requeues itself until it is done.")  # fmt: skip
+              f"{slurm.format_time(plan.minutes * 60)} per attempt; {goes_on} until the run is done.")  # fmt: skip
     if waiting:
         print(f"  It {waiting}.")
     if plan.site.note:

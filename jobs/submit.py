@@ -241,6 +241,8 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
             for plan in plans:
                 write_state(plan.run, "failed", "could not be queued")
             raise SubmitError(f"Slurm refused the job: {plain_refusal(str(error))}") from None
+    for pickle in (home / "logs" / "submitit").glob("*.pkl"):
+        pickle.chmod(0o600)
     for plan, job in zip(plans, jobs, strict=True):
         note_submitted(plan.run, [(job.job_id, "main")])
     return [job.job_id for job in jobs]

@@ -106,8 +106,11 @@ def slurm_record(run: Path) -> Job | None:
 def diagnose(e: Evidence, name: str) -> Cause:
     """The cause, from the surest sign to the vaguest. Pure: everything it looks at is in the evidence."""
     again = f"python launch.py resume {name}"
-    if e.state in ("stopped", "waiting"):
-        return Cause("a person stopped it" if e.state == "stopped" else e.reason, again if e.state == "stopped" else "")
+    if e.state == "stopped":
+        return Cause("a person stopped it", again)
+    if e.state == "waiting":
+        what, _, todo = e.reason.partition(": ")
+        return Cause(what, todo)
     if e.state == "stuck":
         return Cause(f"it made no progress in two attempts{f' ({e.decision})' if e.decision else ''}",
                      f"python launch.py logs {name}; longer --time if the attempts are too short to reach a checkpoint, then {again}",
