@@ -20,6 +20,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -633,10 +634,24 @@ def tensorboard_command(argv: list[str]) -> int:
         command += ["--logdir", str(RUNS)]
     site = choose_site(options.site, slurm.partitions() if slurm.available() else None, local=True)
     show.say_tunnel(site, command[command.index("--port") + 1])
+    return serve(command)
+
+
+def serve(command: list[str]) -> int:
+    """Run TensorBoard until Ctrl-C, without its notices; it ends with this process."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(DONE))
+    notices = re.compile(r"TensorFlow installation not found|experimental fast data loading|--load_fast=false|github.com/tensorflow|^\s*$")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
     try:
-        return subprocess.run(command).returncode
+        for line in process.stderr:
+            if not notices.search(line):
+                print(line, end="", file=sys.stderr, flush=True)
+        return process.wait()
     except KeyboardInterrupt:
         return DONE
+    finally:
+        process.terminate()
 
 
 def free_port() -> int:

@@ -64,13 +64,9 @@ def check_plan(plan: Plan, partitions: dict[str, Partition] | None, script: str 
         found += check_resources(plan, partitions)
         if partitions is not None and script and not any(c.level == "fail" for c in found):
             found += check_with_slurm(script)
-    found += (
-        check_data(plan)
-        + check_run_folder(plan, partitions)
-        + check_config(plan)
-        + check_code(plan)
-        + check_packages(plan)
-    )
+    found += check_data(plan) + check_vae(plan)
+    found += check_run_folder(plan, partitions)
+    found += check_config(plan) + check_code(plan) + check_packages(plan)
     return found
 
 
@@ -200,6 +196,25 @@ def check_data(plan: Plan) -> list[Check]:
     return [ok(f"data {path}: readable")]
 
 
+def check_vae(plan: Plan) -> list[Check]:
+    """A latent-diffusion run needs a VAE: the one named, which may still be in training where this run waits for it, or a
+    finished one beside the run that was trained on the same data."""
+    if getattr(plan.config, "space", "") != "latent":
+        return []
+    if plan.config.vae:
+        vae = Path(plan.config.vae)
+        if (vae / "weights.safetensors").is_file() or str(vae) == plan.after:
+            return [ok(f"VAE {vae.name}")]
+        return [fail(f"--vae {vae}: no weights there", "name a VAE run that is done, or use --job pipeline")]
+    same = ("data", "resolution", "channels", "crop")
+    for done in sorted(plan.run.parent.glob("*/DONE"), key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(RunDirError):
+            stored = RunDir(done.parent).read_config() or {}
+            if "latent_channels" in stored and all(stored.get(name) == getattr(plan.config, name) for name in same):
+                return [ok(f"VAE {done.parent.name}, the newest finished one that fits")]
+    return [fail("there is no finished VAE run for these data", "--job pipeline trains the VAE first; --vae RUN names one")]
+
+
 def any_image(folder: Path, most: int = 5000) -> bool:
     """Whether an image turns up among the first files; a folder that large without one gets the benefit of the doubt."""
     seen = 0
@@ -252,11 +267,11 @@ def check_shared(plan: Plan, there: Path, partitions: dict[str, Partition] | Non
     advice = "use --run on shared storage, such as your home"
     if kind in SHARED_FILESYSTEMS or kind.startswith("fuse."):
         return []
-    if kind in MEMORY_FILESYSTEMS:
-        return [fail(f"{there} is in this machine's memory ({kind}); the compute nodes do not see it", advice)]
     alone = partitions is not None and nodes_are_here()
     if scratch and not (alone and specs.ROOT.is_relative_to(scratch)):
         return [fail(f"{there} is under {scratch}, which each node has for itself", advice)]
+    if kind in MEMORY_FILESYSTEMS and not alone:
+        return [fail(f"{there} is in this machine's memory ({kind}); the compute nodes do not see it", advice)]
     if partitions is not None and not alone:
         return [
             warn(

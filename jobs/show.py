@@ -213,20 +213,18 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
 
 
 def say_tunnel(site, port: str) -> None:
-    remote = bool(os.environ.get("SSH_CONNECTION")) or bool(site.login)
-    print(f"TensorBoard on {socket.gethostname()}, loopback only. Ctrl-C ends it.")
-    if remote:
-        login = site.login or socket.gethostname()
-        jump = f"-J {getpass.getuser()}@{site.jump} " if site.jump else ""
-        rows = [
-            ("on your computer", f"ssh -N -L 6006:127.0.0.1:{port} {jump}{getpass.getuser()}@{login}"),
-            ("then open", "http://localhost:6006"),
-        ]
-        if site.jump:
-            rows.append(("inside the network", f"ssh -N -L 6006:127.0.0.1:{port} {getpass.getuser()}@{login}"))
-        if site.login and socket.gethostname().split(".")[0] != login.split(".")[0]:
-            rows.append(("if the name leads elsewhere", f"this is {socket.gethostname()}: the tunnel must end on it"))
-        facts(rows)
+    """Where to point a browser, and the ssh line that leads there from the user's own computer."""
+    here, me = socket.gethostname(), getpass.getuser()
+    print(f"TensorBoard on {here}, on loopback only. Ctrl-C ends it.")
+    if site.login or os.environ.get("SSH_CONNECTION"):
+        login, tunnel = site.login or here, f"ssh -N -L 6006:127.0.0.1:{port}"
+        jump = f"{me}@{site.jump}" if site.jump else ""
+        rows = [("on your computer", " ".join(filter(None, [tunnel, jump and f"-J {jump}", f"{me}@{login}"])))]
+        if jump:
+            rows.append(("on campus or VPN", f"{tunnel} {me}@{login}"))
+        if here.split(".")[0] != login.split(".")[0]:  # one of several login nodes behind one name
+            rows.append((f"if that is not {here}", f"{tunnel} -J {','.join(filter(None, [jump, f'{me}@{login}']))} {me}@{here}"))
+        facts([*rows, ("then open", "http://localhost:6006")])
     else:
         facts([("open", f"http://localhost:{port}")])
     sys.stdout.flush()
