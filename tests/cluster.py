@@ -39,7 +39,9 @@ class Cluster:
         """Start whatever does not run."""
         # The daemons inherit the output otherwise, and a reader of it would wait for them.
         with open(self.dir / "up.out", "wb") as out:
-            done = subprocess.run([SCRIPTS / "up.sh", self.dir], env=self.env | self.knobs, stdout=out, stderr=out, timeout=120)
+            done = subprocess.run(
+                [SCRIPTS / "up.sh", self.dir], env=self.env | self.knobs, stdout=out, stderr=out, timeout=120
+            )
         assert done.returncode == 0, (self.dir / "up.out").read_text()
 
     def down(self) -> None:
