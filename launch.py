@@ -465,7 +465,7 @@ def status_command(argv: list[str]) -> int:
 
 
 def read_sweep(run: Path) -> list[dict] | None:
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         return [
             {"values": dict(point["values"]), "run": point["run"]}
             for point in json.loads((run / "sweep.json").read_text())["points"]

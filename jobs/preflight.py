@@ -261,13 +261,15 @@ def check_run_folder(plan: Plan, partitions: dict[str, Partition] | None) -> lis
 
 def check_shared(plan: Plan, there: Path, partitions: dict[str, Partition] | None) -> list[Check]:
     """A run folder that only the login node sees would fail on the compute node, without a log."""
+    if partitions is None:  # a dry run elsewhere: the path is looked at where it will be used
+        return []
     kind = filesystem(there)
     real = there.resolve()
     scratch = next((s for s in NODE_LOCAL if real.is_relative_to(s)), "")
     advice = "use --run on shared storage, such as your home"
     if kind in SHARED_FILESYSTEMS or kind.startswith("fuse."):
         return []
-    alone = partitions is not None and nodes_are_here()
+    alone = nodes_are_here()
     if scratch and not (alone and specs.ROOT.is_relative_to(scratch)):
         return [fail(f"{there} is under {scratch}, which each node has for itself", advice)]
     if kind in MEMORY_FILESYSTEMS and not alone:

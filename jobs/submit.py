@@ -176,7 +176,9 @@ def read_jobs(run: Path) -> dict:
     with contextlib.suppress(OSError, ValueError, RecursionError):
         about = json.loads((run / "jobs.json").read_text())
         if isinstance(about, dict):
-            about["submitted"] = [job for job in about.get("submitted", []) if isinstance(job, dict) and "id" in job]
+            listed = about.get("submitted")
+            listed = listed if isinstance(listed, list) else []
+            about["submitted"] = [job for job in listed if isinstance(job, dict) and isinstance(job.get("id"), str)]
             return about
     return {}
 

@@ -136,7 +136,7 @@ def live_process(run: Path) -> dict | None:
     """Who holds the run's lock and lives; None if nobody. A holder on another host counts while its heartbeat is young."""
     try:
         about, holder = (run / "LOCK").stat(), json.loads((run / "LOCK").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(holder, dict):
         return None

@@ -63,7 +63,7 @@ def launch(clone: Path, env: dict, *words, code: int | None = 0) -> subprocess.C
 
 
 def options(**given) -> SimpleNamespace:
-    base = dict(job="stylegan2", preset="", name="", partition="", gpus=None, nodes=None, cpus=None, time="", account="", qos="",
+    base = dict(job="stylegan2", preset="", name="", partition="a100", gpus=None, nodes=None, cpus=None, time="", account="", qos="",
                 max_restarts=20, site="", local=False, shared=False, after="")  # fmt: skip
     return SimpleNamespace(**base | given)
 
