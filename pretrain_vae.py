@@ -21,17 +21,26 @@ if __name__ == "__main__":
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from data.batches import Batches, to_float, to_uint8
-from data.pack import Pack, ensure_held_out, ensure_pack, open_pack
-from data.sources import DataError, find_source
+from data.pack import Pack, ensure_held_out, ensure_pack, preview
 from jobs import runtime, specs
-from jobs.attempt import Attempt, prepare_run, report_and_code
-from jobs.checkpoint import CheckpointError, Checkpoints, Diverged
+from jobs.attempt import Attempt, check_data, compare_with_run, prepare_run, report_and_code
+from jobs.checkpoint import Checkpoints, Diverged
 from jobs.log import Averages, image_grid
-from jobs.loop import FRESH_COUNTERS, Record, State, Upkeep, already_done, load_initial_weights, optimizer_step
+from jobs.loop import (
+    FRESH_COUNTERS,
+    Record,
+    State,
+    Upkeep,
+    already_done,
+    compiles,
+    load_initial_weights,
+    optimizer_step,
+)
 from jobs.rundir import RunDir
 from jobs.specs import VaeConfig
 from models.ema import ema_beta, update_ema
@@ -251,7 +260,7 @@ def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: 
         c, rt, run, attempt, found, first_pictures=lambda: {"reals": reconstructions.reals()},
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
     )  # fmt: skip
-    network = torch.compile(s.vae) if c.compile else s.vae
+    network = torch.compile(s.vae) if compiles(c.compile, rt.device, attempt.say) else s.vae
 
     nimg, total = max(found, 0), upkeep.total
     machine = runtime.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
@@ -281,22 +290,23 @@ def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: 
 
 
 def dry_run(c: VaeConfig) -> int:
-    """Check flags, data and memory; the resolved config goes to standard output, all else to standard error."""
+    """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard error."""
+    say = partial(print, file=sys.stderr)
+    preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
+    compare_with_run(RunDir(c.run), c)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    print(describe_data(c), file=sys.stderr)
-    print(
-        f"memory: about {specs.vae_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)",
-        file=sys.stderr,
-    )
+    say(f"memory: about {specs.vae_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
     print(specs.to_json(c))
     return stop.DONE
 
 
-def describe_data(c: VaeConfig) -> str:
-    if c.data.endswith(".pack"):
-        pack = open_pack(c.data)
-        return f"{c.data}: pack of {len(pack.labels)} slices at {pack.images.shape[-1]} px"
-    return find_source(c.data, c.split).describe()
+def open_data(c: VaeConfig, rank: int, say) -> tuple[Pack, Pack | None]:
+    """The training slices and those of other patients, packed where they are not yet."""
+    shape = dict(resolution=c.resolution, channels=c.channels, crop=c.crop, max_bad=c.max_bad, progress=rank == 0, log=say,
+                 poll=stop.raise_if_asked, verify=rank == 0)  # fmt: skip
+    return ensure_pack(c.data, split=c.split, **shape), ensure_held_out(
+        c.data, c.val_split, train_split=c.split, **shape
+    )
 
 
 def main() -> int:
@@ -308,18 +318,18 @@ def main() -> int:
     run = RunDir(c.run)
     if already_done(c, run, rank, NEXT):
         return stop.DONE
-    with Attempt(run, c, rank) as attempt:
+    with runtime.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stop.DONE
         # Packs are built before the process group exists: no collective waits for minutes of decoding.
-        shape = dict(resolution=c.resolution, channels=c.channels, crop=c.crop, max_bad=c.max_bad, progress=rank == 0)
-        pack = ensure_pack(c.data, split=c.split, log=attempt.say, **shape)
-        held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, log=attempt.say, **shape)
-        rt = runtime.init_runtime(c.threads)
+        pack, held_out = meeting.first(partial(open_data, c, rank, attempt.say))
+        if rank == 0:
+            check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
+        rt = runtime.init_runtime(c.threads, meeting)
         code = train(c, rt, run, pack, held_out, attempt)
         runtime.shutdown(rt)
         return code
 
 
 if __name__ == "__main__":
-    sys.exit(report_and_code(main, (DataError, CheckpointError)))
+    sys.exit(report_and_code(main))

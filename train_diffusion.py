@@ -23,22 +23,31 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from data.batches import Batches, to_float, to_uint8
-from data.latents import LatentBatches, Latents, ensure_latents, latents_path, open_latents
-from data.pack import Pack, ensure_held_out, ensure_pack, open_pack
-from data.sources import DataError, find_source
+from data.latents import LatentBatches, Latents, ensure_latents
+from data.pack import Pack, ensure_held_out, ensure_pack, preview
 from jobs import runtime, specs
-from jobs.attempt import Attempt, prepare_run, report_and_code
-from jobs.checkpoint import CheckpointError, Checkpoints, Diverged
+from jobs.attempt import Attempt, check_data, compare_with_run, prepare_run, report_and_code
+from jobs.checkpoint import Checkpoints, Diverged
 from jobs.log import Averages, image_grid
-from jobs.loop import FRESH_COUNTERS, Record, State, Upkeep, already_done, load_initial_weights, optimizer_step
+from jobs.loop import (
+    FRESH_COUNTERS,
+    Record,
+    State,
+    Upkeep,
+    already_done,
+    compiles,
+    load_initial_weights,
+    optimizer_step,
+)
 from jobs.rundir import RunDir, atomic_write
 from jobs.specs import ConfigError, DiffusionConfig
-from jobs.weights import WeightsError, read_weights
+from jobs.weights import read_weights
 from models import diffusion
 from models.ema import ema_beta, update_ema
 from models.metrics import class_diversity, diversity_ratio
@@ -115,44 +124,14 @@ def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def encode_packs(
-    c: DiffusionConfig, run: RunDir, packs: list[Pack], rank: int, world: int, local_rank: int, say
-) -> list[Latents]:
-    """The cached latents of each pack. Rank 0 encodes, before the process group exists; the others poll for the files."""
-    if rank != 0:
-        return wait_for_latents(c, run, packs)
+def encode_packs(c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: runtime.Meeting, say) -> list[Latents]:
+    """The cached latents of each pack, encoded where they are not there yet."""
     sha = sha256_of(vae_file(run))
-    torch.set_num_threads(c.threads or runtime.default_threads(runtime.local_world(world)))
-    device = (
-        torch.device("cuda", local_rank % torch.cuda.device_count())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    torch.set_num_threads(c.threads or runtime.default_threads(runtime.local_world(meeting.world)))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", meeting.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     vae = load_vae(c, vae_file(run)).to(device)
     return [ensure_latents(pack, vae.encode, sha, device=device, log=say) for pack in packs]
-
-
-def wait_for_latents(c: DiffusionConfig, run: RunDir, packs: list[Pack]) -> list[Latents]:
-    """Poll for what rank 0 makes, as long as it holds the run's lock."""
-    found: list[Latents] = []
-    locked = False
-
-    def ready() -> bool:
-        nonlocal locked
-        lock = run.lockfile.exists()
-        if locked and not lock:
-            raise runtime.PeerLost("rank 0 ended before the latents were there; see its log")
-        locked = locked or lock
-        if not vae_file(run).exists():
-            return False
-        sha = sha256_of(vae_file(run))
-        found[:] = [latents for pack in packs if (latents := open_latents(latents_path(pack, sha), pack, sha))]
-        return len(found) == len(packs)
-
-    if not vae_file(run).exists():
-        find_vae(c)  # what rank 0 will not find either is an error here too
-    runtime.wait_for(ready, "the latents", WAIT)
-    return found
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -395,7 +374,7 @@ def train(
         c, rt, run, attempt, found, first_pictures=lambda: {"reals": sampler.reals()},
         waits=lambda: {"data_wait": data.waited, **upkeep.waits()},
     )  # fmt: skip
-    network = torch.compile(s.unet) if c.compile else s.unet
+    network = torch.compile(s.unet) if compiles(c.compile, rt.device, attempt.say) else s.unet
     weights = {"unet": s.unet_ema, "latent_scale": s.scale} | ({} if vae is None else {"vae_decoder": vae.decoder})
     about = {"classes": pack.classes, "geometry": pack.geometry, "shape": list(data.shape), "vae": about_vae(run, vae)}
 
@@ -436,56 +415,63 @@ def about_vae(run: RunDir, vae: VAE | None) -> dict | None:
 
 
 def dry_run(c: DiffusionConfig) -> int:
-    """Check flags, data, VAE and memory; the resolved config goes to standard output, all else to standard error."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    print(describe_data(c), file=sys.stderr)
+    """Check flags, data, VAE, run directory and memory; the resolved config goes to standard output, all else to standard error."""
+    say = partial(print, file=sys.stderr)
+    run = RunDir(c.run)
+    check_classes(c, preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say))
+    compare_with_run(run, c)
     if c.space == "latent":
-        mine = vae_file(RunDir(c.run))
-        source = mine if mine.exists() else find_vae(c)
+        source = vae_file(run) if vae_file(run).exists() else find_vae(c)
         load_vae(c, source)
-        print(f"VAE: {source}", file=sys.stderr)
-    memory = specs.diffusion_memory_gb(c, world)
-    print(f"memory: about {memory:.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)", file=sys.stderr)
+        say(f"VAE: {source}")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    say(f"memory: about {specs.diffusion_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
     print(specs.to_json(c))
     return stop.DONE
 
 
-def describe_data(c: DiffusionConfig) -> str:
-    if c.data.endswith(".pack"):
-        pack = open_pack(c.data)
-        return f"{c.data}: pack of {len(pack.labels)} slices at {pack.images.shape[-1]} px"
-    return find_source(c.data, c.split).describe()
+def check_classes(c: DiffusionConfig, classes: list[str]) -> None:
+    if c.conditional and len(classes) < 2:
+        raise ConfigError("--conditional: the data has fewer than two classes; use a folder with one folder per class")
+
+
+def open_data(c: DiffusionConfig, run: RunDir, meeting: runtime.Meeting, say) -> tuple[list[Pack], list[Latents]]:
+    """Packs of the training slices and of those of other patients, and their latents; all made where they are not there yet."""
+    main = meeting.rank == 0
+    shape = dict(resolution=c.resolution, channels=c.channels, crop=c.crop, max_bad=c.max_bad, progress=main, log=say,
+                 poll=stop.raise_if_asked, verify=main)  # fmt: skip
+    if c.space == "latent" and main:
+        adopt_vae(c, run, say)
+    packs = [ensure_pack(c.data, split=c.split, **shape)]
+    check_classes(c, packs[0].classes)
+    if c.conditional and (packs[0].labels < 0).any():
+        raise ConfigError("--conditional: the data has slices without a class; use a folder with one folder per class")
+    held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, **shape)
+    packs += [held_out] if held_out is not None else []
+    return packs, encode_packs(c, run, packs, meeting, say) if c.space == "latent" else []
 
 
 def main() -> int:
     c = specs.parse(DiffusionConfig)
     if c.dry_run:
         return dry_run(c)
-    rank, world, local_rank = runtime.ranks()
+    rank, world, _ = runtime.ranks()
     specs.check_world(c, world)
     run = RunDir(c.run)
     if already_done(c, run, rank, NEXT):
         return stop.DONE
-    with Attempt(run, c, rank) as attempt:
+    with runtime.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stop.DONE
-        if c.space == "latent" and rank == 0:
-            adopt_vae(c, run, attempt.say)
         # Packs and latents are made before the process group exists: no collective waits for minutes of work.
-        shape = dict(resolution=c.resolution, channels=c.channels, crop=c.crop, max_bad=c.max_bad, progress=rank == 0)
-        pack = ensure_pack(c.data, split=c.split, log=attempt.say, **shape)
-        if c.conditional and (len(pack.classes) < 2 or (pack.labels < 0).any()):
-            raise ConfigError(
-                "--conditional: the data has slices without a class; use a folder with one folder per class"
-            )
-        held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, log=attempt.say, **shape)
-        packs = [pack] if held_out is None else [pack, held_out]
-        latents = encode_packs(c, run, packs, rank, world, local_rank, attempt.say) if c.space == "latent" else []
-        rt = runtime.init_runtime(c.threads)
+        packs, latents = meeting.first(partial(open_data, c, run, meeting, attempt.say))
+        if rank == 0:
+            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)
+        rt = runtime.init_runtime(c.threads, meeting)
         code = train(c, rt, run, packs, latents, attempt)
         runtime.shutdown(rt)
         return code
 
 
 if __name__ == "__main__":
-    sys.exit(report_and_code(main, (DataError, CheckpointError, WeightsError)))
+    sys.exit(report_and_code(main))

@@ -18,31 +18,33 @@ from jobs import stop
 if __name__ == "__main__":
     stop.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
 
 from data.batches import Batches, to_uint8
-from data.pack import Pack, ensure_pack, open_pack
-from data.sources import DataError, find_source
+from data.pack import Pack, ensure_pack, preview
 from jobs import runtime, specs
-from jobs.attempt import Attempt, prepare_run, report_and_code
-from jobs.checkpoint import CheckpointError, Checkpoints, Diverged
+from jobs.attempt import Attempt, check_data, compare_with_run, prepare_run, report_and_code
+from jobs.checkpoint import Checkpoints, Diverged
 from jobs.log import Averages, image_grid
-from jobs.loop import FRESH_COUNTERS, Record, State, Upkeep, already_done, load_initial_weights
+from jobs.loop import FRESH_COUNTERS, Record, State, Upkeep, already_done, compiles, load_initial_weights
 from jobs.rundir import RunDir
 from jobs.specs import GanConfig
 from models import augment as ada
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
-from models.metrics import COLLAPSE_RATIO, class_diversity, diversity_ratio
+from models.metrics import COLLAPSE_FLOOR, COLLAPSE_RATIO, class_diversity, diversity_ratio
 from models.stylegan2 import Discriminator, Generator, mix_styles
 
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
 GENERATE = "generate --run {run} --number 64"  # what to do with a finished run
+FLOOR_AFTER = 20_000  # images after which a generator without any diversity is a collapsed one
 STATS = "loss_G loss_D logits_real logits_fake sign_real r1 r2 path_length pl_penalty".split()
 
 
@@ -329,7 +331,8 @@ class Sampler:
             images = torch.cat(
                 [G_ema(self.z[i], None if labels is None else labels[i], dtype=self.dtype) for i in parts]
             )
-        figures = {"diversity": float(diversity_ratio(images, self.real))}
+        ratio = diversity_ratio(images, self.real)
+        figures = {} if math.isnan(ratio) else {"diversity": ratio}
         if labels is not None:
             real = class_diversity(self.real, self.real_labels)
             for k, value in class_diversity(images, labels).items():
@@ -344,21 +347,24 @@ def look(s: TrainState, sampler: Sampler, nimg: int, attempt: Attempt):
     grid, figures = sampler(s.G_ema)
     if not nimg:
         return grid, {}  # an untrained generator's noise says nothing
-    judge_health(figures, s.counters, attempt.say)
+    judge_health(figures, s.counters, nimg, attempt.say)
     return grid, figures
 
 
-def judge_health(figures: dict, counters: dict, say) -> None:
-    """A run is collapsed when its diversity was there once and fell below COLLAPSE_RATIO of the real slices'."""
+def judge_health(figures: dict, counters: dict, nimg: int, say) -> None:
+    """A run is collapsed when its diversity was there once and fell below COLLAPSE_RATIO of the real slices', or when it is
+    all but gone after the first FLOOR_AFTER images."""
     if not figures:
         return
     low = min(figures.values())
     counters["best_diversity"] = max(counters["best_diversity"], low)
-    collapsed = counters["best_diversity"] > 2 * COLLAPSE_RATIO and low < COLLAPSE_RATIO
+    fell = counters["best_diversity"] > 2 * COLLAPSE_RATIO and low < COLLAPSE_RATIO
+    collapsed = fell or (low < COLLAPSE_FLOOR and nimg >= FLOOR_AFTER)
     if collapsed:
         say(
             f"WARNING: MODE COLLAPSE: generated slices vary only {low:.2f} times as much as real ones (it was "
-            f"{counters['best_diversity']:.2f}). The last healthy checkpoint is kept. Try --loss rpgan, a larger --gamma, or --ada mri."
+            f"{counters['best_diversity']:.2f}). The weights before it are kept: predict.py --weights weights-healthy.safetensors. "
+            "Try --loss rpgan, a larger --gamma, or --ada mri."
         )
     counters["healthy"] = not collapsed
 
@@ -379,7 +385,8 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
         c, rt, run, attempt, found, first_pictures=lambda: {"reals": sampler.reals()},
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
     )  # fmt: skip
-    synthesis, critic = (torch.compile(s.G.synthesis), torch.compile(s.D)) if c.compile else (s.G.synthesis, s.D)
+    compiled = compiles(c.compile, rt.device, attempt.say)
+    synthesis, critic = (torch.compile(s.G.synthesis), torch.compile(s.D)) if compiled else (s.G.synthesis, s.D)
 
     nimg, total = max(found, 0), upkeep.total
     machine = runtime.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
@@ -409,22 +416,21 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
 
 
 def dry_run(c: GanConfig) -> int:
-    """Check flags, data and memory; the resolved config goes to standard output, all else to standard error."""
+    """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard error."""
+    say = partial(print, file=sys.stderr)
+    check_classes(c, preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say))
+    compare_with_run(RunDir(c.run), c)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    print(describe_data(c), file=sys.stderr)
-    print(
-        f"memory: about {specs.gan_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)",
-        file=sys.stderr,
-    )
+    say(f"memory: about {specs.gan_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
     print(specs.to_json(c))
     return stop.DONE
 
 
-def describe_data(c: GanConfig) -> str:
-    if c.data.endswith(".pack"):
-        pack = open_pack(c.data)
-        return f"{c.data}: pack of {len(pack.labels)} slices at {pack.images.shape[-1]} px"
-    return find_source(c.data, c.split).describe()
+def check_classes(c: GanConfig, classes: list[str]) -> None:
+    if c.conditional and len(classes) < 2:
+        raise specs.ConfigError(
+            "--conditional: the data has fewer than two classes; use a folder with one folder per class"
+        )
 
 
 def main() -> int:
@@ -436,23 +442,22 @@ def main() -> int:
     run = RunDir(c.run)
     if already_done(c, run, rank, GENERATE):
         return stop.DONE
-    with Attempt(run, c, rank) as attempt:
+    with runtime.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stop.DONE
         # The pack is built before the process group exists: no collective waits for minutes of decoding.
-        pack = ensure_pack(
-            c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, max_bad=c.max_bad,
-            log=attempt.say, progress=rank == 0,
-        )  # fmt: skip
-        if c.conditional and len(pack.classes) < 2:
-            raise specs.ConfigError(
-                "--conditional: the data has fewer than two classes; use a folder with one folder per class"
-            )
-        rt = runtime.init_runtime(c.threads)
+        pack = meeting.first(partial(
+            ensure_pack, c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, max_bad=c.max_bad,
+            log=attempt.say, progress=rank == 0, poll=stop.raise_if_asked, verify=rank == 0,
+        ))  # fmt: skip
+        check_classes(c, pack.classes)
+        if rank == 0:
+            check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
+        rt = runtime.init_runtime(c.threads, meeting)
         code = train(c, rt, run, pack, attempt)
         runtime.shutdown(rt)
         return code
 
 
 if __name__ == "__main__":
-    sys.exit(report_and_code(main, (DataError, CheckpointError)))
+    sys.exit(report_and_code(main))

@@ -6,6 +6,7 @@ python -m data.pack oasis64.pack                        # verify one
 """
 
 import argparse
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,6 +19,7 @@ import stat
 import sys
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +62,7 @@ DARK, DARK_MIN_SCANS = 0.3, 10  # scans below this fraction of the median scan's
 BAD_FREE = 100  # sets smaller than this tolerate one bad file
 LISTED = 20  # bad files named in the log
 COMPARED = 256 << 20  # bytes of other splits' files read at most to look for the same pictures
+FEW = 8  # slices below which a warning says that they are no data set
 STALE = 3600  # seconds after which another build's temporary file is taken for abandoned
 
 
@@ -75,10 +78,11 @@ class Decoded:
 
 def build_pack(
     source: Source, out, *, resolution: int, channels: int = 1, crop: int = 0, workers: int | None = None,
-    progress: bool = True, max_bad: float = 0.01, log=print,
+    progress: bool = True, max_bad: float = 0.01, log=print, poll: Callable[[], None] | None = None,
 ) -> Pack:  # fmt: skip
     """Decode every record into the pack `out`, atomically. Bad files are listed and skipped; more than `max_bad` of all
-    files is a DataError (of fewer than 100 files one may be bad, unless max_bad is 0)."""
+    files is a DataError (of fewer than 100 files one may be bad, unless max_bad is 0). `poll` is called after each file;
+    what it raises ends the work, and nothing is left behind."""
     check_parameters(resolution, channels, crop, max_bad)
     geometry = _geometry(source, resolution, crop)
     out = Path(out)
@@ -90,7 +94,7 @@ def build_pack(
     log(f"packing {len(source.records):,} {'volumes' if source.kind == 'volumes' else 'slices'} into {out}")
     try:
         with open(tmp, "xb+") as file:
-            rows, bad, notes, sha = _decode_all(source, file, offset, geometry, channels, workers, progress)
+            rows, bad, notes, sha = _decode_all(source, file, offset, geometry, channels, workers, progress, poll)
             bad = source.bad + bad
             total = len(source.records) + len(source.bad)
             _list_bad(bad, len(bad), total, log)
@@ -116,7 +120,8 @@ def build_pack(
     except OSError as error:
         raise _no_space(out, error) from None
     finally:
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only file system, which is what is being reported
+            tmp.unlink(missing_ok=True)
 
 
 def check_parameters(resolution: int, channels: int, crop: int, max_bad: float = 0.01) -> None:
@@ -192,7 +197,7 @@ def _no_space(out: Path, error: OSError) -> DataError:
     )
 
 
-def _decode_all(source: Source, file, offset, geometry, channels, workers, progress):
+def _decode_all(source: Source, file, offset, geometry, channels, workers, progress, poll):
     """Stream all slices into `file` from `offset` on: (rows, bad, notes, SHA-256 of the data)."""
 
     def one(record: Record) -> Decoded:
@@ -209,6 +214,8 @@ def _decode_all(source: Source, file, offset, geometry, channels, workers, progr
     with bar:
         for record, result in ordered_map(one, source.records, workers or default_workers()):
             bar.update()
+            if poll is not None:
+                poll()
             if result.bad:
                 bad.append((record.name, result.bad))
             notes += [f"{record.name}: {n}" for n in result.notes]
@@ -340,6 +347,8 @@ def _leave_out_dark(file, offset: int, row_bytes: int, rows: list[Row], sha: str
 def _remarks(source: Source, rows: list[Row], geometry: dict) -> list[str]:
     """What a user should know about the slices: odd sizes, darkness, the same picture twice."""
     notes = []
+    if len(rows) < FEW:
+        notes.append(f"only {len(rows)} slice{'s' * (len(rows) > 1)}: a generator can copy so few, not learn from them")
     usual = (geometry["source_height"], geometry["source_width"])
     odd = Counter(row.size for row in rows if row.size != usual)
     if odd:
@@ -423,12 +432,14 @@ def pack_folder(cache_dir=None) -> Path:
 def ensure_pack(
     spec: str, *, resolution: int, channels: int = 1, crop: int = 0, split: str = "train", cache_dir=None, out=None,
     progress: bool = True, log=print, max_bad: float = 0.01, workers: int | None = None,
+    poll: Callable[[], None] | None = None, verify: bool = True,
 ) -> Pack:  # fmt: skip
     """The pack of `spec`: a .pack file is opened and compared with the parameters, anything else is found in the cache or
-    built there (or as `out`). Two processes may do this at once: each writes its own file, and either result is valid."""
+    built there (or as `out`). Two processes may do this at once: each writes its own file, and either result is valid.
+    `verify`: hash the contents of a pack that is there already (2 GB in a few seconds). `poll`: see build_pack."""
     check_parameters(resolution, channels, crop, max_bad)
     if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
-        return _given_pack(spec, resolution, channels, crop, split, log)
+        return _given_pack(spec, resolution, channels, crop, split, log, verify)
     source = find_source(spec, split)
     key = pack_key(source, resolution, channels, crop)
     if out is None:
@@ -438,7 +449,7 @@ def ensure_pack(
     log(source.describe())
     if os.path.lexists(out):
         try:
-            pack = open_pack(out)
+            pack = open_pack(out, verify=verify)
         except DataError as error:
             if not _ours(out):
                 raise DataError(f"--out {out} exists and is no pack; choose another name") from None
@@ -455,9 +466,24 @@ def ensure_pack(
             log(f"{out} is a pack of other data or parameters, or its source changed: built again")
     start = time.monotonic()
     pack = build_pack(source, out, resolution=resolution, channels=channels, crop=crop, workers=workers, progress=progress,
-                      max_bad=max_bad, log=log)  # fmt: skip
+                      max_bad=max_bad, log=log, poll=poll)  # fmt: skip
     log(_result(pack, f"built in {time.monotonic() - start:.1f} s"))
     return pack
+
+
+def preview(
+    spec: str, *, resolution: int, channels: int = 1, crop: int = 0, split: str = "train", log=print
+) -> list[str]:
+    """What ensure_pack would check before it decodes anything: says what was found, with its warnings; returns the classes."""
+    check_parameters(resolution, channels, crop)
+    if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
+        return _given_pack(spec, resolution, channels, crop, split, log, verify=False).classes
+    source = find_source(spec, split)
+    _geometry(source, resolution, crop)
+    log(source.describe())
+    for warning in source.warnings:
+        log(f"warning: {warning}")
+    return source.classes
 
 
 def ensure_held_out(spec: str, val_split: str, *, train_split: str = "train", log=print, **parameters) -> Pack | None:
@@ -492,8 +518,8 @@ def _ours(path: Path) -> bool:
         return False
 
 
-def _given_pack(spec: str, resolution: int, channels: int, crop: int, split: str, log) -> Pack:
-    pack = open_pack(Path(spec).expanduser())
+def _given_pack(spec: str, resolution: int, channels: int, crop: int, split: str, log, verify: bool) -> Pack:
+    pack = open_pack(Path(spec).expanduser(), verify=verify)
     have = pack.images.shape
     if have[2] != resolution or have[1] != channels:
         raise DataError(

@@ -20,10 +20,17 @@ MAX_FILES, MAX_DEPTH = 3_000_000, 12
 class DataError(Exception):
     """The data cannot be used as asked; one line that says what to do. Scripts exit with code 78."""
 
+    exit_code = 78
+
 
 def printable(text: str) -> str:
     """File names may hold line ends and bytes that are no text; what is shown and stored must not."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def class_name(folder: str) -> str:
+    """A class folder's name as text that can be shown, stored and typed; different folders stay different."""
+    return "".join(c if c.isprintable() else f"%{ord(c) & 0xFF:02X}" for c in folder)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ Shared by the train scripts. Torch-free; the errors that a script itself can nam
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from dataclasses import asdict
 
 from jobs import specs, stop
-from jobs.rundir import RunDir, RunDirError
+from jobs.rundir import RunDir, atomic_write
 from jobs.specs import ConfigError
 
 
@@ -50,7 +51,7 @@ class Attempt:
             step = nimg // self.config.batch
             self.run.status(
                 state="running", step=step, kimg=nimg / 1000, total_kimg=self.total / 1000,
-                eta_s=None if eta is None else round(eta), reason="", **fields,
+                reason="", **({} if eta is None else {"eta_s": round(eta)}), **fields,
             )  # fmt: skip
 
     def end(self, code: int, state: str, reason: str) -> int:
@@ -66,19 +67,35 @@ class Attempt:
     def __exit__(self, kind, error, traceback) -> None:
         if self.rank == 0:
             if error is not None and self.recorded:
-                code = code_of(error)
+                code = stop.exit_code(error)
                 state = {stop.DIVERGED: "diverged", stop.TRANSIENT: "continue"}.get(code, "failed")
                 self.end(code, state, f"{kind.__name__}: {error}".splitlines()[0][:500])
             self.run.unlock()
 
 
-def code_of(error: BaseException) -> int:
-    """The exit code that an exception means."""
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 1
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return getattr(error, "exit_code", 1)
+def compare_with_run(run: RunDir, config) -> str:
+    """What differs from the stored config and matters, as text; '' if nothing does. Raises ConfigError where the run
+    cannot go on like that."""
+    stored = run.read_config()
+    if stored is None:
+        return ""
+    new = asdict(config)
+    old = asdict(specs.from_dict(type(config), stored))
+    changed = {k: (old[k], new[k]) for k in new if old[k] != new[k] and k not in specs.FREE}
+    architecture = {k: v for k, v in changed.items() if k in specs.ARCHITECTURE}
+    text = ", ".join(f"--{k.replace('_', '-')} {a} -> {b}" for k, (a, b) in (architecture or changed).items())
+    if architecture:
+        raise ConfigError(f"{run.path}: the run has another architecture ({text}); use another --run for a new run")
+    if changed and not config.override:
+        raise ConfigError(
+            f"{run.path}: the run was started with other flags ({text}); --override goes on anyway, another --run starts afresh"
+        )
+    seen = run.newest_checkpoint() / 1000
+    if config.total_kimg < old["total_kimg"] and seen > config.total_kimg:
+        raise ConfigError(
+            f"{run.path}: the run has seen {seen:g} kimg already, more than --total-kimg {config.total_kimg:g}; raise it"
+        )
+    return text
 
 
 def prepare_run(run: RunDir, config, say) -> bool:
@@ -86,24 +103,9 @@ def prepare_run(run: RunDir, config, say) -> bool:
 
     A STOP file ends every attempt that Slurm started by itself; a person who types the command lifts it.
     """
-    stored = run.read_config()
-    new = asdict(config)
-    if stored is not None:
-        old = asdict(specs.from_dict(type(config), stored))
-        changed = {k: (old[k], new[k]) for k in new if old[k] != new[k] and k not in specs.FREE}
-        architecture = {k: v for k, v in changed.items() if k in specs.ARCHITECTURE}
-        text = ", ".join(f"--{k.replace('_', '-')} {a} -> {b}" for k, (a, b) in (architecture or changed).items())
-        if architecture:
-            raise ConfigError(
-                f"{run.path}: the run has another architecture ({text}); use --name or --run for a new run"
-            )
-        if changed and not config.override:
-            raise ConfigError(
-                f"{run.path}: the run was started with other flags ({text}); --override goes on anyway, another --run starts afresh"
-            )
-        if changed:
-            say(f"Override: {text}")
-            run.note("override", changed=text)
+    if changed := compare_with_run(run, config):
+        say(f"Override: {changed}")
+        run.note("override", changed=changed)
     if run.stop_requested():
         if os.environ.get("SLURM_JOB_ID") and int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0:
             say(f"{run.path} was stopped by a person (STOP); nothing to do")
@@ -111,27 +113,49 @@ def prepare_run(run: RunDir, config, say) -> bool:
         run.lift_stop()
         say("The STOP of this run is lifted")
     run.unmark_done()
-    run.write_config(new)
+    run.write_config(asdict(config))
     return True
 
 
-def report_and_code(main, bad_input: tuple[type[BaseException], ...]) -> int:
+def check_data(run: RunDir, config, classes: list[str], digests: dict[str, str], say) -> None:
+    """Rank 0: the data are those that the run began with, else ConfigError. `digests` of their contents, by split."""
+    path = run.path / "data.json"
+    before = specs.read_json(path) if path.exists() else {}
+    if before and getattr(config, "conditional", False) and before.get("classes") != classes:
+        raise ConfigError(
+            f"{run.path}: the run learns the classes {', '.join(before.get('classes', []))}, the data have {', '.join(classes)}; "
+            "restore them, or use another --run"
+        )
+    old = before.get("digests", {})
+    differ = [split for split, digest in digests.items() if old.get(split, digest) != digest]
+    if differ and not config.override:
+        raise ConfigError(
+            f"{run.path}: the slices ({', '.join(differ)}) are not those that the run began with; restore them, use another --run, "
+            "or go on with the new ones: --override"
+        )
+    if differ:
+        say(f"Override: other slices ({', '.join(differ)})")
+        run.note("override", changed=f"slices ({', '.join(differ)})")
+    if differ or not before or set(digests) - set(old):
+        atomic_write(path, json.dumps({"classes": classes, "digests": old | digests}, indent=2, sort_keys=True) + "\n")
+
+
+def report_and_code(main) -> int:
     """Run main(); turn what it raises into one plain line and an exit code (jobs/stop.py lists the codes).
 
-    `bad_input`: the script's exceptions that mean bad data or config. What nobody foresaw keeps its traceback, below
-    its plain line, with code 1.
+    An exception with an `exit_code` of its own was foreseen; any other keeps its traceback, below its plain line, with code 1.
     """
     try:
         return main()
-    except (ConfigError, RunDirError, *bad_input) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return stop.BAD
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    except stop.Stopped as asked:
+        print(f"Stopped before the training began ({asked}). The same command goes on from here.", file=sys.stderr)
+        return asked.exit_code
     except Exception as error:
-        code = code_of(error)
-        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        code = stop.exit_code(error)
+        print(f"error: {error if code == stop.BAD else f'{type(error).__name__}: {error}'}", file=sys.stderr)
         if code == 1:
             raise
         return code

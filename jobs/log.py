@@ -132,10 +132,11 @@ class TensorBoard:
     def _try(self, write: Callable[[], object]) -> None:
         try:
             write()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that is no text
             self.writer = None
+            reason = getattr(error, "strerror", None) or error
             self.say(
-                f"WARNING: TensorBoard logs in {self.folder} cannot be written ({error.strerror}); metrics.jsonl has every row"
+                f"WARNING: TensorBoard logs in {self.folder} cannot be written ({reason}); metrics.jsonl has every row"
             )
 
     def scalars(self, row: dict, nimg: int) -> None:
@@ -171,11 +172,12 @@ class Progress:
 
     def __init__(self, total: int, nimg: int, interactive: bool | None = None):
         self.total, self.start, self.started = total, nimg, time.monotonic()
+        self.digits = 1 if total >= 10_000 else 3  # of kimg
         self.bar = None
         if sys.stderr.isatty() if interactive is None else interactive:
             from tqdm import tqdm
 
-            form = "{percentage:3.0f}%|{bar}| {n:.1f}/{total:.1f} kimg [{elapsed}<{remaining}{postfix}]"
+            form = f"{{percentage:3.0f}}%|{{bar}}| {{n:.{self.digits}f}}/{{total:.{self.digits}f}} kimg [{{elapsed}}<{{remaining}}{{postfix}}]"
             self.bar = tqdm(total=total / 1000, initial=nimg / 1000, bar_format=form, dynamic_ncols=True)
 
     def update(self, nimg: int) -> None:
@@ -191,10 +193,10 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(f"{speed:.0f} img/s  {figures}")
             return
-        eta = duration((self.total - nimg) / speed) if speed > 0 else "?"
+        eta = duration(max(self.total - nimg, 0) / speed) if speed > 0 else "?"
         slowness = f"{1000 / speed:.1f}" if speed > 0 else "?"
         print(
-            f"kimg {nimg / 1000:.1f}/{self.total / 1000:.1f}  {100 * nimg / max(self.total, 1):.1f}%  img/s {speed:.1f}  "
+            f"kimg {nimg / 1000:.{self.digits}f}/{self.total / 1000:.{self.digits}f}  {min(100 * nimg / max(self.total, 1), 100):.1f}%  img/s {speed:.1f}  "
             f"sec/kimg {slowness}  ETA {eta}  {figures}".rstrip(),
             flush=True,
         )

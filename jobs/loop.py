@@ -7,6 +7,7 @@ exactly the place where the other one stopped.
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import torch
 
 from jobs import runtime, specs, stop
 from jobs.attempt import Attempt
-from jobs.checkpoint import Checkpoints, Diverged
+from jobs.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.log import Averages, MetricsLog, Progress, TensorBoard, plot_losses, read_metrics, save_png
 from jobs.rundir import RunDir
 from jobs.weights import write_weights
@@ -39,7 +40,13 @@ class State:
 
     def load_state_dict(self, state: dict) -> None:
         for name, value in vars(self).items():
-            if hasattr(value, "load_state_dict"):
+            if isinstance(value, torch.optim.Optimizer):
+                # The configuration rules over the checkpoint: a learning rate that --override changes takes effect.
+                own = [{k: v for k, v in group.items() if k != "params"} for group in value.param_groups]
+                value.load_state_dict(state[name])
+                for group, values in zip(value.param_groups, own, strict=True):
+                    group.update(values)
+            elif hasattr(value, "load_state_dict"):
                 value.load_state_dict(state[name])
             elif isinstance(value, torch.Tensor):
                 value.copy_(state[name])
@@ -175,6 +182,9 @@ class Upkeep:
     def save(self, nimg: int, weights: dict[str, torch.nn.Module], about: dict) -> None:
         """Rank 0: snapshot the state to host memory; the writer thread does the rest, predict.py's weights included."""
         self.s.check_finite()
+        state, fresh = self.s.state_dict(), self.saved_at < 0
+        if bad := not_finite(state):  # on every rank, so that all roll back together
+            raise NonFinite(f"{bad} is not finite")
         self.saved_at, self.saved_time = nimg, time.monotonic()
         if self.rt.rank != 0:
             return
@@ -183,10 +193,12 @@ class Upkeep:
             name: {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
             for name, module in weights.items()
         }
+        healthy = self.s.counters["healthy"]
         self.checkpoints.save(
-            nimg, self.s.state_dict(), healthy=self.s.counters["healthy"],
-            then=lambda: write_weights(self.run.weights, values, about),
-        )  # fmt: skip
+            nimg, state, healthy=healthy, then=lambda: replace_weights(self.run, values, about, healthy)
+        )
+        if fresh:
+            self.checkpoints.wait(raise_errors=True)  # a disk on which nothing fits is found now, not at the end
 
     def roll_back(self, nimg: int, error: Diverged, advice: str) -> int:
         """Once: back to the last good checkpoint, and past the data and the random draws that led here. Then give up."""
@@ -211,6 +223,8 @@ class Upkeep:
         """The end of an attempt, done or stopped: wait for the writer, say where things are; the exit code."""
         self.checkpoints.wait(raise_errors=True)
         self.watchdog.stop()
+        if record.main:
+            plot_losses(read_metrics(self.run.metrics), self.run.plots / "losses.png")
         if nimg < self.total:
             reason, by_person = self.watch.describe(self.level), self.level >= 3
             self.attempt.say(f"Stopped at {nimg / 1000:g} kimg ({reason}); saved. The same command goes on from here.")
@@ -220,7 +234,6 @@ class Upkeep:
         if record.main:
             record.progress.close()
             record.board.close()
-            plot_losses(read_metrics(self.run.metrics), self.run.plots / "losses.png")
             self.run.mark_done()
             self.attempt.say(f"DONE: {self.run.path} has seen {nimg / 1000:g} kimg")
             announce(self.run, generate)
@@ -251,6 +264,16 @@ def optimizer_step(
     return norm
 
 
+def replace_weights(run: RunDir, weights: dict, about: dict, healthy: bool) -> None:
+    """Write weights.safetensors; while the run is not healthy, what was there before stays as weights-healthy.safetensors."""
+    aside = run.weights.with_name("weights-healthy.safetensors")
+    if healthy:
+        aside.unlink(missing_ok=True)
+    elif run.weights.exists() and not aside.exists():
+        shutil.copyfile(run.weights, aside)
+    write_weights(run.weights, weights, about)
+
+
 def load_on_all(checkpoints: Checkpoints, rt: runtime.Runtime) -> tuple[int, dict] | None:
     """What rank 0 finds newest is what every rank loads."""
     loaded = checkpoints.load_latest() if rt.rank == 0 else None
@@ -273,6 +296,13 @@ def load_initial_weights(s: State, names: tuple[str, ...], init_from: str, say: 
         raise specs.ConfigError(f"--init-from {init_from}: another architecture ({reason})") from None
 
 
+def compiles(asked: bool, device: torch.device, say: Callable[[str], None]) -> bool:
+    """Whether to torch.compile: only CUDA GPUs gain from it."""
+    if asked and device.type != "cuda":
+        say("warning: --compile is for CUDA GPUs; it is left out here")
+    return asked and device.type == "cuda"
+
+
 def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
     """Whether the run is finished and --total-kimg is no larger than it was; says so."""
     if not run.done() or c.total_kimg > (run.read_config() or {}).get("total_kimg", math.inf):
@@ -289,5 +319,11 @@ def announce(run: RunDir, generate: str) -> None:
     print(f"  samples      {grids[-1] if grids else 'none'}")
     print(f"  real slices  {run.samples / 'reals.png'}")
     print(f"  losses       {run.plots / 'losses.png'}")
-    print(f"  next         python predict.py {generate.format(run=run.path)}")
+    print(f"  next         {command('predict.py')} {generate.format(run=run.path)}")
     print(f"  TensorBoard  {Path(sys.executable).with_name('tensorboard')} --logdir {run.tensorboard}")
+
+
+def command(script: str) -> str:
+    """How to call a script of the toolkit from the shell that called this one."""
+    ours = shutil.which("python") and Path(shutil.which("python")).absolute() == Path(sys.executable).absolute()
+    return f"{'python' if ours else sys.executable} {script if Path.cwd() == specs.ROOT else specs.ROOT / script}"

@@ -379,7 +379,8 @@ class Lock:
         except OSError as error:
             raise RunDirError(f"{self.path}: cannot be written ({error.strerror}); choose another --run") from None
         finally:
-            self._draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only file system, which is what is being reported
+                self._draft.unlink(missing_ok=True)
             _writing.discard(self._draft)
         threading.Thread(target=self._beat, daemon=True, name="lock heartbeat").start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import faulthandler
 import functools
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from jobs.stop import TRANSIENT
+from jobs.stop import TRANSIENT, exit_code
 
 # Longest wait for a rank that neither answers nor dies (one that dies is noticed at once), and for all ranks to meet.
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
@@ -112,7 +113,64 @@ def slurm_rendezvous() -> None:
         env["MASTER_PORT"] = str(15000 + (job * 13 + step) % 40000)  # 13: the first steps of the next job are free
 
 
-def init_runtime(threads: int = 0) -> Runtime:
+class Meeting:
+    """The ranks before there is a process group: rank 0 works, the others look every half second how far it is.
+
+    Packing a data set may take longer than any collective may; polling has no such limit while rank 0 lives. The ranks meet
+    at a key-value store on rank 0 (torchrun's own where there is one). With one process everything here does nothing.
+    Used as a context manager: a rank 0 that leaves, whatever the reason, takes the others along with its exit code.
+    Raises PeerLost if the ranks do not meet, ValueError where RANK and WORLD_SIZE are set and the meeting point is not.
+    """
+
+    def __init__(self):
+        self.rank, self.world, self.local_rank = ranks()
+        self.store, self.count = None, 0
+        if self.world == 1:
+            return
+        if "RANK" not in os.environ:
+            slurm_rendezvous()
+        if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            raise ValueError("WORLD_SIZE is set but MASTER_ADDR or MASTER_PORT is not; start with torchrun or srun")
+        try:
+            self.store = next(dist.rendezvous("env://", self.rank, self.world, timeout=COLLECTIVE_TIMEOUT))[0]
+        except RuntimeError as error:
+            raise PeerLost(_not_met(self.world, error)) from None
+
+    def first(self, work: Callable):
+        """work() on rank 0, then on the others, which find what rank 0 has made. Returns its value."""
+        self.count += 1
+        if self.store is None:
+            return work()
+        if self.rank == 0:
+            value = work()
+            self.store.set(f"done {self.count}", "1")
+            return value
+        try:
+            while not self.store.check([f"done {self.count}"]):
+                if self.store.check(["left"]):
+                    code = int(self.store.get("left"))
+                    self.store.add("seen", 1)
+                    raise SystemExit(code)  # rank 0 has said why
+                time.sleep(0.5)
+        except RuntimeError as error:
+            raise PeerLost(f"rank 0 is gone ({_first_line(error)})") from None
+        return work()
+
+    def __enter__(self) -> Meeting:
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """Once the process group stands the others notice a lost rank 0 by themselves; before, they are told."""
+        if self.store is None or self.rank != 0 or dist.is_initialized():
+            return
+        with contextlib.suppress(RuntimeError):
+            self.store.set("left", str(exit_code(error)))
+            end = time.monotonic() + 5
+            while self.store.add("seen", 0) < self.world - 1 and time.monotonic() < end:
+                time.sleep(0.1)  # the store ends with this process
+
+
+def init_runtime(threads: int = 0, meeting: Meeting | None = None) -> Runtime:
     """Pin the threads, choose the device and join the process group (NCCL on GPUs with a gloo side group, gloo on CPU).
 
     Raises PeerLost if the ranks do not meet, ValueError where RANK and WORLD_SIZE are set and the meeting point is not.
@@ -131,25 +189,27 @@ def init_runtime(threads: int = 0) -> Runtime:
         torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions have by default
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     if world > 1:
-        _join_ranks(rank, world, here == world, cuda)
+        _join_ranks((meeting or Meeting()).store, rank, world, here == world, cuda)
     return Runtime(rank, world, local_rank, device, threads)
 
 
-def _join_ranks(rank: int, world: int, one_node: bool, cuda: bool) -> None:
+def _join_ranks(store: dist.Store, rank: int, world: int, one_node: bool, cuda: bool) -> None:
     global _gloo
-    if "RANK" not in os.environ:
-        slurm_rendezvous()
-    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise ValueError("WORLD_SIZE is set but MASTER_ADDR or MASTER_PORT is not; start with torchrun or srun")
     if one_node and Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo needs a host name that resolves
     atexit.register(_leave_gloo)
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=world, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=COLLECTIVE_TIMEOUT
+        )
         _gloo = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if cuda else None
     except RuntimeError as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise PeerLost(f"the {world} ranks did not meet at {address} ({_first_line(error)})") from None
+        raise PeerLost(_not_met(world, error)) from None
+
+
+def _not_met(world: int, error: BaseException) -> str:
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return f"the {world} ranks did not meet at {address} ({_first_line(error)})"
 
 
 def default_threads(ranks_here: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 class ConfigError(Exception):
     """A configuration that cannot run; the text is one line that names the fix. Exit code 78."""
+
+    exit_code = 78
 
 
 @dataclass(frozen=True)
@@ -322,11 +325,11 @@ ARCHITECTURE = frozenset(
         "down latent_channels width num_res disc_width space vae widths attention head_dim"
     ).split()
 )
-# These do not change the result: they are not part of the run's name and may differ on resume.
+# These do not change the result, but for rounding: they are not part of the run's name and may differ on resume.
 FREE = frozenset(
     (
         "run preset dry_run override init_from total_kimg compile threads log_kimg sample_kimg "
-        "checkpoint_minutes checkpoint_kimg keep max_bad val_split sampler steps"
+        "checkpoint_minutes checkpoint_kimg keep max_bad val_split sampler steps accumulate"
     ).split()
 )
 
@@ -431,6 +434,13 @@ def check(config) -> None:
         raise ConfigError(
             "no data: give --data FOLDER (ADNI, OASIS, class folders, NIfTI), a .pack file, or --data phantom"
         )
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"--{field.name.replace('_', '-')} {value}: must be a finite number")
+    if not 0 <= config.max_bad <= 1:
+        raise ConfigError(f"--max-bad {config.max_bad}: a fraction, from 0 to 1")
+    _check_init_from(config)
     if config.batch < 1 or config.accumulate < 1:
         raise ConfigError(f"--batch {config.batch} and --accumulate {config.accumulate} must be at least 1")
     if isinstance(config, GanConfig):
@@ -438,6 +448,20 @@ def check(config) -> None:
     else:
         _check_denoising(config)
     check_world(config, world=int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def _check_init_from(config) -> None:
+    """The run to start from has a checkpoint and the same architecture; found before anything is made or decoded."""
+    if not config.init_from:
+        return
+    start = Path(config.init_from).expanduser()
+    if not any((start / "checkpoints").glob("*.json")):
+        raise ConfigError(f"--init-from {start}: no checkpoint there; name a run directory that has one")
+    stored = read_json(start / "config.json")
+    differ = sorted(k for k in ARCHITECTURE & set(asdict(config)) & set(stored) if stored[k] != getattr(config, k))
+    if differ:
+        text = ", ".join(f"--{k.replace('_', '-')} {stored[k]} -> {getattr(config, k)}" for k in differ)
+        raise ConfigError(f"--init-from {start}: another architecture ({text}); use its values")
 
 
 def _check_numbers(config, positive: str, not_negative: str) -> None:
@@ -458,8 +482,11 @@ def _check_gan(config: GanConfig) -> None:
         "total_kimg log_kimg sample_kimg lr channel_base channel_max z_dim w_dim mapping_layers r1_interval pl_interval keep",
         "gamma pl_weight style_mixing ema_kimg ema_rampup ada_kimg checkpoint_minutes checkpoint_kimg threads crop",
     )
-    if config.style_mixing > 1:
-        raise ConfigError(f"--style-mixing {config.style_mixing}: a probability, at most 1")
+    for name in ("style_mixing", "pl_decay"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
+    if not -1 <= config.ada_target <= 1:
+        raise ConfigError(f"--ada-target {config.ada_target}: a mean of signs, from -1 to 1")
     if config.channel_base < r:
         raise ConfigError(
             f"--channel-base {config.channel_base}: less than one feature map at {r} px; use at least {r * 8}"

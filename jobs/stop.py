@@ -48,6 +48,31 @@ def ignore_signals_in_worker(*_args) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def exit_code(error: BaseException | None) -> int:
+    """The exit code that an exception means; 0 for none. Exceptions with a code of their own have it in `exit_code`."""
+    if error is None:
+        return DONE
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return getattr(error, "exit_code", 1)
+
+
+class Stopped(Exception):
+    """A signal asked to stop before there is anything to save. Its exit code is that of a stop in the loop."""
+
+    def __init__(self, name: str):
+        super().__init__("Ctrl-C" if name == "INT" else name)
+        self.exit_code = DONE if name == "INT" else CONTINUE
+
+
+def raise_if_asked() -> None:
+    """Raise Stopped if a signal came; for long work before the loop."""
+    for name in _received:
+        raise Stopped(name)
+
+
 def job_end_time() -> float | None:
     """When Slurm will end this job, in Unix seconds; None outside Slurm or where it will not tell.
 

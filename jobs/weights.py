@@ -17,6 +17,8 @@ FORMAT = 1
 class WeightsError(Exception):
     """A weights file that cannot be used; the text is one line that names the fix. Exit code 78."""
 
+    exit_code = 78
+
 
 def write_weights(path: Path, states: dict[str, dict[str, torch.Tensor]], about: dict) -> None:
     """Write `<name>.<parameter or buffer>` of every state dict; `about` (JSON-able) says what they are.

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 COLLAPSE_RATIO = 0.35  # generated slices that vary less than this share of the real ones: the generator has collapsed
+COLLAPSE_FLOOR = 0.1  # the same for a generator that never varied more
 SIZE = 16  # images are compared at this resolution, where anatomy and position show and noise does not
 
 
@@ -24,8 +25,12 @@ def diversity(images: Tensor) -> float:
 
 
 def diversity_ratio(fake: Tensor, real: Tensor) -> float:
-    """Diversity of generated over that of real images (same range); 1 where they vary alike, 0 after total collapse."""
-    return diversity(fake) / max(diversity(real), 1e-12)
+    """Diversity of generated over that of real images (same range); 1 where they vary alike, 0 after total collapse.
+
+    NaN where the real images are all the same, so that there is nothing to compare with.
+    """
+    real_diversity = diversity(real)
+    return diversity(fake) / real_diversity if real_diversity > 1e-6 else float("nan")
 
 
 def class_diversity(images: Tensor, labels: Tensor) -> dict[int, float]:

@@ -13,8 +13,9 @@ from data.batches import Batches
 from data.pack import ensure_pack
 from jobs import runtime, specs
 from jobs.checkpoint import Checkpoints, Diverged, to_host
-from jobs.loop import Upkeep, due
+from jobs.loop import Upkeep, due, replace_weights
 from jobs.rundir import RunDir
+from jobs.weights import read_weights
 
 TINY = (
     "--preset quickstart --data phantom:32 --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 --w-dim 16 "
@@ -171,16 +172,43 @@ def test_divergence_skips_the_data_that_caused_it(pack, tmp_path, monkeypatch):
 
 def test_collapse_is_said_and_marks_the_checkpoint():
     counters, said = {"best_diversity": 0.0, "healthy": True}, []
-    train_gan.judge_health({"diversity": 0.1}, counters, said.append)
+    train_gan.judge_health({"diversity": 0.1}, counters, 8000, said.append)
     assert counters["healthy"] and not said  # a young generator is not a collapsed one
-    train_gan.judge_health({"diversity": 0.95}, counters, said.append)
-    train_gan.judge_health({"diversity": 0.2}, counters, said.append)
+    train_gan.judge_health({"diversity": 0.95}, counters, 8000, said.append)
+    train_gan.judge_health({"diversity": 0.2}, counters, 8000, said.append)
     assert not counters["healthy"] and "MODE COLLAPSE" in said[0]
-    train_gan.judge_health({"diversity": 0.9}, counters, said.append)
+    train_gan.judge_health({"diversity": 0.9}, counters, 8000, said.append)
     assert counters["healthy"]
+
+
+def test_a_generator_that_never_varied_is_collapsed_too():
+    counters, said = {"best_diversity": 0.0, "healthy": True}, []
+    train_gan.judge_health({"diversity": 0.05}, counters, 8000, said.append)
+    assert counters["healthy"] and not said
+    train_gan.judge_health({"diversity": 0.05}, counters, 20_000, said.append)
+    assert not counters["healthy"] and "0.05" in said[0]
 
 
 def test_intervals_are_a_function_of_images_seen():
     ticks = [nimg for nimg in range(0, 200, 8) if due(nimg, 8, 0.02)]
     assert ticks == [0, 24, 40, 64, 80, 104, 120, 144, 160, 184]
     assert not any(due(nimg, 8, 0.0) for nimg in range(0, 200, 8))
+
+
+def test_weights_from_before_a_collapse_stay(tmp_path):
+    run = RunDir(tmp_path)
+    aside = run.weights.with_name("weights-healthy.safetensors")
+
+    def write(value: float, healthy: bool) -> None:
+        replace_weights(run, {"G_ema": {"w": torch.full((2,), value)}}, {"job": "stylegan2", "config": {}}, healthy)
+
+    def value(path) -> float:
+        return float(read_weights(path)[0]["G_ema.w"][0])
+
+    write(1.0, True)
+    assert not aside.exists()
+    write(2.0, False)
+    write(3.0, False)
+    assert value(run.weights) == 3 and value(aside) == 1
+    write(4.0, True)
+    assert value(run.weights) == 4 and not aside.exists()

@@ -1,0 +1,185 @@
+"""What happens before and around training: refusals on all ranks, changed data, changed flags, stops while packing."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from jobs.checkpoint import Checkpoints
+
+SHORT = ("--total-kimg", "0.04", "--log-kimg", "0.008")
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory):
+    return tmp_path_factory.mktemp("packs")
+
+
+@pytest.fixture(scope="module")
+def finished(packs, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    assert tiny.train(run, *SHORT, packs=packs) == 0, tiny.output(run)
+    return run
+
+
+def copy(run, to):
+    subprocess.run(["cp", "-a", str(run), str(to)], check=True)
+    return to
+
+
+def pictures(folder, count: int, shade: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        image = np.random.default_rng([i, shade]).integers(0, 255, (32, 32), np.uint8)
+        Image.fromarray(image).save(folder / f"{shade}_{i}.png")
+
+
+def test_all_ranks_leave_when_rank_0_refuses(finished, packs, tmp_path):
+    run = copy(finished, tmp_path / "run")
+    processes = tiny.start(run, *SHORT, "--total-kimg", "0.08", "--gamma", "9", packs=packs, ranks=2)
+    assert tiny.finish(processes, seconds=60) == [78, 78]
+    assert "--gamma 0.1 -> 9" in tiny.output(run, 0) and "error" not in tiny.output(run, 1)
+
+
+def test_a_divergence_in_the_optimizer_alone_ends_all_ranks_alike(packs, tmp_path):
+    """Adam's second moment overflows while the weights are still finite: seen where a checkpoint is due, on every rank."""
+    for ranks in (1, 2):
+        run = tmp_path / str(ranks)
+        flags = ("--total-kimg", "0.4", "--gamma", "1e25", "--r1-interval", "2")
+        assert tiny.finish(tiny.start(run, *flags, packs=packs, ranks=ranks), seconds=120) == [77] * ranks
+        assert "again after a roll-back" in tiny.output(run)
+
+
+def test_only_rank_0_packs(tmp_path):
+    run, packs = tmp_path / "run", tmp_path / "packs"
+    assert tiny.train(run, *SHORT, packs=packs, ranks=2) == 0, tiny.output(run)
+    text = tiny.output(run, 0) + tiny.output(run, 1)
+    assert text.count("packing 48") == 1 and len(list(packs.iterdir())) == 1
+
+
+def test_another_learning_rate_takes_effect(finished, packs, tmp_path):
+    run = copy(finished, tmp_path / "run")
+    before = Checkpoints(run / "checkpoints").load_latest()[1]
+    assert tiny.train(run, *SHORT, "--total-kimg", "0.08", "--lr", "1e-20", "--override", packs=packs) == 0
+    after = Checkpoints(run / "checkpoints").load_latest()[1]
+    assert after["opt_G"]["param_groups"][0]["lr"] < 1e-19
+    assert torch.equal(before["G"]["const"], after["G"]["const"])
+
+
+def test_changed_data_are_refused(packs, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    for i, name in enumerate("pq"):
+        pictures(data / name, 12, i)
+    flags = (*SHORT, "--data", str(data), "--conditional")
+    assert tiny.train(run, *flags, packs=packs) == 0, tiny.output(run)
+    pictures(data / "p", 1, shade=7)
+    longer = (*flags, "--total-kimg", "0.08")
+    assert tiny.train(run, *longer, packs=packs) == 78
+    assert "the slices (train) are not those that the run began with" in tiny.output(run)
+    assert tiny.train(run, *longer, "--override", packs=packs) == 0
+    pictures(data / "z", 3)
+    assert tiny.train(run, *flags, "--total-kimg", "0.12", "--override", packs=packs) == 78
+    assert "the run learns the classes p, q, the data have p, q, z" in tiny.output(run)
+
+
+def test_accumulation_may_change_on_resume(finished, packs, tmp_path):
+    run = copy(finished, tmp_path / "run")
+    assert tiny.train(run, *SHORT, "--total-kimg", "0.08", "--accumulate", "2", packs=packs) == 0, tiny.output(run)
+
+
+def test_less_than_was_seen_is_refused(finished, packs, tmp_path):
+    run = copy(finished, tmp_path / "run")
+    (run / "DONE").unlink()
+    assert tiny.train(run, *SHORT, "--total-kimg", "0.016", packs=packs) == 78
+    assert "has seen 0.04 kimg already" in tiny.output(run)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 85), (signal.SIGINT, 0)])
+def test_stopping_while_packing(tmp_path, number, code):
+    run, packs = tmp_path / "run", tmp_path / "packs"
+    (process,) = tiny.start(run, "--data", "phantom:100000", "--resolution", "64", packs=packs)
+    tiny.wait_until(lambda: list(packs.glob(".*.tmp")))
+    process.send_signal(number)
+    assert process.wait(30) == code, tiny.output(run)
+    assert "before the training began" in tiny.output(run) and "Traceback" not in tiny.output(run)
+    assert not list(packs.iterdir())
+
+
+@pytest.mark.parametrize(("flags", "text"), [
+    (("--total-kimg", "inf"), "--total-kimg inf: must be a finite number"), (("--max-bad", "5"), "--max-bad 5"),
+    (("--init-from", "/nonexistent"), "no checkpoint there"), (("--crop", "300"), None),
+    (("--pl-decay", "7"), "--pl-decay 7"), (("--ada-target", "9"), "--ada-target 9"),
+])  # fmt: skip
+def test_dry_run_finds_what_the_run_would(flags, text, tmp_path, packs):
+    data = tmp_path / "data"
+    pictures(data, 5)
+    command = [sys.executable, "train_gan.py", *tiny.TINY, "--data", str(data), *flags, "--dry-run", "--run", str(tmp_path / "run")]  # fmt: skip
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, env=tiny.environment(packs))
+    assert done.returncode == 78 and "Traceback" not in done.stderr
+    assert (text or "--crop 300 is larger than the slices") in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_compares_with_the_run_and_shows_warnings(finished, tmp_path, packs):
+    command = [sys.executable, "train_gan.py", *tiny.TINY, "--run", str(finished), "--gamma", "77", "--dry-run"]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, env=tiny.environment(packs))
+    assert done.returncode == 78 and "--gamma 0.1 -> 77" in done.stderr
+    pictures(tmp_path / "data" / "train" / "AD", 5)
+    command = [
+        sys.executable,
+        "train_gan.py",
+        *tiny.TINY,
+        "--data",
+        str(tmp_path / "data"),
+        "--conditional",
+        "--dry-run",
+    ]
+    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, env=tiny.environment(packs))
+    assert done.returncode == 78 and "fewer than two classes" in done.stderr
+
+
+def test_class_folders_with_bytes_that_are_no_text(packs, tmp_path):
+    data, run = tmp_path / "data", tmp_path / "run"
+    pictures(data / "plain", 6)
+    try:
+        pictures(data / b"caf\xe9".decode(errors="surrogateescape"), 6, 1)
+    except OSError:
+        pytest.skip("this file system has text names only")
+    assert tiny.train(run, *SHORT, "--data", str(data), "--conditional", packs=packs) == 0, tiny.output(run)
+    assert json.loads((run / "data.json").read_text())["classes"] == ["caf%E9", "plain"]
+
+
+def test_a_damaged_pack_in_the_cache_is_built_again(packs, tmp_path):
+    run = tmp_path / "run"
+    own = tmp_path / "packs"
+    assert tiny.train(run, *SHORT, packs=own) == 0
+    (pack,) = own.iterdir()
+    content = bytearray(pack.read_bytes())
+    content[-1000:] = bytes(1000)
+    pack.write_bytes(content)
+    assert tiny.train(tmp_path / "again", *SHORT, packs=own) == 0
+    assert "do not match their SHA-256" in tiny.output(tmp_path / "again")
+    assert tiny.weights_hash(run) == tiny.weights_hash(tmp_path / "again")
+
+
+def test_eta_stays_in_the_heartbeat(packs, tmp_path):
+    run = tmp_path / "run"
+    (process,) = tiny.start(run, "--total-kimg", "40", packs=packs)
+    try:
+        tiny.wait_until(
+            lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) > 3
+        )
+        time.sleep(6)  # a heartbeat is written every few seconds at most
+        status = json.loads((run / "status.json").read_text())
+    finally:
+        tiny.kill([process])
+    assert status["state"] == "running" and status["eta_s"] > 0
