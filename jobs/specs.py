@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -535,14 +536,31 @@ def gan_memory_gb(config, world: int = 1) -> float:
     """
     micro = config.batch / (world * config.accumulate)
     bytes_per_value = 4 if config.precision == "fp32" else 2
-    parameters, activations, r = 0.0, 0.0, 4
+    activations, r = 0.0, 4
+    while r <= config.resolution:
+        c = min(config.channel_base // r, config.channel_max)
+        activations += 2 * micro * 14 * c * r * r * bytes_per_value
+        r *= 2
+    return (gan_parameters(config) * 4 * 4.5 + activations) / 1e9
+
+
+def gan_parameters(config) -> float:
+    """Rough number of parameters of G and D together."""
+    parameters, r = 0.0, 4
     while r <= config.resolution:
         c = min(config.channel_base // r, config.channel_max)
         parameters += 2 * (2 * 9 * c * c + 2 * c * config.w_dim)
-        activations += 2 * micro * 14 * c * r * r * bytes_per_value
         r *= 2
-    parameters += config.mapping_layers * config.w_dim**2 + 16 * min(config.channel_base // 4, config.channel_max) ** 2
-    return (parameters * 4 * 4.5 + activations) / 1e9
+    return (
+        parameters
+        + config.mapping_layers * config.w_dim**2
+        + 16 * min(config.channel_base // 4, config.channel_max) ** 2
+    )
+
+
+def gan_checkpoint_gb(config) -> float:
+    """Rough size of one checkpoint in GB: fp32 weights of G and D, Adam's two moments of both, the EMA of G."""
+    return gan_parameters(config) * 4 * 3.5 / 1e9
 
 
 def vae_parameters(config: VaeConfig) -> float:
@@ -592,3 +610,19 @@ def diffusion_checkpoint_gb(config: DiffusionConfig) -> float:
 
 def to_json(config) -> str:
     return json.dumps(asdict(config), indent=2, sort_keys=True)
+
+
+# --- the jobs that launch.py and the sbatch scripts start --------------------------------------------------------------
+@dataclass(frozen=True)
+class Job:
+    """One kind of training job. memory_gb(config, world) is per GPU, checkpoint_gb(config) per checkpoint; both rough."""
+
+    script: str
+    config: type
+    memory_gb: Callable[..., float]
+    checkpoint_gb: Callable[..., float]
+
+
+JOBS: dict[str, Job] = {
+    "stylegan2": Job("train_gan.py", GanConfig, gan_memory_gb, gan_checkpoint_gb),
+}

@@ -4,7 +4,25 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+from cluster import Cluster, missing
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """A private Slurm cluster (tests/cluster.py), shared by all tests: each leaves its queue empty."""
+    if lack := missing():
+        if os.environ.get("CI"):
+            pytest.fail(f"no Slurm for the tests: {lack}")
+        pytest.skip(f"no Slurm for the tests: {lack}")
+    cluster = Cluster()
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()

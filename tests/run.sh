@@ -5,6 +5,15 @@ cd "$(dirname "$0")/.."
 source jobs/venv.sh
 ensure_venv requirements.txt tests/requirements.txt
 
+# The tests of jobs run on a real Slurm, on this machine. Where it cannot be installed they are skipped with the reason.
+have_slurm() { local tool; for tool in slurmctld slurmd munged sbatch; do PATH=$PATH:/usr/sbin command -v $tool >/dev/null || return 1; done; }
+if ! have_slurm && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "Installing slurmctld slurmd slurm-client munge with apt-get (for the tests of jobs)"
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge; } >/dev/null 2>&1 \
+        || echo "WARNING: apt-get could not install Slurm; the tests of jobs are skipped" >&2
+fi
+
 selection=(-m "not long and not gpu")
 if [ "${1:-}" = "--long" ]; then
     shift

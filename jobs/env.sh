@@ -1,0 +1,58 @@
+# Sourced on the compute node, from the root of the code to run, by the sbatch scripts (then: train NAME FLAGS) and by the
+# jobs that launch.py queues (RUN and PYTHON are set, srun follows). Finds Python, sets the environment, and sees to it that
+# `jobs.requeue` hears how the tasks ended. srun must not be exec'd: this shell has to outlive the tasks.
+set -euo pipefail
+CODE=$PWD
+
+node_python() {  # never installs anything: a compute node may have no network
+    source jobs/venv.sh
+    if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then PYTHON=$PWD/.venv/bin/python; fi
+    PYTHON=$(find_python) || exit 78
+    if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "tyro"))))'; then
+        echo "error: $PYTHON has no torch or tyro; on the login node: python3 -m venv --system-site-packages .venv && .venv/bin/pip install -r requirements.txt" >&2
+        exit 78
+    fi
+    export PYTHON
+}
+
+begin() {  # begin RUN | begin --job NAME -- FLAGS: sets RUN and COMMAND, or leaves when there is nothing to do
+    local text
+    text=$("$PYTHON" -m jobs.requeue --begin "$@") || exit $?
+    eval "$text"
+    # Compiled kernels on shared storage: a restart on another node does not compile again.
+    export TORCHINDUCTOR_CACHE_DIR=${RUN%/*}/.cache/torchinductor TRITON_CACHE_DIR=${RUN%/*}/.cache/triton
+}
+
+hand_over() {  # the EXIT trap
+    local code=$?
+    trap '' TERM USR1 USR2 HUP INT
+    trap - EXIT
+    set +e
+    cd "$CODE" && "$PYTHON" -m jobs.requeue "$RUN" --code "$code"
+    exit $?
+}
+
+tasks() {  # one task per GPU
+    srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --unbuffered "$@"
+}
+
+train() {  # train NAME FLAGS: the body of an sbatch script
+    local name=$1
+    shift
+    begin --job "$name" -- "$@"
+    trap hand_over EXIT
+    tasks "$PYTHON" -u "${COMMAND[@]}"
+}
+
+if [ -z "${SLURM_JOB_ID:-}" ]; then
+    echo "error: this is a batch script of Slurm; submit it (sbatch jobs/stylegan2.sh), or use launch.py --local" >&2
+    exit 2
+fi
+# A shell without a trap dies of the TERM that Slurm sends to it and the tasks; the tasks then have no time to save.
+trap : TERM USR1 USR2
+export MPLBACKEND=Agg PYTHONUNBUFFERED=1
+node_python
+if [ -n "${RUN:-}" ]; then
+    trap hand_over EXIT
+    begin "$RUN"
+fi

@@ -1,0 +1,443 @@
+"""The start and the end of a job on its node: what to run, and, in one place, whether the run goes on. Torch-free.
+
+    python -m jobs.requeue --begin RUN                     start of a job that launch.py queued
+    python -m jobs.requeue --begin --job NAME -- FLAGS     start of a job that `sbatch jobs/NAME.sh FLAGS` queued
+    python -m jobs.requeue RUN --code N                    end: the tasks left with N
+
+jobs/env.sh calls both; the training process itself never requeues. `--begin` prints shell text for env.sh to evaluate.
+Where a site forbids requeueing, a successor that depends on this job (`afterany`) is queued at the start instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from jobs import sites, slurm, specs, stop, submit
+from jobs.plan import absolute_flags, resolve
+from jobs.rundir import RunDir, RunDirError, atomic_write
+from jobs.slurm import Job, SlurmError
+from jobs.specs import ConfigError
+
+MAX_RESTARTS = 20
+STUCK_AFTER = 2  # attempts in a row that ended by themselves and saw no new image
+RETRY_S = 600  # how long a silent controller is asked again
+FORBIDDEN = "presently disabled"  # Slurm's words for Requeue=0
+
+
+# --- the decision -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Decision:
+    """verdict: requeue, done, stopped, failed, stuck, budget. counted: whether it uses up the budget of restarts."""
+
+    verdict: str
+    why: str
+    counted: bool = False
+    by_slurm: bool = False  # Slurm has put the job back into the queue itself
+
+
+def decide(
+    code: int, done: bool, stop_file: bool, job: Job | None, restarts: int, reason: str = "", now: float = 0.0
+) -> Decision:
+    """What becomes of a run whose tasks left with `code`.
+
+    job: what the controller says, None where it says nothing. restarts: the job's count when this attempt began. reason:
+    the training process's own word for why it stopped. A job that is being ended from outside is COMPLETING while its
+    batch shell still lives; who did it shows in the fields beside it.
+    """
+    if done and code in (0, stop.CONTINUE):
+        return Decision("done", "the run is finished")
+    if stop_file or code == 0:
+        return Decision(
+            "stopped", "stopped by a person (STOP)" if stop_file else "the tasks left as if stopped by a person"
+        )
+    if code not in (stop.CONTINUE, stop.TRANSIENT) and code <= 128:
+        return Decision("failed", FAILURES.get(code, f"the tasks failed with exit code {code}"))
+    limit = "the time limit was reached"
+    if job is not None and job.restarts > restarts:
+        return Decision("requeue", "Slurm requeued the job", by_slurm=True)
+    if job is not None and job.preempt_time is not None and (job.start or 0) <= job.preempt_time:
+        return Decision("requeue", "the job was pre-empted")
+    if job is not None and (job.state == "TIMEOUT" or job.reason == "TimeLimit"):
+        return Decision("requeue", limit, counted=True)
+    if job is not None and job.state not in ("RUNNING", "SUSPENDED", "NODE_FAIL"):
+        return Decision("stopped", "cancelled by a person (scancel)")
+    ends_now = job is not None and job.end is not None and now > job.end - 60
+    if code == stop.CONTINUE and reason == "TERM" and job is not None and not ends_now:
+        return Decision("stopped", "a person sent TERM")
+    if code == stop.CONTINUE:
+        return Decision("requeue", limit if reason in LIMIT_SIGNS else "the run saved and asks to go on", counted=True)
+    if code == stop.TRANSIENT:
+        return Decision("requeue", "a fault that may pass (exit code 75)", counted=True)
+    name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
+    return Decision("requeue", f"a task was killed by {name}", counted=True)
+
+
+FAILURES = {
+    1: "the training script failed with a traceback",
+    stop.USAGE: "wrong training flags (exit code 2)",
+    stop.DIVERGED: "the losses were not finite (exit code 77)",
+    stop.BAD: "bad configuration or data (exit code 78)",
+    126: "the Python of this job cannot be executed on the node",
+    127: "the Python of this job, or srun, was not found on the node",
+}
+LIMIT_SIGNS = ("USR1", "USR2", "time limit")
+
+
+def within_budget(decision: Decision, nimg: int, lines: list[dict], since: float, max_restarts: int) -> Decision:
+    """The same decision, or `stuck` or `budget` instead of a requeue.
+
+    lines: the decisions in attempts.jsonl; those before `since`, when a person last started the run, do not count. nimg:
+    images in the newest checkpoint now. Pre-emptions, node failures and what people requeue by hand cost nothing.
+    """
+    if decision.verdict != "requeue" or not decision.counted:
+        return decision
+    used, idle, seen = 0, 0, 0
+    for line in lines:
+        before, seen = seen, max(int(line.get("nimg") or 0), seen)
+        if line.get("time", 0) < since:
+            continue
+        counted = bool(line.get("counted")) and line.get("decision") in ("requeue", "chain")
+        used += counted
+        idle = 0 if seen > before else idle + counted
+    idle = 0 if nimg > seen else idle + 1
+    if idle >= STUCK_AFTER:
+        return Decision("stuck", f"{decision.why}, and {idle} attempts in a row saw no new image")
+    if used >= max_restarts:
+        return Decision("budget", f"{decision.why}, and all {max_restarts} restarts (--max-restarts) are used up")
+    return decision
+
+
+# --- the end of a job -------------------------------------------------------------------------------------------------
+def finish(path: Path, code: int) -> int:
+    """Decide, write the decision down, carry it out. Returns the exit code for the job."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # Slurm may be ending the job already; this has to be finished in KillWait
+    run, job_id = RunDir(path), os.environ.get("SLURM_JOB_ID", "")
+    about, status = submit.read_jobs(path), run.read_status()
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    mine = not status.get("job_id") or status.get("job_id") == job_id
+    if not mine and code == stop.BAD and (other := _other_live_job(about, job_id)):
+        print(f"{path}: job {other} works on this run; this one changes nothing")
+        return code
+    reason = str(status.get("reason", "")) if mine and status.get("state") == "continue" else ""
+    job, nimg = _ask(job_id, code), run.newest_checkpoint()
+    decision = decide(code, run.done(), run.stop_requested(), job, restarts, reason, time.time())
+    lines = [line for line in run.read_attempts() if line.get("event") == "decision"]
+    limit = about.get("max_restarts", MAX_RESTARTS)
+    decision = within_budget(decision, nimg, lines, started_by_person(about), limit)
+    verdict, why = decision.verdict, decision.why
+    successors = _pending_successors(about, job_id)
+    if verdict == "requeue" and successors:
+        verdict, why = "chain", f"{why}; job {successors[0]} goes on"
+    elif verdict != "requeue" and successors and "scancel" in why:
+        atomic_write(path / "STOP", f"{why}, job {job_id}\n")
+    facts = dict(job_id=job_id, restart=restarts, code=code, nimg=nimg, counted=decision.counted)
+    _note(run, decision=verdict, why=why, **facts)
+    _write_state(path, verdict, why, status)
+    print(f"{path}: {SAYING[verdict]}: {why}", flush=True)
+    if verdict == "requeue" and not decision.by_slurm:
+        error = _requeue(job_id, restarts)
+        if error is not None:
+            verdict = _successor_at_the_end(run, about, job_id, error, facts)
+    elif verdict not in ("requeue", "chain"):
+        for successor in successors:
+            _try(slurm.cancel, successor)
+    return code if verdict in ("failed", "stuck", "budget") else 0
+
+
+SAYING = {
+    "requeue": "goes on in this job, back in the queue", "chain": "goes on in the next job", "done": "done",
+    "stopped": "stopped", "failed": "failed", "stuck": "stuck, not started again", "budget": "not started again",
+}  # fmt: skip
+
+
+def started_by_person(about: dict) -> float:
+    """When a person last queued the run; 0 if it is not known."""
+    times = [entry.get("time", 0) for entry in about.get("submitted", []) if entry.get("kind") != "chain"]
+    return max((t for t in times if isinstance(t, (int, float))), default=0.0)
+
+
+def _ask(job_id: str, code: int) -> Job | None:
+    """What the controller says of this job; asked again while it is silent, if the answer matters."""
+    end = time.monotonic() + (RETRY_S if code in (stop.CONTINUE, stop.TRANSIENT) or code > 128 else 0)
+    while job_id:
+        try:
+            return slurm.show_job(job_id)
+        except SlurmError as error:
+            if time.monotonic() > end:
+                print(f"WARNING: {error}", file=sys.stderr)
+                return None
+            time.sleep(10)
+    return None
+
+
+def _requeue(job_id: str, restarts: int) -> SlurmError | None:
+    """Put this job back into the queue. Returns what Slurm said against it for good."""
+    end = time.monotonic() + RETRY_S
+    while True:
+        try:
+            slurm.requeue(job_id)
+            return None
+        except SlurmError as error:
+            if FORBIDDEN in str(error) or not job_id:
+                return error
+            problem = error
+        try:
+            job = slurm.show_job(job_id)
+            if job is not None and (job.restarts > restarts or job.state == "PENDING"):
+                return None  # somebody else was quicker
+        except SlurmError:
+            pass
+        if time.monotonic() > end:
+            return problem
+        time.sleep(2)
+
+
+def _successor_at_the_end(run: RunDir, about: dict, job_id: str, error: SlurmError, facts: dict) -> str:
+    """Requeueing turned out to be impossible: queue another job for the run. Returns the verdict."""
+    try:
+        successor = queue_successor(run, about, slurm.show_job(job_id))
+        verdict, why = "chain", f"Slurm does not requeue here ({error}); job {successor} goes on"
+    except (SlurmError, submit.SubmitError) as second:
+        verdict, why = "failed", f"Slurm neither requeues ({error}) nor takes a successor ({second}); start it again"
+    _note(run, decision=verdict, why=why, **facts | {"counted": False})
+    _write_state(run.path, verdict, why, {})
+    print(f"{run.path}: {why}", flush=True)
+    return verdict
+
+
+def _note(run: RunDir, **fields) -> None:
+    try:
+        run.note("decision", **fields)
+    except OSError as error:  # a full disk must not keep a job from its requeue
+        print(f"WARNING: {run.attempts} cannot be written ({error.strerror})", file=sys.stderr)
+
+
+def _write_state(path: Path, verdict: str, why: str, status: dict) -> None:
+    """Bring status.json up to date where the training process could not."""
+    state = {"requeue": "queued", "chain": "queued", "budget": "failed"}.get(verdict, verdict)
+    if status.get("state") in ((state, "diverged") if verdict == "failed" else (state,)):
+        return  # the training process's own words are better
+    try:
+        submit.write_state(path, state, why)
+    except OSError as error:
+        print(f"WARNING: {path}/status.json cannot be written ({error.strerror})", file=sys.stderr)
+
+
+def _try(command, *arguments) -> None:
+    try:
+        command(*arguments)
+    except SlurmError as error:
+        print(f"WARNING: {error}", file=sys.stderr)
+
+
+# --- the start of a job -----------------------------------------------------------------------------------------------
+def begin(path: Path, kind: str) -> str:
+    """Look whether there is anything to do, and see to a successor where requeueing is forbidden. Returns shell text.
+
+    kind: main (queued by launch.py), sbatch, or chain. Only a person's start lifts STOP: launch.py does at submit, sbatch
+    here, a successor or a requeued job never.
+    """
+    run, job_id = RunDir(path), os.environ.get("SLURM_JOB_ID", "")
+    about = submit.read_jobs(path)
+    by_itself = kind == "chain" or int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    if by_itself and run.done():
+        return _nothing_to_do(f"{path} is done; nothing to do")
+    if kind == "chain" and not run.stop_requested() and (cancelled := _cancelled_before(about, job_id)):
+        atomic_write(path / "STOP", f"job {cancelled} was cancelled\n")
+    if run.stop_requested() and (by_itself or kind == "main"):
+        return _nothing_to_do(f"{path} was stopped by a person (STOP); nothing to do")
+    if not by_itself and (other := _other_live_job(about, job_id)):
+        return _nothing_to_do(f"{path}: job {other} works on this run already; nothing to do")
+    run.lift_stop()
+    try:
+        job = slurm.show_job(job_id) if job_id else None
+    except SlurmError as error:
+        job = None
+        print(f"WARNING: {error}", file=sys.stderr)
+    if job is not None and not job.requeue and not _pending_successors(about, job_id):
+        try:
+            print(f"No requeueing here: job {queue_successor(run, about, job)} stands ready to go on", file=sys.stderr)
+        except (SlurmError, submit.SubmitError) as error:
+            print(f"WARNING: no requeueing here, and no successor could be queued ({error})", file=sys.stderr)
+    _link_log(run, job)
+    return ""
+
+
+def begin_sbatch(job_name: str, flags: list[str]) -> tuple[Path, list[str], str]:
+    """What `sbatch jobs/NAME.sh FLAGS` is to run: the same run as launch.py's. (run directory, its flags, shell text)"""
+    if job_name not in specs.JOBS:
+        raise ConfigError(f"{job_name}: there is no such job; choose from {', '.join(specs.JOBS)}")
+    try:
+        names = set(slurm.partitions())
+    except SlurmError:
+        names = set()
+    site = sites.choose_site("", names).on(os.environ.get("SLURM_JOB_PARTITION", ""))
+    config, resolved = resolve(SimpleNamespace(job=job_name, name="", preset=""), flags, site)
+    path, flags = Path(config.run), list(absolute_flags(resolved, config))
+    command = [str(specs.ROOT / specs.JOBS[job_name].script), "--run", str(path), *flags]
+    return path, flags, f"RUN={shlex.quote(str(path))}\nCOMMAND=({shlex.join(command)})"
+
+
+def record_sbatch(path: Path, job_name: str, flags: list[str]) -> str:
+    """Make the run directory and enter this job into jobs.json. Returns the kind: sbatch, or chain for a successor."""
+    run, job_id = RunDir(path), os.environ.get("SLURM_JOB_ID", "")
+    run.create()
+    with submit.submit_lock(path):
+        about = submit.read_jobs(path)
+        submitted = about.get("submitted", [])
+        known = [entry.get("kind") for entry in submitted if entry["id"] == job_id]
+        if known:
+            return known[-1]
+        if _other_live_job(about, job_id):
+            return "sbatch"  # it will do nothing
+        submitted.append({"id": job_id, "kind": "sbatch", "time": round(time.time(), 1)})
+        about |= {"job": job_name, "argv": flags, "submitted": submitted}
+        about.setdefault("max_restarts", MAX_RESTARTS)
+        about.setdefault("chain", False)
+        _write_jobs(path, about)
+    _keep_diff(path)
+    return "sbatch"
+
+
+def queue_successor(run: RunDir, about: dict, job: Job | None) -> str:
+    """Queue a job that goes on with the run after `job` has ended, in any way, with the same resources. Returns its id."""
+    if job is None or about.get("job") not in specs.JOBS:
+        raise SlurmError("the job's own description is not known")
+    env, script = os.environ, f"jobs/{about['job']}.sh"
+    options = {
+        "--dependency": f"afterany:{job.id}", "--partition": job.partition, "--gres": job.gres,
+        "--time": slurm.format_time(job.limit_s), "--account": env.get("SLURM_JOB_ACCOUNT", ""),
+        "--qos": env.get("SLURM_JOB_QOS", ""), "--nodes": env.get("SLURM_JOB_NUM_NODES", ""),
+        "--ntasks-per-node": env.get("SLURM_NTASKS_PER_NODE", ""), "--cpus-per-task": env.get("SLURM_CPUS_PER_TASK", ""),
+        "--job-name": job.name, "--output": str(run.logs / "%j.out").replace("%j", "\0").replace("%", "%%").replace("\0", "%j"),
+    }  # fmt: skip
+    command = ["sbatch", "--parsable", "--no-requeue", *(f"{name}={value}" for name, value in options.items() if value)]
+    if not job.gres:
+        command.append("--gres=none")
+    command += [script, "--run", str(run.path), *map(str, about.get("argv", []))]
+    with submit.submit_lock(run.path), submit.clean_environment():
+        try:
+            done = subprocess.run(command, cwd=specs.ROOT, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise SlurmError(f"sbatch: {error}") from None
+        if done.returncode:
+            raise SlurmError(submit.plain_refusal(done.stderr))
+        successor = done.stdout.strip().split(";")[0]
+        about |= submit.read_jobs(run.path)
+        about["submitted"] = [
+            *about.get("submitted", []),
+            {"id": successor, "kind": "chain", "after": job.id, "time": round(time.time(), 1)},
+        ]
+        _write_jobs(run.path, about)
+    return successor
+
+
+def _write_jobs(path: Path, about: dict) -> None:
+    atomic_write(path / "jobs.json", json.dumps(about, indent=1) + "\n")
+
+
+def _nothing_to_do(text: str) -> str:
+    print(text, file=sys.stderr)
+    return "exit 0"
+
+
+def _live(ids: list[str]) -> list[str]:
+    """Those of the jobs that are queued or running; none where the controller does not answer."""
+    try:
+        return [job_id for job_id, job in slurm.squeue(ids).items() if job.active]
+    except SlurmError as error:
+        print(f"WARNING: {error}", file=sys.stderr)
+        return []
+
+
+def _slurm_ids(about: dict, *kinds: str) -> list[str]:
+    return [str(entry["id"]) for entry in about.get("submitted", []) if entry.get("kind") in kinds]
+
+
+def _other_live_job(about: dict, job_id: str) -> str:
+    """Another job that works on the run or is about to, '' if there is none."""
+    own = {job_id, os.environ.get("SLURM_ARRAY_JOB_ID", "-") + "_" + os.environ.get("SLURM_ARRAY_TASK_ID", "-")}
+    ids = [i for i in _slurm_ids(about, "main", "sbatch", "chain") if i not in own]
+    live = _live(ids[-20:]) if ids else []
+    return live[0] if live else ""
+
+
+def _pending_successors(about: dict, job_id: str) -> list[str]:
+    ids = [i for i in _slurm_ids(about, "chain") if i != job_id]
+    return _live(ids[-20:]) if ids else []
+
+
+def _cancelled_before(about: dict, job_id: str) -> str:
+    """The job that this successor follows, if a person cancelled it (it may have been killed before it could say so)."""
+    entry = next((e for e in about.get("submitted", []) if e["id"] == job_id), {})
+    try:
+        before = slurm.show_job(entry["after"]) if "after" in entry else None
+    except SlurmError:
+        return ""
+    return before.id if before is not None and before.state == "CANCELLED" else ""
+
+
+def _link_log(run: RunDir, job: Job | None) -> None:
+    """Let logs/<job id>.out lead to the output of a job whose sbatch script put it elsewhere."""
+    if job is None or not job.stdout:
+        return
+    link = run.logs / f"{job.id}.out"
+    if Path(job.stdout).absolute() != link.absolute() and not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(job.stdout).absolute())
+
+
+def _keep_diff(path: Path) -> None:
+    """sbatch runs the repository as it is: what differs from its commit is kept in code.diff (best effort)."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(specs.ROOT), "diff", "HEAD"], capture_output=True, text=True, errors="replace", timeout=20
+        )
+        if done.returncode == 0:
+            atomic_write(path / "code.diff", done.stdout)
+    except (OSError, subprocess.SubprocessError):
+        pass
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.requeue", description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="?", help="run directory")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--begin", action="store_true", help="start of a job")
+    action.add_argument("--code", type=int, help="end of a job: the exit code of its tasks")
+    parser.add_argument("--job", help="the job that an sbatch script starts; its training flags follow --")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    cut = argv.index("--") if "--" in argv else len(argv)
+    options, flags = parser.parse_args(argv[:cut]), argv[cut + 1 :]
+    if (options.run is None) != (options.begin and options.job is not None):
+        parser.error("give either RUN, or --begin --job NAME")
+    try:
+        if not options.begin:
+            return finish(Path(options.run).absolute(), options.code)
+        if options.job is None:
+            print(begin(Path(options.run).absolute(), "main"))
+        else:
+            path, flags, text = begin_sbatch(options.job, flags)
+            kind = record_sbatch(path, options.job, flags)
+            print(begin(path, kind) or text)
+    except (ConfigError, RunDirError, submit.SubmitError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return stop.BAD
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

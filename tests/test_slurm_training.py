@@ -1,0 +1,215 @@
+"""`sbatch jobs/stylegan2.sh` on a real Slurm: stopped, killed, requeued and chained runs equal the undisturbed run, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, leftovers
+from test_slurm_stops import decisions, starts, verdicts
+from tiny import ROOT, TINY, finish, output, start, wait_until, weights_hash
+
+from jobs.rundir import RunDir
+
+LENGTH = ("--total-kimg", "1.6")
+MARGIN = 120  # seconds before the limit at which the training process stops by itself (jobs/stop.py)
+
+
+@pytest.fixture
+def queue(cluster):
+    yield cluster
+    cluster.cancel_all()
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What runs that nobody stops come to, by number of ranks, and how long they take to begin (seconds)."""
+
+    weights: dict[int, str]
+    startup: dict[int, float]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, tmp_path_factory):
+    weights, startup = {}, {}
+    for ranks in (1, 2):
+        run, began = tmp_path_factory.mktemp("undisturbed") / "run", time.monotonic()
+        processes = start(run, *LENGTH, packs=cluster.dir / "packs", ranks=ranks)
+        wait_until(lambda run=run: seen(run) > 0, 120)
+        startup[ranks] = time.monotonic() - began
+        assert max(finish(processes)) == 0, output(run)
+        weights[ranks] = weights_hash(run)
+    return Undisturbed(weights, startup)
+
+
+def train(cluster: Cluster, run: Path, *options, flags: tuple = ()) -> str:
+    """`sbatch jobs/stylegan2.sh`, with the output where the test finds it; the job's id."""
+    run.parent.mkdir(exist_ok=True)
+    common = ("-p", "a100", f"--output={run.parent}/%j.log")
+    return cluster.sbatch(*common, *options, "jobs/stylegan2.sh", *TINY, *LENGTH, "--run", run, *flags)
+
+
+def log(run: Path) -> str:
+    return "".join(path.read_text(errors="replace") for path in sorted(run.parent.glob("*.log")))[-4000:]
+
+
+def seen(run: Path) -> int:
+    """Images in the newest row of metrics.jsonl."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["nimg"]
+    return 0
+
+
+def training(cluster: Cluster, run: Path, attempt: int) -> None:
+    """Wait until the given attempt has begun and logged something of its own."""
+    cluster.wait(lambda: len(starts(run)) == attempt, f"attempt {attempt}\n{log(run)}", 120)
+    before = starts(run)[-1]["nimg"]
+    cluster.wait(lambda: seen(run) > before, f"progress of attempt {attempt}\n{log(run)}", 60)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_two_time_limits_and_a_killed_rank_change_nothing(queue, undisturbed, tmp_path, nodes):
+    """The first limit is moved near while the process still starts, and so it stops by its own clock; the second stop is
+    Slurm's warning signal. On two nodes a rank is killed as well."""
+    run = tmp_path / "run"
+    job = train(queue, run, "-t", "10", "-N", nodes, "--signal=USR2@1")
+    queue.wait(lambda: queue.state(job) == "RUNNING", "the first start", 60)
+    queue.move_limit(job, MARGIN + round(undisturbed.startup[nodes] + 3))
+    queue.wait(lambda: len(verdicts(run)) == 1, f"the time limit\n{log(run)}", 120)
+    training(queue, run, 2)
+    queue.run("scancel", "--signal=USR2", job)
+    queue.wait(lambda: len(verdicts(run)) == 2, f"the warning\n{log(run)}", 60)
+    if nodes == 2:
+        training(queue, run, 3)
+        (rank,) = [p for p in Path("/proc").glob("[0-9]*") if _is_rank(p, run, "1")]
+        os.kill(int(rank.name), signal.SIGKILL)
+    assert queue.wait_over(job) == "COMPLETED", log(run)
+    assert verdicts(run) == ["requeue"] * (nodes + 1) + ["done"], log(run)
+    assert all(line["counted"] and "time limit" in line["why"] for line in decisions(run)[:2])
+    assert queue.restarts(job) == nodes + 1
+    # Each stop kept all that was seen: the next attempt begins where it ended.
+    assert [line["nimg"] for line in starts(run)] == [0, *(line["nimg"] for line in decisions(run)[:-1])]
+    assert weights_hash(run) == undisturbed.weights[nodes]
+    assert not leftovers(run)
+
+
+def _is_rank(process: Path, run: Path, rank: str) -> bool:
+    with contextlib.suppress(OSError):
+        variables = (process / "environ").read_bytes().split(b"\0")
+        return f"SLURM_PROCID={rank}".encode() in variables and _trains(process, run)
+    return False
+
+
+def _trains(process: Path, run: Path) -> bool:
+    words = (process / "cmdline").read_bytes().split(b"\0")
+    return str(run).encode() in words and any(word.endswith(b"train_gan.py") for word in words)
+
+
+def chain_of(run: Path) -> list[str]:
+    about = json.loads((run / "jobs.json").read_text())
+    return [entry["id"] for entry in about["submitted"]]
+
+
+def test_where_requeueing_is_forbidden_a_chain_finishes_the_run(queue, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    job = train(queue, run, "--no-requeue", "-t", "10", "--gres=gpu:a100:1", "--job-name=x y")
+    training(queue, run, 1)
+    assert len(chain_of(run)) == 2
+    successor = queue.show(chain_of(run)[1])
+    assert successor["JobState"] == "PENDING" and successor["Dependency"].startswith(f"afterany:{job}")
+    assert successor["TimeLimit"] == "00:10:00" and successor["TresPerNode"] == "gres:gpu:a100:1"
+    queue.run("scancel", "--signal=USR2", job)
+    training(queue, run, 2)
+    queue.wait_over(chain_of(run)[1])
+    queue.wait(lambda: not queue.run("squeue", "-h"), "the end of the chain", 60)
+    assert verdicts(run) == ["chain", "done"], log(run)
+    assert weights_hash(run) == undisturbed.weights[1]
+    first, second, third = chain_of(run)
+    assert [queue.state(j) for j in (first, second, third)] == ["COMPLETED", "COMPLETED", "CANCELLED"]
+
+
+def test_a_stop_of_the_first_link_ends_the_whole_chain(queue, tmp_path):
+    run = tmp_path / "run"
+    job = train(queue, run, "--no-requeue", "-t", "10")
+    training(queue, run, 1)
+    queue.run("scancel", job)
+    queue.wait(lambda: not queue.run("squeue", "-h"), "an empty queue", 60)
+    assert verdicts(run) == ["stopped"], log(run)
+    assert len(starts(run)) == 1
+    assert RunDir(run).stop_requested()
+
+
+def test_sbatch_again_resumes_a_stopped_run_and_leaves_a_live_one_alone(queue, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    first = train(queue, run)
+    training(queue, run, 1)
+    second = train(queue, run)
+    assert queue.wait_over(second) == "COMPLETED"
+    assert f"job {first} works on this run already" in log(run)
+    assert RunDir(run).read_status()["state"] == "running"
+    (run / "STOP").touch()
+    assert queue.wait_over(first) == "COMPLETED"
+    third = train(queue, run)
+    assert queue.wait_over(third) == "COMPLETED", log(run)
+    assert verdicts(run) == ["stopped", "done"]
+    assert any(line["event"] == "stop lifted" for line in RunDir(run).read_attempts())
+    assert weights_hash(run) == undisturbed.weights[1]
+
+
+def test_wrong_flags_fail_at_once_with_their_line(queue, tmp_path):
+    run = tmp_path / "run"
+    typo = train(queue, run, flags=("--bacth", "8"))
+    value = train(queue, run, flags=("--resolution", "48"))
+    assert queue.wait_over(typo) == queue.wait_over(value) == "FAILED"
+    assert queue.show(typo)["ExitCode"] == "2:0" and queue.show(value)["ExitCode"] == "78:0"
+    assert "--bacth" in log(run) and "power of two" in log(run)
+    assert not run.exists()
+
+
+def test_from_elsewhere_the_script_says_where_to_submit_it(queue, tmp_path):
+    job = queue.sbatch("-p", "a100", f"--output={tmp_path}/log", ROOT / "jobs/stylegan2.sh", cwd=tmp_path)
+    assert queue.wait_over(job) == "FAILED"
+    assert "not the repository's root" in (tmp_path / "log").read_text()
+
+
+def test_the_same_flags_are_the_same_run_as_the_training_scripts(queue, tmp_path):
+    """Without --run the sbatch script comes to the default name, with the preset said aloud."""
+    flags = ["--preset", "quickstart", "--dry-run"]
+    expected = json.loads(queue.run(queue.env["PYTHON"], "train_gan.py", *flags))["run"]
+    text = queue.run(
+        queue.env["PYTHON"], "-c",
+        "import sys; from jobs.requeue import begin_sbatch; print(begin_sbatch('stylegan2', sys.argv[1:])[0])", *flags[:2],
+    )  # fmt: skip
+    assert text == expected
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_real_time_limits(queue, tmp_path, nodes):
+    """A limit of three minutes for work of four: stops a minute after each start, because the margin is two minutes."""
+    run, still = tmp_path / "run", tmp_path / "still"
+    flags = ("--total-kimg", "20")
+    job = train(queue, run, "-t", "3", "-N", nodes, flags=flags)
+    assert queue.wait_over(job, 900) == "COMPLETED", log(run)
+    assert verdicts(run).count("requeue") >= 2
+    assert max(finish(start(still, *flags, packs=queue.dir / "packs", ranks=nodes), 600)) == 0
+    assert weights_hash(run) == weights_hash(still)
+
+
+@pytest.mark.long
+def test_slurms_own_warning_of_the_limit(queue, tmp_path):
+    """USR2 as Slurm sends it, at a tick of its half-minute clock; the limit moved after the process read it."""
+    run = tmp_path / "run"
+    job = train(queue, run, "--signal=USR2@1", "-t", "30", flags=("--total-kimg", "40"))
+    training(queue, run, 1)
+    queue.move_limit(job, 35)
+    queue.wait(lambda: verdicts(run), "the warning", 90)
+    assert verdicts(run) == ["requeue"] and "time limit" in decisions(run)[0]["why"]
+    time.sleep(1)
+    assert queue.state(job) in ("PENDING", "COMPLETING", "CONFIGURING", "RUNNING")
