@@ -662,7 +662,7 @@ def open_sampler(args: argparse.Namespace) -> GanModel | DiffusionModel:
         raise ConfigError(" ".join(str(error).split())) from None
     if job == "vae":
         raise ConfigError(
-            f"{path}: a VAE has no way to generate by itself; train_diffusion.py trains one on its latents"
+            f"{path}: weights of a 'vae' job, which cannot generate by itself; use those of a stylegan2 or a diffusion run"
         )
     if job != "diffusion":
         if any(value is not None for value in (args.sampler, args.steps, args.guidance)):

@@ -652,4 +652,6 @@ class Job:
 
 JOBS: dict[str, Job] = {
     "stylegan2": Job("train_gan.py", GanConfig, gan_memory_gb, gan_checkpoint_gb),
+    "vae": Job("pretrain_vae.py", VaeConfig, vae_memory_gb, vae_checkpoint_gb),
+    "diffusion": Job("train_diffusion.py", DiffusionConfig, diffusion_memory_gb, diffusion_checkpoint_gb),
 }

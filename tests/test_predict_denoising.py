@@ -1,0 +1,199 @@
+"""predict.py with diffusion networks and VAEs: pictures that repeat, flags that fit, files that are not what they say."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+import predict
+from jobs import specs, stop
+from jobs.specs import DiffusionConfig, VaeConfig
+from jobs.weights import write_weights
+from models import diffusion
+from models.metrics import psnr, ssim
+from models.unet import UNet
+from models.vae import VAE, LatentScale
+
+VAE_SIZES = {"channels": 1, "latent_channels": 2, "width": 8, "down": 4, "num_res": 1}
+GEOMETRY = {"source_height": 30, "source_width": 24, "square": 30, "crop": 0, "resolution": 32}
+
+
+def randomised(module):
+    for p in module.parameters():
+        torch.nn.init.normal_(p, std=0.15)
+    return module.eval()
+
+
+def diffusion_file(path, *flags: str, pixel: bool = False, **about):
+    c = specs.parse(DiffusionConfig, [*tiny.FLAGS["train_diffusion.py"], *flags])
+    torch.manual_seed(0)
+    shape = [1, 32, 32] if pixel else [2, 8, 8]
+    widths, attention = specs.numbers(c.widths, "widths"), specs.numbers(c.attention, "attention")
+    unet = UNet(shape[-1], shape[0], widths=widths, num_res=1, attention_sides=attention, head_dim=8, num_classes=2)
+    parts = {
+        "unet": randomised(unet).state_dict(),
+        "latent_scale": LatentScale(torch.zeros(shape[0]), torch.ones(shape[0])).state_dict(),
+    }
+    if not pixel:
+        parts["vae_decoder"] = randomised(VAE(**VAE_SIZES).decoder).state_dict()
+    known = {"job": "diffusion", "config": specs.result_fields(c), "classes": ["NC", "AD"], "geometry": GEOMETRY, "nimg": 7000,
+             "shape": shape, "vae": None if pixel else VAE_SIZES}  # fmt: skip
+    write_weights(path, parts, known | about)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return diffusion_file(tmp_path_factory.mktemp("weights") / "weights.safetensors")
+
+
+def run(*argv) -> int:
+    return predict.main(predict.parse_args([str(a) for a in argv]))
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_generate_makes_pictures_at_the_slices_size_that_repeat_in_any_company(weights, tmp_path):
+    assert run("generate", "--weights", weights, "--out", tmp_path / "a", "--number", 4, "--steps", 4) == stop.DONE
+    assert run("generate", "--weights", weights, "--out", tmp_path / "b", "--number", 2, "--steps", 4) == stop.DONE
+    names = sorted(p.name for p in (tmp_path / "a").glob("0*.png"))
+    assert names == ["000000_NC.png", "000001_AD.png", "000002_NC.png", "000003_AD.png"]
+    assert pixels(tmp_path / "a" / names[0]).shape == (30, 24)
+    for name in names[:2]:
+        assert np.array_equal(pixels(tmp_path / "a" / name), pixels(tmp_path / "b" / name))
+    assert not np.array_equal(pixels(tmp_path / "a" / names[0]), pixels(tmp_path / "a" / names[2]))
+    about = json.loads((tmp_path / "a" / "generate.json").read_text())
+    assert (
+        about["settings"]["sampler"] == "midpoint"
+        and about["settings"]["steps"] == 4
+        and about["settings"]["guidance"] == 1.0
+    )
+
+
+@pytest.mark.parametrize("sampler", diffusion.SAMPLERS)
+def test_every_sampler_and_a_folder_of_other_settings_is_refused(weights, tmp_path, sampler, capsys):
+    assert (
+        run("generate", "--weights", weights, "--out", tmp_path, "--number", 1, "--steps", 4, "--sampler", sampler)
+        == stop.DONE
+    )
+    assert (
+        run("generate", "--weights", weights, "--out", tmp_path, "--number", 1, "--steps", 6, "--sampler", sampler)
+        == stop.BAD
+    )
+    assert "steps 4 -> 6" in capsys.readouterr().err
+
+
+def test_ancestral_noise_belongs_to_the_picture_not_to_its_batch(weights, tmp_path):
+    args = predict.parse_args(["generate", "--weights", str(weights), "--sampler", "ancestral", "--steps", "3"])
+    model = predict.open_sampler(args)
+    both = model.pictures(args, [4, 5])
+    assert np.abs(both[1].astype(int) - model.pictures(args, [5])[0].astype(int)).max() <= 1
+
+
+def test_guidance_and_class_change_the_picture(weights):
+    def one(*flags):
+        args = predict.parse_args(["generate", "--weights", str(weights), "--steps", "2", *flags])
+        return predict.open_sampler(args).pictures(args, [0]).astype(int)
+
+    plain = one("--class", "NC")
+    assert not np.array_equal(plain, one("--class", "AD"))
+    assert not np.array_equal(plain, one("--class", "NC", "--guidance", "4"))
+    assert np.array_equal(plain, one("--class", "0", "--guidance", "1"))
+
+
+def test_it_denoises_as_the_sampler_itself_does(weights):
+    """The picture is the decoder's, of what the free function makes of the same noise."""
+    args = predict.parse_args(["generate", "--weights", str(weights), "--steps", "4", "--sampler", "ddim", "--square"])
+    model = predict.open_sampler(args)
+    noise = torch.randn(2, 8, 8, generator=predict.runtime.generator(0, 3, "predict z"))[None]
+    with torch.no_grad():
+        guess = lambda x, t: model.unet(x, t, torch.tensor([1]))  # noqa: E731
+        denoise = diffusion.denoiser(guess, diffusion.make_schedule("flow"), "flow")
+        x0 = diffusion.sample(denoise, noise, diffusion.make_schedule("flow"), "ddim", 4)
+        expected = predict.to_uint8(model.decoder(x0)).numpy()
+    assert np.abs(model.pictures(args, [3]).astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_denoise_shows_every_stage(weights, tmp_path):
+    assert (
+        run("denoise", "--weights", weights, "--out", tmp_path, "--number", 2, "--steps", 6, "--sampler", "ddim")
+        == stop.DONE
+    )
+    with Image.open(tmp_path / "denoise.gif") as gif:
+        assert gif.n_frames >= 2
+    assert json.loads((tmp_path / "denoise.json").read_text())["frames"] == 7
+    strip = pixels(tmp_path / "denoise.png")
+    assert strip.shape[1] > 7 * 24 and strip.shape[0] > 2 * 30
+
+
+def test_pixels_and_fast_steps(tmp_path, capsys):
+    flags = "--space pixel --schedule linear --target v --times fast-uniform --sampler ddim --widths 8,8,8".split()
+    path = diffusion_file(tmp_path / "w.safetensors", *flags, pixel=True)
+    assert run("generate", "--weights", path, "--out", tmp_path / "out", "--number", 1) == stop.DONE
+    assert json.loads((tmp_path / "out" / "generate.json").read_text())["settings"]["steps"] == 11
+    assert run("generate", "--weights", path, "--out", tmp_path / "other", "--steps", "20") == stop.USAGE
+    assert "Fast-DDPM" in capsys.readouterr().err and not list(tmp_path.glob("other/0*"))
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (("--truncation", "0.7"), "--guidance"), (("--noise", "fixed"), "--guidance"), (("--class", "MCI"), "choose all"),
+])  # fmt: skip
+def test_flags_of_the_gan_are_refused(weights, tmp_path, flags, says, capsys):
+    assert run("generate", "--weights", weights, "--out", tmp_path, *flags) == stop.USAGE
+    assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("about", [
+    {"shape": [2, 8]}, {"shape": [2, 8, 10**9]}, {"vae": {"width": 8}}, {"classes": "NC"}, {"geometry": {"crop": -1}}, {"job": "vae"},
+    {"vae": VAE_SIZES | {"width": 4096}}, {"classes": ["NC"]},
+    {"config": {"schedule": "evil", "times": "uniform", "target": "flow"}},
+    {"config": {"schedule": "flow", "times": "uniform", "target": "flow", "widths": "9999999", "attention": "", "num_res": 1, "head_dim": 1, "resolution": 32, "conditional": True}},
+])  # fmt: skip
+def test_a_file_that_is_not_what_it_says_gets_one_line(tmp_path, about, capsys):
+    path = diffusion_file(tmp_path / "w.safetensors", "--conditional", **about)
+    assert run("generate", "--weights", path, "--out", tmp_path / "out", "--number", 1) == stop.BAD
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and str(path) in error
+
+
+def test_reconstruct_reports_psnr_and_ssim_by_subject(tmp_path, monkeypatch):
+    monkeypatch.setenv("BRAIN_PACK_DIR", str(tmp_path / "packs"))
+    c = specs.parse(VaeConfig, tiny.FLAGS["pretrain_vae.py"])
+    torch.manual_seed(0)
+    vae = randomised(VAE(**VAE_SIZES))
+    path = tmp_path / "w.safetensors"
+    about = {
+        "job": "vae",
+        "config": specs.result_fields(c) | {"num_res": 1},
+        "classes": [],
+        "geometry": GEOMETRY,
+        "nimg": 0,
+    }
+    write_weights(path, {"vae": vae.state_dict()}, about)
+    assert run("reconstruct", "--weights", path, "--out", tmp_path / "out", "--data", "phantom:40") == stop.DONE
+    figures = json.loads((tmp_path / "out" / "reconstruct.json").read_text())
+    assert figures["slices"] == figures["subjects"] == 4 and "split val" in figures["data"]
+    from data.pack import ensure_pack
+
+    pack = ensure_pack("phantom:40", resolution=32, split="val", log=lambda *_: None)
+    real = torch.from_numpy(np.array(pack.images)).float() / 255
+    with torch.no_grad():
+        output = (vae.decode(vae.encode(2 * real - 1)[0]).clamp(-1, 1) + 1) / 2
+    scores = figures["mean and sd over subjects"]
+    assert scores["psnr"][0] == pytest.approx(float(psnr(output, real).mean()), abs=1e-3)
+    assert scores["ssim"][0] == pytest.approx(float(ssim(output, real).mean()), abs=1e-4)
+    assert scores["ssim"][1] == pytest.approx(float(ssim(output, real).double().std()), abs=1e-4)
+    assert (tmp_path / "out" / "reconstruct.png").is_file()
+
+
+def test_subjects_count_once_however_many_slices_they_have():
+    figures = predict.by_subject({"psnr": [10.0, 20.0, 40.0, float("inf")]}, ["a", "a", "b", "b"])
+    assert figures["mean and sd over subjects"]["psnr"][0] == pytest.approx((15 + 40) / 2)
+    assert figures["left out"]["psnr"] == 1 and figures["subjects"] == 2
