@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -196,7 +197,9 @@ def write_jobs(plan: Plan) -> None:
 def note_submitted(run: Path, ids: list[tuple[str, str]]) -> None:
     """Append (id, kind) of jobs just submitted to jobs.json."""
     about = {"submitted": []} | read_jobs(run)
-    about["submitted"] += [{"id": job_id, "kind": kind, "time": round(time.time(), 1)} for job_id, kind in ids]
+    for job_id, kind in ids:
+        here = {"host": socket.gethostname()} if kind == "local" else {}
+        about["submitted"].append({"id": job_id, "kind": kind, "time": round(time.time(), 1)} | here)
     atomic_write(run / "jobs.json", json.dumps(about, indent=1) + "\n")
 
 
