@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import pytest
+from cluster import Cluster
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -225,7 +227,7 @@ def test_on_a_real_cluster(login, tmp_path):
     job = login.sbatch(
         "-p", "a100", "--array=0-1", "--job-name=a JobState=FAILED | b", "--gres=gpu:a100:1", "-o", "/dev/null", "--wrap", "sleep 60",
     )  # fmt: skip
-    login.wait(lambda: login.state(f"{job}_0") == "RUNNING", "the start", 30)
+    login.wait(lambda: login.state(f"{job}_0") == "RUNNING", "the start")
     shown, queued = slurm.show_job(f"{job}_0"), slurm.squeue([job])
     assert set(queued) == {f"{job}_0", f"{job}_1"} <= set(slurm.squeue())
     for found in (shown, queued[f"{job}_0"]):
@@ -233,9 +235,9 @@ def test_on_a_real_cluster(login, tmp_path):
         assert found.active and found.limit_s == 1200 and 1190 < found.end - found.start < 1210
     assert shown.gres == "gpu:a100:1" and shown.stdout == "/dev/null"
     slurm.requeue(f"{job}_0")
-    login.wait(lambda: slurm.show_job(f"{job}_0").restarts == 1, "the requeue", 30)
+    login.wait(lambda: slurm.show_job(f"{job}_0").restarts == 1, "the requeue")
     slurm.cancel(job)
-    login.wait(lambda: slurm.show_job(f"{job}_1").state == "CANCELLED", "the end", 30)
+    login.wait(lambda: slurm.show_job(f"{job}_1").state == "CANCELLED", "the end")
     assert not slurm.squeue([job])[f"{job}_1"].active
     assert (
         slurm.show_job("7") is None and slurm.squeue(["7", job]).keys() == queued.keys() and slurm.squeue(["7"]) == {}
@@ -256,3 +258,29 @@ def test_test_only_on_a_real_cluster(login):
         assert not accepted and words in text, text
     accepted, text = slurm.test_only("#!/bin/bash\r\n#SBATCH -p a100\r\ntrue\r\n")
     assert not accepted and "DOS line breaks" in text
+
+
+@pytest.mark.long
+@pytest.mark.skipif(
+    shutil.which("slurmdbd", path="/usr/sbin:/usr/bin") is None, reason="needs slurmdbd and mariadb-server"
+)
+def test_accounting_switched_on(monkeypatch):
+    """sacct of a requeued, a failed and a running job; none of them needs the controller's memory."""
+    cluster = Cluster(LAB_ACCT="dbd")
+    try:
+        cluster.up()
+        monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+        again = cluster.sbatch("-p", "a100", "--requeue", "-o", "/dev/null", "--wrap", "sleep 300")
+        failed = cluster.sbatch("-p", "a100", "-o", "/dev/null", "--job-name=a|b", "--wrap", "exit 3")
+        cluster.wait(lambda: cluster.state(again) == "RUNNING", "the start")
+        slurm.requeue(again)
+        cluster.wait(lambda: cluster.state(again) == "RUNNING" and cluster.restarts(again) == 1, "the restart")
+        slurm.cancel(again)
+        cluster.wait_over(again)
+        cluster.wait(lambda: slurm.sacct([again])[again].state == "CANCELLED", "the database")
+        found = slurm.sacct([again, failed])
+        assert found[again].restarts == 1 and found[again].partition == "a100"
+        assert (found[failed].state, found[failed].exit_code, found[failed].name) == ("FAILED", 3, "a|b")
+        assert slurm.sacct(["7"]) == {}
+    finally:
+        cluster.down()
