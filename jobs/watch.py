@@ -42,7 +42,7 @@ PENDING = {
     "NodeDown": "a node that it needs is down",
     "BadConstraints": "no node can satisfy what it asks for, so it will never start; stop it and queue it again",
     "JobHeldUser": "is held; scontrol release starts it",
-    "JobHeldAdmin": "was held by an administrator; ask them",
+    "JobHeldAdmin": "is held by an administrator; ask them",
     "JobArrayTaskLimit": "waits for other points of its sweep",
     "QOSMaxJobsPerUserLimit": "you have as many running jobs as you may; it starts when one of them ends",
     "QOSMaxSubmitJobPerUserLimit": "you have as many queued jobs as you may",
@@ -280,6 +280,11 @@ def pending_words(job: Job) -> str:
     if reason == "None":
         return "just queued"
     words = PENDING.get(reason)
+    if reason.startswith("Nodes_required"):  # Slurm's one reason that is a sentence
+        words, reason = (
+            "the nodes that fit are down, drained or reserved; it starts when one is back",
+            "ReqNodeNotAvail",
+        )
     if words is None and reason.startswith(("QOS", "Assoc", "Max")):
         of = "your QOS" if reason.startswith("QOS") else "your account"
         words = f"a limit of {of} is reached; it starts when your other jobs end"

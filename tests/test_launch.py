@@ -338,7 +338,7 @@ def test_flags_that_differ_from_the_run(tmp_path):
     [("PartitionConfig", "--account"), ("QOSMaxJobsPerUserLimit", "as many running jobs as you may"), ("PartitionTimeLimit", "shorter --time"),
      ("BeginTime", "requeued"), ("Priority", "higher priority"), ("ReqNodeNotAvail, UnavailableNodes:n1", "maintenance"),
      ("Dependency", "waits for job 41 to end"), ("QOSMaxNodePerUserLimit", "limit of your QOS"), ("launch failed requeued held", "held"),
-     ("SomethingNew", "SomethingNew"), ("", "just queued")],
+     ("SomethingNew", "SomethingNew"), ("Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions", "when one is back"), ("", "just queued")],
 )  # fmt: skip
 def test_why_a_job_is_pending(tmp_path, reason, words):
     job = Job(
