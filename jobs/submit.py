@@ -113,6 +113,8 @@ def slurm_parameters(plans: list[Plan], dependency: str = "", folder: Path | Non
         srun_args=[f"--output={pattern}", "--open-mode=append", "--kill-on-bad-exit=1", f"--cpus-per-task={plan.cpus}"],
         additional_parameters={"output": pattern, "no-requeue" if plan.chain else "requeue": True},
     )  # fmt: skip
+    if folder is None:
+        parameters["additional_parameters"]["chdir"] = str(plan.code)  # which run a job is of can be seen in the queue
     optional = dict(partition=plan.partition, account=plan.account, qos=plan.qos, gres=plan.gres, dependency=dependency)
     return parameters | {name: value for name, value in optional.items() if value}
 
