@@ -110,7 +110,7 @@ def slurm_parameters(plans: list[Plan], dependency: str = "", folder: Path | Non
         job_name=plan.run.name if folder is None else folder.name, time=plan.minutes, nodes=plan.nodes, ntasks_per_node=plan.tasks,
         cpus_per_task=plan.cpus, signal_delay_s=plan.site.margin, stderr_to_stdout=True, wckey=None, setup=setup_lines(plans),
         # One file for the batch shell and all tasks, never truncated by a requeue.
-        srun_args=[f"--output={pattern}", "--open-mode=append", "--kill-on-bad-exit=1", f"--cpus-per-task={plan.cpus}"],
+        srun_args=[f"--output={pattern}", "--open-mode=append", "--kill-on-bad-exit=1", f"--cpus-per-task={plan.cpus}", "--cpu-bind=none"],
         additional_parameters={"output": pattern, "no-requeue" if plan.chain else "requeue": True},
     )  # fmt: skip
     if folder is None:
