@@ -295,7 +295,10 @@ def say_queued(plan: Plan, job_id: str, waiting: str, options) -> None:
         print(f"  It {waiting}.")
     if plan.site.note:
         print(f"  {plan.partition}: {plan.site.note}.")
-    show.next_steps(plan.run, "queued")
+    if options.wait and plan.local:
+        facts([("run", str(plan.run)), ("stop", "Ctrl-C; the same command goes on from there")])
+    else:
+        show.next_steps(plan.run, "queued")
 
 
 # --- several runs: sweep and pipeline ---------------------------------------------------------------------------------

@@ -114,6 +114,8 @@ def resolve(options, flags: list[str], site: Site) -> tuple[object, list[str]]:
     named = str(specs.ROOT / "runs" / options.name) if options.name else ""
     if named and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+,-]*", options.name)):
         raise ConfigError(f"--name {options.name}: use letters, digits and . _ = + , - only; --run takes a path")
+    if named and flag_value(flags, "run"):
+        raise ConfigError("--name and --run both name the run; leave one of them out")
     if named:
         flags += ["--run", named]
     run = flag_value(flags, "run")

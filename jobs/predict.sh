@@ -1,5 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=predict
+#SBATCH --partition=a100
 #SBATCH --gres=gpu:1
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

@@ -164,11 +164,14 @@ def check_with_slurm(script: str) -> list[Check]:
         accepted, words = slurm.test_only(script)
     except slurm.SlurmError as error:
         return [warn(f"sbatch --test-only did not answer: {error}")]
+    if not accepted and "node configuration is not available" in words:
+        # The sizes have been checked above against what the nodes have, so it is the nodes that are away.
+        return [warn("no node that fits is in service just now; the job waits until one is")]
     if not accepted:
         return [
             fail(
                 f"Slurm would refuse it: {words.removeprefix('allocation failure: ')}",
-                "change the options above that it names",
+                "change the option that it names",
             )
         ]
     starts = re.search(r"to start at (\S+)", words)
@@ -212,7 +215,9 @@ def check_vae(plan: Plan) -> list[Check]:
             stored = RunDir(done.parent).read_config() or {}
             if "latent_channels" in stored and all(stored.get(name) == getattr(plan.config, name) for name in same):
                 return [ok(f"VAE {done.parent.name}, the newest finished one that fits")]
-    return [fail("there is no finished VAE run for these data", "--job pipeline trains the VAE first; --vae RUN names one")]
+    return [
+        fail("there is no finished VAE run for these data", "--job pipeline trains the VAE first; --vae RUN names one")
+    ]
 
 
 def any_image(folder: Path, most: int = 5000) -> bool:

@@ -14,4 +14,4 @@ fi
 
 source jobs/venv.sh
 ensure_venv requirements.txt
-exec "$PYTHON" -u train_gan.py --preset quickstart --run runs/quickstart "$@"
+exec "$PYTHON" launch.py --local --wait --job stylegan2 --preset quickstart --name quickstart "$@"

@@ -56,7 +56,7 @@ def decide(
     """
     if done and code in (0, stop.CONTINUE):
         return Decision("done", "the run is finished")
-    if stop_file or code == 0:
+    if stop_file or code in (0, 130):
         return Decision(
             "stopped", "stopped by a person (STOP)" if stop_file else "the tasks left as if stopped by a person"
         )

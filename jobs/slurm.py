@@ -172,9 +172,10 @@ def _checked_id(job_id) -> str:
     return text
 
 
-def _run(command: list[str], stdin: str = "", timeout: float = TIMEOUT_S, merge: bool = False) -> str:
+def _run(command: list[str], stdin: str = "", timeout: float = 0, merge: bool = False) -> str:
     """Its standard output (`merge`: with standard error). A user's own output formats and language are switched off."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_"))}
+    timeout = timeout or TIMEOUT_S
     env |= {"SLURM_TIME_FORMAT": "standard", "LC_ALL": "C.UTF-8"}
     try:
         done = subprocess.run(

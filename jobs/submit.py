@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -109,9 +110,11 @@ def slurm_parameters(plans: list[Plan], dependency: str = "", folder: Path | Non
         job_name=plan.run.name if folder is None else folder.name, time=plan.minutes, nodes=plan.nodes, ntasks_per_node=plan.tasks,
         cpus_per_task=plan.cpus, signal_delay_s=plan.site.margin, stderr_to_stdout=True, wckey=None, setup=setup_lines(plans),
         # One file for the batch shell and all tasks, never truncated by a requeue.
-        srun_args=[f"--output={pattern}", "--open-mode=append", "--kill-on-bad-exit=1", f"--cpus-per-task={plan.cpus}"],
+        srun_args=[f"--output={pattern}", "--open-mode=append", "--kill-on-bad-exit=1", f"--cpus-per-task={plan.cpus}", "--cpu-bind=none"],
         additional_parameters={"output": pattern, "no-requeue" if plan.chain else "requeue": True},
     )  # fmt: skip
+    if folder is None:
+        parameters["additional_parameters"]["chdir"] = str(plan.code)  # which run a job is of can be seen in the queue
     optional = dict(partition=plan.partition, account=plan.account, qos=plan.qos, gres=plan.gres, dependency=dependency)
     return parameters | {name: value for name, value in optional.items() if value}
 
@@ -196,7 +199,9 @@ def write_jobs(plan: Plan) -> None:
 def note_submitted(run: Path, ids: list[tuple[str, str]]) -> None:
     """Append (id, kind) of jobs just submitted to jobs.json."""
     about = {"submitted": []} | read_jobs(run)
-    about["submitted"] += [{"id": job_id, "kind": kind, "time": round(time.time(), 1)} for job_id, kind in ids]
+    for job_id, kind in ids:
+        here = {"host": socket.gethostname()} if kind == "local" else {}
+        about["submitted"].append({"id": job_id, "kind": kind, "time": round(time.time(), 1)} | here)
     atomic_write(run / "jobs.json", json.dumps(about, indent=1) + "\n")
 
 

@@ -1,5 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=vae
+#SBATCH --partition=a100
 #SBATCH --gres=gpu:1
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -11,8 +12,8 @@
 #SBATCH --output=slurm-%x-%j.out
 # Train a KL-VAE:   sbatch [sbatch options] jobs/vae.sh [training flags of pretrain_vae.py]
 # Submit it from the repository's root. It requeues itself until the run is done; the same line again resumes a stopped run.
-# No --mem: some sites report no memory and would refuse the job. What Slurm needs besides (--partition, --account) goes
-# before the script's name, and overrides what stands above.
+# No --mem: some sites report no memory and would refuse the job. What your cluster wants otherwise (--partition, --account,
+# --gres=none for CPUs) goes before the script's name, and overrides what stands above.
 cd "${SLURM_SUBMIT_DIR:-.}"
 [ -f jobs/env.sh ] || { echo "error: $PWD is not the repository's root; cd to it and submit again" >&2; exit 78; }
 unset RUN

@@ -42,7 +42,7 @@ PENDING = {
     "NodeDown": "a node that it needs is down",
     "BadConstraints": "no node can satisfy what it asks for, so it will never start; stop it and queue it again",
     "JobHeldUser": "is held; scontrol release starts it",
-    "JobHeldAdmin": "was held by an administrator; ask them",
+    "JobHeldAdmin": "is held by an administrator; ask them",
     "JobArrayTaskLimit": "waits for other points of its sweep",
     "QOSMaxJobsPerUserLimit": "you have as many running jobs as you may; it starts when one of them ends",
     "QOSMaxSubmitJobPerUserLimit": "you have as many queued jobs as you may",
@@ -149,7 +149,7 @@ def live_process(run: Path) -> dict | None:
 def starting_process(run: Path) -> str:
     """Id of a local process that was started for the run and lives, before it holds the lock; '' if none."""
     for job in reversed(read_jobs(run).get("submitted", [])):
-        if job.get("kind") == "local" and job.get("host", socket.gethostname()) == socket.gethostname():
+        if job.get("kind") == "local" and job.get("host") == socket.gethostname():
             pid = str(job["id"])
             with contextlib.suppress(OSError, ValueError):
                 if (
@@ -252,7 +252,9 @@ def _without_job(view: View, run: Path, queue: dict[str, Job] | None) -> View:
     """No job and no process: finished, stopped, or cut off."""
     if (run / "DONE").exists():
         return replace(view, state="done", eta_s=None, note="")
-    if view.state in GONE and queue is None and time.time() - (view.updated or 0) < LOCK_STALE:
+    last = read_jobs(run).get("submitted", [{}])[-1:]
+    was_here = bool(last) and last[0].get("kind") == "local" and last[0].get("host") == socket.gethostname()
+    if view.state in GONE and queue is None and not was_here and time.time() - (view.updated or 0) < LOCK_STALE:
         return view  # no Slurm to ask, and a young heartbeat
     if view.state in GONE:
         return replace(
@@ -278,6 +280,11 @@ def pending_words(job: Job) -> str:
     if reason == "None":
         return "just queued"
     words = PENDING.get(reason)
+    if reason.startswith("Nodes_required"):  # Slurm's one reason that is a sentence
+        words, reason = (
+            "the nodes that fit are down, drained or reserved; it starts when one is back",
+            "ReqNodeNotAvail",
+        )
     if words is None and reason.startswith(("QOS", "Assoc", "Max")):
         of = "your QOS" if reason.startswith("QOS") else "your account"
         words = f"a limit of {of} is reached; it starts when your other jobs end"

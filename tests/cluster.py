@@ -40,7 +40,7 @@ class Cluster:
         # The daemons inherit the output otherwise, and a reader of it would wait for them.
         with open(self.dir / "up.out", "wb") as out:
             done = subprocess.run(
-                [SCRIPTS / "up.sh", self.dir], env=self.env | self.knobs, stdout=out, stderr=out, timeout=120
+                [SCRIPTS / "up.sh", self.dir], env=self.env | self.knobs, stdout=out, stderr=out, timeout=300
             )
         assert done.returncode == 0, (self.dir / "up.out").read_text()
 
@@ -55,7 +55,7 @@ class Cluster:
     def run(self, *command, check: bool = True, cwd: Path = ROOT, **env: str) -> str:
         """Standard output of a command on the login node of this cluster."""
         done = subprocess.run(
-            [str(word) for word in command], cwd=cwd, env=self.env | env, capture_output=True, text=True, timeout=120
+            [str(word) for word in command], cwd=cwd, env=self.env | env, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0 or not check, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
@@ -74,13 +74,13 @@ class Cluster:
     def restarts(self, job: str) -> int:
         return int(self.show(job).get("Restarts", -1))
 
-    def wait(self, condition, what: str, seconds: float = 120) -> None:
+    def wait(self, condition, what: str, seconds: float = 600) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"waited {seconds} s for {what}\n{self.run('squeue')}"
             time.sleep(0.25)
 
-    def wait_over(self, job: str, seconds: float = 120) -> str:
+    def wait_over(self, job: str, seconds: float = 600) -> str:
         """Wait until the job has left the queue for good; its last state."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
         self.wait(lambda: self.state(job) in over, f"the end of job {job}", seconds)

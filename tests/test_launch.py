@@ -18,7 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny import ROOT, TINY, environment, wait_until, weights_hash
+from tiny import ROOT, TINY, copy_toolkit, environment, wait_until, weights_hash
 
 from jobs import plan as planning
 from jobs import preflight, show, sites, specs, submit, terminal, watch, why
@@ -32,12 +32,7 @@ CPU = Partition("cpu", True, 7200, 1200, 4, 16, 64000, None, False, {})
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
     """A copy of the toolkit with a runs/ of its own, without git."""
-    folder = tmp_path_factory.mktemp("clone") / "toolkit"
-    for name in submit.tracked_files(ROOT):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes((ROOT / name).read_bytes())
-        (folder / name).chmod((ROOT / name).stat().st_mode)
-    return folder
+    return copy_toolkit(tmp_path_factory.mktemp("clone") / "toolkit")
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +338,7 @@ def test_flags_that_differ_from_the_run(tmp_path):
     [("PartitionConfig", "--account"), ("QOSMaxJobsPerUserLimit", "as many running jobs as you may"), ("PartitionTimeLimit", "shorter --time"),
      ("BeginTime", "requeued"), ("Priority", "higher priority"), ("ReqNodeNotAvail, UnavailableNodes:n1", "maintenance"),
      ("Dependency", "waits for job 41 to end"), ("QOSMaxNodePerUserLimit", "limit of your QOS"), ("launch failed requeued held", "held"),
-     ("SomethingNew", "SomethingNew"), ("", "just queued")],
+     ("SomethingNew", "SomethingNew"), ("Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions", "when one is back"), ("", "just queued")],
 )  # fmt: skip
 def test_why_a_job_is_pending(tmp_path, reason, words):
     job = Job(
@@ -488,11 +483,18 @@ def start(clone: Path, env: dict, *words) -> subprocess.Popen:
     )
 
 
-def test_local_run_from_start_to_end(clone, env):
-    words = ("--local", "--wait", "--job", "stylegan2", "--name", "one", *TINY, "--total-kimg", "0.08")
-    done = launch(clone, env, *words)
-    run = clone / "runs" / "one"
-    assert "DONE" in done.stdout and (run / "DONE").exists() and (run / "weights.safetensors").exists()
+ONE = ("--local", "--wait", "--job", "stylegan2", "--name", "one", *TINY)
+
+
+@pytest.fixture(scope="module")
+def finished(clone, env) -> tuple[Path, str]:
+    """A run that launch.py started on this machine and waited for, and what that printed."""
+    return clone / "runs" / "one", launch(clone, env, *ONE, "--total-kimg", "0.08").stdout
+
+
+def test_local_run_from_start_to_end(clone, env, finished):
+    (run, shown), words = finished, (*ONE, "--total-kimg", "0.08")
+    assert "DONE" in shown and (run / "DONE").exists() and (run / "weights.safetensors").exists()
     assert "is done" in launch(clone, env, *words).stdout  # the same command names the finished run
     longer = launch(clone, env, *words, "--total-kimg", "0.12")
     assert "resuming at 0.08" in longer.stdout and "is done" not in longer.stdout
@@ -503,15 +505,15 @@ def test_local_run_from_start_to_end(clone, env):
     assert json.loads((run / "provenance.json").read_text())["argv"][1].startswith(str(run / "code"))
 
 
-def test_pickle_is_private_and_holds_only_the_command(clone, env):
-    pickles = list((clone / "runs" / "one" / "logs" / "submitit").glob("*.pkl"))
+def test_pickle_is_private_and_holds_only_the_command(finished):
+    pickles = list((finished[0] / "logs" / "submitit").glob("*.pkl"))
     assert pickles
     for path in pickles:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600 and path.stat().st_size < 3000
         loaded = {f"{arg}" for op, arg, _ in pickletools.genops(path.read_bytes()) if op.name == "SHORT_BINUNICODE"}
         assert {"posix", "execv", "submitit.core.utils", "DelayedSubmission"} <= loaded
         assert not any("cloudpickle" in word or "__main__" in word for word in loaded)
-    assert stat.S_IMODE((clone / "runs" / "one").stat().st_mode) == 0o700
+    assert stat.S_IMODE(finished[0].stat().st_mode) == 0o700
 
 
 def test_stop_and_resume_give_the_weights_of_an_undisturbed_run(clone, env):
@@ -536,11 +538,11 @@ def test_ctrl_c_stops_a_local_run_with_a_save(clone, env):
         clone, env, "--local", "--wait", "--job", "stylegan2", "--name", "three", *TINY, "--total-kimg", "40"
     )
     run = RunDir(clone / "runs" / "three")
-    wait_until(lambda: run.read_status().get("state") == "running", 120)
+    wait_until(lambda: run.newest_checkpoint() > 0, 120)
     process.send_signal(signal.SIGINT)
     shown, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "saves first" in shown
-    assert run.newest_checkpoint() > 0 and run.read_status()["state"] == "stopped"
+    assert run.read_status()["state"] == "stopped" and watch.live_process(run.path) is None
 
 
 def test_a_run_that_fails_says_so(clone, env):
@@ -561,10 +563,10 @@ def test_a_run_that_fails_says_so(clone, env):
     done = launch(clone, env, *words, "--data", clone / "flat", code=None)
     assert done.returncode != 0
     shown = launch(clone, env, "why", "four").stdout
-    assert "the data" in shown and "resume four" in shown
+    assert "four: cut off" in shown and "broken.png" in shown and "resume four" in shown
 
 
-def test_logs_show_the_newest(clone, env):
+def test_logs_show_the_newest(clone, env, finished):
     assert "DONE" in launch(clone, env, "logs", "one").stdout
     assert len(launch(clone, env, "logs", "one", "-n", "2").stdout.splitlines()) == 2
 
@@ -599,7 +601,7 @@ def test_a_sweep_that_makes_no_sense(clone, env, sweep):
     assert done.stderr.startswith("error: --sweep") and len(done.stderr.splitlines()) == 1
 
 
-def test_tensorboard_serves_on_loopback_and_prints_the_tunnel(clone, env):
+def test_tensorboard_serves_on_loopback_and_prints_the_tunnel(clone, env, finished):
     process = start(clone, env | {"SSH_CONNECTION": "1 2 3 4"}, "tensorboard", "--site", "rangpur")
     try:
         lines = iter(process.stdout.readline, "")

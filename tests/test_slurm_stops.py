@@ -60,7 +60,7 @@ def starts(run: Path) -> list[dict]:
 
 def counting(cluster: Cluster, run: Path, attempt: int = 1) -> None:
     """Wait until the given attempt has begun to count."""
-    cluster.wait(lambda: len(starts(run)) == attempt, f"attempt {attempt}", 60)
+    cluster.wait(lambda: len(starts(run)) == attempt, f"attempt {attempt}")
 
 
 def log(run: Path) -> str:
@@ -86,7 +86,7 @@ def test_scancel_saves_and_ends_the_run(queue, tmp_path):
     time.sleep(0.3)
     queue.run("scancel", job)
     assert queue.wait_over(job) == "CANCELLED"
-    queue.wait(lambda: verdicts(run), "the decision", 10)
+    queue.wait(lambda: verdicts(run), "the decision")
     assert verdicts(run) == ["stopped"], log(run)
     assert "scancel" in decisions(run)[0]["why"]
     assert RunDir(run).newest_checkpoint() > 0
@@ -141,7 +141,7 @@ def test_finished_run_is_not_requeued_and_a_requeue_of_it_does_nothing(queue, tm
     assert queue.wait_over(job) == "COMPLETED"
     assert verdicts(run) == ["done"], log(run)
     queue.run("scontrol", "requeue", job)
-    queue.wait(lambda: len(verdicts(run)) == 2, "the second end", 60)
+    queue.wait(lambda: len(verdicts(run)) == 2, "the second end")
     assert verdicts(run) == ["done", "done"], log(run)
     assert len(starts(run)) == 1
     assert "nothing to do" in log(run)
@@ -164,7 +164,7 @@ def test_a_killed_task_is_continued(queue, tmp_path):
     run = tmp_path / "run"
     submit(queue, run, TOTAL, "0.05", "--deaf")
     counting(queue, run)
-    queue.wait(lambda: RunDir(run).newest_checkpoint() > 3, "some images", 20)
+    queue.wait(lambda: RunDir(run).newest_checkpoint() > 3, "some images")
     os.kill(starts(run)[0]["pid"], signal.SIGKILL)
     counting(queue, run, 2)
     assert verdicts(run) == ["requeue"], log(run)
@@ -189,7 +189,7 @@ def test_pre_emption_with_the_users_signal(queue, tmp_path):
     assert queue.restarts(job) == 1
     # The pre-emption of this attempt is over: what ends the next one is judged by itself.
     queue.run("scancel", job)
-    queue.wait(lambda: len(verdicts(run)) == 2, "the second decision", 20)
+    queue.wait(lambda: len(verdicts(run)) == 2, "the second decision")
     assert verdicts(run)[1] == "stopped", log(run)
 
 
@@ -215,7 +215,7 @@ def test_a_crashed_node_is_continued_by_slurm(queue, tmp_path):
     run = tmp_path / "run"
     job = submit(queue, run, TOTAL, "0.05", "--deaf")
     counting(queue, run)
-    queue.wait(lambda: RunDir(run).newest_checkpoint() > 3, "some images", 20)
+    queue.wait(lambda: RunDir(run).newest_checkpoint() > 3, "some images")
     node = queue.show(job)["NodeList"]
     queue.crash(node)
     queue.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")  # found out by itself after 30 s

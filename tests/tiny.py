@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from jobs.submit import tracked_files  # noqa: E402
+
 TINY = (
     "--preset quickstart --data phantom:48 --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 "
     "--w-dim 16 --batch 8 --mbstd-group 2 --threads 1 --precision fp32 --log-kimg 0.04 --sample-kimg 0.16 "
@@ -128,6 +133,14 @@ def weights_hash(run: Path) -> str:
 def rows(run: Path, timing: bool = False) -> list[dict]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return lines if timing else [{k: v for k, v in row.items() if k not in TIMING} for row in lines]
+
+
+def copy_toolkit(folder: Path) -> Path:
+    """A copy of the tracked files, without git, in which launch.py has a runs/ of its own."""
+    for name in tracked_files(ROOT):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name)
+    return folder
 
 
 def wait_until(condition, seconds: float = 60) -> None:
