@@ -137,6 +137,13 @@ def add_evaluate(commands, parents: list) -> None:
                    help="slices to generate (default %(default)s)")
 
 
+def add_report(commands) -> None:
+    line = "one self-contained HTML page about runs: curves, samples over time, figures, configuration, cost"
+    p = commands.add_parser("report", help=line, description=line)
+    p.add_argument("run", nargs="+", metavar="RUN", help="run directories")
+    p.add_argument("--out", metavar="FILE", help="HTML file (default report.html in the first run)")
+
+
 def add_plot(commands) -> None:
     line = "loss curves from metrics.jsonl, of one run or of several over each other; works while they train"
     p = commands.add_parser("plot", help=line, description=line)
@@ -160,6 +167,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     measured = [model_flags(pictures=False), gan, data_flags()]
     add_evaluate(commands, measured)
     add_plot(commands)
+    add_report(commands)
     return parser.parse_args(argv)
 
 
@@ -188,6 +196,7 @@ from data.pack import Pack, check_geometry, ensure_pack, restore
 from data.sources import DataError
 from jobs import runtime, stop
 from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
+from jobs.report import write_page
 from jobs.rundir import RunDir, atomic_write
 from jobs.specs import ConfigError
 from jobs.weights import WeightsError, read_weights, write_weights
@@ -976,8 +985,31 @@ def plot(args: argparse.Namespace) -> int:
     return stop.DONE
 
 
+# --- report -----------------------------------------------------------------------------------------------------------
+def write_report(args: argparse.Namespace) -> int:
+    """The page about the runs; reads what is there, so they may be training."""
+    runs = [find_run(path) for path in {Path(path).resolve(): path for path in args.run}.values()]
+    for run in runs:
+        if not run.config.is_file():
+            raise ConfigError(f"{run.path}: no config.json, so it is no run directory; give the folder of a run")
+    html = Path(args.out) if args.out else runs[0].path / "report.html"
+    if html.is_dir():
+        raise UsageError(f"--out {html}: a folder; name an HTML file in it")
+    html.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(html, write_page(runs))
+    print(f"report on {len(runs)} run{'s' * (len(runs) > 1)}, {html.stat().st_size / 1e6:.1f} MB\n  {html}")
+    return stop.DONE
+
+
 def main(args: argparse.Namespace) -> int:
-    commands = {"generate": generate, "mix": mix, "interpolate": interpolate, "plot": plot, "evaluate": evaluate}
+    commands = {
+        "generate": generate,
+        "mix": mix,
+        "interpolate": interpolate,
+        "plot": plot,
+        "evaluate": evaluate,
+        "report": write_report,
+    }
     try:
         return commands[args.command](args)
     except KeyboardInterrupt:
