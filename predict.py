@@ -86,10 +86,16 @@ def gan_flags() -> argparse.ArgumentParser:
     return p
 
 
-def data_flags() -> argparse.ArgumentParser:
-    """Flags of every subcommand that compares with real slices."""
+def data_flag() -> argparse.ArgumentParser:
+    """The flag of every subcommand that needs real slices."""
     p = argparse.ArgumentParser(add_help=False)
     p.add_argument("--data", metavar="SPEC", help="real slices (default: what the run was trained on)")
+    return p
+
+
+def feature_flag() -> argparse.ArgumentParser:
+    """The flag of every subcommand that measures features."""
+    p = argparse.ArgumentParser(add_help=False)
     p.add_argument("--feature-weights", metavar="FILE",
                    help="state dict of torchvision's inception_v3 or resnet50 to measure with; without it a small "
                         "encoder is trained on the training slices, once, in minutes, and kept beside their pack")
@@ -137,6 +143,33 @@ def add_evaluate(commands, parents: list) -> None:
                    help="slices to generate (default %(default)s)")
 
 
+def add_tsne(commands, parents: list) -> None:
+    line = "t-SNE of real and generated slices' features, by class and by subject, and of the latents w by class"
+    p = commands.add_parser("tsne", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(10, 20_000), default=500, metavar="N",
+                   help="generated and, at most, real slices (default %(default)s)")
+
+
+def add_project(commands, parents: list) -> None:
+    line = "find the styles that draw real slices: target, result and difference side by side"
+    p = commands.add_parser("project", parents=parents, help=line, description=line + "; --data may be one picture")
+    p.add_argument("--number", type=whole(1, 256), default=4, metavar="N",
+                   help="held-out slices to project (default %(default)s)")
+    p.add_argument("--steps", type=whole(1, 100_000), default=300, metavar="N",
+                   help="steps of the search (default %(default)s)")
+
+
+def add_direction(commands, parents: list) -> None:
+    line = "move latents along the direction in w that leads from one class to the other"
+    p = commands.add_parser("direction", parents=parents, help=line, description=line)
+    p.add_argument("--from", dest="start", metavar="CLASS", help="class to start from (default AD, else the first)")
+    p.add_argument("--to", dest="end", metavar="CLASS", help="class to go to (default NC, else the second)")
+    p.add_argument("--rows", type=whole(1, 64), default=4, metavar="N", help="latents to move (default %(default)s)")
+    p.add_argument("--steps", type=whole(2, 64), default=7, metavar="N", help="pictures in a row (default %(default)s)")
+    p.add_argument("--strength", type=number, default=1.5, metavar="S",
+                   help="1 goes as far as the classes lie apart on average (default %(default)s)")
+
+
 def add_report(commands) -> None:
     line = "one self-contained HTML page about runs: curves, samples over time, figures, configuration, cost"
     p = commands.add_parser("report", help=line, description=line)
@@ -164,8 +197,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_generate(commands, [model, gan])
     add_mix(commands, [model, gan])
     add_interpolate(commands, [model, gan])
-    measured = [model_flags(pictures=False), gan, data_flags()]
-    add_evaluate(commands, measured)
+    square, data, features = model_flags(pictures=False), data_flag(), feature_flag()
+    add_evaluate(commands, [square, gan, data, features])
+    add_tsne(commands, [square, gan, data, features])
+    add_project(commands, [square, data])
+    add_direction(commands, [square, data, features])
     add_plot(commands)
     add_report(commands)
     return parser.parse_args(argv)
@@ -181,6 +217,7 @@ import json
 import re
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -191,7 +228,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from data.batches import to_uint8
+from data.batches import to_float, to_uint8
 from data.pack import Pack, check_geometry, ensure_pack, restore
 from data.sources import DataError
 from jobs import runtime, stop
@@ -200,7 +237,7 @@ from jobs.report import write_page
 from jobs.rundir import RunDir, atomic_write
 from jobs.specs import ConfigError
 from jobs.weights import WeightsError, read_weights, write_weights
-from models import encoder, quality
+from models import encoder, projection, quality
 from models.encoder import load_pretrained
 from models.stylegan2 import Generator, channels_at, resolutions
 
@@ -209,6 +246,7 @@ STRIP_ROWS, STRIP_COLUMNS = 16, 8
 MAX_FRAMES = 20_000  # of a GIF, which is put together in memory
 MEASURE_CHUNK = 50  # slices of which features are made at once, for any number of ranks
 MIN_HELDOUT = 20
+DIRECTION_SAMPLES = 512  # latents over which the classes' difference in w is averaged
 PAIR_POOL, PAIRS = 1000, 1000  # slices from which pairs are drawn, and pairs per class, for MS-SSIM
 WRITERS = 4  # threads that encode PNGs while the next batch is computed
 PICTURE = re.compile(r"\d{6,}(_[\w.-]+)?\.png", re.ASCII)  # what generate writes
@@ -954,6 +992,219 @@ def print_figures(figures: dict, features: str, data: dict, notes: list[str]) ->
         print(f"note: {note}")
 
 
+# --- tsne -------------------------------------------------------------------------------------------------------------
+def tsne(args: argparse.Namespace) -> int:
+    """Features of real and generated slices in two dimensions, by class and by subject; w by class; and a CSV of them."""
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise ConfigError("tsne needs scikit-learn, which nothing else does: pip install scikit-learn") from None
+    rt = alone(args)
+    model = open_model(args, rt.device)
+    labels = choose_labels(model, args.label, list(range(args.number)))
+    real = open_data(args, model, print)
+    out = out_folder(args)
+    network, features_name = open_features(args, real.train, out, rt)
+    fake, _ = measure(rt, network, generated(model, args), args.number, "generated")
+    rows = torch.linspace(0, len(real.heldout) - 1, min(args.number, len(real.heldout))).round().long()
+    truth, _ = measure(rt, network, lambda r: rows_of(real.heldout, rows[r.start : r.stop].numpy()), len(rows), "real")
+
+    def embed(x: torch.Tensor) -> np.ndarray:
+        perplexity = min(30.0, (len(x) - 1) / 3)
+        settings = dict(init="pca", perplexity=perplexity, random_state=args.seed % (1 << 32))
+        return TSNE(2, **settings).fit_transform(x.double().cpu().numpy())
+
+    points = embed(torch.cat([truth, fake]))
+    classes = real.heldout.classes
+    real_classes = [classes[k] if k >= 0 else "" for k in real.labels(real.heldout)[rows].tolist()]
+    fake_classes = ["" if labels is None else model.classes[int(labels[i])] for i in range(args.number)]
+    subjects = [real.heldout.subjects[i] for i in rows.tolist()]
+    table = [("real", *point, k, s) for point, k, s in zip(points[: len(rows)], real_classes, subjects, strict=True)]
+    table += [("generated", *point, k, "") for point, k in zip(points[len(rows) :], fake_classes, strict=True)]
+    if model.classes:
+        z = draw_z(model, args.seed, list(range(args.number)))
+        table += [("w", *p, k, "") for p, k in zip(embed(map_latents(model, z, labels)), fake_classes, strict=True)]
+    lines = ["source,x,y,class,subject", *(f"{a},{x:.5g},{y:.5g},{quoted(k)},{quoted(s)}" for a, x, y, k, s in table)]
+    atomic_write(out / "tsne.csv", "\n".join(lines) + "\n")
+    atomic_write(out / "tsne.png", scatter_plots(table, features_name))
+    settings = settings_of(model, args, "number") | {"features": features_name}
+    write_json(out / "tsne.json", model, args, settings, data=data_settings(real), real=len(rows))
+    return report(
+        model, f"t-SNE of {len(rows)} real and {args.number} generated slices",
+        [out / name for name in ("tsne.png", "tsne.csv", "tsne.json")],
+    )  # fmt: skip
+
+
+def alone(args: argparse.Namespace) -> runtime.Runtime:
+    """One process on the device that --device names."""
+    cuda = args.device != "cpu" and torch.cuda.is_available()
+    return runtime.Runtime(0, 1, 0, torch.device("cuda" if cuda else "cpu"), torch.get_num_threads())
+
+
+def quoted(text: str) -> str:
+    """A CSV field; names may hold anything."""
+    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\n\r]', text) else text
+
+
+def scatter_plots(table: list[tuple], features: str, most: int = 9) -> bytes:
+    """A PNG of (source, x, y, class, subject): by class, by subject (the `most` frequent ones), and w by class."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    slices, styles = [r for r in table if r[0] != "w"], [r for r in table if r[0] == "w"]
+    counts = Counter(r[4] for r in slices if r[4])
+    named = {s for s, n in counts.most_common(most) if n > 1}
+    panels = [("features, by class", slices, lambda r: " ".join(filter(None, (r[0], r[3])))),
+              ("features, by subject", slices, lambda r: r[4] if r[4] in named else f"{r[0]}, others" if named else r[0]),
+              ("latents w, by class", styles, lambda r: r[3])]  # fmt: skip
+    panels = [panel for panel in panels if panel[1] and (panel[0] != "features, by subject" or named)]
+    figure = Figure(figsize=(5.5 * len(panels), 5.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (title, rows, group_of) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        groups = sorted({group_of(r) for r in rows}, key=lambda g: ("generated" not in g and "others" not in g, g))
+        for i, group in enumerate(groups):  # what is many comes first, so that it covers nothing
+            xy = np.array([r[1:3] for r in rows if group_of(r) == group], float)
+            color = "0.75" if "others" in group or group == "generated" else f"C{i % 10}"
+            marker = "x" if group.startswith("generated") else "o"
+            axis.scatter(*xy.T, s=14, marker=marker, linewidths=0.8, color=color, label=group[:24], alpha=0.8)
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
+    figure.suptitle(features, fontsize=8, color="0.4")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+# --- project ----------------------------------------------------------------------------------------------------------
+def project(args: argparse.Namespace) -> int:
+    """Held-out slices in W+: target, result and difference, with the PSNR of each and the styles found."""
+    model = open_model(args)
+    pack = open_targets(args, model)
+    rows = torch.linspace(0, len(pack) - 1, min(args.number, len(pack))).round().long().unique()
+    targets = rows_of(pack, rows.numpy())
+    out = out_folder(args)
+    candidates = list(range(projection.CANDIDATES))
+    w = map_latents(model, draw_z(model, args.seed, candidates), choose_labels(model, "all", candidates))
+    ws, results, history = [], [], []
+    with tqdm(total=len(rows) * args.steps, unit=" steps", disable=None) as bar:
+
+        def track(steps):
+            for step in steps:
+                yield step
+                bar.update(len(part))
+
+        for part in targets.split(model.batch):  # alone on a CPU: a slice's result does not depend on the others
+            found, losses = projection.project(
+                model.G, to_float(part).to(model.device), w.clone(), steps=args.steps, batch=32, track=track
+            )
+            ws.append(found)
+            results.append(synthesise(model, found))
+            history.append(losses)
+    results, targets = np.concatenate(results), targets.numpy()
+    difference = np.abs(results.astype(np.int16) - targets)
+    psnr = [10 * math.log10(255**2 / max(float((d.astype(float) ** 2).mean()), 1e-3)) for d in difference]
+    shown = np.stack([targets, results, np.minimum(2 * difference, 255).astype(np.uint8)], 1).reshape(
+        -1, *targets.shape[1:]
+    )
+    captions = [text for value in psnr for text in ("", f"{value:.1f} dB", "")]
+    columns = ["real slice", "projection", "difference x 2"]
+    save_png(out / "project.png", image_grid(shown, 3, labels=captions, column_labels=columns))
+    np.savez(out / "project.npz", ws=torch.cat(ws).cpu().numpy(), row=rows.numpy())
+    found = [{"slice": pack.names[i], "psnr": value} for i, value in zip(rows.tolist(), psnr, strict=True)]
+    settings = {"seed": args.seed, "steps": args.steps, "weights_sha256": model.sha256, "data": pack.digest}
+    loss = [float(value) for value in np.mean(history, 0)]
+    write_json(
+        out / "project.json", model, args, settings, slices=found, loss=[*loss[:: max(args.steps // 50, 1)], loss[-1]]
+    )
+    what = f"{len(rows)} projections, PSNR {np.mean(psnr):.1f} dB on average,"
+    return report(model, what, [out / name for name in ("project.png", "project.npz", "project.json")])
+
+
+def open_targets(args: argparse.Namespace, model: GanModel) -> Pack:
+    """The slices of one picture or pack that --data names, else the held-out ones of the data."""
+    spec = args.data or model.config.get("data")
+    if not isinstance(spec, str) or not spec:
+        raise UsageError(f"{model.path} does not say what it was trained on; name the real slices with --data")
+    crop = model.config.get("crop")
+    split = "all" if Path(spec).is_file() and not spec.lower().endswith(".pack") else "test"
+    return ensure_pack(
+        spec, split=split, resolution=model.G.resolution, channels=model.G.channels,
+        crop=crop if isinstance(crop, int) else 0, log=lambda line: None, progress=False,
+    )  # fmt: skip
+
+
+# --- direction --------------------------------------------------------------------------------------------------------
+def direction(args: argparse.Namespace) -> int:
+    """A strip per latent, from its own class along the mean difference of the classes in w."""
+    rt = alone(args)
+    model = open_model(args, rt.device)
+    args.label, args.truncation, args.truncation_cutoff = "all", 1.0, None  # what the samples are drawn with
+    out = out_folder(args)
+    start, end, w_start, step, recognise = class_direction(args, model, out, rt)
+    amounts = [args.strength * j / (args.steps - 1) for j in range(args.steps)]
+    ws = torch.stack([w + t * step for w in w_start for t in amounts])
+    images = synthesise(model, model.G.broadcast(ws))
+    labels = [f"{start} {t:+.2g}" if t else start for t in amounts]
+    save_png(out / "direction.png", image_grid(images, args.steps, column_labels=labels))
+    settings = {k: getattr(args, k) for k in ("seed", "rows", "steps", "strength")} | {"from": start, "to": end}
+    more = {} if recognise is None else {"recognised_as_end": recognise(images)}
+    write_json(out / "direction.json", model, args, settings | {"weights_sha256": model.sha256}, amounts=amounts,
+               length=float(step.norm()), **more)  # fmt: skip
+    what = f"{len(w_start)} x {args.steps} pictures from {start} to {end}"
+    return report(model, what, [out / "direction.png", out / "direction.json"])
+
+
+def class_direction(args: argparse.Namespace, model: GanModel, out: Path, rt: runtime.Runtime):
+    """(start class, end class, w (rows, w_dim) of the start class, step (w_dim,), images -> share of the end class).
+
+    A conditional generator gives the step by mapping the same z to both classes. Of another one, samples are sorted into
+    classes by a linear probe on features of real training slices, which then also judges the strip.
+    """
+    indices = list(range(DIRECTION_SAMPLES))
+    z = draw_z(model, args.seed, indices)
+    if model.classes:
+        start, end = end_classes(args, model.classes)
+        sides = [map_latents(model, z, torch.full((len(z),), model.classes.index(name))) for name in (start, end)]
+        return start, end, sides[0][: args.rows], (sides[1] - sides[0]).mean(0), None
+    real = open_data(args, model, print)
+    start, end = end_classes(args, list(real.train.classes))
+    network, _ = open_features(args, real.train, out, rt)
+    train, _ = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
+    labels = real.labels(real.train)
+    known = labels >= 0
+    probe = quality.LinearProbe(train[known], labels[known].to(train.device), len(real.train.classes))
+    fake, _ = measure(rt, network, generated(model, args), len(indices), "generated")
+    found = probe.predict(fake)
+    a, b = (real.train.classes.index(name) for name in (start, end))
+    if min(int((found == a).sum()), int((found == b).sum())) < max(args.rows, 8):
+        raise ConfigError(
+            f"{model.path}: too few of {len(indices)} samples look like {start} or like {end}; train longer"
+        )
+    w = map_latents(model, z, None)
+
+    def recognise(images: np.ndarray) -> list[float]:
+        is_end = (probe.predict(network(torch.from_numpy(images))) == b).view(-1, args.steps)
+        return is_end.double().mean(0).tolist()
+
+    return start, end, w[found == a][: args.rows], w[found == b].mean(0) - w[found == a].mean(0), recognise
+
+
+def end_classes(args: argparse.Namespace, classes: list[str]) -> tuple[str, str]:
+    """--from and --to; AD and NC, or the first two classes, where they are not given."""
+    if len(classes) < 2:
+        raise ConfigError("direction needs two classes, in the model or in the data; name labelled data with --data")
+    default = ("AD", "NC") if {"AD", "NC"} <= set(classes) else tuple(classes[:2])
+    chosen = args.start or default[0], args.end or default[1]
+    for name in chosen:
+        if name not in classes:
+            raise UsageError(f"--from/--to {name}: no such class; choose from {', '.join(classes)}")
+    if chosen[0] == chosen[1]:
+        raise UsageError(f"--from and --to are both {chosen[0]}; choose two of {', '.join(classes)}")
+    return chosen
+
+
 # --- plot -------------------------------------------------------------------------------------------------------------
 def plot(args: argparse.Namespace) -> int:
     """Loss curves over kimg; reads what is there, so a run may be training."""
@@ -1008,6 +1259,9 @@ def main(args: argparse.Namespace) -> int:
         "interpolate": interpolate,
         "plot": plot,
         "evaluate": evaluate,
+        "tsne": tsne,
+        "project": project,
+        "direction": direction,
         "report": write_report,
     }
     try:

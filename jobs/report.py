@@ -12,7 +12,7 @@ from pathlib import Path
 from jobs.log import draw_losses, duration, read_metrics
 from jobs.rundir import RunDir
 
-GRIDS = 6  # sample grids shown, from the first to the last
+GRIDS = 5  # sample grids shown, from the first to the last
 MAX_PICTURE = 16 << 20  # bytes of a picture that goes into the page
 PICTURES = {  # predictions/COMMAND/FILE -> caption
     "generate/grid.png": "generated slices",
@@ -75,7 +75,7 @@ def about_run(run: RunDir, name: str) -> list[str]:
         starts = [a["nimg"] / 1000 for a in attempts if a.get("event") == "start" and number(a.get("nimg"))]
         parts.append(figure(draw_losses(rows, restarts=[kimg for kimg in starts if kimg]), "losses over images seen"))
     grids = pick(sorted(p for p in run.samples.glob("*.png") if p.name[0].isdigit()), GRIDS)
-    shown = [picture(p, f"{p.stem.lstrip('0') or '0'} kimg") for p in grids]
+    shown = [picture(p, f"{p.stem.lstrip('0').removesuffix('.000') or '0'} kimg") for p in grids]
     shown = [*shown, picture(run.samples / "reals.png", "real slices")]
     if any(shown):
         parts.append('<h3>Samples over time</h3><div class="grids">' + "".join(shown) + "</div>")
