@@ -55,8 +55,8 @@ def number(text: str) -> float:
 
 
 # fmt: off
-def model_flags() -> argparse.ArgumentParser:
-    """Flags of every subcommand that runs a model."""
+def model_flags(pictures: bool = True) -> argparse.ArgumentParser:
+    """Flags of every subcommand that runs a model; `pictures`: those of the slices' original size may be asked for."""
     p = argparse.ArgumentParser(add_help=False)
     where = p.add_mutually_exclusive_group(required=True)
     where.add_argument("--run", help="run directory; its weights.safetensors is used")
@@ -71,8 +71,11 @@ def model_flags() -> argparse.ArgumentParser:
                    help="type of the convolutions; auto is bf16 where the device is fast at it (default %(default)s)")
     p.add_argument("--batch", type=whole(1, 4096), default=32,
                    help="pictures per pass on a GPU (default %(default)s); a CPU takes one at a time")
-    p.add_argument("--square", action="store_true",
-                   help="keep the training square instead of the slices' original size")
+    if pictures:
+        p.add_argument("--square", action="store_true",
+                       help="keep the training square instead of the slices' original size")
+    else:
+        p.set_defaults(square=True)
     return p
 
 
@@ -118,6 +121,22 @@ def add_reconstruct(commands, parents: list) -> None:
                    help="how many slices, spread over the split (default: all)")
 
 
+def data_flag() -> argparse.ArgumentParser:
+    """The flag of every subcommand that needs real slices."""
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--data", metavar="SPEC", help="real slices (default: what the run was trained on)")
+    return p
+
+
+def feature_flag() -> argparse.ArgumentParser:
+    """The flag of every subcommand that measures features."""
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--feature-weights", metavar="FILE",
+                   help="state dict of torchvision's inception_v3 or resnet50 to measure with; without it a small "
+                        "encoder is trained on the training slices, once, in minutes, and kept beside their pack")
+    return p
+
+
 def add_generate(commands, parents: list) -> None:
     line = "PNGs from random latents, a grid and generate.json; an interrupted command goes on where it stopped"
     p = commands.add_parser("generate", parents=parents, help=line, description=line)
@@ -151,6 +170,48 @@ def add_interpolate(commands, parents: list) -> None:
     p.add_argument("--fps", type=whole(1, 50), default=20, help="frames per second (default %(default)s)")
 
 
+def add_evaluate(commands, parents: list) -> None:
+    line = ("Frechet and kernel distance, precision to coverage, diversity, copies and class fidelity of generated slices "
+            "beside the same figures of real ones; also under torchrun")
+    p = commands.add_parser("evaluate", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(20, MAX_NUMBER), default=5000, metavar="N",
+                   help="slices to generate (default %(default)s)")
+
+
+def add_tsne(commands, parents: list) -> None:
+    line = "t-SNE of real and generated slices' features, by class and by subject, and of the latents w by class"
+    p = commands.add_parser("tsne", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(10, 20_000), default=500, metavar="N",
+                   help="generated and, at most, real slices (default %(default)s)")
+
+
+def add_project(commands, parents: list) -> None:
+    line = "find the styles that draw real slices: target, result and difference side by side"
+    p = commands.add_parser("project", parents=parents, help=line, description=line + "; --data may be one picture")
+    p.add_argument("--number", type=whole(1, 256), default=4, metavar="N",
+                   help="held-out slices to project (default %(default)s)")
+    p.add_argument("--steps", type=whole(1, 100_000), default=300, metavar="N",
+                   help="steps of the search (default %(default)s)")
+
+
+def add_direction(commands, parents: list) -> None:
+    line = "move latents along the direction in w that leads from one class to the other"
+    p = commands.add_parser("direction", parents=parents, help=line, description=line)
+    p.add_argument("--from", dest="start", metavar="CLASS", help="class to start from (default AD, else the first)")
+    p.add_argument("--to", dest="end", metavar="CLASS", help="class to go to (default NC, else the second)")
+    p.add_argument("--rows", type=whole(1, 64), default=4, metavar="N", help="latents to move (default %(default)s)")
+    p.add_argument("--steps", type=whole(2, 64), default=7, metavar="N", help="pictures in a row (default %(default)s)")
+    p.add_argument("--strength", type=number, default=1.5, metavar="S",
+                   help="1 goes as far as the classes lie apart on average (default %(default)s)")
+
+
+def add_report(commands) -> None:
+    line = "one self-contained HTML page about runs: curves, samples over time, figures, configuration, cost"
+    p = commands.add_parser("report", help=line, description=line)
+    p.add_argument("run", nargs="+", metavar="RUN", help="run directories")
+    p.add_argument("--out", metavar="FILE", help="HTML file (default report.html in the first run)")
+
+
 def add_plot(commands) -> None:
     line = "loss curves from metrics.jsonl, of one run or of several over each other; works while they train"
     p = commands.add_parser("plot", help=line, description=line)
@@ -173,7 +234,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_reconstruct(commands, [model])
     add_mix(commands, [model, gan])
     add_interpolate(commands, [model, gan])
+    square, data, features = model_flags(pictures=False), data_flag(), feature_flag()
+    add_evaluate(commands, [square, gan, data, features])
+    add_tsne(commands, [square, gan, data, features])
+    add_project(commands, [square, data])
+    add_direction(commands, [square, data, features])
     add_plot(commands)
+    add_report(commands)
     return parser.parse_args(argv)
 
 
@@ -186,8 +253,10 @@ import io
 import json
 import re
 import tempfile
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -201,10 +270,12 @@ from data.pack import Pack, check_geometry, ensure_held_out, ensure_pack, restor
 from data.sources import DataError
 from jobs import runtime, specs, stop
 from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
+from jobs.report import write_page
 from jobs.rundir import RunDir, atomic_write
 from jobs.specs import ConfigError
-from jobs.weights import WeightsError, read_weights
-from models import diffusion
+from jobs.weights import WeightsError, read_weights, write_weights
+from models import diffusion, encoder, projection, quality
+from models.encoder import load_pretrained
 from models.metrics import head_mask, psnr, ssim
 from models.stylegan2 import Generator, channels_at, resolutions
 from models.unet import UNet, guided
@@ -213,6 +284,10 @@ from models.vae import VAE, LatentScale
 GRID = 64  # pictures in a grid at most
 STRIP_ROWS, STRIP_COLUMNS = 16, 8
 MAX_FRAMES = 20_000  # of a GIF, which is put together in memory
+MEASURE_CHUNK = 50  # slices of which features are made at once, for any number of ranks
+MIN_HELDOUT = 20
+DIRECTION_SAMPLES = 512  # latents over which the classes' difference in w is averaged
+PAIR_POOL, PAIRS = 1000, 1000  # slices from which pairs are drawn, and pairs per class, for MS-SSIM
 WRITERS = 4  # threads that encode PNGs while the next batch is computed
 PICTURE = re.compile(r"\d{6,}(_[\w.-]+)?\.png", re.ASCII)  # what generate writes
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that weights may be stored in
@@ -234,6 +309,7 @@ class GanModel:
     classes: list[str]  # [] where the generator is not conditional
     geometry: dict  # for data.pack.restore; {} where pictures stay square
     nimg: int
+    config: dict  # of the run, as its file has it
     path: str
     sha256: str  # of the weights file
     device: torch.device
@@ -292,7 +368,7 @@ def load_generator(
             raise ConfigError(f"{path}: its geometry is not that of its network; copy the file again from the run")
     return GanModel(
         G.to(device).eval().requires_grad_(False), classes if conditional else [], {} if square else geometry,
-        nimg if isinstance(nimg, int) else 0, str(path), sha256, device, dtype, batch,
+        nimg if isinstance(nimg, int) else 0, about["config"], str(path), sha256, device, dtype, batch,
     )  # fmt: skip
 
 
@@ -347,20 +423,22 @@ def check_state(path: Path, G: torch.nn.Module, state: dict[str, torch.Tensor]) 
             )
 
 
-def open_model(args: argparse.Namespace) -> GanModel:
-    """The GAN that --run or --weights names, on the device that --device names."""
-    path, device, dtype = where_and_how(args)
+def open_model(args: argparse.Namespace, device: torch.device | None = None) -> GanModel:
+    """The GAN that --run or --weights names, on `device`, else on the one that --device names."""
+    path, device, dtype = where_and_how(args, device)
     return load_generator(path, device, dtype=dtype, batch=batch_of(args, device), square=args.square)
 
 
-def where_and_how(args: argparse.Namespace) -> tuple[Path, torch.device, torch.dtype]:
+def where_and_how(
+    args: argparse.Namespace, device: torch.device | None = None
+) -> tuple[Path, torch.device, torch.dtype]:
     """(weights file, device, type of the convolutions)."""
     path = Path(args.weights) if args.weights else find_run(args.run).weights
     if args.run and not path.is_file():
         raise ConfigError(f"{args.run}: has no weights yet; training writes them at its first checkpoint")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: this machine has no GPU that torch can use; use --device cpu")
-    device = torch.device("cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda")
+    device = device or torch.device("cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda")
     return path, device, runtime.precision_dtype(args.precision, device)
 
 
@@ -1008,6 +1086,501 @@ def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return torch.where(sine < 1e-4, torch.lerp(a, b, t), turned)  # (anti)parallel: there is no one great circle
 
 
+# --- real slices and the features of both ---------------------------------------------------------------------------
+@dataclass(frozen=True)
+class RealSlices:
+    """The training split and the held-out one, at the model's resolution."""
+
+    train: Pack
+    heldout: Pack
+
+    def labels(self, pack: Pack) -> torch.Tensor:
+        return torch.from_numpy(np.array(pack.labels))
+
+    def subjects(self, pack: Pack) -> torch.Tensor:
+        """(N,) int64: the same number for slices of one subject; a slice of an unknown one is its own."""
+        numbers: dict[str, int] = {}
+        keys = [subject or f"slice {name}" for subject, name in zip(pack.subjects, pack.names, strict=True)]
+        return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
+
+
+def open_data(args: argparse.Namespace, model: GanModel, say) -> RealSlices:
+    """Both splits of --data, or of what the run was trained on. ConfigError where nothing is held out."""
+    spec = args.data or model.config.get("data")
+    crop = model.config.get("crop")
+    if not isinstance(spec, str) or not spec:
+        raise UsageError(f"{model.path} does not say what it was trained on; name the real slices with --data")
+    if spec.lower().endswith(".pack"):
+        raise UsageError(f"{spec}: a pack holds one split; name the folder that it was packed from with --data")
+    shape = dict(resolution=model.G.resolution, channels=model.G.channels, crop=crop if isinstance(crop, int) else 0)
+    train, heldout = (ensure_pack(spec, split=s, log=say, progress=False, **shape) for s in ("train", "test"))
+    if len(heldout) < MIN_HELDOUT:
+        raise ConfigError(f"{spec}: only {len(heldout)} held-out slices, and figures need {MIN_HELDOUT}; use more data")
+    if model.classes and list(train.classes) != model.classes:
+        raise ConfigError(
+            f"{spec}: its classes are {', '.join(train.classes) or 'none'}, the model's {', '.join(model.classes)}; "
+            "name the data that the model was trained on with --data"
+        )
+    return RealSlices(train, heldout)
+
+
+def rows_of(pack: Pack, rows) -> torch.Tensor:
+    """uint8 (B, C, R, R) of the rows of a pack."""
+    return torch.from_numpy(np.array(pack.images[rows]))
+
+
+def open_features(args: argparse.Namespace, train: Pack, out: Path, rt: runtime.Runtime) -> tuple[torch.nn.Module, str]:
+    """(network uint8 (B, C, R, R) -> (B, D), its name). Rank 0 trains the encoder where there is none yet."""
+    if args.feature_weights:
+        try:
+            network, name = load_pretrained(args.feature_weights)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return network.to(
+            rt.device
+        ), f"{name}, {Path(args.feature_weights).name} {sha256_of(args.feature_weights)[:12]}"
+    folder = Path(train.path).parent
+    folder = folder if os.access(folder, os.W_OK) else out
+    path = folder / f"encoder-v{encoder.VERSION}-{train.digest[:16]}.safetensors"
+    shape = dict(channels=train.images.shape[1], size=encoder.encoder_size(train.images.shape[-1]),
+                 classes=len(train.classes))  # fmt: skip
+    network = read_encoder(path, shape, train.digest)
+    if network is None and rt.rank == 0:
+        print(f"training the feature encoder on {len(train):,} slices, once; it is kept as {path}")
+        labels = torch.from_numpy(np.array(train.labels))
+        network = encoder.train_encoder(
+            train.images, labels, shape["classes"], seed=0, device=rt.device,
+            track=lambda steps: tqdm(steps, unit=" steps", disable=None),
+        )  # fmt: skip
+        write_weights(path, {"encoder": network.state_dict()}, {"config": shape, "pack": train.digest})
+    elif network is None:
+        runtime.wait_for(lambda: read_encoder(path, shape, train.digest), "rank 0 to train the feature encoder", 7200)
+        network = read_encoder(path, shape, train.digest)
+    classes = f", told apart {', '.join(train.classes)}" if train.classes else ""
+    name = f"encoder v{encoder.VERSION} trained on pack {train.digest[:12]} ({len(train):,} slices{classes})"
+    return network.to(rt.device), name
+
+
+def read_encoder(path: Path, shape: dict, digest: str) -> encoder.Encoder | None:
+    """The encoder that was trained on the pack `digest` before; None where there is none that can be used."""
+    try:
+        tensors, about = read_weights(path)
+    except WeightsError:
+        return None
+    network = encoder.Encoder(**shape)
+    state = {k.removeprefix("encoder."): v for k, v in tensors.items()}
+    expected = {k: v.shape for k, v in network.state_dict().items()}
+    if about["config"] != shape or about.get("pack") != digest or {k: v.shape for k, v in state.items()} != expected:
+        return None
+    network.load_state_dict(state)
+    return network.eval().requires_grad_(False)
+
+
+def measure(
+    rt: runtime.Runtime, network: torch.nn.Module, images_of, count: int, what: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(features (count, D) fp32, thumbnails (count, T) uint8) of slices 0 to count-1, on every rank.
+
+    `images_of(range)` makes uint8 (B, C, R, R). Ranks take whole chunks in turn, and a chunk holds the same slices for
+    any number of ranks, so the figures do not depend on it. Only the features and the thumbnails are kept.
+    """
+    features = thumbs = None
+    chunks = [range(i, min(i + MEASURE_CHUNK, count)) for i in range(0, count, MEASURE_CHUNK)]
+    for chunk in tqdm(chunks[rt.rank :: rt.world], desc=what, unit=" chunks", disable=None if rt.rank == 0 else True):
+        images = images_of(chunk)
+        f, t = network(images), quality.thumbnails(images)
+        if features is None:
+            features = torch.zeros(count, f.shape[1], device=rt.device)
+            thumbs = torch.zeros(count, t.shape[1], dtype=torch.uint8, device=rt.device)
+        features[chunk.start : chunk.stop] = f
+        thumbs[chunk.start : chunk.stop] = t.to(rt.device)
+    if features is None:  # more ranks than chunks
+        images = images_of(chunks[0])
+        features = torch.zeros(count, network(images).shape[1], device=rt.device)
+        thumbs = torch.zeros(count, quality.thumbnails(images).shape[1], dtype=torch.uint8, device=rt.device)
+    return runtime.reduce_sum(rt, features), runtime.reduce_sum(rt, thumbs)
+
+
+def generated(model: GanModel, args: argparse.Namespace):
+    """range or list of indices -> the generated slices, uint8 (B, C, R, R), each with noise of its own as in training."""
+
+    def images_of(indices) -> torch.Tensor:
+        indices = list(indices)
+        noise = draw_noise(model, args.seed, indices)
+        return torch.from_numpy(synthesise(model, styles_of(model, args, indices), noise))
+
+    return images_of
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------------
+def evaluate(args: argparse.Namespace) -> int:
+    """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them."""
+    started = time.monotonic()
+    rt = runtime.init_runtime()
+    if rt.world == 1 and args.device == "cpu":
+        rt = replace(rt, device=torch.device("cpu"))
+    model = open_model(args, rt.device)
+    say = print if rt.rank == 0 else lambda text: None
+    real = open_data(args, model, say)
+    out = out_folder(args)
+    network, features_name = open_features(args, real.train, out, rt)
+    images_of = generated(model, args)
+    fake, fake_thumbs = measure(rt, network, images_of, args.number, "generated")
+    train, train_thumbs = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
+    heldout, heldout_thumbs = measure(
+        rt, network, lambda r: rows_of(real.heldout, r), len(real.heldout), "held-out slices"
+    )
+    runtime.shutdown(rt)
+    if rt.rank:
+        return stop.DONE
+    labels = choose_labels(model, args.label, list(range(args.number)))
+    subjects = real.subjects(real.heldout)
+    count = min(args.number, len(train))
+    spread = torch.linspace(0, len(train) - 1, count).round().long()  # over all training subjects
+    distances = {
+        "generated": set_figures(fake[:count], heldout, args.seed),
+        "training slices": set_figures(train[spread], heldout, args.seed),
+    }
+    groups = subjects.to(rt.device)
+    copies = {}
+    spaces = {
+        "pixels": (fake_thumbs, train_thumbs, heldout_thumbs, None),
+        "features": (fake, train, heldout, train.mean(0)),
+    }
+    for space, (a, b, c, centre) in spaces.items():
+        copies[space], pairs = quality.copying(a, b, c, groups, centre)
+        save_png(out / f"copies-{space}.png", pairs_picture(pairs, images_of, real.train))
+        copies[space]["closest"] = [
+            {"generated": i, "training": real.train.names[j], "distance": d} for i, j, d in pairs
+        ]
+    figures = {
+        "distances": distances,
+        "ms_ssim": diversity_of_pairs(args, model, real, images_of, labels),
+        "copying": copies,
+    }
+    if labels is not None:
+        sets = [(x, y.to(rt.device)) for x, y in
+                ((fake, labels), (train, real.labels(real.train)), (heldout, real.labels(real.heldout)))]  # fmt: skip
+        figures["class_fidelity"] = quality.class_fidelity(*sets, len(model.classes))
+    notes = notes_on(count, args.number, len(heldout), fake.shape[1])
+    about = data_settings(real)
+    settings = settings_of(model, args, "number") | {"features": features_name}
+    write_json(out / "metrics.json", model, args, settings, data=about, compared=count, **figures, notes=notes,
+               ranks=rt.world, seconds=round(time.monotonic() - started, 1))  # fmt: skip
+    print_figures(figures, features_name, about, notes)
+    names = ("metrics.json", "copies-pixels.png", "copies-features.png")
+    return report(model, f"{args.number} slices evaluated", [out / name for name in names])
+
+
+def data_settings(real: RealSlices) -> dict:
+    """Which real slices the figures are about."""
+    sides = {"train": real.train, "heldout": real.heldout}
+    about = {
+        name: {"slices": len(p), "subjects": len(set(p.subjects) - {""}), "describe": p.meta["describe"],
+               "digest": p.digest} for name, p in sides.items()
+    }  # fmt: skip
+    return about
+
+
+def set_figures(samples: torch.Tensor, heldout: torch.Tensor, seed: int) -> dict[str, float]:
+    """Every figure that compares a set of features (N, D) with that of the held-out slices (M, D)."""
+    fid, error = quality.frechet_with_error(samples, heldout)
+    kid, deviation = quality.kernel_distance(samples, heldout, runtime.generator(seed, 0, "predict kid"))
+    return {"fid": fid, "fid_error": error, "kid": kid, "kid_sd": deviation} | quality.manifold_figures(
+        samples, heldout
+    )
+
+
+def diversity_of_pairs(args: argparse.Namespace, model: GanModel, real: RealSlices, images_of, labels) -> dict:
+    """MS-SSIM of random pairs within each class: of generated slices, and of held-out ones of different subjects."""
+    pool = min(args.number, PAIR_POOL)
+    fakes = images_of(range(pool))
+    rows = torch.linspace(0, len(real.heldout) - 1, min(len(real.heldout), PAIR_POOL)).round().long()
+    reals, groups = rows_of(real.heldout, rows.numpy()), real.subjects(real.heldout)[rows]
+    fake_labels = torch.zeros(pool, dtype=torch.int64) if labels is None else labels[:pool]
+    real_labels = torch.zeros(len(rows), dtype=torch.int64) if labels is None else real.labels(real.heldout)[rows]
+    sets = {"generated": (fakes, torch.arange(pool), fake_labels), "held-out slices": (reals, groups, real_labels)}
+    found: dict = {}
+    for k, name in enumerate(model.classes or ["all"]):
+        for source, (images, subjects, of_class) in sets.items():
+            here = (of_class == k).nonzero()[:, 0]
+            draw = runtime.generator(args.seed, k, f"predict pairs {source}")
+            pairs = here[quality.draw_pairs(subjects[here], PAIRS, draw)]
+            if len(pairs) >= 2:
+                values = quality.pair_similarity(images, pairs)
+                about = {"mean": float(values.mean()), "sd": float(values.std()), "pairs": len(pairs)}
+                found.setdefault(name, {})[source] = about
+    return found
+
+
+def pairs_picture(pairs: list, images_of, train: Pack, columns: int = 8) -> Image.Image:
+    """Generated slices above their nearest training slices, the closest first."""
+    fakes = images_of([i for i, _, _ in pairs]).numpy()
+    reals = np.stack([train.images[j] for _, j, _ in pairs])
+    shown, captions, rows = [], [], []
+    for start in range(0, len(pairs), columns):
+        part = slice(start, start + columns)
+        blank = columns - len(fakes[part])
+        empty = np.full((blank, *fakes.shape[1:]), BACKGROUND, np.uint8)
+        shown += [fakes[part], empty, reals[part], empty]
+        captions += [f"no. {i}" for i, _, _ in pairs[part]] + [""] * blank
+        captions += [f"{d:.3f}" for _, _, d in pairs[part]] + [""] * blank
+        rows += ["generated", "training"]
+    return image_grid(np.concatenate(shown), columns, labels=captions, row_labels=rows)
+
+
+def notes_on(compared: int, number: int, heldout: int, dim: int) -> list[str]:
+    """What a reader of the figures has to know."""
+    notes = [f"distances compare sets of {compared:,} slices with {heldout:,} held-out ones, both kinds alike"]
+    if compared < number:
+        notes.append(f"the first {compared:,} of {number:,} generated slices, as there are no more training slices")
+    if heldout < 10 * dim:
+        notes.append(
+            f"{heldout:,} held-out slices are few for {dim} features: the FID is much raised by that, for real slices as well; "
+            "judge by the difference to them, or by the KID"
+        )
+    return notes
+
+
+def print_figures(figures: dict, features: str, data: dict, notes: list[str]) -> None:
+    """The table for a person; metrics.json has the digits."""
+    print(f"features: {features}")
+    print(f"held-out: {data['heldout']['describe']}")
+    print(f"{'':18}{'FID':>16}{'KID x 1000':>18}{'precision':>11}{'recall':>9}{'density':>9}{'coverage':>10}")
+    for name, f in figures["distances"].items():
+        fid, kid = f"{f['fid']:.2f} +- {f['fid_error']:.2f}", f"{1000 * f['kid']:.2f} +- {1000 * f['kid_sd']:.2f}"
+        rest = f"{f['precision']:>11.3f}{f['recall']:>9.3f}{f['density']:>9.3f}{f['coverage']:>10.3f}"
+        print(f"{name:18}{fid:>16}{kid:>18}{rest}")
+    for name, sides in figures["ms_ssim"].items():
+        print(f"MS-SSIM of pairs, {name}: " + ", ".join(f"{side} {v['mean']:.3f}" for side, v in sides.items()))
+    for space, f in figures["copying"].items():
+        print(
+            f"copies by {space}: {100 * f['below_5th_percentile']:.1f} % nearer than the 5th percentile of held-out slices "
+            f"(5 % is even), distance ratio {f['relative_ratio']:.2f} (1 is even)"
+        )
+    if "class_fidelity" in figures:
+        f = figures["class_fidelity"]
+        print(
+            f"classes recognised: generated {f['accuracy']:.3f}, held-out {f['accuracy_of_heldout']:.3f}, held-out after "
+            f"training on generated {f['train_on_generated']:.3f}"
+        )
+    for note in notes:
+        print(f"note: {note}")
+
+
+# --- tsne -------------------------------------------------------------------------------------------------------------
+def tsne(args: argparse.Namespace) -> int:
+    """Features of real and generated slices in two dimensions, by class and by subject; w by class; and a CSV of them."""
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError:
+        raise ConfigError("tsne needs scikit-learn, which nothing else does: pip install scikit-learn") from None
+    rt = alone(args)
+    model = open_model(args, rt.device)
+    labels = choose_labels(model, args.label, list(range(args.number)))
+    real = open_data(args, model, print)
+    out = out_folder(args)
+    network, features_name = open_features(args, real.train, out, rt)
+    fake, _ = measure(rt, network, generated(model, args), args.number, "generated")
+    rows = torch.linspace(0, len(real.heldout) - 1, min(args.number, len(real.heldout))).round().long()
+    truth, _ = measure(rt, network, lambda r: rows_of(real.heldout, rows[r.start : r.stop].numpy()), len(rows), "real")
+
+    def embed(x: torch.Tensor) -> np.ndarray:
+        perplexity = min(30.0, (len(x) - 1) / 3)
+        settings = dict(init="pca", perplexity=perplexity, random_state=args.seed % (1 << 32))
+        return TSNE(2, **settings).fit_transform(x.double().cpu().numpy())
+
+    points = embed(torch.cat([truth, fake]))
+    classes = real.heldout.classes
+    real_classes = [classes[k] if k >= 0 else "" for k in real.labels(real.heldout)[rows].tolist()]
+    fake_classes = ["" if labels is None else model.classes[int(labels[i])] for i in range(args.number)]
+    subjects = [real.heldout.subjects[i] for i in rows.tolist()]
+    table = [("real", *point, k, s) for point, k, s in zip(points[: len(rows)], real_classes, subjects, strict=True)]
+    table += [("generated", *point, k, "") for point, k in zip(points[len(rows) :], fake_classes, strict=True)]
+    if model.classes:
+        z = draw_z(model, args.seed, list(range(args.number)))
+        table += [("w", *p, k, "") for p, k in zip(embed(map_latents(model, z, labels)), fake_classes, strict=True)]
+    lines = ["source,x,y,class,subject", *(f"{a},{x:.5g},{y:.5g},{quoted(k)},{quoted(s)}" for a, x, y, k, s in table)]
+    atomic_write(out / "tsne.csv", "\n".join(lines) + "\n")
+    atomic_write(out / "tsne.png", scatter_plots(table, features_name))
+    settings = settings_of(model, args, "number") | {"features": features_name}
+    write_json(out / "tsne.json", model, args, settings, data=data_settings(real), real=len(rows))
+    return report(
+        model, f"t-SNE of {len(rows)} real and {args.number} generated slices",
+        [out / name for name in ("tsne.png", "tsne.csv", "tsne.json")],
+    )  # fmt: skip
+
+
+def alone(args: argparse.Namespace) -> runtime.Runtime:
+    """One process on the device that --device names."""
+    cuda = args.device != "cpu" and torch.cuda.is_available()
+    return runtime.Runtime(0, 1, 0, torch.device("cuda" if cuda else "cpu"), torch.get_num_threads())
+
+
+def quoted(text: str) -> str:
+    """A CSV field; names may hold anything."""
+    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\n\r]', text) else text
+
+
+def scatter_plots(table: list[tuple], features: str, most: int = 9) -> bytes:
+    """A PNG of (source, x, y, class, subject): by class, by subject (the `most` frequent ones), and w by class."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    slices, styles = [r for r in table if r[0] != "w"], [r for r in table if r[0] == "w"]
+    counts = Counter(r[4] for r in slices if r[4])
+    named = {s for s, n in counts.most_common(most) if n > 1}
+    panels = [("features, by class", slices, lambda r: " ".join(filter(None, (r[0], r[3])))),
+              ("features, by subject", slices, lambda r: r[4] if r[4] in named else f"{r[0]}, others" if named else r[0]),
+              ("latents w, by class", styles, lambda r: r[3])]  # fmt: skip
+    panels = [panel for panel in panels if panel[1] and (panel[0] != "features, by subject" or named)]
+    figure = Figure(figsize=(5.5 * len(panels), 5.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (title, rows, group_of) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        groups = sorted({group_of(r) for r in rows}, key=lambda g: ("generated" not in g and "others" not in g, g))
+        for i, group in enumerate(groups):  # what is many comes first, so that it covers nothing
+            xy = np.array([r[1:3] for r in rows if group_of(r) == group], float)
+            color = "0.75" if "others" in group or group == "generated" else f"C{i % 10}"
+            marker = "x" if group.startswith("generated") else "o"
+            axis.scatter(*xy.T, s=14, marker=marker, linewidths=0.8, color=color, label=group[:24], alpha=0.8)
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
+    figure.suptitle(features, fontsize=8, color="0.4")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
+
+
+# --- project ----------------------------------------------------------------------------------------------------------
+def project(args: argparse.Namespace) -> int:
+    """Held-out slices in W+: target, result and difference, with the PSNR of each and the styles found."""
+    model = open_model(args)
+    pack = open_targets(args, model)
+    rows = torch.linspace(0, len(pack) - 1, min(args.number, len(pack))).round().long().unique()
+    targets = rows_of(pack, rows.numpy())
+    out = out_folder(args)
+    candidates = list(range(projection.CANDIDATES))
+    w = map_latents(model, draw_z(model, args.seed, candidates), choose_labels(model, "all", candidates))
+    ws, results, history = [], [], []
+    with tqdm(total=len(rows) * args.steps, unit=" steps", disable=None) as bar:
+
+        def track(steps):
+            for step in steps:
+                yield step
+                bar.update(len(part))
+
+        for part in targets.split(model.batch):  # alone on a CPU: a slice's result does not depend on the others
+            found, losses = projection.project(
+                model.G, to_float(part).to(model.device), w.clone(), steps=args.steps, batch=32, track=track
+            )
+            ws.append(found)
+            results.append(synthesise(model, found))
+            history.append(losses)
+    results, targets = np.concatenate(results), targets.numpy()
+    difference = np.abs(results.astype(np.int16) - targets)
+    psnr = [10 * math.log10(255**2 / max(float((d.astype(float) ** 2).mean()), 1e-3)) for d in difference]
+    shown = np.stack([targets, results, np.minimum(2 * difference, 255).astype(np.uint8)], 1).reshape(
+        -1, *targets.shape[1:]
+    )
+    captions = [text for value in psnr for text in ("", f"{value:.1f} dB", "")]
+    columns = ["real slice", "projection", "difference x 2"]
+    save_png(out / "project.png", image_grid(shown, 3, labels=captions, column_labels=columns))
+    np.savez(out / "project.npz", ws=torch.cat(ws).cpu().numpy(), row=rows.numpy())
+    found = [{"slice": pack.names[i], "psnr": value} for i, value in zip(rows.tolist(), psnr, strict=True)]
+    settings = {"seed": args.seed, "steps": args.steps, "weights_sha256": model.sha256, "data": pack.digest}
+    loss = [float(value) for value in np.mean(history, 0)]
+    write_json(
+        out / "project.json", model, args, settings, slices=found, loss=[*loss[:: max(args.steps // 50, 1)], loss[-1]]
+    )
+    what = f"{len(rows)} projections, PSNR {np.mean(psnr):.1f} dB on average,"
+    return report(model, what, [out / name for name in ("project.png", "project.npz", "project.json")])
+
+
+def open_targets(args: argparse.Namespace, model: GanModel) -> Pack:
+    """The slices of one picture or pack that --data names, else the held-out ones of the data."""
+    spec = args.data or model.config.get("data")
+    if not isinstance(spec, str) or not spec:
+        raise UsageError(f"{model.path} does not say what it was trained on; name the real slices with --data")
+    crop = model.config.get("crop")
+    split = "all" if Path(spec).is_file() and not spec.lower().endswith(".pack") else "test"
+    return ensure_pack(
+        spec, split=split, resolution=model.G.resolution, channels=model.G.channels,
+        crop=crop if isinstance(crop, int) else 0, log=lambda line: None, progress=False,
+    )  # fmt: skip
+
+
+# --- direction --------------------------------------------------------------------------------------------------------
+def direction(args: argparse.Namespace) -> int:
+    """A strip per latent, from its own class along the mean difference of the classes in w."""
+    rt = alone(args)
+    model = open_model(args, rt.device)
+    args.label, args.truncation, args.truncation_cutoff = "all", 1.0, None  # what the samples are drawn with
+    out = out_folder(args)
+    start, end, w_start, step, recognise = class_direction(args, model, out, rt)
+    amounts = [args.strength * j / (args.steps - 1) for j in range(args.steps)]
+    ws = torch.stack([w + t * step for w in w_start for t in amounts])
+    images = synthesise(model, model.G.broadcast(ws))
+    labels = [f"{start} {t:+.2g}" if t else start for t in amounts]
+    save_png(out / "direction.png", image_grid(images, args.steps, column_labels=labels))
+    settings = {k: getattr(args, k) for k in ("seed", "rows", "steps", "strength")} | {"from": start, "to": end}
+    more = {} if recognise is None else {"recognised_as_end": recognise(images)}
+    write_json(out / "direction.json", model, args, settings | {"weights_sha256": model.sha256}, amounts=amounts,
+               length=float(step.norm()), **more)  # fmt: skip
+    what = f"{len(w_start)} x {args.steps} pictures from {start} to {end}"
+    return report(model, what, [out / "direction.png", out / "direction.json"])
+
+
+def class_direction(args: argparse.Namespace, model: GanModel, out: Path, rt: runtime.Runtime):
+    """(start class, end class, w (rows, w_dim) of the start class, step (w_dim,), images -> share of the end class).
+
+    A conditional generator gives the step by mapping the same z to both classes. Of another one, samples are sorted into
+    classes by a linear probe on features of real training slices, which then also judges the strip.
+    """
+    indices = list(range(DIRECTION_SAMPLES))
+    z = draw_z(model, args.seed, indices)
+    if model.classes:
+        start, end = end_classes(args, model.classes)
+        sides = [map_latents(model, z, torch.full((len(z),), model.classes.index(name))) for name in (start, end)]
+        return start, end, sides[0][: args.rows], (sides[1] - sides[0]).mean(0), None
+    real = open_data(args, model, print)
+    start, end = end_classes(args, list(real.train.classes))
+    network, _ = open_features(args, real.train, out, rt)
+    train, _ = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
+    labels = real.labels(real.train)
+    known = labels >= 0
+    probe = quality.LinearProbe(train[known], labels[known].to(train.device), len(real.train.classes))
+    fake, _ = measure(rt, network, generated(model, args), len(indices), "generated")
+    found = probe.predict(fake)
+    a, b = (real.train.classes.index(name) for name in (start, end))
+    if min(int((found == a).sum()), int((found == b).sum())) < max(args.rows, 8):
+        raise ConfigError(
+            f"{model.path}: too few of {len(indices)} samples look like {start} or like {end}; train longer"
+        )
+    w = map_latents(model, z, None)
+
+    def recognise(images: np.ndarray) -> list[float]:
+        is_end = (probe.predict(network(torch.from_numpy(images))) == b).view(-1, args.steps)
+        return is_end.double().mean(0).tolist()
+
+    return start, end, w[found == a][: args.rows], w[found == b].mean(0) - w[found == a].mean(0), recognise
+
+
+def end_classes(args: argparse.Namespace, classes: list[str]) -> tuple[str, str]:
+    """--from and --to; AD and NC, or the first two classes, where they are not given."""
+    if len(classes) < 2:
+        raise ConfigError("direction needs two classes, in the model or in the data; name labelled data with --data")
+    default = ("AD", "NC") if {"AD", "NC"} <= set(classes) else tuple(classes[:2])
+    chosen = args.start or default[0], args.end or default[1]
+    for name in chosen:
+        if name not in classes:
+            raise UsageError(f"--from/--to {name}: no such class; choose from {', '.join(classes)}")
+    if chosen[0] == chosen[1]:
+        raise UsageError(f"--from and --to are both {chosen[0]}; choose two of {', '.join(classes)}")
+    return chosen
+
+
 # --- plot -------------------------------------------------------------------------------------------------------------
 def plot(args: argparse.Namespace) -> int:
     """Loss curves over kimg; reads what is there, so a run may be training."""
@@ -1039,17 +1612,36 @@ def plot(args: argparse.Namespace) -> int:
     return stop.DONE
 
 
+# --- report -----------------------------------------------------------------------------------------------------------
+def write_report(args: argparse.Namespace) -> int:
+    """The page about the runs; reads what is there, so they may be training."""
+    runs = [find_run(path) for path in {Path(path).resolve(): path for path in args.run}.values()]
+    for run in runs:
+        if not run.config.is_file():
+            raise ConfigError(f"{run.path}: no config.json, so it is no run directory; give the folder of a run")
+    html = Path(args.out) if args.out else runs[0].path / "report.html"
+    if html.is_dir():
+        raise UsageError(f"--out {html}: a folder; name an HTML file in it")
+    html.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(html, write_page(runs))
+    print(f"report on {len(runs)} run{'s' * (len(runs) > 1)}, {html.stat().st_size / 1e6:.1f} MB\n  {html}")
+    return stop.DONE
+
+
 def main(args: argparse.Namespace) -> int:
     commands = {
         "generate": generate, "denoise": denoise, "reconstruct": reconstruct, "mix": mix, "interpolate": interpolate, "plot": plot,
+        "evaluate": evaluate, "tsne": tsne, "project": project, "direction": direction, "report": write_report,
     }  # fmt: skip
     try:
         return commands[args.command](args)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on or starts again", file=sys.stderr)
         return 130
-    except (UsageError, ConfigError) as error:
+    except (UsageError, ConfigError, DataError) as error:
         text, code = str(error), stop.USAGE if isinstance(error, UsageError) else stop.BAD
+    except runtime.PeerLost as error:
+        text, code = str(error), stop.TRANSIENT
     except torch.OutOfMemoryError:
         text, code = f"the GPU's memory does not hold {args.batch} pictures at once; use a smaller --batch", stop.BAD
     except OSError as error:

@@ -301,8 +301,18 @@ def plot_losses(
     runs: dict[str, list[dict]] | list[dict], png: Path, from_kimg: float = 0.0, to_kimg: float = math.inf,
     restarts: Sequence[float] = (),
 ) -> None:  # fmt: skip
-    """Curves over kimg, one panel per kind; several runs over each other when given {name: rows}. `restarts`: kimg at
-    which an attempt began, drawn as thin lines."""
+    """Write draw_losses() to the file `png`."""
+    picture = draw_losses(runs, from_kimg, to_kimg, restarts)
+    Path(png).parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(Path(png), picture)
+
+
+def draw_losses(
+    runs: dict[str, list[dict]] | list[dict], from_kimg: float = 0.0, to_kimg: float = math.inf,
+    restarts: Sequence[float] = (),
+) -> bytes:  # fmt: skip
+    """A PNG of curves over kimg, one panel per kind; several runs over each other when given {name: rows}. `restarts`:
+    kimg at which an attempt began, drawn as thin lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -329,8 +339,7 @@ def plot_losses(
         axes[0].text(0.5, 0.5, "no rows yet", ha="center")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    Path(png).parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(Path(png), buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _curve(axis, rows: list[dict], column: str, label: str, color: str) -> None:

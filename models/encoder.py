@@ -1,0 +1,230 @@
+"""Networks that turn slices into the feature vectors in which quality is measured.
+
+`Encoder` is small and trained here, on the training slices themselves: contrastively (Chen 2020, SimCLR), and on the
+classes where there are any. `Pretrained` runs a torchvision network whose weights file the user has; nothing is downloaded.
+Features of different networks, or of encoders of different data, are in different units and never compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+VERSION = 1  # of the encoder and its training: raise it when either changes
+WIDTHS = (16, 32, 48, 64)  # of the four stages, each at half the size of the one before
+MAX_SIZE = 128  # larger slices are averaged down to this many pixels
+STEPS, BATCH, LR = 400, 64, 2e-3
+TEMPERATURE = 0.2
+SHIFT, CONTRAST, BRIGHTNESS = 0.06, 0.2, 0.1  # of the views; relative to the width, to 1, to the range
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Encoder(nn.Module):
+    """uint8 slices (B, C, R, R) -> (B, dim) features of mean 0 and deviation 1 over the training slices.
+
+    Group norm, so that a slice's features do not depend on its batch. The features are the means over space of the third
+    and the fourth stage: what the texture and what the anatomy is like.
+    """
+
+    def __init__(self, *, channels: int, size: int, classes: int):
+        super().__init__()
+        self.channels, self.size, self.classes = channels, size, classes
+        self.dim = WIDTHS[2] + WIDTHS[3]
+        before, stages = channels, []
+        for i, width in enumerate(WIDTHS):
+            convolution = nn.Conv2d(before, width, 5 if i == 0 else 3, 2, 2 if i == 0 else 1)
+            stages.append(nn.Sequential(convolution, nn.GroupNorm(8, width), nn.SiLU()))
+            before = width
+        self.stages = nn.ModuleList(stages)
+        self.projection = nn.Sequential(nn.Linear(self.dim, self.dim), nn.SiLU(), nn.Linear(self.dim, 64))
+        self.classifier = nn.Linear(self.dim, classes) if classes else None
+        self.register_buffer("mean", torch.zeros(self.dim))
+        self.register_buffer("std", torch.ones(self.dim))
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """x (B, C, size, size) in -1..1 -> (B, dim), not yet standardised."""
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x.mean((2, 3)))
+        return torch.cat(maps[2:], 1)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, R, R) -> float (B, C, size, size) in -1..1."""
+        x = images.to(self.mean.device).float() / 127.5 - 1
+        return x if x.shape[-1] == self.size == x.shape[-2] else F.adaptive_avg_pool2d(x, self.size)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B, C, R, R) -> (B, dim) fp32. ValueError for another number of channels."""
+        if images.dtype != torch.uint8 or images.shape[1] != self.channels:
+            raise ValueError(
+                f"the encoder takes uint8 with {self.channels} channels, got {images.dtype} {images.shape}"
+            )
+        return (self.pooled(self.prepare(images)) - self.mean) / self.std
+
+
+def encoder_size(resolution: int) -> int:
+    """Pixels at which slices of `resolution` are encoded."""
+    return min(resolution, MAX_SIZE)
+
+
+def train_encoder(
+    images, labels: Tensor, classes: int, *, seed: int, device: torch.device | str = "cpu", steps: int = STEPS,
+    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Encoder:  # fmt: skip
+    """An Encoder of uint8 images (N, C, R, R), an array or a memory map, with labels (N,) in 0..classes-1 or -1.
+
+    A function of the data and the seed on one kind of machine. `track` wraps the steps, for a progress bar.
+    Two views of each slice are to be recognised among those of the others. Views are moved, lit differently and have a
+    part hidden; they are never turned, scaled, blurred or made noisy, as features must see all these.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = Encoder(channels=images.shape[1], size=encoder_size(images.shape[-1]), classes=classes).to(device)
+    labels = labels.to(device)
+    weights = class_weights(labels, classes) if classes else None
+    draw = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=LR, weight_decay=1e-2)
+    batch = min(BATCH, len(images))
+    for step in track(range(steps)):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * min((step + 1) / 50, (steps - step) / steps)
+        rows = torch.randperm(len(images), generator=draw)[:batch]
+        x = encoder.prepare(torch.from_numpy(images[rows.numpy()]))
+        features = encoder.pooled(torch.cat([random_view(x, draw), random_view(x, draw)]))
+        loss = contrastive_loss(encoder.projection(features), TEMPERATURE)
+        if classes and bool((labels[rows] >= 0).any()):
+            target = labels[rows].repeat(2)
+            loss = loss + F.cross_entropy(encoder.classifier(features), target, weights, ignore_index=-1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    encoder.eval().requires_grad_(False)
+    standardise(encoder, images, draw)
+    return encoder
+
+
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """(classes,) so that every class has the same share in the loss."""
+    counts = torch.bincount(labels[labels >= 0], minlength=classes).clamp_min(1)
+    return counts.sum() / (classes * counts.float())
+
+
+@torch.no_grad()
+def standardise(encoder: Encoder, images, draw: torch.Generator, count: int = 4096) -> None:
+    """Set mean and deviation of the features to those of up to `count` training slices."""
+    rows = torch.randperm(len(images), generator=draw)[:count].sort().values.numpy()
+    parts = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+    features = torch.cat([encoder.pooled(encoder.prepare(torch.from_numpy(images[part]))) for part in parts])
+    encoder.mean.copy_(features.mean(0))
+    encoder.std.copy_(features.std(0).clamp_min(1e-4) if len(features) > 1 else torch.ones_like(encoder.std))
+
+
+def random_view(x: Tensor, draw: torch.Generator) -> Tensor:
+    """x (B, C, S, S) in -1..1 -> the same slices, each moved, lit differently and with a part hidden."""
+    b, _, size, _ = x.shape
+
+    def uniform(low: float, high: float) -> Tensor:
+        return (torch.rand(b, generator=draw) * (high - low) + low).to(x.device)
+
+    reach = max(round(SHIFT * size), 1)
+    shift = torch.randint(-reach, reach + 1, (2, b), generator=draw).to(x.device)
+    line = torch.arange(size, device=x.device)
+    rows, columns = ((line + s[:, None]) % size for s in shift)  # the frame around a head is dark: it may wrap
+    x = x[torch.arange(b, device=x.device)[:, None, None, None], torch.arange(x.shape[1], device=x.device)[:, None, None],
+          rows[:, None, :, None], columns[:, None, None, :]]  # fmt: skip
+    contrast, brightness = uniform(1 - CONTRAST, 1 + CONTRAST), uniform(-BRIGHTNESS, BRIGHTNESS)
+    lit = (x + 1) * (contrast + brightness)[:, None, None, None] - 1  # black stays black
+    side, top, left = (uniform(*span)[:, None] * size for span in ((0.1, 0.4), (0, 0.8), (0, 0.8)))
+    hidden_rows, hidden_columns = ((line >= start) & (line < start + side) for start in (top, left))
+    return lit.masked_fill((hidden_rows[:, :, None] & hidden_columns[:, None, :])[:, None], -1.0)
+
+
+def contrastive_loss(projected: Tensor, temperature: float) -> Tensor:
+    """NT-Xent (Chen 2020, eq. 1): rows i and i + B of projected (2B, D) are views of one slice."""
+    z = F.normalize(projected, dim=1)
+    similarity = z @ z.T / temperature
+    similarity = similarity.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), float("-inf"))
+    return F.cross_entropy(similarity, torch.arange(len(z), device=z.device).roll(len(z) // 2))
+
+
+# --- a torchvision network whose weights the user has -----------------------------------------------------------------
+class Pretrained(nn.Module):
+    """uint8 slices (B, 1 or 3, H, W) -> (B, 2048) pooled features of an Inception v3 or a ResNet-50 of torchvision."""
+
+    def __init__(self, network: nn.Module, size: int, mean: tuple, std: tuple):
+        super().__init__()
+        self.network, self.size, self.dim = network, size, 2048
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Antialiased resizing, which matters more than the network (Parmar 2022)."""
+        x = images.to(self.mean.device).float() / 255
+        x = x.expand(-1, 3, -1, -1)
+        x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+        return self.network((x - self.mean) / self.std).float()
+
+
+def load_pretrained(path: str | Path) -> tuple[Pretrained, str]:
+    """(network, its name) from a torchvision state dict (.pth or .safetensors), recognised by its tensors.
+
+    Weights are read as data. ValueError, one line, on anything else.
+    """
+    from torchvision import models  # a second to import
+
+    state = read_state(Path(path))
+    state = {
+        k.removeprefix("module.").removeprefix("backbone."): v
+        for k, v in state.items()
+        if not k.startswith(("fc.", "AuxLogits."))
+    }
+    if "Mixed_7c.branch_pool.conv.weight" in state:
+        network = models.inception_v3(weights=None, init_weights=False, aux_logits=False, transform_input=False)
+        made, name = Pretrained(network, 299, (0.5,) * 3, (0.5,) * 3), "Inception v3"
+    elif (
+        "layer4.2.conv3.weight" in state
+        and "layer4.3.conv3.weight" not in state
+        and "layer3.6.conv3.weight" not in state
+    ):
+        made, name = Pretrained(models.resnet50(weights=None), 224, IMAGENET_MEAN, IMAGENET_STD), "ResNet-50"
+    else:
+        raise ValueError(
+            f"{path}: not the weights of torchvision's inception_v3 or resnet50; leave --feature-weights out"
+        )
+    made.network.fc = nn.Identity()
+    try:
+        made.network.load_state_dict(state)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path}: not torchvision's {name} ({first}); use its state dict as torchvision saves it"
+        ) from None
+    return made.eval().requires_grad_(False), name
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict, also where it lies under `state_dict` or `model` in the file."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(str(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such weights file; check --feature-weights") from None
+    except Exception as error:  # damaged files raise almost anything
+        first = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path}: cannot be read as weights ({first}); use a state dict without code in it") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: no state dict; use a file that holds tensors by name")
+    return state
