@@ -77,7 +77,7 @@ def decide(
     if code == stop.CONTINUE:
         return Decision("requeue", limit if reason in LIMIT_SIGNS else "the run saved and asks to go on", counted=True)
     if code == stop.TRANSIENT:
-        return Decision("requeue", "a fault that may pass (exit code 75)", counted=True)
+        return Decision("requeue", f"a fault that may pass ({reason or 'exit code 75'})", counted=True)
     name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
     return Decision("requeue", f"a task was killed by {name}", counted=True)
 
@@ -131,9 +131,13 @@ def finish(path: Path, code: int) -> int:
     if not mine and code == stop.BAD and (other := _other_live_job(about, job_id)):
         print(f"{path}: job {other} works on this run; this one changes nothing")
         return code
-    reason = str(status.get("reason", "")) if mine and status.get("state") == "continue" else ""
+    reason, left_with = "", code
+    if mine and status.get("state") == "continue":
+        # srun ends the other ranks as soon as one has left, so that its code may be the signal's; rank 0 knows better.
+        reason = str(status.get("reason", ""))
+        left_with = status.get("code") if code > 128 and status.get("code") in (stop.CONTINUE, stop.TRANSIENT) else code
     job, nimg = _ask(job_id, code), run.newest_checkpoint()
-    decision = decide(code, run.done(), run.stop_requested(), job, restarts, reason, time.time())
+    decision = decide(left_with, run.done(), run.stop_requested(), job, restarts, reason, time.time())
     lines = [line for line in run.read_attempts() if line.get("event") == "decision"]
     limit = about.get("max_restarts", MAX_RESTARTS)
     decision = within_budget(decision, nimg, lines, started_by_person(about), limit)

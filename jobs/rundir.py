@@ -491,6 +491,9 @@ def process_space() -> str:
 
 def git_state(root: Path) -> dict:
     """Commit of the code at `root` and whether tracked files differ from it; None where git or a repository is absent."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a run's snapshot says what it was taken from
+        taken = json.loads((root / "snapshot.json").read_text())
+        return {name: taken[name] for name in ("git_commit", "git_dirty")}
     if _git(root, "rev-parse", "--show-toplevel") != str(root):
         return {
             "git_commit": None,

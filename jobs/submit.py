@@ -45,7 +45,7 @@ class SubmitError(Exception):
 def tracked_files(root: Path) -> list[str]:
     """Paths of the toolkit's files relative to `root`: what git tracks, or without git all of its rooms."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if git_state(root)["git_commit"]:
+        if git_state(root)["git_commit"] and not (root / "snapshot.json").exists():
             out = subprocess.run(
                 ["git", "-C", str(root), "ls-files", "-z"], capture_output=True, timeout=20, check=True
             )
@@ -62,7 +62,7 @@ def tracked_files(root: Path) -> list[str]:
 def untracked_code(root: Path) -> list[str]:
     """Python files that the snapshot would miss."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if git_state(root)["git_commit"]:
+        if git_state(root)["git_commit"] and not (root / "snapshot.json").exists():
             command = [
                 "git",
                 "-C",

@@ -267,6 +267,8 @@ def _without_job(view: View, run: Path, queue: dict[str, Job] | None) -> View:
             eta_s=None,
             note=f"saved ({view.note}) and not continued; python launch.py resume {view.name}",
         )
+    if view.state == "done":
+        return replace(view, eta_s=None, note="")
     if view.state == "stopped":
         return replace(view, eta_s=None, note="" if view.note == "STOP file" else view.note)
     if view.state in ("failed", "diverged", "stuck") and not view.note:

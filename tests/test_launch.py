@@ -22,7 +22,7 @@ from tiny import ROOT, TINY, copy_toolkit, environment, wait_until, weights_hash
 
 from jobs import plan as planning
 from jobs import preflight, show, sites, specs, submit, terminal, watch, why
-from jobs.rundir import RunDir
+from jobs.rundir import RunDir, git_state
 from jobs.slurm import Job, Partition
 
 A100 = Partition("a100", True, 86400, 1200, 10, 8, 1, None, True, {"gpu:a100": 1})
@@ -207,6 +207,26 @@ def test_paths_among_the_flags_become_absolute(tmp_path, monkeypatch):
 def test_the_default_name_is_that_of_the_training_script(tmp_path):
     plan = planning.make_plan(options(), ["--data", "phantom", "--lr", "0.001"], sites.load_sites()["generic"], None)
     assert plan.run == Path(specs.parse(specs.GanConfig, ["--data", "phantom", "--lr", "0.001"]).run)
+
+
+def test_snapshot_remembers_its_commit_and_is_copied_like_any_toolkit(tmp_path):
+    submit.take_snapshot(tmp_path / "run")
+    submit.take_snapshot(tmp_path / "run")  # a resume refreshes it
+    code = tmp_path / "run" / "code"
+    assert git_state(code) == git_state(ROOT)
+    assert {"train_gan.py", "jobs/env.sh", "jobs/sites.toml", "data/pack.py", "models/stylegan2.py"} <= set(
+        submit.tracked_files(code)
+    )
+    assert (code / "launch.py").read_bytes() == (ROOT / "launch.py").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["code"]
+
+
+def test_images_put_into_the_data_room_are_not_copied(tmp_path):
+    for name in ("launch.py", "data/pack.py", "data/AD/1.png", "data/secret.nii", "jobs/env.sh", "runs/x/code/a.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "models").mkdir()
+    assert submit.tracked_files(tmp_path) == ["data/pack.py", "jobs/env.sh", "launch.py"]
 
 
 # --- profiles ---------------------------------------------------------------------------------------------------------

@@ -232,6 +232,17 @@ def test_the_training_process_own_words_on_a_failure_stay(run, monkeypatch):
     assert run.read_status()["state"] == "diverged" and run.read_status()["reason"] == "the losses are NaN"
 
 
+@pytest.mark.parametrize(
+    ("code", "reason", "words"),
+    [(85, "USR2", "time limit"), (75, "PeerLost: another rank is gone", "another rank is gone")],
+)
+def test_the_signal_that_srun_sends_to_the_last_ranks_is_not_the_reason(run, monkeypatch, code, reason, words):
+    run.status(state="continue", reason=reason, code=code)
+    assert end(run, 143, Controller(job()), monkeypatch) == 0
+    (line,) = run.read_attempts()
+    assert line["decision"] == "requeue" and words in line["why"] and line["code"] == 143 and line["counted"]
+
+
 def test_a_full_disk_does_not_keep_a_job_from_its_requeue(run, monkeypatch, capsys):
     controller = Controller(job())
 
