@@ -45,7 +45,7 @@ from jobs.rundir import RunDir
 from jobs.specs import VaeConfig
 from models.ema import ema_beta, update_ema
 from models.metrics import head_mask, psnr, ssim
-from models.optim import adamw, learning_rate
+from models.optim import adamw, learning_rate, memory_layout
 from models.vae import (
     VAE,
     PatchDiscriminator,
@@ -92,15 +92,16 @@ def build_vae(c: VaeConfig) -> VAE:
 def build_state(c: VaeConfig, device: torch.device) -> TrainState:
     """Networks and optimizers, initialised from the seed alone. D is there from the start, so that every checkpoint fits."""
     torch.manual_seed(runtime.seed_of(c.seed, 0, "weights"))
-    vae = build_vae(c).to(device, memory_format=torch.channels_last)
-    D = PatchDiscriminator(c.channels, c.disc_width).to(device, memory_format=torch.channels_last)
-    vae_ema = build_vae(c).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    layout = memory_layout(device)
+    vae = build_vae(c).to(device, memory_format=layout)
+    D = PatchDiscriminator(c.channels, c.disc_width).to(device, memory_format=layout)
+    vae_ema = build_vae(c).to(device, memory_format=layout).eval().requires_grad_(False)
     vae_ema.load_state_dict(vae.state_dict())
-    fp16, fused = runtime.precision_dtype(c.precision, device) == torch.float16, device.type == "cuda"
+    fp16 = runtime.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
         vae=vae, vae_ema=vae_ema, D=D,
-        opt_vae=adamw(vae, c.lr, c.weight_decay, betas=(0.9, 0.99), fused=fused),
-        opt_D=adamw(D, c.lr, c.weight_decay, betas=(0.5, 0.99), fused=fused),
+        opt_vae=adamw(vae, c.lr, c.weight_decay, betas=(0.9, 0.99)),
+        opt_D=adamw(D, c.lr, c.weight_decay, betas=(0.5, 0.99)),
         scaler_vae=torch.amp.GradScaler(device.type, enabled=fp16),
         scaler_D=torch.amp.GradScaler(device.type, enabled=fp16),
         averages=Averages(), gan_balance=torch.zeros((), device=device),
@@ -152,7 +153,7 @@ def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor
     s.D.requires_grad_(False)
     for start, stop_ in step.rows():
         images, _ = step.batches.rows(step.position, start, stop_)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=memory_layout(images.device))
         with step.autocast():
             output, mean, logvar = step.network(images, noise[start:stop_])
         kl = kl_divergence(mean, logvar)

@@ -51,7 +51,7 @@ from jobs.weights import read_weights
 from models import diffusion
 from models.ema import ema_beta, update_ema
 from models.metrics import class_diversity, diversity_ratio
-from models.optim import adamw, learning_rate
+from models.optim import adamw, learning_rate, memory_layout
 from models.unet import UNet, drop_labels
 from models.vae import VAE, LatentScale, posterior_sample
 
@@ -206,13 +206,13 @@ def build_unet(c: DiffusionConfig, shape: tuple[int, int, int], num_classes: int
 def build_state(c: DiffusionConfig, data: Data, num_classes: int, device: torch.device) -> TrainState:
     """Network and optimizer, initialised from the seed alone."""
     torch.manual_seed(runtime.seed_of(c.seed, 0, "weights"))
-    unet = build_unet(c, data.shape, num_classes).to(device, memory_format=torch.channels_last)
-    unet_ema = build_unet(c, data.shape, num_classes).to(device, memory_format=torch.channels_last)
+    unet = build_unet(c, data.shape, num_classes).to(device, memory_format=memory_layout(device))
+    unet_ema = build_unet(c, data.shape, num_classes).to(device, memory_format=memory_layout(device))
     unet_ema.eval().requires_grad_(False).load_state_dict(unet.state_dict())
     fp16 = runtime.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
         unet=unet, unet_ema=unet_ema, scale=data.scale,
-        opt=adamw(unet, c.lr, c.weight_decay, betas=(0.9, 0.99), fused=device.type == "cuda"),
+        opt=adamw(unet, c.lr, c.weight_decay, betas=(0.9, 0.99)),
         scaler=torch.amp.GradScaler(device.type, enabled=fp16), averages=Averages(),
     )  # fmt: skip
 
@@ -223,7 +223,7 @@ def predictor(network: Callable, labels: torch.Tensor | None, dtype: torch.dtype
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            return network(x.contiguous(memory_format=torch.channels_last), t, labels).float()
+            return network(x.contiguous(memory_format=memory_layout(x.device)), t, labels).float()
 
     return predict
 

@@ -1,0 +1,274 @@
+"""The diffusion part against `diffusers` and MONAI: one training step, ten-call sampling, and how exact the samplers are.
+
+    pip install --no-deps -r benchmarks/requirements.txt && pip install diffusers==0.42.1 monai==1.6.1
+    python -m benchmarks.diffusion [--quick] [--write]
+
+The three U-Nets are the same network to the last parameter. Each side takes its training step as its users do: ours is
+`train_diffusion.train_step`, which also draws the batch from cached latents and averages the weights; diffusers' is that of
+its train_unconditional script, MONAI's that of its latent-diffusion tutorial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import types
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import train_diffusion
+from benchmarks import machine
+from data.latents import Latents
+from jobs import runtime
+from jobs.specs import DiffusionConfig
+from models import diffusion
+
+TITLE = "Diffusion against diffusers and MONAI"
+WIDTHS, SHAPE, CALLS = (64, 128, 256), (4, 32, 32), 10
+
+
+# --- the three sides --------------------------------------------------------------------------------------------------
+class Ours:
+    def __init__(self, batch: int, precision: str, rt: runtime.Runtime):
+        self.c = DiffusionConfig(
+            data="phantom", batch=batch, precision=precision, schedule="linear", target="epsilon", times="uniform"
+        )
+        rng = np.random.default_rng(0)
+        values = rng.standard_normal((64, 2, *SHAPE)).astype(np.float16)
+        latents = Latents("", values, np.zeros(64, np.int64), np.zeros(4), np.ones(4))
+        self.data = train_diffusion.Data(self.c, types.SimpleNamespace(classes=[]), latents, None, rt.device)
+        self.s = train_diffusion.build_state(self.c, self.data, 0, rt.device)
+        self.rt, self.dtype = rt, runtime.precision_dtype(precision, rt.device)
+        self.name, self.net = f"ours, {str(self.dtype).removeprefix('torch.')}", self.s.unet
+        self.schedule, self.nimg = diffusion.make_schedule("linear"), 0
+
+    def step(self) -> None:
+        train_diffusion.train_step(self.c, self.rt, self.s, self.data, self.schedule, self.net, self.dtype, self.nimg)
+        self.nimg += self.c.batch
+
+    @torch.no_grad()
+    def sample(self) -> None:
+        predict = train_diffusion.predictor(self.s.unet_ema, None, self.dtype)
+        denoise = diffusion.denoiser(predict, self.schedule, "epsilon")
+        noise = torch.randn(self.c.batch, *SHAPE, device=self.rt.device)
+        diffusion.sample(denoise, noise, self.schedule, "midpoint", CALLS)
+
+
+class Peer:
+    """What the peers' steps share: noise, mean squared error of the noise, AdamW."""
+
+    def __init__(self, batch: int, device: torch.device):
+        self.batch, self.device = batch, device
+        self.net = self.network().to(device)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4, fused=device.type == "cuda")
+        self.latents = torch.randn(8 * batch, *SHAPE, device=device)
+
+    def step(self) -> None:
+        self.net.train()
+        x0 = self.latents[torch.randint(len(self.latents), (self.batch,), device=self.device)]
+        noise, t = torch.randn_like(x0), torch.randint(1000, (self.batch,), device=self.device)
+        loss = F.mse_loss(self.predict(self.noisy(x0, noise, t), t), noise)
+        loss.backward()
+        self.finish()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def finish(self) -> None:
+        """What comes between backward and step."""
+
+    @torch.no_grad()
+    def sample(self) -> None:
+        self.net.eval()
+        x = torch.randn(self.batch, *SHAPE, device=self.device)
+        self.loop(lambda x, t: self.predict(x, torch.full((len(x),), int(t), device=x.device)), x, CALLS)
+
+
+class Diffusers(Peer):
+    name = "diffusers, float32"
+
+    def network(self):
+        import diffusers
+        from diffusers.training_utils import EMAModel
+
+        net = diffusers.UNet2DModel(
+            sample_size=SHAPE[-1], in_channels=SHAPE[0], out_channels=SHAPE[0], layers_per_block=2, block_out_channels=WIDTHS,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"), attention_head_dim=64,
+            up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        )  # fmt: skip
+        self.ema, self.ddpm = EMAModel(net.parameters()), diffusers.DDPMScheduler()
+        return net
+
+    def noisy(self, x0, noise, t):
+        return self.ddpm.add_noise(x0, noise, t)
+
+    def predict(self, x, t):
+        return self.net(x, t).sample
+
+    def finish(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.ema.step(self.net.parameters())
+
+    @staticmethod
+    def loop(predict: Callable, x, calls: int, scheduler: str = "DDIMScheduler", **settings):
+        import diffusers
+
+        settings = {"clip_sample": False} | settings if scheduler == "DDIMScheduler" else settings
+        s = getattr(diffusers, scheduler)(**settings)
+        s.set_timesteps(calls)
+        for t in s.timesteps:
+            x = s.step(predict(x, t), t, x).prev_sample
+        return x
+
+
+class Monai(Peer):
+    name = "MONAI, float32"
+
+    def network(self):
+        from monai.networks.nets import DiffusionModelUNet
+        from monai.networks.schedulers import DDPMScheduler
+
+        self.ddpm = DDPMScheduler(num_train_timesteps=1000, schedule="linear_beta", beta_start=1e-4, beta_end=0.02)
+        return DiffusionModelUNet(
+            spatial_dims=2, in_channels=SHAPE[0], out_channels=SHAPE[0], channels=WIDTHS, num_res_blocks=2,
+            attention_levels=(False, True, True), num_head_channels=(0, 64, 64),
+        )  # fmt: skip
+
+    def noisy(self, x0, noise, t):
+        return self.ddpm.add_noise(x0, noise, t)
+
+    def predict(self, x, t):
+        return self.net(x, t)
+
+    @staticmethod
+    def loop(predict: Callable, x, calls: int):
+        from monai.networks.schedulers import DDIMScheduler
+
+        s = DDIMScheduler(
+            num_train_timesteps=1000, schedule="linear_beta", beta_start=1e-4, beta_end=0.02, clip_sample=False
+        )
+        s.set_timesteps(calls)
+        for t in s.timesteps:
+            x = s.step(predict(x, t), int(t), x)[0]
+        return x
+
+
+# --- how exact the samplers are ---------------------------------------------------------------------------------------
+def spectrum() -> torch.Tensor:
+    """(1024,) standard deviations of 32 x 32 images whose power falls with the square of the frequency."""
+    f = torch.fft.fftfreq(32, dtype=torch.float64) * 32
+    spread = 1 / (f[:, None] ** 2 + f**2).clamp(min=1).sqrt().flatten()
+    return spread / spread.square().mean().sqrt()
+
+
+def exactness() -> str:
+    """Relative Frechet distance of what each sampler makes with the exact denoiser of a Gaussian; no network, no error but its own.
+
+    Such a denoiser is linear, so noise of ones gives the standard deviation of every component.
+    """
+    spread, schedule = spectrum(), diffusion.make_schedule("linear")
+
+    def denoise(x, t):
+        alpha, sigma = (v[:, None].double() for v in schedule.alpha_sigma(t.double()))
+        return alpha * spread**2 / (alpha**2 * spread**2 + sigma**2) * x
+
+    def epsilon(x, t):
+        time = torch.as_tensor(t).double().reshape(1) / (diffusion.T - 1)
+        alpha, sigma = schedule.alpha_sigma(time)
+        return (x - alpha * denoise(x, time)) / sigma
+
+    ones = torch.ones(1, len(spread), dtype=torch.float64)
+    samplers = {f"ours, {name}": lambda n, name=name: diffusion.sample(denoise, ones, schedule, name, n)
+                for name in ("midpoint", "dpmpp-2m", "ddim", "heun")}  # fmt: skip
+    solver = "DPMSolverMultistepScheduler"
+    samplers |= {
+        "diffusers, DDIM (default)": lambda n: Diffusers.loop(epsilon, ones, n),
+        "diffusers, DDIM trailing": lambda n: Diffusers.loop(epsilon, ones, n, timestep_spacing="trailing"),
+        "diffusers, DPM-Solver++ (default)": lambda n: Diffusers.loop(
+            epsilon, ones, n, solver, beta_start=1e-4, beta_end=0.02
+        ),
+        "diffusers, DPM-Solver++ lu": lambda n: Diffusers.loop(
+            epsilon, ones, n, solver, beta_start=1e-4, beta_end=0.02, use_lu_lambdas=True
+        ),
+        "diffusers, UniPC": lambda n: Diffusers.loop(
+            epsilon, ones, n, "UniPCMultistepScheduler", beta_start=1e-4, beta_end=0.02
+        ),
+        "MONAI, DDIM": lambda n: Monai.loop(epsilon, ones, n),
+    }
+    rows = []
+    for name, run in samplers.items():
+        errors = [float(((run(n)[0] - spread) ** 2).sum() / (spread**2).sum()) for n in (5, 10, 20, 50)]
+        rows.append([name, *(f"{e:.2g}" for e in errors)])
+    return machine.table(["sampler", "5 calls", "10 calls", "20 calls", "50 calls"], rows)
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+def compare(batch: int, rounds: int, rt: runtime.Runtime) -> str:
+    sides = [Ours(batch, "fp32", rt), Diffusers(batch, rt.device), Monai(batch, rt.device)]
+    if runtime.precision_dtype("auto", rt.device) != torch.float32:
+        sides.insert(1, Ours(batch, "auto", rt))
+    flops = []
+    for side in sides:
+        with FlopCounterMode(display=False) as counter:
+            side.step()
+        flops.append(counter.get_total_flops() / 1e9 / batch)
+        side.sample()
+    tasks = {(name, i): getattr(side, name) for name in ("step", "sample") for i, side in enumerate(sides)}
+    seconds = machine.interleaved(tasks, rounds, rt.device)
+    both = list(enumerate(sides))
+    rows = [
+        ["parameters, millions", *(f"{sum(p.numel() for p in side.net.parameters()) / 1e6:.4f}" for side in sides)],
+        ["training step, GFLOP/image", *(f"{f:.4g}" for f in flops)],
+        ["training step, ms", *(machine.spread([1000 * t for t in seconds["step", i]]) for i, _ in both)],
+        ["training, images/s", *(machine.spread([batch / t for t in seconds["step", i]]) for i, _ in both)],
+        [f"{CALLS} calls, ms", *(machine.spread([1000 * t for t in seconds["sample", i]]) for i, _ in both)],
+    ]
+    peers = {"diffusers": len(sides) - 2, "MONAI": len(sides) - 1}
+    for label, task in (("training", "step"), ("sampling", "sample")):
+        for peer, k in peers.items():
+            ratio = [
+                machine.spread([p / o for p, o in zip(seconds[task, k], seconds[task, i], strict=True)])
+                if i < len(sides) - 2
+                else ""
+                for i, _ in both
+            ]
+            rows.append([f"{label}, speed over {peer}'s", *ratio])
+    return machine.table(["", *(side.name for side in sides)], rows)
+
+
+NOTES = """\
+Latents of 4 x 32 x 32, widths 64, 128, 256, attention at 16 and 8 px. Our step includes the draw of the latents from
+their posterior, clipping and the moving average; diffusers' clipping and its moving average; MONAI's neither. The second table
+is the relative Frechet distance to a Gaussian with the spectrum of natural images, sampled with its exact denoiser on the
+linear schedule: lower is better, and nothing but the sampler differs."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="2 repetitions: does it run?")
+    parser.add_argument("--rounds", type=int, default=7, help="repetitions of every task (default 7)")
+    parser.add_argument("--batch", type=int, default=8, help="images per step (default 8)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all that this process was given)")
+    parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
+    args = parser.parse_args()
+    try:
+        import diffusers  # noqa: F401
+        import monai  # noqa: F401
+    except ImportError as error:
+        sys.exit(f"benchmarks.diffusion: {error}; run: pip install diffusers==0.42.1 monai==1.6.1")
+    rt = runtime.init_runtime(args.threads)
+    torch.manual_seed(0)
+    text = [machine.command("benchmarks.diffusion"), machine.header(rt.device, ["torch", "diffusers", "monai"]), NOTES]
+    print("\n\n".join(text), flush=True)
+    for part in (exactness, lambda: compare(args.batch, 2 if args.quick else args.rounds, rt)):
+        text.append(part())
+        print("\n" + text[-1], flush=True)
+    if args.write:
+        machine.write_section(TITLE, "\n\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
