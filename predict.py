@@ -1146,7 +1146,7 @@ def direction(args: argparse.Namespace) -> int:
     amounts = [args.strength * j / (args.steps - 1) for j in range(args.steps)]
     ws = torch.stack([w + t * step for w in w_start for t in amounts])
     images = synthesise(model, model.G.broadcast(ws))
-    labels = [f"{start} {t:+.2g}" if t else start for t in amounts]
+    labels = [{0.0: start, 1.0: f"{end} (1)"}.get(t, f"{t:.3g}") for t in amounts]
     save_png(out / "direction.png", image_grid(images, args.steps, column_labels=labels))
     settings = {k: getattr(args, k) for k in ("seed", "rows", "steps", "strength")} | {"from": start, "to": end}
     more = {} if recognise is None else {"recognised_as_end": recognise(images)}
@@ -1175,7 +1175,12 @@ def class_direction(args: argparse.Namespace, model: GanModel, out: Path, rt: ru
     labels = real.labels(real.train)
     known = labels >= 0
     probe = quality.LinearProbe(train[known], labels[known].to(train.device), len(real.train.classes))
-    fake, _ = measure(rt, network, generated(model, args), len(indices), "generated")
+    w = map_latents(model, z, None)
+
+    def drawn(r: range) -> torch.Tensor:  # with the fixed noise of the strip
+        return torch.from_numpy(synthesise(model, model.G.broadcast(w[r.start : r.stop])))
+
+    fake, _ = measure(rt, network, drawn, len(indices), "generated")
     found = probe.predict(fake)
     a, b = (real.train.classes.index(name) for name in (start, end))
     if min(int((found == a).sum()), int((found == b).sum())) < max(args.rows, 8):
