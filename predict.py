@@ -109,6 +109,8 @@ def add_generate(commands, parents: list) -> None:
                    help="how many pictures (default %(default)s)")
     p.add_argument("--noise", choices=("random", "fixed"), default="random",
                    help="random: each picture its own, as in training; fixed: all the same (default %(default)s)")
+    p.add_argument("--npz", action="store_true",
+                   help="also all of them in slices.npz: images uint8 (N, C, H, W), labels (-1: no classes)")
     p.add_argument("--overwrite", action="store_true", help="replace the pictures of other settings in the same folder")
 
 
@@ -217,6 +219,7 @@ import json
 import re
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -234,7 +237,7 @@ from data.sources import DataError
 from jobs import runtime, stop
 from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
 from jobs.report import write_page
-from jobs.rundir import RunDir, atomic_write
+from jobs.rundir import RunDir, atomic_file, atomic_write
 from jobs.specs import ConfigError
 from jobs.weights import WeightsError, read_weights, write_weights
 from models import encoder, projection, quality
@@ -517,13 +520,31 @@ def generate(args: argparse.Namespace) -> int:
     save_png(out / "grid.png", image_grid(shown, math.ceil(math.sqrt(len(first))), labels=captions))
     seeds = [runtime.seed_of(args.seed, i, "predict z") for i in range(number)]
     write_json(out / "generate.json", model, args, settings, number=number, z_seeds=seeds)
+    paths = [out / "grid.png", out / "generate.json"]
+    if args.npz:
+        write_npz(out / "slices.npz", model, args)
+        paths.append(out / "slices.npz")
     span = names[0] if args.number == 1 else f"{names[0]} ... {file_name(model, args.label, args.number - 1)}"
     kept = f" ({args.number - made} were there already)" if made < args.number else ""
     return report(
         model,
         f"{args.number} picture{'s' * (args.number > 1)}{kept}",
-        [out / span, out / "grid.png", out / "generate.json"],
+        [out / span, *paths],
     )
+
+
+def write_npz(path: Path, model: GanModel, args: argparse.Namespace) -> None:
+    """The PNGs of generate as one file for np.load, written picture by picture: any number needs no memory."""
+    shape = (args.number, model.G.channels, *model.size)
+    labels = choose_labels(model, args.label, list(range(args.number)))
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as images:
+            np.lib.format.write_array_header_1_0(images, header)
+            for i in tqdm(range(args.number), desc=path.name, unit=" pictures", disable=None):
+                images.write(read_picture(path.parent / file_name(model, args.label, i)).tobytes())
+        with archive.open("labels.npy", "w") as column:
+            np.lib.format.write_array(column, np.full(args.number, -1) if labels is None else labels.numpy())
 
 
 def file_name(model: GanModel, choice: str, index: int) -> str:

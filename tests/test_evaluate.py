@@ -286,3 +286,15 @@ def test_direction_refuses_wrong_classes(run, capsys):
     flags = ("direction", "--run", run, "--device", "cpu")
     assert "choose from NC, AD" in one_line(capsys, call(*flags, "--from", "MCI"), 2)
     assert "both AD" in one_line(capsys, call(*flags, "--to", "AD"), 2)
+
+
+# --- generate --npz ---------------------------------------------------------------------------------------------------
+def test_npz_holds_the_pictures(run):
+    assert call("generate", "--run", run, "--number", 7, "--npz", "--device", "cpu") == 0
+    out = run / "predictions" / "generate"
+    with np.load(out / "slices.npz") as file:  # no pickle
+        images, labels = file["images"], file["labels"]
+    assert images.shape == (7, 1, 32, 32) and images.dtype == np.uint8 and labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
+    for i, path in enumerate(sorted(out.glob("[0-9]*.png"))):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), images[i, 0])
+    assert not list(out.glob("*.tmp"))
