@@ -144,6 +144,8 @@ def add_generate(commands, parents: list) -> None:
                    help="how many pictures (default %(default)s)")
     p.add_argument("--noise", choices=("random", "fixed"), default="random",
                    help="random: each picture its own, as in training; fixed: all the same (default %(default)s)")
+    p.add_argument("--npz", action="store_true",
+                   help="also all of them in slices.npz: images uint8 (N, C, H, W), labels (-1: no classes)")
     p.add_argument("--overwrite", action="store_true", help="replace the pictures of other settings in the same folder")
 
 
@@ -254,6 +256,7 @@ import json
 import re
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -271,7 +274,7 @@ from data.sources import DataError
 from jobs import runtime, specs, stop
 from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
 from jobs.report import write_page
-from jobs.rundir import RunDir, atomic_write
+from jobs.rundir import RunDir, atomic_file, atomic_write
 from jobs.specs import ConfigError
 from jobs.weights import WeightsError, read_weights, write_weights
 from models import diffusion, encoder, projection, quality
@@ -653,13 +656,31 @@ def generate(args: argparse.Namespace) -> int:
     save_png(out / "grid.png", image_grid(shown, math.ceil(math.sqrt(len(first))), labels=captions))
     seeds = [runtime.seed_of(args.seed, i, "predict z") for i in range(number)]
     write_json(out / "generate.json", model, args, settings, number=number, z_seeds=seeds)
+    paths = [out / "grid.png", out / "generate.json"]
+    if args.npz:
+        write_npz(out / "slices.npz", model, args)
+        paths.append(out / "slices.npz")
     span = names[0] if args.number == 1 else f"{names[0]} ... {file_name(model, args.label, args.number - 1)}"
     kept = f" ({args.number - made} were there already)" if made < args.number else ""
     return report(
         model,
         f"{args.number} picture{'s' * (args.number > 1)}{kept}",
-        [out / span, out / "grid.png", out / "generate.json"],
+        [out / span, *paths],
     )
+
+
+def write_npz(path: Path, model: GanModel, args: argparse.Namespace) -> None:
+    """The PNGs of generate as one file for np.load, written picture by picture: any number needs no memory."""
+    shape = (args.number, model.G.channels, *model.size)
+    labels = choose_labels(model, args.label, list(range(args.number)))
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as images:
+            np.lib.format.write_array_header_1_0(images, header)
+            for i in tqdm(range(args.number), desc=path.name, unit=" pictures", disable=None):
+                images.write(read_picture(path.parent / file_name(model, args.label, i)).tobytes())
+        with archive.open("labels.npy", "w") as column:
+            np.lib.format.write_array(column, np.full(args.number, -1) if labels is None else labels.numpy())
 
 
 def file_name(model: GanModel, choice: str, index: int) -> str:
@@ -1522,7 +1543,7 @@ def direction(args: argparse.Namespace) -> int:
     amounts = [args.strength * j / (args.steps - 1) for j in range(args.steps)]
     ws = torch.stack([w + t * step for w in w_start for t in amounts])
     images = synthesise(model, model.G.broadcast(ws))
-    labels = [f"{start} {t:+.2g}" if t else start for t in amounts]
+    labels = [{0.0: start, 1.0: f"{end} (1)"}.get(t, f"{t:.3g}") for t in amounts]
     save_png(out / "direction.png", image_grid(images, args.steps, column_labels=labels))
     settings = {k: getattr(args, k) for k in ("seed", "rows", "steps", "strength")} | {"from": start, "to": end}
     more = {} if recognise is None else {"recognised_as_end": recognise(images)}
@@ -1551,7 +1572,12 @@ def class_direction(args: argparse.Namespace, model: GanModel, out: Path, rt: ru
     labels = real.labels(real.train)
     known = labels >= 0
     probe = quality.LinearProbe(train[known], labels[known].to(train.device), len(real.train.classes))
-    fake, _ = measure(rt, network, generated(model, args), len(indices), "generated")
+    w = map_latents(model, z, None)
+
+    def drawn(r: range) -> torch.Tensor:  # with the fixed noise of the strip
+        return torch.from_numpy(synthesise(model, model.G.broadcast(w[r.start : r.stop])))
+
+    fake, _ = measure(rt, network, drawn, len(indices), "generated")
     found = probe.predict(fake)
     a, b = (real.train.classes.index(name) for name in (start, end))
     if min(int((found == a).sum()), int((found == b).sum())) < max(args.rows, 8):

@@ -187,3 +187,114 @@ def test_wrong_use_gets_one_line(run, packs, tmp_path, monkeypatch, capsys):
     other = write_run(tmp_path / "other", make_generator(), classes=["AD", "MCI"])
     assert call("evaluate", "--run", other, "--number", 20, "--device", "cpu") == 78
     assert "its classes are NC, AD, the model's AD, MCI" in capsys.readouterr().err
+
+
+# --- tsne, project, direction -----------------------------------------------------------------------------------------
+def test_tsne_writes_every_point(run):
+    pytest.importorskip("sklearn")
+    assert call("tsne", "--run", run, "--number", 30, "--device", "cpu") == 0
+    out = run / "predictions" / "tsne"
+    lines = (out / "tsne.csv").read_text().splitlines()
+    assert lines[0] == "source,x,y,class,subject" and len(lines) == 1 + 20 + 30 + 30
+    rows = [line.split(",") for line in lines[1:]]
+    assert [r[0] for r in rows] == ["real"] * 20 + ["generated"] * 30 + ["w"] * 30
+    assert {r[3] for r in rows} == set(PHANTOM_CLASSES) and rows[0][4] == "phantom-1-000000"
+    assert Image.open(out / "tsne.png").width > 900  # by class, and w by class
+
+
+def test_tsne_without_scikit_learn_names_the_fix(run, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    assert "pip install scikit-learn" in one_line(capsys, call("tsne", "--run", run, "--device", "cpu"), 78)
+
+
+def test_scatter_names_frequent_subjects_and_csv_quotes():
+    table = [("real", i, i % 7, "AD", f"s{i % 3}") for i in range(30)] + [
+        ("real", 1, 2, "NC", f"rare {i}") for i in range(40)
+    ]
+    assert predict.scatter_plots(table, "x", most=3).startswith(b"\x89PNG")
+    assert predict.quoted('a "b", c') == '"a ""b"", c"' and predict.quoted("plain") == "plain"
+
+
+def test_project_finds_a_picture_of_its_own(tmp_path):
+    """A slice that the generator drew itself comes back much better than the best of the candidates."""
+    run = write_run(tmp_path / "run", make_generator())
+    model = predict.load_generator(run / "weights.safetensors", torch.device("cpu"), square=True)
+    with torch.no_grad():
+        w = model.G.mapping(torch.randn(1, 16, generator=torch.Generator().manual_seed(5)), torch.tensor([1]))
+        target = model.G.synthesis(model.G.broadcast(w)).clamp(-1, 1)
+    Image.fromarray(predict.to_uint8(target)[0, 0].numpy()).save(tmp_path / "own.png")
+    flags = ("--run", run, "--data", tmp_path / "own.png", "--device", "cpu")
+    psnr = []
+    for steps in (1, 120):
+        assert call("project", *flags, "--steps", steps) == 0
+        found = json.loads((run / "predictions" / "project" / "project.json").read_text())
+        psnr.append(found["slices"][0]["psnr"])
+    assert len(found["slices"]) == 1 and psnr[1] > psnr[0] + 4
+    assert found["loss"][-1] < 0.6 * found["loss"][0]
+    ws = np.load(run / "predictions" / "project" / "project.npz")["ws"]
+    drawn = predict.synthesise(model, torch.from_numpy(ws))[0, 0].astype(float)
+    error = ((drawn - np.asarray(Image.open(tmp_path / "own.png"), float)) ** 2).mean()
+    assert 10 * np.log10(255**2 / error) == pytest.approx(psnr[1], abs=0.01)  # the styles are those of the figure
+
+
+def test_project_takes_held_out_slices_and_is_the_same_in_any_company(run):
+    found = []
+    for number in (1, 3):
+        assert call("project", "--run", run, "--number", number, "--steps", 6, "--device", "cpu") == 0
+        found.append(json.loads((run / "predictions" / "project" / "project.json").read_text())["slices"])
+    assert [s["slice"] for s in found[1]] == ["phantom-1-000000", "phantom-1-000010", "phantom-1-000019"]
+    assert found[0][0] == found[1][0]
+    picture = Image.open(run / "predictions" / "project" / "project.png")
+    assert picture.size[0] == 2 + 3 * 34 and picture.size[1] == 12 + 2 + 3 * (32 + 12 + 2)
+
+
+def test_direction_is_the_mean_difference_of_the_classes(run):
+    flags = ("--run", run, "--from", "NC", "--to", "AD", "--rows", 2, "--steps", 3, "--strength", 1)
+    assert call("direction", *flags, "--device", "cpu") == 0
+    out = run / "predictions" / "direction"
+    found = json.loads((out / "direction.json").read_text())
+    model = predict.load_generator(run / "weights.safetensors", torch.device("cpu"), square=True)
+    z = predict.draw_z(model, 0, list(range(predict.DIRECTION_SAMPLES)))
+    with torch.no_grad():
+        nc, ad = (model.G.mapping(z, torch.full((len(z),), k)) for k in (0, 1))
+        assert found["length"] == pytest.approx(float((ad - nc).mean(0).norm()), rel=1e-3)
+        last = predict.to_uint8(model.G.synthesis(model.G.broadcast(nc[1:2] + (ad - nc).mean(0))))[0, 0].numpy()
+    picture = np.asarray(Image.open(out / "direction.png"))
+    shown = picture[12 + 2 + 34 : 12 + 2 + 34 + 32, 2 + 2 * 34 : 2 + 2 * 34 + 32]
+    assert np.abs(shown.astype(int) - last).max() <= 1 and found["amounts"] == [0, 0.5, 1]
+
+
+def test_direction_without_classes_goes_by_features(tmp_path, monkeypatch):
+    """A stand-in generator without classes whose w decides the class: the direction found crosses over."""
+    from data.pack import ensure_pack
+
+    run = write_run(tmp_path / "run", make_generator(conditional=False), conditional=False)
+    train = ensure_pack(DATA, resolution=32, log=lambda line: None, progress=False)
+    slices = [train.images[np.flatnonzero(train.labels == k)[:16]] for k in (0, 1)]
+
+    def drawn(model, ws, noise=None):
+        return np.stack([slices[int(w[0, 0] > 0)][int(16 * float(w[0, 1].abs())) % 16] for w in ws])
+
+    monkeypatch.setattr(predict, "synthesise", drawn)
+    assert call("direction", "--run", run, "--rows", 4, "--steps", 5, "--strength", 3, "--device", "cpu") == 0
+    found = json.loads((run / "predictions" / "direction" / "direction.json").read_text())
+    assert (found["settings"]["from"], found["settings"]["to"]) == ("AD", "NC")
+    assert found["recognised_as_end"][0] == 0 and found["recognised_as_end"][-1] >= 0.75
+
+
+def test_direction_refuses_wrong_classes(run, capsys):
+    flags = ("direction", "--run", run, "--device", "cpu")
+    assert "choose from NC, AD" in one_line(capsys, call(*flags, "--from", "MCI"), 2)
+    assert "both AD" in one_line(capsys, call(*flags, "--to", "AD"), 2)
+
+
+# --- generate --npz ---------------------------------------------------------------------------------------------------
+def test_npz_holds_the_pictures(run):
+    assert call("generate", "--run", run, "--number", 7, "--npz", "--device", "cpu") == 0
+    out = run / "predictions" / "generate"
+    with np.load(out / "slices.npz") as file:  # no pickle
+        images, labels = file["images"], file["labels"]
+    assert images.shape == (7, 1, 32, 32) and images.dtype == np.uint8 and labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
+    for i, path in enumerate(sorted(out.glob("[0-9]*.png"))):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), images[i, 0])
+    assert not list(out.glob("*.tmp"))
