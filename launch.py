@@ -644,7 +644,9 @@ def serve(command: list[str]) -> int:
     """Run TensorBoard until Ctrl-C, without its notices; it ends with this process."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(DONE))
-    notices = re.compile(r"TensorFlow installation not found|experimental fast data loading|--load_fast=false|github.com/tensorflow|^\s*$")
+    notices = re.compile(
+        r"TensorFlow installation not found|experimental fast data loading|--load_fast=false|github.com/tensorflow|^\s*$"
+    )
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
     try:
         for line in process.stderr:

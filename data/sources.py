@@ -265,7 +265,11 @@ def _place(files: list[Found], warnings: list[str], keep_classes: bool) -> list[
     for f in files:
         at = next((i for i, part in enumerate(f.folders) if split_of(part)), None)
         others = f.folders if at is None else f.folders[:at] + f.folders[at + 1 :]
-        placed.append(Placed(f, "" if at is None else split_of(f.folders[at]), class_name(others[0]) if others else "", others[1:]))
+        placed.append(
+            Placed(
+                f, "" if at is None else split_of(f.folders[at]), class_name(others[0]) if others else "", others[1:]
+            )
+        )
     if any(p.split for p in placed):
         outside = [p.file.relative for p in placed if not p.split]
         if outside:

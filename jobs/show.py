@@ -223,7 +223,9 @@ def say_tunnel(site, port: str) -> None:
         if jump:
             rows.append(("on campus or VPN", f"{tunnel} {me}@{login}"))
         if here.split(".")[0] != login.split(".")[0]:  # one of several login nodes behind one name
-            rows.append((f"if that is not {here}", f"{tunnel} -J {','.join(filter(None, [jump, f'{me}@{login}']))} {me}@{here}"))
+            rows.append(
+                (f"if that is not {here}", f"{tunnel} -J {','.join(filter(None, [jump, f'{me}@{login}']))} {me}@{here}")
+            )
         facts([*rows, ("then open", "http://localhost:6006")])
     else:
         facts([("open", f"http://localhost:{port}")])

@@ -74,7 +74,9 @@ def choose_site(wanted: str, partitions: Collection[str] | None, hostname: str =
     sites = load_sites()
     if wanted:
         if wanted not in sites:
-            raise ConfigError(f"--site {wanted}: there is no such profile; choose from {', '.join(sites)}, or add it to {user_file()}")
+            raise ConfigError(
+                f"--site {wanted}: there is no such profile; choose from {', '.join(sites)}, or add it to {user_file()}"
+            )
         return sites[wanted]
     for site in sites.values():
         if any(fnmatch(hostname or socket.gethostname(), pattern) for pattern in site.hosts):
