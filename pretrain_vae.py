@@ -258,7 +258,7 @@ def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: 
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip)
     reconstructions = Reconstructions(c, pack, held_out, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, first_pictures=lambda: {"reals": reconstructions.reals()},
+        c, rt, run, attempt, found, dtype, first_pictures=lambda: {"reals": reconstructions.reals()},
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
     )  # fmt: skip
     network = torch.compile(s.vae) if compiles(c.compile, rt.device, attempt.say) else s.vae
@@ -285,7 +285,9 @@ def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: 
             record.rewind(nimg)
             continue
 
-        train_step(s, Step(c, rt, batches, dtype, nimg, nimg + s.counters["skip"], network))
+        step = Step(c, rt, batches, dtype, nimg, nimg + s.counters["skip"], network)
+        with record.counted(step.adversarial):
+            train_step(s, step)
         nimg += c.batch
         record.step_done(nimg)
 

@@ -371,7 +371,7 @@ def train(
     held_out = (packs[1] if len(packs) > 1 else None, latents[1] if len(latents) > 1 else None)
     sampler = Sampler(c, pack, data, *held_out, schedule, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, first_pictures=lambda: {"reals": sampler.reals()},
+        c, rt, run, attempt, found, dtype, first_pictures=lambda: {"reals": sampler.reals()},
         waits=lambda: {"data_wait": data.waited, **upkeep.waits()},
     )  # fmt: skip
     network = torch.compile(s.unet) if compiles(c.compile, rt.device, attempt.say) else s.unet
@@ -401,7 +401,8 @@ def train(
             record.rewind(nimg)
             continue
 
-        train_step(c, rt, s, data, schedule, network, dtype, nimg)
+        with record.counted():
+            train_step(c, rt, s, data, schedule, network, dtype, nimg)
         nimg += c.batch
         record.step_done(nimg)
 

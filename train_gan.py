@@ -275,14 +275,21 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
+def penalties_due(c: GanConfig, nimg: int) -> tuple[bool, bool]:
+    """Whether the step after `nimg` images has the path-length and the gradient penalty (lazily: every few steps)."""
+    count = nimg // c.batch
+    return bool(c.pl_weight) and count % c.pl_interval == 0, bool(c.gamma) and count % c.r1_interval == 0
+
+
 def train_step(s: TrainState, step: Step, nimg: int) -> None:
     """One optimizer step of both networks, the lazy regularisers when they are due, EMA, w average and ADA."""
-    c, count = step.c, nimg // step.c.batch
+    c = step.c
+    path_length_due, gradient_due = penalties_due(c, nimg)
     generator_step(s, step)
-    if c.pl_weight and count % c.pl_interval == 0:
+    if path_length_due:
         path_length_step(s, step)
     discriminator_step(s, step)
-    if c.gamma and count % c.r1_interval == 0:
+    if gradient_due:
         gradient_penalty_step(s, step)
 
     # One reduction for all that the ranks must agree on: w average, ADA's signs, path-length mean, and the log.
@@ -382,7 +389,7 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
     label_pool = torch.from_numpy(pack.labels).to(rt.device)
     sampler = Sampler(c, s, pack, batches, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, first_pictures=lambda: {"reals": sampler.reals()},
+        c, rt, run, attempt, found, dtype, first_pictures=lambda: {"reals": sampler.reals()},
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
     )  # fmt: skip
     compiled = compiles(c.compile, rt.device, attempt.say)
@@ -410,7 +417,8 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
 
         position = nimg + s.counters["skip"]
         w_sum = torch.zeros(c.w_dim, device=rt.device)
-        train_step(s, Step(c, rt, batches, label_pool, dtype, position, synthesis, critic, w_sum), nimg)
+        with record.counted(penalties_due(c, nimg)):
+            train_step(s, Step(c, rt, batches, label_pool, dtype, position, synthesis, critic, w_sum), nimg)
         nimg += c.batch
         record.step_done(nimg)
 

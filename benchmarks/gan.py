@@ -24,8 +24,6 @@ from io import StringIO
 from unittest import mock
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import train_gan
 from benchmarks import machine
@@ -33,6 +31,7 @@ from data.batches import Batches
 from data.pack import Pack, ensure_pack
 from jobs import runtime
 from jobs.specs import GanConfig
+from jobs.throughput import FlopCounter
 
 TITLE = "StyleGAN2 against stylegan2-pytorch"
 CHANNEL_BASE, CHANNEL_MAX, MAPPING_LAYERS = 8192, 256, 8
@@ -161,43 +160,6 @@ def import_peer(device: torch.device) -> types.ModuleType:
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
-def conv_flops(out, x, weight, _bias, _stride, _padding, _dilation, transposed, _output_padding, groups) -> int:
-    """FLOPs (2 per multiply-add) of one convolution. Depthwise ones are resampling filters, which either side might as
-    well do without a convolution: they count as nothing on both."""
-    if groups > 1 and weight.shape[1] == 1:
-        return 0
-    pixels = x.shape if transposed else out.shape  # each of these meets its group's whole kernel
-    return 2 * pixels[0] * pixels[2:].numel() * weight.numel()
-
-
-def conv_backward_flops(_, grad_out, x, weight, *args) -> int:
-    """Each wanted gradient costs what the convolution did."""
-    *conv_args, wanted = args
-    return conv_flops(grad_out, x, weight, *conv_args) * (wanted[0] + wanted[1])
-
-
-class FlopCounter(TorchDispatchMode):
-    """Counts the work of dense convolutions and matrix products while they run.
-
-    torch's FlopCounterMode multiplies the weight gradient of a grouped convolution (the peer's modulated ones) by the
-    number of groups, and does not survive gradients of gradients. Matrix products are counted by torch's formulas.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.convolution.default:
-            self.flops += conv_flops(out, *args)
-        elif func is torch.ops.aten.convolution_backward.default:
-            self.flops += conv_backward_flops(out, *args)
-        elif func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def count_flops(task) -> int:
     with FlopCounter() as counter:
         task()
