@@ -173,9 +173,10 @@ def launch(plan: Plan, options, partitions) -> int:
     if not options.dry_run and (code := already(plan, options)) is not None:
         return code
     dependency, waiting = dependency_of(plan, options)
-    text = "" if plan.local else submit.sbatch_text([plan], dependency)
-    checks = preflight.check_plan(plan, partitions, text)
+    # Slurm is asked about the resources; a dependency may be on a job that a dry run has not queued.
+    checks = preflight.check_plan(plan, partitions, "" if plan.local else submit.sbatch_text([plan]))
     if options.dry_run:
+        text = "" if plan.local else submit.sbatch_text([plan], dependency)
         return show_dry_run([plan], text, checks, options)
     if refused(checks, options):
         return BAD
@@ -238,7 +239,7 @@ def dependency_of(plan: Plan, options) -> tuple[str, str]:
         last = max(live, key=lambda job: int(job.id.split("_")[0])).id
         return f"afterany:{last}", f"starts when {first.name} (job {last}) is done"
     if options.dry_run:
-        return "afterany:0", ""
+        return f"afterany:JOB_OF_{first.name}", ""
     raise ConfigError(
         f"--after {first.name}: that run is neither done nor queued; python launch.py resume {first.name} first"
     )
@@ -590,6 +591,8 @@ def resume_command(argv: list[str]) -> int:
     for name, value in recorded.get("options", {}).items():
         if name in REMEMBERED:
             setattr(options, name, value)
+    if given.partition:  # a run of this machine moves to the cluster
+        options.local = False
     for name, value in vars(given).items():
         if value not in ("", None, False) and (name != "max_restarts" or value != 20):
             setattr(options, name, value)
@@ -701,6 +704,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # the bars of progress on a terminal that is not Unicode
     try:
         sys.exit(main(sys.argv[1:]))
     except LookupError as error:

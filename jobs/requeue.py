@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,20 +57,22 @@ def decide(
     """
     if done and code in (0, stop.CONTINUE):
         return Decision("done", "the run is finished")
-    if stop_file or code in (0, 130):
-        return Decision(
-            "stopped", "stopped by a person (STOP)" if stop_file else "the tasks left as if stopped by a person"
-        )
+    if stop_file:
+        return Decision("stopped", "stopped by a person (STOP)")
+    if job is not None and job.restarts > restarts:
+        return Decision("requeue", "Slurm requeued the job", by_slurm=True)
+    if job is not None and job.state == "NODE_FAIL":
+        return Decision("requeue", "the node failed")
+    if code in (0, 130):
+        return Decision("stopped", "the tasks left as if stopped by a person")
     if code not in (stop.CONTINUE, stop.TRANSIENT) and code <= 128:
         return Decision("failed", FAILURES.get(code, f"the tasks failed with exit code {code}"))
     limit = "the time limit was reached"
-    if job is not None and job.restarts > restarts:
-        return Decision("requeue", "Slurm requeued the job", by_slurm=True)
     if job is not None and job.preempt_time is not None and (job.start or 0) <= job.preempt_time:
         return Decision("requeue", "the job was pre-empted")
     if job is not None and (job.state == "TIMEOUT" or job.reason == "TimeLimit"):
         return Decision("requeue", limit, counted=True)
-    if job is not None and job.state not in ("RUNNING", "SUSPENDED", "NODE_FAIL"):
+    if job is not None and job.state not in ("RUNNING", "SUSPENDED"):
         return Decision("stopped", "cancelled by a person (scancel)")
     ends_now = job is not None and job.end is not None and now > job.end - 60
     if code == stop.CONTINUE and reason == "TERM" and job is not None and not ends_now:
@@ -128,7 +131,7 @@ def finish(path: Path, code: int) -> int:
     about, status = submit.read_jobs(path), run.read_status()
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     mine = not status.get("job_id") or status.get("job_id") == job_id
-    if not mine and code == stop.BAD and (other := _other_live_job(about, job_id)):
+    if not mine and code in (0, stop.BAD) and (other := _other_live_job(about, job_id)):
         print(f"{path}: job {other} works on this run; this one changes nothing")
         return code
     reason, left_with = "", code
@@ -149,7 +152,8 @@ def finish(path: Path, code: int) -> int:
         atomic_write(path / "STOP", f"{why}, job {job_id}\n")
     facts = dict(job_id=job_id, restart=restarts, code=code, nimg=nimg, counted=decision.counted)
     _note(run, decision=verdict, why=why, **facts)
-    _write_state(path, verdict, why, status)
+    if not (decision.by_slurm and job.state == "RUNNING"):  # its next start works on the run already
+        _write_state(path, verdict, why, status)
     print(f"{path}: {SAYING[verdict]}: {why}", flush=True)
     if verdict == "requeue" and not decision.by_slurm:
         error = _requeue(job_id, restarts)
@@ -180,7 +184,7 @@ def _ask(job_id: str, code: int) -> Job | None:
         try:
             return slurm.show_job(job_id)
         except SlurmError as error:
-            if time.monotonic() > end:
+            if time.monotonic() > end or shutil.which("scontrol") is None:
                 print(f"WARNING: {error}", file=sys.stderr)
                 return None
             time.sleep(10)
@@ -195,7 +199,7 @@ def _requeue(job_id: str, restarts: int) -> SlurmError | None:
             slurm.requeue(job_id)
             return None
         except SlurmError as error:
-            if FORBIDDEN in str(error) or not job_id:
+            if FORBIDDEN in str(error) or not job_id or shutil.which("scontrol") is None:
                 return error
             problem = error
         try:

@@ -65,7 +65,7 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
     view = view_run(run, queue)
     if view.state == "queued" and queue:
         job = live_jobs(run, queue)[0]
-        return view, Cause(f"job {job.id} is pending: {pending_words(job)}", _pending_fix(job, run))
+        return view, Cause(f"job {job.id} is pending: {view.note}", _pending_fix(job, run))
     if view.state in ("running", "starting", "saving", "ending"):
         return view, Cause(f"nothing is wrong: it is {view.state}" + (f" on {view.node}" if view.node else ""))
     if view.state == "hanging":

@@ -32,7 +32,7 @@ def queue(cluster):
 def launch(cluster: Cluster, clone: Path, *words, code: int | None = 0, **env) -> subprocess.CompletedProcess:
     done = subprocess.run(
         [sys.executable, clone / "launch.py", *map(str, words)], env=cluster.env | {"XDG_CONFIG_HOME": str(clone), "COLUMNS": "200"} | env,
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert code is None or done.returncode == code, f"{done.returncode}: {done.stdout}{done.stderr}"
     return done
@@ -64,11 +64,11 @@ def test_queued_run_goes_through_two_stops_to_the_weights_of_an_undisturbed_one(
     (job,) = ids(run.path)
     assert f"job {job}" in shown and "logs through -f" in shown
     for attempt in (1, 2):
-        wait_until(lambda n=attempt: sum(x["event"] == "start" for x in run.read_attempts()) == n, 120)
+        wait_until(lambda n=attempt: sum(x["event"] == "start" for x in run.read_attempts()) == n)
         before = run.newest_checkpoint()
-        wait_until(lambda b=before: run.newest_checkpoint() > b, 60)
+        wait_until(lambda b=before: run.newest_checkpoint() > b)
         queue.run("scancel", "--signal=USR2", job)  # what Slurm sends before the time limit
-        wait_until(lambda n=attempt: sum(x["event"] == "decision" for x in run.read_attempts()) == n, 60)
+        wait_until(lambda n=attempt: sum(x["event"] == "decision" for x in run.read_attempts()) == n)
     assert queue.wait_over(job) == "COMPLETED", log(run.path)
     assert run.done() and queue.restarts(job) == 2, log(run.path)
     assert weights_hash(run.path) == weights_hash(undisturbed)
@@ -88,12 +88,12 @@ def test_ten_submissions_at_once_queue_one_job(queue, clone):
         shown = list(pool.map(lambda _: launch(queue, clone, *GAN, "--name", "ten").stdout, range(10)))
     assert sum("Queued" in text for text in shown) == 1 and sum("queued already" in text for text in shown) == 9
     assert len(queue.run("squeue", "-h").splitlines()) == 1 and len(ids(clone / "runs" / "ten")) == 1
-    queue.wait(lambda: "down, drained or reserved" in launch(queue, clone, "why", "ten").stdout, "Slurm's reason", 20)
+    queue.wait(lambda: "down, drained or reserved" in launch(queue, clone, "why", "ten").stdout, "Slurm's reason")
     # Its record lost, as when the launcher was killed just then: the job is still known by its folder.
     (clone / "runs" / "ten" / "jobs.json").unlink()
     assert "queued already" in launch(queue, clone, *GAN, "--name", "ten").stdout
     assert "taken out of the queue" in launch(queue, clone, "stop", "ten").stdout
-    queue.wait(lambda: not queue.run("squeue", "-h"), "an empty queue", 30)
+    queue.wait(lambda: not queue.run("squeue", "-h"), "an empty queue")
     assert view(queue, clone, "ten")["state"] == "stopped"
 
 
@@ -125,7 +125,7 @@ def test_refused_before_queueing(queue, clone, words, said):
 def test_stop_saves_and_resume_goes_on_with_the_same_options(queue, clone):
     launch(queue, clone, *GAN, "--name", "stopped", "--total-kimg", "40", "--time", "30", "--gpus", "2", "--cpus", "3")
     run = RunDir(clone / "runs" / "stopped")
-    wait_until(lambda: run.newest_checkpoint() > 0, 120)
+    wait_until(lambda: run.newest_checkpoint() > 0)
     (job,) = ids(run.path)
     launch(queue, clone, "stop", "stopped")
     assert queue.wait_over(job) == "COMPLETED"
@@ -150,7 +150,7 @@ def test_sweep_is_one_array_with_a_run_per_point(queue, clone):
     first, second = (ids(run)[0] for run in runs)
     assert first.split("_")[0] == second.split("_")[0] and (first[-2:], second[-2:]) == ("_0", "_1") and first in shown
     assert "live or done already" in launch(queue, clone, *words).stdout and ids(runs[0]) == [first]
-    queue.wait(lambda: all((run / "DONE").exists() for run in runs), f"the points\n{log(runs[0])}", 120)
+    queue.wait(lambda: all((run / "DONE").exists() for run in runs), f"the points\n{log(runs[0])}")
     rows = launch(queue, clone, "status", "lrs").stdout.splitlines()
     assert [row.split()[0] for row in rows] == ["LR", "0.001", "0.002"] and "loss_G" in rows[0]
     assert [json.loads((run / "config.json").read_text())["lr"] for run in runs] == [0.001, 0.002]
@@ -168,25 +168,25 @@ def test_a_run_after_another_starts_only_when_that_is_done(queue, clone, tmp_pat
     first, second = RunDir(clone / "runs" / "first"), RunDir(clone / "runs" / "second")
     launch(queue, clone, *GAN, "--name", "second", "--after", "first", "--total-kimg", "0.08", **site)
     assert "#SBATCH --no-requeue" in (second.path / "job.sbatch").read_text()
-    wait_until(lambda: first.newest_checkpoint() > 0, 120)
+    wait_until(lambda: first.newest_checkpoint() > 0)
     assert view(queue, clone, "second")["state"] == "queued"
     links = len(ids(second.path))
     for _ in range(2):
         queue.run("scancel", "--signal=USR2", queue.run("squeue", "-h", "-n", "first", "-t", "R", "-o", "%i"))
         before = len(ids(first.path))
-        queue.wait(lambda n=before: len(ids(first.path)) > n, f"the next link\n{log(first.path)}", 60)
-        wait_until(lambda: first.read_status().get("state") == "running", 60)
-    queue.wait(lambda: len(ids(second.path)) > links, f"the second run to move on\n{log(second.path)}", 60)
+        queue.wait(lambda n=before: len(ids(first.path)) > n, f"the next link\n{log(first.path)}")
+        wait_until(lambda: first.read_status().get("state") == "running")
+    queue.wait(lambda: len(ids(second.path)) > links, f"the second run to move on\n{log(second.path)}")
     launch(queue, clone, "stop", "first")
     queue.wait(
-        lambda: view(queue, clone, "second")["state"] == "waiting", f"the second run to wait\n{log(second.path)}", 60
+        lambda: view(queue, clone, "second")["state"] == "waiting", f"the second run to wait\n{log(second.path)}"
     )
     assert "resume first" in launch(queue, clone, "why", "second").stdout and not second.read_attempts()
-    queue.wait(lambda: not queue.run("squeue", "-h"), "an empty queue", 60)
+    queue.wait(lambda: not queue.run("squeue", "-h"), "an empty queue")
     launch(queue, clone, "resume", "first", "--", "--total-kimg", "0.08", "--override", **site)
-    queue.wait(first.done, f"the first run\n{log(first.path)}", 60)
+    queue.wait(first.done, f"the first run\n{log(first.path)}")
     launch(queue, clone, "resume", "second", **site)
-    queue.wait(second.done, f"the second run\n{log(second.path)}", 90)
+    queue.wait(second.done, f"the second run\n{log(second.path)}")
 
 
 def test_submitting_from_inside_a_job_leaks_nothing(queue, clone):
@@ -202,11 +202,11 @@ def test_pending_reasons_of_a_real_queue(queue, clone):
     drain(queue)
     launch(queue, clone, *GAN, "--name", "held")
     queue.run("scontrol", "hold", ids(clone / "runs" / "held")[0])
-    queue.wait(lambda: "is held" in launch(queue, clone, "why", "held").stdout, "the held job", 20)
+    queue.wait(lambda: "is held" in launch(queue, clone, "why", "held").stdout, "the held job")
 
 
 def test_two_nodes(queue, clone):
     launch(queue, clone, *GAN, "--name", "nodes", "--nodes", "2", "--total-kimg", "0.08")
     run = RunDir(clone / "runs" / "nodes")
-    queue.wait(run.done, f"the run\n{log(run.path)}", 120)
+    queue.wait(run.done, f"the run\n{log(run.path)}")
     assert next(line for line in run.read_attempts() if line["event"] == "start")["world"] == 2

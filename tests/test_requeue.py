@@ -86,6 +86,16 @@ def test_requeued_by_slurm_or_by_hand_costs_nothing_and_is_not_repeated():
     assert found.verdict == "requeue" and found.by_slurm and not found.counted
 
 
+@pytest.mark.parametrize("code", [0, 1, 137, 143])
+def test_a_node_that_failed_under_a_living_batch_shell(code):
+    """Only the node's daemon died: srun gives up, with 0 even, while Slurm has requeued the job or will not."""
+    found = verdict(code, job("PENDING", restarts=1), reason="")
+    assert found.verdict == "requeue" and found.by_slurm and not found.counted
+    found = verdict(code, job("NODE_FAIL", requeue=False))
+    assert found.verdict == "requeue" and not found.counted
+    assert verdict(code, job("PENDING", restarts=1), stop_file=True).verdict == "stopped"
+
+
 @pytest.mark.parametrize("code", [85, 75, 137, 143])
 @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED"])
 def test_scancel_ends_the_run(code, state):
@@ -194,6 +204,13 @@ def test_requeue_is_written_down_before_slurm_kills_this_process(run, monkeypatc
     assert end(run, 85, controller, monkeypatch) == 0
     assert [line["decision"] for line in noted] == ["requeue"]
     assert run.read_status()["state"] == "queued"
+
+
+def test_the_end_of_a_start_that_slurm_gave_up_leaves_the_next_ones_state_alone(run, monkeypatch):
+    run.status(state="running", reason="")  # by the next start, on another node
+    assert end(run, 0, Controller(job("RUNNING", restarts=1)), monkeypatch) == 0
+    assert run.read_status()["state"] == "running"
+    assert [line["decision"] for line in run.read_attempts()] == ["requeue"]
 
 
 def test_a_stop_cancels_the_successor_and_holds_for_it(run, monkeypatch):

@@ -145,7 +145,7 @@ def copy_toolkit(folder: Path) -> Path:
     return folder
 
 
-def wait_until(condition, seconds: float = 60) -> None:
+def wait_until(condition, seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
