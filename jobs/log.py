@@ -300,6 +300,7 @@ PANELS = [  # (title, names or beginnings of names of columns), a panel each whe
     ("loss on other patients", ("val_loss",)),
     ("PSNR of reconstructions, dB", ("val_psnr", "train_psnr", "train_psnr_head")),
     ("SSIM of reconstructions", ("val_ssim", "train_ssim", "train_ssim_head")),
+    ("spread of the latents", ("latent_std", "posterior_std")),
 ]
 
 
