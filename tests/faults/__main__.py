@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults import inject
-from tests.faults.attempts import DIFFUSION, GAN, MAINS, VAE, Lab, Violation
+from tests.faults.attempts import DIFFUSION, MAINS, VAE, Lab, Violation
 from tests.faults.table import FAULTS, Fault
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "RESULTS.md"
@@ -80,7 +80,9 @@ def prepare(lab: Lab, faults: list[tuple[Fault, str, int]], jobs: int) -> bool:
         return 0
 
     def tasks(chosen: list[str]):
-        return [(f"undisturbed {s} x {r}", lambda s=s, r=r: one(s, r)) for s in chosen for r in (1, 2) if r == 1 or s in two]
+        return [
+            (f"undisturbed {s} x {r}", lambda s=s, r=r: one(s, r)) for s in chosen for r in (1, 2) if r == 1 or s in two
+        ]
 
     # The VAE first: the packs are made once, and diffusion takes its weights.
     stages = [in_parallel(tasks([s]), 1, lab.folder) for s in (VAE,) if VAE in scripts]

@@ -217,10 +217,16 @@ def check_attempt(run: Path, attempts: list[Attempt], least: int) -> None:
         before, found, _ = text.partition("Traceback (most recent call last)")
         if found and not any(line.startswith("error: ") for line in before.splitlines()[-3:]):
             raise Violation(f"{run.name}: a traceback without a plain first line\n{text}")
-        if attempt.code in (2, 78) and not any(line.startswith("error: ") for line in text.splitlines()) and attempt is attempts[0]:
+        if (
+            attempt.code in (2, 78)
+            and not any(line.startswith("error: ") for line in text.splitlines())
+            and attempt is attempts[0]
+        ):
             raise Violation(f"{run.name}: refused without an error line\n{text}")
     text = attempts[0].text()
-    at = [line for line in text.splitlines() if line.startswith(f"{run}: starting") or line.startswith(f"{run}: resuming")]
+    at = [
+        line for line in text.splitlines() if line.startswith(f"{run}: starting") or line.startswith(f"{run}: resuming")
+    ]
     if at and least >= 0:
         begun = round(1000 * float(at[0].split(" at ")[1].split(" of ")[0]))
         if "starting" in at[0].split(" at ")[0][len(str(run)) :]:

@@ -88,7 +88,9 @@ def _patch_open(before: Callable[[str, str], object], raw: Callable | None = Non
         stream = raw(path, mode) if raw else None
         if stream is None:
             return real(file, mode, buffering, *args, **kwargs)
-        buffered = (io.BufferedRandom if "+" in mode else io.BufferedReader if "r" in mode else io.BufferedWriter)(stream)
+        buffered = (io.BufferedRandom if "+" in mode else io.BufferedReader if "r" in mode else io.BufferedWriter)(
+            stream
+        )
         return buffered if "b" in mode else io.TextIOWrapper(buffered, *args, **kwargs)
 
     builtins.open = io.open = opened

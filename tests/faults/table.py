@@ -18,8 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.rundir import RunDir
-from jobs.stop import BAD, CONTINUE, DIVERGED, DONE, TRANSIENT
+from jobs.stop import BAD, CONTINUE, DONE, TRANSIENT
 from tests import tiny
 from tests.faults import inject
 from tests.faults.attempts import (
@@ -131,7 +130,9 @@ def full_disk(lab: Lab, script: str, count: int, rng: random.Random, name: str) 
                 require("was not written" in attempt.text(), "the full disk was not noticed", attempt)
                 same_as(run, lab.reference(script))
             else:
-                attempt = lab.attempt(run, script, hook=lambda rank, b=begin, d=disk: inject.at(b, d.fill), expect=(BAD,))
+                attempt = lab.attempt(
+                    run, script, hook=lambda rank, b=begin, d=disk: inject.at(b, d.fill), expect=(BAD,)
+                )
                 require("No space left" in attempt.text() or "are free" in attempt.text(), "no plain reason", attempt)
                 require(newest_whole(run) >= begin - 16, f"the checkpoint before {begin} is gone", attempt)
                 disk.free()
@@ -218,7 +219,11 @@ def eio_on_read(lab: Lab, script: str, count: int, rng: random.Random, name: str
         codes = lab.wait(run, attempt, least)
         require(codes == [code], f"{file}: exit code {codes}, expected {code}", *attempt)
         if code:
-            changed = {k for k, v in tree(run).items() if before.get(k) != v} - {"attempts.jsonl", "status.json", "provenance.json"}
+            changed = {k for k, v in tree(run).items() if before.get(k) != v} - {
+                "attempts.jsonl",
+                "status.json",
+                "provenance.json",
+            }
             require(not changed and before.keys() <= tree(run).keys(), f"{file}: refused, but {changed} changed")
         lab.finish(run, script) if code else same_as(run, lab.reference(script))
         clear(run)
@@ -270,7 +275,9 @@ def damaged_file(lab: Lab, script: str, count: int, rng: random.Random, name: st
         require(code == DONE or (code == BAD and refusable), f"{about}: exit code {code}", *attempts)
         if code == BAD:
             require(tree(run) == before, f"{about}: refused, but something changed")
-            require(Path(file).name in attempts[0].text() or "--" in attempts[0].text(), f"{about}: not named", *attempts)
+            require(
+                Path(file).name in attempts[0].text() or "--" in attempts[0].text(), f"{about}: not named", *attempts
+            )
             shutil.copyfile(halfway / file, path)
             lab.attempt(run, script)
         if file.startswith("checkpoints/") and file.split("/")[1].split(".")[0] == f"{newest_whole(halfway):012d}":
@@ -285,7 +292,12 @@ def damaged_file(lab: Lab, script: str, count: int, rng: random.Random, name: st
 
 def damaged_cache(lab: Lab, script: str, count: int, rng: random.Random, name: str) -> int:
     """Each file of the cache of packs and latents in turn is cut or has one bit flipped: it is made anew."""
-    cases = [(p.name, how) for p in sorted(lab.packs.iterdir()) for how in ("half", "flip") if script == DIFFUSION or p.suffix == ".pack"]
+    cases = [
+        (p.name, how)
+        for p in sorted(lab.packs.iterdir())
+        for how in ("half", "flip")
+        if script == DIFFUSION or p.suffix == ".pack"
+    ]
     rng.shuffle(cases)
     for i, (file, how) in enumerate(cases[:count]):
         run, packs = lab.new(f"{name}-{i}"), lab.folder / "runs" / f"{name}-packs-{i}"
@@ -513,13 +525,31 @@ def signal_to_the_tree(lab: Lab, script: str, count: int, rng: random.Random, na
 
 FAULTS = [
     Fault("SIGKILL at a random moment", TRANSPARENT, sigkill, {GAN: 68, VAE: 66, DIFFUSION: 66}, all_scripts(2)),
-    Fault("SIGKILL at a step of the checkpoint writer", TRANSPARENT, sigkill_in_writer, {GAN: 99, VAE: 99, DIFFUSION: 99}, {GAN: 3}),
+    Fault(
+        "SIGKILL at a step of the checkpoint writer",
+        TRANSPARENT,
+        sigkill_in_writer,
+        {GAN: 99, VAE: 99, DIFFUSION: 99},
+        {GAN: 3},
+    ),
     Fault("ENOSPC in mid-run (a small tmpfs)", TRANSPARENT, full_disk, all_scripts(4), {VAE: 1}),
     Fault("ENOSPC at the start (a small tmpfs)", REFUSED, full_disk_at_start, all_scripts(2), {}),
     Fault("EDQUOT on every write", TRANSPARENT, quota, all_scripts(4), {GAN: 1}),
     Fault("EIO on read", f"{TRANSPARENT} or {REFUSED}, by file", eio_on_read, all_scripts(9), {DIFFUSION: 2}),
-    Fault("a file of the run cut, emptied or with a bit flipped", f"{TRANSPARENT} or {REFUSED}, by file", damaged_file, all_scripts(99), {VAE: 3}),
-    Fault("a file of the cache cut or with a bit flipped", TRANSPARENT, damaged_cache, {GAN: 4, DIFFUSION: 20}, {DIFFUSION: 1}),
+    Fault(
+        "a file of the run cut, emptied or with a bit flipped",
+        f"{TRANSPARENT} or {REFUSED}, by file",
+        damaged_file,
+        all_scripts(99),
+        {VAE: 3},
+    ),
+    Fault(
+        "a file of the cache cut or with a bit flipped",
+        TRANSPARENT,
+        damaged_cache,
+        {GAN: 4, DIFFUSION: 20},
+        {DIFFUSION: 1},
+    ),
     Fault("the pack cut while it is mapped", TRANSPARENT, pack_torn_under_the_map, {GAN: 2, VAE: 2}, {}),
     Fault("the clock jumps", TRANSPARENT, clock_jump, all_scripts(4), {GAN: 1}),
     Fault("a read-only run root", REFUSED, read_only_root, all_scripts(2), {VAE: 1}),
