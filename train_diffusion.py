@@ -45,7 +45,7 @@ from jobs.loop import (
     load_initial_weights,
     optimizer_step,
 )
-from jobs.rundir import RunDir, atomic_write
+from jobs.rundir import RunDir, atomic_write, others_may_replace
 from jobs.specs import ConfigError, DiffusionConfig
 from jobs.weights import read_weights
 from models import diffusion
@@ -72,6 +72,8 @@ def find_vae(c: DiffusionConfig) -> Path:
     found = []
     for done in Path(c.run).parent.glob("*/DONE"):
         folder = done.parent
+        if others_may_replace(folder):
+            continue  # in a shared folder of runs; --vae takes it if it is meant
         try:
             stored = specs.read_json(folder / "config.json")
         except ConfigError:
@@ -131,7 +133,11 @@ def encode_packs(c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: ru
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", meeting.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     vae = load_vae(c, vae_file(run)).to(device)
-    return [ensure_latents(pack, vae.encode, sha, device=device, log=say) for pack in packs]
+    verify = meeting.rank == 0
+    return [
+        ensure_latents(pack, vae.encode, sha, device=device, poll=stop.raise_if_asked, log=say, verify=verify)
+        for pack in packs
+    ]
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from types import SimpleNamespace
 
 from jobs import sites, slurm, specs, stop, submit
 from jobs.plan import absolute_flags, resolve
-from jobs.rundir import RunDir, RunDirError, atomic_write
+from jobs.rundir import RunDir, RunDirError, atomic_write, is_number
 from jobs.slurm import Job, SlurmError
 from jobs.specs import ConfigError
 
@@ -107,7 +107,7 @@ def within_budget(decision: Decision, nimg: int, lines: list[dict], since: float
     used, idle, seen = 0, 0, 0
     for line in lines:
         before, seen = seen, max(int(line.get("nimg") or 0), seen)
-        if line.get("time", 0) < since:
+        if (line.get("time") or 0) < since:
             continue
         counted = bool(line.get("counted")) and line.get("decision") in ("requeue", "chain")
         used += counted
@@ -142,7 +142,7 @@ def finish(path: Path, code: int) -> int:
     job, nimg = _ask(job_id, code), run.newest_checkpoint()
     decision = decide(left_with, run.done(), run.stop_requested(), job, restarts, reason, time.time())
     lines = [line for line in run.read_attempts() if line.get("event") == "decision"]
-    limit = about.get("max_restarts", MAX_RESTARTS)
+    limit = about["max_restarts"] if is_number(about.get("max_restarts")) else MAX_RESTARTS
     decision = within_budget(decision, nimg, lines, started_by_person(about), limit)
     verdict, why = decision.verdict, decision.why
     successors = _pending_successors(about, job_id)
@@ -174,7 +174,7 @@ SAYING = {
 def started_by_person(about: dict) -> float:
     """When a person last queued the run; 0 if it is not known."""
     times = [entry.get("time", 0) for entry in about.get("submitted", []) if entry.get("kind") != "chain"]
-    return max((t for t in times if isinstance(t, (int, float))), default=0.0)
+    return max((t for t in times if is_number(t)), default=0.0)
 
 
 def _ask(job_id: str, code: int) -> Job | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import importlib.metadata
 import itertools
 import json
 import os
 import platform
+import pwd
 import re
 import secrets
 import shutil
@@ -104,6 +106,37 @@ def remove_torn(folder: Path) -> list[str]:
     return removed
 
 
+def others_may_replace(path: Path) -> str:
+    """Why what lies at `path` may be another user's work, in words; '' where only this user and root can write to it.
+
+    Write permission of a group counts unless the group is the user's own, as it is where each user has a group of one.
+    """
+    info = Path(path).stat()
+    if info.st_uid not in (os.getuid(), 0):
+        return f"it belongs to {_name_of(info.st_uid)}"
+    if info.st_mode & 0o002:
+        return f"everybody may write to it (mode {info.st_mode & 0o777:03o})"
+    if info.st_mode & 0o020 and not _group_of_one(info.st_gid):
+        return f"its group may write to it (mode {info.st_mode & 0o777:03o})"
+    return ""
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _group_of_one(gid: int) -> bool:
+    """Whether a group is this user's own: it has the user's name and no other members."""
+    try:
+        group, user = grp.getgrgid(gid), pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return group.gr_name == user.pw_name and not set(group.gr_mem) - {user.pw_name}
+
+
 def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
@@ -178,6 +211,28 @@ class RunDir:
             raise RunDirError(
                 f"{self.path}: cannot make the run directory ({error.strerror}); choose another --run"
             ) from None
+        self.check_private()
+
+    def check_private(self) -> None:
+        """Raise RunDirError where another user could have put a checkpoint, code or a job's pickle into this run.
+
+        A folder that lets nobody in, as create() makes it, protects what lies in it whatever the modes there are.
+        """
+        submitit = self.logs / "submitit"
+        looked_at = [self.path]
+        if self.path.stat().st_mode & 0o011:
+            looked_at += [self.checkpoints, self.logs, submitit, self.path / "code", self.config, self.weights,
+                          self.path / "jobs.json", self.path / "job.sbatch", *self.checkpoints.glob("*.pt"),
+                          *submitit.glob("*.pkl"), *(self.path / "code").glob("*.py")]  # fmt: skip
+        for path in looked_at:
+            with contextlib.suppress(FileNotFoundError):
+                if reason := others_may_replace(path):
+                    fix = (
+                        "use another --run"
+                        if "belongs" in reason
+                        else f"look at what is in it, then chmod -R go-w {self.path}"
+                    )
+                    raise RunDirError(f"{path}: {reason}, so what is in it may be somebody else's; {fix}")
 
     # --- config, provenance -------------------------------------------------------------------------------------------
     def read_config(self) -> dict | None:
@@ -246,13 +301,16 @@ class RunDir:
         return {}
 
     def read_attempts(self) -> list[dict]:
-        """The lines of attempts.jsonl in order; a line that a killed process left half is left out."""
+        """The lines of attempts.jsonl in order; what a killed process left half, or is no such line, is left out.
+
+        `event` is a str in every line; `time`, `nimg` and `seconds` are numbers where they are there.
+        """
         lines = []
         with contextlib.suppress(OSError):
             for line in self.attempts.read_text(errors="replace").splitlines():
                 with contextlib.suppress(ValueError, RecursionError):
                     lines.append(json.loads(line))
-        return [line for line in lines if isinstance(line, dict)]
+        return [line for line in lines if isinstance(line, dict) and _is_attempt_line(line)]
 
     def note(self, event: str, **fields) -> None:
         """Append one line to attempts.jsonl, durably."""
@@ -271,8 +329,8 @@ class RunDir:
         if lines and lines[-1]["event"] == "start":
             last, seen = lines[-1], self.read_status()
             seconds = None
-            if seen.get("attempt") == last.get("attempt") and isinstance(seen.get("updated"), (int, float)):
-                seconds = round(max(seen["updated"] - last.get("time", seen["updated"]), 0.0), 1)
+            if seen.get("attempt") == last.get("attempt") and is_number(seen.get("updated")):
+                seconds = round(max(seen["updated"] - (last.get("time") or seen["updated"]), 0.0), 1)
             self.note(
                 "end", attempt=last.get("attempt"), job_id=last.get("job_id"), node=last.get("node"), nimg=self.newest_checkpoint(),
                 reason="died without a word", seconds=seconds, inferred=True,
@@ -339,6 +397,16 @@ class RunDir:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _is_attempt_line(line: dict) -> bool:
+    values = [line[name] for name in ("time", "nimg", "seconds") if line.get(name) is not None]
+    return isinstance(line.get("event"), str) and all(is_number(value) for value in values)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value from a file is a number that can be reckoned with: finite, no truth value, no thousand digits."""
+    return type(value) in (int, float) and abs(value) < 1e15  # also false for nan
 
 
 class Lock:
