@@ -22,9 +22,10 @@ if __name__ == "__main__":
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -47,6 +48,7 @@ from jobs.loop import (
 )
 from jobs.rundir import RunDir, atomic_write, others_may_replace
 from jobs.specs import ConfigError, DiffusionConfig
+from jobs.throughput import count_flops
 from jobs.weights import read_weights
 from models import diffusion
 from models.ema import ema_beta, update_ema
@@ -263,6 +265,22 @@ def train_step(
     update_ema(s.unet_ema, s.unet, ema_beta(nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
 
 
+def step_flops(
+    c: DiffusionConfig,
+    rt: runtime.Runtime,
+    num_classes: int,
+    shape: tuple,
+    schedule: diffusion.Schedule,
+    dtype: torch.dtype,
+) -> dict:
+    """{None: FLOPs of one image in a step}, counted on a blank one and a copy of the network."""
+    c, rt = replace(c, batch=1, accumulate=1), replace(rt, rank=0, world=1)
+    label, blank = torch.zeros(1, dtype=torch.int64, device=rt.device), torch.zeros(1, *shape, device=rt.device)
+    data = SimpleNamespace(shape=shape, scale=None, rows=lambda *_: (blank, label))
+    s = build_state(c, data, num_classes, rt.device)
+    return {None: count_flops(lambda: train_step(c, rt, s, data, schedule, s.unet, dtype, 0))}
+
+
 # --- what a person sees -----------------------------------------------------------------------------------------------
 class Sampler:
     """Grids from fixed noise, their diversity, and the loss on other patients at fixed times and noise."""
@@ -377,7 +395,8 @@ def train(
     held_out = (packs[1] if len(packs) > 1 else None, latents[1] if len(latents) > 1 else None)
     sampler = Sampler(c, pack, data, *held_out, schedule, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, dtype, first_pictures=lambda: {"reals": sampler.reals()},
+        c, rt, run, attempt, found, dtype, flops=lambda: step_flops(c, rt, s.unet.num_classes, data.shape, schedule, dtype),
+        first_pictures=lambda: {"reals": sampler.reals()},
         waits=lambda: {"data_wait": data.waited, **upkeep.waits()},
     )  # fmt: skip
     network = torch.compile(s.unet) if compiles(c.compile, rt.device, attempt.say) else s.unet
@@ -407,8 +426,7 @@ def train(
             record.rewind(nimg)
             continue
 
-        with record.counted():
-            train_step(c, rt, s, data, schedule, network, dtype, nimg)
+        train_step(c, rt, s, data, schedule, network, dtype, nimg)
         nimg += c.batch
         record.step_done(nimg)
 

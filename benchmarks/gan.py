@@ -27,7 +27,7 @@ from data.batches import Batches
 from data.pack import Pack, ensure_pack
 from jobs import runtime
 from jobs.specs import GanConfig
-from jobs.throughput import FlopCounter
+from jobs.throughput import count_flops
 
 TITLE = "StyleGAN2 against its public implementations"
 R1_INTERVAL, PL_INTERVAL = 16, 4  # the lazy schedule that all sides are compared on
@@ -81,13 +81,6 @@ class Ours:
     def phases(cost: dict[str, float]) -> dict[str, float]:
         """Cost (seconds or FLOPs) of each of PHASES from that of each task."""
         return cost
-
-
-# --- counting ---------------------------------------------------------------------------------------------------------
-def count_flops(task) -> int:
-    with FlopCounter() as counter:
-        task()
-    return counter.flops
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------

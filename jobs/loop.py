@@ -6,7 +6,6 @@ exactly the place where the other one stopped.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import sys
@@ -21,7 +20,7 @@ from jobs.attempt import Attempt
 from jobs.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.log import Averages, MetricsLog, Progress, TensorBoard, plot_losses, read_metrics, save_png
 from jobs.rundir import RunDir
-from jobs.throughput import Work
+from jobs.throughput import matrix_peak
 from jobs.weights import write_weights
 
 HANG_SECONDS = 1800  # a step or a sample grid that takes longer is a hang: the watchdog ends the process with code 75
@@ -80,9 +79,9 @@ class Record:
 
     def __init__(
         self, c, rt: runtime.Runtime, run: RunDir, attempt: Attempt, nimg: int, dtype: torch.dtype,
-        first_pictures: Callable, waits: Callable[[], dict[str, float]],
+        flops: Callable[[], dict[Hashable, float]], first_pictures: Callable, waits: Callable[[], dict[str, float]],
     ):  # fmt: skip
-        """`dtype`: the type that the networks run in. `first_pictures()` -> {name: picture} is called for a fresh run (nimg < 0): what the training data look like.
+        """`dtype`: the type that the networks run in. `flops()` -> {kind of step: FLOPs of one image in it}. `first_pictures()` -> {name: picture} is called for a fresh run (nimg < 0): what the training data look like.
 
         `waits()` -> {column: seconds waited since the start}; a row has their shares of the time since the last row.
         """
@@ -92,7 +91,7 @@ class Record:
         self.waits, self.waited = waits, waits()
         if not self.main:
             return
-        self.work, self.worked = Work(rt.device, dtype), 0
+        self.flops, self.peak, self.work = flops(), matrix_peak(rt.device, dtype), 0.0
         self.log = MetricsLog(run.metrics, resume_nimg=nimg)
         self.board = TensorBoard(run.tensorboard, purge_step=nimg + 1)
         self.progress = Progress(self.total, self.nimg)
@@ -126,7 +125,7 @@ class Record:
             if grid is not None:
                 save_png(self.run.samples / f"{nimg / 1000:09.3f}.png", grid)
                 self.board.image("samples", grid, nimg)
-            self.worked = self.work.flops
+            self.work = 0.0
         self.time, self.nimg, self.waited = time.monotonic(), nimg, self.waits()
 
     def speed(self, nimg: int) -> dict[str, float]:
@@ -134,15 +133,14 @@ class Record:
         seconds = max(time.monotonic() - self.time, 1e-9)
         shares = {name: round((total - self.waited[name]) / seconds, 4) for name, total in self.waits().items()}
         speed = (nimg - self.nimg) / seconds
-        use = self.work.figures(self.work.flops - self.worked, seconds)
+        rate = self.work / seconds  # of one device
+        use = {"tflops": float(f"{rate / 1e12:.4g}"), "peak_share": float(f"{rate / self.peak:.4g}")}
         return {"img_per_s": round(speed, 2), "sec_per_kimg": round(1000 / max(speed, 1e-9), 3), **use, **shares}
 
-    def counted(self, kind: Hashable = None) -> contextlib.AbstractContextManager:
-        """Around a step, for its share of the device's peak; steps of one `kind` do the same work."""
-        return self.work.step(kind) if self.main else contextlib.nullcontext()
-
-    def step_done(self, nimg: int) -> None:
+    def step_done(self, nimg: int, kind: Hashable = None) -> None:
+        """After a step; `kind` is its key among the `flops`."""
         if self.main:
+            self.work += self.flops[kind] * self.c.batch / self.rt.world
             self.progress.update(nimg)
             self.attempt.heartbeat(nimg)
 
@@ -150,7 +148,7 @@ class Record:
         """After a roll-back: the rows after `nimg` never were."""
         self.time, self.nimg, self.logged = time.monotonic(), nimg, nimg
         if self.main:
-            self.worked = self.work.flops
+            self.work = 0.0
             self.log.truncate(nimg)
             self.progress.update(nimg)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -84,27 +83,12 @@ def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / best
 
 
-class Work:
-    """FLOPs done by this process since it began: the first step of each kind is counted, the others cost the same."""
+def count_flops(task: Callable[[], object]) -> int:
+    """The work of `task`, which is called once.
 
-    def __init__(self, device: torch.device, dtype: torch.dtype):
-        self.peak = matrix_peak(device, dtype)
-        self.cost: dict[Hashable, int] = {}
-        self.flops = 0
-
-    @contextlib.contextmanager
-    def step(self, kind: Hashable = None) -> Iterator[None]:
-        """Around one optimizer step; steps of one `kind` cost the same."""
-        if kind in self.cost:
-            yield
-        else:
-            # Compiled code has no operations to count: this one step runs as written.
-            with torch.compiler.set_stance("force_eager"), FlopCounter() as counter:
-                yield
-            self.cost[kind] = counter.flops
-        self.flops += self.cost[kind]
-
-    def figures(self, flops: int, seconds: float) -> dict[str, float]:
-        """Columns of a log row for `flops` done in `seconds`: TFLOP/s of one device, and their share of its peak."""
-        rate = flops / seconds
-        return {"tflops": float(f"{rate / 1e12:.4g}"), "peak_share": round(rate / self.peak, 4)}
+    Not for a step of the run itself: autograd lays out gradients differently under a counter, then sums them in another
+    order, and the last bit of the weights would depend on which step was counted.
+    """
+    with FlopCounter() as counter:
+        task()
+    return counter.flops
