@@ -24,6 +24,7 @@ import re
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -629,18 +630,18 @@ def tensorboard_command(argv: list[str]) -> int:
     parser.add_argument("--site", default="", metavar="PROFILE", help="profile with the names of login and jump host")
     options = parser.parse_args(argv)
     runs = [watch.find_run(text, RUNS) for text in options.run]
-    runs = [Path(point["run"]) for run in runs for point in read_sweep(run) or [{"run": str(run)}]]
-    command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", str(options.port or free_port()), "--reload_interval", "15",
-               "--samples_per_plugin", "images=200"]  # fmt: skip
-    if len(runs) == 1:
-        command += ["--logdir", str(runs[0] / "tensorboard")]
-    elif runs:
-        command += ["--logdir_spec", ",".join(f"{run.name.replace(':', '_')}:{run / 'tensorboard'}" for run in runs)]
-    else:
-        command += ["--logdir", str(RUNS)]
+    runs = dict.fromkeys(Path(point["run"]) for run in runs for point in read_sweep(run) or [{"run": str(run)}])
+    port = str(options.port or free_port())
     site = choose_site(options.site, slurm.partitions() if slurm.available() else None, local=True)
-    show.say_tunnel(site, command[command.index("--port") + 1])
-    return serve(command)
+    with tempfile.TemporaryDirectory(prefix="brain-slices-tensorboard-") as chosen:
+        for run in runs:  # a folder of links is all that names with commas and colons leave of --logdir_spec
+            (Path(chosen) / (run.name if run.parent == RUNS else str(run).replace("/", "_"))).symlink_to(
+                run / "tensorboard"
+            )
+        command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", port, "--reload_interval", "15",
+                   "--samples_per_plugin", "images=200", "--logdir", chosen if runs else str(RUNS)]  # fmt: skip
+        show.say_tunnel(site, port)
+        return serve(command)
 
 
 def serve(command: list[str]) -> int:

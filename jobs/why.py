@@ -135,6 +135,8 @@ def diagnose(e: Evidence, name: str) -> Cause:
         )
     if e.code == 75:
         return Cause(f"something temporary: {e.reason}", again, last_error(e.log))
+    if (e.state == "interrupted" or e.code == 85) and e.job and e.job.state == "CANCELLED":
+        return Cause("it was cancelled (scancel) and saved first", again)
     if e.state == "interrupted" or e.code == 85:
         return Cause(f"it was told to stop and saved ({e.reason}){f'; {e.decision}' if e.decision else ''}", again)
     if error := _traceback(e.log):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, leftovers
-from tiny import TINY, copy_toolkit, finish, output, start, wait_until, weights_hash
+from tiny import COMMON, TINY, copy_toolkit, finish, output, start, wait_until, weights_hash
 
 from jobs.rundir import RunDir
 
+pytestmark = pytest.mark.timeout(1800)  # seconds on an idle machine, minutes on a busy one
+PATHS = "/usr/sbin:/sbin:/usr/bin:/bin"
 GAN = ("--partition", "a100", "--job", "stylegan2", *TINY)
 
 
@@ -26,6 +30,7 @@ def clone(tmp_path_factory) -> Path:
 def queue(cluster):
     yield cluster
     cluster.run("scontrol", "update", "nodename=n1,n2", "state=resume", check=False)
+    cluster.run("scontrol", "update", "partitionname=a100", "MaxTime=1-0", "AllowAccounts=ALL", check=False)
     cluster.cancel_all()
 
 
@@ -76,6 +81,9 @@ def test_queued_run_goes_through_two_stops_to_the_weights_of_an_undisturbed_one(
     about = view(queue, clone, "through")
     assert (about["state"], about["restarts"], about["kimg"]) == ("done", 2, 1.2)
     assert "is done" in launch(queue, clone, *GAN, *flags, "--name", "through").stdout and ids(run.path) == [job]
+    # submitit has noted nothing: no result that would call a requeue the end, no state of its own.
+    kept = [path.name for path in (run.path / "logs" / "submitit").iterdir()]
+    assert f"{job}_submitted.pkl" in kept and sum(not name.endswith(".sh") for name in kept) == 1, kept
     # One log over all attempts, and the text that was queued is the text that --dry-run shows.
     assert (run.path / "logs" / f"{job}.out").read_text().count("Stopped at") == 2
     dry = launch(queue, clone, *GAN, *flags, "--name", "through", "--dry-run").stdout
@@ -201,12 +209,130 @@ def test_submitting_from_inside_a_job_leaks_nothing(queue, clone):
 def test_pending_reasons_of_a_real_queue(queue, clone):
     drain(queue)
     launch(queue, clone, *GAN, "--name", "held")
-    queue.run("scontrol", "hold", ids(clone / "runs" / "held")[0])
-    queue.wait(lambda: "is held" in launch(queue, clone, "why", "held").stdout, "the held job")
+    (job,) = ids(clone / "runs" / "held")
+
+    def waits_for(words: str) -> None:
+        queue.wait(lambda: words in launch(queue, clone, "why", "held").stdout, words)
+
+    queue.run("scontrol", "hold", job)
+    waits_for("is held")
+    queue.run("scontrol", "release", job)
+    queue.run("scontrol", "update", f"jobid={job}", "StartTime=now+3600")  # as after a requeue
+    waits_for("(BeginTime)")
+    queue.run("scontrol", "update", f"jobid={job}", "StartTime=now")
+    queue.run("scontrol", "update", "partitionname=a100", "MaxTime=10")
+    waits_for("(PartitionTimeLimit)")
+    queue.run("scontrol", "update", "partitionname=a100", "MaxTime=1-0", "AllowAccounts=course")
+    waits_for("--account is missing or wrong")
+    refused = launch(queue, clone, *GAN, "--name", "refused", code=78).stderr
+    assert "a100 needs an account" in refused and "fix: --account course" in refused
 
 
-def test_two_nodes(queue, clone):
-    launch(queue, clone, *GAN, "--name", "nodes", "--nodes", "2", "--total-kimg", "0.08")
+def test_two_nodes_stop_together_and_go_on(queue, clone, tmp_path):
+    flags, undisturbed = ("--total-kimg", "0.64"), tmp_path / "undisturbed"
+    assert finish(start(undisturbed, *flags, packs=queue.dir / "packs", ranks=2)) == [0, 0], output(undisturbed)
+    launch(queue, clone, *GAN, "--name", "nodes", "--nodes", "2", *flags)
     run = RunDir(clone / "runs" / "nodes")
+    (job,) = ids(run.path)
+    wait_until(lambda: run.newest_checkpoint() > 0)
+    queue.run("scancel", "--signal=USR2", job)
     queue.wait(run.done, f"the run\n{log(run.path)}")
-    assert next(line for line in run.read_attempts() if line["event"] == "start")["world"] == 2
+    queue.wait_over(job)
+    lines = run.read_attempts()
+    assert [line["world"] for line in lines if line["event"] == "start"] == [2, 2]
+    assert [line["decision"] for line in lines if line["event"] == "decision"] == ["requeue", "done"]
+    assert queue.restarts(job) == 1 and weights_hash(run.path) == weights_hash(undisturbed)
+    assert not leftovers(run.path)
+
+
+def test_scancel_saves_and_the_same_command_goes_on(queue, clone):
+    words = (*GAN, "--name", "cancelled", "--total-kimg", "4")
+    launch(queue, clone, *words)
+    run = RunDir(clone / "runs" / "cancelled")
+    wait_until(lambda: run.newest_checkpoint() > 0)
+    (job,) = ids(run.path)
+    queue.run("scancel", job)
+    queue.wait(lambda: view(queue, clone, "cancelled")["state"] == "stopped", f"the stop\n{log(run.path)}")
+    kept = run.newest_checkpoint()
+    (end,) = [line for line in run.read_attempts() if line["event"] == "end"]
+    assert end["nimg"] == kept and queue.restarts(job) == 0 and not leftovers(run.path)
+    assert "scancel" in launch(queue, clone, "why", "cancelled").stdout
+    drain(queue)
+    assert "Queued" in launch(queue, clone, *words).stdout
+    assert len(ids(run.path)) == 2 and run.newest_checkpoint() == kept
+
+
+def test_a_pipeline_never_trains_on_an_unfinished_vae(queue, clone):
+    small = "--width 8 --latent-channels 2 --gan-weight 0 --widths 8,16 --head-dim 8 --attention 4 --steps 4".split()
+    words = ("--partition", "a100", "--job", "pipeline", "--name", "two", *COMMON.split(), *small)
+    shown = launch(queue, clone, *words, "--total-kimg", "40", "--dry-run").stdout
+    assert "#SBATCH --dependency=afterany:JOB_OF_two-vae" in shown and "would be refused" not in shown
+    launch(queue, clone, *words, "--total-kimg", "40")
+    vae, diffusion = RunDir(clone / "runs" / "two-vae"), RunDir(clone / "runs" / "two")
+    wait_until(lambda: vae.newest_checkpoint() > 0)
+    queue.run("scancel", "--signal=USR2", ids(vae.path)[0])  # a requeue is no end
+    queue.wait(lambda: sum(line["event"] == "start" for line in vae.read_attempts()) == 2, f"the VAE\n{log(vae.path)}")
+    assert "waits for two-vae" in launch(queue, clone, "status", "two").stdout
+    launch(queue, clone, "stop", "two-vae")
+    queue.wait(lambda: view(queue, clone, "two")["state"] == "waiting", f"the end\n{log(diffusion.path)}")
+    assert "resume two-vae" in launch(queue, clone, "why", "two").stdout
+    assert not diffusion.read_attempts() and not vae.done()
+    launch(queue, clone, "resume", "two-vae", "--", "--total-kimg", f"{vae.newest_checkpoint() / 1000 + 0.1:.2f}")
+    assert "starts when two-vae" in launch(queue, clone, "resume", "two", "--", "--total-kimg", "0.08").stdout
+    queue.wait(diffusion.done, f"the diffusion\n{log(vae.path)}{log(diffusion.path)}")
+    assert vae.done() and diffusion.read_config()["vae"] == str(vae.path)
+    (begun,) = [line["time"] for line in diffusion.read_attempts() if line["event"] == "start"]
+    assert begun > (vae.path / "DONE").stat().st_mtime
+
+
+@pytest.mark.skipif(shutil.which("slurmdbd", path=PATHS) is None or shutil.which("mariadbd", path=PATHS) is None,
+                    reason="no accounting for the tests: slurmdbd or mariadbd not found (apt-get install slurmdbd mariadb-server)")  # fmt: skip
+def test_where_accounting_is_on(clone, cluster):
+    """Accounts and QOS are enforced: a missing one is refused before queueing; limits and old jobs are explained."""
+    books = Cluster(LAB_ACCT="dbd", LAB_ENFORCE="associations,limits,qos", LAB_EXTRA="MinJobAge=2\\n")
+    try:
+        books.up()
+        for words in (
+            "add account course",
+            "add user root account=course qos=normal",
+            "modify qos normal set MaxJobsPerUser=1",
+        ):
+            books.run("sacctmgr", "-i", *words.replace("root", getpass.getuser()).split())
+        mine = (*GAN, "--account", "course", "--total-kimg", "0.16")
+        for wrong, said in ((("--account", "nope"), "--account NAME"), (("--qos", "nope"), "--qos NAME")):
+            done = launch(books, clone, *mine, "--name", "wrong", *wrong, code=78)
+            assert "Slurm would refuse it" in done.stderr and said in done.stderr
+        launch(books, clone, *mine, "--name", "book1", "--total-kimg", "40")
+        launch(books, clone, *mine, "--name", "book2")
+        one, two = RunDir(clone / "runs" / "book1"), RunDir(clone / "runs" / "book2")
+        books.wait(lambda: "(QOSMaxJobsPerUserLimit)" in launch(books, clone, "why", "book2").stdout, "the limit")
+        wait_until(lambda: one.newest_checkpoint() > 0)
+        (job,) = ids(one.path)
+        books.run("scancel", "--signal=USR2", job)
+        books.wait(
+            lambda: sum(line["event"] == "start" for line in one.read_attempts()) == 2, f"the requeue\n{log(one.path)}"
+        )
+        states = books.run("sacct", "-D", "-X", "-n", "-P", "--format=state", "-j", job)
+        assert states.splitlines()[0] == "REQUEUED", states
+        (pending,) = ids(two.path)
+        books.run("scancel", pending)
+        books.wait(lambda: not books.show(pending), "Slurm to forget the job")
+        assert "it was cancelled" in launch(books, clone, "why", "book2").stdout  # the accounts know
+    finally:
+        books.down()
+
+
+@pytest.mark.long
+def test_real_time_limits(queue, clone, tmp_path):
+    """A limit of three minutes for work of four; the profile's margin and the process's own are two minutes."""
+    profile = tmp_path / "brain-slices" / "sites.toml"
+    profile.parent.mkdir()
+    profile.write_text("[generic]\nmargin = 60\n")
+    flags, undisturbed = ("--total-kimg", "20"), tmp_path / "undisturbed"
+    launch(queue, clone, *GAN, "--name", "limits", "--time", "3", *flags, XDG_CONFIG_HOME=str(tmp_path))
+    run = RunDir(clone / "runs" / "limits")
+    (job,) = ids(run.path)
+    assert queue.wait_over(job, 1500) == "COMPLETED", log(run.path)
+    assert queue.restarts(job) >= 2 and run.done()
+    assert finish(start(undisturbed, *flags, packs=queue.dir / "packs"), 1000) == [0], output(undisturbed)
+    assert weights_hash(run.path) == weights_hash(undisturbed)

@@ -273,6 +273,17 @@ def test_a_full_disk_does_not_keep_a_job_from_its_requeue(run, monkeypatch, caps
     assert "No space left" in capsys.readouterr().err
 
 
+def test_without_slurms_commands_on_the_node_nothing_is_waited_for(run, monkeypatch, tmp_path):
+    """No scontrol, no sbatch: the run says at once that it needs a new start, and the job does not idle for minutes."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run.status(state="continue", reason="USR2", code=85)
+    (run.checkpoints / "00000008.json").touch()
+    (run.path / "jobs.json").write_text(json.dumps({"job": "stylegan2", "argv": [], "submitted": []}))
+    monkeypatch.setattr(requeue.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    assert requeue.finish(run.path, 85) == 85
+    assert run.read_status()["state"] == "failed" and "start it again" in run.read_status()["reason"]
+
+
 @pytest.mark.parametrize("words", [["run"], ["--begin"], ["run", "--begin", "--job", "x"], ["--code", "1"]])
 def test_usage(words):
     with pytest.raises(SystemExit) as error:
