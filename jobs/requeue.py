@@ -136,9 +136,11 @@ def finish(path: Path, code: int) -> int:
         return code
     reason, left_with = "", code
     if mine and status.get("state") == "continue":
-        # srun ends the other ranks as soon as one has left, so that its code may be the signal's; rank 0 knows better.
+        # srun ends the other ranks as soon as one has left, so that its code may be the signal's; rank 0 knows better, unless
+        # it was srun's own TERM that it heard: then another rank died first.
         reason = str(status.get("reason", ""))
-        left_with = status.get("code") if code > 128 and status.get("code") in (stop.CONTINUE, stop.TRANSIENT) else code
+        if code > 128 and reason != "TERM" and status.get("code") in (stop.CONTINUE, stop.TRANSIENT):
+            left_with = status["code"]
     job, nimg = _ask(job_id, code), run.newest_checkpoint()
     decision = decide(left_with, run.done(), run.stop_requested(), job, restarts, reason, time.time())
     lines = [line for line in run.read_attempts() if line.get("event") == "decision"]

@@ -55,6 +55,18 @@ def log(run: Path) -> str:
     return "".join(path.read_text(errors="replace") for path in sorted(run.glob("logs/*.out")) if path.exists())[-4000:]
 
 
+def wait_done(cluster: Cluster, run: RunDir) -> None:
+    """Wait until the run is done; it fails at once if the run ends otherwise."""
+
+    def done() -> bool:
+        assert run.read_status().get("state") not in ("failed", "stuck", "stopped", "diverged", "waiting"), log(
+            run.path
+        )
+        return run.done()
+
+    cluster.wait(done, f"{run.path.name}\n{log(run.path)}")
+
+
 def drain(cluster: Cluster) -> None:
     """Let nothing start: what is queued from now on stays pending."""
     cluster.run("scontrol", "update", "nodename=n1,n2", "state=drain", "reason=test")
@@ -192,9 +204,9 @@ def test_a_run_after_another_starts_only_when_that_is_done(queue, clone, tmp_pat
     assert "resume first" in launch(queue, clone, "why", "second").stdout and not second.read_attempts()
     queue.wait(lambda: not queue.run("squeue", "-h"), "an empty queue")
     launch(queue, clone, "resume", "first", "--", "--total-kimg", "0.08", "--override", **site)
-    queue.wait(first.done, f"the first run\n{log(first.path)}")
+    wait_done(queue, first)
     launch(queue, clone, "resume", "second", **site)
-    queue.wait(second.done, f"the second run\n{log(second.path)}")
+    wait_done(queue, second)
 
 
 def test_submitting_from_inside_a_job_leaks_nothing(queue, clone):
@@ -236,7 +248,7 @@ def test_two_nodes_stop_together_and_go_on(queue, clone, tmp_path):
     (job,) = ids(run.path)
     wait_until(lambda: run.newest_checkpoint() > 0)
     queue.run("scancel", "--signal=USR2", job)
-    queue.wait(run.done, f"the run\n{log(run.path)}")
+    wait_done(queue, run)
     queue.wait_over(job)
     lines = run.read_attempts()
     assert [line["world"] for line in lines if line["event"] == "start"] == [2, 2]
@@ -279,7 +291,8 @@ def test_a_pipeline_never_trains_on_an_unfinished_vae(queue, clone):
     assert not diffusion.read_attempts() and not vae.done()
     launch(queue, clone, "resume", "two-vae", "--", "--total-kimg", f"{vae.newest_checkpoint() / 1000 + 0.1:.2f}")
     assert "starts when two-vae" in launch(queue, clone, "resume", "two", "--", "--total-kimg", "0.08").stdout
-    queue.wait(diffusion.done, f"the diffusion\n{log(vae.path)}{log(diffusion.path)}")
+    wait_done(queue, vae)
+    wait_done(queue, diffusion)
     assert vae.done() and diffusion.read_config()["vae"] == str(vae.path)
     (begun,) = [line["time"] for line in diffusion.read_attempts() if line["event"] == "start"]
     assert begun > (vae.path / "DONE").stat().st_mtime

@@ -260,6 +260,13 @@ def test_the_signal_that_srun_sends_to_the_last_ranks_is_not_the_reason(run, mon
     assert line["decision"] == "requeue" and words in line["why"] and line["code"] == 143 and line["counted"]
 
 
+def test_the_term_that_srun_sends_after_a_killed_rank_is_no_persons_stop(run, monkeypatch):
+    run.status(state="continue", reason="TERM", code=85)  # rank 0 had the time to save
+    assert end(run, 137, Controller(job()), monkeypatch) == 0
+    (line,) = run.read_attempts()
+    assert line["decision"] == "requeue" and "SIGKILL" in line["why"]
+
+
 def test_a_full_disk_does_not_keep_a_job_from_its_requeue(run, monkeypatch, capsys):
     controller = Controller(job())
 
