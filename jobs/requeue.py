@@ -378,8 +378,9 @@ def _slurm_ids(about: dict, *kinds: str) -> list[str]:
 
 
 def _other_live_job(about: dict, job_id: str) -> str:
-    """Another job that works on the run or is about to, '' if there is none."""
-    own = {job_id, os.environ.get("SLURM_ARRAY_JOB_ID", "-") + "_" + os.environ.get("SLURM_ARRAY_TASK_ID", "-")}
+    """Another job that works on the run or is about to, '' if there is none. Its own successor waits for it: it does not."""
+    own = {str(entry["id"]) for entry in about.get("submitted", []) if entry.get("after") == job_id}
+    own |= {job_id, os.environ.get("SLURM_ARRAY_JOB_ID", "-") + "_" + os.environ.get("SLURM_ARRAY_TASK_ID", "-")}
     ids = [i for i in _slurm_ids(about, "main", "sbatch", "chain") if i not in own]
     live = _live(ids[-20:]) if ids else []
     return live[0] if live else ""

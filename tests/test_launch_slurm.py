@@ -203,7 +203,8 @@ def test_a_run_after_another_starts_only_when_that_is_done(queue, clone, tmp_pat
     )
     assert "resume first" in launch(queue, clone, "why", "second").stdout and not second.read_attempts()
     queue.wait(lambda: not queue.run("squeue", "-h"), "an empty queue")
-    launch(queue, clone, "resume", "first", "--", "--total-kimg", "0.08", "--override", **site)
+    little_more = f"{first.newest_checkpoint() / 1000 + 0.04:g}"
+    launch(queue, clone, "resume", "first", "--", "--total-kimg", little_more, "--override", **site)
     wait_done(queue, first)
     launch(queue, clone, "resume", "second", **site)
     wait_done(queue, second)

@@ -243,6 +243,17 @@ def test_a_job_that_found_the_run_locked_leaves_its_state_alone(run, monkeypatch
     assert "job 7 works on this run" in capsys.readouterr().out
 
 
+def test_a_job_whose_flags_are_refused_takes_its_successor_along(run, monkeypatch):
+    """The successor would be refused in the same way, with another behind it, without end."""
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    run.status(state="queued", reason="")  # the last word of an earlier job
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    controller = Controller(job(requeue=False))
+    chain = [{"id": "7", "kind": "main", "time": 1.0}, {"id": "8", "kind": "chain", "after": "7", "time": 2.0}]
+    assert end(run, 78, controller, monkeypatch, submitted=chain) == 78
+    assert run.read_attempts()[-1]["decision"] == "failed" and controller.cancelled == ["8"]
+
+
 def test_the_training_process_own_words_on_a_failure_stay(run, monkeypatch):
     run.status(state="diverged", reason="the losses are NaN")
     assert end(run, 77, Controller(job()), monkeypatch) == 77
