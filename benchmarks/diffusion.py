@@ -13,7 +13,6 @@ its train_unconditional script, MONAI's that of its latent-diffusion tutorial.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -298,17 +297,21 @@ SIDES = {
 
 
 def peak_of(side: str, batch: int, rt: runtime.Runtime) -> float:
-    """MB that three training steps need at most: of GPU memory, or of main memory above what the imports took."""
+    """MiB that three training steps need at most: of GPU memory, or of main memory above what the imports took."""
     import diffusers  # noqa: F401
     import monai.networks.nets  # noqa: F401
 
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    def resident(field: str) -> float:  # not getrusage, whose peak a child inherits from its parent
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
+
+    before = resident("VmRSS")
     network = SIDES[side](batch, rt)
     for _ in range(3):
         network.step()
     if rt.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(rt.device) / 1e6
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 1e6
+        return torch.cuda.max_memory_allocated(rt.device) / 2**20
+    return resident("VmHWM") - before
 
 
 def memory(batch: int, rt: runtime.Runtime) -> str:
@@ -328,7 +331,7 @@ def memory(batch: int, rt: runtime.Runtime) -> str:
         ]
         done = subprocess.run(command, capture_output=True, text=True, cwd=specs.ROOT, check=True)
         cells.append(f"{float(done.stdout.split()[-1]):.0f}")
-    return machine.table([f"peak memory of a training step of {batch}, MB", *SIDES], [[rt.device.type, *cells]])
+    return machine.table([f"peak memory of a training step of {batch}, MiB", *SIDES], [[rt.device.type, *cells]])
 
 
 # --- few calls of trained weights -------------------------------------------------------------------------------------
