@@ -22,8 +22,9 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 
@@ -48,6 +49,7 @@ from jobs.loop import (
 )
 from jobs.rundir import RunDir
 from jobs.specs import ConfigError, VaeConfig
+from jobs.throughput import count_flops
 from jobs.weights import read_weights
 from models.ema import ema_beta, update_ema
 from models.metrics import head_mask, psnr, ssim
@@ -243,6 +245,16 @@ def look_for_plateau(s: TrainState, step: Step, loss: torch.Tensor) -> None:
         s.window.zero_()
 
 
+def step_flops(c: VaeConfig, rt: runtime.Runtime, dtype: torch.dtype, perceptual: Callable | None) -> dict:
+    """{step.adversarial: FLOPs of one image in such a step}, counted on a blank image and a copy of the networks."""
+    c, rt = replace(c, batch=1, accumulate=1, gan_start_kimg=1), replace(rt, rank=0, world=1)
+    s = build_state(c, rt.device)
+    blank = torch.zeros(1, c.channels, c.resolution, c.resolution, device=rt.device)
+    batches = SimpleNamespace(rows=lambda _, start, stop: (blank, None))
+    steps = [Step(c, rt, batches, dtype, nimg, 0, s.vae, perceptual) for nimg in (0, 1000)]
+    return {step.adversarial: count_flops(partial(train_step, s, step)) for step in steps}
+
+
 # --- what a person sees -----------------------------------------------------------------------------------------------
 class Reconstructions:
     """Slices above their reconstructions, and how true these are on patients that the VAE does not train on."""
@@ -306,7 +318,8 @@ def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: 
     perceptual = open_perceptual(c, rt.device)
     reconstructions = Reconstructions(c, pack, held_out, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, first_pictures=lambda: {"reals": reconstructions.reals()},
+        c, rt, run, attempt, found, dtype, flops=lambda: step_flops(c, rt, dtype, perceptual),
+        first_pictures=lambda: {"reals": reconstructions.reals()},
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
     )  # fmt: skip
     network = torch.compile(s.vae) if compiles(c.compile, rt.device, attempt.say) else s.vae
@@ -331,9 +344,10 @@ def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: 
             record.rewind(nimg)
             continue
 
-        train_step(s, Step(c, rt, batches, dtype, nimg, nimg + s.counters["skip"], network, perceptual))
+        step = Step(c, rt, batches, dtype, nimg, nimg + s.counters["skip"], network, perceptual)
+        train_step(s, step)
         nimg += c.batch
-        record.step_done(nimg)
+        record.step_done(nimg, kind=step.adversarial)
 
 
 def open_perceptual(c: VaeConfig, device: torch.device) -> VggDistance | None:

@@ -367,13 +367,14 @@ def parse(cls, argv: list[str] | None = None):
     config = tyro.cli(
         cls, args=argv, default=base, prog=Path(sys.argv[0]).name, config=(tyro.conf.HelptextFromCommentsOff,)
     )
-    check(config)
     config = replace(config, data=_absolute_data(config.data), init_from=_absolute(config.init_from))
     if isinstance(config, DiffusionConfig):
         config = replace(config, vae=_absolute(config.vae))
     if isinstance(config, VaeConfig):
         config = replace(config, perceptual_file=_absolute(config.perceptual_file))
-    return replace(config, run=_absolute(config.run) if config.run else str(ROOT / "runs" / default_name(config)))
+    config = replace(config, run=_absolute(config.run) if config.run else str(ROOT / "runs" / default_name(config)))
+    check(config)
+    return config
 
 
 def _flag(argv: list[str], name: str) -> str | None:
@@ -464,8 +465,9 @@ def check(config) -> None:
 
 def _check_init_from(config) -> None:
     """The run to start from has a checkpoint and the same architecture; found before anything is made or decoded."""
-    if not config.init_from:
-        return
+    begun = config.run and any(Path(config.run, "checkpoints").glob("*.json"))
+    if not config.init_from or begun:
+        return  # a run that has begun needs its source no more
     start = Path(config.init_from).expanduser()
     if not any((start / "checkpoints").glob("*.json")):
         raise ConfigError(f"--init-from {start}: no checkpoint there; name a run directory that has one")

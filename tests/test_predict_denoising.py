@@ -92,7 +92,7 @@ def test_every_sampler_and_a_folder_of_other_settings_is_refused(weights, tmp_pa
 
 def test_ancestral_noise_belongs_to_the_picture_not_to_its_batch(weights, tmp_path):
     args = predict.parse_args(["generate", "--weights", str(weights), "--sampler", "ancestral", "--steps", "3"])
-    model = predict.open_sampler(args)
+    model = predict.open_model(args, "stylegan2", "diffusion")
     both = model.pictures(args, [4, 5])
     assert np.abs(both[1].astype(int) - model.pictures(args, [5])[0].astype(int)).max() <= 1
 
@@ -100,7 +100,7 @@ def test_ancestral_noise_belongs_to_the_picture_not_to_its_batch(weights, tmp_pa
 def test_guidance_and_class_change_the_picture(weights):
     def one(*flags):
         args = predict.parse_args(["generate", "--weights", str(weights), "--steps", "2", *flags])
-        return predict.open_sampler(args).pictures(args, [0]).astype(int)
+        return predict.open_model(args, "stylegan2", "diffusion").pictures(args, [0]).astype(int)
 
     plain = one("--class", "NC")
     assert not np.array_equal(plain, one("--class", "AD"))
@@ -111,13 +111,13 @@ def test_guidance_and_class_change_the_picture(weights):
 def test_it_denoises_as_the_sampler_itself_does(weights):
     """The picture is the decoder's, of what the free function makes of the same noise."""
     args = predict.parse_args(["generate", "--weights", str(weights), "--steps", "4", "--sampler", "ddim", "--square"])
-    model = predict.open_sampler(args)
+    model = predict.open_model(args, "stylegan2", "diffusion")
     noise = torch.randn(2, 8, 8, generator=predict.runtime.generator(0, 3, "predict z"))[None]
     with torch.no_grad():
-        guess = lambda x, t: model.unet(x, t, torch.tensor([1]))  # noqa: E731
+        guess = lambda x, t: model.net.unet(x, t, torch.tensor([1]))  # noqa: E731
         denoise = diffusion.denoiser(guess, diffusion.make_schedule("flow"), "flow")
         x0 = diffusion.sample(denoise, noise, diffusion.make_schedule("flow"), "ddim", 4)
-        expected = predict.to_uint8(model.decoder(x0)).numpy()
+        expected = predict.to_uint8(model.net.decoder(x0)).numpy()
     assert np.abs(model.pictures(args, [3]).astype(int) - expected.astype(int)).max() <= 1
 
 
@@ -130,7 +130,7 @@ def test_denoise_shows_every_stage(weights, tmp_path):
         assert gif.n_frames >= 2
     assert json.loads((tmp_path / "denoise.json").read_text())["frames"] == 7
     strip = pixels(tmp_path / "denoise.png")
-    assert strip.shape[1] > 7 * 24 and strip.shape[0] > 2 * 30
+    assert strip.shape[1] > 7 * 24 and strip.shape[0] > 2 * 2 * 30  # states below the estimates
 
 
 def test_pixels_and_fast_steps(tmp_path, capsys):
@@ -194,6 +194,7 @@ def test_reconstruct_reports_psnr_and_ssim_by_subject(tmp_path, monkeypatch):
 
 
 def test_subjects_count_once_however_many_slices_they_have():
-    figures = predict.by_subject({"psnr": [10.0, 20.0, 40.0, float("inf")]}, ["a", "a", "b", "b"])
+    figures, table = predict.by_subject({"psnr": [10.0, 20.0, 40.0, float("inf")]}, ["a", "a", "b", "b"])
     assert figures["mean and sd over subjects"]["psnr"][0] == pytest.approx((15 + 40) / 2)
     assert figures["left out"]["psnr"] == 1 and figures["subjects"] == 2
+    assert table == [["a", 2, 15.0], ["b", 2, 40.0]]
