@@ -13,12 +13,10 @@ its train_unconditional script, MONAI's that of its latent-diffusion tutorial.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 import types
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +28,7 @@ import train_diffusion
 from benchmarks import machine
 from data.latents import Latents
 from data.pack import Pack, ensure_pack
-from jobs import runtime, specs
+from jobs import runtime
 from jobs.specs import DiffusionConfig
 from models import diffusion, quality
 from models.encoder import train_encoder
@@ -256,6 +254,10 @@ def compare(batch: int, rounds: int, rt: runtime.Runtime) -> str:
         ["training step, GFLOP/image", *(f"{f:.4g}" for f in flops)],
         ["training step, ms", *(machine.spread([1000 * t for t in seconds["step", i]]) for i, _ in both)],
         ["training, images/s", *(machine.spread([batch / t for t in seconds["step", i]]) for i, _ in both)],
+        [
+            "training step, MB above weights and optimizer",
+            *(f"{1000 * machine.peak_gb(side.step, rt.device):.0f}" for side in sides),
+        ],
         [f"{CALLS} calls, ms", *(machine.spread([1000 * t for t in seconds["sample", i]]) for i, _ in both)],
     ]
     peers = {"diffusers": len(sides) - 2, "MONAI": len(sides) - 1}
@@ -287,53 +289,6 @@ def encoding(batch: int, rounds: int, rt: runtime.Runtime) -> str:
     return machine.table([f"training step, {next(iter(sides.values())).name}", "ms", "times the cached step"], rows)
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------
-SIDES = {
-    "ours, fp32": lambda batch, rt: Ours(batch, "fp32", rt),
-    "ours, auto": lambda batch, rt: Ours(batch, "auto", rt),
-    "diffusers": lambda batch, rt: Diffusers(batch, rt.device),
-    "MONAI": lambda batch, rt: Monai(batch, rt.device),
-}
-
-
-def peak_of(side: str, batch: int, rt: runtime.Runtime) -> float:
-    """MiB that three training steps need at most: of GPU memory, or of main memory above what the imports took."""
-    import diffusers  # noqa: F401
-    import monai.networks.nets  # noqa: F401
-
-    def resident(field: str) -> float:  # not getrusage, whose peak a child inherits from its parent
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
-
-    before = resident("VmRSS")
-    network = SIDES[side](batch, rt)
-    for _ in range(3):
-        network.step()
-    if rt.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(rt.device) / 2**20
-    return resident("VmHWM") - before
-
-
-def memory(batch: int, rt: runtime.Runtime) -> str:
-    """Each side in a process of its own: the allocator of one process keeps what another side needed."""
-    cells = []
-    for side in SIDES:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.diffusion",
-            "--peak",
-            side,
-            "--batch",
-            str(batch),
-            "--threads",
-            str(rt.threads),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=specs.ROOT, check=True)
-        cells.append(f"{float(done.stdout.split()[-1]):.0f}")
-    return machine.table([f"peak memory of a training step of {batch}, MiB", *SIDES], [[rt.device.type, *cells]])
-
-
 # --- few calls of trained weights -------------------------------------------------------------------------------------
 def few_calls(run: str, number: int) -> str:
     """Quality and time of sampling a trained network, against 250-call DDIM of the same weights and the same noise.
@@ -341,8 +296,8 @@ def few_calls(run: str, number: int) -> str:
     Frechet and kernel distance to held-out slices in the features of an encoder that was trained on the training slices.
     """
     flags = ["generate", "--run", run, "--square", "--number", str(number)]
-    model = predict.open_sampler(predict.parse_args(flags))
-    config = specs.read_json(Path(run, "config.json"))
+    model = predict.open_model(predict.parse_args(flags), "diffusion")
+    config = model.config
     shape = {
         "resolution": config["resolution"],
         "channels": config["channels"],
@@ -399,8 +354,7 @@ NOTES = """\
 Latents of 4 x 32 x 32, widths 64, 128, 256, attention at 16 and 8 px. Our step includes the draw of the latents from
 their posterior, clipping and the moving average; diffusers' clipping and its moving average; MONAI's neither. The second table
 is the relative Frechet distance to a Gaussian with the spectrum of natural images, sampled with its exact denoiser on the
-linear schedule: lower is better, and nothing but the sampler differs. Peak memory is that of a process of its own, of main memory
-without what the imports took."""
+linear schedule: lower is better, and nothing but the sampler differs."""
 
 
 def main() -> None:
@@ -411,7 +365,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all that this process was given)")
     parser.add_argument("--run", metavar="DIR", help="a diffusion run: few calls against 250-call DDIM of its weights")
     parser.add_argument("--number", type=int, default=256, help="slices per sampler with --run (default 256)")
-    parser.add_argument("--peak", choices=SIDES, help=argparse.SUPPRESS)  # of one side, for `memory`
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
     try:
@@ -421,14 +374,10 @@ def main() -> None:
         sys.exit(f"benchmarks.diffusion: {error}; run: pip install diffusers==0.42.1 monai==1.6.1")
     rt = runtime.init_runtime(args.threads)
     torch.manual_seed(0)
-    if args.peak:
-        print(peak_of(args.peak, args.batch, rt))
-        return
     rounds = 2 if args.quick else args.rounds
     text = [machine.command("benchmarks.diffusion"), machine.header(rt.device, ["torch", "diffusers", "monai"]), NOTES]
     print("\n\n".join(text), flush=True)
-    parts = [exactness, lambda: compare(args.batch, rounds, rt), lambda: encoding(args.batch, rounds, rt),
-             lambda: memory(args.batch, rt)]  # fmt: skip
+    parts = [exactness, lambda: compare(args.batch, rounds, rt), lambda: encoding(args.batch, rounds, rt)]
     parts += [lambda: few_calls(args.run, args.number)] if args.run else []
     for part in parts:
         text.append(part())

@@ -8,6 +8,8 @@ import io
 import json
 import math
 import os
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -16,9 +18,11 @@ import pytest
 import tiny
 import torch
 
+import predict
 import train_diffusion as script
 from data.latents import Latents
 from data.pack import ensure_pack
+from data.phantom import measure_ventricle
 from jobs import runtime, specs
 from jobs.rundir import RunDir
 from jobs.specs import ConfigError, DiffusionConfig, VaeConfig
@@ -321,6 +325,30 @@ def test_divergence_rolls_back_once_then_stops_with_77(packs, vae, tmp_path):
     assert tiny.train(run, *LENGTH, "--lr", "1e30", "--vae", vae, packs=packs, script=SCRIPT) == 77
     assert tiny.output(run).count("DIVERGED") == 1
     assert all(json.loads(p.read_text())["nimg"] == 0 for p in (run / "checkpoints").glob("*.json"))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(5400)
+def test_the_quickstarts_make_phantoms_whose_ventricles_tell_the_classes_apart(tmp_path):
+    """Both presets as they are, then slices in 10 calls: AD's ventricles are larger than NC's, by at least half of what they
+    are on real phantoms and by far more than chance."""
+    vae, run, out = tmp_path / "vae", tmp_path / "diffusion", tmp_path / "out"
+    for name, flags in (("pretrain_vae.py", ["--run", vae]), (SCRIPT, ["--run", run, "--vae", vae])):
+        command = [sys.executable, name, "--preset", "quickstart", *map(str, flags)]
+        assert subprocess.run(command, cwd=tiny.ROOT, env=tiny.environment(tmp_path)).returncode == 0
+    last = [row for row in tiny.rows(vae) if "val_psnr" in row][-1]
+    assert last["val_psnr"] > 26 and last["val_ssim_head"] > 0.85 and last["active_channels"] >= 4
+    assert [row for row in tiny.rows(run) if "diversity" in row][-1]["diversity"] > 0.6
+    flags = ["generate", "--run", run, "--out", out, "--number", 200, "--steps", 10, "--npz"]
+    assert predict.main(predict.parse_args(list(map(str, flags)))) == 0
+    with np.load(out / "slices.npz") as made:
+        fake = {k: np.array([measure_ventricle(i[0]) for i in made["images"][made["labels"] == k]]) for k in (0, 1)}
+    pack = ensure_pack("phantom:2000", resolution=64, cache_dir=tmp_path, log=lambda *_: None)
+    real = {k: np.array([measure_ventricle(i[0]) for i in pack.images[pack.labels == k][:200]]) for k in (0, 1)}
+    AD, NC = pack.classes.index("AD"), pack.classes.index("NC")
+    difference = fake[AD].mean() - fake[NC].mean()
+    error = math.hypot(*(fake[k].std(ddof=1) / len(fake[k]) ** 0.5 for k in (AD, NC)))
+    assert difference > 0.5 * (real[AD].mean() - real[NC].mean()) and difference > 5 * error
 
 
 def test_without_a_vae_one_line_names_what_to_do(packs, tmp_path):
