@@ -340,7 +340,7 @@ def draw_losses(
         axis.set_title(title, loc="left", fontsize=10)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False, loc="upper right", ncols=min(len(columns) * len(runs), 4))
+        axis.legend(fontsize=8, frameon=False, loc="best", ncols=min(len(columns) * len(runs), 4))
     axes[-1].set_xlabel("thousands of images seen (kimg)")
     if not panels:
         axes[0].text(0.5, 0.5, "no rows yet", ha="center")
