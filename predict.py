@@ -139,8 +139,9 @@ def feature_flag() -> argparse.ArgumentParser:
     """The flag of every subcommand that measures features."""
     p = argparse.ArgumentParser(add_help=False)
     p.add_argument("--feature-weights", metavar="FILE",
-                   help="state dict of torchvision's inception_v3 or resnet50 to measure with; without it a small "
-                        "encoder is trained on the training slices, once, in minutes, and kept beside their pack")
+                   help="state dict of torchvision's inception_v3 or resnet50, or of a DINO or DINOv2, to measure with; "
+                        "without it a small encoder is trained on the training slices, once, in minutes, and kept "
+                        "beside their pack")
     return p
 
 
@@ -929,10 +930,9 @@ def mix(args: argparse.Namespace) -> int:
     rows = [np.full_like(top_images[:1], BACKGROUND), top_images]  # the empty corner, then the sources
     for ws in tqdm(left, unit=" rows", disable=None):
         rows += [synthesise(model, ws[None]), synthesise(model, mix_layers(ws.expand_as(top), top, first, last))]
-    captions = ["", *captions_of(model, args.label, on_top)]
-    for caption in captions_of(model, args.label, at_left):
-        captions += [caption, *[""] * args.cols]
-    save_png(out / "mix.png", image_grid(np.concatenate(rows), args.cols + 1, labels=captions))
+    titles = {"column_labels": ["", *captions_of(model, args.label, on_top)],
+              "row_labels": ["", *captions_of(model, args.label, at_left)]}  # fmt: skip
+    save_png(out / "mix.png", image_grid(np.concatenate(rows), args.cols + 1, **titles))
     settings = settings_of(model, args, "truncation", "truncation_cutoff", "rows", "cols", "styles")
     write_json(out / "mix.json", model, args, settings, layers_from_top=[first, last], left=at_left, top=on_top)
     what = f"{args.rows} x {args.cols} mixed pictures (layers {first}-{last} from the top)"
@@ -954,7 +954,7 @@ def interpolate(args: argparse.Namespace) -> int:
     keys = list(range(args.number))
     choose_labels(model, args.label, keys)
     out = out_folder(args)
-    frames, strip, captions = [], [], []
+    frames, strip = [], []
     columns = min(args.steps, STRIP_COLUMNS)
     shown = [args.steps * j // columns for j in range(columns)]
     for k in tqdm(keys, unit=" latents", disable=None):
@@ -963,10 +963,12 @@ def interpolate(args: argparse.Namespace) -> int:
         frames.append(images)
         if k < STRIP_ROWS:
             strip.append(images[shown])
-            captions += [*captions_of(model, args.label, [k]), *[""] * (columns - 1)]
     frames = np.concatenate(frames)
     atomic_write(out / "interpolate.gif", gif_of(frames, args.fps))
-    save_png(out / "strip.png", image_grid(np.concatenate(strip), columns, labels=captions))
+    save_png(
+        out / "strip.png",
+        image_grid(np.concatenate(strip), columns, row_labels=captions_of(model, args.label, keys[: len(strip)])),
+    )
     if isinstance(model, DiffusionModel):
         settings = model.settings(args) | {"space": "z"}
     else:
