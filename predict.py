@@ -306,6 +306,7 @@ GRID = 64  # pictures in a grid at most
 STRIP_ROWS, STRIP_COLUMNS = 16, 8
 MAX_FRAMES = 20_000  # of a GIF, which is put together in memory
 MEASURE_CHUNK = 50  # slices of which features are made at once, for any number of ranks
+MEASURE_BATCH = 10  # of a chunk, per pass on a CPU
 MIN_HELDOUT = 20
 DIRECTION_SAMPLES = 512  # latents over which the classes' difference in w is averaged
 PAIR_POOL, PAIRS = 1000, 1000  # slices from which pairs are drawn, and pairs per class, for MS-SSIM
@@ -1133,68 +1134,68 @@ def measure(
 
 def generated(model: GanModel | DiffusionModel, args: argparse.Namespace):
     """range or list of indices -> the generated slices, uint8 (B, C, R, R)."""
+    if model.device.type == "cpu":  # chunks are the same for any --batch and any number of ranks: passes can be larger
+        model = replace(model, batch=MEASURE_BATCH)
     return lambda indices: torch.from_numpy(model.pictures(args, list(indices)))
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 def evaluate(args: argparse.Namespace) -> int:
     """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them."""
-    started = time.monotonic()
+    clock = [time.monotonic()]
     rt = runtime.init_runtime()
     if rt.world == 1 and args.device == "cpu":
         rt = replace(rt, device=torch.device("cpu"))
     model = open_model(args, "stylegan2", "diffusion", device=rt.device)
-    choose_labels(model, args.label, [0])
-    say = print if rt.rank == 0 else lambda text: None
-    real = open_data(args, model, say)
+    labels = choose_labels(model, args.label, list(range(args.number)))
+    real = open_data(args, model, print if rt.rank == 0 else lambda text: None)
     out = out_folder(args)
     network, features_name = open_features(args, real.train, out, rt)
     images_of = generated(model, args)
-    fake, fake_thumbs = measure(rt, network, images_of, args.number, "generated")
-    train, train_thumbs = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
-    heldout, heldout_thumbs = measure(
-        rt, network, lambda r: rows_of(real.heldout, r), len(real.heldout), "held-out slices"
-    )
+    clock.append(time.monotonic())
+    fake = measure(rt, network, images_of, args.number, "generated")
+    clock.append(time.monotonic())
+    train = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
+    heldout = measure(rt, network, lambda r: rows_of(real.heldout, r), len(real.heldout), "held-out slices")
+    clock.append(time.monotonic())
     runtime.shutdown(rt)
     if rt.rank:
         return stop.DONE
-    labels = choose_labels(model, args.label, list(range(args.number)))
-    subjects = real.subjects(real.heldout)
-    count = min(args.number, len(train))
-    spread = torch.linspace(0, len(train) - 1, count).round().long()  # over all training subjects
-    distances = {
-        "generated": set_figures(fake[:count], heldout, args.seed),
-        "training slices": set_figures(train[spread], heldout, args.seed),
-    }
-    groups = subjects.to(rt.device)
-    copies = {}
-    spaces = {
-        "pixels": (fake_thumbs, train_thumbs, heldout_thumbs, None),
-        "features": (fake, train, heldout, train.mean(0)),
-    }
-    for space, (a, b, c, centre) in spaces.items():
-        copies[space], pairs = quality.copying(a, b, c, groups, centre)
-        save_png(out / f"copies-{space}.png", pairs_picture(pairs, images_of, real.train))
-        copies[space]["closest"] = [
-            {"generated": i, "training": real.train.names[j], "distance": d} for i, j, d in pairs
-        ]
+    count = min(args.number, len(real.train))
+    spread = torch.linspace(0, len(real.train) - 1, count).round().long()  # over all training subjects
     figures = {
-        "distances": distances,
+        "distances": {"generated": set_figures(fake[0][:count], heldout[0], args.seed),
+                      "training slices": set_figures(train[0][spread], heldout[0], args.seed)},
         "ms_ssim": diversity_of_pairs(args, model, real, images_of, labels),
-        "copying": copies,
-    }
+        "copying": copying_figures(fake, train, heldout, real, images_of, out),
+    }  # fmt: skip
     if labels is not None:
-        sets = [(x, y.to(rt.device)) for x, y in
-                ((fake, labels), (train, real.labels(real.train)), (heldout, real.labels(real.heldout)))]  # fmt: skip
+        sets = ((fake[0], labels), (train[0], real.labels(real.train)), (heldout[0], real.labels(real.heldout)))
+        sets = [(x[(y >= 0).to(x.device)], y[y >= 0].to(x.device)) for x, y in sets]
         figures["class_fidelity"] = quality.class_fidelity(*sets, len(model.classes))
-    notes = notes_on(count, args.number, len(heldout), fake.shape[1])
-    about = data_settings(real)
-    settings = model.settings(args) | {"number": args.number, "features": features_name}
+    clock.append(time.monotonic())
+    notes = notes_on(model, count, args.number, len(real.heldout), network.dim)
+    phases = ("start", "generated", "real slices", "figures")
+    seconds = {name: round(b - a, 2) for name, a, b in zip(phases, clock, clock[1:], strict=True)}
+    about, settings = data_settings(real), model.settings(args) | {"number": args.number, "features": features_name}
     write_json(out / "metrics.json", model, args, settings, data=about, compared=count, **figures, notes=notes,
-               ranks=rt.world, seconds=round(time.monotonic() - started, 1))  # fmt: skip
+               ranks=rt.world, seconds=seconds)  # fmt: skip
     print_figures(figures, features_name, about, notes)
     names = ("metrics.json", "copies-pixels.png", "copies-features.png")
     return report(model, f"{args.number} slices evaluated", [out / name for name in names])
+
+
+def copying_figures(fake: tuple, train: tuple, heldout: tuple, real: RealSlices, images_of, out: Path) -> dict:
+    """How near generated slices are to training ones by pixels and by features, with a picture of the closest of each;
+    the three are what measure() found: (features, thumbnails)."""
+    groups = real.subjects(real.heldout).to(fake[0].device)
+    found = {}
+    for space, k, centre in (("pixels", 1, None), ("features", 0, train[0].mean(0))):
+        found[space], pairs = quality.copying(fake[k], train[k], heldout[k], groups, centre)
+        closest = [{"generated": i, "training": real.train.names[j], "distance": d} for i, j, d in pairs]
+        found[space]["closest"] = closest
+        save_png(out / f"copies-{space}.png", pairs_picture(pairs, images_of, real.train))
+    return found
 
 
 def data_settings(real: RealSlices) -> dict:
@@ -1254,11 +1255,15 @@ def pairs_picture(pairs: list, images_of, train: Pack, columns: int = 8) -> Imag
     return image_grid(np.concatenate(shown), columns, labels=captions, row_labels=rows)
 
 
-def notes_on(compared: int, number: int, heldout: int, dim: int) -> list[str]:
+def notes_on(model: Trained, compared: int, number: int, heldout: int, dim: int) -> list[str]:
     """What a reader of the figures has to know."""
     notes = [f"distances compare sets of {compared:,} slices with {heldout:,} held-out ones, both kinds alike"]
     if compared < number:
         notes.append(f"the first {compared:,} of {number:,} generated slices, as there are no more training slices")
+    if model.config.get("split") == "all":
+        notes.append(
+            "the model was trained with --split all, so on these held-out slices too: copies cannot be told here"
+        )
     if heldout < 10 * dim:
         notes.append(
             f"{heldout:,} held-out slices are few for {dim} features: the FID is much raised by that, for real slices as well; "
