@@ -276,6 +276,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -1176,7 +1177,7 @@ def evaluate(args: argparse.Namespace) -> int:
     clock.append(time.monotonic())
     notes = notes_on(model, count, args.number, len(real.heldout), network.dim)
     phases = ("start", "generated", "real slices", "figures")
-    seconds = {name: round(b - a, 2) for name, a, b in zip(phases, clock, clock[1:], strict=True)}
+    seconds = {name: round(b - a, 2) for name, (a, b) in zip(phases, pairwise(clock), strict=True)}
     about, settings = data_settings(real), model.settings(args) | {"number": args.number, "features": features_name}
     write_json(out / "metrics.json", model, args, settings, data=about, compared=count, **figures, notes=notes,
                ranks=rt.world, seconds=seconds)  # fmt: skip

@@ -18,14 +18,18 @@ PICTURES = {  # predictions/COMMAND/FILE -> caption
     "generate/grid.png": "generated slices",
     "mix/mix.png": "style mixing",
     "interpolate/strip.png": "interpolation",
+    "interpolate/interpolate.gif": "the same as a film",
     "project/project.png": "real slices, their projections and the difference",
     "direction/direction.png": "from one class to the other",
     "reconstruct/reconstruct.png": "real slices, the same through the VAE, and the difference",
     "denoise/denoise.png": "from noise to slices: the network's estimate above the noisy state it is given",
+    "denoise/denoise.gif": "the same as a film: the noisy state, and the estimate beside it",
     "tsne/tsne.png": "t-SNE",
     "evaluate/copies-pixels.png": "the samples closest to the training set, by pixels",
     "evaluate/copies-features.png": "the samples closest to the training set, by features",
 }
+RECONSTRUCTION = {"psnr": "PSNR, dB", "psnr_head": "PSNR in the head, dB", "ssim": "SSIM", "ssim_head": "SSIM in the head",
+                  "l1": "L1"}  # fmt: skip
 COLUMNS = {"fid": ("FID", 1), "kid": ("KID x 1000", 1000), "precision": ("precision", 1), "recall": ("recall", 1),
            "density": ("density", 1), "coverage": ("coverage", 1)}  # fmt: skip
 ERRORS = {"fid": "fid_error", "kid": "kid_sd"}
@@ -50,7 +54,7 @@ def write_page(runs: list[RunDir]) -> str:
         rows = {name: read_metrics(run.metrics) for name, run in zip(names, runs, strict=True)}
         if any(rows.values()):
             parts.append(figure(draw_losses({name: found for name, found in rows.items() if found}), "all runs"))
-    parts += evaluations(runs, names)
+    parts += [*evaluations(runs, names), *reconstructions(runs, names)]
     for run, name in zip(runs, names, strict=True):
         parts += about_run(run, name)
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><meta name="viewport" content="width=device-width">'
@@ -81,7 +85,7 @@ def about_run(run: RunDir, name: str) -> list[str]:
         parts.append('<h3>Samples over time</h3><div class="grids">' + "".join(shown) + "</div>")
     found = [picture(run.path / "predictions" / file, caption) for file, caption in PICTURES.items()]
     if any(found):
-        parts.append("<h3>Pictures</h3>" + "".join(found))
+        parts.append('<h3>Pictures</h3><div class="pictures">' + "".join(found) + "</div>")
     parts.append(folded("Configuration", read_object(run.config)))
     parts.append(folded("Provenance", read_object(run.path / "provenance.json")))
     if attempts:
@@ -153,16 +157,17 @@ def overview(runs: list[RunDir], names: list[str]) -> str:
 
 
 def evaluations(runs: list[RunDir], names: list[str]) -> list[str]:
-    """A table for each kind of features and held-out set: figures of different ones are never set side by side."""
-    groups: dict[tuple[str, str], list[tuple[str, dict]]] = {}
+    """A table for each kind of features, held-out set and number of slices: figures of different ones are in different
+    units, or biased differently, and never set side by side."""
+    groups: dict[tuple[str, str, str], list[tuple[str, dict]]] = {}
     for run, name in zip(runs, names, strict=True):
         found = read_object(run.path / "predictions" / "evaluate" / "metrics.json")
         heldout = child(child(found, "data"), "heldout")
         if isinstance(found.get("distances"), dict):
-            key = str(child(found, "settings").get("features")), str(heldout.get("digest"))
+            key = str(child(found, "settings").get("features")), str(heldout.get("digest")), str(found.get("compared"))
             groups.setdefault(key, []).append((name, found))
     parts = ["<h2>Evaluation</h2>"] if groups else []
-    for (features, _), entries in groups.items():
+    for (features, _, _), entries in groups.items():
         rows, real = [], {}
         for name, found in entries:
             at = f" at {found['nimg'] / 1000:g} kimg" if number(found.get("nimg")) else ""
@@ -175,6 +180,30 @@ def evaluations(runs: list[RunDir], names: list[str]) -> list[str]:
                      f"{escape(str(heldout.get('describe'))[:300])}</p>")  # fmt: skip
         parts += [more_figures(name, found) for name, found in entries]
     return parts
+
+
+def reconstructions(runs: list[RunDir], names: list[str]) -> list[str]:
+    """A table for each set of slices that VAEs were measured on."""
+    groups: dict[tuple[str, str], list[list]] = {}
+    for run, name in zip(runs, names, strict=True):
+        found = read_object(run.path / "predictions" / "reconstruct" / "reconstruct.json")
+        figures = child(found, "mean and sd over subjects")
+        if figures:
+            at = f" at {found['nimg'] / 1000:g} kimg" if number(found.get("nimg")) else ""
+            cells = [mean_and_sd(figures.get(score)) for score in RECONSTRUCTION]
+            groups.setdefault((str(found.get("data")), str(found.get("slices"))), []).append([name + at, *cells])
+    parts = ["<h2>Reconstruction</h2>"] if groups else []
+    for (data, slices), rows in groups.items():
+        parts.append(table(["", *RECONSTRUCTION.values()], rows, numbers=True))
+        parts.append(f'<p class="quiet">{escape(slices[:20])} slices: {escape(data[:300])}. Mean ± standard deviation over '
+                     "subjects. Black is most of a slice: judge by the figures in the head.</p>")  # fmt: skip
+    return parts
+
+
+def mean_and_sd(value) -> str:
+    if not (isinstance(value, list) and len(value) == 2 and all(number(v) for v in value)):
+        return ""
+    return f"{value[0]:.3g} ± {value[1]:.2g}"
 
 
 def figures_of(found: dict) -> list[str]:
@@ -232,18 +261,19 @@ def folded(title: str, values: dict) -> str:
     return f"<details><summary>{escape(title)}</summary>{table([], rows)}</details>"
 
 
-def figure(png: bytes, caption: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
+def figure(content: bytes, caption: str, kind: str = "png") -> str:
+    data = base64.b64encode(content).decode()
+    return f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def picture(path: Path, caption: str) -> str:
-    """A PNG file as a figure; '' where there is none, or something else under its name."""
+    """A PNG or GIF file as a figure; '' where there is none, or something else under its name."""
     try:
         content = path.read_bytes() if path.stat().st_size <= MAX_PICTURE else b""
     except OSError:
         return ""
-    return figure(content, caption) if content.startswith(b"\x89PNG\r\n\x1a\n") else ""
+    kinds = {b"\x89PNG\r\n\x1a\n": "png", b"GIF89a": "gif", b"GIF87a": "gif"}
+    return next((figure(content, caption, kind) for start, kind in kinds.items() if content.startswith(start)), "")
 
 
 def pick(items: list, count: int) -> list:

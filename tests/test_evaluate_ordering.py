@@ -27,7 +27,7 @@ DIFFUSION = (
     pytest.param(DIFFUSION, (0.064, 2, 12), ("--steps", "10"), id="diffusion"),
 ])  # fmt: skip
 def test_more_training_is_better_by_every_distance(command, kimg, flags, tmp_path):
-    env = environment(tmp_path / "packs", CUDA_VISIBLE_DEVICES="")
+    env = environment(tmp_path / "packs", CUDA_VISIBLE_DEVICES="", SLURM_CPUS_PER_TASK="1")  # threads
     run, found = tmp_path / "run", []
     for total in kimg:  # the same run, extended
         train = [
