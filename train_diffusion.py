@@ -22,9 +22,10 @@ if __name__ == "__main__":
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -45,8 +46,9 @@ from jobs.loop import (
     load_initial_weights,
     optimizer_step,
 )
-from jobs.rundir import RunDir, atomic_write
+from jobs.rundir import RunDir, atomic_write, others_may_replace
 from jobs.specs import ConfigError, DiffusionConfig
+from jobs.throughput import count_flops
 from jobs.weights import read_weights
 from models import diffusion
 from models.ema import ema_beta, update_ema
@@ -72,6 +74,8 @@ def find_vae(c: DiffusionConfig) -> Path:
     found = []
     for done in Path(c.run).parent.glob("*/DONE"):
         folder = done.parent
+        if others_may_replace(folder):
+            continue  # in a shared folder of runs; --vae takes it if it is meant
         try:
             stored = specs.read_json(folder / "config.json")
         except ConfigError:
@@ -131,7 +135,11 @@ def encode_packs(c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: ru
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", meeting.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     vae = load_vae(c, vae_file(run)).to(device)
-    return [ensure_latents(pack, vae.encode, sha, device=device, log=say) for pack in packs]
+    verify = meeting.rank == 0
+    return [
+        ensure_latents(pack, vae.encode, sha, device=device, poll=stop.raise_if_asked, log=say, verify=verify)
+        for pack in packs
+    ]
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -257,6 +265,22 @@ def train_step(
     update_ema(s.unet_ema, s.unet, ema_beta(nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
 
 
+def step_flops(
+    c: DiffusionConfig,
+    rt: runtime.Runtime,
+    num_classes: int,
+    shape: tuple,
+    schedule: diffusion.Schedule,
+    dtype: torch.dtype,
+) -> dict:
+    """{None: FLOPs of one image in a step}, counted on a blank one and a copy of the network."""
+    c, rt = replace(c, batch=1, accumulate=1), replace(rt, rank=0, world=1)
+    label, blank = torch.zeros(1, dtype=torch.int64, device=rt.device), torch.zeros(1, *shape, device=rt.device)
+    data = SimpleNamespace(shape=shape, scale=None, rows=lambda *_: (blank, label))
+    s = build_state(c, data, num_classes, rt.device)
+    return {None: count_flops(lambda: train_step(c, rt, s, data, schedule, s.unet, dtype, 0))}
+
+
 # --- what a person sees -----------------------------------------------------------------------------------------------
 class Sampler:
     """Grids from fixed noise, their diversity, and the loss on other patients at fixed times and noise."""
@@ -371,7 +395,8 @@ def train(
     held_out = (packs[1] if len(packs) > 1 else None, latents[1] if len(latents) > 1 else None)
     sampler = Sampler(c, pack, data, *held_out, schedule, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, first_pictures=lambda: {"reals": sampler.reals()},
+        c, rt, run, attempt, found, dtype, flops=lambda: step_flops(c, rt, s.unet.num_classes, data.shape, schedule, dtype),
+        first_pictures=lambda: {"reals": sampler.reals()},
         waits=lambda: {"data_wait": data.waited, **upkeep.waits()},
     )  # fmt: skip
     network = torch.compile(s.unet) if compiles(c.compile, rt.device, attempt.say) else s.unet

@@ -47,8 +47,11 @@ def latents_path(pack: Pack, encoder_sha256: str, cache_dir=None) -> Path:
     return pack_folder(cache_dir) / f"latents-{pack.images.shape[-1]}px-{key[:16]}.npy"
 
 
-def open_latents(path: Path, pack: Pack, encoder_sha256: str) -> Latents | None:
-    """The cache at `path`, or None where there is none, it is unfinished, or it was made from something else."""
+def open_latents(path: Path, pack: Pack, encoder_sha256: str, verify: bool = True) -> Latents | None:
+    """The cache at `path`, or None where there is none, it is unfinished or damaged, or it was made from something else.
+
+    `verify` reads it all and compares its SHA-256.
+    """
     try:
         about = json.loads(path.with_suffix(".json").read_text())
         values = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -64,19 +67,35 @@ def open_latents(path: Path, pack: Pack, encoder_sha256: str) -> Latents | None:
         or len(values) != len(pack)
     ):
         return None
-    mean, std = (np.asarray(about.get(k), np.float64) for k in ("mean", "std"))
-    if mean.shape != std.shape or mean.shape != (values.shape[2],):
+    try:
+        mean, std = (np.asarray(about.get(k), np.float64) for k in ("mean", "std"))
+    except (ValueError, TypeError, OverflowError):
+        return None
+    if (
+        mean.shape != std.shape
+        or mean.shape != (values.shape[2],)
+        or not np.isfinite([mean, std]).all()
+        or std.min() <= 0
+    ):
+        return None
+    if verify and about.get("sha256") != sha256_of(path):
         return None
     return Latents(str(path), values, np.asarray(pack.labels, np.int64), mean, std)
 
 
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def build_latents(
     pack: Pack, encode: Callable[[Tensor], tuple[Tensor, Tensor]], encoder_sha256: str, path: Path, *, device, batch: int = 32,
-    log=print,
+    poll=None, log=print,
 ) -> Latents:  # fmt: skip
     """Encode every slice and write the cache, atomically; two processes may do it at once.
 
     `encode(images)`, images float32 (B, C, R, R) in -1 .. 1 on `device`, returns mean and logvar, each (B, L, h, w).
+    `poll()` is called before every batch; an exception from it leaves no file behind.
     Mean and standard deviation per channel are those of posterior samples: Var(z) = Var(mean) + E[exp(logvar)].
     """
     path = Path(path)
@@ -86,6 +105,8 @@ def build_latents(
     log(f"encoding {len(pack):,} slices into {path}")
     try:
         for start in range(0, len(pack), batch):
+            if poll is not None:
+                poll()
             pixels = torch.from_numpy(np.array(pack.images[start : start + batch]))
             with torch.no_grad():
                 mean, logvar = (v.double().cpu() for v in encode(to_float(pixels.to(device))))
@@ -94,6 +115,8 @@ def build_latents(
             if values is None:
                 shape = (len(pack), 2, *mean.shape[1:])
                 values = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+                with open(temporary, "rb+") as file:  # a full disk is an error here, and death by SIGBUS in the map
+                    os.posix_fallocate(file.fileno(), 0, os.path.getsize(temporary))
             values[start : start + len(mean), 0], values[start : start + len(mean), 1] = mean.numpy(), logvar.numpy()
             total = total + mean.sum((0, 2, 3)).numpy()
             square = square + mean.square().sum((0, 2, 3)).numpy()
@@ -107,6 +130,7 @@ def build_latents(
         del values
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        about["sha256"] = sha256_of(temporary)
         path.with_suffix(".json").unlink(missing_ok=True)  # it would vouch for the file that takes the name now
         os.replace(temporary, path)
         sidecar = temporary.with_suffix(".json")
@@ -124,14 +148,16 @@ def build_latents(
     return latents
 
 
-def ensure_latents(pack: Pack, encode, encoder_sha256: str, *, device, cache_dir=None, log=print) -> Latents:
+def ensure_latents(
+    pack: Pack, encode, encoder_sha256: str, *, device, cache_dir=None, poll=None, log=print, verify: bool = True
+) -> Latents:
     """The cache of these slices under this encoder, re-used or built."""
     path = latents_path(pack, encoder_sha256, cache_dir)
-    latents = open_latents(path, pack, encoder_sha256)
+    latents = open_latents(path, pack, encoder_sha256, verify)
     if latents is not None:
         log(f"{path}: latents of {len(latents):,} slices, re-used")
         return latents
-    return build_latents(pack, encode, encoder_sha256, path, device=device, log=log)
+    return build_latents(pack, encode, encoder_sha256, path, device=device, poll=poll, log=log)
 
 
 class LatentBatches:

@@ -5,10 +5,10 @@ import os
 import numpy as np
 from PIL import Image
 
-from data.images import BadFile
+from data.images import MAX_PIXELS, BadFile
 
 SUFFIXES = (".nii", ".nii.gz")
-MAX_VOXELS = 1 << 30
+MAX_VOXELS = 1 << 28  # 645 cubed: as float32 they take 1 GB
 BRAIN_AREA = 0.15  # of the frame: slices that show less brain are left out
 LOW, HIGH = 1.0, 99.5  # percentiles of the non-zero voxels that become 0 and 255
 
@@ -43,6 +43,9 @@ def _load(path):
         raise BadFile(f"no readable NIfTI header ({type(error).__name__})") from None
     if not np.isfinite(spacing).all() or spacing.min() <= 0 or spacing.max() / spacing.min() > 20:
         raise BadFile(f"implausible voxel spacing {spacing.tolist()}")
+    height, width = _frame(image.shape, spacing)
+    if height * width > MAX_PIXELS:  # a few long rows of thin voxels would become a picture of terabytes
+        raise BadFile(f"implausible slices of {height}x{width} pixels")
     return image, notes, spacing
 
 

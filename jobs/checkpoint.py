@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import pickletools
+import re
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -255,8 +258,31 @@ class Checkpoints:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             if file.tell() != about["size"] or sha256 != about["sha256"]:
                 raise ValueError("its contents do not match its checksum")
+            check_archive(file)
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def check_archive(file) -> None:
+    """Raise ValueError unless a .pt holds tensors and plain values alone, uncompressed. Nothing in it is run for that.
+
+    `weights_only` keeps code out; this keeps out what it lets through: `bytearray(10**12)`, and members that are packed
+    so that a small file fills the memory.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise ValueError("it holds compressed parts; checkpoints have none")
+        (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        for opcode, argument, _ in pickletools.genops(archive.read(name)):
+            if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
+                raise ValueError(f"it holds an object that no checkpoint has ({opcode.name})")
+            if opcode.name == "GLOBAL" and not _ours.fullmatch(argument):
+                raise ValueError(
+                    f"it names {argument.replace(' ', '.')[:80]}; checkpoints hold tensors and plain values only"
+                )
+
+
+_ours = re.compile(r"torch \w+Storage|torch\._utils _rebuild_tensor_v2|collections OrderedDict")
 
 
 class _Hashing:

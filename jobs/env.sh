@@ -19,8 +19,12 @@ begin() {  # begin RUN | begin --job NAME -- FLAGS: sets RUN and COMMAND, or lea
     local text
     text=$("$PYTHON" -m jobs.requeue --begin "$@") || exit $?
     eval "$text"
-    # Compiled kernels on shared storage: a restart on another node does not compile again.
-    export TORCHINDUCTOR_CACHE_DIR=${RUN%/*}/.cache/torchinductor TRITON_CACHE_DIR=${RUN%/*}/.cache/triton
+    # Compiled kernels on shared storage: a restart on another node does not compile again. They are code that is run, so
+    # only in a folder of one's own.
+    local cache=${RUN%/*}/.cache
+    if mkdir -p "$cache" && [ -O "$cache" ] && [ ! -L "$cache" ] && chmod 700 "$cache"; then
+        export TORCHINDUCTOR_CACHE_DIR=$cache/torchinductor TRITON_CACHE_DIR=$cache/triton
+    fi
 }
 
 hand_over() {  # the EXIT trap
@@ -33,7 +37,7 @@ hand_over() {  # the EXIT trap
 }
 
 tasks() {  # one task per GPU
-    srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --unbuffered "$@"
+    srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --cpu-bind=none --unbuffered "$@"
 }
 
 train() {  # train NAME FLAGS: the body of an sbatch script

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from types import SimpleNamespace
 
 from jobs import sites, slurm, specs, stop, submit
 from jobs.plan import absolute_flags, resolve
-from jobs.rundir import RunDir, RunDirError, atomic_write
+from jobs.rundir import RunDir, RunDirError, atomic_write, is_number
 from jobs.slurm import Job, SlurmError
 from jobs.specs import ConfigError
 
@@ -56,20 +57,22 @@ def decide(
     """
     if done and code in (0, stop.CONTINUE):
         return Decision("done", "the run is finished")
-    if stop_file or code in (0, 130):
-        return Decision(
-            "stopped", "stopped by a person (STOP)" if stop_file else "the tasks left as if stopped by a person"
-        )
+    if stop_file:
+        return Decision("stopped", "stopped by a person (STOP)")
+    if job is not None and job.restarts > restarts:
+        return Decision("requeue", "Slurm requeued the job", by_slurm=True)
+    if job is not None and job.state == "NODE_FAIL":
+        return Decision("requeue", "the node failed")
+    if code in (0, 130):
+        return Decision("stopped", "the tasks left as if stopped by a person")
     if code not in (stop.CONTINUE, stop.TRANSIENT) and code <= 128:
         return Decision("failed", FAILURES.get(code, f"the tasks failed with exit code {code}"))
     limit = "the time limit was reached"
-    if job is not None and job.restarts > restarts:
-        return Decision("requeue", "Slurm requeued the job", by_slurm=True)
     if job is not None and job.preempt_time is not None and (job.start or 0) <= job.preempt_time:
         return Decision("requeue", "the job was pre-empted")
     if job is not None and (job.state == "TIMEOUT" or job.reason == "TimeLimit"):
         return Decision("requeue", limit, counted=True)
-    if job is not None and job.state not in ("RUNNING", "SUSPENDED", "NODE_FAIL"):
+    if job is not None and job.state not in ("RUNNING", "SUSPENDED"):
         return Decision("stopped", "cancelled by a person (scancel)")
     ends_now = job is not None and job.end is not None and now > job.end - 60
     if code == stop.CONTINUE and reason == "TERM" and job is not None and not ends_now:
@@ -104,7 +107,7 @@ def within_budget(decision: Decision, nimg: int, lines: list[dict], since: float
     used, idle, seen = 0, 0, 0
     for line in lines:
         before, seen = seen, max(int(line.get("nimg") or 0), seen)
-        if line.get("time", 0) < since:
+        if (line.get("time") or 0) < since:
             continue
         counted = bool(line.get("counted")) and line.get("decision") in ("requeue", "chain")
         used += counted
@@ -128,18 +131,20 @@ def finish(path: Path, code: int) -> int:
     about, status = submit.read_jobs(path), run.read_status()
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     mine = not status.get("job_id") or status.get("job_id") == job_id
-    if not mine and code == stop.BAD and (other := _other_live_job(about, job_id)):
+    if not mine and code in (0, stop.BAD) and (other := _other_live_job(about, job_id)):
         print(f"{path}: job {other} works on this run; this one changes nothing")
         return code
     reason, left_with = "", code
     if mine and status.get("state") == "continue":
-        # srun ends the other ranks as soon as one has left, so that its code may be the signal's; rank 0 knows better.
+        # srun ends the other ranks as soon as one has left, so that its code may be the signal's; rank 0 knows better, unless
+        # it was srun's own TERM that it heard: then another rank died first.
         reason = str(status.get("reason", ""))
-        left_with = status.get("code") if code > 128 and status.get("code") in (stop.CONTINUE, stop.TRANSIENT) else code
+        if code > 128 and reason != "TERM" and status.get("code") in (stop.CONTINUE, stop.TRANSIENT):
+            left_with = status["code"]
     job, nimg = _ask(job_id, code), run.newest_checkpoint()
     decision = decide(left_with, run.done(), run.stop_requested(), job, restarts, reason, time.time())
     lines = [line for line in run.read_attempts() if line.get("event") == "decision"]
-    limit = about.get("max_restarts", MAX_RESTARTS)
+    limit = about["max_restarts"] if is_number(about.get("max_restarts")) else MAX_RESTARTS
     decision = within_budget(decision, nimg, lines, started_by_person(about), limit)
     verdict, why = decision.verdict, decision.why
     successors = _pending_successors(about, job_id)
@@ -149,7 +154,8 @@ def finish(path: Path, code: int) -> int:
         atomic_write(path / "STOP", f"{why}, job {job_id}\n")
     facts = dict(job_id=job_id, restart=restarts, code=code, nimg=nimg, counted=decision.counted)
     _note(run, decision=verdict, why=why, **facts)
-    _write_state(path, verdict, why, status)
+    if not (decision.by_slurm and job.state == "RUNNING"):  # its next start works on the run already
+        _write_state(path, verdict, why, status)
     print(f"{path}: {SAYING[verdict]}: {why}", flush=True)
     if verdict == "requeue" and not decision.by_slurm:
         error = _requeue(job_id, restarts)
@@ -170,7 +176,7 @@ SAYING = {
 def started_by_person(about: dict) -> float:
     """When a person last queued the run; 0 if it is not known."""
     times = [entry.get("time", 0) for entry in about.get("submitted", []) if entry.get("kind") != "chain"]
-    return max((t for t in times if isinstance(t, (int, float))), default=0.0)
+    return max((t for t in times if is_number(t)), default=0.0)
 
 
 def _ask(job_id: str, code: int) -> Job | None:
@@ -180,7 +186,7 @@ def _ask(job_id: str, code: int) -> Job | None:
         try:
             return slurm.show_job(job_id)
         except SlurmError as error:
-            if time.monotonic() > end:
+            if time.monotonic() > end or shutil.which("scontrol") is None:
                 print(f"WARNING: {error}", file=sys.stderr)
                 return None
             time.sleep(10)
@@ -195,7 +201,7 @@ def _requeue(job_id: str, restarts: int) -> SlurmError | None:
             slurm.requeue(job_id)
             return None
         except SlurmError as error:
-            if FORBIDDEN in str(error) or not job_id:
+            if FORBIDDEN in str(error) or not job_id or shutil.which("scontrol") is None:
                 return error
             problem = error
         try:
@@ -372,8 +378,9 @@ def _slurm_ids(about: dict, *kinds: str) -> list[str]:
 
 
 def _other_live_job(about: dict, job_id: str) -> str:
-    """Another job that works on the run or is about to, '' if there is none."""
-    own = {job_id, os.environ.get("SLURM_ARRAY_JOB_ID", "-") + "_" + os.environ.get("SLURM_ARRAY_TASK_ID", "-")}
+    """Another job that works on the run or is about to, '' if there is none. Its own successor waits for it: it does not."""
+    own = {str(entry["id"]) for entry in about.get("submitted", []) if entry.get("after") == job_id}
+    own |= {job_id, os.environ.get("SLURM_ARRAY_JOB_ID", "-") + "_" + os.environ.get("SLURM_ARRAY_TASK_ID", "-")}
     ids = [i for i in _slurm_ids(about, "main", "sbatch", "chain") if i not in own]
     live = _live(ids[-20:]) if ids else []
     return live[0] if live else ""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import importlib.metadata
 import itertools
 import json
 import os
 import platform
+import pwd
 import re
 import secrets
 import shutil
@@ -23,7 +25,7 @@ from pathlib import Path
 
 from jobs.stop import BAD, TRANSIENT
 
-LOCK_BEAT = 15.0  # seconds between heartbeats of the lock
+LOCK_BEAT = 5.0  # seconds between heartbeats of the lock
 LOCK_STALE = 120.0  # a lock of another host without a heartbeat for so long is a dead host's
 STATUS_BEAT = 5.0  # seconds between writes of status.json while the state stays the same
 TORN_AGE = 600.0  # a temporary file of another host is a dead writer's when nothing was written to it for so long
@@ -104,6 +106,37 @@ def remove_torn(folder: Path) -> list[str]:
     return removed
 
 
+def others_may_replace(path: Path) -> str:
+    """Why what lies at `path` may be another user's work, in words; '' where only this user and root can write to it.
+
+    Write permission of a group counts unless the group is the user's own, as it is where each user has a group of one.
+    """
+    info = Path(path).stat()
+    if info.st_uid not in (os.getuid(), 0):
+        return f"it belongs to {_name_of(info.st_uid)}"
+    if info.st_mode & 0o002:
+        return f"everybody may write to it (mode {info.st_mode & 0o777:03o})"
+    if info.st_mode & 0o020 and not _group_of_one(info.st_gid):
+        return f"its group may write to it (mode {info.st_mode & 0o777:03o})"
+    return ""
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _group_of_one(gid: int) -> bool:
+    """Whether a group is this user's own: it has the user's name and no other members."""
+    try:
+        group, user = grp.getgrgid(gid), pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return group.gr_name == user.pw_name and not set(group.gr_mem) - {user.pw_name}
+
+
 def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
@@ -178,6 +211,28 @@ class RunDir:
             raise RunDirError(
                 f"{self.path}: cannot make the run directory ({error.strerror}); choose another --run"
             ) from None
+        self.check_private()
+
+    def check_private(self) -> None:
+        """Raise RunDirError where another user could have put a checkpoint, code or a job's pickle into this run.
+
+        A folder that lets nobody in, as create() makes it, protects what lies in it whatever the modes there are.
+        """
+        submitit = self.logs / "submitit"
+        looked_at = [self.path]
+        if self.path.stat().st_mode & 0o011:
+            looked_at += [self.checkpoints, self.logs, submitit, self.path / "code", self.config, self.weights,
+                          self.path / "jobs.json", self.path / "job.sbatch", *self.checkpoints.glob("*.pt"),
+                          *submitit.glob("*.pkl"), *(self.path / "code").glob("*.py")]  # fmt: skip
+        for path in looked_at:
+            with contextlib.suppress(FileNotFoundError):
+                if reason := others_may_replace(path):
+                    fix = (
+                        "use another --run"
+                        if "belongs" in reason
+                        else f"look at what is in it, then chmod -R go-w {self.path}"
+                    )
+                    raise RunDirError(f"{path}: {reason}, so what is in it may be somebody else's; {fix}")
 
     # --- config, provenance -------------------------------------------------------------------------------------------
     def read_config(self) -> dict | None:
@@ -246,13 +301,16 @@ class RunDir:
         return {}
 
     def read_attempts(self) -> list[dict]:
-        """The lines of attempts.jsonl in order; a line that a killed process left half is left out."""
+        """The lines of attempts.jsonl in order; what a killed process left half, or is no such line, is left out.
+
+        `event` is a str in every line; `time`, `nimg` and `seconds` are numbers where they are there.
+        """
         lines = []
         with contextlib.suppress(OSError):
             for line in self.attempts.read_text(errors="replace").splitlines():
                 with contextlib.suppress(ValueError, RecursionError):
                     lines.append(json.loads(line))
-        return [line for line in lines if isinstance(line, dict)]
+        return [line for line in lines if isinstance(line, dict) and _is_attempt_line(line)]
 
     def note(self, event: str, **fields) -> None:
         """Append one line to attempts.jsonl, durably."""
@@ -271,16 +329,15 @@ class RunDir:
         if lines and lines[-1]["event"] == "start":
             last, seen = lines[-1], self.read_status()
             seconds = None
-            if seen.get("attempt") == last.get("attempt") and isinstance(seen.get("updated"), (int, float)):
-                seconds = round(max(seen["updated"] - last.get("time", seen["updated"]), 0.0), 1)
+            if seen.get("attempt") == last.get("attempt") and is_number(seen.get("updated")):
+                seconds = round(max(seen["updated"] - (last.get("time") or seen["updated"]), 0.0), 1)
             self.note(
                 "end", attempt=last.get("attempt"), job_id=last.get("job_id"), node=last.get("node"), nimg=self.newest_checkpoint(),
                 reason="died without a word", seconds=seconds, inferred=True,
             )  # fmt: skip
-        restarts = os.environ.get("SLURM_RESTART_COUNT", "")
         self._attempt = {
             "attempt": 1 + sum(line["event"] == "start" for line in lines), "job_id": os.environ.get("SLURM_JOB_ID"),
-            "restart_count": int(restarts) if restarts.isdigit() else 0, "node": socket.gethostname(), "pid": os.getpid(),
+            "restart_count": restart_count(), "node": socket.gethostname(), "pid": os.getpid(),
         }  # fmt: skip
         self.note("start", **self._attempt, **fields)
 
@@ -342,11 +399,23 @@ class RunDir:
             self._lock = None
 
 
+def _is_attempt_line(line: dict) -> bool:
+    values = [line[name] for name in ("time", "nimg", "seconds") if line.get(name) is not None]
+    return isinstance(line.get("event"), str) and all(is_number(value) for value in values)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value from a file is a number that can be reckoned with: finite, no truth value, no thousand digits."""
+    return type(value) in (int, float) and abs(value) < 1e15  # also false for nan
+
+
 class Lock:
     """A lock file that outlives no process: it names host, pid, the process's start time and job, and has a heartbeat.
 
     A lock of this host is stale as soon as its process is gone. One of another host (or of a container with its own
     process ids) is stale when its heartbeat, the file's mtime by the file system's own clock, is LOCK_STALE seconds old.
+    One of an earlier start of our own Slurm job is taken over at once: Slurm believes its node dead. Where only the node's
+    daemon died the process lives on; it ends at its next heartbeat, for which the taker waits.
 
     A taker never removes the lock: it first makes `LOCK.<token of the stale lock>`, which only one process can, sees that
     the lock is still that stale one, and renames it over the lock. A taker killed in between leaves a claim that is
@@ -357,12 +426,12 @@ class Lock:
         self.path, self.token = Path(path), secrets.token_hex(8)
         pid = os.getpid()
         self.mine = {"token": self.token, "host": socket.gethostname(), "space": process_space(), "pid": pid, "start": process_start(pid),
-                     "job": os.environ.get("SLURM_JOB_ID"), "since": round(time.time(), 1)}  # fmt: skip
+                     "job": os.environ.get("SLURM_JOB_ID"), "restart": restart_count(), "since": round(time.time(), 1)}  # fmt: skip
         self._draft = self.path.with_name(f".LOCK.tmp.{self.mine['host']}.{pid}.{next(_serial)}")
         self._released = threading.Event()
 
     def acquire(self, wait: float) -> None:
-        end = time.monotonic() + wait
+        end, patience = time.monotonic() + wait, 0.0
         _writing.add(self._draft)
         try:
             self._draft.write_text(json.dumps(self.mine, sort_keys=True))
@@ -371,9 +440,11 @@ class Lock:
                 if holder is None:
                     continue  # given back just now
                 alive, local, age = self._judge(holder)
-                if not alive and self._take(self.path, holder):
+                orphan = alive and self._of_an_earlier_start(holder)
+                if (orphan or not alive) and self._take(self.path, holder):
+                    patience = 2 * LOCK_BEAT if orphan and age < 3 * LOCK_BEAT else 0.0
                     break
-                if alive and (local or time.monotonic() >= end):
+                if alive and not orphan and (local or time.monotonic() >= end):
                     raise Locked(_in_use(self.path.parent, holder, age))
                 time.sleep(min(2.0, max(end - time.monotonic(), 0.05)) if alive else 0.05)
         except OSError as error:
@@ -383,6 +454,7 @@ class Lock:
                 self._draft.unlink(missing_ok=True)
             _writing.discard(self._draft)
         threading.Thread(target=self._beat, daemon=True, name="lock heartbeat").start()
+        time.sleep(patience)
 
     def release(self) -> None:
         self._released.set()
@@ -452,6 +524,12 @@ class Lock:
             return alive, True, age
         return age < LOCK_STALE, False, age
 
+    def _of_an_earlier_start(self, holder: dict) -> bool:
+        """Whether the holder belongs to our own Slurm job, before it was requeued."""
+        restart = holder.get("restart")
+        same = self.mine["job"] is not None and holder.get("job") == self.mine["job"]
+        return same and isinstance(restart, int) and restart < self.mine["restart"]
+
     def _beat(self) -> None:
         while not self._released.wait(LOCK_BEAT):
             with contextlib.suppress(OSError):  # a file server that is away for a moment
@@ -461,8 +539,8 @@ class Lock:
                 elif holder["token"] == self.token:
                     os.utime(self.path)
                 elif not self._released.is_set():
-                    print(f"error: {self.path.parent}: process {holder.get('pid')} on {holder.get('host')} took this run over while this "
-                          "process was frozen; ending without a save", file=sys.stderr, flush=True)  # fmt: skip
+                    print(f"error: {self.path.parent}: process {holder.get('pid')} on {holder.get('host')} took this run over, as this "
+                          "process was frozen or its job requeued; ending without a save", file=sys.stderr, flush=True)  # fmt: skip
                     os._exit(TRANSIENT)  # two writers would mix their rows
 
     def _restore(self) -> None:
@@ -479,6 +557,12 @@ def _in_use(run: Path, holder: dict, age: float) -> str:
         f"{run}: in use by process {holder.get('pid')} on {holder.get('host')}{job}, heartbeat {max(age, 0):.0f} s ago; stop that one "
         f"first (python launch.py stop {run.name}), or use another --run"
     )
+
+
+def restart_count() -> int:
+    """How often Slurm has requeued the job that this process belongs to."""
+    text = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(text) if text.isdecimal() else 0
 
 
 def process_space() -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
+from jobs.rundir import others_may_replace
 from jobs.specs import ConfigError
 
 SHIPPED = Path(__file__).with_name("sites.toml")
@@ -65,6 +66,8 @@ def load_sites() -> dict[str, Site]:
     except OSError:
         present = False
     if present:
+        if reason := others_may_replace(own):
+            raise ConfigError(f"{own}: {reason}; it decides what is queued in your name: chmod go-w {own}")
         _merge(merged, _read(own))
     return {name: _site(name, table, own if present else SHIPPED) for name, table in merged.items()}
 
@@ -90,7 +93,7 @@ def choose_site(wanted: str, partitions: Collection[str] | None, hostname: str =
 def _read(path: Path) -> dict:
     try:
         return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML ({error})") from None
 
 

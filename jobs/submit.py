@@ -182,6 +182,7 @@ def read_jobs(run: Path) -> dict:
             listed = about.get("submitted")
             listed = listed if isinstance(listed, list) else []
             about["submitted"] = [job for job in listed if isinstance(job, dict) and isinstance(job.get("id"), str)]
+            about["argv"] = [str(word) for word in about["argv"]] if isinstance(about.get("argv"), list) else []
             return about
     return {}
 

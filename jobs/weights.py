@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -29,8 +30,18 @@ def write_weights(path: Path, states: dict[str, dict[str, torch.Tensor]], about:
     for name, state in states.items():
         for key, value in state.items():
             tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
-    text = json.dumps({"format": FORMAT, **about}, sort_keys=True)
-    atomic_write(Path(path), save(dict(sorted(tensors.items())), metadata={"config": text}))
+    tensors = dict(sorted(tensors.items()))
+    text = json.dumps({"format": FORMAT, "sha256": digest_of(tensors), **about}, sort_keys=True)
+    atomic_write(Path(path), save(tensors, metadata={"config": text}))
+
+
+def digest_of(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, by name: a flipped bit in the tensors would else go unnoticed."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -50,4 +61,6 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         raise WeightsError(
             f"{path}: format {about.get('format')!r}, this version reads {FORMAT}; use the matching version"
         )
+    if "sha256" in about and about["sha256"] != digest_of(tensors):
+        raise WeightsError(f"{path}: its tensors do not match their checksum; copy it again from the run")
     return tensors, about

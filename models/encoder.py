@@ -212,8 +212,8 @@ def load_pretrained(path: str | Path) -> tuple[Pretrained, str]:
     return made.eval().requires_grad_(False), name
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """A state dict, also where it lies under `teacher`, `state_dict` or `model` in the file."""
+def read_state(path: Path, flag: str = "--feature-weights") -> dict[str, Tensor]:
+    """A state dict, also where it lies under `teacher`, `state_dict` or `model` in the file. ValueError, naming the flag, on anything else."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -221,7 +221,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(str(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such weights file; check --feature-weights") from None
+        raise ValueError(f"{path}: no such weights file; check {flag}") from None
     except Exception as error:  # damaged files raise almost anything
         first = " ".join(str(error).split())[:120]
         raise ValueError(f"{path}: cannot be read as weights ({first}); use a state dict without code in it") from None
