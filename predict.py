@@ -290,7 +290,7 @@ from data.sources import DataError
 from jobs import runtime, stop
 from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
 from jobs.pictures import as_picture, gif_of, is_complete, read_picture, scatter_plots
-from jobs.report import write_page
+from jobs.report import restarts_of, write_page
 from jobs.rundir import RunDir, atomic_file, atomic_write
 from jobs.specs import ConfigError
 from jobs.weights import WeightsError, read_weights, write_weights
@@ -538,8 +538,10 @@ def load_model(
     tensors, about, sha256 = read_snapshot(Path(path))
     job, config = about.get("job"), about["config"]
     if job not in jobs:
+        known = {"vae": "; a VAE can reconstruct and tsne", "diffusion": "", "stylegan2": ""}
+        wanted = " or ".join(f"a {name}" for name in jobs)
         raise ConfigError(
-            f"{path}: weights of a {job!r} job; this command needs those of {' or '.join(f'a {j}' for j in jobs)} run"
+            f"{path}: weights of a {job!r} job; this command needs those of {wanted} run{known.get(str(job), '')}"
         )
     classes, geometry, nimg = checked_about(path, about)
     conditional = config.get("conditional") is True
@@ -863,7 +865,8 @@ def reconstruct(args: argparse.Namespace) -> int:
     figures, table = by_subject(scores, [pack.subjects[i] or pack.names[i] for i in pick])
     grid = (torch.stack(shown, dim=1).flatten(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     rows = ["slice", "through the VAE", "3 x difference"]
-    save_png(out / "reconstruct.png", image_grid(grid, len(shown), row_labels=rows))
+    captions = [f"{scores['psnr'][i]:.1f} dB" for i in sorted(wanted)]
+    save_png(out / "reconstruct.png", image_grid(grid, len(shown), row_labels=rows, column_labels=captions))
     write_csv(out / "reconstruct.csv", ["subject", "slices", *scores], table)
     settings = {
         "weights_sha256": model.sha256,
@@ -886,7 +889,10 @@ def slices_of(model: VaeModel, args: argparse.Namespace) -> Pack:
     try:
         if args.split != "auto":
             return ensure_pack(data, split=args.split, **shape)
-        return ensure_held_out(data, "auto", **shape) or ensure_pack(data, **shape)
+        said: list[str] = []  # only what turned out well: an error is one line
+        pack = ensure_held_out(data, "auto", log=said.append, **shape) or ensure_pack(data, log=said.append, **shape)
+        print("\n".join(said))
+        return pack
     except DataError as error:
         raise ConfigError(str(error)) from None
 
@@ -1061,16 +1067,22 @@ def rows_of(pack: Pack, rows) -> torch.Tensor:
     return torch.from_numpy(np.array(pack.images[rows]))
 
 
-def open_features(args: argparse.Namespace, train: Pack, out: Path, rt: runtime.Runtime) -> tuple[torch.nn.Module, str]:
-    """(network uint8 (B, C, R, R) -> (B, D), its name). Rank 0 trains the encoder where there is none yet."""
-    if args.feature_weights:
-        try:
-            network, name = load_pretrained(args.feature_weights)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        return network.to(
-            rt.device
-        ), f"{name}, {Path(args.feature_weights).name} {sha256_of(args.feature_weights)[:12]}"
+def given_features(args: argparse.Namespace) -> tuple[torch.nn.Module, str] | None:
+    """What open_features returns, of --feature-weights; None without it. Read before anything that takes long."""
+    if not args.feature_weights:
+        return None
+    try:
+        network, name = load_pretrained(args.feature_weights)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return network, f"{name}, {Path(args.feature_weights).name} {sha256_of(args.feature_weights)[:12]}"
+
+
+def open_features(given, train: Pack, out: Path, rt: runtime.Runtime) -> tuple[torch.nn.Module, str]:
+    """(network uint8 (B, C, R, R) -> (B, D), its name): the given ones, else of the encoder of these training slices,
+    which rank 0 trains where there is none yet."""
+    if given is not None:
+        return given[0].to(rt.device), given[1]
     folder = Path(train.path).parent
     folder = folder if os.access(folder, os.W_OK) else out
     path = folder / f"encoder-v{encoder.VERSION}-{train.digest[:16]}.safetensors"
@@ -1149,9 +1161,10 @@ def evaluate(args: argparse.Namespace) -> int:
         rt = replace(rt, device=torch.device("cpu"))
     model = open_model(args, "stylegan2", "diffusion", device=rt.device)
     labels = choose_labels(model, args.label, list(range(args.number)))
+    given = given_features(args)
     real = open_data(args, model, print if rt.rank == 0 else lambda text: None)
     out = out_folder(args)
-    network, features_name = open_features(args, real.train, out, rt)
+    network, features_name = open_features(given, real.train, out, rt)
     images_of = generated(model, args)
     clock.append(time.monotonic())
     fake = measure(rt, network, images_of, args.number, "generated")
@@ -1309,7 +1322,10 @@ def tsne(args: argparse.Namespace) -> int:
         raise ConfigError("tsne needs scikit-learn, which nothing else does: pip install scikit-learn") from None
     rt = alone(args)
     model = open_model(args, "stylegan2", "diffusion", "vae", device=rt.device)
+    if isinstance(model, VaeModel) and args.feature_weights:
+        raise UsageError("--feature-weights: of a VAE the latents themselves are shown; leave it out")
     labels = choose_labels(model, args.label, list(range(args.number)))
+    given = given_features(args)
     real = open_data(args, model, print)
     rows = torch.linspace(0, len(real.heldout) - 1, min(args.number, len(real.heldout))).round().long()
     out = out_folder(args)
@@ -1324,15 +1340,16 @@ def tsne(args: argparse.Namespace) -> int:
     subjects = [real.heldout.subjects[i] for i in rows.tolist()]
     fake_classes = ["" if labels is None else model.classes[int(labels[i])] for i in range(args.number)]
     if isinstance(model, VaeModel):
-        if args.feature_weights:
-            raise UsageError("--feature-weights: of a VAE the latents themselves are shown; leave it out")
-        what, settings = "latents", {"seed": args.seed, "weights_sha256": model.sha256}
+        what, settings = (
+            f"latents (means) of {Path(model.path).absolute().parent.name}",
+            {"seed": args.seed, "weights_sha256": model.sha256},
+        )
         parts = tqdm(rows.split(MEASURE_CHUNK), unit=" chunks", disable=None)
         latents = torch.cat([model.encode(rows_of(real.heldout, part.numpy())) for part in parts])
         points = embed(latents.flatten(1))
         table = [("real", *point, k, s) for point, k, s in zip(points, real_classes, subjects, strict=True)]
     else:
-        network, what = open_features(args, real.train, out, rt)
+        network, what = open_features(given, real.train, out, rt)
         fake, _ = measure(rt, network, generated(model, args), args.number, "generated")
         truth, _ = measure(
             rt, network, lambda r: rows_of(real.heldout, rows[r.start : r.stop].numpy()), len(rows), "real"
@@ -1349,7 +1366,7 @@ def tsne(args: argparse.Namespace) -> int:
         ["source", "x", "y", "class", "subject"],
         [[a, float(x), float(y), k, s] for a, x, y, k, s in table],
     )
-    atomic_write(out / "tsne.png", scatter_plots(table, "latents" if what == "latents" else "features", what))
+    atomic_write(out / "tsne.png", scatter_plots(table, "latents" if isinstance(model, VaeModel) else "features", what))
     settings |= {"number": args.number, "features": what}
     write_json(out / "tsne.json", model, args, settings, data=data_settings(real), real=len(rows))
     made = "" if isinstance(model, VaeModel) else f" and {args.number} generated"
@@ -1481,9 +1498,10 @@ def class_direction(args: argparse.Namespace, model: GanModel, out: Path, rt: ru
         start, end = end_classes(args, model.classes)
         sides = [map_latents(model, z, torch.full((len(z),), model.classes.index(name))) for name in (start, end)]
         return start, end, sides[0][: args.rows], (sides[1] - sides[0]).mean(0), None
+    given = given_features(args)
     real = open_data(args, model, print)
     start, end = end_classes(args, list(real.train.classes))
-    network, _ = open_features(args, real.train, out, rt)
+    network, _ = open_features(given, real.train, out, rt)
     train, _ = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
     labels = real.labels(real.train)
     known = labels >= 0
@@ -1547,7 +1565,11 @@ def plot(args: argparse.Namespace) -> int:
     png = Path(args.out) if args.out else default
     if png.is_dir():
         raise UsageError(f"--out {png}: a folder; name a PNG file in it")
-    plot_losses(rows if len(runs) > 1 else next(iter(rows.values())), png, args.from_kimg, args.to_kimg)
+    if len(runs) > 1:
+        plot_losses(rows, png, args.from_kimg, args.to_kimg)
+    else:
+        restarts = [kimg for kimg in restarts_of(runs[0]) if args.from_kimg <= kimg <= args.to_kimg]
+        plot_losses(rows[names[0]], png, args.from_kimg, args.to_kimg, restarts)
     for name, found in rows.items():
         print(f"{name}: {len(found)} rows up to {found[-1]['nimg'] / 1000:g} kimg")
     print(f"  {png}")

@@ -76,8 +76,7 @@ def about_run(run: RunDir, name: str) -> list[str]:
     attempts, rows = run.read_attempts(), read_metrics(run.metrics)
     parts = [f"<h2>{escape(name)}</h2>", summary(run)]
     if rows:
-        starts = [a["nimg"] / 1000 for a in attempts if a.get("event") == "start" and number(a.get("nimg"))]
-        parts.append(figure(draw_losses(rows, restarts=[kimg for kimg in starts if kimg]), "losses over images seen"))
+        parts.append(figure(draw_losses(rows, restarts=restarts_of(run)), "losses over images seen; dotted: restarts"))
     grids = pick(sorted(p for p in run.samples.glob("*.png") if p.name[0].isdigit()), GRIDS)
     shown = [picture(p, f"{p.stem.lstrip('0').removesuffix('.000') or '0'} kimg") for p in grids]
     shown = [*shown, picture(run.samples / "reals.png", "real slices")]
@@ -91,6 +90,12 @@ def about_run(run: RunDir, name: str) -> list[str]:
     if attempts:
         parts.append(attempts_table(attempts))
     return parts
+
+
+def restarts_of(run: RunDir) -> list[float]:
+    """The kimg at which later attempts began."""
+    starts = [a["nimg"] / 1000 for a in run.read_attempts() if a.get("event") == "start" and number(a.get("nimg"))]
+    return [kimg for kimg in starts if kimg]
 
 
 def summary(run: RunDir) -> str:

@@ -214,16 +214,16 @@ def load_pretrained(path: str | Path) -> tuple[Pretrained, str]:
 
 def read_state(path: Path, flag: str = "--feature-weights") -> dict[str, Tensor]:
     """A state dict, also where it lies under `teacher`, `state_dict` or `model` in the file. ValueError, naming the flag, on anything else."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such weights file; check {flag}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(str(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such weights file; check {flag}") from None
     except Exception as error:  # damaged files raise almost anything
-        first = " ".join(str(error).split())[:120]
+        first = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(f"{path}: cannot be read as weights ({first}); use a state dict without code in it") from None
     for key in ("teacher", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
