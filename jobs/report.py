@@ -37,8 +37,10 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222; background: #fff; }
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5em; border-bottom: 1px solid #ccc; padding-bottom: .2em; }
 table { border-collapse: collapse; margin: .8em 0; } td, th { padding: .2em .8em .2em 0; text-align: left; vertical-align: top; }
-th { border-bottom: 1px solid #999; font-weight: 600; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+th { border-bottom: 1px solid #999; font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; height: auto; display: block; } figure { margin: .8em 0; } figcaption, .quiet { color: #666; font-size: 13px; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-end; } .pictures figure { margin: 0; max-width: 100%; }
+.pictures img { min-width: min(240px, 100%); } .wide { overflow-x: auto; }
 .grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1em; } .grids figure { margin: 0; }
 details { margin: .8em 0; } summary { cursor: pointer; } code { font-size: 13px; overflow-wrap: anywhere; }
 """
@@ -51,9 +53,7 @@ def write_page(runs: list[RunDir]) -> str:
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="quiet">{time.strftime("%Y-%m-%d %H:%M")}</p>']
     if len(runs) > 1:
         parts.append(overview(runs, names))
-        rows = {name: read_metrics(run.metrics) for name, run in zip(names, runs, strict=True)}
-        if any(rows.values()):
-            parts.append(figure(draw_losses({name: found for name, found in rows.items() if found}), "all runs"))
+        parts += common_curves(runs, names)
     parts += [*evaluations(runs, names), *reconstructions(runs, names)]
     for run, name in zip(runs, names, strict=True):
         parts += about_run(run, name)
@@ -111,7 +111,7 @@ def facts(run: RunDir, status: dict, config: dict) -> dict[str, str]:
         machine_seconds(run.read_attempts(), status),
         read_object(run.path / "provenance.json").get("device"),
     )
-    unit = "hours of one process on the CPU" if device == "cpu" else "GPU hours" if device else "hours x processes"
+    unit = "hours on a CPU" if device == "cpu" else "GPU hours" if device else "hours x processes"
     return {
         "state": state + (f" ({status['reason']})" if status.get("reason") and status["reason"] != "finished" else ""),
         "images seen": f"{kimg:g} of {total:g} thousand" if number(kimg) and number(total) else "unknown",
@@ -161,6 +161,16 @@ def overview(runs: list[RunDir], names: list[str]) -> str:
     return table(head, rows)
 
 
+def common_curves(runs: list[RunDir], names: list[str]) -> list[str]:
+    """Curves over each other, of runs of one kind: those that log the same losses."""
+    kinds: dict[tuple[str, ...], dict[str, list[dict]]] = {}
+    for run, name in zip(runs, names, strict=True):
+        rows = read_metrics(run.metrics)
+        losses = sorted({key for row in rows for key in row if key.startswith("loss")})
+        kinds.setdefault(tuple(losses), {})[name] = rows
+    return [figure(draw_losses(rows), ", ".join(rows)) for losses, rows in kinds.items() if losses and len(rows) > 1]
+
+
 def evaluations(runs: list[RunDir], names: list[str]) -> list[str]:
     """A table for each kind of features, held-out set and number of slices: figures of different ones are in different
     units, or biased differently, and never set side by side."""
@@ -208,7 +218,12 @@ def reconstructions(runs: list[RunDir], names: list[str]) -> list[str]:
 def mean_and_sd(value) -> str:
     if not (isinstance(value, list) and len(value) == 2 and all(number(v) for v in value)):
         return ""
-    return f"{value[0]:.3g} ± {value[1]:.2g}"
+    return f"{digits(value[0], 3)} ± {digits(value[1], 2)}"
+
+
+def digits(value: float, count: int) -> str:
+    """So many significant digits, and all before the point."""
+    return f"{value:.0f}" if abs(value) >= 10**count else f"{value:.{count}g}"
 
 
 def figures_of(found: dict) -> list[str]:
@@ -216,8 +231,8 @@ def figures_of(found: dict) -> list[str]:
     cells = []
     for name, (_, scale) in COLUMNS.items():
         value, error = found.get(name), found.get(ERRORS.get(name, ""))
-        text = f"{scale * value:.3g}" if number(value) else ""
-        cells.append(text + (f" ± {scale * error:.2g}" if text and number(error) else ""))
+        text = digits(scale * value, 3) if number(value) else ""
+        cells.append(text + (f" ± {digits(scale * error, 2)}" if text and number(error) else ""))
     return cells
 
 
@@ -255,7 +270,8 @@ def table(head: list, rows: list[list], numbers: bool = False) -> str:
             + "</tr>"
         )
 
-    return "<table>" + (line(head, "th") if head else "") + "".join(line(row, "td") for row in rows) + "</table>"
+    lines = (line(head, "th") if head else "") + "".join(line(row, "td") for row in rows)
+    return f'<div class="wide"><table>{lines}</table></div>'
 
 
 def folded(title: str, values: dict) -> str:

@@ -117,6 +117,11 @@ def test_figures_of_different_features_stay_apart(tmp_path):
     assert parts.count(">FID<") == 2 and parts.count("real training slices") == 2
     fewer = make_run(tmp_path, "fewer", compared=10)  # a distance of fewer slices is larger by that alone
     assert "".join(evaluations([one, fewer], ["one", "fewer"])).count(">FID<") == 2
+    vae = make_run(tmp_path, "vae")
+    vae.metrics.write_text('{"nimg": 500, "loss_pixels": 0.5}\n{"nimg": 1000, "loss_pixels": 0.4}\n')
+    page = Parsed(write_page([one, two, vae]))
+    captions = [attributes.get("alt") for tag, attributes in page.tags if tag == "img"]
+    assert captions[0] == "one, two" and captions.count("losses over images seen; dotted: restarts") == 3
     page = Parsed(write_page([one, two, other]))
     assert "<h1>3 runs</h1>" in write_page([one, two, other]) and "other at 4.5 kimg" in page.text
 
