@@ -91,12 +91,12 @@ def saving(c: GanConfig, rt: runtime.Runtime, folder: Path, rounds: int) -> list
 def start_up(c: GanConfig, folder: Path, rounds: int) -> list[list[str]]:
     """Seconds from the start of the process to the first step, fresh and resumed, with the pack made before."""
     run, env = folder / "run", os.environ | {"BRAIN_PACK_DIR": str(folder / "packs")}
-    flags = ["--preset", "adni256", "--data", c.data, "--precision", c.precision, "--batch", "4", "--run", str(run),
-             "--total-kimg", "0.004", "--resolution", str(c.resolution), "--channel-base", str(c.channel_base),
+    flags = ["--preset", "adni256", "--data", c.data, "--precision", c.precision, "--batch", "8", "--run", str(run),
+             "--total-kimg", "0.008", "--resolution", str(c.resolution), "--channel-base", str(c.channel_base),
              "--channel-max", str(c.channel_max), "--sample-kimg", "1000", "--log-kimg", "1000"]  # fmt: skip
     seconds: dict[str, list[float]] = {"fresh": [], "resumed": []}
     for i in range(rounds + 1):
-        flags[flags.index("--total-kimg") + 1] = f"{0.004 * (i + 1):g}"
+        flags[flags.index("--total-kimg") + 1] = f"{0.008 * (i + 1):g}"
         start = time.time()
         process = subprocess.Popen(
             [sys.executable, "train_gan.py", *flags],
