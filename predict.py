@@ -1,17 +1,20 @@
-"""Everything one does with a trained model: pictures, style mixing, interpolation, reconstruction, loss curves.
+"""Everything one does with a trained model: pictures, films, what is in its latents, and how good it is.
 
-    python predict.py generate --run runs/stylegan2-1a2b3c4d --number 64
-    python predict.py generate --run RUN --number 50000 --class AD --truncation 0.7 --out FOLDER
-    python predict.py mix --run RUN --rows 4 --cols 6 --styles coarse
-    python predict.py interpolate --run RUN --number 6 --steps 30
-    python predict.py plot --run RUN_A --run RUN_B
+    python predict.py generate --run runs/stylegan2-1a2b3c4d --number 64          any number; an interrupted one goes on
+    python predict.py generate --run runs/diffusion-1a2b3c4d --class AD --guidance 1.5 --steps 10
+    python predict.py interpolate --run RUN                                       a film through latents
+    python predict.py mix --run RUN --rows 4 --cols 6 --styles coarse             StyleGAN2
+    python predict.py project --run RUN                                           StyleGAN2: real slices in W+
+    python predict.py direction --run RUN --from AD --to NC                       StyleGAN2, diffusion
+    python predict.py denoise --run RUN                                           diffusion
+    python predict.py reconstruct --run runs/vae-1a2b3c4d                         VAE: PSNR and SSIM by subject
+    python predict.py tsne --run RUN                                              features or latents on a plane
+    python predict.py evaluate --run RUN --number 5000                            how good, how varied, copied or not
+    python predict.py plot --run RUN_A --run RUN_B                                losses, also while runs train
+    python predict.py report RUN_A RUN_B                                          one HTML page about runs
 
-    python predict.py generate --run runs/diffusion-1a2b3c4d --number 64 --class AD --guidance 1.5 --steps 10
-    python predict.py denoise --run runs/diffusion-1a2b3c4d
-    python predict.py reconstruct --run runs/vae-1a2b3c4d
-
-The latent of picture i is a function of (seed, i) alone: the same in every subcommand and in every batch. A weights
-file is read as data, nothing in it is ever executed.
+--weights FILE does instead of --run. The latent of picture i is a function of (seed, i) alone: the same in every
+subcommand and in every batch. A weights file is read as data, nothing in it is ever executed.
 """
 # ruff: noqa: E402  (the command line is parsed before torch is imported)
 
@@ -717,7 +720,9 @@ def generate(args: argparse.Namespace) -> int:
     names = [file_name(model, args.label, i) for i in first]
     shown = np.stack([read_picture(out / name) for name in names])
     save_png(out / "grid.png", image_grid(shown, math.ceil(math.sqrt(len(first))), labels=captions))
-    seeds = [runtime.seed_of(args.seed, i, "predict z") for i in range(number)]
+    seeds = [
+        runtime.seed_of(args.seed, i, "predict z") for i in range(min(number, GRID))
+    ]  # of the first, as an example
     write_json(out / "generate.json", model, args, settings, number=number, z_seeds=seeds)
     paths = [out / "grid.png", out / "generate.json"]
     if args.npz:

@@ -84,6 +84,13 @@ def test_generate_makes_pictures_at_the_slices_size_that_repeat_in_any_company(w
     for name in names[:2]:
         assert np.array_equal(pixels(tmp_path / "a" / name), pixels(tmp_path / "b" / name))
     assert not np.array_equal(pixels(tmp_path / "a" / names[0]), pixels(tmp_path / "a" / names[2]))
+    assert (
+        run("generate", "--weights", weights, "--out", tmp_path / "a", "--number", 4, "--steps", 4, "--npz")
+        == stop.DONE
+    )
+    with np.load(tmp_path / "a" / "slices.npz") as file:
+        assert file["images"].shape == (4, 1, 30, 24) and file["labels"].tolist() == [0, 1, 0, 1]
+        assert np.array_equal(file["images"][1, 0], pixels(tmp_path / "a" / names[1]))
     about = json.loads((tmp_path / "a" / "generate.json").read_text())
     assert (
         about["settings"]["sampler"] == "midpoint"
