@@ -20,7 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401 (imported here once, not by every attempt)
+import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 
 import pretrain_vae
