@@ -3,7 +3,7 @@
     python -m tests.faults                # the short form, under 3 minutes on two cores
     python -m tests.faults --long         # all of it
     python -m tests.faults --only EIO --seed 7 --script train_gan.py
-    python -m tests.faults --long --write # also puts the table into benchmarks/RESULTS.md
+    python -m tests.faults --long --write # also puts the rows into the table in benchmarks/RESULTS.md
 
 Exit code 0 when every injection had its declared outcome, else 1.
 """
@@ -24,10 +24,8 @@ from pathlib import Path
 
 from tests.faults import inject
 from tests.faults.attempts import DIFFUSION, MAINS, VAE, Lab, Violation
+from tests.faults.report import between_markers, merged_rows, put_between_markers
 from tests.faults.table import FAULTS, Fault
-
-RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "RESULTS.md"
-BEGIN, END = "<!-- faults: written by python -m tests.faults --write -->", "<!-- /faults -->"
 
 
 def in_parallel(tasks: list[tuple[str, Callable[[], int]]], jobs: int, folder: Path) -> list[dict]:
@@ -90,23 +88,12 @@ def prepare(lab: Lab, faults: list[tuple[Fault, str, int]], jobs: int) -> bool:
     return not any(result["error"] for stage in stages for result in stage)
 
 
-def markdown(rows: list[tuple[Fault, int, list[str]]]) -> str:
-    lines = ["| fault | declared outcome | injections | outcome |", "| --- | --- | ---: | --- |"]
+def table_rows(rows: list[tuple[Fault, int, list[str]]]) -> list[str]:
+    lines = []
     for fault, made, errors in rows:
         outcome = f"{len(errors)} script(s) otherwise" if errors else "as declared" if made else "not injected here"
         lines.append(f"| {fault.name} | {fault.declared} | {made} | {outcome} |")
-    return "\n".join(lines) + "\n"
-
-
-def put_between_markers(text: str, heading: str) -> None:
-    """Replace what stands between the markers in RESULTS.md, or append it with a heading."""
-    old = RESULTS.read_text()
-    block = f"{BEGIN}\n{text}{END}\n"
-    if BEGIN in old:
-        before, _, rest = old.partition(BEGIN)
-        RESULTS.write_text(before + block + rest.partition(END)[2].removeprefix("\n"))
-    else:
-        RESULTS.write_text(f"{old.rstrip()}\n\n{heading}\n\n{block}")
+    return lines
 
 
 def main() -> int:
@@ -116,7 +103,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="faults whose name contains this")
     parser.add_argument("--script", choices=list(MAINS), help="one train script only")
     parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4), help="how many at a time")
-    parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="put the rows into the table of benchmarks/RESULTS.md")
     parser.add_argument("--keep", action="store_true", help="keep the runs")
     args = parser.parse_args()
     began = time.monotonic()
@@ -147,13 +134,15 @@ def main() -> int:
     for fault in dict.fromkeys(fault for fault, _, _ in chosen):
         of_it = [result for (f, _, _), result in zip(chosen, results, strict=True) if f is fault]
         rows.append((fault, sum(r["made"] for r in of_it), [r["error"] for r in of_it if r["error"]]))
-    table = markdown(rows)
-    minutes = (time.monotonic() - began) / 60
-    print(f"\n{table}\n{sum(made for _, made, _ in rows)} injections, seed {args.seed}, {minutes:.1f} minutes")
+    lines, minutes = table_rows(rows), (time.monotonic() - began) / 60
+    head = ["| fault | declared outcome | injections | outcome |", "| --- | --- | ---: | --- |"]
+    print("\n".join(["", *head, *lines, ""]))
+    print(f"{sum(made for _, made, _ in rows)} injections, seed {args.seed}, {minutes:.1f} minutes")
     if args.write:
-        form = "`python -m tests.faults --long`" if args.long else "`python -m tests.faults`"
-        about = f"{form}, seed {args.seed}, {minutes:.0f} minutes on {os.cpu_count()} cores.\n\n"
-        put_between_markers(about + table, "## Faults")
+        old = between_markers("faults").partition(head[1])[2]
+        form = "python -m tests.faults --long" if args.long else "python -m tests.faults"
+        about = f"`{form}` on {os.cpu_count()} cores; each injection is held to the declared outcome (`tests/faults/table.py`)."
+        put_between_markers("faults", "## Faults", "\n".join([about, "", *head, *merged_rows(old, lines)]))
     return int(any(errors for _, _, errors in rows))
 
 

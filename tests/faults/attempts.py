@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -31,6 +30,7 @@ import train_gan
 from jobs import checkpoint, stop
 from jobs.rundir import RunDir
 from tests import tiny
+from tests.faults.report import newest_whole
 
 MAINS = {"train_gan.py": train_gan, "pretrain_vae.py": pretrain_vae, "train_diffusion.py": train_diffusion}
 GAN, VAE, DIFFUSION = MAINS
@@ -204,17 +204,6 @@ def _be_a_training_process(script: str, argv: list[str], env: dict, out: Path, h
 
 
 # --- what must hold ---------------------------------------------------------------------------------------------------
-def newest_whole(run: Path) -> int:
-    """Images seen at the newest checkpoint whose hash is right; -1 without one. Reads the files by itself."""
-    newest = -1
-    for sidecar in (run / "checkpoints").glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            about = json.loads(sidecar.read_text())
-            if hashlib.sha256(sidecar.with_suffix(".pt").read_bytes()).hexdigest() == about["sha256"]:
-                newest = max(newest, int(sidecar.stem))
-    return newest
-
-
 def starts(run: Path) -> list[dict]:
     return [line for line in RunDir(run).read_attempts() if line.get("event") == "start"]
 

@@ -30,11 +30,11 @@ from tests.faults.attempts import (
     Violation,
     check_attempt,
     clear,
-    newest_whole,
     same_as,
     starts,
     tree,
 )
+from tests.faults.report import newest_whole
 
 TRANSPARENT, REFUSED, ROLLED_BACK = "transparent", "refused", "rolled back"
 KILLED = -signal.SIGKILL
