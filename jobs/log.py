@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -160,6 +161,7 @@ class TensorBoard:
 
 
 def _tag(name: str) -> str:
+    name = re.sub(r"[^\w./-]+", "_", name)  # a class's name is a folder's name, and a tag becomes part of a page
     group = name.split("_")[0]
     groups = {"loss": "loss", "logits": "discriminator", "sign": "discriminator", "r1": "regularisers", "r2": "regularisers",
               "path": "regularisers", "pl": "regularisers", "kl": "regularisers", "diversity": "health", "ada": "health"}  # fmt: skip

@@ -56,7 +56,7 @@ class Run:
     def pid(self) -> int | None:
         """The training process, while it runs."""
         status = RunDir(self.path).read_status()
-        with contextlib.suppress(OSError, TypeError, ValueError):
+        with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
             pid = int(status["pid"])
             if str(self.path).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
@@ -99,6 +99,8 @@ class Soak:
 
     def hurt(self, run: Run) -> None:
         """One fault or one person's act, drawn from the seed."""
+        if not (run.path / "config.json").exists():
+            return  # not begun yet
         pid = run.pid()
         kind = self.rng.choice(("kill", "kill", "term", "usr1", "requeue", "limit", "stop", "cancel"))
         if kind in ("kill", "term", "usr1"):

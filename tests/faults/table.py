@@ -73,7 +73,7 @@ def sigkill(lab: Lab, script: str, count: int, rng: random.Random, name: str) ->
             while time.monotonic() < end and attempt.poll() is None:
                 time.sleep(0.005)
             attempt.send(signal.SIGKILL)
-            code = attempt.wait(10)
+            code = attempt.wait(60)
             require(code in (KILLED, DONE), f"{run.name}: exit code {code} after SIGKILL", attempt)
             check_attempt(run, [attempt], least)
             least = max(least, newest_whole(run))
