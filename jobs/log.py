@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -126,6 +127,7 @@ class TensorBoard:
     def __init__(self, folder: Path | None, purge_step: int | None = None, say: Callable[[str], None] = print):
         self.folder, self.say, self.writer = folder, say, None
         if folder is not None:
+            threading.excepthook = _no_traceback_of_tensorboard
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
             self._try(lambda: setattr(self, "writer", SummaryWriter(str(folder), purge_step=purge_step, flush_secs=30)))
@@ -158,6 +160,12 @@ class TensorBoard:
     def close(self) -> None:
         if self.writer is not None:
             self._try(self.writer.close)
+
+
+def _no_traceback_of_tensorboard(failure, otherwise=threading.excepthook) -> None:
+    """TensorBoard's writer thread dies of a full disk with a traceback; the next write says it in a line (see _try)."""
+    if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard.")):
+        otherwise(failure)
 
 
 def _tag(name: str) -> str:
