@@ -269,7 +269,8 @@ def test_scancel_saves_and_the_same_command_goes_on(queue, clone):
     kept = run.newest_checkpoint()
     (end,) = [line for line in run.read_attempts() if line["event"] == "end"]
     assert end["nimg"] == kept and queue.restarts(job) == 0 and not leftovers(run.path)
-    assert "scancel" in launch(queue, clone, "why", "cancelled").stdout
+    # The training process says that a person stopped it; a moment later the job's end says by what.
+    queue.wait(lambda: "scancel" in launch(queue, clone, "why", "cancelled").stdout, f"the reason\n{log(run.path)}")
     drain(queue)
     assert "Queued" in launch(queue, clone, *words).stdout
     assert len(ids(run.path)) == 2 and run.newest_checkpoint() == kept
@@ -321,14 +322,14 @@ def test_where_accounting_is_on(clone, cluster):
         one, two = RunDir(clone / "runs" / "book1"), RunDir(clone / "runs" / "book2")
         books.wait(lambda: "(QOSMaxJobsPerUserLimit)" in launch(books, clone, "why", "book2").stdout, "the limit")
         wait_until(lambda: one.newest_checkpoint() > 0)
-        (job,) = ids(one.path)
+        (job,), (pending,) = ids(one.path), ids(two.path)
+        books.run("scontrol", "hold", pending)  # it would start while the other is being requeued
         books.run("scancel", "--signal=USR2", job)
         books.wait(
             lambda: sum(line["event"] == "start" for line in one.read_attempts()) == 2, f"the requeue\n{log(one.path)}"
         )
         states = books.run("sacct", "-D", "-X", "-n", "-P", "--format=state", "-j", job)
         assert states.splitlines()[0] == "REQUEUED", states
-        (pending,) = ids(two.path)
         books.run("scancel", pending)
         books.wait(lambda: not books.show(pending), "Slurm to forget the job")
         assert "it was cancelled" in launch(books, clone, "why", "book2").stdout  # the accounts know
