@@ -6,6 +6,7 @@ Every row says how the trap is made impossible or caught, and names the tests th
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import re
@@ -85,6 +86,7 @@ CLUSTER = [
 ]  # fmt: skip
 
 
+@functools.cache
 def functions_in(name: str) -> set[str]:
     path = TESTS / f"test_{name}.py"
     if not path.exists():
