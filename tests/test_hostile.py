@@ -93,6 +93,19 @@ def test_an_allocation_in_a_checkpoint_is_not_made(tmp_path):
         put_checkpoint(tmp_path / "c", saved({"a": Bomb()})).load_latest()
 
 
+@pytest.mark.parametrize("new_format", [True, False])
+def test_feature_weights_are_tensors_by_name_or_refused(tmp_path, new_format):
+    from models.encoder import read_state
+
+    path = tmp_path / "weights.pth"
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=new_format)
+    assert torch.equal(read_state(path)["0.weight"], net[0].weight)
+    torch.save({"a": Bomb()}, path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(ValueError, match="bytearray"):
+        read_state(path)
+
+
 def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):
     """A hundred megabytes of zeros in a file of a hundred kilobytes."""
     plain, packed = io.BytesIO(saved({"a": torch.zeros(25_000_000)})), io.BytesIO()

@@ -68,10 +68,10 @@ def sigkill(lab: Lab, script: str, count: int, rng: random.Random, name: str) ->
         least = -1
         while done < count and not (run / "DONE").exists():
             (attempt,) = lab.start(run, script, packs=packs)
-            pause = rng.uniform(0, lab.seconds(script))
-            end = attempt.begun + pause
-            while time.monotonic() < end and attempt.poll() is None:
+            moment = rng.uniform(0, lab.work(script))
+            while attempt.poll() is None and attempt.work() < moment:
                 time.sleep(0.005)
+            time.sleep(rng.choice((0, 0.01, 0.05)))  # it also waits, for the disk: there no work is done
             attempt.send(signal.SIGKILL)
             code = attempt.wait(60)
             require(code in (KILLED, DONE), f"{run.name}: exit code {code} after SIGKILL", attempt)
