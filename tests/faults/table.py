@@ -24,6 +24,7 @@ from tests.faults import inject
 from tests.faults.attempts import (
     DIFFUSION,
     GAN,
+    HANG,
     VAE,
     Attempt,
     Lab,
@@ -68,8 +69,9 @@ def sigkill(lab: Lab, script: str, count: int, rng: random.Random, name: str) ->
         least = -1
         while done < count and not (run / "DONE").exists():
             (attempt,) = lab.start(run, script, packs=packs)
-            moment = rng.uniform(0, lab.work(script))
+            moment, end = rng.uniform(0, lab.work(script)), time.monotonic() + HANG
             while attempt.poll() is None and attempt.work() < moment:
+                require(time.monotonic() < end, f"{run.name}: hung", attempt)
                 time.sleep(0.005)
             time.sleep(rng.choice((0, 0.01, 0.05)))  # it also waits, for the disk: there no work is done
             attempt.send(signal.SIGKILL)
