@@ -24,6 +24,7 @@ import re
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -84,7 +85,7 @@ def queue_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print the config, the sbatch text and the checks; queue nothing"
     )
     how.add_argument("--shared", action="store_true", help="let your group read the run (default: only you can)")
-    how.add_argument("--json", action="store_true", help="print one JSON object")
+    how.add_argument("--json", action="store_true", help="print one JSON object per run")
     return parser
 
 
@@ -173,9 +174,10 @@ def launch(plan: Plan, options, partitions) -> int:
     if not options.dry_run and (code := already(plan, options)) is not None:
         return code
     dependency, waiting = dependency_of(plan, options)
-    text = "" if plan.local else submit.sbatch_text([plan], dependency)
-    checks = preflight.check_plan(plan, partitions, text)
+    # Slurm is asked about the resources; a dependency may be on a job that a dry run has not queued.
+    checks = preflight.check_plan(plan, partitions, "" if plan.local else submit.sbatch_text([plan]))
     if options.dry_run:
+        text = "" if plan.local else submit.sbatch_text([plan], dependency)
         return show_dry_run([plan], text, checks, options)
     if refused(checks, options):
         return BAD
@@ -238,7 +240,7 @@ def dependency_of(plan: Plan, options) -> tuple[str, str]:
         last = max(live, key=lambda job: int(job.id.split("_")[0])).id
         return f"afterany:{last}", f"starts when {first.name} (job {last}) is done"
     if options.dry_run:
-        return "afterany:0", ""
+        return f"afterany:JOB_OF_{first.name}", ""
     raise ConfigError(
         f"--after {first.name}: that run is neither done nor queued; python launch.py resume {first.name} first"
     )
@@ -486,15 +488,16 @@ def logs_command(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     run = watch.find_run(options.run, RUNS)
+    follower = show.Follower(run, at_end=True)  # from here on: what is written meanwhile must be shown once
     log = why.newest_log(run)
     if log is None and not options.follow:
         print(f"{run.name} has no log yet: its job has not started. python launch.py status {run.name}")
         return DONE
     if log is not None:
         print(paint(f"==> {log}", "grey", sys.stderr), file=sys.stderr)
-        print("\n".join(why.tail(log, 1 << 20).rstrip("\n").splitlines()[-max(options.lines, 1) :]), flush=True)
+        text = why.tail(log, 1 << 20, follower.seen.get(log, 0) if options.follow else None)
+        print("\n".join(text.rstrip("\n").splitlines()[-max(options.lines, 1) :]), flush=True)
     if options.follow:
-        follower = show.Follower(run, at_end=True)
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 follower.show()
@@ -590,6 +593,8 @@ def resume_command(argv: list[str]) -> int:
     for name, value in recorded.get("options", {}).items():
         if name in REMEMBERED:
             setattr(options, name, value)
+    if given.partition:  # a run of this machine moves to the cluster
+        options.local = False
     for name, value in vars(given).items():
         if value not in ("", None, False) and (name != "max_restarts" or value != 20):
             setattr(options, name, value)
@@ -626,18 +631,18 @@ def tensorboard_command(argv: list[str]) -> int:
     parser.add_argument("--site", default="", metavar="PROFILE", help="profile with the names of login and jump host")
     options = parser.parse_args(argv)
     runs = [watch.find_run(text, RUNS) for text in options.run]
-    runs = [Path(point["run"]) for run in runs for point in read_sweep(run) or [{"run": str(run)}]]
-    command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", str(options.port or free_port()), "--reload_interval", "15",
-               "--samples_per_plugin", "images=200"]  # fmt: skip
-    if len(runs) == 1:
-        command += ["--logdir", str(runs[0] / "tensorboard")]
-    elif runs:
-        command += ["--logdir_spec", ",".join(f"{run.name.replace(':', '_')}:{run / 'tensorboard'}" for run in runs)]
-    else:
-        command += ["--logdir", str(RUNS)]
+    runs = dict.fromkeys(Path(point["run"]) for run in runs for point in read_sweep(run) or [{"run": str(run)}])
+    port = str(options.port or free_port())
     site = choose_site(options.site, slurm.partitions() if slurm.available() else None, local=True)
-    show.say_tunnel(site, command[command.index("--port") + 1])
-    return serve(command)
+    with tempfile.TemporaryDirectory(prefix="brain-slices-tensorboard-") as chosen:
+        for run in runs:  # a folder of links is all that names with commas and colons leave of --logdir_spec
+            (Path(chosen) / (run.name if run.parent == RUNS else str(run).replace("/", "_"))).symlink_to(
+                run / "tensorboard"
+            )
+        command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", port, "--reload_interval", "15",
+                   "--samples_per_plugin", "images=200", "--logdir", chosen if runs else str(RUNS)]  # fmt: skip
+        show.say_tunnel(site, port)
+        return serve(command)
 
 
 def serve(command: list[str]) -> int:
@@ -701,6 +706,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # the bars of progress on a terminal that is not Unicode
     try:
         sys.exit(main(sys.argv[1:]))
     except LookupError as error:

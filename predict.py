@@ -1,17 +1,20 @@
-"""Everything one does with a trained model: pictures, style mixing, interpolation, reconstruction, loss curves.
+"""Everything one does with a trained model: pictures, films, what is in its latents, and how good it is.
 
-    python predict.py generate --run runs/stylegan2-1a2b3c4d --number 64
-    python predict.py generate --run RUN --number 50000 --class AD --truncation 0.7 --out FOLDER
-    python predict.py mix --run RUN --rows 4 --cols 6 --styles coarse
-    python predict.py interpolate --run RUN --number 6 --steps 30
-    python predict.py plot --run RUN_A --run RUN_B
+    python predict.py generate --run runs/stylegan2-1a2b3c4d --number 64          any number; an interrupted one goes on
+    python predict.py generate --run runs/diffusion-1a2b3c4d --class AD --guidance 1.5 --steps 10
+    python predict.py interpolate --run RUN                                       a film through latents
+    python predict.py mix --run RUN --rows 4 --cols 6 --styles coarse             StyleGAN2
+    python predict.py project --run RUN                                           StyleGAN2: real slices in W+
+    python predict.py direction --run RUN --from AD --to NC                       StyleGAN2, diffusion
+    python predict.py denoise --run RUN                                           diffusion
+    python predict.py reconstruct --run runs/vae-1a2b3c4d                         VAE: PSNR and SSIM by subject
+    python predict.py tsne --run RUN                                              features or latents on a plane
+    python predict.py evaluate --run RUN --number 5000                            how good, how varied, copied or not
+    python predict.py plot --run RUN_A --run RUN_B                                losses, also while runs train
+    python predict.py report RUN_A RUN_B                                          one HTML page about runs
 
-    python predict.py generate --run runs/diffusion-1a2b3c4d --number 64 --class AD --guidance 1.5 --steps 10
-    python predict.py denoise --run runs/diffusion-1a2b3c4d
-    python predict.py reconstruct --run runs/vae-1a2b3c4d
-
-The latent of picture i is a function of (seed, i) alone: the same in every subcommand and in every batch. A weights
-file is read as data, nothing in it is ever executed.
+--weights FILE does instead of --run. The latent of picture i is a function of (seed, i) alone: the same in every
+subcommand and in every batch. A weights file is read as data, nothing in it is ever executed.
 """
 # ruff: noqa: E402  (the command line is parsed before torch is imported)
 
@@ -26,6 +29,7 @@ import os
 import signal
 
 MAX_NUMBER = 10**7  # pictures in one folder
+CALLS_COMMANDS = ("interpolate", "direction")  # where --steps counts pictures, and network calls are --calls
 
 
 def whole(low: int, high: int):
@@ -79,40 +83,46 @@ def model_flags(pictures: bool = True) -> argparse.ArgumentParser:
     return p
 
 
-def gan_flags() -> argparse.ArgumentParser:
-    """Flags of every subcommand that samples a GAN."""
+def class_flag() -> argparse.ArgumentParser:
+    """The flag of every subcommand that samples a network."""
     p = argparse.ArgumentParser(add_help=False)
     p.add_argument("--class", dest="label", metavar="NAME|INDEX|all", default="all",
                    help="class of the pictures; all takes the classes in turn (default %(default)s)")
-    p.add_argument("--truncation", type=number, default=1.0, metavar="PSI",
-                   help="1 samples what was learnt; below 1, 0.7 say, pictures are cleaner and more alike (default 1)")
-    p.add_argument("--truncation-cutoff", type=whole(0, 64), metavar="N", help="truncate only the first N layers")
     return p
 
 
-def diffusion_flags() -> argparse.ArgumentParser:
-    """Flags of every subcommand that samples a diffusion network."""
+def gan_flags() -> argparse.ArgumentParser:
+    """Flags of every subcommand that samples a StyleGAN2."""
     p = argparse.ArgumentParser(add_help=False)
-    p.add_argument("--sampler", choices=("midpoint", "dpmpp-2m", "ddim", "ancestral", "heun"),
-                   help="of a diffusion network (default midpoint; ddim where it was trained on Fast-DDPM's steps)")
-    p.add_argument("--steps", type=whole(1, 10000), metavar="N",
-                   help="network calls per picture of a diffusion network (default 20)")
-    p.add_argument("--guidance", type=number, metavar="G",
-                   help="classifier-free guidance; 1 samples what was learnt, above 1 is more typical of the class (default 1)")
+    group = p.add_argument_group("StyleGAN2")
+    group.add_argument("--truncation", type=number, default=1.0, metavar="PSI",
+                       help="1 samples what was learnt; below 1, 0.7 say, pictures are cleaner and more alike (default 1)")
+    group.add_argument("--truncation-cutoff", type=whole(0, 64), metavar="N", help="truncate only the first N layers")
+    p.set_defaults(noise=None)
+    return p
+
+
+def diffusion_flags(calls: str = "--steps") -> argparse.ArgumentParser:
+    """Flags of every subcommand that samples a diffusion network; `calls`: the flag for the network calls."""
+    p = argparse.ArgumentParser(add_help=False)
+    group = p.add_argument_group("diffusion")
+    group.add_argument("--sampler", choices=("midpoint", "dpmpp-2m", "ddim", "ancestral", "heun"),
+                       help="default midpoint; ddim where the network was trained on Fast-DDPM's steps")
+    group.add_argument(calls, dest="calls", type=whole(1, 10000), metavar="N", help="network calls per picture (default 20)")
+    group.add_argument("--guidance", type=number, metavar="G",
+                       help="classifier-free guidance; 1 samples what was learnt, above 1 is more typical of the class (default 1)")
     return p
 
 
 def add_denoise(commands, parents: list) -> None:
-    line = "how a diffusion network makes pictures of noise: a strip of its estimates, and a GIF"
+    line = "how a diffusion network makes pictures of noise: its estimates beside the noisy states, a strip and a GIF"
     p = commands.add_parser("denoise", parents=parents, help=line, description=line)
-    p.add_argument("--class", dest="label", metavar="NAME|INDEX|all", default="all",
-                   help="class of the pictures; all takes the classes in turn (default %(default)s)")
     p.add_argument("--number", type=whole(1, 64), default=4, metavar="N", help="how many pictures (default %(default)s)")
     p.add_argument("--fps", type=whole(1, 50), default=5, help="frames per second (default %(default)s)")
 
 
 def add_reconstruct(commands, parents: list) -> None:
-    line = "slices through a VAE and back: a grid, and PSNR and SSIM as JSON"
+    line = "slices through a VAE and back: a grid, PSNR and SSIM whole and inside the head, by subject, as JSON and CSV"
     p = commands.add_parser("reconstruct", parents=parents, help=line, description=line)
     p.add_argument("--data", metavar="SPEC", help="slices, as the train scripts take them (default: those of the run)")
     p.add_argument("--split", choices=("auto", "train", "test", "val", "all"), default="auto",
@@ -132,8 +142,9 @@ def feature_flag() -> argparse.ArgumentParser:
     """The flag of every subcommand that measures features."""
     p = argparse.ArgumentParser(add_help=False)
     p.add_argument("--feature-weights", metavar="FILE",
-                   help="state dict of torchvision's inception_v3 or resnet50 to measure with; without it a small "
-                        "encoder is trained on the training slices, once, in minutes, and kept beside their pack")
+                   help="state dict of torchvision's inception_v3 or resnet50, or of a DINO or DINOv2, to measure with; "
+                        "without it a small encoder is trained on the training slices, once, in minutes, and kept "
+                        "beside their pack")
     return p
 
 
@@ -142,8 +153,8 @@ def add_generate(commands, parents: list) -> None:
     p = commands.add_parser("generate", parents=parents, help=line, description=line)
     p.add_argument("--number", type=whole(1, MAX_NUMBER), default=64, metavar="N",
                    help="how many pictures (default %(default)s)")
-    p.add_argument("--noise", choices=("random", "fixed"), default="random",
-                   help="random: each picture its own, as in training; fixed: all the same (default %(default)s)")
+    p.add_argument("--noise", choices=("random", "fixed"),
+                   help="of a StyleGAN2; random: each picture its own, as in training; fixed: all the same (default random)")
     p.add_argument("--npz", action="store_true",
                    help="also all of them in slices.npz: images uint8 (N, C, H, W), labels (-1: no classes)")
     p.add_argument("--overwrite", action="store_true", help="replace the pictures of other settings in the same folder")
@@ -167,8 +178,8 @@ def add_interpolate(commands, parents: list) -> None:
                    help="latents to visit (default %(default)s)")
     p.add_argument("--steps", type=whole(1, 1000), default=24, metavar="N",
                    help="frames from one latent to the next (default %(default)s)")
-    p.add_argument("--space", choices=("z", "w"), default="w",
-                   help="spherical in z, or linear in w (default %(default)s)")
+    p.add_argument("--space", choices=("z", "w"),
+                   help="of a StyleGAN2: spherical in z, or linear in w (default w); a diffusion network has z alone")
     p.add_argument("--fps", type=whole(1, 50), default=20, help="frames per second (default %(default)s)")
 
 
@@ -181,7 +192,8 @@ def add_evaluate(commands, parents: list) -> None:
 
 
 def add_tsne(commands, parents: list) -> None:
-    line = "t-SNE of real and generated slices' features, by class and by subject, and of the latents w by class"
+    line = ("t-SNE of real and generated slices' features by class and by subject, of a StyleGAN2's w by class, of a VAE's "
+            "latents by class and by subject; needs scikit-learn")
     p = commands.add_parser("tsne", parents=parents, help=line, description=line)
     p.add_argument("--number", type=whole(10, 20_000), default=500, metavar="N",
                    help="generated and, at most, real slices (default %(default)s)")
@@ -197,7 +209,8 @@ def add_project(commands, parents: list) -> None:
 
 
 def add_direction(commands, parents: list) -> None:
-    line = "move latents along the direction in w that leads from one class to the other"
+    line = ("from one class to the other: along the direction in w of a StyleGAN2, or from one class's prediction to the "
+            "other's in a diffusion network")
     p = commands.add_parser("direction", parents=parents, help=line, description=line)
     p.add_argument("--from", dest="start", metavar="CLASS", help="class to start from (default AD, else the first)")
     p.add_argument("--to", dest="end", metavar="CLASS", help="class to go to (default NC, else the second)")
@@ -230,17 +243,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="predict.py", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    model, gan, diffuse = model_flags(), gan_flags(), diffusion_flags()
-    add_generate(commands, [model, gan, diffuse])
-    add_denoise(commands, [model, diffuse])
+    model, of_class, gan, diffuse, calls = (
+        model_flags(),
+        class_flag(),
+        gan_flags(),
+        diffusion_flags(),
+        diffusion_flags("--calls"),
+    )
+    add_generate(commands, [model, of_class, gan, diffuse])
+    add_denoise(commands, [model, of_class, diffuse])
     add_reconstruct(commands, [model])
-    add_mix(commands, [model, gan])
-    add_interpolate(commands, [model, gan])
+    add_mix(commands, [model, of_class, gan])
+    add_interpolate(commands, [model, of_class, gan, calls])
     square, data, features = model_flags(pictures=False), data_flag(), feature_flag()
-    add_evaluate(commands, [square, gan, data, features])
-    add_tsne(commands, [square, gan, data, features])
+    add_evaluate(commands, [square, of_class, gan, diffuse, data, features])
+    add_tsne(commands, [square, of_class, gan, diffuse, data, features])
     add_project(commands, [square, data])
-    add_direction(commands, [square, data, features])
+    add_direction(commands, [square, calls, data, features])
     add_plot(commands)
     add_report(commands)
     return parser.parse_args(argv)
@@ -250,6 +269,7 @@ if __name__ == "__main__":
     ARGS = parse_args()  # now, as torch takes seconds to import: --help and wrong flags answer at once
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open yet
 
+import csv
 import hashlib
 import io
 import json
@@ -257,7 +277,6 @@ import re
 import tempfile
 import time
 import zipfile
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -271,32 +290,33 @@ from tqdm import tqdm
 from data.batches import to_float, to_uint8
 from data.pack import Pack, check_geometry, ensure_held_out, ensure_pack, restore
 from data.sources import DataError
-from jobs import runtime, specs, stop
+from jobs import runtime, stop
 from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
-from jobs.report import write_page
+from jobs.pictures import as_picture, gif_of, is_complete, read_picture, scatter_plots
+from jobs.report import restarts_of, write_page
 from jobs.rundir import RunDir, atomic_file, atomic_write
 from jobs.specs import ConfigError
 from jobs.weights import WeightsError, read_weights, write_weights
-from models import diffusion, encoder, projection, quality
+from models import diffusion, encoder, loading, projection, quality
 from models.encoder import load_pretrained
+from models.loading import Denoiser
 from models.metrics import head_mask, psnr, ssim
-from models.stylegan2 import Generator, channels_at, resolutions
-from models.unet import UNet, guided
-from models.vae import VAE, LatentScale
+from models.stylegan2 import Generator
+from models.styles import mix_layers, slerp, style_layers
+from models.unet import guided
+from models.vae import VAE
 
 GRID = 64  # pictures in a grid at most
 STRIP_ROWS, STRIP_COLUMNS = 16, 8
 MAX_FRAMES = 20_000  # of a GIF, which is put together in memory
 MEASURE_CHUNK = 50  # slices of which features are made at once, for any number of ranks
+MEASURE_BATCH = 10  # of a chunk, per pass on a CPU
 MIN_HELDOUT = 20
 DIRECTION_SAMPLES = 512  # latents over which the classes' difference in w is averaged
 PAIR_POOL, PAIRS = 1000, 1000  # slices from which pairs are drawn, and pairs per class, for MS-SSIM
 WRITERS = 4  # threads that encode PNGs while the next batch is computed
 PICTURE = re.compile(r"\d{6,}(_[\w.-]+)?\.png", re.ASCII)  # what generate writes
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # that weights may be stored in
-VAE_FIELDS = "channels latent_channels width down num_res".split()
-DENOISE_COLUMNS = 10  # of a strip at most
-GAN_FIELDS = "resolution channels z_dim w_dim mapping_layers channel_base channel_max".split()
+DENOISE_COLUMNS, RECONSTRUCT_COLUMNS = 10, 8  # of a picture at most
 
 
 class UsageError(Exception):
@@ -305,74 +325,245 @@ class UsageError(Exception):
 
 # --- the model --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class GanModel:
-    """A trained generator, what its weights file says of it, and how to run it."""
+class Trained:
+    """What a weights file says of its network, and how to run it."""
 
-    G: Generator
-    classes: list[str]  # [] where the generator is not conditional
-    geometry: dict  # for data.pack.restore; {} where pictures stay square
-    nimg: int
-    config: dict  # of the run, as its file has it
     path: str
     sha256: str  # of the weights file
+    config: dict  # of the run, as its file has it
+    classes: list[str]  # [] where the network is not conditional
+    geometry: dict  # for data.pack.restore; {} where pictures stay square
+    nimg: int
     device: torch.device
     dtype: torch.dtype = torch.float32
     batch: int = 1
 
     @property
+    def resolution(self) -> int:
+        return self.config["resolution"]
+
+    @property
+    def channels(self) -> int:
+        return self.config["channels"]
+
+    @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the pictures."""
         g = self.geometry
-        return (g["source_height"], g["source_width"]) if g else (self.G.resolution, self.G.resolution)
+        return (g["source_height"], g["source_width"]) if g else (self.resolution, self.resolution)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def restored(self, images: torch.Tensor) -> np.ndarray:
+        """Pictures (B, C, R, R) in -1..1 as uint8 (B, C, H, W)."""
+        images = to_uint8(images).cpu().numpy()
+        return restore(images, self.geometry) if self.geometry else images
+
+
+@dataclass(frozen=True)
+class GanModel(Trained):
+    """A trained StyleGAN2."""
+
+    G: Generator | None = None
 
     def settings(self, args: argparse.Namespace) -> dict:
-        """What decides the pictures of `generate`."""
-        return settings_of(self, args, "truncation", "truncation_cutoff", "noise")
+        """What decides the pictures."""
+        return settings_of(self, args, "truncation", "truncation_cutoff") | {"noise": args.noise or "random"}
 
     def pictures(self, args: argparse.Namespace, indices: list[int]) -> np.ndarray:
         """uint8 (B, C, H, W) of the pictures `indices`."""
-        noise = draw_noise(self, args.seed, indices) if args.noise == "random" else None
+        noise = None if args.noise == "fixed" else draw_noise(self, args.seed, indices)
         return synthesise(self, styles_of(self, args, indices), noise)
 
 
-def load_generator(
-    path: Path, device: torch.device, *, dtype: torch.dtype = torch.float32, batch: int = 1, square: bool = False
-) -> GanModel:
-    """Read a StyleGAN2 from its weights file. Raises ConfigError, one line, on anything that is not one.
+@dataclass(frozen=True)
+class DiffusionModel(Trained):
+    """A trained denoising network with its decoder."""
+
+    net: Denoiser | None = None
+
+    def settings(self, args: argparse.Namespace) -> dict:
+        """What decides the pictures."""
+        sampler, calls, guidance = self.way(args)
+        return settings_of(self, args) | {"sampler": sampler, "steps": calls, "guidance": guidance}
+
+    def way(self, args: argparse.Namespace) -> tuple[str, int, float]:
+        """(sampler, network calls, guidance) as asked, or the defaults."""
+        guidance, known = 1.0 if args.guidance is None else args.guidance, self.net.times
+        if known is None:
+            return args.sampler or "midpoint", args.calls or 20, guidance
+        if args.sampler not in (None, "ddim", "ancestral") or args.calls not in (None, len(known)):
+            flag = "--calls" if args.command in CALLS_COMMANDS else "--steps"
+            raise UsageError(
+                f"this network knows the {len(known)} steps of Fast-DDPM alone; leave {flag} out, and use --sampler ddim "
+                "or ancestral"
+            )
+        return args.sampler or "ddim", len(known), guidance
+
+    def pictures(self, args: argparse.Namespace, indices: list[int]) -> np.ndarray:
+        """uint8 (B, C, H, W) of the pictures `indices`."""
+        found = []
+        for start in range(0, len(indices), self.batch):
+            part = indices[start : start + self.batch]
+            streams = [runtime.generator(args.seed, i, "predict fresh noise") for i in part]
+            labels = choose_labels(self, args.label, part)
+            found.append(self.sample(args, self.draw(args.seed, part), labels, streams=streams))
+        return np.concatenate(found)
+
+    def draw(self, seed: int, indices: list[int]) -> torch.Tensor:
+        """Noise (B, C, h, w) of the pictures `indices`, drawn on the CPU, so that every device has the same."""
+        rows = [torch.randn(self.net.shape, generator=runtime.generator(seed, i, "predict z")) for i in indices]
+        return torch.stack(rows).to(self.device)
+
+    @torch.inference_mode()
+    def sample(
+        self, args: argparse.Namespace, noise: torch.Tensor, labels: torch.Tensor | None, *, streams=(), watch=None,
+        towards: torch.Tensor | None = None, share: torch.Tensor | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """noise (B, C, h, w) denoised, uint8 (B, C, H, W).
+
+        `streams`: a generator per picture for the noise that ancestral sampling adds. `towards` (B,): labels of another
+        class, of whose prediction there is `share` (B,) and of `labels` the rest, also beyond 1. `watch(x, x0, t)` sees
+        what the network is given and its estimate, at every call.
+        """
+        sampler, calls, guidance = self.way(args)
+        labels = None if labels is None else labels.to(self.device)
+
+        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            with self.autocast():
+                here = guided(self.net.unet, x, t, labels, guidance).float()
+                if towards is None or torch.equal(towards, labels):
+                    return here
+                there = guided(self.net.unet, x, t, towards, guidance).float()
+            return here + share.view(-1, 1, 1, 1) * (there - here)
+
+        estimate = diffusion.denoiser(
+            predict, self.net.schedule, self.net.target, clamp=float(self.net.decoder is None)
+        )
+
+        def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            x0 = estimate(x, t)
+            if watch is not None:
+                watch(x, x0, t)
+            return x0
+
+        def fresh(x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([torch.randn(self.net.shape, generator=g) for g in streams]).to(x)
+
+        return self.decode(
+            diffusion.sample(denoise, noise, self.net.schedule, sampler, calls, times=self.net.times, fresh=fresh)
+        )
+
+    def decode(self, x0: torch.Tensor) -> np.ndarray:
+        """Clean samples (B, C, h, w) to uint8 (B, C, H, W)."""
+        x0 = self.net.scale.restore(x0)
+        if self.net.decoder is not None:
+            with self.autocast():
+                x0 = self.net.decoder(x0).float()
+        return self.restored(x0)
+
+
+@dataclass(frozen=True)
+class VaeModel(Trained):
+    """A trained VAE."""
+
+    vae: VAE | None = None
+
+    @torch.inference_mode()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, C, R, R) -> means of the posterior (B, c, h, w) fp32."""
+        with self.autocast():
+            parts = [self.vae.encode(to_float(part.to(self.device)))[0] for part in images.split(self.batch)]
+        return torch.cat(parts).float()
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """latents (B, c, h, w) -> images fp32 (B, C, R, R) in 0..1."""
+        with self.autocast():
+            parts = [self.vae.decode(part) for part in latents.split(self.batch)]
+        return (torch.cat(parts).float().clamp(-1, 1) + 1) / 2
+
+
+def open_model(
+    args: argparse.Namespace, *jobs: str, device: torch.device | None = None
+) -> GanModel | DiffusionModel | VaeModel:
+    """The model that --run or --weights names, of one of the `jobs`, on `device`, else on the one that --device names.
+
+    UsageError for flags of the other kind of model, ConfigError where the file holds no model that this command can use.
+    """
+    path = Path(args.weights) if args.weights else find_run(args.run).weights
+    if args.run and not path.is_file():
+        raise ConfigError(f"{args.run}: has no weights yet; training writes them at its first checkpoint")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this machine has no GPU that torch can use; use --device cpu")
+    device = device or torch.device("cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda")
+    dtype = runtime.precision_dtype(args.precision, device)
+    # How a CPU's matrix products round depends on the number of rows. One at a time is hardly slower there, and makes
+    # every picture the same bits in whatever company it is generated.
+    batch = 1 if device.type == "cpu" else args.batch
+    model = load_model(path, device, jobs=jobs, dtype=dtype, batch=batch, square=args.square)
+    check_flags(args, model)
+    return model
+
+
+def find_run(path: str) -> RunDir:
+    if not Path(path).is_dir():
+        raise ConfigError(
+            f"--run {path}: there is no such run directory; give the folder that holds the run's config.json"
+        )
+    return RunDir(path)
+
+
+def check_flags(args: argparse.Namespace, model: Trained) -> None:
+    """UsageError for a flag that this kind of model does not have."""
+    calls = "--calls" if args.command in CALLS_COMMANDS else "--steps"
+    of_gans = {"--truncation": ("truncation", 1.0), "--truncation-cutoff": ("truncation_cutoff", None),
+               "--noise": ("noise", None), "--space": ("space", None)}  # fmt: skip
+    of_diffusion = {"--sampler": ("sampler", None), calls: ("calls", None), "--guidance": ("guidance", None)}
+    kinds = ((GanModel, of_diffusion, "diffusion networks; this is a StyleGAN2, see --truncation"),
+             (DiffusionModel, of_gans, "StyleGAN2; this is a diffusion network, see --guidance"),
+             (VaeModel, of_diffusion | of_gans, "generators; this is a VAE"))  # fmt: skip
+    for kind, flags, of_what in kinds:
+        wrong = [flag for flag, (name, unset) in flags.items() if getattr(args, name, unset) != unset]
+        if isinstance(model, kind) and wrong:
+            raise UsageError(f"{wrong[0]} is a flag of {of_what}")
+
+
+def load_model(
+    path: Path, device: torch.device, *, jobs: tuple[str, ...] = ("stylegan2", "diffusion", "vae"),
+    dtype: torch.dtype = torch.float32, batch: int = 1, square: bool = False,
+) -> GanModel | DiffusionModel | VaeModel:  # fmt: skip
+    """Read a model from its weights file. Raises ConfigError, one line, on anything that is not one of the `jobs`.
 
     Whatever sizes the file claims, nothing is allocated unless the file itself is about as large.
     """
     tensors, about, sha256 = read_snapshot(Path(path))
-    if about.get("job") != "stylegan2":
-        raise ConfigError(f"{path}: weights of a {about.get('job')!r} job; this command needs those of a stylegan2 run")
-    classes, nimg = about.get("classes"), about.get("nimg")
-    if not isinstance(classes, list) or not all(isinstance(c, str) and c.isprintable() for c in classes):
-        raise ConfigError(f"{path}: its list of classes is malformed; copy the file again from the run")
-    conditional = about["config"].get("conditional") is True
-    prefix = "G_ema."
-    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    config = gan_config(path, about["config"])
+    job, config = about.get("job"), about["config"]
+    if job not in jobs:
+        known = {"vae": "; a VAE can reconstruct and tsne", "diffusion": "", "stylegan2": ""}
+        wanted = " or ".join(f"a {name}" for name in jobs)
+        raise ConfigError(
+            f"{path}: weights of a {job!r} job; this command needs those of {wanted} run{known.get(str(job), '')}"
+        )
+    classes, geometry, nimg = checked_about(path, about)
+    conditional = config.get("conditional") is True
     num_classes = len(classes) if conditional else 0
     try:
-        if smallest_size(config, num_classes) > sum(v.numel() for v in state.values()):
-            raise ConfigError(f"{path}: too small for the network of its config; copy the file again from the run")
-        G = Generator(**config, num_classes=num_classes)
+        config = config | {name: loading.bounded(config, name, 1 << 20) for name in ("resolution", "channels")}
+        if job == "vae":
+            network = {"vae": loading.load_vae(tensors, config).to(device)}
+        elif job == "diffusion":
+            network = {"net": loading.load_denoiser(tensors, about, num_classes).to(device)}
+        else:
+            network = {"G": loading.load_generator(tensors, config, num_classes).to(device)}
     except ValueError as error:
-        raise ConfigError(f"{path}: its config is of no network ({error}); copy the file again from the run") from None
-    check_state(path, G, state)
-    G.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
-    geometry = about.get("geometry") or {}
-    if geometry:
-        try:
-            check_geometry(geometry)
-        except DataError as error:
-            raise ConfigError(f"{path}: {error}; copy the file again from the run") from None
-        if geometry["resolution"] != G.resolution:
-            raise ConfigError(f"{path}: its geometry is not that of its network; copy the file again from the run")
-    return GanModel(
-        G.to(device).eval().requires_grad_(False), classes if conditional else [], {} if square else geometry,
-        nimg if isinstance(nimg, int) else 0, about["config"], str(path), sha256, device, dtype, batch,
-    )  # fmt: skip
+        raise ConfigError(f"{path}: {error}") from None
+    if geometry and geometry["resolution"] != config["resolution"]:
+        raise ConfigError(f"{path}: its geometry is not that of its network; copy the file again from the run")
+    kind = {"vae": VaeModel, "diffusion": DiffusionModel}.get(job, GanModel)
+    return kind(str(path), sha256, config, classes if conditional else [], {} if square else geometry, nimg,
+                device, dtype, batch, **network)  # fmt: skip
 
 
 def read_snapshot(path: Path) -> tuple[dict, dict, str]:
@@ -393,153 +584,21 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def gan_config(path: Path, config: dict) -> dict:
-    """The generator's arguments from a file that may be a stranger's."""
-    for name in GAN_FIELDS:
-        if type(config.get(name)) is not int or not 1 <= config[name] <= 1 << 20:
-            raise ConfigError(f"{path}: {name} is {config.get(name)!r} in its config; copy the file again from the run")
-    if config["channels"] not in (1, 3) or config["mapping_layers"] > 64:
-        raise ConfigError(f"{path}: its config is that of no network of this toolkit; copy the file again from the run")
-    return {name: config[name] for name in GAN_FIELDS}
-
-
-def smallest_size(c: dict, num_classes: int) -> int:
-    """How many numbers the large tensors of a generator hold, from its arguments alone."""
-    widths = [channels_at(r, c["channel_base"], c["channel_max"]) for r in resolutions(c["resolution"])]
-    inputs = c["z_dim"] + (c["w_dim"] if num_classes else 0)
-    mapping = inputs * c["w_dim"] + (c["mapping_layers"] - 1) * c["w_dim"] ** 2 + num_classes * c["w_dim"]
-    return mapping + 9 * sum(after * (before + after) for before, after in pairwise(widths)) + 9 * widths[0] ** 2
-
-
-def check_state(path: Path, G: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """ConfigError unless the tensors are those of the network, and finite."""
-    expected = {k: tuple(v.shape) for k, v in G.state_dict().items()}
-    missing, unknown = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    other = [k for k in expected if k in state and tuple(state[k].shape) != expected[k]]
-    bad = [k for k, v in state.items() if v.dtype not in FLOATS or not bool(torch.isfinite(v).all())]
-    found = {"lacks": missing, "has unknown": unknown, "has another shape of": other, "has no finite numbers in": bad}
-    for what, names in found.items():
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ConfigError(
-                f"{path}: {what} {', '.join(names[:3])}{more}; use weights that this version's train scripts wrote"
-            )
-
-
-def open_model(args: argparse.Namespace, device: torch.device | None = None) -> GanModel:
-    """The GAN that --run or --weights names, on `device`, else on the one that --device names."""
-    path, device, dtype = where_and_how(args, device)
-    return load_generator(path, device, dtype=dtype, batch=batch_of(args, device), square=args.square)
-
-
-def where_and_how(
-    args: argparse.Namespace, device: torch.device | None = None
-) -> tuple[Path, torch.device, torch.dtype]:
-    """(weights file, device, type of the convolutions)."""
-    path = Path(args.weights) if args.weights else find_run(args.run).weights
-    if args.run and not path.is_file():
-        raise ConfigError(f"{args.run}: has no weights yet; training writes them at its first checkpoint")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: this machine has no GPU that torch can use; use --device cpu")
-    device = device or torch.device("cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda")
-    return path, device, runtime.precision_dtype(args.precision, device)
-
-
-def batch_of(args: argparse.Namespace, device: torch.device) -> int:
-    """How a CPU's matrix products round depends on the number of rows. One at a time is hardly slower there, and makes
-    every picture the same bits in whatever company it is generated."""
-    return 1 if device.type == "cpu" else args.batch
-
-
-def find_run(path: str) -> RunDir:
-    if not Path(path).is_dir():
-        raise ConfigError(
-            f"--run {path}: there is no such run directory; give the folder that holds the run's config.json"
-        )
-    return RunDir(path)
-
-
-@dataclass(frozen=True)
-class DiffusionModel:
-    """A trained denoising network with its decoder, what its weights file says of it, and how to run it."""
-
-    unet: UNet
-    scale: LatentScale
-    decoder: torch.nn.Module | None  # None where it was trained on pixels
-    schedule: diffusion.Schedule
-    target: str
-    times: torch.Tensor | None  # the only times that it knows, falling; None where it knows all
-    shape: tuple[int, int, int]  # (C, h, w) of what it denoises
-    resolution: int
-    classes: list[str]  # [] where it is not conditional
-    geometry: dict  # for data.pack.restore; {} where pictures stay square
-    nimg: int
-    path: str
-    sha256: str  # of the weights file
-    device: torch.device
-    dtype: torch.dtype
-    batch: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the pictures."""
-        g = self.geometry
-        return (g["source_height"], g["source_width"]) if g else (self.resolution, self.resolution)
-
-    def settings(self, args: argparse.Namespace) -> dict:
-        """What decides the pictures of `generate`."""
-        sampler, steps, guidance = self.way(args)
-        return settings_of(self, args) | {"sampler": sampler, "steps": steps, "guidance": guidance}
-
-    def way(self, args: argparse.Namespace) -> tuple[str, int, float]:
-        """(sampler, network calls, guidance) as asked, or the defaults."""
-        if self.times is None:
-            return args.sampler or "midpoint", args.steps or 20, 1.0 if args.guidance is None else args.guidance
-        if args.sampler not in (None, "ddim", "ancestral") or args.steps not in (None, len(self.times)):
-            raise UsageError(
-                f"this network knows the {len(self.times)} steps of Fast-DDPM alone; leave --steps out, and use --sampler ddim or ancestral"
-            )
-        return args.sampler or "ddim", len(self.times), 1.0 if args.guidance is None else args.guidance
-
-    def pictures(self, args: argparse.Namespace, indices: list[int], watch=None) -> np.ndarray:
-        """uint8 (B, C, H, W) of the pictures `indices`; `watch` is shown each estimate of all of them, likewise uint8."""
-        sampler, steps, guidance = self.way(args)
-        labels = choose_labels(self, args.label, indices)
-        labels = None if labels is None else labels.to(self.device)
-        noise = torch.stack([torch.randn(self.shape, generator=g) for g in self.streams(args, indices, "predict z")])
-        streams = self.streams(args, indices, "predict fresh noise")
-
-        def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                return guided(self.unet, x, t, labels, guidance).float()
-
-        def fresh(x: torch.Tensor) -> torch.Tensor:
-            return torch.stack([torch.randn(self.shape, generator=g) for g in streams]).to(x)
-
-        with torch.inference_mode():
-            denoise = diffusion.denoiser(predict, self.schedule, self.target, clamp=float(self.decoder is None))
-            x0 = diffusion.sample(
-                denoise, noise.to(self.device), self.schedule, sampler, steps, times=self.times, fresh=fresh,
-                watch=None if watch is None else lambda x: watch(self.decode(x)),
-            )  # fmt: skip
-            return self.decode(x0)
-
-    def streams(self, args: argparse.Namespace, indices: list[int], purpose: str) -> list[torch.Generator]:
-        """One random stream per picture, on the CPU, so that every device and every company gives the same picture."""
-        return [runtime.generator(args.seed, i, purpose) for i in indices]
-
-    def decode(self, x0: torch.Tensor) -> np.ndarray:
-        """Clean samples (B, C, h, w) to uint8 (B, C, H, W)."""
-        x0 = self.scale.restore(x0)
-        if self.decoder is not None:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                x0 = self.decoder(x0).float()
-        images = to_uint8(x0).cpu().numpy()
-        return restore(images, self.geometry) if self.geometry else images
+def checked_about(path: Path, about: dict) -> tuple[list[str], dict, int]:
+    """(classes, geometry, nimg) of a weights file that may be a stranger's."""
+    classes, geometry, nimg = about.get("classes"), about.get("geometry") or {}, about.get("nimg")
+    if not isinstance(classes, list) or not all(isinstance(c, str) and c.isprintable() for c in classes):
+        raise ConfigError(f"{path}: its list of classes is malformed; copy the file again from the run")
+    try:
+        if geometry:
+            check_geometry(geometry)
+    except DataError as error:
+        raise ConfigError(f"{path}: {error}; copy the file again from the run") from None
+    return classes, geometry, nimg if isinstance(nimg, int) else 0
 
 
 # --- from latents to pictures -----------------------------------------------------------------------------------------
-def choose_labels(model: GanModel | DiffusionModel, choice: str, indices: list[int]) -> torch.Tensor | None:
+def choose_labels(model: Trained, choice: str, indices: list[int]) -> torch.Tensor | None:
     """Labels (B,) int64 of the pictures `indices`; None where the generator is not conditional."""
     if choice == "all":
         return torch.tensor([i % len(model.classes) for i in indices]) if model.classes else None
@@ -578,9 +637,8 @@ def synthesise(model: GanModel, ws: torch.Tensor, noise: list[torch.Tensor] | No
     for start in range(0, len(ws), model.batch):
         rows = slice(start, start + model.batch)
         part = None if noise is None else [layer[rows] for layer in noise]
-        images.append(to_uint8(model.G.synthesis(ws[rows], part, dtype=model.dtype)).cpu().numpy())
-    images = np.concatenate(images)
-    return restore(images, model.geometry) if model.geometry else images
+        images.append(model.restored(model.G.synthesis(ws[rows], part, dtype=model.dtype)))
+    return np.concatenate(images)
 
 
 def styles_of(model: GanModel, args: argparse.Namespace, indices: list[int]) -> torch.Tensor:
@@ -589,7 +647,7 @@ def styles_of(model: GanModel, args: argparse.Namespace, indices: list[int]) -> 
     return model.G.truncate(model.G.broadcast(w), args.truncation, args.truncation_cutoff)
 
 
-def captions_of(model: GanModel, choice: str, indices: list[int]) -> list[str]:
+def captions_of(model: Trained, choice: str, indices: list[int]) -> list[str]:
     """One caption each: 7 AD, or 7 without classes."""
     labels = choose_labels(model, choice, indices)
     return [str(i) if labels is None else f"{i} {model.classes[int(labels[k])]}" for k, i in enumerate(indices)]
@@ -606,7 +664,7 @@ def out_folder(args: argparse.Namespace) -> Path:
     return out
 
 
-def settings_of(model: GanModel | DiffusionModel, args: argparse.Namespace, *more: str) -> dict:
+def settings_of(model: Trained, args: argparse.Namespace, *more: str) -> dict:
     """What decides the pictures; with other settings they are other pictures."""
     names = ("seed", "label", *more)
     size = f"{model.size[1]}x{model.size[0]}"
@@ -614,12 +672,20 @@ def settings_of(model: GanModel | DiffusionModel, args: argparse.Namespace, *mor
     return {("class" if k == "label" else k): getattr(args, k) for k in names} | fixed
 
 
-def write_json(path: Path, model: GanModel, args: argparse.Namespace, settings: dict, **more) -> None:
+def write_json(path: Path, model: Trained, args: argparse.Namespace, settings: dict, **more) -> None:
     about = {"command": args.command, "weights": model.path, "nimg": model.nimg, "classes": model.classes}
     atomic_write(path, json.dumps({**about, "settings": settings, **more}, indent=1) + "\n")
 
 
-def report(model: GanModel, what: str, paths: list) -> int:
+def write_csv(path: Path, head: list[str], rows: list[list]) -> None:
+    """Numbers with six digits, nothing where there is none; names may hold anything."""
+    text = io.StringIO()
+    cells = [[f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows]
+    csv.writer(text, lineterminator="\n").writerows([head, *cells])
+    atomic_write(path, text.getvalue())
+
+
+def report(model: Trained, what: str, paths: list) -> int:
     print(f"{what} of {model.size[1]}x{model.size[0]} from {model.path} ({model.nimg / 1000:g} kimg)")
     for path in paths:
         print(f"  {path}")
@@ -629,7 +695,7 @@ def report(model: GanModel, what: str, paths: list) -> int:
 # --- generate ---------------------------------------------------------------------------------------------------------
 def generate(args: argparse.Namespace) -> int:
     """Pictures 0 to N-1 as PNGs, a grid of the first, and generate.json. Pictures that are there already are kept."""
-    model = open_sampler(args)
+    model = open_model(args, "stylegan2", "diffusion")
     choose_labels(model, args.label, [0])  # a wrong class is found before anything is written
     out = out_folder(args)
     settings = model.settings(args)
@@ -654,7 +720,9 @@ def generate(args: argparse.Namespace) -> int:
     names = [file_name(model, args.label, i) for i in first]
     shown = np.stack([read_picture(out / name) for name in names])
     save_png(out / "grid.png", image_grid(shown, math.ceil(math.sqrt(len(first))), labels=captions))
-    seeds = [runtime.seed_of(args.seed, i, "predict z") for i in range(number)]
+    seeds = [
+        runtime.seed_of(args.seed, i, "predict z") for i in range(min(number, GRID))
+    ]  # of the first, as an example
     write_json(out / "generate.json", model, args, settings, number=number, z_seeds=seeds)
     paths = [out / "grid.png", out / "generate.json"]
     if args.npz:
@@ -669,9 +737,9 @@ def generate(args: argparse.Namespace) -> int:
     )
 
 
-def write_npz(path: Path, model: GanModel, args: argparse.Namespace) -> None:
+def write_npz(path: Path, model: Trained, args: argparse.Namespace) -> None:
     """The PNGs of generate as one file for np.load, written picture by picture: any number needs no memory."""
-    shape = (args.number, model.G.channels, *model.size)
+    shape = (args.number, model.channels, *model.size)
     labels = choose_labels(model, args.label, list(range(args.number)))
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -683,7 +751,7 @@ def write_npz(path: Path, model: GanModel, args: argparse.Namespace) -> None:
             np.lib.format.write_array(column, np.full(args.number, -1) if labels is None else labels.numpy())
 
 
-def file_name(model: GanModel, choice: str, index: int) -> str:
+def file_name(model: Trained, choice: str, index: int) -> str:
     """000007.png, or 000007_AD.png; a class name may hold anything, a file name may not."""
     labels = choose_labels(model, choice, [index])
     name = "" if labels is None else "_" + re.sub(r"[^A-Za-z0-9.-]", "-", model.classes[int(labels)])[:60]
@@ -716,245 +784,105 @@ def pictures_in(out: Path) -> list[Path]:
     return [p for p in out.iterdir() if PICTURE.fullmatch(p.name) and p.is_file()]
 
 
-def is_complete(path: Path, size: tuple[int, int]) -> bool:
-    """Whether the file is a whole PNG of (height, width); its checksums are verified."""
-    if not path.is_file():
-        return False
-    try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            picture.verify()
-            return picture.size == size[::-1]
-    except Exception:  # a damaged PNG raises almost anything; it is made again
-        return False
-
-
 def wait(jobs: list) -> None:
     for job in jobs:
         job.result()
 
 
-def write_picture(out: Path, model: GanModel, args: argparse.Namespace, index: int, image: np.ndarray) -> None:
+def write_picture(out: Path, model: Trained, args: argparse.Namespace, index: int, image: np.ndarray) -> None:
     """image uint8 (C, H, W) as a PNG whose text chunks say how to make it again."""
     text = {"index": str(index), "seed": str(args.seed), "weights_sha256": model.sha256}
     save_png(out / file_name(model, args.label, index), as_picture(image), text)
 
 
-def as_picture(image: np.ndarray) -> Image.Image:
-    """uint8 (C, H, W), C 1 or 3."""
-    return Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
-
-
-def read_picture(path: Path) -> np.ndarray:
-    """uint8 (C, H, W) of a PNG that generate wrote."""
-    with Image.open(path, formats=("PNG",)) as picture:
-        pixels = np.asarray(picture)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
-# --- diffusion --------------------------------------------------------------------------------------------------------
-def open_sampler(args: argparse.Namespace) -> GanModel | DiffusionModel:
-    """The model that --run or --weights names, whose job says what it is; flags of the other kind are refused."""
-    path, device, dtype = where_and_how(args)
-    try:
-        job = read_weights(path)[1].get("job")
-    except (WeightsError, OSError) as error:
-        raise ConfigError(" ".join(str(error).split())) from None
-    if job == "vae":
-        raise ConfigError(
-            f"{path}: weights of a 'vae' job, which cannot generate by itself; use those of a stylegan2 or a diffusion run"
-        )
-    if job != "diffusion":
-        if any(value is not None for value in (args.sampler, args.steps, args.guidance)):
-            raise UsageError(
-                "--sampler, --steps and --guidance are of diffusion networks; this is a StyleGAN2, see --truncation"
-            )
-        return open_model(args)
-    if args.truncation != 1 or args.truncation_cutoff is not None or args.noise != "random":
-        raise UsageError("--truncation and --noise are of StyleGAN2; this is a diffusion network, see --guidance")
-    return load_diffusion(path, device, dtype=dtype, batch=batch_of(args, device), square=args.square)
-
-
-def load_diffusion(path: Path, device: torch.device, *, dtype: torch.dtype, batch: int, square: bool) -> DiffusionModel:
-    """Read a diffusion network from its weights file. Raises ConfigError, one line, on anything that is not one."""
-    tensors, about, sha256 = read_snapshot(Path(path))
-    if about.get("job") != "diffusion":
-        raise ConfigError(f"{path}: weights of a {about.get('job')!r} job; this command needs those of a diffusion run")
-    classes, geometry, nimg = checked_about(path, about)
-    c, shape, of_vae = about["config"], about.get("shape"), about.get("vae")
-    if not isinstance(shape, list) or len(shape) != 3 or any(type(n) is not int or not 1 <= n <= 4096 for n in shape):
-        raise ConfigError(f"{path}: its shape is malformed; copy the file again from the run")
-    conditional = c.get("conditional") is True
-    try:
-        schedule, times = diffusion.make_schedule(str(c.get("schedule"))), str(c.get("times"))
-        if c.get("target") not in diffusion.TARGETS or times not in diffusion.TIME_SETS:
-            raise ValueError(f"target {c.get('target')!r}, times {times!r}")
-        widths, sides = (
-            specs.numbers(str(c.get("widths")), "widths"),
-            specs.numbers(str(c.get("attention")), "attention"),
-        )
-        num_res, head_dim = (bounded(c, name, 4096) for name in ("num_res", "head_dim"))
-        if len(widths) > 8 or max(widths) > 8192 or num_res > 16:
-            raise ValueError(f"widths {c.get('widths')!r}, num_res {num_res}")
-        fast = diffusion.fast_times(times, bounded(c, "fast_steps", 1000)) if times.startswith("fast-") else None
-        with torch.device("meta"):  # nothing is allocated before the file's tensors are known to fit
-            unet = UNet(
-                shape[-1], shape[0], widths=widths, num_res=num_res, attention_sides=sides, head_dim=head_dim,
-                dropout=0.0, num_classes=len(classes) if conditional else 0,
-            )  # fmt: skip
-            vae = None if of_vae is None else VAE(**{name: bounded(of_vae, name, 4096) for name in VAE_FIELDS})
-            scale = LatentScale(torch.empty(shape[0]), torch.empty(shape[0]))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: its config is of no network ({error}); copy the file again from the run") from None
-    parts = {"unet": unet, "latent_scale": scale} | ({} if vae is None else {"vae_decoder": vae.decoder})
-    for name, module in parts.items():
-        state = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-        check_state(path, module, state)
-        module.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
-        module.to(device).eval().requires_grad_(False)
-    return DiffusionModel(
-        unet, scale, None if vae is None else vae.decoder, schedule, c["target"], fast, tuple(shape),
-        bounded(c, "resolution", 4096), classes if conditional else [], {} if square else geometry, nimg, str(path), sha256,
-        device, dtype, batch,
-    )  # fmt: skip
-
-
-def bounded(values: dict, name: str, high: int) -> int:
-    """A whole number of a config that may be a stranger's, from 1 to `high`."""
-    if type(values.get(name)) is not int or not 1 <= values[name] <= high:
-        raise ValueError(f"{name} is {values.get(name)!r}")
-    return values[name]
-
-
-def checked_about(path: Path, about: dict) -> tuple[list[str], dict, int]:
-    """(classes, geometry, nimg) of a weights file that may be a stranger's."""
-    classes, geometry, nimg = about.get("classes"), about.get("geometry") or {}, about.get("nimg")
-    if not isinstance(classes, list) or not all(isinstance(c, str) and c.isprintable() for c in classes):
-        raise ConfigError(f"{path}: its list of classes is malformed; copy the file again from the run")
-    try:
-        if geometry:
-            check_geometry(geometry)
-    except DataError as error:
-        raise ConfigError(f"{path}: {error}; copy the file again from the run") from None
-    return classes, geometry, nimg if isinstance(nimg, int) else 0
-
-
+# --- denoise ----------------------------------------------------------------------------------------------------------
 def denoise(args: argparse.Namespace) -> int:
-    """The estimates of the clean picture on the way from noise: rows are pictures, columns steps, the last is the result."""
-    path, device, dtype = where_and_how(args)
-    model = load_diffusion(path, device, dtype=dtype, batch=batch_of(args, device), square=args.square)
+    """The way from noise to a picture: what the network is given at each call, and above it what it makes of that."""
+    model = open_model(args, "diffusion")
     indices = list(range(args.number))
-    choose_labels(model, args.label, indices)
+    labels = choose_labels(model, args.label, indices)
     out = out_folder(args)
-    rows = []  # per picture (frames, C, H, W)
+    stages, noise_share = [], []  # per picture (frames, 2, C, H, W): estimate and state
     for i in tqdm(indices, unit=" pictures", disable=None):
-        frames: list[np.ndarray] = []
-        result = model.pictures(args, [i], watch=lambda images, frames=frames: frames.append(images[0]))
-        rows.append(np.stack([*frames, result[0]]))
-    count = len(rows[0])
-    shown = np.unique(np.linspace(0, count - 1, min(count, DENOISE_COLUMNS)).round().astype(int))
-    captions = [
-        text for caption in captions_of(model, args.label, indices) for text in [caption, *[""] * (len(shown) - 1)]
-    ]
-    save_png(out / "denoise.png", image_grid(np.concatenate([row[shown] for row in rows]), len(shown), labels=captions))
-    columns = math.ceil(math.sqrt(args.number))
-    grids = [np.asarray(image_grid(np.stack([row[k] for row in rows]), columns)) for k in range(count)]
-    frames = np.stack([g[None] if g.ndim == 2 else g.transpose(2, 0, 1) for g in grids])
-    hold = np.repeat(frames[-1:], args.fps, axis=0)  # the result stays for a second
-    atomic_write(out / "denoise.gif", gif_of(np.concatenate([frames, hold]), args.fps))
-    write_json(
-        out / "denoise.json", model, args, model.settings(args) | {"number": args.number, "fps": args.fps}, frames=count
-    )
-    what = f"{args.number} picture{'s' * (args.number > 1)} in {count} stages"
+        frames, noise_share = [], []
+
+        def watch(x: torch.Tensor, x0: torch.Tensor, t: torch.Tensor, frames=frames, share=noise_share) -> None:
+            frames.append(np.stack([model.decode(x0)[0], model.decode(x)[0]]))
+            alpha, sigma = (float(v) for v in model.net.schedule.alpha_sigma(t[:1].double().cpu()))
+            share.append(sigma**2 / (alpha**2 + sigma**2))
+
+        part = None if labels is None else labels[i : i + 1]
+        streams = [runtime.generator(args.seed, i, "predict fresh noise")]
+        result = model.sample(args, model.draw(args.seed, [i]), part, streams=streams, watch=watch)[0]
+        stages.append(np.stack([*frames, np.stack([result, result])]))
+    stages = np.stack(stages)
+    captions = [f"{100 * share:.0f} % noise" for share in noise_share] + ["result"]
+    save_png(out / "denoise.png", denoise_strip(stages, captions, captions_of(model, args.label, indices)))
+    atomic_write(out / "denoise.gif", denoise_gif(stages, captions, args.fps))
+    settings = model.settings(args) | {"number": args.number, "fps": args.fps}
+    write_json(out / "denoise.json", model, args, settings, frames=len(captions), noise=noise_share)
+    what = f"{args.number} picture{'s' * (args.number > 1)} in {len(captions)} stages"
     return report(model, what, [out / name for name in ("denoise.png", "denoise.gif", "denoise.json")])
 
 
+def denoise_strip(stages: np.ndarray, captions: list[str], names: list[str]) -> Image.Image:
+    """stages (pictures, frames, 2, C, H, W): two rows per picture, estimates above states, columns spread over the frames."""
+    count = stages.shape[1]
+    shown = np.unique(np.linspace(0, count - 1, min(count, DENOISE_COLUMNS)).round().astype(int))
+    cells = stages[:, shown].swapaxes(1, 2).reshape(-1, *stages.shape[3:])
+    rows = [text for name in names for text in (f"{name}, estimate", "noisy state")]
+    return image_grid(cells, len(shown), row_labels=rows, column_labels=[captions[k] for k in shown])
+
+
+def denoise_gif(stages: np.ndarray, captions: list[str], fps: int) -> bytes:
+    """The same as a film: each picture's noisy state, and the estimate beside it; the result stays for two seconds."""
+    pairs = min(max(round(math.sqrt(len(stages) / 2)), 1), 4)  # about square, as a pair is twice as wide
+    frames = []
+    for k, caption in enumerate(captions):
+        cells = stages[:, k, ::-1].reshape(-1, *stages.shape[3:])
+        titles = [caption, "estimate"] * min(pairs, len(stages))
+        grid = np.asarray(image_grid(cells, 2 * pairs, column_labels=titles))
+        frames.append(grid[None] if grid.ndim == 2 else grid.transpose(2, 0, 1))
+    return gif_of(np.stack(frames + frames[-1:] * (2 * fps)), fps)
+
+
 # --- reconstruct ------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class VaeModel:
-    """A trained VAE and what its weights file says of it."""
-
-    vae: VAE
-    config: dict
-    classes: list[str]
-    nimg: int
-    path: str
-    sha256: str
-    device: torch.device
-    dtype: torch.dtype
-    batch: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.config["resolution"], self.config["resolution"]
-
-    @torch.inference_mode()
-    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
-        """images float32 (B, C, R, R) in 0 .. 1 -> the same, through the posterior's mean."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            outputs = [self.vae.decode(self.vae.encode(part)[0]) for part in (2 * images - 1).split(self.batch)]
-        return ((torch.cat(outputs).clamp(-1, 1) + 1) / 2).float()
-
-
-def load_vae(path: Path, device: torch.device, *, dtype: torch.dtype, batch: int) -> VaeModel:
-    """Read a VAE from its weights file. Raises ConfigError, one line, on anything that is not one."""
-    tensors, about, sha256 = read_snapshot(Path(path))
-    if about.get("job") != "vae":
-        raise ConfigError(f"{path}: weights of a {about.get('job')!r} job; this command needs those of a vae run")
-    classes, _, nimg = checked_about(path, about)
-    try:
-        bounded(about["config"], "resolution", 4096)
-        with torch.device("meta"):
-            vae = VAE(**{name: bounded(about["config"], name, 4096) for name in VAE_FIELDS})
-    except ValueError as error:
-        raise ConfigError(f"{path}: its config is of no network ({error}); copy the file again from the run") from None
-    state = {k.removeprefix("vae."): v for k, v in tensors.items() if k.startswith("vae.")}
-    check_state(path, vae, state)
-    vae.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
-    vae.to(device).eval().requires_grad_(False)
-    return VaeModel(vae, about["config"], classes, nimg, str(path), sha256, device, dtype, batch)
-
-
 def reconstruct(args: argparse.Namespace) -> int:
     """PSNR and SSIM of slices against their reconstructions, over all pixels and inside the head, and a grid of both."""
-    path, device, dtype = where_and_how(args)
-    model = load_vae(path, device, dtype=dtype, batch=batch_of(args, device))
+    model = open_model(args, "vae")
     pack = slices_of(model, args)
     number = min(args.number or len(pack), len(pack))
     pick = np.linspace(0, len(pack) - 1, number).round().astype(int)
     out = out_folder(args)
     scores: dict[str, list[float]] = {name: [] for name in ("l1", "psnr", "ssim", "psnr_head", "ssim_head")}
-    shown = []
+    shown, wanted = [], set(np.linspace(0, number - 1, min(number, RECONSTRUCT_COLUMNS)).round().astype(int).tolist())
     for start in tqdm(range(0, number, args.batch), unit=" batches", disable=None):
-        pixels = torch.from_numpy(np.array(pack.images[pick[start : start + args.batch]]))
-        real = (to_float(pixels.to(device)) + 1) / 2
-        output = model.reconstruct(real)
+        pixels = rows_of(pack, pick[start : start + args.batch])
+        output = model.decode(model.encode(pixels))
+        real = (to_float(pixels.to(model.device)) + 1) / 2
         mask = head_mask(real)
         values = ((real - output).abs().flatten(1).mean(1), psnr(output, real), ssim(output, real),
                   psnr(output, real, mask), ssim(output, real, mask))  # fmt: skip
         for name, value in zip(scores, values, strict=True):
             scores[name] += value.double().tolist()
-        if len(shown) < 8:
-            both = zip(real, output, strict=True)
-            shown += [torch.stack([a, b, (3 * (a - b).abs()).clamp(max=1)]) for a, b in both][: 8 - len(shown)]
-    figures = by_subject(scores, [pack.subjects[i] or pack.names[i] for i in pick])
+        for i in (i for i in range(len(pixels)) if start + i in wanted):
+            shown.append(torch.stack([real[i], output[i], (3 * (real[i] - output[i]).abs()).clamp(max=1)]))
+    figures, table = by_subject(scores, [pack.subjects[i] or pack.names[i] for i in pick])
     grid = (torch.stack(shown, dim=1).flatten(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     rows = ["slice", "through the VAE", "3 x difference"]
-    save_png(out / "reconstruct.png", image_grid(grid, len(shown), row_labels=rows))
-    about = {
-        "command": args.command,
-        "weights": model.path,
-        "nimg": model.nimg,
-        "data": pack.meta["describe"],
-        "slices": number,
+    captions = [f"{scores['psnr'][i]:.1f} dB" for i in sorted(wanted)]
+    save_png(out / "reconstruct.png", image_grid(grid, len(shown), row_labels=rows, column_labels=captions))
+    write_csv(out / "reconstruct.csv", ["subject", "slices", *scores], table)
+    settings = {
+        "weights_sha256": model.sha256,
+        "split": args.split,
+        "precision": str(model.dtype).removeprefix("torch."),
     }
-    atomic_write(
-        out / "reconstruct.json", json.dumps({**about, "weights_sha256": model.sha256, **figures}, indent=1) + "\n"
-    )
+    write_json(out / "reconstruct.json", model, args, settings, data=pack.meta["describe"], slices=number, **figures)
     for name, (mean, sd) in figures["mean and sd over subjects"].items():
         print(f"{name:10} {mean:8.4g} +- {sd:.3g}")
-    return report(
-        model, f"{number} slices of {figures['subjects']} subjects", [out / "reconstruct.png", out / "reconstruct.json"]
-    )
+    paths = [out / f"reconstruct.{kind}" for kind in ("png", "csv", "json")]
+    return report(model, f"{number} slices of {figures['subjects']} subjects", paths)
 
 
 def slices_of(model: VaeModel, args: argparse.Namespace) -> Pack:
@@ -966,36 +894,47 @@ def slices_of(model: VaeModel, args: argparse.Namespace) -> Pack:
     try:
         if args.split != "auto":
             return ensure_pack(data, split=args.split, **shape)
-        return ensure_held_out(data, "auto", **shape) or ensure_pack(data, **shape)
+        said: list[str] = []  # only what turned out well: an error is one line
+        pack = ensure_held_out(data, "auto", log=said.append, **shape) or ensure_pack(data, log=said.append, **shape)
+        print("\n".join(said))
+        return pack
     except DataError as error:
         raise ConfigError(str(error)) from None
 
 
-def by_subject(scores: dict[str, list[float]], subjects: list[str]) -> dict:
-    """Mean over each subject's slices, then mean and standard deviation over the subjects: slices of one are not independent.
+def by_subject(scores: dict[str, list[float]], subjects: list[str]) -> tuple[dict, list[list]]:
+    """(figures, a row for each subject): the mean over each subject's slices, then mean and standard deviation over the
+    subjects, as slices of one are not independent.
 
     What is not finite (a slice without a head, an exact copy) is left out and counted.
     """
     names = sorted(set(subjects))
     index = np.array([names.index(s) for s in subjects])
-    figures, left_out = {}, {}
+    figures, left_out, columns = {}, {}, []
     for score, values in scores.items():
         values = np.array(values)
         finite = np.isfinite(values)
-        means = np.array(
-            [values[finite & (index == k)].mean() for k in range(len(names)) if (finite & (index == k)).any()]
-        )
+        columns.append([mean_of(values[finite & (index == k)]) for k in range(len(names))])
+        means = np.array([value for value in columns[-1] if value is not None])
         left_out[score] = int((~finite).sum())
         sd = float(means.std(ddof=1)) if len(means) > 1 else 0.0
-        figures[score] = [float(means.mean()) if len(means) else math.nan, sd]
-    return {"mean and sd over subjects": figures, "subjects": len(names), "left out": left_out}
+        figures[score] = [mean_of(means), sd]
+    table = [[name, int((index == k).sum()), *(column[k] for column in columns)] for k, name in enumerate(names)]
+    return {"mean and sd over subjects": figures, "subjects": len(names), "left out": left_out}, table
+
+
+def mean_of(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 # --- mix --------------------------------------------------------------------------------------------------------------
 def mix(args: argparse.Namespace) -> int:
     """A grid: cell (r, c) has the styles of column source c in the layers `--styles`, and of row source r elsewhere."""
-    model = open_model(args)
-    first, last = style_layers(model.G, args.styles)
+    model = open_model(args, "stylegan2")
+    try:
+        first, last = style_layers(model.G, args.styles)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     at_left = list(range(args.rows))
     on_top = list(range(args.rows, args.rows + args.cols))
     left, top = styles_of(model, args, at_left), styles_of(model, args, on_top)
@@ -1004,37 +943,13 @@ def mix(args: argparse.Namespace) -> int:
     rows = [np.full_like(top_images[:1], BACKGROUND), top_images]  # the empty corner, then the sources
     for ws in tqdm(left, unit=" rows", disable=None):
         rows += [synthesise(model, ws[None]), synthesise(model, mix_layers(ws.expand_as(top), top, first, last))]
-    captions = ["", *captions_of(model, args.label, on_top)]
-    for caption in captions_of(model, args.label, at_left):
-        captions += [caption, *[""] * args.cols]
-    save_png(out / "mix.png", image_grid(np.concatenate(rows), args.cols + 1, labels=captions))
+    titles = {"column_labels": ["", *captions_of(model, args.label, on_top)],
+              "row_labels": ["", *captions_of(model, args.label, at_left)]}  # fmt: skip
+    save_png(out / "mix.png", image_grid(np.concatenate(rows), args.cols + 1, **titles))
     settings = settings_of(model, args, "truncation", "truncation_cutoff", "rows", "cols", "styles")
     write_json(out / "mix.json", model, args, settings, layers_from_top=[first, last], left=at_left, top=on_top)
     what = f"{args.rows} x {args.cols} mixed pictures (layers {first}-{last} from the top)"
     return report(model, what, [out / "mix.png", out / "mix.json"])
-
-
-def mix_layers(ws: torch.Tensor, other: torch.Tensor, first: int, last: int) -> torch.Tensor:
-    """ws, other (B, num_ws, w_dim) -> ws with the layers first to last (inclusive) of `other`."""
-    layers = torch.arange(ws.shape[1], device=ws.device)[:, None]
-    return torch.where((layers >= first) & (layers <= last), other, ws)
-
-
-def style_layers(G: Generator, styles: str) -> tuple[int, int]:
-    """First and last layer of "coarse" (4-8 px), "middle" (16-32 px), "fine" (64 px and more) or "A-B"."""
-    sizes = [h for h, _ in G.noise_shapes]
-    sizes.append(sizes[-1])  # the last toRGB has a style of its own
-    low, high = {"coarse": (4, 8), "middle": (16, 32), "fine": (64, 1024)}.get(styles, (0, 0))
-    layers = [i for i, size in enumerate(sizes) if low <= size <= high]
-    match = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", styles, re.ASCII)
-    if match:
-        layers = range(int(match[1]), int(match[2] or match[1]) + 1)
-    if not layers or layers[-1] >= G.num_ws:
-        raise UsageError(
-            f"--styles {styles}: this {G.resolution} px network has the layers 0-{G.num_ws - 1}; choose coarse, "
-            f"middle, {'fine, ' if G.resolution >= 64 else ''}or A-B with A <= B among them"
-        )
-    return layers[0], layers[-1]
 
 
 # --- interpolate ------------------------------------------------------------------------------------------------------
@@ -1044,67 +959,74 @@ def interpolate(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--number {args.number} x --steps {args.steps} are more than {MAX_FRAMES} frames; lower one of them"
         )
-    model = open_model(args)
+    model = open_model(args, "stylegan2", "diffusion")
+    if args.sampler == "ancestral":
+        raise UsageError(
+            "--sampler ancestral adds new noise to every frame; leave it out, or use midpoint, dpmpp-2m or ddim"
+        )
     keys = list(range(args.number))
-    z, labels = draw_z(model, args.seed, keys), choose_labels(model, args.label, keys)
+    choose_labels(model, args.label, keys)
     out = out_folder(args)
-    frames, strip, captions = [], [], []
+    frames, strip = [], []
     columns = min(args.steps, STRIP_COLUMNS)
     shown = [args.steps * j // columns for j in range(columns)]
     for k in tqdm(keys, unit=" latents", disable=None):
-        w = segment(model, z, labels, k, (k + 1) % args.number, args.steps, args.space)
-        ws = model.G.truncate(model.G.broadcast(w), args.truncation, args.truncation_cutoff)
-        images = synthesise(model, ws)
+        walk = walk_noise if isinstance(model, DiffusionModel) else walk_styles
+        images = walk(model, args, k, (k + 1) % args.number)
         frames.append(images)
         if k < STRIP_ROWS:
             strip.append(images[shown])
-            captions += [*captions_of(model, args.label, [k]), *[""] * (columns - 1)]
     frames = np.concatenate(frames)
     atomic_write(out / "interpolate.gif", gif_of(frames, args.fps))
-    save_png(out / "strip.png", image_grid(np.concatenate(strip), columns, labels=captions))
-    settings = settings_of(model, args, "truncation", "truncation_cutoff", "number", "steps", "space", "fps")
+    save_png(
+        out / "strip.png",
+        image_grid(np.concatenate(strip), columns, row_labels=captions_of(model, args.label, keys[: len(strip)])),
+    )
+    if isinstance(model, DiffusionModel):
+        settings = model.settings(args) | {"space": "z"}
+    else:
+        settings = settings_of(model, args, "truncation", "truncation_cutoff") | {"space": args.space or "w"}
+    settings |= {"frames_per_latent": args.steps, "number": args.number, "fps": args.fps}
     write_json(out / "interpolate.json", model, args, settings, frames=len(frames))
     paths = [out / name for name in ("interpolate.gif", "strip.png", "interpolate.json")]
     return report(model, f"{len(frames)} frames", paths)
 
 
-def gif_of(images: np.ndarray, fps: int) -> bytes:
-    """uint8 (N, C, H, W) as a GIF that loops for ever. Grey is kept exactly, colour is cut to 256 of each frame."""
-    frames = [as_picture(image) for image in images]
-    if images.shape[1] == 1:
-        # Left to itself, Pillow gives all frames the greys that the first one has.
-        frames = [Image.frombytes("P", frame.size, frame.tobytes()) for frame in frames]
-        for frame in frames:
-            frame.putpalette(bytes(grey for grey in range(256) for _ in range(3)))
-    buffer = io.BytesIO()
-    delay = round(100 / fps) * 10  # a GIF counts in hundredths of a second
-    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=delay, loop=0, optimize=False)
-    return buffer.getvalue()
+def walk_styles(model: GanModel, args: argparse.Namespace, a: int, b: int) -> np.ndarray:
+    """uint8 (steps, C, H, W) from latent a (included) to latent b (not included) of a StyleGAN2."""
+    w = segment(
+        model, draw_z(model, args.seed, [a, b]), choose_labels(model, args.label, [a, b]), args.steps, args.space
+    )
+    return synthesise(model, model.G.truncate(model.G.broadcast(w), args.truncation, args.truncation_cutoff))
+
+
+def walk_noise(model: DiffusionModel, args: argparse.Namespace, a: int, b: int) -> np.ndarray:
+    """uint8 (steps, C, H, W) from picture a (included) to picture b (not included) of a diffusion network: the noise
+    turns from one to the other, and between two classes the predictions of both are blended."""
+    ends, labels = model.draw(args.seed, [a, b]).flatten(1), choose_labels(model, args.label, [a, b])
+    images = []
+    for amounts in (torch.arange(args.steps) / args.steps).to(model.device).split(model.batch):
+        n = len(amounts)
+        noise = slerp(ends[:1].expand(n, -1), ends[1:].expand(n, -1), amounts[:, None]).view(n, *model.net.shape)
+        here, there = (None, None) if labels is None else (label.expand(n).to(model.device) for label in labels)
+        images.append(model.sample(args, noise, here, towards=there, share=amounts))
+    return np.concatenate(images)
 
 
 def segment(
-    model: GanModel, z: torch.Tensor, labels: torch.Tensor | None, a: int, b: int, steps: int, space: str
+    model: GanModel, z: torch.Tensor, labels: torch.Tensor | None, steps: int, space: str | None
 ) -> torch.Tensor:
-    """w (steps, w_dim) from latent a (included) to latent b (not included).
+    """w (steps, w_dim) from the first of two latents z (2, z_dim) to the second, which is not included.
 
     The class cannot turn by degrees in z, so between two classes the w of both are blended.
     """
     t = (torch.arange(steps, device=z.device) / steps)[:, None]
-    from_z, to_z = z[a : a + 1].expand(steps, -1), z[b : b + 1].expand(steps, -1)
+    from_z, to_z = z[:1].expand(steps, -1), z[1:].expand(steps, -1)
     if space == "z":
         from_z = to_z = slerp(from_z, to_z, t)
-    from_w = map_latents(model, from_z, None if labels is None else labels[a].expand(steps))
-    to_w = map_latents(model, to_z, None if labels is None else labels[b].expand(steps))
+    from_w = map_latents(model, from_z, None if labels is None else labels[0].expand(steps))
+    to_w = map_latents(model, to_z, None if labels is None else labels[1].expand(steps))
     return torch.lerp(from_w, to_w, t)
-
-
-def slerp(a: torch.Tensor, b: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Spherical interpolation (Shoemake 1985): a, b (B, D), t (B, 1) from 0 to 1 -> (B, D); exactly a at 0."""
-    cosine = torch.cosine_similarity(a, b, dim=1)[:, None].clamp(-1, 1)
-    omega = torch.acos(cosine)
-    sine = torch.sin(omega)
-    turned = (torch.sin((1 - t) * omega) / sine) * a + (torch.sin(t * omega) / sine) * b
-    return torch.where(sine < 1e-4, torch.lerp(a, b, t), turned)  # (anti)parallel: there is no one great circle
 
 
 # --- real slices and the features of both ---------------------------------------------------------------------------
@@ -1125,7 +1047,7 @@ class RealSlices:
         return torch.tensor([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
-def open_data(args: argparse.Namespace, model: GanModel, say) -> RealSlices:
+def open_data(args: argparse.Namespace, model: Trained, say) -> RealSlices:
     """Both splits of --data, or of what the run was trained on. ConfigError where nothing is held out."""
     spec = args.data or model.config.get("data")
     crop = model.config.get("crop")
@@ -1133,7 +1055,7 @@ def open_data(args: argparse.Namespace, model: GanModel, say) -> RealSlices:
         raise UsageError(f"{model.path} does not say what it was trained on; name the real slices with --data")
     if spec.lower().endswith(".pack"):
         raise UsageError(f"{spec}: a pack holds one split; name the folder that it was packed from with --data")
-    shape = dict(resolution=model.G.resolution, channels=model.G.channels, crop=crop if isinstance(crop, int) else 0)
+    shape = dict(resolution=model.resolution, channels=model.channels, crop=crop if isinstance(crop, int) else 0)
     train, heldout = (ensure_pack(spec, split=s, log=say, progress=False, **shape) for s in ("train", "test"))
     if len(heldout) < MIN_HELDOUT:
         raise ConfigError(f"{spec}: only {len(heldout)} held-out slices, and figures need {MIN_HELDOUT}; use more data")
@@ -1150,16 +1072,22 @@ def rows_of(pack: Pack, rows) -> torch.Tensor:
     return torch.from_numpy(np.array(pack.images[rows]))
 
 
-def open_features(args: argparse.Namespace, train: Pack, out: Path, rt: runtime.Runtime) -> tuple[torch.nn.Module, str]:
-    """(network uint8 (B, C, R, R) -> (B, D), its name). Rank 0 trains the encoder where there is none yet."""
-    if args.feature_weights:
-        try:
-            network, name = load_pretrained(args.feature_weights)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        return network.to(
-            rt.device
-        ), f"{name}, {Path(args.feature_weights).name} {sha256_of(args.feature_weights)[:12]}"
+def given_features(args: argparse.Namespace) -> tuple[torch.nn.Module, str] | None:
+    """What open_features returns, of --feature-weights; None without it. Read before anything that takes long."""
+    if not args.feature_weights:
+        return None
+    try:
+        network, name = load_pretrained(args.feature_weights)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return network, f"{name}, {Path(args.feature_weights).name} {sha256_of(args.feature_weights)[:12]}"
+
+
+def open_features(given, train: Pack, out: Path, rt: runtime.Runtime) -> tuple[torch.nn.Module, str]:
+    """(network uint8 (B, C, R, R) -> (B, D), its name): the given ones, else of the encoder of these training slices,
+    which rank 0 trains where there is none yet."""
+    if given is not None:
+        return given[0].to(rt.device), given[1]
     folder = Path(train.path).parent
     folder = folder if os.access(folder, os.W_OK) else out
     path = folder / f"encoder-v{encoder.VERSION}-{train.digest[:16]}.safetensors"
@@ -1222,75 +1150,71 @@ def measure(
     return runtime.reduce_sum(rt, features), runtime.reduce_sum(rt, thumbs)
 
 
-def generated(model: GanModel, args: argparse.Namespace):
-    """range or list of indices -> the generated slices, uint8 (B, C, R, R), each with noise of its own as in training."""
-
-    def images_of(indices) -> torch.Tensor:
-        indices = list(indices)
-        noise = draw_noise(model, args.seed, indices)
-        return torch.from_numpy(synthesise(model, styles_of(model, args, indices), noise))
-
-    return images_of
+def generated(model: GanModel | DiffusionModel, args: argparse.Namespace):
+    """range or list of indices -> the generated slices, uint8 (B, C, R, R)."""
+    if model.device.type == "cpu":  # chunks are the same for any --batch and any number of ranks: passes can be larger
+        model = replace(model, batch=MEASURE_BATCH)
+    return lambda indices: torch.from_numpy(model.pictures(args, list(indices)))
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 def evaluate(args: argparse.Namespace) -> int:
     """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them."""
-    started = time.monotonic()
+    clock = [time.monotonic()]
     rt = runtime.init_runtime()
     if rt.world == 1 and args.device == "cpu":
         rt = replace(rt, device=torch.device("cpu"))
-    model = open_model(args, rt.device)
-    say = print if rt.rank == 0 else lambda text: None
-    real = open_data(args, model, say)
+    model = open_model(args, "stylegan2", "diffusion", device=rt.device)
+    labels = choose_labels(model, args.label, list(range(args.number)))
+    given = given_features(args)
+    real = open_data(args, model, print if rt.rank == 0 else lambda text: None)
     out = out_folder(args)
-    network, features_name = open_features(args, real.train, out, rt)
+    network, features_name = open_features(given, real.train, out, rt)
     images_of = generated(model, args)
-    fake, fake_thumbs = measure(rt, network, images_of, args.number, "generated")
-    train, train_thumbs = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
-    heldout, heldout_thumbs = measure(
-        rt, network, lambda r: rows_of(real.heldout, r), len(real.heldout), "held-out slices"
-    )
+    clock.append(time.monotonic())
+    fake = measure(rt, network, images_of, args.number, "generated")
+    clock.append(time.monotonic())
+    train = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
+    heldout = measure(rt, network, lambda r: rows_of(real.heldout, r), len(real.heldout), "held-out slices")
+    clock.append(time.monotonic())
     runtime.shutdown(rt)
     if rt.rank:
         return stop.DONE
-    labels = choose_labels(model, args.label, list(range(args.number)))
-    subjects = real.subjects(real.heldout)
-    count = min(args.number, len(train))
-    spread = torch.linspace(0, len(train) - 1, count).round().long()  # over all training subjects
-    distances = {
-        "generated": set_figures(fake[:count], heldout, args.seed),
-        "training slices": set_figures(train[spread], heldout, args.seed),
-    }
-    groups = subjects.to(rt.device)
-    copies = {}
-    spaces = {
-        "pixels": (fake_thumbs, train_thumbs, heldout_thumbs, None),
-        "features": (fake, train, heldout, train.mean(0)),
-    }
-    for space, (a, b, c, centre) in spaces.items():
-        copies[space], pairs = quality.copying(a, b, c, groups, centre)
-        save_png(out / f"copies-{space}.png", pairs_picture(pairs, images_of, real.train))
-        copies[space]["closest"] = [
-            {"generated": i, "training": real.train.names[j], "distance": d} for i, j, d in pairs
-        ]
+    count = min(args.number, len(real.train))
+    spread = torch.linspace(0, len(real.train) - 1, count).round().long()  # over all training subjects
     figures = {
-        "distances": distances,
+        "distances": {"generated": set_figures(fake[0][:count], heldout[0], args.seed),
+                      "training slices": set_figures(train[0][spread], heldout[0], args.seed)},
         "ms_ssim": diversity_of_pairs(args, model, real, images_of, labels),
-        "copying": copies,
-    }
+        "copying": copying_figures(fake, train, heldout, real, images_of, out),
+    }  # fmt: skip
     if labels is not None:
-        sets = [(x, y.to(rt.device)) for x, y in
-                ((fake, labels), (train, real.labels(real.train)), (heldout, real.labels(real.heldout)))]  # fmt: skip
+        sets = ((fake[0], labels), (train[0], real.labels(real.train)), (heldout[0], real.labels(real.heldout)))
+        sets = [(x[(y >= 0).to(x.device)], y[y >= 0].to(x.device)) for x, y in sets]
         figures["class_fidelity"] = quality.class_fidelity(*sets, len(model.classes))
-    notes = notes_on(count, args.number, len(heldout), fake.shape[1])
-    about = data_settings(real)
-    settings = settings_of(model, args, "number") | {"features": features_name}
+    clock.append(time.monotonic())
+    notes = notes_on(model, count, args.number, len(real.heldout), network.dim)
+    phases = ("start", "generated", "real slices", "figures")
+    seconds = {name: round(b - a, 2) for name, (a, b) in zip(phases, pairwise(clock), strict=True)}
+    about, settings = data_settings(real), model.settings(args) | {"number": args.number, "features": features_name}
     write_json(out / "metrics.json", model, args, settings, data=about, compared=count, **figures, notes=notes,
-               ranks=rt.world, seconds=round(time.monotonic() - started, 1))  # fmt: skip
+               ranks=rt.world, seconds=seconds)  # fmt: skip
     print_figures(figures, features_name, about, notes)
     names = ("metrics.json", "copies-pixels.png", "copies-features.png")
     return report(model, f"{args.number} slices evaluated", [out / name for name in names])
+
+
+def copying_figures(fake: tuple, train: tuple, heldout: tuple, real: RealSlices, images_of, out: Path) -> dict:
+    """How near generated slices are to training ones by pixels and by features, with a picture of the closest of each;
+    the three are what measure() found: (features, thumbnails)."""
+    groups = real.subjects(real.heldout).to(fake[0].device)
+    found = {}
+    for space, k, centre in (("pixels", 1, None), ("features", 0, train[0].mean(0))):
+        found[space], pairs = quality.copying(fake[k], train[k], heldout[k], groups, centre)
+        closest = [{"generated": i, "training": real.train.names[j], "distance": d} for i, j, d in pairs]
+        found[space]["closest"] = closest
+        save_png(out / f"copies-{space}.png", pairs_picture(pairs, images_of, real.train))
+    return found
 
 
 def data_settings(real: RealSlices) -> dict:
@@ -1312,7 +1236,7 @@ def set_figures(samples: torch.Tensor, heldout: torch.Tensor, seed: int) -> dict
     )
 
 
-def diversity_of_pairs(args: argparse.Namespace, model: GanModel, real: RealSlices, images_of, labels) -> dict:
+def diversity_of_pairs(args: argparse.Namespace, model: Trained, real: RealSlices, images_of, labels) -> dict:
     """MS-SSIM of random pairs within each class: of generated slices, and of held-out ones of different subjects."""
     pool = min(args.number, PAIR_POOL)
     fakes = images_of(range(pool))
@@ -1350,11 +1274,15 @@ def pairs_picture(pairs: list, images_of, train: Pack, columns: int = 8) -> Imag
     return image_grid(np.concatenate(shown), columns, labels=captions, row_labels=rows)
 
 
-def notes_on(compared: int, number: int, heldout: int, dim: int) -> list[str]:
+def notes_on(model: Trained, compared: int, number: int, heldout: int, dim: int) -> list[str]:
     """What a reader of the figures has to know."""
     notes = [f"distances compare sets of {compared:,} slices with {heldout:,} held-out ones, both kinds alike"]
     if compared < number:
         notes.append(f"the first {compared:,} of {number:,} generated slices, as there are no more training slices")
+    if model.config.get("split") == "all":
+        notes.append(
+            "the model was trained with --split all, so on these held-out slices too: copies cannot be told here"
+        )
     if heldout < 10 * dim:
         notes.append(
             f"{heldout:,} held-out slices are few for {dim} features: the FID is much raised by that, for real slices as well; "
@@ -1391,45 +1319,65 @@ def print_figures(figures: dict, features: str, data: dict, notes: list[str]) ->
 
 # --- tsne -------------------------------------------------------------------------------------------------------------
 def tsne(args: argparse.Namespace) -> int:
-    """Features of real and generated slices in two dimensions, by class and by subject; w by class; and a CSV of them."""
+    """t-SNE, a picture and a CSV of it: features of real and generated slices by class and by subject, and the w of a
+    StyleGAN2 by class; the latents of real slices by class and by subject where the model is a VAE."""
     try:
         from sklearn.manifold import TSNE
     except ImportError:
         raise ConfigError("tsne needs scikit-learn, which nothing else does: pip install scikit-learn") from None
     rt = alone(args)
-    model = open_model(args, rt.device)
+    model = open_model(args, "stylegan2", "diffusion", "vae", device=rt.device)
+    if isinstance(model, VaeModel) and args.feature_weights:
+        raise UsageError("--feature-weights: of a VAE the latents themselves are shown; leave it out")
     labels = choose_labels(model, args.label, list(range(args.number)))
+    given = given_features(args)
     real = open_data(args, model, print)
-    out = out_folder(args)
-    network, features_name = open_features(args, real.train, out, rt)
-    fake, _ = measure(rt, network, generated(model, args), args.number, "generated")
     rows = torch.linspace(0, len(real.heldout) - 1, min(args.number, len(real.heldout))).round().long()
-    truth, _ = measure(rt, network, lambda r: rows_of(real.heldout, rows[r.start : r.stop].numpy()), len(rows), "real")
+    out = out_folder(args)
 
     def embed(x: torch.Tensor) -> np.ndarray:
         perplexity = min(30.0, (len(x) - 1) / 3)
         settings = dict(init="pca", perplexity=perplexity, random_state=args.seed % (1 << 32))
         return TSNE(2, **settings).fit_transform(x.double().cpu().numpy())
 
-    points = embed(torch.cat([truth, fake]))
     classes = real.heldout.classes
     real_classes = [classes[k] if k >= 0 else "" for k in real.labels(real.heldout)[rows].tolist()]
-    fake_classes = ["" if labels is None else model.classes[int(labels[i])] for i in range(args.number)]
     subjects = [real.heldout.subjects[i] for i in rows.tolist()]
-    table = [("real", *point, k, s) for point, k, s in zip(points[: len(rows)], real_classes, subjects, strict=True)]
-    table += [("generated", *point, k, "") for point, k in zip(points[len(rows) :], fake_classes, strict=True)]
-    if model.classes:
+    fake_classes = ["" if labels is None else model.classes[int(labels[i])] for i in range(args.number)]
+    if isinstance(model, VaeModel):
+        what, settings = (
+            f"latents (means) of {Path(model.path).absolute().parent.name}",
+            {"seed": args.seed, "weights_sha256": model.sha256},
+        )
+        parts = tqdm(rows.split(MEASURE_CHUNK), unit=" chunks", disable=None)
+        latents = torch.cat([model.encode(rows_of(real.heldout, part.numpy())) for part in parts])
+        points = embed(latents.flatten(1))
+        table = [("real", *point, k, s) for point, k, s in zip(points, real_classes, subjects, strict=True)]
+    else:
+        network, what = open_features(given, real.train, out, rt)
+        fake, _ = measure(rt, network, generated(model, args), args.number, "generated")
+        truth, _ = measure(
+            rt, network, lambda r: rows_of(real.heldout, rows[r.start : r.stop].numpy()), len(rows), "real"
+        )
+        settings = model.settings(args)
+        points = embed(torch.cat([truth, fake]))
+        table = [("real", *point, k, s) for point, k, s in zip(points, real_classes, subjects, strict=False)]
+        table += [("generated", *point, k, "") for point, k in zip(points[len(rows) :], fake_classes, strict=True)]
+    if isinstance(model, GanModel) and model.classes:
         z = draw_z(model, args.seed, list(range(args.number)))
         table += [("w", *p, k, "") for p, k in zip(embed(map_latents(model, z, labels)), fake_classes, strict=True)]
-    lines = ["source,x,y,class,subject", *(f"{a},{x:.5g},{y:.5g},{quoted(k)},{quoted(s)}" for a, x, y, k, s in table)]
-    atomic_write(out / "tsne.csv", "\n".join(lines) + "\n")
-    atomic_write(out / "tsne.png", scatter_plots(table, features_name))
-    settings = settings_of(model, args, "number") | {"features": features_name}
+    write_csv(
+        out / "tsne.csv",
+        ["source", "x", "y", "class", "subject"],
+        [[a, float(x), float(y), k, s] for a, x, y, k, s in table],
+    )
+    atomic_write(out / "tsne.png", scatter_plots(table, "latents" if isinstance(model, VaeModel) else "features", what))
+    settings |= {"number": args.number, "features": what}
     write_json(out / "tsne.json", model, args, settings, data=data_settings(real), real=len(rows))
+    made = "" if isinstance(model, VaeModel) else f" and {args.number} generated"
     return report(
-        model, f"t-SNE of {len(rows)} real and {args.number} generated slices",
-        [out / name for name in ("tsne.png", "tsne.csv", "tsne.json")],
-    )  # fmt: skip
+        model, f"t-SNE of {len(rows)} real{made} slices", [out / f"tsne.{kind}" for kind in ("png", "csv", "json")]
+    )
 
 
 def alone(args: argparse.Namespace) -> runtime.Runtime:
@@ -1438,46 +1386,10 @@ def alone(args: argparse.Namespace) -> runtime.Runtime:
     return runtime.Runtime(0, 1, 0, torch.device("cuda" if cuda else "cpu"), torch.get_num_threads())
 
 
-def quoted(text: str) -> str:
-    """A CSV field; names may hold anything."""
-    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\n\r]', text) else text
-
-
-def scatter_plots(table: list[tuple], features: str, most: int = 9) -> bytes:
-    """A PNG of (source, x, y, class, subject): by class, by subject (the `most` frequent ones), and w by class."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    slices, styles = [r for r in table if r[0] != "w"], [r for r in table if r[0] == "w"]
-    counts = Counter(r[4] for r in slices if r[4])
-    named = {s for s, n in counts.most_common(most) if n > 1}
-    panels = [("features, by class", slices, lambda r: " ".join(filter(None, (r[0], r[3])))),
-              ("features, by subject", slices, lambda r: r[4] if r[4] in named else f"{r[0]}, others" if named else r[0]),
-              ("latents w, by class", styles, lambda r: r[3])]  # fmt: skip
-    panels = [panel for panel in panels if panel[1] and (panel[0] != "features, by subject" or named)]
-    figure = Figure(figsize=(5.5 * len(panels), 5.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axis, (title, rows, group_of) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        groups = sorted({group_of(r) for r in rows}, key=lambda g: ("generated" not in g and "others" not in g, g))
-        for i, group in enumerate(groups):  # what is many comes first, so that it covers nothing
-            xy = np.array([r[1:3] for r in rows if group_of(r) == group], float)
-            color = "0.75" if "others" in group or group == "generated" else f"C{i % 10}"
-            marker = "x" if group.startswith("generated") else "o"
-            axis.scatter(*xy.T, s=14, marker=marker, linewidths=0.8, color=color, label=group[:24], alpha=0.8)
-        axis.set_title(title, loc="left", fontsize=10)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
-    figure.suptitle(features, fontsize=8, color="0.4")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
-
-
 # --- project ----------------------------------------------------------------------------------------------------------
 def project(args: argparse.Namespace) -> int:
     """Held-out slices in W+: target, result and difference, with the PSNR of each and the styles found."""
-    model = open_model(args)
+    model = open_model(args, "stylegan2")
     pack = open_targets(args, model)
     rows = torch.linspace(0, len(pack) - 1, min(args.number, len(pack))).round().long().unique()
     targets = rows_of(pack, rows.numpy())
@@ -1534,23 +1446,49 @@ def open_targets(args: argparse.Namespace, model: GanModel) -> Pack:
 
 # --- direction --------------------------------------------------------------------------------------------------------
 def direction(args: argparse.Namespace) -> int:
-    """A strip per latent, from its own class along the mean difference of the classes in w."""
+    """A strip per latent, from its own class to the other one and beyond."""
     rt = alone(args)
-    model = open_model(args, rt.device)
-    args.label, args.truncation, args.truncation_cutoff = "all", 1.0, None  # what the samples are drawn with
+    model = open_model(args, "stylegan2", "diffusion", device=rt.device)
+    args.label, args.truncation, args.truncation_cutoff, args.noise = "all", 1.0, None, "fixed"
+    if isinstance(model, DiffusionModel) and args.sampler == "ancestral":
+        raise UsageError(
+            "--sampler ancestral adds new noise to every picture; leave it out, or use midpoint, dpmpp-2m or ddim"
+        )
     out = out_folder(args)
-    start, end, w_start, step, recognise = class_direction(args, model, out, rt)
     amounts = [args.strength * j / (args.steps - 1) for j in range(args.steps)]
-    ws = torch.stack([w + t * step for w in w_start for t in amounts])
-    images = synthesise(model, model.G.broadcast(ws))
+    if isinstance(model, DiffusionModel):
+        start, end, images, more = blended_strip(args, model, amounts)
+    else:
+        start, end, w_start, step, recognise = class_direction(args, model, out, rt)
+        ws = torch.stack([w + t * step for w in w_start for t in amounts])
+        images = synthesise(model, model.G.broadcast(ws))
+        more = {"length": float(step.norm())} | ({} if recognise is None else {"recognised_as_end": recognise(images)})
     labels = [{0.0: start, 1.0: f"{end} (1)"}.get(t, f"{t:.3g}") for t in amounts]
     save_png(out / "direction.png", image_grid(images, args.steps, column_labels=labels))
     settings = {k: getattr(args, k) for k in ("seed", "rows", "steps", "strength")} | {"from": start, "to": end}
-    more = {} if recognise is None else {"recognised_as_end": recognise(images)}
-    write_json(out / "direction.json", model, args, settings | {"weights_sha256": model.sha256}, amounts=amounts,
-               length=float(step.norm()), **more)  # fmt: skip
-    what = f"{len(w_start)} x {args.steps} pictures from {start} to {end}"
+    write_json(out / "direction.json", model, args, model.settings(args) | settings, amounts=amounts, **more)
+    what = f"{len(images) // args.steps} x {args.steps} pictures from {start} to {end}"
     return report(model, what, [out / "direction.png", out / "direction.json"])
+
+
+def blended_strip(
+    args: argparse.Namespace, model: DiffusionModel, amounts: list[float]
+) -> tuple[str, str, np.ndarray, dict]:
+    """(start class, end class, uint8 (rows * steps, C, H, W), {}): the same noise denoised with both classes' predictions,
+    of which the end's has the share that `amounts` says; beyond 1 it is guidance away from the start."""
+    if not model.classes:
+        raise ConfigError(
+            f"{model.path}: trained without classes, so nothing leads from one to the other; train with --conditional"
+        )
+    start, end = end_classes(args, model.classes)
+    a, b = (torch.tensor([model.classes.index(name)], device=model.device) for name in (start, end))
+    images = []
+    for i in tqdm(range(args.rows), unit=" rows", disable=None):
+        noise = model.draw(args.seed, [i])
+        for part in torch.tensor(amounts, device=model.device).split(model.batch):
+            n = len(part)
+            images.append(model.sample(args, noise.expand(n, -1, -1, -1), a.expand(n), towards=b.expand(n), share=part))
+    return start, end, np.concatenate(images), {}
 
 
 def class_direction(args: argparse.Namespace, model: GanModel, out: Path, rt: runtime.Runtime):
@@ -1565,9 +1503,10 @@ def class_direction(args: argparse.Namespace, model: GanModel, out: Path, rt: ru
         start, end = end_classes(args, model.classes)
         sides = [map_latents(model, z, torch.full((len(z),), model.classes.index(name))) for name in (start, end)]
         return start, end, sides[0][: args.rows], (sides[1] - sides[0]).mean(0), None
+    given = given_features(args)
     real = open_data(args, model, print)
     start, end = end_classes(args, list(real.train.classes))
-    network, _ = open_features(args, real.train, out, rt)
+    network, _ = open_features(given, real.train, out, rt)
     train, _ = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
     labels = real.labels(real.train)
     known = labels >= 0
@@ -1631,7 +1570,11 @@ def plot(args: argparse.Namespace) -> int:
     png = Path(args.out) if args.out else default
     if png.is_dir():
         raise UsageError(f"--out {png}: a folder; name a PNG file in it")
-    plot_losses(rows if len(runs) > 1 else next(iter(rows.values())), png, args.from_kimg, args.to_kimg)
+    if len(runs) > 1:
+        plot_losses(rows, png, args.from_kimg, args.to_kimg)
+    else:
+        restarts = [kimg for kimg in restarts_of(runs[0]) if args.from_kimg <= kimg <= args.to_kimg]
+        plot_losses(rows[names[0]], png, args.from_kimg, args.to_kimg, restarts)
     for name, found in rows.items():
         print(f"{name}: {len(found)} rows up to {found[-1]['nimg'] / 1000:g} kimg")
     print(f"  {png}")

@@ -18,15 +18,20 @@ from jobs import stop
 if __name__ == "__main__":
     stop.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
+import hashlib
+import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 
 from data.batches import Batches, to_float, to_uint8
+from data.latents import ensure_latents
 from data.pack import Pack, ensure_held_out, ensure_pack, preview
+from data.sources import DataError
 from jobs import runtime, specs
 from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
 from jobs.checkpoint import Checkpoints, Diverged
@@ -38,29 +43,33 @@ from jobs.loop import (
     Upkeep,
     already_done,
     compiles,
+    due,
     load_initial_weights,
     optimizer_step,
 )
 from jobs.rundir import RunDir
-from jobs.specs import VaeConfig
+from jobs.specs import ConfigError, VaeConfig
+from jobs.throughput import count_flops
+from jobs.weights import read_weights
 from models.ema import ema_beta, update_ema
 from models.metrics import head_mask, psnr, ssim
-from models.optim import adamw, learning_rate, memory_layout
+from models.optim import adamw, after_window, learning_rate, memory_layout
+from models.perceptual import VggDistance, load_vgg
 from models.vae import (
     VAE,
     PatchDiscriminator,
-    active_channels,
     balanced_weight,
     hinge_d_loss,
     hinge_g_loss,
     kl_divergence,
+    latent_figures,
     reconstruction_loss,
     structure_loss,
 )
 
 NEXT = "reconstruct --run {run}"
 LOOKED_AT = 256  # slices of other patients that the figures are taken over
-CHUNK = 32  # of them go through the network at once
+CHUNK = 32  # of them go through the network at once; ranks take chunks in turn
 BALANCE_PACE = 0.1  # share of each step's measurement in the running weight of the adversarial gradient
 
 
@@ -78,7 +87,8 @@ class TrainState(State):
     scaler_D: torch.amp.GradScaler
     averages: Averages
     gan_balance: torch.Tensor  # () fp32, weight that makes adversarial and reconstruction gradients equally long
-    counters: dict = field(default_factory=lambda: dict(FRESH_COUNTERS))
+    window: torch.Tensor  # (2,) fp64, loss and images since the last plateau was looked for
+    counters: dict = field(default_factory=lambda: {**FRESH_COUNTERS, "lr_factor": 1.0, "best_window": math.inf})
 
     def log_extra(self) -> dict:
         """Columns of a log row that are states and not averages over the interval."""
@@ -105,6 +115,7 @@ def build_state(c: VaeConfig, device: torch.device) -> TrainState:
         scaler_vae=torch.amp.GradScaler(device.type, enabled=fp16),
         scaler_D=torch.amp.GradScaler(device.type, enabled=fp16),
         averages=Averages(), gan_balance=torch.zeros((), device=device),
+        window=torch.zeros(2, dtype=torch.float64, device=device),
     )  # fmt: skip
 
 
@@ -120,15 +131,17 @@ class Step:
     nimg: int
     position: int  # first image of this step in the data and in the random streams
     network: Callable  # the VAE, compiled if asked
+    perceptual: VggDistance | None = None
     stats: dict = field(default_factory=dict)  # sums over this rank's rows, divided by the global batch
 
     @property
     def adversarial(self) -> bool:
         return self.c.gan_weight > 0 and self.nimg >= self.c.gan_start_kimg * 1000
 
-    @property
-    def lr(self) -> float:
-        return learning_rate(self.nimg, self.c.batch, self.c.lr, self.c.warmup_kimg, self.c.decay_kimg)
+    def lr(self, s: TrainState) -> float:
+        cosine_kimg = self.c.decay_kimg if self.c.decay == "cosine" else 0.0
+        rate = learning_rate(self.nimg, self.c.batch, self.c.lr, self.c.warmup_kimg, cosine_kimg)
+        return rate * s.counters["lr_factor"]
 
     def autocast(self):
         return torch.autocast(self.rt.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -145,6 +158,7 @@ def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor
 
     The losses on the reconstruction are differentiated down to the image first. There the adversarial gradient is made
     as long as that of the reconstruction, times gan_weight, and one backward pass takes the sum through the decoder.
+    What runs in fp16 is scaled on its way to the image as well.
     """
     c, side = step.c, step.c.resolution // step.c.down
     gen = runtime.generator(c.seed, step.position, "posterior", step.rt.device)
@@ -161,6 +175,12 @@ def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor
         pixels = reconstruction_loss(image, images, c.loss)
         structure = structure_loss(image, images) if c.structure_weight else torch.zeros_like(pixels)
         (gradient,) = torch.autograd.grad((pixels + c.structure_weight * structure).sum(), image)
+        if step.perceptual is not None:
+            with step.autocast():
+                distance = step.perceptual(image, images)
+            (push,) = torch.autograd.grad(distance.sum() * scale, image)
+            gradient = gradient + c.perceptual_weight * push / scale
+            step.add("loss_perceptual", distance)
         if step.adversarial:
             with step.autocast():
                 adversarial = hinge_g_loss(s.D(image))
@@ -176,7 +196,7 @@ def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor
             step.add(name, values)
         pairs.append((images, image.detach()))
     s.D.requires_grad_(True)
-    norm = optimizer_step(step.rt, s.vae, s.opt_vae, s.scaler_vae, step.lr, c.clip)
+    norm = optimizer_step(step.rt, s.vae, s.opt_vae, s.scaler_vae, step.lr(s), c.clip)
     s.averages.add({"grad_norm": norm})
     return pairs
 
@@ -189,7 +209,7 @@ def discriminator_step(s: TrainState, step: Step, pairs: list[tuple[torch.Tensor
         losses = hinge_d_loss(real_logits, fake_logits)
         s.scaler_D.scale(losses.mean() / step.c.accumulate).backward()
         step.add("loss_D", losses)
-    optimizer_step(step.rt, s.D, s.opt_D, s.scaler_D, step.lr, step.c.clip)
+    optimizer_step(step.rt, s.D, s.opt_D, s.scaler_D, step.lr(s), step.c.clip)
 
 
 def train_step(s: TrainState, step: Step) -> None:
@@ -204,7 +224,35 @@ def train_step(s: TrainState, step: Step) -> None:
     if step.adversarial:
         s.gan_balance.lerp_(balanced_weight(stats.pop("grad_pixels"), stats.pop("grad_adversarial")), BALANCE_PACE)
     s.averages.add(stats)
+    if c.decay == "plateau":
+        look_for_plateau(s, step, stats["loss_pixels"])
     update_ema(s.vae_ema, s.vae, ema_beta(step.nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
+
+
+def look_for_plateau(s: TrainState, step: Step, loss: torch.Tensor) -> None:
+    """At the end of a window of plateau_kimg images: halve the learning rate unless the loss fell; the same on every rank.
+
+    Windows before the discriminator joined are not compared with those after: it trades pixels for sharpness.
+    """
+    c, nimg = step.c, step.nimg + step.c.batch
+    s.window += torch.stack([loss.double() * c.batch, torch.full_like(loss, c.batch, dtype=torch.float64)])
+    if c.gan_weight and step.nimg < c.gan_start_kimg * 1000 <= nimg:
+        s.counters["best_window"] = math.inf
+    if due(nimg, c.batch, c.plateau_kimg):
+        total, images = s.window.tolist()
+        after = after_window(total / images, s.counters["best_window"], s.counters["lr_factor"])
+        s.counters["best_window"], s.counters["lr_factor"] = after
+        s.window.zero_()
+
+
+def step_flops(c: VaeConfig, rt: runtime.Runtime, dtype: torch.dtype, perceptual: Callable | None) -> dict:
+    """{step.adversarial: FLOPs of one image in such a step}, counted on a blank image and a copy of the networks."""
+    c, rt = replace(c, batch=1, accumulate=1, gan_start_kimg=1), replace(rt, rank=0, world=1)
+    s = build_state(c, rt.device)
+    blank = torch.zeros(1, c.channels, c.resolution, c.resolution, device=rt.device)
+    batches = SimpleNamespace(rows=lambda _, start, stop: (blank, None))
+    steps = [Step(c, rt, batches, dtype, nimg, 0, s.vae, perceptual) for nimg in (0, 1000)]
+    return {step.adversarial: count_flops(partial(train_step, s, step)) for step in steps}
 
 
 # --- what a person sees -----------------------------------------------------------------------------------------------
@@ -213,37 +261,48 @@ class Reconstructions:
 
     def __init__(self, c: VaeConfig, pack: Pack, held_out: Pack | None, rt: runtime.Runtime, dtype: torch.dtype):
         source = pack if held_out is None else held_out
-        count = min(LOOKED_AT, len(source.labels))
-        pick = torch.linspace(0, len(source.labels) - 1, count).round().long().tolist()  # spread over the patients
-        self.images = to_float(torch.stack([torch.from_numpy(source.images[i].copy()) for i in pick])).to(rt.device)
+        self.count = min(LOOKED_AT, len(source.labels))
+        pick = torch.linspace(0, len(source.labels) - 1, self.count).round().long().split(CHUNK)  # over all patients
+        self.rt, self.dtype = rt, dtype
         self.prefix, self.columns = ("train" if held_out is None else "val"), 8 if c.resolution <= 128 else 6
-        self.dtype, self.mask = dtype, head_mask((self.images + 1) / 2)
+        self.images = [  # of this rank
+            to_float(torch.stack([torch.from_numpy(source.images[i].copy()) for i in part.tolist()])).to(rt.device)
+            for part in pick[rt.rank :: rt.world]
+        ]
+        self.masks = [head_mask((images + 1) / 2) for images in self.images]
 
     def reals(self):
-        return image_grid(to_uint8(self.images[: 4 * self.columns]).cpu().numpy(), self.columns)
+        return image_grid(to_uint8(self.images[0][: 4 * self.columns]).cpu().numpy(), self.columns)
 
     @torch.no_grad()
     def __call__(self, vae: VAE):
-        """(grid, {figures}): PSNR in dB and SSIM of the posterior mean's image, over all pixels and inside the head."""
-        outputs, means, logvars = [], [], []
-        for images in self.images.split(CHUNK):
+        """(grid or None, {figures}), on all ranks at once: PSNR in dB and SSIM of the posterior mean's image, over all pixels
+        and inside the head; active channels, mean and deviation of the latents, mean deviation of their posteriors."""
+        sums = torch.zeros(5, 2, dtype=torch.float64, device=self.rt.device)
+        moments, shown = torch.zeros(4, vae.latent_channels, dtype=torch.float64, device=self.rt.device), None
+        for images, mask in zip(self.images, self.masks, strict=True):
             with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 mean, logvar = vae.encode(images)
-                outputs.append(vae.decode(mean).clamp(-1, 1))
-            means.append(mean)
-            logvars.append(logvar)
-        output, mean, logvar = torch.cat(outputs), torch.cat(means), torch.cat(logvars)
-        a, b, n = (output + 1) / 2, (self.images + 1) / 2, self.columns
-        figures = {
-            "l1": (a - b).abs().mean(), "psnr": psnr(a, b).mean(), "ssim": ssim(a, b).mean(),
-            "psnr_head": psnr(a, b, self.mask).nanmean(), "ssim_head": ssim(a, b, self.mask).nanmean(),
-        }  # fmt: skip
-        figures = {f"{self.prefix}_{name}": float(value) for name, value in figures.items()}
-        figures["active_channels"] = int(active_channels(mean).sum())
-        figures["latent_std"] = float((mean.var() + logvar.exp().mean()).sqrt())
-        rows = [t[i * n : (i + 1) * n] for i in range(4) for t in (self.images, output)]
-        grid = to_uint8(torch.cat([row for row in rows if len(row)])).cpu().numpy()
-        return image_grid(grid, n if len(output) >= n else len(output)), figures
+                output = vae.decode(mean).clamp(-1, 1)
+            shown = output if shown is None else shown
+            a, b = (output + 1) / 2, (images + 1) / 2
+            values = torch.stack([(a - b).abs().flatten(1).mean(1).double(), psnr(a, b), ssim(a, b).double(),
+                                  psnr(a, b, mask), ssim(a, b, mask).double()])  # fmt: skip
+            finite = torch.isfinite(values)  # a slice without a head has no figure inside it
+            sums += torch.stack([values.nan_to_num(0, 0, 0).sum(1), finite.sum(1).double()], dim=1)
+            z, spread = (v.double().transpose(0, 1).flatten(1) for v in (mean, (0.5 * logvar).exp()))
+            means = torch.stack([v.mean(1) for v in (z, z.square(), spread, spread.square())])
+            moments += means * len(images) / self.count
+        sums, moments = runtime.reduce_sum(self.rt, sums), runtime.reduce_sum(self.rt, moments)
+        names = ("l1", "psnr", "ssim", "psnr_head", "ssim_head")
+        figures = {f"{self.prefix}_{k}": float(v) for k, v in zip(names, sums[:, 0] / sums[:, 1], strict=True)}
+        figures |= latent_figures(*moments)
+        return (None if self.rt.rank else self.grid(shown)), figures
+
+    def grid(self, output: torch.Tensor):
+        n = min(self.columns, len(output))
+        pairs = [t[i * n : (i + 1) * n] for i in range(4) for t in (self.images[0], output)]
+        return image_grid(to_uint8(torch.cat([row for row in pairs if len(row)])).cpu().numpy(), n)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -256,9 +315,11 @@ def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: 
     if found < 0 and c.init_from:
         load_initial_weights(s, ("vae", "vae_ema", "D"), c.init_from, attempt.say)
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip)
+    perceptual = open_perceptual(c, rt.device)
     reconstructions = Reconstructions(c, pack, held_out, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, first_pictures=lambda: {"reals": reconstructions.reals()},
+        c, rt, run, attempt, found, dtype, flops=lambda: step_flops(c, rt, dtype, perceptual),
+        first_pictures=lambda: {"reals": reconstructions.reals()},
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
     )  # fmt: skip
     network = torch.compile(s.vae) if compiles(c.compile, rt.device, attempt.say) else s.vae
@@ -272,9 +333,7 @@ def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: 
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
-            record.tick(
-                nimg, s, look=lambda _: reconstructions(s.vae_ema) if record.main else (None, {}), extra=s.log_extra
-            )
+            record.tick(nimg, s, look=lambda _: reconstructions(s.vae_ema), extra=s.log_extra)
             if upkeep.agree(nimg):
                 upkeep.save(nimg, {"vae": s.vae_ema}, {"classes": pack.classes, "geometry": pack.geometry})
             if upkeep.ending:
@@ -285,9 +344,38 @@ def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: 
             record.rewind(nimg)
             continue
 
-        train_step(s, Step(c, rt, batches, dtype, nimg, nimg + s.counters["skip"], network))
+        step = Step(c, rt, batches, dtype, nimg, nimg + s.counters["skip"], network, perceptual)
+        train_step(s, step)
         nimg += c.batch
-        record.step_done(nimg)
+        record.step_done(nimg, kind=step.adversarial)
+
+
+def open_perceptual(c: VaeConfig, device: torch.device) -> VggDistance | None:
+    """The network of the perceptual term, where a file is given."""
+    if not c.perceptual_file:
+        return None
+    try:
+        return load_vgg(c.perceptual_file).to(device, memory_format=memory_layout(device))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def write_latents(
+    c: VaeConfig, rt: runtime.Runtime, run: RunDir, packs: list[Pack], say: Callable[[str], None]
+) -> None:
+    """The end of a run: every slice encoded once with the weights that were written, and the scale per channel.
+
+    train_diffusion.py finds the cache by these weights' hash; where this is cut short, it encodes by itself.
+    """
+    vae = build_vae(c)
+    vae.load_state_dict({k.removeprefix("vae."): v for k, v in read_weights(run.weights)[0].items()})
+    vae.to(rt.device).eval().requires_grad_(False)
+    sha = hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    for pack in packs:
+        latents = ensure_latents(pack, vae.encode, sha, device=rt.device, poll=stop.raise_if_asked, log=say)
+        if pack is packs[0]:
+            mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (latents.mean, latents.std))
+            say(f"latents per channel: mean {mean}; standard deviation {std}")
 
 
 def dry_run(c: VaeConfig) -> int:
@@ -295,6 +383,7 @@ def dry_run(c: VaeConfig) -> int:
     say = partial(print, file=sys.stderr)
     preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
     compare_with_run(RunDir(c.run), c)
+    open_perceptual(c, torch.device("cpu"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     say(f"memory: about {specs.vae_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
     print(specs.to_json(c))
@@ -330,6 +419,11 @@ def main() -> int:
         rt = runtime.init_runtime(c.threads, meeting)
         code = train(c, rt, run, pack, held_out, attempt)
         runtime.shutdown(rt)
+        if rank == 0 and run.done():
+            try:
+                write_latents(c, rt, run, [pack] if held_out is None else [pack, held_out], attempt.say)
+            except (DataError, stop.Stopped) as error:  # the run is done all the same
+                attempt.say(f"warning: the latents are not cached ({error}); train_diffusion.py encodes by itself")
         return code
 
 

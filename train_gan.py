@@ -21,8 +21,9 @@ if __name__ == "__main__":
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -36,6 +37,7 @@ from jobs.log import Averages, image_grid
 from jobs.loop import FRESH_COUNTERS, Record, State, Upkeep, already_done, compiles, load_initial_weights
 from jobs.rundir import RunDir
 from jobs.specs import GanConfig
+from jobs.throughput import count_flops
 from models import augment as ada
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
@@ -275,14 +277,21 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
+def penalties_due(c: GanConfig, nimg: int) -> tuple[bool, bool]:
+    """Whether the step after `nimg` images has the path-length and the gradient penalty (lazily: every few steps)."""
+    count = nimg // c.batch
+    return bool(c.pl_weight) and count % c.pl_interval == 0, bool(c.gamma) and count % c.r1_interval == 0
+
+
 def train_step(s: TrainState, step: Step, nimg: int) -> None:
     """One optimizer step of both networks, the lazy regularisers when they are due, EMA, w average and ADA."""
-    c, count = step.c, nimg // step.c.batch
+    c = step.c
+    path_length_due, gradient_due = penalties_due(c, nimg)
     generator_step(s, step)
-    if c.pl_weight and count % c.pl_interval == 0:
+    if path_length_due:
         path_length_step(s, step)
     discriminator_step(s, step)
-    if c.gamma and count % c.r1_interval == 0:
+    if gradient_due:
         gradient_penalty_step(s, step)
 
     # One reduction for all that the ranks must agree on: w average, ADA's signs, path-length mean, and the log.
@@ -297,6 +306,22 @@ def train_step(s: TrainState, step: Step, nimg: int) -> None:
         s.ada.add(stats["sign_real"] * c.batch, c.batch)
         s.ada.update(c.batch)
     update_ema(s.G_ema, s.G, ema_beta(nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
+
+
+def step_flops(c: GanConfig, rt: runtime.Runtime, num_classes: int, dtype: torch.dtype) -> dict:
+    """{penalties_due: FLOPs of one image in such a step}, counted on blank images and a copy of the networks."""
+    c, rt = replace(c, batch=max(c.mbstd_group, 2), accumulate=1), replace(rt, rank=0, world=1)
+    s = build_state(c, num_classes, rt.device)
+    label_pool = torch.zeros(1, dtype=torch.int64, device=rt.device)
+    blank = torch.zeros(c.batch, c.channels, c.resolution, c.resolution, device=rt.device)
+    batches = SimpleNamespace(rows=lambda _, start, stop: (blank[start:stop], label_pool.expand(stop - start)))
+    w_sum = torch.zeros(c.w_dim, device=rt.device)
+    step = Step(c, rt, batches, label_pool, dtype, 0, s.G.synthesis, s.D, w_sum)
+    main, path_length, gradient = (
+        sum(count_flops(partial(phase, s, step)) for phase in phases) / c.batch
+        for phases in ((generator_step, discriminator_step), (path_length_step,), (gradient_penalty_step,))
+    )
+    return {(p, g): main + p * path_length + g * gradient for p in (False, True) for g in (False, True)}
 
 
 # --- what a person sees -----------------------------------------------------------------------------------------------
@@ -382,7 +407,8 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
     label_pool = torch.from_numpy(pack.labels).to(rt.device)
     sampler = Sampler(c, s, pack, batches, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, first_pictures=lambda: {"reals": sampler.reals()},
+        c, rt, run, attempt, found, dtype, flops=lambda: step_flops(c, rt, s.G.num_classes, dtype),
+        first_pictures=lambda: {"reals": sampler.reals()},
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
     )  # fmt: skip
     compiled = compiles(c.compile, rt.device, attempt.say)
@@ -410,9 +436,10 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
 
         position = nimg + s.counters["skip"]
         w_sum = torch.zeros(c.w_dim, device=rt.device)
+        kind = penalties_due(c, nimg)
         train_step(s, Step(c, rt, batches, label_pool, dtype, position, synthesis, critic, w_sum), nimg)
         nimg += c.batch
-        record.step_done(nimg)
+        record.step_done(nimg, kind)
 
 
 def dry_run(c: GanConfig) -> int:

@@ -1,11 +1,12 @@
-"""One training iteration and inference of StyleGAN2 against the pip-installable peer `stylegan2-pytorch` (lucidrains).
+"""One training iteration and inference of StyleGAN2 against public implementations of it.
 
     pip install --no-deps -r benchmarks/requirements.txt
-    python -m benchmarks.gan [--quick] [--write]
+    python -m benchmarks.gan [--quick] [--write] [--peer-dir stylegan2-ada-pytorch] [--peer-dir rosinality-checkout]
 
-Both sides run the code that their users run: ours `train_gan.train_step` and its phases, the peer its own
-`Trainer.train`, each with its own losses, regularisers and optimizers, batches held in memory, augmentation off. The
-peer is given the capacity at which its discriminator has our widths (its generator is half as wide there, by design).
+All sides run the code that their users run: ours `train_gan.train_step` and its phases, stylegan2-pytorch (lucidrains) its
+`Trainer.train`, NVlabs' its loss object, with their own regularisers and optimizers, batches held in memory, augmentation off.
+stylegan2-pytorch is given the capacity at which its discriminator has our widths (its generator is half as wide there, by
+design); the others have our widths and our number of parameters.
 """
 
 from __future__ import annotations
@@ -13,39 +14,34 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-import sys
 import tempfile
-import types
-from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import replace
-from functools import partial
-from io import StringIO
-from unittest import mock
+from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import train_gan
-from benchmarks import machine
+from benchmarks import machine, peers
+from benchmarks.peers import CHANNEL_BASE, CHANNEL_MAX, MAPPING_LAYERS
 from data.batches import Batches
 from data.pack import Pack, ensure_pack
 from jobs import runtime
 from jobs.specs import GanConfig
+from jobs.throughput import count_flops
 
-TITLE = "StyleGAN2 against stylegan2-pytorch"
-CHANNEL_BASE, CHANNEL_MAX, MAPPING_LAYERS = 8192, 256, 8
-R1_INTERVAL, PL_INTERVAL = 16, 4  # the lazy schedule that both sides are compared on
-PEER_GP_INTERVAL, PEER_PL_INTERVAL = 4, 32  # the peer's own
+TITLE = "StyleGAN2 against its public implementations"
+R1_INTERVAL, PL_INTERVAL = 16, 4  # the lazy schedule that all sides are compared on
 PHASES = ("main", "r1", "pl", "inference")
 
 
-# --- the two sides ----------------------------------------------------------------------------------------------------
+# --- our side ---------------------------------------------------------------------------------------------------------
 class Ours:
     """The toolkit: each phase is the function of train_gan.py that training calls."""
 
+    channels = 1
+
     def __init__(self, resolution: int, batch: int, precision: str, pack: Pack, rt: runtime.Runtime):
+        self.batch = batch
         self.c = c = replace(
             GanConfig(), data="phantom", resolution=resolution, batch=batch, precision=precision, ada="off",
             channel_base=CHANNEL_BASE, channel_max=CHANNEL_MAX, mapping_layers=MAPPING_LAYERS,
@@ -87,189 +83,81 @@ class Ours:
         return cost
 
 
-class Peer:
-    """stylegan2-pytorch: whole iterations of its own Trainer.
-
-    It regularises within the main backward passes, so the cost of a penalty is the difference between an iteration
-    with and one without it.
-    """
-
-    def __init__(self, resolution: int, batch: int, device: torch.device, folder: str):
-        peer = import_peer(device)
-        capacity = CHANNEL_BASE // resolution // 4  # its discriminator starts with 4 x capacity feature maps
-        with (
-            redirect_stdout(StringIO()),
-            mock.patch.object(peer, "Generator", partial(peer.Generator, fmap_max=CHANNEL_MAX)),
-        ):  # its averaged generator ignores fmap_max and then does not fit the weights
-            self.trainer = peer.Trainer(
-                base_dir=folder, image_size=resolution, batch_size=batch, network_capacity=capacity,
-                fmap_max=CHANNEL_MAX, style_depth=MAPPING_LAYERS,
-            )  # fmt: skip
-            self.trainer.init_GAN()
-        self.name, self.batch, self.device = "peer, float32", batch, device
-        self.G, self.D = torch.nn.ModuleList([self.trainer.GAN.G, self.trainer.GAN.S]), self.trainer.GAN.D
-        self.trainer.loader = in_memory(batch, resolution, device)
-        self.sampler = peer.ModelLoader.__new__(peer.ModelLoader)  # its constructor wants a saved model
-        self.sampler.model = self.trainer
-        # Its schedule is a function of the step: 4 has a gradient penalty, 5024 that and path length, 1 neither.
-        schedule = {"main": 1, "gp": 4, "gp+pl": 5024}
-        self.tasks = {name: partial(self.iterate, steps) for name, steps in schedule.items()}
-        self.tasks["inference"] = self.inference
-        self.iterate(5024)  # the first path-length step only notes the mean length
-
-    def iterate(self, steps: int) -> None:
-        self.trainer.steps = steps
-        self.trainer.train()
-
-    @torch.no_grad()
-    def inference(self) -> None:
-        z = torch.randn(self.batch, self.trainer.GAN.G.latent_dim, device=self.device)
-        self.sampler.styles_to_images(self.sampler.noise_to_styles(z))
-
-    @staticmethod
-    def phases(cost: dict[str, float]) -> dict[str, float]:
-        main, gp, both = cost["main"], cost["gp"], cost["gp+pl"]
-        return {"main": main, "r1": gp - main, "pl": both - gp, "inference": cost["inference"]}
-
-
-def in_memory(batch: int, resolution: int, device: torch.device) -> Iterator[torch.Tensor]:
-    images = torch.rand(8 * batch, 3, resolution, resolution, device=device)
-    while True:
-        yield images[torch.randint(len(images), (batch,), device=device)]
-
-
-def import_peer(device: torch.device) -> types.ModuleType:
-    """Import stylegan2_pytorch where it refuses to: without CUDA, and without packages that it imports but training
-    does not use (its logger, command line, and vector quantiser). On a CPU its `.cuda()` calls become no-ops."""
-    unused = {"aim": {}, "fire": {}, "vector_quantize_pytorch": {"VectorQuantize": None}}
-    for name, attributes in unused.items():
-        sys.modules[name] = types.ModuleType(name)
-        vars(sys.modules[name]).update(attributes)
-    try:
-        import kornia  # noqa: F401  before CUDA is faked, which is for the peer's assertion alone
-
-        with mock.patch("torch.cuda.is_available", return_value=True):
-            import stylegan2_pytorch.stylegan2_pytorch as peer
-    except ImportError as error:
-        sys.exit(f"benchmarks.gan: {error}; run: pip install --no-deps -r benchmarks/requirements.txt")
-    finally:
-        for name in unused:
-            del sys.modules[name]
-    if device.type == "cpu":
-        torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *_, **__: self
-    return peer
-
-
-# --- counting ---------------------------------------------------------------------------------------------------------
-def conv_flops(out, x, weight, _bias, _stride, _padding, _dilation, transposed, _output_padding, groups) -> int:
-    """FLOPs (2 per multiply-add) of one convolution. Depthwise ones are resampling filters, which either side might as
-    well do without a convolution: they count as nothing on both."""
-    if groups > 1 and weight.shape[1] == 1:
-        return 0
-    pixels = x.shape if transposed else out.shape  # each of these meets its group's whole kernel
-    return 2 * pixels[0] * pixels[2:].numel() * weight.numel()
-
-
-def conv_backward_flops(_, grad_out, x, weight, *args) -> int:
-    """Each wanted gradient costs what the convolution did."""
-    *conv_args, wanted = args
-    return conv_flops(grad_out, x, weight, *conv_args) * (wanted[0] + wanted[1])
-
-
-class FlopCounter(TorchDispatchMode):
-    """Counts the work of dense convolutions and matrix products while they run.
-
-    torch's FlopCounterMode multiplies the weight gradient of a grouped convolution (the peer's modulated ones) by the
-    number of groups, and does not survive gradients of gradients. Matrix products are counted by torch's formulas.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.convolution.default:
-            self.flops += conv_flops(out, *args)
-        elif func is torch.ops.aten.convolution_backward.default:
-            self.flops += conv_backward_flops(out, *args)
-        elif func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-def count_flops(task) -> int:
-    with FlopCounter() as counter:
-        task()
-    return counter.flops
-
-
 # --- the comparison ---------------------------------------------------------------------------------------------------
-def lazy(cost: dict[str, float], r1_interval: int = R1_INTERVAL, pl_interval: int = PL_INTERVAL) -> float:
+def lazy(cost: dict[str, float]) -> float:
     """Cost of the average iteration with the regularisers at these intervals."""
-    return cost["main"] + cost["r1"] / r1_interval + cost["pl"] / pl_interval
+    return cost["main"] + cost["r1"] / R1_INTERVAL + cost["pl"] / PL_INTERVAL
 
 
-def compare(resolution: int, batch: int, rounds: int, rt: runtime.Runtime, folder: str) -> str:
-    """Measure all sides at one resolution; returns a Markdown table and the ratios."""
+def inference(cost: dict[str, float]) -> float:
+    return cost["inference"]
+
+
+def compare(resolution: int, batch: int, rounds: int, rt: runtime.Runtime, folder: str, checkouts: list[Path]) -> str:
+    """Measure all sides at one resolution; returns Markdown tables of costs and of ratios."""
     pack = ensure_pack("phantom:64", resolution=resolution, cache_dir=folder, progress=False, log=lambda *_: None)
-    sides: list[Ours | Peer] = [Ours(resolution, batch, "fp32", pack, rt), Peer(resolution, batch, rt.device, folder)]
+    ours = [Ours(resolution, batch, "fp32", pack, rt)]
     if runtime.precision_dtype("auto", rt.device) != torch.float32:
-        sides.insert(1, Ours(resolution, batch, "auto", pack, rt))
+        ours.append(Ours(resolution, batch, "auto", pack, rt))
+    theirs = [peers.Lucidrains(resolution, batch, rt.device, folder)]
+    theirs += peers.from_checkouts(checkouts, resolution, batch, rt.device)
+    sides = ours + theirs
     random.seed(0)
     torch.manual_seed(0)
+    # Counting and measuring memory are also the warm-up.
     flops = [side.phases({name: count_flops(task) / 1e9 for name, task in side.tasks.items()}) for side in sides]
+    memory = [max(machine.peak_gb(task, rt.device) for task in side.tasks.values()) for side in sides]
     order = ("main", "r1", "gp", "pl", "gp+pl", "inference")  # neighbours are compared
     tasks = {(i, k): side.tasks[k] for k in order for i, side in enumerate(sides) if k in side.tasks}
     seconds = machine.interleaved(tasks, rounds, rt.device)
     times = [  # per side, per round: the seconds of each phase
         [side.phases({k: seconds[i, k][r] for k in side.tasks}) for r in range(rounds)] for i, side in enumerate(sides)
     ]
+    ceilings = [machine.convolution_peak(rt.device, getattr(side, "dtype", torch.float32)) for side in sides]
     return "\n\n".join(
         [
             f"### {resolution} px, batch {batch}, {rounds} repetitions",
-            costs(sides, times, flops, batch),
-            ratios(sides, times, flops),
+            costs(sides, times, flops, batch, memory, ceilings),
+            *(ratios(sides, times, flops, k, len(ours)) for k in range(len(ours), len(sides))),
         ]
     )
 
 
-def costs(sides: list, times: list, flops: list, batch: int) -> str:
+def costs(sides: list, times: list, flops: list, batch: int, memory: list[float], ceilings: list[float]) -> str:
     millions = [[sum(p.numel() for p in net.parameters()) / 1e6 for net in (side.G, side.D)] for side in sides]
     rows = [["parameters of G / D, millions", *(f"{g:.2f} / {d:.2f}" for g, d in millions)]]
     for phase, label in zip(PHASES, ("main iteration", "gradient penalty", "path length", "inference"), strict=True):
         rows.append([f"{label}, ms", *(machine.spread([1000 * t[phase] for t in rounds]) for rounds in times)])
         rows.append([f"{label}, GFLOP/image", *(f"{f[phase] / batch:.3g}" for f in flops)])
-    for label, total in (("training", lazy), ("inference", lambda cost: cost["inference"])):
+    for label, total in (("training", lazy), ("inference", inference)):
         rows.append([f"{label}, images/s", *(machine.spread([batch / total(t) for t in rounds]) for rounds in times)])
         rates = [[total(f) / total(t) for t in rounds] for rounds, f in zip(times, flops, strict=True)]
         rows.append([f"{label}, GFLOP/s", *map(machine.spread, rates)])
+        shares = [[100e9 * rate / peak for rate in values] for values, peak in zip(rates, ceilings, strict=True)]
+        rows.append([f"{label}, % of this machine's ceiling", *map(machine.spread, shares)])
+    rows.append(["peak memory above the parameters, GB", *(f"{gb:.2f}" for gb in memory)])
     return machine.table(["", *(side.name for side in sides)], rows)
 
 
-def ratios(sides: list, times: list, flops: list) -> str:
-    """Speed over the peer's (the last side), round by round: above 1 the toolkit is faster."""
-    peer_own = partial(lazy, r1_interval=PEER_GP_INTERVAL, pl_interval=PEER_PL_INTERVAL)
-    inference = lambda cost: cost["inference"]  # noqa: E731
+def ratios(sides: list, times: list, flops: list, peer: int, ours: int) -> str:
+    """Our speed over that of side `peer`, round by round: above 1 the toolkit is faster."""
     rows = []
-    for label, ours, peers in (
-        ("training", lazy, lazy), ("training, own intervals", lazy, peer_own), ("inference", inference, inference),
-    ):  # fmt: skip
-        faster = [[peers(p) / ours(t) for t, p in zip(rounds, times[-1], strict=True)] for rounds in times[:-1]]
+    for label, cost in (("training", lazy), ("inference", inference)):
+        faster = [[cost(p) / cost(t) for t, p in zip(rounds, times[peer], strict=True)] for rounds in times[:ours]]
         rows.append([f"{label}, per image", *map(machine.spread, faster)])
-        work = [ours(f) / peers(flops[-1]) for f in flops[:-1]]
+        work = [cost(f) / cost(flops[peer]) for f in flops[:ours]]
         per_flop = [[ratio * w for ratio in values] for values, w in zip(faster, work, strict=True)]
         rows.append([f"{label}, per FLOP", *map(machine.spread, per_flop)])
-    return machine.table(["speed over the peer's", *(side.name for side in sides[:-1])], rows)
+    return machine.table([f"speed over {sides[peer].name}", *(side.name for side in sides[:ours])], rows)
 
 
 NOTES = f"""\
 A training iteration is one step of G and of D plus 1/{R1_INTERVAL} gradient penalty and 1/{PL_INTERVAL} path length
-on both sides; the peer's own intervals are {PEER_GP_INTERVAL} and {PEER_PL_INTERVAL}. The peer penalises the gradient
-on real and generated images (R1 and R2), we on real ones; its path length takes the whole batch and shares G's pass,
-ours takes half a batch of its own. Ours averages weights and w at every step, the peer not before step 20 000. The
-peer trains 3 channels, we 1. FLOPs are those of dense convolutions and matrix products, 2 per multiply-add, counted
-while the steps run, over the images of the batch. The peer has no bf16 but through NVIDIA's apex: float32 is the like-for-like column."""
+on all sides. stylegan2-pytorch penalises the gradient on real and generated images (R1 and R2), the others on real ones; its
+path length takes the whole batch and shares G's pass, that of the others takes half a batch of its own. It does not average
+weights before step 20 000, the others at every step. It and rosinality's train 3 channels, ours and NVlabs' 1. FLOPs are those
+of dense convolutions and matrix products, 2 per multiply-add, counted while the steps run, over the images of the batch. The
+ceiling is a 3x3 convolution of 256 channels in channels-last layout in the side's type, measured in the same run."""
 
 
 def main() -> None:
@@ -277,6 +165,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="64 px, 2 repetitions: does it run?")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions of every task (default 7)")
     parser.add_argument("--batch", type=int, default=8, help="images per step (default 8)")
+    parser.add_argument("--resolutions", default="64,128", help="comma-separated (default 64,128)")
+    parser.add_argument("--peer-dir", action="append", type=Path, default=[], help="a checkout to compare with too")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all that this process was given)")
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
@@ -284,9 +174,10 @@ def main() -> None:
     packages = ["torch", "stylegan2-pytorch", "einops", "kornia"]
     text = [machine.command("benchmarks.gan"), machine.header(rt.device, packages), NOTES]
     print("\n\n".join(text), flush=True)
-    for resolution in (64,) if args.quick else (64, 128):
+    for resolution in (64,) if args.quick else [int(r) for r in args.resolutions.split(",")]:
         with tempfile.TemporaryDirectory() as folder:
-            text.append(compare(resolution, args.batch, 2 if args.quick else args.rounds, rt, folder))
+            rounds = 2 if args.quick else args.rounds
+            text.append(compare(resolution, args.batch, rounds, rt, folder, args.peer_dir))
         print("\n" + text[-1], flush=True)
     if args.write:
         machine.write_section(TITLE, "\n\n".join(text))

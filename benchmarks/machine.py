@@ -61,9 +61,44 @@ def interleaved(tasks: dict[str, Callable[[], None]], rounds: int, device: torch
     return seconds
 
 
+def peak_gb(task: Callable[[], object], device: torch.device) -> float:
+    """Memory that tensors made by `task` hold at its worst moment, on top of what was there before, in GB."""
+    if device.type == "cuda":
+        synchronise(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        task()
+        synchronise(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e9
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        task()
+    held = worst = 0
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        worst = max(worst, held)
+    return worst / 1e9
+
+
+def convolution_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """FLOP/s of a 3x3 convolution of 256 channels, channels-last: the ceiling that a convolutional network has here."""
+    side, batch = (64, 64) if device.type == "cuda" else (32, 8)
+    x = torch.rand(batch, 256, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    weight = torch.rand(256, 256, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    best, since = float("inf"), time.perf_counter()
+    while time.perf_counter() - since < seconds:
+        synchronise(device)
+        start = time.perf_counter()
+        torch.nn.functional.conv2d(x, weight, padding=1)
+        synchronise(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * batch * side**2 * 9 * 256**2 / best
+
+
 def command(module: str) -> str:
-    """The command line of this run, as Markdown."""
-    return f"`{' '.join(['python -m', module, *(a for a in sys.argv[1:] if a != '--write')])}`"
+    """The command line of this run, as Markdown; of a folder only its name."""
+    words = [a if not a.startswith("/") else a.rstrip("/").rsplit("/", 1)[-1] for a in sys.argv[1:] if a != "--write"]
+    return f"`{' '.join(['python -m', module, *words])}`"
 
 
 def synchronise(device: torch.device) -> None:

@@ -90,11 +90,12 @@ def sha256_of(path: Path) -> str:
 
 def build_latents(
     pack: Pack, encode: Callable[[Tensor], tuple[Tensor, Tensor]], encoder_sha256: str, path: Path, *, device, batch: int = 32,
-    log=print,
+    poll=None, log=print,
 ) -> Latents:  # fmt: skip
     """Encode every slice and write the cache, atomically; two processes may do it at once.
 
     `encode(images)`, images float32 (B, C, R, R) in -1 .. 1 on `device`, returns mean and logvar, each (B, L, h, w).
+    `poll()` is called before every batch; an exception from it leaves no file behind.
     Mean and standard deviation per channel are those of posterior samples: Var(z) = Var(mean) + E[exp(logvar)].
     """
     path = Path(path)
@@ -104,6 +105,8 @@ def build_latents(
     log(f"encoding {len(pack):,} slices into {path}")
     try:
         for start in range(0, len(pack), batch):
+            if poll is not None:
+                poll()
             pixels = torch.from_numpy(np.array(pack.images[start : start + batch]))
             with torch.no_grad():
                 mean, logvar = (v.double().cpu() for v in encode(to_float(pixels.to(device))))
@@ -146,7 +149,7 @@ def build_latents(
 
 
 def ensure_latents(
-    pack: Pack, encode, encoder_sha256: str, *, device, cache_dir=None, log=print, verify: bool = True
+    pack: Pack, encode, encoder_sha256: str, *, device, cache_dir=None, poll=None, log=print, verify: bool = True
 ) -> Latents:
     """The cache of these slices under this encoder, re-used or built."""
     path = latents_path(pack, encoder_sha256, cache_dir)
@@ -154,7 +157,7 @@ def ensure_latents(
     if latents is not None:
         log(f"{path}: latents of {len(latents):,} slices, re-used")
         return latents
-    return build_latents(pack, encode, encoder_sha256, path, device=device, log=log)
+    return build_latents(pack, encode, encoder_sha256, path, device=device, poll=poll, log=log)
 
 
 class LatentBatches:

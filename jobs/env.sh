@@ -37,7 +37,7 @@ hand_over() {  # the EXIT trap
 }
 
 tasks() {  # one task per GPU
-    srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --unbuffered "$@"
+    srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --cpu-bind=none --unbuffered "$@"
 }
 
 train() {  # train NAME FLAGS: the body of an sbatch script

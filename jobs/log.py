@@ -173,7 +173,7 @@ def _tag(name: str) -> str:
     group = name.split("_")[0]
     groups = {"loss": "loss", "logits": "discriminator", "sign": "discriminator", "r1": "regularisers", "r2": "regularisers",
               "path": "regularisers", "pl": "regularisers", "kl": "regularisers", "diversity": "health", "ada": "health"}  # fmt: skip
-    speed = {"img", "sec", "seconds", "gpu", "rss", "data", "checkpoint"}
+    speed = {"img", "sec", "seconds", "gpu", "rss", "data", "checkpoint", "tflops", "peak"}
     return f"{groups.get(group, 'speed' if group in speed else 'other')}/{name}"
 
 
@@ -207,7 +207,7 @@ class Progress:
         slowness = f"{1000 / speed:.1f}" if speed > 0 else "?"
         print(
             f"kimg {nimg / 1000:.{self.digits}f}/{self.total / 1000:.{self.digits}f}  {min(100 * nimg / max(self.total, 1), 100):.1f}%  img/s {speed:.1f}  "
-            f"sec/kimg {slowness}  ETA {eta}  {figures}".rstrip(),
+            f"sec/kimg {slowness}  {_use(row)}ETA {eta}  {figures}".rstrip(),
             flush=True,
         )
 
@@ -228,6 +228,12 @@ def _figures(row: dict) -> str:
     short = {"r1": "r1", "path_length": "pl", "kl": "kl", "ada_p": "ada", "diversity": "div", "gpu_gb": "GB"}
     names = {k: k.removeprefix("loss_") for k in sorted(row) if k.startswith("loss")} | short
     return "  ".join(f"{name} {row[k]:.3g}" for k, name in names.items() if isinstance(row.get(k), (int, float)))
+
+
+def _use(row: dict) -> str:
+    """How the machine is used: `peak 31%  data 0%  save 0.2%  ` of its speed, and of the time spent waiting for them."""
+    short = {"peak_share": "peak", "data_wait": "data", "checkpoint_wait": "save"}
+    return "".join(f"{name} {100 * row[k]:.2g}%  " for k, name in short.items() if isinstance(row.get(k), (int, float)))
 
 
 def duration(seconds: float) -> str:
@@ -304,6 +310,7 @@ PANELS = [  # (title, names or beginnings of names of columns), a panel each whe
     ("loss on other patients", ("val_loss",)),
     ("PSNR of reconstructions, dB", ("val_psnr", "train_psnr", "train_psnr_head")),
     ("SSIM of reconstructions", ("val_ssim", "train_ssim", "train_ssim_head")),
+    ("spread of the latents", ("latent_std", "posterior_std")),
 ]
 
 
@@ -343,7 +350,7 @@ def draw_losses(
         axis.set_title(title, loc="left", fontsize=10)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False, loc="upper right", ncols=min(len(columns) * len(runs), 4))
+        axis.legend(fontsize=8, frameon=False, loc="best", ncols=min(len(columns) * len(runs), 4))
     axes[-1].set_xlabel("thousands of images seen (kimg)")
     if not panels:
         axes[0].text(0.5, 0.5, "no rows yet", ha="center")

@@ -10,7 +10,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from jobs.attempt import Attempt
 from jobs.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.log import Averages, MetricsLog, Progress, TensorBoard, plot_losses, read_metrics, save_png
 from jobs.rundir import RunDir
+from jobs.throughput import matrix_peak
 from jobs.weights import write_weights
 
 HANG_SECONDS = 1800  # a step or a sample grid that takes longer is a hang: the watchdog ends the process with code 75
@@ -77,10 +78,10 @@ class Record:
     """Rank 0's log of the run: rows, TensorBoard, progress, grids. On other ranks it only calls what all must."""
 
     def __init__(
-        self, c, rt: runtime.Runtime, run: RunDir, attempt: Attempt, nimg: int, first_pictures: Callable,
-        waits: Callable[[], dict[str, float]],
+        self, c, rt: runtime.Runtime, run: RunDir, attempt: Attempt, nimg: int, dtype: torch.dtype,
+        flops: Callable[[], dict[Hashable, float]], first_pictures: Callable, waits: Callable[[], dict[str, float]],
     ):  # fmt: skip
-        """`first_pictures()` -> {name: picture} is called for a fresh run (nimg < 0): what the training data look like.
+        """`dtype`: the type that the networks run in. `flops()` -> {kind of step: FLOPs of one image in it}. `first_pictures()` -> {name: picture} is called for a fresh run (nimg < 0): what the training data look like.
 
         `waits()` -> {column: seconds waited since the start}; a row has their shares of the time since the last row.
         """
@@ -90,6 +91,7 @@ class Record:
         self.waits, self.waited = waits, waits()
         if not self.main:
             return
+        self.flops, self.peak, self.work = flops(), matrix_peak(rt.device, dtype), 0.0
         self.log = MetricsLog(run.metrics, resume_nimg=nimg)
         self.board = TensorBoard(run.tensorboard, purge_step=nimg + 1)
         self.progress = Progress(self.total, self.nimg)
@@ -121,6 +123,7 @@ class Record:
             self.board.scalars(row, nimg)
             if grid is not None:
                 self.show(f"{nimg / 1000:09.3f}.png", "samples", grid, nimg)
+            self.work = 0.0
         self.time, self.nimg, self.waited = time.monotonic(), nimg, self.waits()
 
     def show(self, file: str, name: str, picture, nimg: int) -> None:
@@ -134,14 +137,18 @@ class Record:
         self.board.image(name, picture, nimg)
 
     def speed(self, nimg: int) -> dict[str, float]:
-        """Images per second, seconds per kimg, and the shares of the time that was spent waiting, since the last row."""
+        """Since the last row: images per second, seconds per kimg, shares of the time spent waiting, use of the device."""
         seconds = max(time.monotonic() - self.time, 1e-9)
         shares = {name: round((total - self.waited[name]) / seconds, 4) for name, total in self.waits().items()}
         speed = (nimg - self.nimg) / seconds
-        return {"img_per_s": round(speed, 2), "sec_per_kimg": round(1000 / max(speed, 1e-9), 3), **shares}
+        rate = self.work / seconds  # of one device
+        use = {"tflops": float(f"{rate / 1e12:.4g}"), "peak_share": float(f"{rate / self.peak:.4g}")}
+        return {"img_per_s": round(speed, 2), "sec_per_kimg": round(1000 / max(speed, 1e-9), 3), **use, **shares}
 
-    def step_done(self, nimg: int) -> None:
+    def step_done(self, nimg: int, kind: Hashable = None) -> None:
+        """After a step; `kind` is its key among the `flops`."""
         if self.main:
+            self.work += self.flops[kind] * self.c.batch / self.rt.world
             self.progress.update(nimg)
             self.attempt.heartbeat(nimg)
 
@@ -149,6 +156,7 @@ class Record:
         """After a roll-back: the rows after `nimg` never were."""
         self.time, self.nimg, self.logged = time.monotonic(), nimg, nimg
         if self.main:
+            self.work = 0.0
             self.log.truncate(nimg)
             self.progress.update(nimg)
 

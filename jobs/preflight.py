@@ -159,6 +159,16 @@ def check_gres(plan: Plan, p: Partition) -> list[Check]:
     return []
 
 
+# A word of sbatch's refusal -> what to do.
+REFUSALS = {
+    "account": "--account NAME; `sacctmgr show associations user=$USER` lists yours",
+    "qos": "--qos NAME, or leave it out; `sacctmgr show qos` lists them",
+    "time limit": "a shorter --time",
+    "node count": "fewer --nodes",
+    "memory": "fewer --cpus; if that is refused too, ask the administrators about DefMemPerCPU",
+}  # fmt: skip
+
+
 def check_with_slurm(script: str) -> list[Check]:
     try:
         accepted, words = slurm.test_only(script)
@@ -168,12 +178,9 @@ def check_with_slurm(script: str) -> list[Check]:
         # The sizes have been checked above against what the nodes have, so it is the nodes that are away.
         return [warn("no node that fits is in service just now; the job waits until one is")]
     if not accepted:
-        return [
-            fail(
-                f"Slurm would refuse it: {words.removeprefix('allocation failure: ')}",
-                "change the option that it names",
-            )
-        ]
+        words = words.removeprefix("sbatch --test-only: ").removeprefix("allocation failure: ")
+        fix = next((fix for sign, fix in REFUSALS.items() if sign in words.lower()), "change the option that it names")
+        return [fail(f"Slurm would refuse it: {words}", fix)]
     starts = re.search(r"to start at (\S+)", words)
     return [ok(f"Slurm accepts it{f', earliest start {starts[1].replace(chr(84), chr(32))}' if starts else ''}")]
 

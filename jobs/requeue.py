@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from jobs.specs import ConfigError
 MAX_RESTARTS = 20
 STUCK_AFTER = 2  # attempts in a row that ended by themselves and saw no new image
 RETRY_S = 600  # how long a silent controller is asked again
+LEAVE = "exit 0"  # shell text
 FORBIDDEN = "presently disabled"  # Slurm's words for Requeue=0
 
 
@@ -56,20 +58,22 @@ def decide(
     """
     if done and code in (0, stop.CONTINUE):
         return Decision("done", "the run is finished")
-    if stop_file or code in (0, 130):
-        return Decision(
-            "stopped", "stopped by a person (STOP)" if stop_file else "the tasks left as if stopped by a person"
-        )
+    if stop_file:
+        return Decision("stopped", "stopped by a person (STOP)")
+    if job is not None and job.restarts > restarts:
+        return Decision("requeue", "Slurm requeued the job", by_slurm=True)
+    if job is not None and job.state == "NODE_FAIL":
+        return Decision("requeue", "the node failed")
+    if code in (0, 130):
+        return Decision("stopped", "the tasks left as if stopped by a person")
     if code not in (stop.CONTINUE, stop.TRANSIENT) and code <= 128:
         return Decision("failed", FAILURES.get(code, f"the tasks failed with exit code {code}"))
     limit = "the time limit was reached"
-    if job is not None and job.restarts > restarts:
-        return Decision("requeue", "Slurm requeued the job", by_slurm=True)
     if job is not None and job.preempt_time is not None and (job.start or 0) <= job.preempt_time:
         return Decision("requeue", "the job was pre-empted")
     if job is not None and (job.state == "TIMEOUT" or job.reason == "TimeLimit"):
         return Decision("requeue", limit, counted=True)
-    if job is not None and job.state not in ("RUNNING", "SUSPENDED", "NODE_FAIL"):
+    if job is not None and job.state not in ("RUNNING", "SUSPENDED"):
         return Decision("stopped", "cancelled by a person (scancel)")
     ends_now = job is not None and job.end is not None and now > job.end - 60
     if code == stop.CONTINUE and reason == "TERM" and job is not None and not ends_now:
@@ -128,14 +132,16 @@ def finish(path: Path, code: int) -> int:
     about, status = submit.read_jobs(path), run.read_status()
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     mine = not status.get("job_id") or status.get("job_id") == job_id
-    if not mine and code == stop.BAD and (other := _other_live_job(about, job_id)):
+    if not mine and code in (0, stop.BAD) and (other := _other_live_job(about, job_id)):
         print(f"{path}: job {other} works on this run; this one changes nothing")
         return code
     reason, left_with = "", code
     if mine and status.get("state") == "continue":
-        # srun ends the other ranks as soon as one has left, so that its code may be the signal's; rank 0 knows better.
+        # srun ends the other ranks as soon as one has left, so that its code may be the signal's; rank 0 knows better, unless
+        # it was srun's own TERM that it heard: then another rank died first.
         reason = str(status.get("reason", ""))
-        left_with = status.get("code") if code > 128 and status.get("code") in (stop.CONTINUE, stop.TRANSIENT) else code
+        if code > 128 and reason != "TERM" and status.get("code") in (stop.CONTINUE, stop.TRANSIENT):
+            left_with = status["code"]
     job, nimg = _ask(job_id, code), run.newest_checkpoint()
     decision = decide(left_with, run.done(), run.stop_requested(), job, restarts, reason, time.time())
     lines = [line for line in run.read_attempts() if line.get("event") == "decision"]
@@ -149,7 +155,8 @@ def finish(path: Path, code: int) -> int:
         atomic_write(path / "STOP", f"{why}, job {job_id}\n")
     facts = dict(job_id=job_id, restart=restarts, code=code, nimg=nimg, counted=decision.counted)
     _note(run, decision=verdict, why=why, **facts)
-    _write_state(path, verdict, why, status)
+    if not (decision.by_slurm and job.state == "RUNNING"):  # its next start works on the run already
+        _write_state(path, verdict, why, status)
     print(f"{path}: {SAYING[verdict]}: {why}", flush=True)
     if verdict == "requeue" and not decision.by_slurm:
         error = _requeue(job_id, restarts)
@@ -180,7 +187,7 @@ def _ask(job_id: str, code: int) -> Job | None:
         try:
             return slurm.show_job(job_id)
         except SlurmError as error:
-            if time.monotonic() > end:
+            if time.monotonic() > end or shutil.which("scontrol") is None:
                 print(f"WARNING: {error}", file=sys.stderr)
                 return None
             time.sleep(10)
@@ -195,7 +202,7 @@ def _requeue(job_id: str, restarts: int) -> SlurmError | None:
             slurm.requeue(job_id)
             return None
         except SlurmError as error:
-            if FORBIDDEN in str(error) or not job_id:
+            if FORBIDDEN in str(error) or not job_id or shutil.which("scontrol") is None:
                 return error
             problem = error
         try:
@@ -277,7 +284,8 @@ def begin(path: Path, kind: str) -> str:
         except (SlurmError, submit.SubmitError) as error:
             print(f"WARNING: no requeueing here, and no successor could be queued ({error})", file=sys.stderr)
     _link_log(run, job)
-    return ""
+    before = next((str(e["after"]) for e in about.get("submitted", []) if e["id"] == job_id and "after" in e), "")
+    return f"export PREDECESSOR_JOB={shlex.quote(before)}" if kind == "chain" and before else ""
 
 
 def begin_sbatch(job_name: str, flags: list[str]) -> tuple[Path, list[str], str]:
@@ -355,7 +363,7 @@ def _write_jobs(path: Path, about: dict) -> None:
 
 def _nothing_to_do(text: str) -> str:
     print(text, file=sys.stderr)
-    return "exit 0"
+    return LEAVE
 
 
 def _live(ids: list[str]) -> list[str]:
@@ -372,8 +380,9 @@ def _slurm_ids(about: dict, *kinds: str) -> list[str]:
 
 
 def _other_live_job(about: dict, job_id: str) -> str:
-    """Another job that works on the run or is about to, '' if there is none."""
-    own = {job_id, os.environ.get("SLURM_ARRAY_JOB_ID", "-") + "_" + os.environ.get("SLURM_ARRAY_TASK_ID", "-")}
+    """Another job that works on the run or is about to, '' if there is none. Its own successor waits for it: it does not."""
+    own = {str(entry["id"]) for entry in about.get("submitted", []) if entry.get("after") == job_id}
+    own |= {job_id, os.environ.get("SLURM_ARRAY_JOB_ID", "-") + "_" + os.environ.get("SLURM_ARRAY_TASK_ID", "-")}
     ids = [i for i in _slurm_ids(about, "main", "sbatch", "chain") if i not in own]
     live = _live(ids[-20:]) if ids else []
     return live[0] if live else ""
@@ -436,7 +445,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             path, flags, text = begin_sbatch(options.job, flags)
             kind = record_sbatch(path, options.job, flags)
-            print(begin(path, kind) or text)
+            more = begin(path, kind)
+            print(more if more == LEAVE else f"{text}\n{more}")
     except (ConfigError, RunDirError, submit.SubmitError) as error:
         print(f"error: {error}", file=sys.stderr)
         return stop.BAD

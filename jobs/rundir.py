@@ -25,7 +25,7 @@ from pathlib import Path
 
 from jobs.stop import BAD, TRANSIENT
 
-LOCK_BEAT = 15.0  # seconds between heartbeats of the lock
+LOCK_BEAT = 5.0  # seconds between heartbeats of the lock
 LOCK_STALE = 120.0  # a lock of another host without a heartbeat for so long is a dead host's
 STATUS_BEAT = 5.0  # seconds between writes of status.json while the state stays the same
 TORN_AGE = 600.0  # a temporary file of another host is a dead writer's when nothing was written to it for so long
@@ -335,10 +335,9 @@ class RunDir:
                 "end", attempt=last.get("attempt"), job_id=last.get("job_id"), node=last.get("node"), nimg=self.newest_checkpoint(),
                 reason="died without a word", seconds=seconds, inferred=True,
             )  # fmt: skip
-        restarts = os.environ.get("SLURM_RESTART_COUNT", "")
         self._attempt = {
             "attempt": 1 + sum(line["event"] == "start" for line in lines), "job_id": os.environ.get("SLURM_JOB_ID"),
-            "restart_count": int(restarts) if restarts.isdigit() else 0, "node": socket.gethostname(), "pid": os.getpid(),
+            "restart_count": restart_count(), "node": socket.gethostname(), "pid": os.getpid(),
         }  # fmt: skip
         self.note("start", **self._attempt, **fields)
 
@@ -415,6 +414,9 @@ class Lock:
 
     A lock of this host is stale as soon as its process is gone. One of another host (or of a container with its own
     process ids) is stale when its heartbeat, the file's mtime by the file system's own clock, is LOCK_STALE seconds old.
+    One of an earlier start of our own Slurm job, or of the job before in its chain, is taken over at once: Slurm believes
+    its node dead. Where only the node's daemon died the process lives on; it ends at its next heartbeat, for which the
+    taker waits.
 
     A taker never removes the lock: it first makes `LOCK.<token of the stale lock>`, which only one process can, sees that
     the lock is still that stale one, and renames it over the lock. A taker killed in between leaves a claim that is
@@ -425,12 +427,12 @@ class Lock:
         self.path, self.token = Path(path), secrets.token_hex(8)
         pid = os.getpid()
         self.mine = {"token": self.token, "host": socket.gethostname(), "space": process_space(), "pid": pid, "start": process_start(pid),
-                     "job": os.environ.get("SLURM_JOB_ID"), "since": round(time.time(), 1)}  # fmt: skip
+                     "job": os.environ.get("SLURM_JOB_ID"), "restart": restart_count(), "since": round(time.time(), 1)}  # fmt: skip
         self._draft = self.path.with_name(f".LOCK.tmp.{self.mine['host']}.{pid}.{next(_serial)}")
         self._released = threading.Event()
 
     def acquire(self, wait: float) -> None:
-        end = time.monotonic() + wait
+        end, patience = time.monotonic() + wait, 0.0
         _writing.add(self._draft)
         try:
             self._draft.write_text(json.dumps(self.mine, sort_keys=True))
@@ -439,9 +441,11 @@ class Lock:
                 if holder is None:
                     continue  # given back just now
                 alive, local, age = self._judge(holder)
-                if not alive and self._take(self.path, holder):
+                orphan = alive and self._of_an_earlier_start(holder)
+                if (orphan or not alive) and self._take(self.path, holder):
+                    patience = 2 * LOCK_BEAT if orphan and age < 3 * LOCK_BEAT else 0.0
                     break
-                if alive and (local or time.monotonic() >= end):
+                if alive and not orphan and (local or time.monotonic() >= end):
                     raise Locked(_in_use(self.path.parent, holder, age))
                 time.sleep(min(2.0, max(end - time.monotonic(), 0.05)) if alive else 0.05)
         except OSError as error:
@@ -451,6 +455,7 @@ class Lock:
                 self._draft.unlink(missing_ok=True)
             _writing.discard(self._draft)
         threading.Thread(target=self._beat, daemon=True, name="lock heartbeat").start()
+        time.sleep(patience)
 
     def release(self) -> None:
         self._released.set()
@@ -520,6 +525,14 @@ class Lock:
             return alive, True, age
         return age < LOCK_STALE, False, age
 
+    def _of_an_earlier_start(self, holder: dict) -> bool:
+        """Whether the holder belongs to our own Slurm job before it was requeued, or to the job that ours goes on for."""
+        job, restart = holder.get("job"), holder.get("restart")
+        if job is None:
+            return False
+        requeued = job == self.mine["job"] and isinstance(restart, int) and restart < self.mine["restart"]
+        return requeued or job == os.environ.get("PREDECESSOR_JOB")
+
     def _beat(self) -> None:
         while not self._released.wait(LOCK_BEAT):
             with contextlib.suppress(OSError):  # a file server that is away for a moment
@@ -529,8 +542,8 @@ class Lock:
                 elif holder["token"] == self.token:
                     os.utime(self.path)
                 elif not self._released.is_set():
-                    print(f"error: {self.path.parent}: process {holder.get('pid')} on {holder.get('host')} took this run over while this "
-                          "process was frozen; ending without a save", file=sys.stderr, flush=True)  # fmt: skip
+                    print(f"error: {self.path.parent}: process {holder.get('pid')} on {holder.get('host')} took this run over, as this "
+                          "process was frozen or its job requeued; ending without a save", file=sys.stderr, flush=True)  # fmt: skip
                     os._exit(TRANSIENT)  # two writers would mix their rows
 
     def _restore(self) -> None:
@@ -547,6 +560,12 @@ def _in_use(run: Path, holder: dict, age: float) -> str:
         f"{run}: in use by process {holder.get('pid')} on {holder.get('host')}{job}, heartbeat {max(age, 0):.0f} s ago; stop that one "
         f"first (python launch.py stop {run.name}), or use another --run"
     )
+
+
+def restart_count() -> int:
+    """How often Slurm has requeued the job that this process belongs to."""
+    text = os.environ.get("SLURM_RESTART_COUNT", "")
+    return int(text) if text.isdecimal() else 0
 
 
 def process_space() -> str:

@@ -81,11 +81,12 @@ def show_run(view, run: Path) -> None:
     wanted = ("loss_G", "loss_D", "loss", "loss_rec", "val_loss", "diversity", "img_per_s")
     numbers = [f"{name} {value:.4g}" for name in wanted if isinstance(value := view.metrics.get(name), (int, float))]
     where = f" on {view.node}" if view.node else f" in {view.partition}" if view.partition else ""
+    age = f"{watch.short_time(time.time() - view.updated)} ago" if view.updated and view.state != "queued" else ""
     facts([
         ("note", view.note), ("job", f"{view.job_id}{where}" if view.job_id and view.state not in FINAL else ""), ("time", elapsed),
         ("progress", progress(view)), ("left", watch.short_time(view.eta_s) if view.state in ("running", "saving") else ""),
         ("restarts", str(view.restarts or "")), ("GPU", gpu_use(view)), ("last", ", ".join(numbers)),
-        ("heartbeat", f"{watch.short_time(time.time() - view.updated)} ago" if view.updated else ""),
+        ("ended" if view.state in FINAL else "heartbeat", age),
     ])  # fmt: skip
     attempts = attempt_rows(RunDir(run).read_attempts())
     if attempts:

@@ -221,6 +221,12 @@ class VaeConfig(DenoisingConfig):
     hflip: bool = False
     """Mirror training slices left-right at random. Off: a brain's sides are not the same."""
 
+    # --- learning rate ------------------------------------------------------------------------------------------------
+    decay: Literal["cosine", "plateau"] = "cosine"
+    """How the learning rate falls. cosine: over decay-kimg; plateau: by half when the loss stops falling."""
+    plateau_kimg: float = 50.0
+    """Plateau: kimg over which the training loss is averaged; it halves the rate unless that fell by 1 %."""
+
     # --- objective, all in means per value ----------------------------------------------------------------------------
     loss: Literal["l1", "mse"] = "l1"
     """Distance of pixels, on the scale -1 .. 1."""
@@ -228,6 +234,10 @@ class VaeConfig(DenoisingConfig):
     """Weight of the KL divergence per latent value. Higher: smoother latents, blurrier slices."""
     structure_weight: float = 0.1
     """Weight of the perceptual term that needs no other network: SSIM and gradients at three scales (0: off)."""
+    perceptual_file: str = ""
+    """Weights of torchvision's vgg16 (.pth or .safetensors) for a perceptual term from its features. Default: none."""
+    perceptual_weight: float = 0.1
+    """Weight of that term."""
     gan_weight: float = 0.5
     """Weight of the patch discriminator's gradient relative to that of the reconstruction (0: no discriminator)."""
     gan_start_kimg: float = 200.0
@@ -357,11 +367,14 @@ def parse(cls, argv: list[str] | None = None):
     config = tyro.cli(
         cls, args=argv, default=base, prog=Path(sys.argv[0]).name, config=(tyro.conf.HelptextFromCommentsOff,)
     )
-    check(config)
     config = replace(config, data=_absolute_data(config.data), init_from=_absolute(config.init_from))
     if isinstance(config, DiffusionConfig):
         config = replace(config, vae=_absolute(config.vae))
-    return replace(config, run=_absolute(config.run) if config.run else str(ROOT / "runs" / default_name(config)))
+    if isinstance(config, VaeConfig):
+        config = replace(config, perceptual_file=_absolute(config.perceptual_file))
+    config = replace(config, run=_absolute(config.run) if config.run else str(ROOT / "runs" / default_name(config)))
+    check(config)
+    return config
 
 
 def _flag(argv: list[str], name: str) -> str | None:
@@ -452,8 +465,9 @@ def check(config) -> None:
 
 def _check_init_from(config) -> None:
     """The run to start from has a checkpoint and the same architecture; found before anything is made or decoded."""
-    if not config.init_from:
-        return
+    begun = config.run and any(Path(config.run, "checkpoints").glob("*.json"))
+    if not config.init_from or begun:
+        return  # a run that has begun needs its source no more
     start = Path(config.init_from).expanduser()
     if not any((start / "checkpoints").glob("*.json")):
         raise ConfigError(f"--init-from {start}: no checkpoint there; name a run directory that has one")
@@ -501,8 +515,14 @@ def _check_denoising(config) -> None:
     )
     if isinstance(config, VaeConfig):
         _check_numbers(
-            config, "latent_channels width disc_width", "kl_weight structure_weight gan_weight gan_start_kimg"
+            config,
+            "latent_channels width disc_width plateau_kimg",
+            "kl_weight structure_weight perceptual_weight gan_weight gan_start_kimg",
         )
+        if config.perceptual_file and not Path(config.perceptual_file).expanduser().is_file():
+            raise ConfigError(
+                f"--perceptual-file {config.perceptual_file}: no such file; name the weights of torchvision's vgg16"
+            )
         return
     _check_numbers(config, "steps head_dim", "min_snr_gamma")
     for name in ("dropout", "class_dropout"):

@@ -208,7 +208,8 @@ def view_run(run: Path, queue: dict[str, Job] | None) -> View:
     )  # fmt: skip
     live = live_jobs(run, queue) if queue is not None else []
     if live:
-        return _with_job(view, live[0], live[1:], seen)
+        after = Path(str(jobs.get("after") or ""))
+        return _with_job(view, live[0], live[1:], "" if (after / "DONE").exists() else after.name)
     if (holder := live_process(run)) is not None:
         elapsed = time.time() - holder["since"] if isinstance(holder.get("since"), (int, float)) else None
         own = view.state if view.state in GONE - {"queued"} else "starting"
@@ -218,12 +219,12 @@ def view_run(run: Path, queue: dict[str, Job] | None) -> View:
     return _without_job(view, run, queue)
 
 
-def _with_job(view: View, job: Job, others: list[Job], seen: dict) -> View:
+def _with_job(view: View, job: Job, others: list[Job], after: str) -> View:
     view = replace(
         view, job_id=job.id, partition=job.partition, node=job.nodes, limit_s=job.limit_s, elapsed_s=job.elapsed_s
     )
     if job.state == "PENDING":
-        return replace(view, state="queued", elapsed_s=None, eta_s=None, note=pending_words(job))
+        return replace(view, state="queued", elapsed_s=None, eta_s=None, note=pending_words(job, after))
     if job.state in ("COMPLETING", "SUSPENDED", "CONFIGURING"):
         return replace(
             view, state={"COMPLETING": "ending", "SUSPENDED": "suspended"}.get(job.state, "starting"), note=""
@@ -276,8 +277,8 @@ def _without_job(view: View, run: Path, queue: dict[str, Job] | None) -> View:
     return replace(view, eta_s=None)
 
 
-def pending_words(job: Job) -> str:
-    """Why a job is pending, in plain words; Slurm's own word stays in brackets."""
+def pending_words(job: Job, after: str = "") -> str:
+    """Why a job is pending, in plain words; Slurm's own word stays in brackets. after: name of the run that it waits for."""
     reason = job.reason.split(",")[0].split("(")[0].strip().replace(" ", "_") or "None"
     if reason == "None":
         return "just queued"
@@ -291,12 +292,9 @@ def pending_words(job: Job) -> str:
         of = "your QOS" if reason.startswith("QOS") else "your account"
         words = f"a limit of {of} is reached; it starts when your other jobs end"
     words = words or "waits"
-    if reason == "Dependency" and job.dependency:
-        words = (
-            f"waits for job {re.sub(r'[^0-9_,]', ' ', job.dependency).split()[0]} to end"
-            if re.search(r"\d", job.dependency)
-            else words
-        )
+    first = re.search(r"\d[\d_]*", job.dependency)
+    if reason == "Dependency" and first:
+        words = f"waits for {after} (job {first[0]}) to be done" if after else f"waits for job {first[0]} to end"
     if reason == "BeginTime" and job.start:
         words = f"was requeued; Slurm lets it start again at {time.strftime('%H:%M:%S', time.localtime(job.start))}"
     elif job.start and job.start > time.time() and reason in ("Priority", "Resources"):

@@ -65,7 +65,7 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
     view = view_run(run, queue)
     if view.state == "queued" and queue:
         job = live_jobs(run, queue)[0]
-        return view, Cause(f"job {job.id} is pending: {pending_words(job)}", _pending_fix(job, run))
+        return view, Cause(f"job {job.id} is pending: {view.note}", _pending_fix(job, run))
     if view.state in ("running", "starting", "saving", "ending"):
         return view, Cause(f"nothing is wrong: it is {view.state}" + (f" on {view.node}" if view.node else ""))
     if view.state == "hanging":
@@ -135,6 +135,8 @@ def diagnose(e: Evidence, name: str) -> Cause:
         )
     if e.code == 75:
         return Cause(f"something temporary: {e.reason}", again, last_error(e.log))
+    if (e.state == "interrupted" or e.code == 85) and e.job and e.job.state == "CANCELLED":
+        return Cause("it was cancelled (scancel) and saved first", again)
     if e.state == "interrupted" or e.code == 85:
         return Cause(f"it was told to stop and saved ({e.reason}){f'; {e.decision}' if e.decision else ''}", again)
     if error := _traceback(e.log):
@@ -225,11 +227,13 @@ def newest_log(run: Path) -> Path | None:
     return next(reversed(log_files(run)), None)
 
 
-def tail(path: Path, size: int = TAIL_BYTES) -> str:
-    """The end of a log as text without control characters: a log may hold anything, and this goes to a terminal."""
+def tail(path: Path, size: int = TAIL_BYTES, end: int | None = None) -> str:
+    """The end of a log, or of its first `end` bytes, as text without control characters: a log may hold anything, and
+    this goes to a terminal."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - size, 0))
-        return clean(file.read().decode(errors="replace"))
+        end = file.seek(0, os.SEEK_END) if end is None else end
+        begin = file.seek(max(end - size, 0))
+        return clean(file.read(end - begin).decode(errors="replace"))
     return ""
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 FLOOR = 0.1  # of the learning rate, at the end of the decay
+PLATEAU_GAIN = 0.01  # a window whose mean loss is not lower by this share than the best one before is a plateau
+PLATEAU_FACTOR, PLATEAU_FLOOR = 0.5, 0.01
 
 
 def learning_rate(nimg: int, batch: int, peak: float, warmup_kimg: float, decay_kimg: float) -> float:
@@ -20,6 +22,16 @@ def learning_rate(nimg: int, batch: int, peak: float, warmup_kimg: float, decay_
         progress = min(1.0, nimg / (decay_kimg * 1000))
         rate *= FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
     return rate
+
+
+def after_window(mean_loss: float, best: float, factor: float) -> tuple[float, float]:
+    """(best, factor) once a window of training images has ended: the factor of the learning rate is halved on a plateau.
+
+    A window is a stretch of images, not an interval of the log, so that what is looked at does not change the run.
+    """
+    if mean_loss < (1 - PLATEAU_GAIN) * best:
+        return mean_loss, factor
+    return min(best, mean_loss), max(factor * PLATEAU_FACTOR, PLATEAU_FLOOR)
 
 
 def adamw(module: nn.Module, lr: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:

@@ -176,9 +176,20 @@ def balanced_weight(reconstruction_norm: Tensor, adversarial_norm: Tensor) -> Te
 
 
 # --- latents ----------------------------------------------------------------------------------------------------------
-def active_channels(means: Tensor) -> Tensor:
-    """(L,) bool: which channels of posterior means (N, L, h, w) vary over the data (Burda 2016)."""
-    return means.double().var(dim=(0, 2, 3), unbiased=False) > ACTIVE_VARIANCE
+def latent_figures(mean: Tensor, square: Tensor, sd: Tensor, variance: Tensor) -> dict[str, float]:
+    """What the latents are like, from means over slices and places, (L,) each: of the posterior mean, of its square, and of the
+    posterior's standard deviation and variance.
+
+    active_channels: how many posterior means vary over the data (Burda 2016). latent_mean, latent_std (RMS over the channels,
+    with its least and largest): of posterior samples. posterior_std near 1 with few active channels is posterior collapse.
+    """
+    spread = (square - mean**2).clamp(min=0)
+    total = (spread + variance).sqrt()
+    return {
+        "active_channels": int((spread > ACTIVE_VARIANCE).sum()), "latent_mean": float(mean.mean()),
+        "latent_std": float(total.square().mean().sqrt()), "latent_std_min": float(total.min()),
+        "latent_std_max": float(total.max()), "posterior_std": float(sd.mean()),
+    }  # fmt: skip
 
 
 class LatentScale(nn.Module):

@@ -31,7 +31,9 @@ class Cluster:
     def __init__(self, **knobs: str):
         """knobs: the variables of tests/slurm/up.sh, such as LAB_GRACE="0"."""
         self.dir = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-        self.knobs = knobs
+        self.knobs = {
+            "LAB_KILLWAIT": "30"
+        } | knobs  # Slurm's own value: on a busy machine five seconds are no time to save
         self.env = environment(self.dir / "packs", PYTHON=sys.executable, SLURM_CONF=str(self.dir / "etc/slurm.conf"))
         self.env["PATH"] += ":/usr/sbin:/sbin"
 

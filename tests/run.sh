@@ -13,6 +13,13 @@ if ! have_slurm && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge; } >/dev/null 2>&1 \
         || echo "WARNING: apt-get could not install Slurm; the tests of jobs are skipped" >&2
 fi
+# Accounting is on in two of them.
+have_accounts() { local tool; for tool in slurmdbd mariadbd; do PATH=$PATH:/usr/sbin command -v $tool >/dev/null || return 1; done; }
+if have_slurm && ! have_accounts && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "Installing slurmdbd mariadb-server with apt-get (for the tests of jobs)"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmdbd mariadb-server >/dev/null 2>&1 \
+        || echo "WARNING: apt-get could not install slurmdbd; the tests with accounting are skipped" >&2
+fi
 
 selection=(-m "not long and not gpu")
 if [ "${1:-}" = "--long" ]; then

@@ -16,6 +16,7 @@ from test_predict import call, make_generator, one_line, write
 from tiny import environment
 
 import predict
+from jobs.pictures import scatter_plots
 from models import encoder
 from models.stylegan2 import Generator
 
@@ -207,18 +208,19 @@ def test_tsne_without_scikit_learn_names_the_fix(run, monkeypatch, capsys):
     assert "pip install scikit-learn" in one_line(capsys, call("tsne", "--run", run, "--device", "cpu"), 78)
 
 
-def test_scatter_names_frequent_subjects_and_csv_quotes():
+def test_scatter_names_frequent_subjects_and_csv_quotes(tmp_path):
     table = [("real", i, i % 7, "AD", f"s{i % 3}") for i in range(30)] + [
         ("real", 1, 2, "NC", f"rare {i}") for i in range(40)
     ]
-    assert predict.scatter_plots(table, "x", most=3).startswith(b"\x89PNG")
-    assert predict.quoted('a "b", c') == '"a ""b"", c"' and predict.quoted("plain") == "plain"
+    assert scatter_plots(table, "features", "x", most=3).startswith(b"\x89PNG")
+    predict.write_csv(tmp_path / "t.csv", ["a", "b"], [['a "b", c', 1.23456789], ["plain", None]])
+    assert (tmp_path / "t.csv").read_text() == 'a,b\n"a ""b"", c",1.23457\nplain,\n'
 
 
 def test_project_finds_a_picture_of_its_own(tmp_path):
     """A slice that the generator drew itself comes back much better than the best of the candidates."""
     run = write_run(tmp_path / "run", make_generator())
-    model = predict.load_generator(run / "weights.safetensors", torch.device("cpu"), square=True)
+    model = predict.load_model(run / "weights.safetensors", torch.device("cpu"), square=True)
     with torch.no_grad():
         w = model.G.mapping(torch.randn(1, 16, generator=torch.Generator().manual_seed(5)), torch.tensor([1]))
         target = model.G.synthesis(model.G.broadcast(w)).clamp(-1, 1)
@@ -253,7 +255,7 @@ def test_direction_is_the_mean_difference_of_the_classes(run):
     assert call("direction", *flags, "--device", "cpu") == 0
     out = run / "predictions" / "direction"
     found = json.loads((out / "direction.json").read_text())
-    model = predict.load_generator(run / "weights.safetensors", torch.device("cpu"), square=True)
+    model = predict.load_model(run / "weights.safetensors", torch.device("cpu"), square=True)
     z = predict.draw_z(model, 0, list(range(predict.DIRECTION_SAMPLES)))
     with torch.no_grad():
         nc, ad = (model.G.mapping(z, torch.full((len(z),), k)) for k in (0, 1))

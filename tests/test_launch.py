@@ -83,7 +83,7 @@ def test_launch_never_imports_torch(clone, env):
         "except SystemExit as e: assert not e.code, e.code\n"
         "assert 'submitit' in sys.modules and 'torch' not in sys.modules and 'tensorboard' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=clone, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 
 
@@ -94,7 +94,7 @@ def test_help_imports_neither_submitit_nor_tyro(clone, env):
         "except SystemExit as e: assert not e.code\n"
         "assert not {'torch', 'submitit', 'tyro', 'numpy'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=clone, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "stop RUN" in done.stdout and "--sweep" in done.stdout
 
@@ -193,6 +193,9 @@ def test_names_that_are_no_folder_names_are_refused(tmp_path):
 def test_paths_among_the_flags_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slices").mkdir()
+    (tmp_path / "old" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "old" / "checkpoints" / "00000008.json").write_text("{}")
+    (tmp_path / "old" / "config.json").write_text("{}")
     plan = planning.make_plan(
         options(name="x"), ["--data=slices", "--batch", "32", "--init-from", "old"], sites.load_sites()["generic"], None
     )
@@ -500,6 +503,9 @@ def start(clone: Path, env: dict, *words) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in the background
     )
 
 
@@ -536,14 +542,37 @@ def test_pickle_is_private_and_holds_only_the_command(finished):
     assert stat.S_IMODE(finished[0].stat().st_mode) == 0o700
 
 
+def test_shared_lets_the_group_read_and_nobody_write(clone, env):
+    launch(
+        clone,
+        env,
+        "--local",
+        "--wait",
+        "--job",
+        "stylegan2",
+        "--name",
+        "shared",
+        "--shared",
+        *TINY,
+        "--total-kimg",
+        "0.016",
+    )
+    run = clone / "runs" / "shared"
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [run, *run.iterdir()] if path.name != "code"}
+    assert modes[run] == modes[run / "samples"] == modes[run / "checkpoints"] == 0o750
+    assert modes[run / "weights.safetensors"] == 0o640 and modes[run / "metrics.jsonl"] == 0o640
+    assert not any(mode & 0o022 for mode in modes.values()), modes
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in (run / "logs" / "submitit").glob("*.pkl"))
+
+
 def test_stop_and_resume_give_the_weights_of_an_undisturbed_run(clone, env):
     flags = ("--job", "stylegan2", *TINY, "--total-kimg", "0.64")
     launch(clone, env, "--local", "--name", "two", *flags)
     run = RunDir(clone / "runs" / "two")
-    wait_until(lambda: run.newest_checkpoint() > 0, 120)
+    wait_until(lambda: run.newest_checkpoint() > 0)
     assert "already" in launch(clone, env, "--local", "--name", "two", *flags).stdout  # a live run is not doubled
     assert "saves and stops" in launch(clone, env, "stop", "two").stdout
-    wait_until(lambda: run.read_status().get("state") == "stopped" and watch.live_process(run.path) is None, 60)
+    wait_until(lambda: run.read_status().get("state") == "stopped" and watch.live_process(run.path) is None)
     assert not run.done() and run.stop_requested()
     assert "a person" in launch(clone, env, "why", "two").stdout
     launch(clone, env, "resume", "two", "--wait")
@@ -558,9 +587,12 @@ def test_ctrl_c_stops_a_local_run_with_a_save(clone, env):
         clone, env, "--local", "--wait", "--job", "stylegan2", "--name", "three", *TINY, "--total-kimg", "40"
     )
     run = RunDir(clone / "runs" / "three")
-    wait_until(lambda: run.newest_checkpoint() > 0, 120)
+    wait_until(lambda: run.newest_checkpoint() > 0)
     process.send_signal(signal.SIGINT)
-    shown, _ = process.communicate(timeout=60)
+    try:
+        shown, _ = process.communicate(timeout=400)
+    finally:
+        (run.path / "STOP").touch()  # whatever happened, it does not go on in the background
     assert process.returncode == 130 and "saves first" in shown
     assert run.read_status()["state"] == "stopped" and watch.live_process(run.path) is None
 
@@ -589,6 +621,27 @@ def test_a_run_that_fails_says_so(clone, env):
 def test_logs_show_the_newest(clone, env, finished):
     assert "DONE" in launch(clone, env, "logs", "one").stdout
     assert len(launch(clone, env, "logs", "one", "-n", "2").stdout.splitlines()) == 2
+
+
+def test_logs_follow_through_a_requeue_until_ctrl_c(clone, env):
+    run = RunDir(clone / "runs" / "followed")
+    run.create()
+    (run.path / "jobs.json").write_text("{}")
+    first, second = run.logs / "41.out", run.logs / "42.out"
+    first.write_text("old 1\nold 2\n")
+    process = start(clone, env | {"PYTHONUNBUFFERED": "1"}, "logs", "followed", "-f", "-n", "1")
+    try:
+        lines = iter(process.stdout.readline, "")
+        assert str(first) in next(lines) and next(lines) == "old 2\n"
+        with open(first, "a") as log:
+            log.write("requeued\n")
+        assert next(lines) == "requeued\n"
+        second.write_text("another job\n")
+        assert next(lines) == "another job\n"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=100)
+    assert process.returncode == 0
 
 
 def test_sweep_on_this_machine(clone, env):
@@ -635,7 +688,7 @@ def test_tensorboard_serves_on_loopback_and_prints_the_tunnel(clone, env, finish
             except OSError:
                 return []
 
-        wait_until(lambda: any(run.startswith("one/") for run in runs()), 60)
+        wait_until(lambda: any(run.startswith("one/") for run in runs()))
         listening = Path("/proc/net/tcp").read_text() if Path("/proc/net/tcp").exists() else ""
         addresses = {
             line.split()[1].split(":")[0]
@@ -645,7 +698,7 @@ def test_tensorboard_serves_on_loopback_and_prints_the_tunnel(clone, env, finish
         assert addresses <= {"0100007F"}
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=100)
     assert not runs()
 
 

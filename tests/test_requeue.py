@@ -86,6 +86,16 @@ def test_requeued_by_slurm_or_by_hand_costs_nothing_and_is_not_repeated():
     assert found.verdict == "requeue" and found.by_slurm and not found.counted
 
 
+@pytest.mark.parametrize("code", [0, 1, 137, 143])
+def test_a_node_that_failed_under_a_living_batch_shell(code):
+    """Only the node's daemon died: srun gives up, with 0 even, while Slurm has requeued the job or will not."""
+    found = verdict(code, job("PENDING", restarts=1), reason="")
+    assert found.verdict == "requeue" and found.by_slurm and not found.counted
+    found = verdict(code, job("NODE_FAIL", requeue=False))
+    assert found.verdict == "requeue" and not found.counted
+    assert verdict(code, job("PENDING", restarts=1), stop_file=True).verdict == "stopped"
+
+
 @pytest.mark.parametrize("code", [85, 75, 137, 143])
 @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED"])
 def test_scancel_ends_the_run(code, state):
@@ -196,6 +206,13 @@ def test_requeue_is_written_down_before_slurm_kills_this_process(run, monkeypatc
     assert run.read_status()["state"] == "queued"
 
 
+def test_the_end_of_a_start_that_slurm_gave_up_leaves_the_next_ones_state_alone(run, monkeypatch):
+    run.status(state="running", reason="")  # by the next start, on another node
+    assert end(run, 0, Controller(job("RUNNING", restarts=1)), monkeypatch) == 0
+    assert run.read_status()["state"] == "running"
+    assert [line["decision"] for line in run.read_attempts()] == ["requeue"]
+
+
 def test_a_stop_cancels_the_successor_and_holds_for_it(run, monkeypatch):
     controller = Controller(job("COMPLETING", end=NOW))
     links = [{"id": "7", "kind": "sbatch", "time": 1.0}, {"id": "8", "kind": "chain", "after": "7", "time": 2.0}]
@@ -226,6 +243,17 @@ def test_a_job_that_found_the_run_locked_leaves_its_state_alone(run, monkeypatch
     assert "job 7 works on this run" in capsys.readouterr().out
 
 
+def test_a_job_whose_flags_are_refused_takes_its_successor_along(run, monkeypatch):
+    """The successor would be refused in the same way, with another behind it, without end."""
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    run.status(state="queued", reason="")  # the last word of an earlier job
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    controller = Controller(job(requeue=False))
+    chain = [{"id": "7", "kind": "main", "time": 1.0}, {"id": "8", "kind": "chain", "after": "7", "time": 2.0}]
+    assert end(run, 78, controller, monkeypatch, submitted=chain) == 78
+    assert run.read_attempts()[-1]["decision"] == "failed" and controller.cancelled == ["8"]
+
+
 def test_the_training_process_own_words_on_a_failure_stay(run, monkeypatch):
     run.status(state="diverged", reason="the losses are NaN")
     assert end(run, 77, Controller(job()), monkeypatch) == 77
@@ -243,6 +271,13 @@ def test_the_signal_that_srun_sends_to_the_last_ranks_is_not_the_reason(run, mon
     assert line["decision"] == "requeue" and words in line["why"] and line["code"] == 143 and line["counted"]
 
 
+def test_the_term_that_srun_sends_after_a_killed_rank_is_no_persons_stop(run, monkeypatch):
+    run.status(state="continue", reason="TERM", code=85)  # rank 0 had the time to save
+    assert end(run, 137, Controller(job()), monkeypatch) == 0
+    (line,) = run.read_attempts()
+    assert line["decision"] == "requeue" and "SIGKILL" in line["why"]
+
+
 def test_a_full_disk_does_not_keep_a_job_from_its_requeue(run, monkeypatch, capsys):
     controller = Controller(job())
 
@@ -254,6 +289,17 @@ def test_a_full_disk_does_not_keep_a_job_from_its_requeue(run, monkeypatch, caps
     assert end(run, 85, controller, monkeypatch) == 0
     assert controller.requeued == ["7"]
     assert "No space left" in capsys.readouterr().err
+
+
+def test_without_slurms_commands_on_the_node_nothing_is_waited_for(run, monkeypatch, tmp_path):
+    """No scontrol, no sbatch: the run says at once that it needs a new start, and the job does not idle for minutes."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run.status(state="continue", reason="USR2", code=85)
+    (run.checkpoints / "00000008.json").touch()
+    (run.path / "jobs.json").write_text(json.dumps({"job": "stylegan2", "argv": [], "submitted": []}))
+    monkeypatch.setattr(requeue.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    assert requeue.finish(run.path, 85) == 85
+    assert run.read_status()["state"] == "failed" and "start it again" in run.read_status()["reason"]
 
 
 @pytest.mark.parametrize("words", [["run"], ["--begin"], ["run", "--begin", "--job", "x"], ["--code", "1"]])

@@ -431,6 +431,42 @@ def test_a_process_whose_run_was_taken_over_ends(run):
     assert json.loads(run.lockfile.read_text())["host"] == "node9"
 
 
+def test_an_earlier_start_of_the_same_job_is_taken_over_and_waited_for(run, monkeypatch):
+    """Slurm requeued the job because its node's daemon died; the process there lives on and must notice first."""
+    monkeypatch.setattr(rundir, "LOCK_BEAT", 0.2)
+    code = HOLD.replace("import sys, time", "import sys, time, jobs.rundir; jobs.rundir.LOCK_BEAT = 0.2")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, run.path, "60"], cwd=ROOT, env=os.environ | {"SLURM_JOB_ID": "7"}, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "held\n"
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with pytest.raises(Locked):
+        run.lock(wait=0)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    began = time.monotonic()
+    run.lock(wait=0)
+    assert time.monotonic() - began >= 0.4 and process.wait(20) == 75
+    assert json.loads(run.lockfile.read_text())["restart"] == 1
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    with pytest.raises(Locked):  # never the other way round
+        RunDir(run.path).lock(wait=0)
+    run.unlock()
+
+
+def test_the_job_before_in_a_chain_is_taken_over(run, monkeypatch):
+    """Where requeueing is forbidden another job goes on, once Slurm has given up the first."""
+    monkeypatch.setattr(rundir, "LOCK_BEAT", 0.05)
+    write_lock(run, age=0.01)  # of job 123
+    monkeypatch.setenv("SLURM_JOB_ID", "124")
+    with pytest.raises(Locked):
+        run.lock(wait=0)
+    monkeypatch.setenv("PREDECESSOR_JOB", "123")
+    run.lock(wait=0)
+    run.unlock()
+
+
 def wait_until(condition, seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not condition():

@@ -12,7 +12,7 @@ import pytest
 from cluster import Cluster, leftovers
 from tiny import ROOT
 
-from jobs.rundir import RunDir
+from jobs.rundir import RunDir, process_start
 
 TOTAL = 100000  # more than a test waits for
 
@@ -60,7 +60,12 @@ def starts(run: Path) -> list[dict]:
 
 def counting(cluster: Cluster, run: Path, attempt: int = 1) -> None:
     """Wait until the given attempt has begun to count."""
-    cluster.wait(lambda: len(starts(run)) == attempt, f"attempt {attempt}")
+
+    def begun() -> bool:
+        assert "failed" not in verdicts(run), log(run)
+        return len(starts(run)) == attempt
+
+    cluster.wait(begun, f"attempt {attempt}")
 
 
 def log(run: Path) -> str:
@@ -219,12 +224,31 @@ def test_a_crashed_node_is_continued_by_slurm(queue, tmp_path):
     node = queue.show(job)["NodeList"]
     queue.crash(node)
     queue.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")  # found out by itself after 30 s
-    os.utime(run / "LOCK", (0, 0))  # the dead node's lock is obeyed for two minutes after its last heartbeat
     try:
         counting(queue, run, 2)
         assert verdicts(run) == []  # nobody lived to decide; Slurm requeued it
         assert starts(run)[1]["nimg"] > 3
         assert queue.restarts(job) == 1
+    finally:
+        queue.cancel_all()
+        queue.run("scontrol", "update", f"nodename={node}", "state=resume")
+        queue.up()
+
+
+def test_a_killed_slurmd_leaves_no_second_writer(queue, tmp_path):
+    """The node is dead for Slurm, and the job starts on the other one; its processes live on, and must give way to it."""
+    run = tmp_path / "run"
+    job = submit(queue, run, TOTAL)
+    counting(queue, run)
+    node, orphan = queue.show(job)["NodeList"], starts(run)[0]["pid"]
+    slurmd = int((queue.dir / "run" / f"slurmd.{node}.pid").read_text().split()[0])
+    os.kill(slurmd, signal.SIGKILL)
+    queue.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")  # found out by itself after 30 s
+    try:
+        counting(queue, run, 2)
+        assert not process_start(orphan) and starts(run)[1]["node"] != node, log(run)
+        assert queue.restarts(job) == 1 and RunDir(run).read_status()["state"] == "running"
+        assert verdicts(run) in ([], ["requeue"]) and not any(line["counted"] for line in decisions(run)), log(run)
     finally:
         queue.cancel_all()
         queue.run("scontrol", "update", f"nodename={node}", "state=resume")

@@ -47,7 +47,9 @@ def test_finished_run_has_everything(reference):
     assert json.loads((reference / "status.json").read_text())["state"] == "done"
     provenance = json.loads((reference / "provenance.json").read_text())
     assert provenance["packages"]["torch"] and provenance["device"] == "cpu" and provenance["threads"] == 1
-    assert {"data_wait", "checkpoint_wait", "img_per_s", "sec_per_kimg"} <= set(tiny.rows(reference, timing=True)[-1])
+    last = tiny.rows(reference, timing=True)[-1]
+    assert {"data_wait", "checkpoint_wait", "img_per_s", "sec_per_kimg"} <= set(last)
+    assert 0 < last["peak_share"] < 1 and last["tflops"] > 0
     assert len(list((reference / "checkpoints").glob("*.pt"))) in (2, 3)
     assert list((reference / "tensorboard").iterdir())
     row = tiny.rows(reference)[-1]

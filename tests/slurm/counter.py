@@ -29,7 +29,7 @@ def main() -> int:
     rank = int(os.environ.get("SLURM_PROCID", "0"))
     with Attempt(run, SimpleNamespace(batch=1), rank) as attempt:
         nimg = run.newest_checkpoint()
-        attempt.begin(nimg, total)
+        attempt.begin(nimg, total, machine={})
         watch = stop.StopWatch(run)
         while True:
             level = watch.poll()

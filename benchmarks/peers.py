@@ -1,0 +1,258 @@
+"""Public implementations of StyleGAN2 that benchmarks/gan.py compares with, each at the toolkit's widths.
+
+stylegan2-pytorch comes from pip. The other two are no packages: they are imported from a checkout that the user names, and
+what of them does not run on this machine or with this torch is adapted here, at run time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import types
+import warnings
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+
+CHANNEL_BASE, CHANNEL_MAX, MAPPING_LAYERS, W_DIM = 8192, 256, 8, 512
+LR, BETAS = 2e-3, (0.0, 0.99)
+
+
+class Lucidrains:
+    """stylegan2-pytorch: whole iterations of its own Trainer.
+
+    It regularises within the main backward passes, so the cost of a penalty is the difference between an iteration
+    with and one without it.
+    """
+
+    def __init__(self, resolution: int, batch: int, device: torch.device, folder: str):
+        peer = import_peer(device)
+        capacity = CHANNEL_BASE // resolution // 4  # its discriminator starts with 4 x capacity feature maps
+        with (
+            redirect_stdout(StringIO()),
+            mock.patch.object(peer, "Generator", partial(peer.Generator, fmap_max=CHANNEL_MAX)),
+        ):  # its averaged generator ignores fmap_max and then does not fit the weights
+            self.trainer = peer.Trainer(
+                base_dir=folder, image_size=resolution, batch_size=batch, network_capacity=capacity,
+                fmap_max=CHANNEL_MAX, style_depth=MAPPING_LAYERS,
+            )  # fmt: skip
+            self.trainer.init_GAN()
+        self.name, self.batch, self.device, self.channels = "stylegan2-pytorch, float32", batch, device, 3
+        self.G, self.D = torch.nn.ModuleList([self.trainer.GAN.G, self.trainer.GAN.S]), self.trainer.GAN.D
+        self.trainer.loader = in_memory(batch, resolution, device)
+        self.sampler = peer.ModelLoader.__new__(peer.ModelLoader)  # its constructor wants a saved model
+        self.sampler.model = self.trainer
+        # Its schedule is a function of the step: 4 has a gradient penalty, 5024 that and path length, 1 neither.
+        schedule = {"main": 1, "gp": 4, "gp+pl": 5024}
+        self.tasks = {name: partial(self.iterate, steps) for name, steps in schedule.items()}
+        self.tasks["inference"] = self.inference
+        self.iterate(5024)  # the first path-length step only notes the mean length
+
+    def iterate(self, steps: int) -> None:
+        self.trainer.steps = steps
+        self.trainer.train()
+
+    @torch.no_grad()
+    def inference(self) -> None:
+        z = torch.randn(self.batch, self.trainer.GAN.G.latent_dim, device=self.device)
+        self.sampler.styles_to_images(self.sampler.noise_to_styles(z))
+
+    @staticmethod
+    def phases(cost: dict[str, float]) -> dict[str, float]:
+        main, gp, both = cost["main"], cost["gp"], cost["gp+pl"]
+        return {"main": main, "r1": gp - main, "pl": both - gp, "inference": cost["inference"]}
+
+
+def in_memory(batch: int, resolution: int, device: torch.device) -> Iterator[torch.Tensor]:
+    images = torch.rand(8 * batch, 3, resolution, resolution, device=device)
+    while True:
+        yield images[torch.randint(len(images), (batch,), device=device)]
+
+
+def import_peer(device: torch.device) -> types.ModuleType:
+    """Import stylegan2_pytorch where it refuses to: without CUDA, and without packages that it imports but training
+    does not use (its logger, command line, and vector quantiser). On a CPU its `.cuda()` calls become no-ops."""
+    unused = {"aim": {}, "fire": {}, "vector_quantize_pytorch": {"VectorQuantize": None}}
+    for name, attributes in unused.items():
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(attributes)
+    try:
+        import kornia  # noqa: F401  before CUDA is faked, which is for the peer's assertion alone
+
+        with mock.patch("torch.cuda.is_available", return_value=True):
+            import stylegan2_pytorch.stylegan2_pytorch as peer
+    except ImportError as error:
+        sys.exit(f"benchmarks.gan: {error}; run: pip install --no-deps -r benchmarks/requirements.txt")
+    finally:
+        for name in unused:
+            del sys.modules[name]
+    if device.type == "cpu":
+        torch.Tensor.cuda = torch.nn.Module.cuda = lambda self, *_, **__: self
+    return peer
+
+
+class NVlabs:
+    """stylegan2-ada-pytorch: its own networks and loss object, phase by phase, in its best working precision."""
+
+    def __init__(self, folder: Path, resolution: int, batch: int, device: torch.device):
+        networks, loss, upfirdn2d, gradfix = import_nvlabs(folder)
+        half = dict(num_fp16_res=4, conv_clamp=256) if device.type == "cuda" else {}
+        widths = dict(channel_base=CHANNEL_BASE, channel_max=CHANNEL_MAX, **half)
+        image = dict(c_dim=0, img_resolution=resolution, img_channels=1)
+        self.G = networks.Generator(
+            z_dim=W_DIM, w_dim=W_DIM, mapping_kwargs=dict(num_layers=MAPPING_LAYERS), synthesis_kwargs=widths, **image
+        )
+        self.D = networks.Discriminator(**widths, **image)
+        for net in (self.G, self.D):
+            net.train().requires_grad_(False).to(device)
+        self.G_ema = [p.detach().clone() for p in self.G.parameters()]
+        self.opt = {net: torch.optim.Adam(net.parameters(), lr=LR, betas=BETAS, eps=1e-8) for net in (self.G, self.D)}
+        self.loss = loss.StyleGAN2Loss(
+            device=device, G_mapping=self.G.mapping, G_synthesis=self.G.synthesis, D=self.D, r1_gamma=1
+        )
+        gradfix.enabled = True  # it then says itself where it does not support this torch
+        self.batch, self.device, self.channels = batch, device, 1
+        self.images = torch.rand(batch, 1, resolution, resolution, device=device) * 2 - 1
+        self.none = torch.zeros(batch, 0, device=device)
+        self.tasks = {"main": self.main, "r1": partial(self.phase, "Dreg"), "pl": partial(self.phase, "Greg"),
+                      "inference": self.inference}  # fmt: skip
+        self.main()
+        kernels = "CUDA ops" if upfirdn2d._plugin is not None else "reference ops"
+        self.name = f"NVlabs, {'float16' if half else 'float32'}, {kernels}"
+
+    def phase(self, name: str) -> None:
+        net = self.G if name.startswith("G") else self.D
+        z = torch.randn(self.batch, W_DIM, device=self.device)
+        net.requires_grad_(True)
+        self.opt[net].zero_grad(set_to_none=True)
+        self.loss.accumulate_gradients(
+            phase=name, real_img=self.images, real_c=self.none, gen_z=z, gen_c=self.none, sync=True, gain=1
+        )
+        net.requires_grad_(False)
+        self.opt[net].step()
+
+    def main(self) -> None:
+        self.phase("Gmain")
+        self.phase("Dmain")
+        torch._foreach_lerp_(self.G_ema, list(self.G.parameters()), 0.001)
+
+    @torch.no_grad()
+    def inference(self) -> None:
+        self.G.eval()
+        self.G(torch.randn(self.batch, W_DIM, device=self.device), self.none)
+        self.G.train()
+
+    @staticmethod
+    def phases(cost: dict[str, float]) -> dict[str, float]:
+        return cost
+
+
+class Rosinality:
+    """stylegan2-pytorch of rosinality: its networks, with the textbook form of its losses."""
+
+    def __init__(self, folder: Path, resolution: int, batch: int, device: torch.device):
+        model = import_rosinality(folder, device)
+        self.G = model.Generator(resolution, W_DIM, MAPPING_LAYERS).to(device)
+        self.D = model.Discriminator(resolution).to(device)
+        self.G_ema = [p.detach().clone() for p in self.G.parameters()]
+        self.opt = {net: torch.optim.Adam(net.parameters(), lr=LR, betas=BETAS) for net in (self.G, self.D)}
+        self.batch, self.device, self.channels = batch, device, 3
+        self.images = torch.rand(batch, 3, resolution, resolution, device=device) * 2 - 1
+        self.name = "rosinality, float32" + (", CUDA ops" if device.type == "cuda" else ", native ops")
+        self.tasks = {"main": self.main, "r1": self.r1, "pl": self.pl, "inference": self.inference}
+
+    def generate(self, batch: int, **more):
+        return self.G(list(torch.randn(2, batch, W_DIM, device=self.device).unbind()), **more)
+
+    def step(self, net: torch.nn.Module, loss: torch.Tensor) -> None:
+        self.opt[net].zero_grad(set_to_none=True)
+        loss.backward()
+        self.opt[net].step()
+
+    def main(self) -> None:
+        self.G.requires_grad_(False)
+        fake, _ = self.generate(self.batch)
+        self.step(self.D, F.softplus(self.D(fake)).mean() + F.softplus(-self.D(self.images)).mean())
+        self.G.requires_grad_(True)
+        self.D.requires_grad_(False)
+        self.step(self.G, F.softplus(-self.D(self.generate(self.batch)[0])).mean())
+        self.D.requires_grad_(True)
+        torch._foreach_lerp_(self.G_ema, list(self.G.parameters()), 0.001)
+
+    def r1(self) -> None:
+        images = self.images.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(self.D(images).sum(), images, create_graph=True)
+        self.step(self.D, slope.square().sum((1, 2, 3)).mean())
+
+    def pl(self) -> None:
+        image, w = self.generate(self.batch // 2, return_latents=True)
+        noise = torch.randn_like(image) / image.shape[-1]
+        (slope,) = torch.autograd.grad((image * noise).sum(), w, create_graph=True)
+        lengths = slope.square().sum(2).mean(1).sqrt()
+        self.step(self.G, (lengths - lengths.mean().detach()).square().mean())
+
+    @torch.no_grad()
+    def inference(self) -> None:
+        self.G([torch.randn(self.batch, W_DIM, device=self.device)])
+
+    @staticmethod
+    def phases(cost: dict[str, float]) -> dict[str, float]:
+        return cost
+
+
+# --- imports that need help ------------------------------------------------------------------------------------------
+def import_nvlabs(folder: Path) -> tuple[types.ModuleType, ...]:
+    """(networks, loss, upfirdn2d, conv2d_gradfix) of a checkout of stylegan2-ada-pytorch."""
+    warnings.filterwarnings("ignore", message="conv2d_gradfix not supported")
+    sys.modules.setdefault("requests", types.ModuleType("requests"))  # it fetches weights, here it does not
+    if "distutils" not in sys.modules and sys.version_info >= (3, 12):
+        for name in ("distutils", "distutils.util"):
+            sys.modules[name] = types.ModuleType(name)
+        sys.modules["distutils.util"].strtobool = bool
+    sys.path.insert(0, str(folder))
+    try:
+        names = "training.networks", "training.loss", "torch_utils.ops.upfirdn2d", "torch_utils.ops.conv2d_gradfix"
+        return tuple(importlib.import_module(name) for name in names)
+    finally:
+        sys.path.remove(str(folder))
+
+
+def import_rosinality(folder: Path, device: torch.device) -> types.ModuleType:
+    """model.py of a checkout, at our widths. Its CUDA kernels are built where there is a GPU."""
+    source = (folder / "model.py").read_text()
+    width = lambda m: f"{m[1]}: {min(CHANNEL_BASE // int(m[1]), CHANNEL_MAX)},"  # noqa: E731
+    source = re.sub(r"(\d+): \d+(?: \* channel_multiplier)?,", width, source)
+    model = types.ModuleType("rosinality_model")
+    sys.path.insert(0, str(folder))
+    warnings.filterwarnings("ignore", message="conv2d_gradfix not supported")
+    try:
+        if device.type == "cuda":
+            exec(compile(source, str(folder / "model.py"), "exec"), vars(model))
+        else:
+            with mock.patch("torch.utils.cpp_extension.load", return_value=None):
+                exec(compile(source, str(folder / "model.py"), "exec"), vars(model))
+    finally:
+        sys.path.remove(str(folder))
+    return model
+
+
+def from_checkouts(folders: list[Path], resolution: int, batch: int, device: torch.device) -> list:
+    """The peers whose checkouts these are."""
+    peers = []
+    for folder in folders:
+        if (folder / "training" / "networks.py").is_file():
+            peers.append(NVlabs(folder, resolution, batch, device))
+        elif (folder / "model.py").is_file() and (folder / "op").is_dir():
+            peers.append(Rosinality(folder, resolution, batch, device))
+        else:
+            sys.exit(
+                f"benchmarks.gan: --peer-dir {folder}: neither stylegan2-ada-pytorch nor rosinality's stylegan2-pytorch"
+            )
+    return peers

@@ -1,0 +1,79 @@
+"""Pictures of predict.py: PNGs read and checked, looping GIFs, scatter plots. Grids are in jobs/log.py, as training draws them too."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def is_complete(path: Path, size: tuple[int, int]) -> bool:
+    """Whether the file is a whole PNG of (height, width); its checksums are verified."""
+    if not path.is_file():
+        return False
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            picture.verify()
+            return picture.size == size[::-1]
+    except Exception:  # a damaged PNG raises almost anything; it is made again
+        return False
+
+
+def as_picture(image: np.ndarray) -> Image.Image:
+    """uint8 (C, H, W), C 1 or 3."""
+    return Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """uint8 (C, H, W) of a PNG that generate wrote."""
+    with Image.open(path, formats=("PNG",)) as picture:
+        pixels = np.asarray(picture)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def gif_of(images: np.ndarray, fps: int) -> bytes:
+    """uint8 (N, C, H, W) as a GIF that loops for ever. Grey is kept exactly, colour is cut to 256 of each frame."""
+    frames = [as_picture(image) for image in images]
+    if images.shape[1] == 1:
+        # Left to itself, Pillow gives all frames the greys that the first one has.
+        frames = [Image.frombytes("P", frame.size, frame.tobytes()) for frame in frames]
+        for frame in frames:
+            frame.putpalette(bytes(grey for grey in range(256) for _ in range(3)))
+    buffer = io.BytesIO()
+    delay = round(100 / fps) * 10  # a GIF counts in hundredths of a second
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:], duration=delay, loop=0, optimize=False)
+    return buffer.getvalue()
+
+
+def scatter_plots(table: list[tuple], what: str, caption: str, most: int = 9) -> bytes:
+    """A PNG of (source, x, y, class, subject): `what` by class and by subject (the `most` frequent ones), and w by class."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    slices, styles = [r for r in table if r[0] != "w"], [r for r in table if r[0] == "w"]
+    counts = Counter(r[4] for r in slices if r[4])
+    named = {s for s, n in counts.most_common(most) if n > 1}
+    panels = [(f"{what}, by class", slices, lambda r: " ".join(filter(None, (r[0], r[3])))),
+              (f"{what}, by subject", slices, lambda r: r[4] if r[4] in named else f"{r[0]}, others" if named else r[0]),
+              ("latents w, by class", styles, lambda r: r[3])]  # fmt: skip
+    panels = [panel for panel in panels if panel[1] and (named or not panel[0].endswith("by subject"))]
+    figure = Figure(figsize=(5.5 * len(panels), 5.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (title, rows, group_of) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        groups = sorted({group_of(r) for r in rows}, key=lambda g: ("generated" not in g and "others" not in g, g))
+        for i, group in enumerate(groups):  # what is many comes first, so that it covers nothing
+            xy = np.array([r[1:3] for r in rows if group_of(r) == group], float)
+            color = "0.6" if "others" in group or group == "generated" else f"C{i % 10}"
+            marker = "x" if group.startswith("generated") else "o"
+            axis.scatter(*xy.T, s=14, marker=marker, linewidths=0.8, color=color, label=group[:24], alpha=0.8)
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
+    figure.suptitle(caption, fontsize=8, color="0.4")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()
