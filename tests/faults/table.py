@@ -120,7 +120,7 @@ def full_disk(lab: Lab, script: str, count: int, rng: random.Random, name: str) 
     for i in range(count):
         with inject.SmallDisk(lab.folder / "runs" / f"{name}-disk-{i}") as disk:
             if disk.folder is None:
-                return made
+                return quota(lab, script, count, rng, name, errno.ENOSPC)
             run, begin = disk.folder / "run", rng.choice((24, 40, 56))
             if i % 2 == 0:
 
@@ -149,7 +149,7 @@ def full_disk_at_start(lab: Lab, script: str, count: int, rng: random.Random, na
     for i in range(count):
         with inject.SmallDisk(lab.folder / "runs" / f"{name}-disk-{i}") as disk:
             if disk.folder is None:
-                return made
+                return refused_by_the_layer(lab, script, count, name, errno.ENOSPC)
             run = disk.folder / "run"
             disk.fill()
             attempt = lab.attempt(run, script, expect=(BAD,))
@@ -162,19 +162,32 @@ def full_disk_at_start(lab: Lab, script: str, count: int, rng: random.Random, na
     return made
 
 
-def quota(lab: Lab, script: str, count: int, rng: random.Random, name: str) -> int:
+def quota(lab: Lab, script: str, count: int, rng: random.Random, name: str, number: int = errno.EDQUOT) -> int:
     """EDQUOT from every write, new name and folder of the run, for a while or to the end."""
     for i in range(count):
         run, begin = lab.new(f"{name}-{i}"), rng.choice((24, 40, 56))
         end = begin + 24 if i % 2 == 0 else 1 << 60
         expect = (DONE,) if i % 2 == 0 else (BAD,)
         attempt = lab.attempt(run, script, expect=expect,
-                              hook=lambda rank, b=begin, e=end, r=run: inject.failing_writes(r, errno.EDQUOT, b, e))  # fmt: skip
-        require(os.strerror(errno.EDQUOT) in attempt.text(), "the quota was not named", attempt)
+                              hook=lambda rank, b=begin, e=end, r=run: inject.failing_writes(r, number, b, e))  # fmt: skip
+        require(os.strerror(number) in attempt.text(), f"{errno.errorcode[number]} was not named", attempt)
         if i % 2:
             require(newest_whole(run) >= begin - 16, f"the checkpoint before {begin} is gone", attempt)
             lab.attempt(run, script)
         same_as(run, lab.reference(script))
+        clear(run)
+    return count
+
+
+def refused_by_the_layer(lab: Lab, script: str, count: int, name: str, number: int) -> int:
+    """Where no file system can be mounted: every write below the run fails from the start on."""
+    for i in range(count):
+        run = lab.new(f"{name}-{i}", halfway=script if i % 2 else "")
+        before = tree(run)
+        attempt = lab.attempt(run, script, expect=(BAD,), hook=lambda rank, r=run: inject.failing_writes(r, number, -1))
+        require(os.strerror(number) in attempt.text(), "no plain reason", attempt)
+        require(tree(run) == before, "refused, but something changed")
+        lab.finish(run, script)
         clear(run)
     return count
 
@@ -185,7 +198,7 @@ def read_only_root(lab: Lab, script: str, count: int, rng: random.Random, name: 
     for i in range(count):
         with inject.SmallDisk(lab.folder / "runs" / f"{name}-disk-{i}") as disk:
             if disk.folder is None:
-                return made
+                return refused_by_the_layer(lab, script, count, name, errno.EROFS)
             run = disk.folder / "run"
             if i % 2:
                 subprocess.run(["cp", "-a", str(lab.halfway(script)), str(run)], check=True)
@@ -531,8 +544,8 @@ FAULTS = [
         {GAN: 99, VAE: 99, DIFFUSION: 99},
         {GAN: 3},
     ),
-    Fault("ENOSPC in mid-run (a small tmpfs)", TRANSPARENT, full_disk, all_scripts(4), {VAE: 1}),
-    Fault("ENOSPC at the start (a small tmpfs)", REFUSED, full_disk_at_start, all_scripts(2), {}),
+    Fault("ENOSPC in mid-run", TRANSPARENT, full_disk, all_scripts(4), {VAE: 1}),
+    Fault("ENOSPC at the start", REFUSED, full_disk_at_start, all_scripts(2), {}),
     Fault("EDQUOT on every write", TRANSPARENT, quota, all_scripts(4), {GAN: 1}),
     Fault("EIO on read", f"{TRANSPARENT} or {REFUSED}, by file", eio_on_read, all_scripts(9), {DIFFUSION: 2}),
     Fault(
