@@ -64,6 +64,27 @@ def test_the_guard_sees_what_it_forbids(tmp_path):
     assert done.returncode == 2 and "os.system" in done.stderr
 
 
+@pytest.mark.parametrize(("command", "name", "content"), [
+    ("-m data.pack {file}", "a.pack", b"BRAINPAK" + bytes(200)),
+    ("train_gan.py --preset quickstart --data {file} --dry-run", "a.pack", b"not a pack"),
+    ("train_gan.py --preset quickstart --resolution 32 --data {folder} --run {folder}/run", "scan.nii.gz", b"\x1f\x8b\x08" + bytes(60)),
+    ("train_gan.py --preset quickstart --resolution 32 --data {folder} --run {folder}/run", "a.png", b"\x89PNG\r\n\x1a\n" + bytes(60)),
+    ("predict.py generate --weights {file}", "weights.safetensors", b"\xff" * 64),
+    ("predict.py generate --run {folder}", "weights.safetensors", b"\x08\0\0\0\0\0\0\0" + b"[[[[[[[["),
+    ("train_gan.py --preset quickstart --data phantom:8 --run {folder}", "config.json", b"[" * 100_000),
+    ("launch.py --job vae --dry-run --data phantom:8", "brain-slices/sites.toml", b"a = " + b"[" * 100_000),
+], ids=lambda value: value[:40] if isinstance(value, str) else "content")  # fmt: skip
+def test_commands_answer_hostile_files_with_one_line(tmp_path, command, name, content):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    words = command.format(file=path, folder=tmp_path).split()
+    env = tiny.environment(tmp_path / "packs", XDG_CONFIG_HOME=str(tmp_path))
+    done = subprocess.run([sys.executable, *words], cwd=tiny.ROOT, capture_output=True, text=True, env=env, timeout=500)
+    assert done.returncode in (2, 78) and "Traceback" not in done.stderr, done.stderr
+    assert sum("error: " in line for line in done.stderr.splitlines()) == 1, done.stderr
+
+
 # --- what the mutations and the faults have found ---------------------------------------------------------------------
 def put_checkpoint(folder: Path, content: bytes) -> Checkpoints:
     """A checkpoint with a checksum that fits, as a stranger would make it."""
