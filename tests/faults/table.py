@@ -221,7 +221,7 @@ def eio_on_read(lab: Lab, script: str, count: int, rng: random.Random, name: str
     cases = [(f"{newest}.pt", DONE), (f"{newest}.json", DONE), ("/config.json", BAD), ("/data.json", BAD),
              ("/metrics.jsonl", TRANSIENT), ("/attempts.jsonl", DONE), ("/status.json", DONE), ("/provenance.json", DONE)]  # fmt: skip
     if script == DIFFUSION:
-        cases.append(("/vae.safetensors", BAD))
+        cases.append(("/vae.safetensors", TRANSIENT))
     rng.shuffle(cases)
     for file, code in cases[:count]:
         run = lab.new(f"{name}-{Path(file).name}", halfway=script)
