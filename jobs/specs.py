@@ -534,8 +534,9 @@ def _check_denoising(config) -> None:
         raise ConfigError(
             f"--target epsilon: the {config.schedule} schedule ends at pure noise, which tells nothing of the image; use --target v"
         )
-    if config.times.startswith("fast-") and (config.fast_steps < 2 or config.fast_steps > 1000):
-        raise ConfigError(f"--fast-steps {config.fast_steps}: choose from 2 to 1000")
+    fewest = 4 if config.times == "fast-nonuniform" else 2  # with fewer the list would not reach the noisiest step
+    if config.times.startswith("fast-") and not fewest <= config.fast_steps <= 1000:
+        raise ConfigError(f"--fast-steps {config.fast_steps}: choose from {fewest} to 1000 for --times {config.times}")
     if config.times.startswith("fast-") and config.sampler not in ("ddim", "ancestral"):
         raise ConfigError(
             f"--times {config.times} trains a few times only, where --sampler ddim or ancestral can go; set one"

@@ -25,6 +25,7 @@ SCHEDULES = ("linear", "scaled-linear", "cosine", "zero-snr", "flow")
 TARGETS = ("epsilon", "x0", "v", "flow")
 TIME_SETS = ("uniform", "logit-normal", "fast-uniform", "fast-nonuniform")
 SAMPLERS = ("midpoint", "dpmpp-2m", "ddim", "ancestral", "heun")
+FEWEST_FAST_STEPS = {"fast-uniform": 2, "fast-nonuniform": 4}  # with fewer the list would not reach the noisiest step
 MIN_ALPHA = 1e-3  # of the cosine schedule, which would end at no signal at all
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, ...), t (B,)) -> estimate of x0 (B, ...)
@@ -197,8 +198,9 @@ def fast_steps(time_set: str, number: int) -> list[int]:
     divides 1000; where it does not, the last step is below 999. fast-nonuniform: 40 % of the steps up to 699 and 60 %
     from there; for 10 the published list.
     """
-    if number < 2:
-        raise ValueError(f"Fast-DDPM needs at least 2 steps, got {number}")
+    least = FEWEST_FAST_STEPS.get(time_set, 2)
+    if number < least:
+        raise ValueError(f"{time_set} needs at least {least} steps, got {number}")
     if time_set == "fast-uniform":
         steps = list(range(-1, T, T // number))
         return [0, *steps[1:]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -137,8 +138,15 @@ def test_fast_ddpm_lists():
     assert d.fast_steps("fast-nonuniform", 10) == [0, 199, 399, 599, 699, 799, 849, 899, 949, 999]
     assert d.fast_steps("fast-uniform", 30)[-1] == 989 and d.fast_steps("fast-uniform", 6)[-1] == 995
     assert d.fast_steps("fast-nonuniform", 20)[:3] == [0, 88, 175] and d.fast_steps("fast-nonuniform", 20)[-1] == 999
+    for n in (5, 12, 20, 50, 100):  # the authors' program, in NumPy
+        early, late = np.linspace(0, 699, int(0.4 * n) + 1)[:-1], np.linspace(699, 999, int(0.6 * n))
+        assert d.fast_steps("fast-nonuniform", n) == [*np.ceil(early).astype(int), *np.ceil(late).astype(int)]
+        assert d.fast_steps("fast-uniform", n) == [0, *np.arange(-1, 1000, 1000 // n)[1:]]
     with pytest.raises(ValueError, match="at least 2"):
         d.fast_steps("fast-uniform", 1)
+    with pytest.raises(ValueError, match="at least 4"):  # 3 steps would end at 699, far from pure noise
+        d.fast_steps("fast-nonuniform", 3)
+    assert d.fast_steps("fast-nonuniform", 4)[-1] == 999
 
 
 def test_training_on_a_list_draws_only_its_times_and_in_pairs():
