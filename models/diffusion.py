@@ -318,13 +318,14 @@ def dpmpp_2m(
 
 
 def midpoint(denoise: Denoise, noise: Tensor, schedule: Schedule, calls: int, *, watch=None) -> Tensor:
-    """Second-order Runge-Kutta (midpoint) in flow time, in calls // 2 steps of two calls each.
+    """Second-order Runge-Kutta (midpoint) in flow time, in calls // 2 steps of two calls each; one call is Euler's step.
 
-    The steps are equal, but the middle of the last one never lies where the schedule has less noise than at its t = 0:
-    a network that takes the sample for noisier than it is would smooth it away. In flow coordinates y = x / (alpha + sigma) and tau = sigma / (alpha + sigma) every schedule's ODE is
+    In flow coordinates y = x / (alpha + sigma) and tau = sigma / (alpha + sigma) every schedule's ODE is
     dy / dtau = eps - x0 = (y - x0) / tau (Lipman 2023; the change of variables: Karras 2022, section 3).
+    The steps are equal, but the middle of the last one never lies where the schedule has less noise than at its t = 0:
+    a network that takes the sample for noisier than it is would smooth it away.
     """
-    number = max(calls // 2, 1)
+    number = calls // 2
 
     def velocity(y: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         angle = torch.tensor(math.atan2(tau, 1 - tau), dtype=torch.float64)
@@ -332,6 +333,11 @@ def midpoint(denoise: Denoise, noise: Tensor, schedule: Schedule, calls: int, *,
         x0 = _at(denoise, y * float(alpha + sigma), schedule.time(angle))
         return (y - x0) / tau, x0
 
+    if not number:
+        x0 = velocity(noise, 1.0)[1]
+        if watch:
+            watch(x0)
+        return x0
     slope = float(schedule.angle(torch.zeros((), dtype=torch.float64)).tan())
     last = max(1 / number, 2 * slope / (1 + slope)) if number > 1 else 1.0
     taus = [*torch.linspace(1, last, number, dtype=torch.float64).tolist(), 0.0]
