@@ -1,17 +1,20 @@
-"""Everything one does with a trained model: pictures, style mixing, interpolation, reconstruction, loss curves.
+"""Everything one does with a trained model: pictures, films, what is in its latents, and how good it is.
 
-    python predict.py generate --run runs/stylegan2-1a2b3c4d --number 64
-    python predict.py generate --run RUN --number 50000 --class AD --truncation 0.7 --out FOLDER
-    python predict.py mix --run RUN --rows 4 --cols 6 --styles coarse
-    python predict.py interpolate --run RUN --number 6 --steps 30
-    python predict.py plot --run RUN_A --run RUN_B
+    python predict.py generate --run runs/stylegan2-1a2b3c4d --number 64          any number; an interrupted one goes on
+    python predict.py generate --run runs/diffusion-1a2b3c4d --class AD --guidance 1.5 --steps 10
+    python predict.py interpolate --run RUN                                       a film through latents
+    python predict.py mix --run RUN --rows 4 --cols 6 --styles coarse             StyleGAN2
+    python predict.py project --run RUN                                           StyleGAN2: real slices in W+
+    python predict.py direction --run RUN --from AD --to NC                       StyleGAN2, diffusion
+    python predict.py denoise --run RUN                                           diffusion
+    python predict.py reconstruct --run runs/vae-1a2b3c4d                         VAE: PSNR and SSIM by subject
+    python predict.py tsne --run RUN                                              features or latents on a plane
+    python predict.py evaluate --run RUN --number 5000                            how good, how varied, copied or not
+    python predict.py plot --run RUN_A --run RUN_B                                losses, also while runs train
+    python predict.py report RUN_A RUN_B                                          one HTML page about runs
 
-    python predict.py generate --run runs/diffusion-1a2b3c4d --number 64 --class AD --guidance 1.5 --steps 10
-    python predict.py denoise --run runs/diffusion-1a2b3c4d
-    python predict.py reconstruct --run runs/vae-1a2b3c4d
-
-The latent of picture i is a function of (seed, i) alone: the same in every subcommand and in every batch. A weights
-file is read as data, nothing in it is ever executed.
+--weights FILE does instead of --run. The latent of picture i is a function of (seed, i) alone: the same in every
+subcommand and in every batch. A weights file is read as data, nothing in it is ever executed.
 """
 # ruff: noqa: E402  (the command line is parsed before torch is imported)
 
@@ -139,8 +142,9 @@ def feature_flag() -> argparse.ArgumentParser:
     """The flag of every subcommand that measures features."""
     p = argparse.ArgumentParser(add_help=False)
     p.add_argument("--feature-weights", metavar="FILE",
-                   help="state dict of torchvision's inception_v3 or resnet50 to measure with; without it a small "
-                        "encoder is trained on the training slices, once, in minutes, and kept beside their pack")
+                   help="state dict of torchvision's inception_v3 or resnet50, or of a DINO or DINOv2, to measure with; "
+                        "without it a small encoder is trained on the training slices, once, in minutes, and kept "
+                        "beside their pack")
     return p
 
 
@@ -275,6 +279,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -288,7 +293,7 @@ from data.sources import DataError
 from jobs import runtime, stop
 from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
 from jobs.pictures import as_picture, gif_of, is_complete, read_picture, scatter_plots
-from jobs.report import write_page
+from jobs.report import restarts_of, write_page
 from jobs.rundir import RunDir, atomic_file, atomic_write
 from jobs.specs import ConfigError
 from jobs.weights import WeightsError, read_weights, write_weights
@@ -305,6 +310,7 @@ GRID = 64  # pictures in a grid at most
 STRIP_ROWS, STRIP_COLUMNS = 16, 8
 MAX_FRAMES = 20_000  # of a GIF, which is put together in memory
 MEASURE_CHUNK = 50  # slices of which features are made at once, for any number of ranks
+MEASURE_BATCH = 10  # of a chunk, per pass on a CPU
 MIN_HELDOUT = 20
 DIRECTION_SAMPLES = 512  # latents over which the classes' difference in w is averaged
 PAIR_POOL, PAIRS = 1000, 1000  # slices from which pairs are drawn, and pairs per class, for MS-SSIM
@@ -535,8 +541,10 @@ def load_model(
     tensors, about, sha256 = read_snapshot(Path(path))
     job, config = about.get("job"), about["config"]
     if job not in jobs:
+        known = {"vae": "; a VAE can reconstruct and tsne", "diffusion": "", "stylegan2": ""}
+        wanted = " or ".join(f"a {name}" for name in jobs)
         raise ConfigError(
-            f"{path}: weights of a {job!r} job; this command needs those of {' or '.join(f'a {j}' for j in jobs)} run"
+            f"{path}: weights of a {job!r} job; this command needs those of {wanted} run{known.get(str(job), '')}"
         )
     classes, geometry, nimg = checked_about(path, about)
     conditional = config.get("conditional") is True
@@ -712,7 +720,9 @@ def generate(args: argparse.Namespace) -> int:
     names = [file_name(model, args.label, i) for i in first]
     shown = np.stack([read_picture(out / name) for name in names])
     save_png(out / "grid.png", image_grid(shown, math.ceil(math.sqrt(len(first))), labels=captions))
-    seeds = [runtime.seed_of(args.seed, i, "predict z") for i in range(number)]
+    seeds = [
+        runtime.seed_of(args.seed, i, "predict z") for i in range(min(number, GRID))
+    ]  # of the first, as an example
     write_json(out / "generate.json", model, args, settings, number=number, z_seeds=seeds)
     paths = [out / "grid.png", out / "generate.json"]
     if args.npz:
@@ -860,7 +870,8 @@ def reconstruct(args: argparse.Namespace) -> int:
     figures, table = by_subject(scores, [pack.subjects[i] or pack.names[i] for i in pick])
     grid = (torch.stack(shown, dim=1).flatten(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     rows = ["slice", "through the VAE", "3 x difference"]
-    save_png(out / "reconstruct.png", image_grid(grid, len(shown), row_labels=rows))
+    captions = [f"{scores['psnr'][i]:.1f} dB" for i in sorted(wanted)]
+    save_png(out / "reconstruct.png", image_grid(grid, len(shown), row_labels=rows, column_labels=captions))
     write_csv(out / "reconstruct.csv", ["subject", "slices", *scores], table)
     settings = {
         "weights_sha256": model.sha256,
@@ -883,7 +894,10 @@ def slices_of(model: VaeModel, args: argparse.Namespace) -> Pack:
     try:
         if args.split != "auto":
             return ensure_pack(data, split=args.split, **shape)
-        return ensure_held_out(data, "auto", **shape) or ensure_pack(data, **shape)
+        said: list[str] = []  # only what turned out well: an error is one line
+        pack = ensure_held_out(data, "auto", log=said.append, **shape) or ensure_pack(data, log=said.append, **shape)
+        print("\n".join(said))
+        return pack
     except DataError as error:
         raise ConfigError(str(error)) from None
 
@@ -929,10 +943,9 @@ def mix(args: argparse.Namespace) -> int:
     rows = [np.full_like(top_images[:1], BACKGROUND), top_images]  # the empty corner, then the sources
     for ws in tqdm(left, unit=" rows", disable=None):
         rows += [synthesise(model, ws[None]), synthesise(model, mix_layers(ws.expand_as(top), top, first, last))]
-    captions = ["", *captions_of(model, args.label, on_top)]
-    for caption in captions_of(model, args.label, at_left):
-        captions += [caption, *[""] * args.cols]
-    save_png(out / "mix.png", image_grid(np.concatenate(rows), args.cols + 1, labels=captions))
+    titles = {"column_labels": ["", *captions_of(model, args.label, on_top)],
+              "row_labels": ["", *captions_of(model, args.label, at_left)]}  # fmt: skip
+    save_png(out / "mix.png", image_grid(np.concatenate(rows), args.cols + 1, **titles))
     settings = settings_of(model, args, "truncation", "truncation_cutoff", "rows", "cols", "styles")
     write_json(out / "mix.json", model, args, settings, layers_from_top=[first, last], left=at_left, top=on_top)
     what = f"{args.rows} x {args.cols} mixed pictures (layers {first}-{last} from the top)"
@@ -954,7 +967,7 @@ def interpolate(args: argparse.Namespace) -> int:
     keys = list(range(args.number))
     choose_labels(model, args.label, keys)
     out = out_folder(args)
-    frames, strip, captions = [], [], []
+    frames, strip = [], []
     columns = min(args.steps, STRIP_COLUMNS)
     shown = [args.steps * j // columns for j in range(columns)]
     for k in tqdm(keys, unit=" latents", disable=None):
@@ -963,10 +976,12 @@ def interpolate(args: argparse.Namespace) -> int:
         frames.append(images)
         if k < STRIP_ROWS:
             strip.append(images[shown])
-            captions += [*captions_of(model, args.label, [k]), *[""] * (columns - 1)]
     frames = np.concatenate(frames)
     atomic_write(out / "interpolate.gif", gif_of(frames, args.fps))
-    save_png(out / "strip.png", image_grid(np.concatenate(strip), columns, labels=captions))
+    save_png(
+        out / "strip.png",
+        image_grid(np.concatenate(strip), columns, row_labels=captions_of(model, args.label, keys[: len(strip)])),
+    )
     if isinstance(model, DiffusionModel):
         settings = model.settings(args) | {"space": "z"}
     else:
@@ -1057,16 +1072,22 @@ def rows_of(pack: Pack, rows) -> torch.Tensor:
     return torch.from_numpy(np.array(pack.images[rows]))
 
 
-def open_features(args: argparse.Namespace, train: Pack, out: Path, rt: runtime.Runtime) -> tuple[torch.nn.Module, str]:
-    """(network uint8 (B, C, R, R) -> (B, D), its name). Rank 0 trains the encoder where there is none yet."""
-    if args.feature_weights:
-        try:
-            network, name = load_pretrained(args.feature_weights)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        return network.to(
-            rt.device
-        ), f"{name}, {Path(args.feature_weights).name} {sha256_of(args.feature_weights)[:12]}"
+def given_features(args: argparse.Namespace) -> tuple[torch.nn.Module, str] | None:
+    """What open_features returns, of --feature-weights; None without it. Read before anything that takes long."""
+    if not args.feature_weights:
+        return None
+    try:
+        network, name = load_pretrained(args.feature_weights)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return network, f"{name}, {Path(args.feature_weights).name} {sha256_of(args.feature_weights)[:12]}"
+
+
+def open_features(given, train: Pack, out: Path, rt: runtime.Runtime) -> tuple[torch.nn.Module, str]:
+    """(network uint8 (B, C, R, R) -> (B, D), its name): the given ones, else of the encoder of these training slices,
+    which rank 0 trains where there is none yet."""
+    if given is not None:
+        return given[0].to(rt.device), given[1]
     folder = Path(train.path).parent
     folder = folder if os.access(folder, os.W_OK) else out
     path = folder / f"encoder-v{encoder.VERSION}-{train.digest[:16]}.safetensors"
@@ -1131,68 +1152,69 @@ def measure(
 
 def generated(model: GanModel | DiffusionModel, args: argparse.Namespace):
     """range or list of indices -> the generated slices, uint8 (B, C, R, R)."""
+    if model.device.type == "cpu":  # chunks are the same for any --batch and any number of ranks: passes can be larger
+        model = replace(model, batch=MEASURE_BATCH)
     return lambda indices: torch.from_numpy(model.pictures(args, list(indices)))
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 def evaluate(args: argparse.Namespace) -> int:
     """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them."""
-    started = time.monotonic()
+    clock = [time.monotonic()]
     rt = runtime.init_runtime()
     if rt.world == 1 and args.device == "cpu":
         rt = replace(rt, device=torch.device("cpu"))
     model = open_model(args, "stylegan2", "diffusion", device=rt.device)
-    choose_labels(model, args.label, [0])
-    say = print if rt.rank == 0 else lambda text: None
-    real = open_data(args, model, say)
+    labels = choose_labels(model, args.label, list(range(args.number)))
+    given = given_features(args)
+    real = open_data(args, model, print if rt.rank == 0 else lambda text: None)
     out = out_folder(args)
-    network, features_name = open_features(args, real.train, out, rt)
+    network, features_name = open_features(given, real.train, out, rt)
     images_of = generated(model, args)
-    fake, fake_thumbs = measure(rt, network, images_of, args.number, "generated")
-    train, train_thumbs = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
-    heldout, heldout_thumbs = measure(
-        rt, network, lambda r: rows_of(real.heldout, r), len(real.heldout), "held-out slices"
-    )
+    clock.append(time.monotonic())
+    fake = measure(rt, network, images_of, args.number, "generated")
+    clock.append(time.monotonic())
+    train = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
+    heldout = measure(rt, network, lambda r: rows_of(real.heldout, r), len(real.heldout), "held-out slices")
+    clock.append(time.monotonic())
     runtime.shutdown(rt)
     if rt.rank:
         return stop.DONE
-    labels = choose_labels(model, args.label, list(range(args.number)))
-    subjects = real.subjects(real.heldout)
-    count = min(args.number, len(train))
-    spread = torch.linspace(0, len(train) - 1, count).round().long()  # over all training subjects
-    distances = {
-        "generated": set_figures(fake[:count], heldout, args.seed),
-        "training slices": set_figures(train[spread], heldout, args.seed),
-    }
-    groups = subjects.to(rt.device)
-    copies = {}
-    spaces = {
-        "pixels": (fake_thumbs, train_thumbs, heldout_thumbs, None),
-        "features": (fake, train, heldout, train.mean(0)),
-    }
-    for space, (a, b, c, centre) in spaces.items():
-        copies[space], pairs = quality.copying(a, b, c, groups, centre)
-        save_png(out / f"copies-{space}.png", pairs_picture(pairs, images_of, real.train))
-        copies[space]["closest"] = [
-            {"generated": i, "training": real.train.names[j], "distance": d} for i, j, d in pairs
-        ]
+    count = min(args.number, len(real.train))
+    spread = torch.linspace(0, len(real.train) - 1, count).round().long()  # over all training subjects
     figures = {
-        "distances": distances,
+        "distances": {"generated": set_figures(fake[0][:count], heldout[0], args.seed),
+                      "training slices": set_figures(train[0][spread], heldout[0], args.seed)},
         "ms_ssim": diversity_of_pairs(args, model, real, images_of, labels),
-        "copying": copies,
-    }
+        "copying": copying_figures(fake, train, heldout, real, images_of, out),
+    }  # fmt: skip
     if labels is not None:
-        sets = [(x, y.to(rt.device)) for x, y in
-                ((fake, labels), (train, real.labels(real.train)), (heldout, real.labels(real.heldout)))]  # fmt: skip
+        sets = ((fake[0], labels), (train[0], real.labels(real.train)), (heldout[0], real.labels(real.heldout)))
+        sets = [(x[(y >= 0).to(x.device)], y[y >= 0].to(x.device)) for x, y in sets]
         figures["class_fidelity"] = quality.class_fidelity(*sets, len(model.classes))
-    notes = notes_on(count, args.number, len(heldout), fake.shape[1])
-    about = data_settings(real)
-    settings = model.settings(args) | {"number": args.number, "features": features_name}
+    clock.append(time.monotonic())
+    notes = notes_on(model, count, args.number, len(real.heldout), network.dim)
+    phases = ("start", "generated", "real slices", "figures")
+    seconds = {name: round(b - a, 2) for name, (a, b) in zip(phases, pairwise(clock), strict=True)}
+    about, settings = data_settings(real), model.settings(args) | {"number": args.number, "features": features_name}
     write_json(out / "metrics.json", model, args, settings, data=about, compared=count, **figures, notes=notes,
-               ranks=rt.world, seconds=round(time.monotonic() - started, 1))  # fmt: skip
+               ranks=rt.world, seconds=seconds)  # fmt: skip
     print_figures(figures, features_name, about, notes)
     names = ("metrics.json", "copies-pixels.png", "copies-features.png")
     return report(model, f"{args.number} slices evaluated", [out / name for name in names])
+
+
+def copying_figures(fake: tuple, train: tuple, heldout: tuple, real: RealSlices, images_of, out: Path) -> dict:
+    """How near generated slices are to training ones by pixels and by features, with a picture of the closest of each;
+    the three are what measure() found: (features, thumbnails)."""
+    groups = real.subjects(real.heldout).to(fake[0].device)
+    found = {}
+    for space, k, centre in (("pixels", 1, None), ("features", 0, train[0].mean(0))):
+        found[space], pairs = quality.copying(fake[k], train[k], heldout[k], groups, centre)
+        closest = [{"generated": i, "training": real.train.names[j], "distance": d} for i, j, d in pairs]
+        found[space]["closest"] = closest
+        save_png(out / f"copies-{space}.png", pairs_picture(pairs, images_of, real.train))
+    return found
 
 
 def data_settings(real: RealSlices) -> dict:
@@ -1252,11 +1274,15 @@ def pairs_picture(pairs: list, images_of, train: Pack, columns: int = 8) -> Imag
     return image_grid(np.concatenate(shown), columns, labels=captions, row_labels=rows)
 
 
-def notes_on(compared: int, number: int, heldout: int, dim: int) -> list[str]:
+def notes_on(model: Trained, compared: int, number: int, heldout: int, dim: int) -> list[str]:
     """What a reader of the figures has to know."""
     notes = [f"distances compare sets of {compared:,} slices with {heldout:,} held-out ones, both kinds alike"]
     if compared < number:
         notes.append(f"the first {compared:,} of {number:,} generated slices, as there are no more training slices")
+    if model.config.get("split") == "all":
+        notes.append(
+            "the model was trained with --split all, so on these held-out slices too: copies cannot be told here"
+        )
     if heldout < 10 * dim:
         notes.append(
             f"{heldout:,} held-out slices are few for {dim} features: the FID is much raised by that, for real slices as well; "
@@ -1301,7 +1327,10 @@ def tsne(args: argparse.Namespace) -> int:
         raise ConfigError("tsne needs scikit-learn, which nothing else does: pip install scikit-learn") from None
     rt = alone(args)
     model = open_model(args, "stylegan2", "diffusion", "vae", device=rt.device)
+    if isinstance(model, VaeModel) and args.feature_weights:
+        raise UsageError("--feature-weights: of a VAE the latents themselves are shown; leave it out")
     labels = choose_labels(model, args.label, list(range(args.number)))
+    given = given_features(args)
     real = open_data(args, model, print)
     rows = torch.linspace(0, len(real.heldout) - 1, min(args.number, len(real.heldout))).round().long()
     out = out_folder(args)
@@ -1316,15 +1345,16 @@ def tsne(args: argparse.Namespace) -> int:
     subjects = [real.heldout.subjects[i] for i in rows.tolist()]
     fake_classes = ["" if labels is None else model.classes[int(labels[i])] for i in range(args.number)]
     if isinstance(model, VaeModel):
-        if args.feature_weights:
-            raise UsageError("--feature-weights: of a VAE the latents themselves are shown; leave it out")
-        what, settings = "latents", {"seed": args.seed, "weights_sha256": model.sha256}
+        what, settings = (
+            f"latents (means) of {Path(model.path).absolute().parent.name}",
+            {"seed": args.seed, "weights_sha256": model.sha256},
+        )
         parts = tqdm(rows.split(MEASURE_CHUNK), unit=" chunks", disable=None)
         latents = torch.cat([model.encode(rows_of(real.heldout, part.numpy())) for part in parts])
         points = embed(latents.flatten(1))
         table = [("real", *point, k, s) for point, k, s in zip(points, real_classes, subjects, strict=True)]
     else:
-        network, what = open_features(args, real.train, out, rt)
+        network, what = open_features(given, real.train, out, rt)
         fake, _ = measure(rt, network, generated(model, args), args.number, "generated")
         truth, _ = measure(
             rt, network, lambda r: rows_of(real.heldout, rows[r.start : r.stop].numpy()), len(rows), "real"
@@ -1341,7 +1371,7 @@ def tsne(args: argparse.Namespace) -> int:
         ["source", "x", "y", "class", "subject"],
         [[a, float(x), float(y), k, s] for a, x, y, k, s in table],
     )
-    atomic_write(out / "tsne.png", scatter_plots(table, "latents" if what == "latents" else "features", what))
+    atomic_write(out / "tsne.png", scatter_plots(table, "latents" if isinstance(model, VaeModel) else "features", what))
     settings |= {"number": args.number, "features": what}
     write_json(out / "tsne.json", model, args, settings, data=data_settings(real), real=len(rows))
     made = "" if isinstance(model, VaeModel) else f" and {args.number} generated"
@@ -1473,9 +1503,10 @@ def class_direction(args: argparse.Namespace, model: GanModel, out: Path, rt: ru
         start, end = end_classes(args, model.classes)
         sides = [map_latents(model, z, torch.full((len(z),), model.classes.index(name))) for name in (start, end)]
         return start, end, sides[0][: args.rows], (sides[1] - sides[0]).mean(0), None
+    given = given_features(args)
     real = open_data(args, model, print)
     start, end = end_classes(args, list(real.train.classes))
-    network, _ = open_features(args, real.train, out, rt)
+    network, _ = open_features(given, real.train, out, rt)
     train, _ = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
     labels = real.labels(real.train)
     known = labels >= 0
@@ -1539,7 +1570,11 @@ def plot(args: argparse.Namespace) -> int:
     png = Path(args.out) if args.out else default
     if png.is_dir():
         raise UsageError(f"--out {png}: a folder; name a PNG file in it")
-    plot_losses(rows if len(runs) > 1 else next(iter(rows.values())), png, args.from_kimg, args.to_kimg)
+    if len(runs) > 1:
+        plot_losses(rows, png, args.from_kimg, args.to_kimg)
+    else:
+        restarts = [kimg for kimg in restarts_of(runs[0]) if args.from_kimg <= kimg <= args.to_kimg]
+        plot_losses(rows[names[0]], png, args.from_kimg, args.to_kimg, restarts)
     for name, found in rows.items():
         print(f"{name}: {len(found)} rows up to {found[-1]['nimg'] / 1000:g} kimg")
     print(f"  {png}")

@@ -33,7 +33,7 @@ from data.batches import Batches, to_float, to_uint8
 from data.latents import LatentBatches, Latents, ensure_latents
 from data.pack import Pack, ensure_held_out, ensure_pack, preview
 from jobs import runtime, specs
-from jobs.attempt import Attempt, check_data, compare_with_run, prepare_run, report_and_code
+from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
 from jobs.checkpoint import Checkpoints, Diverged
 from jobs.log import Averages, image_grid
 from jobs.loop import (
@@ -499,6 +499,7 @@ def main() -> int:
         packs, latents = meeting.first(partial(open_data, c, run, meeting, attempt.say))
         if rank == 0:
             check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)
+            adopt_config(run, c)
         rt = runtime.init_runtime(c.threads, meeting)
         code = train(c, rt, run, packs, latents, attempt)
         runtime.shutdown(rt)

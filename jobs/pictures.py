@@ -66,7 +66,7 @@ def scatter_plots(table: list[tuple], what: str, caption: str, most: int = 9) ->
         groups = sorted({group_of(r) for r in rows}, key=lambda g: ("generated" not in g and "others" not in g, g))
         for i, group in enumerate(groups):  # what is many comes first, so that it covers nothing
             xy = np.array([r[1:3] for r in rows if group_of(r) == group], float)
-            color = "0.75" if "others" in group or group == "generated" else f"C{i % 10}"
+            color = "0.6" if "others" in group or group == "generated" else f"C{i % 10}"
             marker = "x" if group.startswith("generated") else "o"
             axis.scatter(*xy.T, s=14, marker=marker, linewidths=0.8, color=color, label=group[:24], alpha=0.8)
         axis.set_title(title, loc="left", fontsize=10)

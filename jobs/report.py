@@ -18,14 +18,18 @@ PICTURES = {  # predictions/COMMAND/FILE -> caption
     "generate/grid.png": "generated slices",
     "mix/mix.png": "style mixing",
     "interpolate/strip.png": "interpolation",
+    "interpolate/interpolate.gif": "the same as a film",
     "project/project.png": "real slices, their projections and the difference",
     "direction/direction.png": "from one class to the other",
-    "reconstruct/grid.png": "reconstructions",
-    "denoise/strip.png": "denoising",
+    "reconstruct/reconstruct.png": "real slices, the same through the VAE, and the difference",
+    "denoise/denoise.png": "from noise to slices: the network's estimate above the noisy state it is given",
+    "denoise/denoise.gif": "the same as a film: the noisy state, and the estimate beside it",
     "tsne/tsne.png": "t-SNE",
     "evaluate/copies-pixels.png": "the samples closest to the training set, by pixels",
     "evaluate/copies-features.png": "the samples closest to the training set, by features",
 }
+RECONSTRUCTION = {"psnr": "PSNR, dB", "psnr_head": "PSNR in the head, dB", "ssim": "SSIM", "ssim_head": "SSIM in the head",
+                  "l1": "L1"}  # fmt: skip
 COLUMNS = {"fid": ("FID", 1), "kid": ("KID x 1000", 1000), "precision": ("precision", 1), "recall": ("recall", 1),
            "density": ("density", 1), "coverage": ("coverage", 1)}  # fmt: skip
 ERRORS = {"fid": "fid_error", "kid": "kid_sd"}
@@ -33,8 +37,10 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222; background: #fff; }
 h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5em; border-bottom: 1px solid #ccc; padding-bottom: .2em; }
 table { border-collapse: collapse; margin: .8em 0; } td, th { padding: .2em .8em .2em 0; text-align: left; vertical-align: top; }
-th { border-bottom: 1px solid #999; font-weight: 600; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+th { border-bottom: 1px solid #999; font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 img { max-width: 100%; height: auto; display: block; } figure { margin: .8em 0; } figcaption, .quiet { color: #666; font-size: 13px; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-end; } .pictures figure { margin: 0; max-width: 100%; }
+.pictures img { min-width: min(240px, 100%); } .wide { overflow-x: auto; }
 .grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1em; } .grids figure { margin: 0; }
 details { margin: .8em 0; } summary { cursor: pointer; } code { font-size: 13px; overflow-wrap: anywhere; }
 """
@@ -47,10 +53,8 @@ def write_page(runs: list[RunDir]) -> str:
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="quiet">{time.strftime("%Y-%m-%d %H:%M")}</p>']
     if len(runs) > 1:
         parts.append(overview(runs, names))
-        rows = {name: read_metrics(run.metrics) for name, run in zip(names, runs, strict=True)}
-        if any(rows.values()):
-            parts.append(figure(draw_losses({name: found for name, found in rows.items() if found}), "all runs"))
-    parts += evaluations(runs, names)
+        parts += common_curves(runs, names)
+    parts += [*evaluations(runs, names), *reconstructions(runs, names)]
     for run, name in zip(runs, names, strict=True):
         parts += about_run(run, name)
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><meta name="viewport" content="width=device-width">'
@@ -72,8 +76,7 @@ def about_run(run: RunDir, name: str) -> list[str]:
     attempts, rows = run.read_attempts(), read_metrics(run.metrics)
     parts = [f"<h2>{escape(name)}</h2>", summary(run)]
     if rows:
-        starts = [a["nimg"] / 1000 for a in attempts if a.get("event") == "start" and number(a.get("nimg"))]
-        parts.append(figure(draw_losses(rows, restarts=[kimg for kimg in starts if kimg]), "losses over images seen"))
+        parts.append(figure(draw_losses(rows, restarts=restarts_of(run)), "losses over images seen; dotted: restarts"))
     grids = pick(sorted(p for p in run.samples.glob("*.png") if p.name[0].isdigit()), GRIDS)
     shown = [picture(p, f"{p.stem.lstrip('0').removesuffix('.000') or '0'} kimg") for p in grids]
     shown = [*shown, picture(run.samples / "reals.png", "real slices")]
@@ -81,12 +84,18 @@ def about_run(run: RunDir, name: str) -> list[str]:
         parts.append('<h3>Samples over time</h3><div class="grids">' + "".join(shown) + "</div>")
     found = [picture(run.path / "predictions" / file, caption) for file, caption in PICTURES.items()]
     if any(found):
-        parts.append("<h3>Pictures</h3>" + "".join(found))
+        parts.append('<h3>Pictures</h3><div class="pictures">' + "".join(found) + "</div>")
     parts.append(folded("Configuration", read_object(run.config)))
     parts.append(folded("Provenance", read_object(run.path / "provenance.json")))
     if attempts:
         parts.append(attempts_table(attempts))
     return parts
+
+
+def restarts_of(run: RunDir) -> list[float]:
+    """The kimg at which later attempts began."""
+    starts = [a["nimg"] / 1000 for a in run.read_attempts() if a.get("event") == "start" and number(a.get("nimg"))]
+    return [kimg for kimg in starts if kimg]
 
 
 def summary(run: RunDir) -> str:
@@ -102,7 +111,7 @@ def facts(run: RunDir, status: dict, config: dict) -> dict[str, str]:
         machine_seconds(run.read_attempts(), status),
         read_object(run.path / "provenance.json").get("device"),
     )
-    unit = "hours of one process on the CPU" if device == "cpu" else "GPU hours" if device else "hours x processes"
+    unit = "hours on a CPU" if device == "cpu" else "GPU hours" if device else "hours x processes"
     return {
         "state": state + (f" ({status['reason']})" if status.get("reason") and status["reason"] != "finished" else ""),
         "images seen": f"{kimg:g} of {total:g} thousand" if number(kimg) and number(total) else "unknown",
@@ -152,17 +161,28 @@ def overview(runs: list[RunDir], names: list[str]) -> str:
     return table(head, rows)
 
 
+def common_curves(runs: list[RunDir], names: list[str]) -> list[str]:
+    """Curves over each other, of runs of one kind: those that log the same losses."""
+    kinds: dict[tuple[str, ...], dict[str, list[dict]]] = {}
+    for run, name in zip(runs, names, strict=True):
+        rows = read_metrics(run.metrics)
+        losses = sorted({key for row in rows for key in row if key.startswith("loss")})
+        kinds.setdefault(tuple(losses), {})[name] = rows
+    return [figure(draw_losses(rows), ", ".join(rows)) for losses, rows in kinds.items() if losses and len(rows) > 1]
+
+
 def evaluations(runs: list[RunDir], names: list[str]) -> list[str]:
-    """A table for each kind of features and held-out set: figures of different ones are never set side by side."""
-    groups: dict[tuple[str, str], list[tuple[str, dict]]] = {}
+    """A table for each kind of features, held-out set and number of slices: figures of different ones are in different
+    units, or biased differently, and never set side by side."""
+    groups: dict[tuple[str, str, str], list[tuple[str, dict]]] = {}
     for run, name in zip(runs, names, strict=True):
         found = read_object(run.path / "predictions" / "evaluate" / "metrics.json")
         heldout = child(child(found, "data"), "heldout")
         if isinstance(found.get("distances"), dict):
-            key = str(child(found, "settings").get("features")), str(heldout.get("digest"))
+            key = str(child(found, "settings").get("features")), str(heldout.get("digest")), str(found.get("compared"))
             groups.setdefault(key, []).append((name, found))
     parts = ["<h2>Evaluation</h2>"] if groups else []
-    for (features, _), entries in groups.items():
+    for (features, _, _), entries in groups.items():
         rows, real = [], {}
         for name, found in entries:
             at = f" at {found['nimg'] / 1000:g} kimg" if number(found.get("nimg")) else ""
@@ -177,13 +197,42 @@ def evaluations(runs: list[RunDir], names: list[str]) -> list[str]:
     return parts
 
 
+def reconstructions(runs: list[RunDir], names: list[str]) -> list[str]:
+    """A table for each set of slices that VAEs were measured on."""
+    groups: dict[tuple[str, str], list[list]] = {}
+    for run, name in zip(runs, names, strict=True):
+        found = read_object(run.path / "predictions" / "reconstruct" / "reconstruct.json")
+        figures = child(found, "mean and sd over subjects")
+        if figures:
+            at = f" at {found['nimg'] / 1000:g} kimg" if number(found.get("nimg")) else ""
+            cells = [mean_and_sd(figures.get(score)) for score in RECONSTRUCTION]
+            groups.setdefault((str(found.get("data")), str(found.get("slices"))), []).append([name + at, *cells])
+    parts = ["<h2>Reconstruction</h2>"] if groups else []
+    for (data, slices), rows in groups.items():
+        parts.append(table(["", *RECONSTRUCTION.values()], rows, numbers=True))
+        parts.append(f'<p class="quiet">{escape(slices[:20])} slices: {escape(data[:300])}. Mean ± standard deviation over '
+                     "subjects. Black is most of a slice: judge by the figures in the head.</p>")  # fmt: skip
+    return parts
+
+
+def mean_and_sd(value) -> str:
+    if not (isinstance(value, list) and len(value) == 2 and all(number(v) for v in value)):
+        return ""
+    return f"{digits(value[0], 3)} ± {digits(value[1], 2)}"
+
+
+def digits(value: float, count: int) -> str:
+    """So many significant digits, and all before the point."""
+    return f"{value:.0f}" if abs(value) >= 10**count else f"{value:.{count}g}"
+
+
 def figures_of(found: dict) -> list[str]:
     """The cells of a row, as `12.3 ± 0.4`."""
     cells = []
     for name, (_, scale) in COLUMNS.items():
         value, error = found.get(name), found.get(ERRORS.get(name, ""))
-        text = f"{scale * value:.3g}" if number(value) else ""
-        cells.append(text + (f" ± {scale * error:.2g}" if text and number(error) else ""))
+        text = digits(scale * value, 3) if number(value) else ""
+        cells.append(text + (f" ± {digits(scale * error, 2)}" if text and number(error) else ""))
     return cells
 
 
@@ -221,7 +270,8 @@ def table(head: list, rows: list[list], numbers: bool = False) -> str:
             + "</tr>"
         )
 
-    return "<table>" + (line(head, "th") if head else "") + "".join(line(row, "td") for row in rows) + "</table>"
+    lines = (line(head, "th") if head else "") + "".join(line(row, "td") for row in rows)
+    return f'<div class="wide"><table>{lines}</table></div>'
 
 
 def folded(title: str, values: dict) -> str:
@@ -232,18 +282,19 @@ def folded(title: str, values: dict) -> str:
     return f"<details><summary>{escape(title)}</summary>{table([], rows)}</details>"
 
 
-def figure(png: bytes, caption: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
+def figure(content: bytes, caption: str, kind: str = "png") -> str:
+    data = base64.b64encode(content).decode()
+    return f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def picture(path: Path, caption: str) -> str:
-    """A PNG file as a figure; '' where there is none, or something else under its name."""
+    """A PNG or GIF file as a figure; '' where there is none, or something else under its name."""
     try:
         content = path.read_bytes() if path.stat().st_size <= MAX_PICTURE else b""
     except OSError:
         return ""
-    return figure(content, caption) if content.startswith(b"\x89PNG\r\n\x1a\n") else ""
+    kinds = {b"\x89PNG\r\n\x1a\n": "png", b"GIF89a": "gif", b"GIF87a": "gif"}
+    return next((figure(content, caption, kind) for start, kind in kinds.items() if content.startswith(start)), "")
 
 
 def pick(items: list, count: int) -> list:

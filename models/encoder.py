@@ -1,7 +1,8 @@
 """Networks that turn slices into the feature vectors in which quality is measured.
 
 `Encoder` is small and trained here, on the training slices themselves: contrastively (Chen 2020, SimCLR), and on the
-classes where there are any. `Pretrained` runs a torchvision network whose weights file the user has; nothing is downloaded.
+classes where there are any. `Pretrained` runs an Inception, a ResNet or a DINO whose weights file the user has; nothing is
+downloaded.
 Features of different networks, or of encoders of different data, are in different units and never compared.
 """
 
@@ -13,6 +14,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models import vit
 
 VERSION = 1  # of the encoder and its training: raise it when either changes
 WIDTHS = (16, 32, 48, 64)  # of the four stages, each at half the size of the one before
@@ -155,11 +158,11 @@ def contrastive_loss(projected: Tensor, temperature: float) -> Tensor:
 
 # --- a torchvision network whose weights the user has -----------------------------------------------------------------
 class Pretrained(nn.Module):
-    """uint8 slices (B, 1 or 3, H, W) -> (B, 2048) pooled features of an Inception v3 or a ResNet-50 of torchvision."""
+    """uint8 slices (B, 1 or 3, H, W) -> (B, dim) features of a network that takes normalised RGB of `size` pixels."""
 
-    def __init__(self, network: nn.Module, size: int, mean: tuple, std: tuple):
+    def __init__(self, network: nn.Module, size: int, dim: int, mean: tuple, std: tuple):
         super().__init__()
-        self.network, self.size, self.dim = network, size, 2048
+        self.network, self.size, self.dim = network, size, dim
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -173,56 +176,56 @@ class Pretrained(nn.Module):
 
 
 def load_pretrained(path: str | Path) -> tuple[Pretrained, str]:
-    """(network, its name) from a torchvision state dict (.pth or .safetensors), recognised by its tensors.
+    """(network, its name) from a state dict (.pth or .safetensors), recognised by its tensors: torchvision's inception_v3
+    or resnet50 (DINO's ResNet-50 too), a transformer of DINO or DINOv2.
 
     Weights are read as data. ValueError, one line, on anything else.
     """
     from torchvision import models  # a second to import
 
     state = read_state(Path(path))
-    state = {
-        k.removeprefix("module.").removeprefix("backbone."): v
-        for k, v in state.items()
-        if not k.startswith(("fc.", "AuxLogits."))
-    }
-    if "Mixed_7c.branch_pool.conv.weight" in state:
-        network = models.inception_v3(weights=None, init_weights=False, aux_logits=False, transform_input=False)
-        made, name = Pretrained(network, 299, (0.5,) * 3, (0.5,) * 3), "Inception v3"
-    elif (
-        "layer4.2.conv3.weight" in state
-        and "layer4.3.conv3.weight" not in state
-        and "layer3.6.conv3.weight" not in state
-    ):
-        made, name = Pretrained(models.resnet50(weights=None), 224, IMAGENET_MEAN, IMAGENET_STD), "ResNet-50"
-    else:
+    state = {k.removeprefix("module.").removeprefix("backbone."): v.float() for k, v in state.items()}
+    state = {k: v for k, v in state.items() if not k.startswith(("fc.", "AuxLogits."))}
+    known = {"Mixed_7c.branch_pool.conv.weight", "layer4.2.conv3.weight"} & set(state)
+    if not known and not vit.is_transformer(state):
         raise ValueError(
-            f"{path}: not the weights of torchvision's inception_v3 or resnet50; leave --feature-weights out"
+            f"{path}: not the weights of an inception_v3, a resnet50 or a DINO; leave --feature-weights out"
         )
-    made.network.fc = nn.Identity()
     try:
-        made.network.load_state_dict(state)
-    except RuntimeError as error:
+        if not known:
+            network, name = vit.build_transformer(state)
+            made = Pretrained(network, 224, network.norm.weight.numel(), IMAGENET_MEAN, IMAGENET_STD)
+        elif "layer4.2.conv3.weight" in known:
+            network, name = models.resnet50(weights=None), "ResNet-50"
+            made = Pretrained(network, 224, 2048, IMAGENET_MEAN, IMAGENET_STD)
+        else:
+            network = models.inception_v3(weights=None, init_weights=False, aux_logits=False, transform_input=False)
+            made, name = Pretrained(network, 299, 2048, (0.5,) * 3, (0.5,) * 3), "Inception v3"
+        if known:
+            network.fc = nn.Identity()
+            network.load_state_dict(state)
+    except (RuntimeError, ValueError, IndexError) as error:
         first = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"{path}: not torchvision's {name} ({first}); use its state dict as torchvision saves it"
+            f"{path}: not quite the weights of a known network ({first}); use the published state dict"
         ) from None
     return made.eval().requires_grad_(False), name
 
 
 def read_state(path: Path, flag: str = "--feature-weights") -> dict[str, Tensor]:
-    """A state dict, also where it lies under `state_dict` or `model` in the file. ValueError, naming the flag, on anything else."""
+    """A state dict, also where it lies under `teacher`, `state_dict` or `model` in the file. ValueError, naming the flag, on anything else."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such weights file; check {flag}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(str(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such weights file; check {flag}") from None
     except Exception as error:  # damaged files raise almost anything
-        first = " ".join(str(error).split())[:120]
+        first = " ".join(str(error).split())[:120] or type(error).__name__
         raise ValueError(f"{path}: cannot be read as weights ({first}); use a state dict without code in it") from None
-    for key in ("state_dict", "model"):
+    for key in ("teacher", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):

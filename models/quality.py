@@ -22,7 +22,7 @@ def check_features(*sets: Tensor) -> None:
     for x in sets:
         if x.ndim != 2 or x.shape[1] != sets[0].shape[1] or len(x) < 2:
             raise ValueError(f"features must be (N >= 2, D) of one D, got {[tuple(s.shape) for s in sets]}")
-        if not bool(torch.isfinite(x).all()):
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
             raise ValueError("features are not finite: the images or the feature weights are damaged")
 
 
@@ -286,7 +286,7 @@ def copying(
     distance. The training set is larger, which alone makes it less than 1: `median_ratio_of_heldout` is the same of
     held-out slices, whose own subject is left out, and `relative_ratio` the quotient: about 1 is good, 0 copying.
     """
-    check_features(fake.float(), train.float(), heldout.float())
+    check_features(fake, train, heldout)
     to_train, where = nearest(fake, train, centre=centre)
     to_heldout, _ = nearest(fake, heldout, centre=centre)
     real_to_train, _ = nearest(heldout, train, centre=centre)

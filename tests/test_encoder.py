@@ -108,6 +108,49 @@ def test_pretrained_networks_are_known_by_their_tensors(tmp_path):
     assert loaded(grey).shape == (2, loaded.dim)
 
 
+def vit_state(reference: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of torchvision's transformer under DINO's names."""
+    state = reference.state_dict()
+    names = {"ln_1": "norm1", "ln_2": "norm2", "self_attention.in_proj_": "attn.qkv.", "self_attention.out_proj": "attn.proj",
+             "mlp.0": "mlp.fc1", "mlp.3": "mlp.fc2", "encoder.layers.encoder_layer_": "blocks.", "conv_proj": "patch_embed.proj",
+             "class_token": "cls_token", "encoder.pos_embedding": "pos_embed", "encoder.ln": "norm"}  # fmt: skip
+    found = {}
+    for key, value in state.items():
+        if not key.startswith("heads"):
+            for old, new in names.items():
+                key = key.replace(old, new)
+            found[key] = value
+    return found
+
+
+def test_a_dino_transformer_is_the_known_architecture(tmp_path):
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    reference = VisionTransformer(
+        image_size=224, patch_size=32, num_layers=2, num_heads=2, hidden_dim=128, mlp_dim=256
+    ).eval()
+    for parameter in reference.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    state = vit_state(reference)
+    prefixed = {f"module.backbone.{k}": v for k, v in state.items()} | {"module.head.mlp.0.weight": torch.zeros(3)}
+    torch.save({"student": {}, "teacher": prefixed}, tmp_path / "dino.pth")
+    network, name = load_pretrained(tmp_path / "dino.pth")
+    assert name == "DINO ViT-128/32" and network.dim == 128
+    grey = torch.from_numpy(slices(2, size=224)[0])
+    reference.heads = torch.nn.Identity()
+    with torch.no_grad():
+        expected = reference((grey.float().repeat(1, 3, 1, 1) / 255 - network.mean) / network.std)
+    torch.testing.assert_close(network(grey), expected, atol=1e-4, rtol=1e-4)
+    scaled = state | {f"blocks.{i}.{ls}.gamma": torch.zeros(128) for i in range(2) for ls in ("ls1", "ls2")}
+    torch.save(scaled, tmp_path / "dinov2.pth")
+    network, name = load_pretrained(tmp_path / "dinov2.pth")
+    assert name == "DINOv2 ViT-128/32"
+    norm = torch.nn.functional.layer_norm(  # scales of 0 leave only the class token
+        state["cls_token"][0] + state["pos_embed"][0, :1], (128,), state["norm.weight"], state["norm.bias"], 1e-6)  # fmt: skip
+    torch.testing.assert_close(network(grey), norm.expand(2, -1), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("content", ["missing", "text", "pickle", "other"])
 def test_wrong_weights_get_one_line(tmp_path, content):
     path = tmp_path / "weights.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ import predict
 from jobs import specs, stop
 from jobs.specs import DiffusionConfig, VaeConfig
 from jobs.weights import write_weights
-from models import diffusion
+from models import diffusion, encoder
 from models.metrics import psnr, ssim
 from models.unet import UNet
 from models.vae import VAE, LatentScale
@@ -47,6 +48,20 @@ def diffusion_file(path, *flags: str, pixel: bool = False, **about):
     return path
 
 
+def vae_file(path):
+    c = specs.parse(VaeConfig, tiny.FLAGS["pretrain_vae.py"])
+    torch.manual_seed(0)
+    about = {
+        "job": "vae",
+        "config": specs.result_fields(c) | {"num_res": 1},
+        "classes": [],
+        "geometry": GEOMETRY,
+        "nimg": 0,
+    }
+    write_weights(path, {"vae": randomised(VAE(**VAE_SIZES)).state_dict()}, about)
+    return path
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     return diffusion_file(tmp_path_factory.mktemp("weights") / "weights.safetensors")
@@ -69,6 +84,13 @@ def test_generate_makes_pictures_at_the_slices_size_that_repeat_in_any_company(w
     for name in names[:2]:
         assert np.array_equal(pixels(tmp_path / "a" / name), pixels(tmp_path / "b" / name))
     assert not np.array_equal(pixels(tmp_path / "a" / names[0]), pixels(tmp_path / "a" / names[2]))
+    assert (
+        run("generate", "--weights", weights, "--out", tmp_path / "a", "--number", 4, "--steps", 4, "--npz")
+        == stop.DONE
+    )
+    with np.load(tmp_path / "a" / "slices.npz") as file:
+        assert file["images"].shape == (4, 1, 30, 24) and file["labels"].tolist() == [0, 1, 0, 1]
+        assert np.array_equal(file["images"][1, 0], pixels(tmp_path / "a" / names[1]))
     about = json.loads((tmp_path / "a" / "generate.json").read_text())
     assert (
         about["settings"]["sampler"] == "midpoint"
@@ -165,18 +187,8 @@ def test_a_file_that_is_not_what_it_says_gets_one_line(tmp_path, about, capsys):
 
 def test_reconstruct_reports_psnr_and_ssim_by_subject(tmp_path, monkeypatch):
     monkeypatch.setenv("BRAIN_PACK_DIR", str(tmp_path / "packs"))
-    c = specs.parse(VaeConfig, tiny.FLAGS["pretrain_vae.py"])
-    torch.manual_seed(0)
-    vae = randomised(VAE(**VAE_SIZES))
-    path = tmp_path / "w.safetensors"
-    about = {
-        "job": "vae",
-        "config": specs.result_fields(c) | {"num_res": 1},
-        "classes": [],
-        "geometry": GEOMETRY,
-        "nimg": 0,
-    }
-    write_weights(path, {"vae": vae.state_dict()}, about)
+    path = vae_file(tmp_path / "w.safetensors")
+    vae = predict.load_model(path, torch.device("cpu")).vae
     assert run("reconstruct", "--weights", path, "--out", tmp_path / "out", "--data", "phantom:40") == stop.DONE
     figures = json.loads((tmp_path / "out" / "reconstruct.json").read_text())
     assert figures["slices"] == figures["subjects"] == 4 and "split val" in figures["data"]
@@ -191,6 +203,12 @@ def test_reconstruct_reports_psnr_and_ssim_by_subject(tmp_path, monkeypatch):
     assert scores["ssim"][0] == pytest.approx(float(ssim(output, real).mean()), abs=1e-4)
     assert scores["ssim"][1] == pytest.approx(float(ssim(output, real).double().std()), abs=1e-4)
     assert (tmp_path / "out" / "reconstruct.png").is_file()
+    lines = (tmp_path / "out" / "reconstruct.csv").read_text().splitlines()
+    assert lines[0] == "subject,slices,l1,psnr,ssim,psnr_head,ssim_head" and len(lines) == 5
+    means = np.array([[float(x) for x in line.split(",")[1:]] for line in lines[1:]]).mean(0)
+    assert means[2] == pytest.approx(scores["psnr"][0], rel=1e-4) and means[4] == pytest.approx(
+        scores["psnr_head"][0], rel=1e-4
+    )
 
 
 def test_subjects_count_once_however_many_slices_they_have():
@@ -198,3 +216,148 @@ def test_subjects_count_once_however_many_slices_they_have():
     assert figures["mean and sd over subjects"]["psnr"][0] == pytest.approx((15 + 40) / 2)
     assert figures["left out"]["psnr"] == 1 and figures["subjects"] == 2
     assert table == [["a", 2, 15.0], ["b", 2, 40.0]]
+
+
+# --- what a diffusion network can do beside generating ----------------------------------------------------------------
+@pytest.fixture
+def packs(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.getbasetemp() / "packs-denoising"
+    monkeypatch.setenv("BRAIN_PACK_DIR", str(folder))
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")  # threads
+    monkeypatch.setattr(encoder.train_encoder, "__kwdefaults__", {**encoder.train_encoder.__kwdefaults__, "steps": 5})
+    monkeypatch.setattr(predict, "PAIRS", 50)
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+    return diffusion_file(tmp_path_factory.mktemp("conditional") / "weights.safetensors", "--conditional")
+
+
+def frames_of(path) -> list[np.ndarray]:
+    with Image.open(path) as gif:
+        found = []
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            found.append(np.asarray(gif.convert("L")).astype(int))
+    return found
+
+
+def test_evaluate_measures_a_diffusion_network_too(conditional, packs, tmp_path):
+    flags = (
+        "--weights",
+        conditional,
+        "--data",
+        "phantom:200",
+        "--number",
+        60,
+        "--steps",
+        2,
+        "--sampler",
+        "ddim",
+        "--device",
+        "cpu",
+    )
+    assert run("evaluate", *flags, "--out", tmp_path / "a") == stop.DONE
+    found = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert found["settings"]["steps"] == 2 and found["settings"]["sampler"] == "ddim" and found["compared"] == 60
+    assert found["distances"]["generated"]["kid"] > 5 * abs(found["distances"]["training slices"]["kid"])
+    assert found["ms_ssim"].keys() == {"NC", "AD"} and found["class_fidelity"]["accuracy_of_heldout"] > 0
+    assert run("evaluate", *flags, "--batch", 7, "--out", tmp_path / "b") == stop.DONE  # batched differently
+    other = json.loads((tmp_path / "b" / "metrics.json").read_text())
+    assert all(other[k] == found[k] for k in ("distances", "ms_ssim", "copying", "class_fidelity"))
+
+
+def test_interpolation_turns_the_noise_and_passes_through_the_pictures(conditional, tmp_path):
+    flags = ("--weights", conditional, "--number", 3, "--square")
+    assert run("generate", *flags, "--steps", 2, "--out", tmp_path / "g") == stop.DONE
+    assert run("interpolate", *flags, "--steps", 3, "--calls", 2, "--out", tmp_path / "i") == stop.DONE
+    frames = frames_of(tmp_path / "i" / "interpolate.gif")
+    assert len(frames) == 9
+    for k, path in enumerate(sorted((tmp_path / "g").glob("0*.png"))):
+        assert np.abs(frames[3 * k] - pixels(path)).max() <= 1
+    steps = [np.abs(a - b).mean() for a, b in itertools.pairwise([*frames, frames[0]])]
+    assert max(steps) > 0 and min(steps) > 0
+
+
+def test_direction_goes_from_the_prediction_of_one_class_to_that_of_the_other(conditional, tmp_path):
+    flags = (
+        "--weights",
+        conditional,
+        "--from",
+        "NC",
+        "--to",
+        "AD",
+        "--rows",
+        2,
+        "--steps",
+        3,
+        "--strength",
+        1,
+        "--calls",
+        2,
+    )
+    assert run("direction", *flags, "--out", tmp_path / "d") == stop.DONE
+    strip = pixels(tmp_path / "d" / "direction.png").astype(int)
+    for column, name in ((0, "NC"), (2, "AD")):
+        out = tmp_path / name
+        assert (
+            run(
+                "generate",
+                "--weights",
+                conditional,
+                "--class",
+                name,
+                "--number",
+                2,
+                "--steps",
+                2,
+                "--square",
+                "--out",
+                out,
+            )
+            == 0
+        )
+        for row, path in enumerate(sorted(out.glob("0*.png"))):
+            cell = strip[12 + 2 + 34 * row :, 2 + 34 * column :][:32, :32]
+            assert np.abs(cell - pixels(path)).max() <= 1
+    assert np.abs(strip[14:46, 36:68] - strip[14:46, 2:34]).max() > 1  # the one between is neither
+
+
+def test_tsne_of_a_vae_is_of_its_latents(packs, tmp_path):
+    pytest.importorskip("sklearn")
+    path = vae_file(tmp_path / "w.safetensors")
+    assert run("tsne", "--weights", path, "--data", "phantom:200", "--number", 15, "--out", tmp_path / "t") == stop.DONE
+    lines = (tmp_path / "t" / "tsne.csv").read_text().splitlines()
+    assert (
+        lines[0] == "source,x,y,class,subject"
+        and len(lines) == 16
+        and all(line.startswith("real,") for line in lines[1:])
+    )
+    assert json.loads((tmp_path / "t" / "tsne.json").read_text())["settings"]["features"].startswith("latents")
+
+
+@pytest.mark.parametrize(("argv", "code", "says"), [
+    (("mix",), 78, "needs those of a stylegan2 run"), (("project",), 78, "needs those of a stylegan2 run"),
+    (("reconstruct",), 78, "needs those of a vae run"), (("denoise", "--class", "MCI"), 2, "choose all, NC (0), AD (1)"),
+    (("interpolate", "--space", "w"), 2, "--space is a flag of StyleGAN2"),
+    (("interpolate", "--sampler", "ancestral"), 2, "ancestral"), (("direction", "--sampler", "ancestral"), 2, "ancestral"),
+    (("direction", "--to", "MCI"), 2, "choose from NC, AD"), (("evaluate", "--truncation", "0.5"), 2, "--guidance"),
+    (("evaluate", "--data", "nowhere-at-all"), 78, "nowhere-at-all"),
+])  # fmt: skip
+def test_wrong_use_of_a_diffusion_network_gets_one_line(conditional, packs, tmp_path, argv, code, says, capsys):
+    assert run(argv[0], "--weights", conditional, "--out", tmp_path / "out", *argv[1:]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate", "interpolate", "mix", "project", "direction", "denoise"])
+def test_a_vae_where_a_generator_is_needed_gets_one_line(tmp_path, command, capsys):
+    path = vae_file(tmp_path / "w.safetensors")
+    assert run(command, "--weights", path, "--out", tmp_path / "out") == 78
+    error = capsys.readouterr().err
+    assert (
+        error.startswith("error: ")
+        and error.count("\n") == 1
+        and "a 'vae' job" in error
+        and not (tmp_path / "out").exists()
+    )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models import quality
 from models.quality import (
     LinearProbe,
     Moments,
@@ -162,6 +163,61 @@ def test_bad_features_are_named(sets):
 def test_too_few_samples_for_the_neighbours():
     with pytest.raises(ValueError, match="at least 6"):
         manifold_figures(gaussian(20), gaussian(5))
+
+
+# --- torchmetrics as a second reference -------------------------------------------------------------------------------
+class Flat(torch.nn.Module):
+    """The features of an image are its pixels."""
+
+    num_features = 12
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1).float()
+
+
+def image_sets() -> list[torch.Tensor]:
+    draw = draws(3)
+    fake = torch.rand(60, 3, 2, 2, generator=draw)
+    return [fake, 0.8 * torch.rand(90, 3, 2, 2, generator=draw) + 0.1]
+
+
+def test_frechet_distance_is_that_of_torchmetrics():
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    metric = fid.FrechetInceptionDistance(feature=Flat(), input_img_size=(3, 2, 2), normalize=True).set_dtype(
+        torch.float64
+    )
+    fake, real = image_sets()
+    metric.update(fake, real=False)
+    metric.update(real, real=True)
+    ours = quality.frechet_distance(*(quality.Moments.of(x.flatten(1)) for x in (fake, real)))
+    assert ours == pytest.approx(float(metric.compute()), rel=1e-4) and ours > 0.01
+
+
+def test_kernel_distance_is_that_of_torchmetrics():
+    kid = pytest.importorskip("torchmetrics.image.kid")
+    fake, real = image_sets()
+    metric = kid.KernelInceptionDistance(feature=Flat(), subsets=2, subset_size=60, normalize=True)  # whole sets
+    metric.update(fake, real=False)
+    metric.update(real[:60], real=True)
+    ours = quality.squared_mmd(fake.flatten(1).double(), real[:60].flatten(1).double())
+    assert float(ours) == pytest.approx(float(metric.compute()[0]), rel=1e-3) and ours > 0.001
+
+
+def test_ms_ssim_is_nearly_that_of_torchmetrics():
+    """Where that can be computed at all (not below 161 px). It reflects the image at the borders of the last scale, which
+    here is the whole of it; Wang's windows lie inside."""
+    functional = pytest.importorskip("torchmetrics.functional.image")
+    a = pictures(2, 176)
+    b = (a.float() * 0.8 + 0.2 * pictures(2, 176, seed=1).float()).byte()
+    for i in range(2):
+        x, y = (z[i : i + 1].float() / 255 for z in (a, b))
+        theirs = functional.multiscale_structural_similarity_index_measure(x, y, data_range=1.0)
+        assert float(quality.ms_ssim(a[i : i + 1], b[i : i + 1])[0]) == pytest.approx(float(theirs), abs=3e-3)
+    with pytest.raises(ValueError):
+        functional.multiscale_structural_similarity_index_measure(
+            x[..., :128, :128], y[..., :128, :128], data_range=1.0
+        )
+    assert 0 < quality.ms_ssim(a[:1, :, :64, :64], b[:1, :, :64, :64]) < 1  # ours goes down to 14 px
 
 
 # --- MS-SSIM ----------------------------------------------------------------------------------------------------------

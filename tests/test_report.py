@@ -115,8 +115,34 @@ def test_figures_of_different_features_stay_apart(tmp_path):
     other = make_run(tmp_path, "other", settings={"features": "Inception v3"})
     parts = "".join(evaluations([one, two, other], ["one", "two", "other"]))
     assert parts.count(">FID<") == 2 and parts.count("real training slices") == 2
+    fewer = make_run(tmp_path, "fewer", compared=10)  # a distance of fewer slices is larger by that alone
+    assert "".join(evaluations([one, fewer], ["one", "fewer"])).count(">FID<") == 2
+    vae = make_run(tmp_path, "vae")
+    vae.metrics.write_text('{"nimg": 500, "loss_pixels": 0.5}\n{"nimg": 1000, "loss_pixels": 0.4}\n')
+    page = Parsed(write_page([one, two, vae]))
+    captions = [attributes.get("alt") for tag, attributes in page.tags if tag == "img"]
+    assert captions[0] == "one, two" and captions.count("losses over images seen; dotted: restarts") == 3
     page = Parsed(write_page([one, two, other]))
     assert "<h1>3 runs</h1>" in write_page([one, two, other]) and "other at 4.5 kimg" in page.text
+
+
+def test_pictures_and_reconstructions_where_predict_writes_them(tmp_path):
+    run = make_run(tmp_path)
+    for name in (
+        "reconstruct/reconstruct.png",
+        "denoise/denoise.png",
+        "denoise/denoise.gif",
+        "interpolate/interpolate.gif",
+    ):
+        (run.path / "predictions" / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(run.path / "predictions" / name)
+    figures = {"psnr": [26.54, 1.25], "ssim": [0.9, 0.01], "psnr_head": [None, 0.0], "l1": "x"}
+    about = {"mean and sd over subjects": figures, "data": "phantoms, split val", "slices": 40, "nimg": 2000}
+    (run.path / "predictions/reconstruct/reconstruct.json").write_text(json.dumps(about))
+    page = Parsed(write_page([run]))
+    sources = [attributes["src"][:15] for tag, attributes in page.tags if tag == "img"]
+    assert sources.count("data:image/gif;") == 2 and len(sources) == 1 + 5 + 4
+    assert "26.5 ± 1.2" in page.text and "phantoms, split val" in page.text and "run at 2 kimg" in page.text
 
 
 def test_helpers():
