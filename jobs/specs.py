@@ -626,6 +626,8 @@ def vae_memory_gb(config: VaeConfig, world: int = 1) -> float:
     for m in (1, 2, 4, 4)[: config.down.bit_length()]:
         activations += micro * (2 * config.num_res + 1) * 10 * config.width * m * r * r * bytes_per_value
         r //= 2
+    if config.perceptual_file:  # VGG-16 has 540 values per pixel that its gradient needs
+        activations += micro * 540 * config.resolution**2 * bytes_per_value
     return (vae_parameters(config) * 4 * 5 + activations) / 1e9
 
 
