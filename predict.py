@@ -1193,7 +1193,7 @@ def evaluate(args: argparse.Namespace) -> int:
         sets = [(x[(y >= 0).to(x.device)], y[y >= 0].to(x.device)) for x, y in sets]
         figures["class_fidelity"] = quality.class_fidelity(*sets, len(model.classes))
     clock.append(time.monotonic())
-    notes = notes_on(model, count, args.number, len(real.heldout), network.dim)
+    notes = notes_on(model, real, count, args.number, network.dim)
     phases = ("start", "generated", "real slices", "figures")
     seconds = {name: round(b - a, 2) for name, (a, b) in zip(phases, pairwise(clock), strict=True)}
     about, settings = data_settings(real), model.settings(args) | {"number": args.number, "features": features_name}
@@ -1274,14 +1274,20 @@ def pairs_picture(pairs: list, images_of, train: Pack, columns: int = 8) -> Imag
     return image_grid(np.concatenate(shown), columns, labels=captions, row_labels=rows)
 
 
-def notes_on(model: Trained, compared: int, number: int, heldout: int, dim: int) -> list[str]:
+def notes_on(model: Trained, real: RealSlices, compared: int, number: int, dim: int) -> list[str]:
     """What a reader of the figures has to know."""
+    heldout, unknown = len(real.heldout), sum(not subject for subject in real.heldout.subjects)
     notes = [f"distances compare sets of {compared:,} slices with {heldout:,} held-out ones, both kinds alike"]
     if compared < number:
         notes.append(f"the first {compared:,} of {number:,} generated slices, as there are no more training slices")
     if model.config.get("split") == "all":
         notes.append(
             "the model was trained with --split all, so on these held-out slices too: copies cannot be told here"
+        )
+    if unknown:
+        notes.append(
+            f"the subjects of {unknown:,} held-out slices are unknown: pairs of one brain may be among the real pairs, and "
+            "the distance ratio of copies is then too low"
         )
     if heldout < 10 * dim:
         notes.append(
