@@ -85,7 +85,7 @@ def queue_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="print the config, the sbatch text and the checks; queue nothing"
     )
     how.add_argument("--shared", action="store_true", help="let your group read the run (default: only you can)")
-    how.add_argument("--json", action="store_true", help="print one JSON object")
+    how.add_argument("--json", action="store_true", help="print one JSON object per run")
     return parser
 
 
@@ -488,15 +488,16 @@ def logs_command(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     run = watch.find_run(options.run, RUNS)
+    follower = show.Follower(run, at_end=True)  # from here on: what is written meanwhile must be shown once
     log = why.newest_log(run)
     if log is None and not options.follow:
         print(f"{run.name} has no log yet: its job has not started. python launch.py status {run.name}")
         return DONE
     if log is not None:
         print(paint(f"==> {log}", "grey", sys.stderr), file=sys.stderr)
-        print("\n".join(why.tail(log, 1 << 20).rstrip("\n").splitlines()[-max(options.lines, 1) :]), flush=True)
+        text = why.tail(log, 1 << 20, follower.seen.get(log, 0) if options.follow else None)
+        print("\n".join(text.rstrip("\n").splitlines()[-max(options.lines, 1) :]), flush=True)
     if options.follow:
-        follower = show.Follower(run, at_end=True)
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 follower.show()

@@ -33,7 +33,7 @@ from data.latents import ensure_latents
 from data.pack import Pack, ensure_held_out, ensure_pack, preview
 from data.sources import DataError
 from jobs import runtime, specs
-from jobs.attempt import Attempt, check_data, compare_with_run, prepare_run, report_and_code
+from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
 from jobs.checkpoint import Checkpoints, Diverged
 from jobs.log import Averages, image_grid
 from jobs.loop import (
@@ -415,6 +415,7 @@ def main() -> int:
         pack, held_out = meeting.first(partial(open_data, c, rank, attempt.say))
         if rank == 0:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
+            adopt_config(run, c)
         rt = runtime.init_runtime(c.threads, meeting)
         code = train(c, rt, run, pack, held_out, attempt)
         runtime.shutdown(rt)

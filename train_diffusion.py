@@ -33,7 +33,7 @@ from data.batches import Batches, to_float, to_uint8
 from data.latents import LatentBatches, Latents, ensure_latents
 from data.pack import Pack, ensure_held_out, ensure_pack, preview
 from jobs import runtime, specs
-from jobs.attempt import Attempt, check_data, compare_with_run, prepare_run, report_and_code
+from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
 from jobs.checkpoint import Checkpoints, Diverged
 from jobs.log import Averages, image_grid
 from jobs.loop import (
@@ -59,9 +59,9 @@ from models.vae import VAE, LatentScale, posterior_sample
 
 NEXT = "generate --run {run} --number 64"
 LOOKED_AT = 256  # slices of other patients that the validation loss is taken over
-CHUNK = 32  # of them go through the network at once
+CHUNK = 32  # of them go through the network at once; ranks take chunks in turn
+GRID_CHUNK = 16  # the same for the slices of a grid
 BINS = 4  # of noise levels, each with a validation loss of its own
-WAIT = 6 * 3600  # seconds that other ranks wait for rank 0 to encode the data
 VAE_FIELDS = ("channels", "latent_channels", "width", "down", "num_res")
 
 
@@ -289,7 +289,8 @@ class Sampler:
         self, c: DiffusionConfig, pack: Pack, data: Data, held_out: Pack | None, held_out_latents: Latents | None,
         schedule: diffusion.Schedule, rt: runtime.Runtime, dtype: torch.dtype,
     ):  # fmt: skip
-        self.c, self.data, self.schedule, self.dtype, self.classes = c, data, schedule, dtype, pack.classes
+        self.c, self.data, self.schedule, self.rt, self.dtype = c, data, schedule, rt, dtype
+        self.classes = pack.classes
         self.columns = 8 if c.resolution <= 128 else 6
         self.number = self.columns * (6 if c.resolution <= 128 else 4)
         gen = runtime.generator(c.seed, 0, "grid", rt.device)
@@ -301,10 +302,12 @@ class Sampler:
         pick = torch.linspace(0, len(pack.labels) - 1, count).round().long().tolist()
         self.real = to_float(torch.stack([torch.from_numpy(pack.images[i].copy()) for i in pick])).to(rt.device)
         self.real_labels = torch.tensor([int(pack.labels[i]) for i in pick], device=rt.device)
-        self.held_out = None if held_out is None else self._fixed(held_out, held_out_latents, rt.device)
+        self.prefix = "train_loss" if held_out is None else "val_loss"
+        looked_at = (pack, data.latents) if held_out is None else (held_out, held_out_latents)
+        self.looked_at = self._fixed(*looked_at, rt.device)
 
     def _fixed(self, pack: Pack, latents: Latents | None, device: torch.device) -> tuple:
-        """(x0, labels, noise, t) of slices spread over the other patients; the times are spread over each."""
+        """(x0, labels, noise, t) of slices spread over the patients, always the same."""
         count = min(LOOKED_AT, len(pack.labels))
         pick = torch.linspace(0, len(pack.labels) - 1, count).round().long().numpy()
         gen = runtime.generator(self.c.seed, 0, "validation", device)
@@ -315,9 +318,8 @@ class Sampler:
             sample = posterior_sample(mean, logvar, torch.randn(mean.shape, generator=gen, device=device))
             x0 = self.data.scale.normalise(sample)
         labels = torch.from_numpy(pack.labels[pick]).to(device) if self.c.conditional else None
-        t = (
-            torch.arange(count, device=device) * 0.6180339887498949 + 0.5
-        ) % 1  # as evenly as can be, in any part of them
+        # Spread as evenly as can be, over all and over those of any one patient.
+        t = (torch.arange(count, device=device) * 0.6180339887498949 + 0.5) % 1
         if self.c.times.startswith("fast-"):
             steps = torch.tensor(diffusion.fast_steps(self.c.times, self.c.fast_steps), device=device)
             t = steps[(t * len(steps)).long()].float() / (diffusion.T - 1)
@@ -329,25 +331,16 @@ class Sampler:
             captions = [self.classes[int(k)] for k in self.real_labels[: self.number]]
         return image_grid(to_uint8(self.real[: self.number]).cpu().numpy(), self.columns, labels=captions)
 
+    def mine(self, number: int, size: int) -> list[torch.Tensor]:
+        """The chunks of 0 .. number - 1 that this rank takes. A chunk is the same for any number of ranks."""
+        chunks = torch.arange(number, device=self.rt.device).split(size)
+        return list(chunks[self.rt.rank :: self.rt.world])
+
     @torch.no_grad()
     def __call__(self, unet: UNet, scale: LatentScale, nimg: int):
-        """(grid picture, {figures}); diversity is 1 where generated slices vary as much as real ones."""
-        x0 = []
-        times = diffusion.fast_times(self.c.times, self.c.fast_steps) if self.c.times.startswith("fast-") else None
-        gen = runtime.generator(self.c.seed, 0, "ancestral", self.noise.device)
-
-        def fresh(x: torch.Tensor) -> torch.Tensor:
-            return torch.randn(x.shape, generator=gen, device=x.device)
-
-        for i in torch.arange(self.number, device=self.noise.device).split(CHUNK):
-            predict = predictor(unet, None if self.labels is None else self.labels[i], self.dtype)
-            denoise = diffusion.denoiser(predict, self.schedule, self.c.target, clamp=float(self.c.space == "pixel"))
-            x0.append(
-                diffusion.sample(
-                    denoise, self.noise[i], self.schedule, self.c.sampler, self.c.steps, times=times, fresh=fresh
-                )
-            )
-        images = self.data.to_images(torch.cat(x0), scale, self.dtype)
+        """(picture of the grid or None, {figures}), on all ranks at once. Diversity is 1 where generated slices vary as much
+        as real ones."""
+        images = runtime.reduce_sum(self.rt, self.samples(unet, scale))
         figures = self.validate(unet)
         if nimg:  # an untrained network's noise says nothing
             figures["diversity"] = float(diversity_ratio(images, self.real))
@@ -355,26 +348,43 @@ class Sampler:
             for k, value in class_diversity(images, self.labels).items() if self.labels is not None else ():
                 if real.get(k):
                     figures[f"diversity_{self.classes[k]}"] = float(value / real[k])
+        if self.rt.rank:
+            return None, figures
         captions = None if self.labels is None else [self.classes[int(k)] for k in self.labels]
         return image_grid(to_uint8(images).cpu().numpy(), self.columns, labels=captions), figures
 
+    def samples(self, unet: UNet, scale: LatentScale) -> torch.Tensor:
+        """Images (number, C, R, R) in -1 .. 1 of the fixed noise; zero where they are other ranks'."""
+        images = torch.zeros(self.number, self.c.channels, self.c.resolution, self.c.resolution, device=self.rt.device)
+        times = diffusion.fast_times(self.c.times, self.c.fast_steps) if self.c.times.startswith("fast-") else None
+        for i in self.mine(self.number, GRID_CHUNK):
+            gen = runtime.generator(self.c.seed, int(i[0]), "ancestral", self.rt.device)
+            fresh = partial(torch.randn, generator=gen, device=self.rt.device)
+            predict = predictor(unet, None if self.labels is None else self.labels[i], self.dtype)
+            denoise = diffusion.denoiser(predict, self.schedule, self.c.target, clamp=float(self.c.space == "pixel"))
+            x0 = diffusion.sample(
+                denoise, self.noise[i], self.schedule, self.c.sampler, self.c.steps, times=times,
+                fresh=lambda x, fresh=fresh: fresh(x.shape),
+            )  # fmt: skip
+            images[i] = self.data.to_images(x0, scale, self.dtype)
+        return images
+
+    @torch.no_grad()
     def validate(self, unet: UNet) -> dict[str, float]:
-        """Loss on other patients: over all, and over each quarter of the times (0: least noise)."""
-        if self.held_out is None:
-            return {}
-        x0, labels, noise, t = self.held_out
-        losses = torch.cat([
-            diffusion.diffusion_loss(
-                predictor(unet, None if labels is None else labels[i], self.dtype), x0[i], noise[i], t[i], self.schedule,
-                target=self.c.target, min_snr_gamma=self.c.min_snr_gamma,
+        """Loss on other patients (where there are any), over all and over each quarter of the times (0: least noise)."""
+        x0, labels, noise, t = self.looked_at
+        losses = torch.zeros(len(x0), device=self.rt.device)
+        for i in self.mine(len(x0), CHUNK):
+            predict = predictor(unet, None if labels is None else labels[i], self.dtype)
+            losses[i] = diffusion.diffusion_loss(
+                predict, x0[i], noise[i], t[i], self.schedule, target=self.c.target, min_snr_gamma=self.c.min_snr_gamma
             )
-            for i in torch.arange(len(x0), device=x0.device).split(CHUNK)
-        ])  # fmt: skip
-        figures = {"val_loss": float(losses.mean())}
+        losses = runtime.reduce_sum(self.rt, losses)
+        figures = {self.prefix: float(losses.mean())}
         for k in range(BINS):
             inside = (t * BINS).long().clamp(max=BINS - 1) == k
             if bool(inside.any()):
-                figures[f"val_loss_{k}"] = float(losses[inside].mean())
+                figures[f"{self.prefix}_{k}"] = float(losses[inside].mean())
         return figures
 
 
@@ -409,13 +419,10 @@ def train(
     attempt.say(f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
                 f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {data.batches.placement}")  # fmt: skip
 
-    def look(nimg: int):
-        return sampler(s.unet_ema, s.scale, nimg) if record.main else (None, {})
-
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
-            record.tick(nimg, s, look=look, extra=s.log_extra)
+            record.tick(nimg, s, look=partial(sampler, s.unet_ema, s.scale), extra=s.log_extra)
             if upkeep.agree(nimg):
                 upkeep.save(nimg, weights, about)
             if upkeep.ending:
@@ -492,6 +499,7 @@ def main() -> int:
         packs, latents = meeting.first(partial(open_data, c, run, meeting, attempt.say))
         if rank == 0:
             check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)
+            adopt_config(run, c)
         rt = runtime.init_runtime(c.threads, meeting)
         code = train(c, rt, run, packs, latents, attempt)
         runtime.shutdown(rt)

@@ -31,7 +31,7 @@ from torch import nn
 from data.batches import Batches, to_uint8
 from data.pack import Pack, ensure_pack, preview
 from jobs import runtime, specs
-from jobs.attempt import Attempt, check_data, compare_with_run, prepare_run, report_and_code
+from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
 from jobs.checkpoint import Checkpoints, Diverged
 from jobs.log import Averages, image_grid
 from jobs.loop import FRESH_COUNTERS, Record, State, Upkeep, already_done, compiles, load_initial_weights
@@ -480,6 +480,7 @@ def main() -> int:
         check_classes(c, pack.classes)
         if rank == 0:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
+            adopt_config(run, c)
         rt = runtime.init_runtime(c.threads, meeting)
         code = train(c, rt, run, pack, attempt)
         runtime.shutdown(rt)

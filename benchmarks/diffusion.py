@@ -1,7 +1,9 @@
-"""The diffusion part against `diffusers` and MONAI: one training step, ten-call sampling, and how exact the samplers are.
+"""The diffusion part against `diffusers` and MONAI: one training step, ten-call sampling, memory, how exact the samplers are.
 
     pip install --no-deps -r benchmarks/requirements.txt && pip install diffusers==0.42.1 monai==1.6.1
-    python -m benchmarks.diffusion [--quick] [--write]
+    python -m benchmarks.diffusion [--quick] [--write] [--run RUN]
+
+With --run, a finished diffusion run: what few calls cost in quality and win in time, against 250-call DDIM of its weights.
 
 The three U-Nets are the same network to the last parameter. Each side takes its training step as its users do: ours is
 `train_diffusion.train_step`, which also draws the batch from cached latents and averages the weights; diffusers' is that of
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 import types
 from collections.abc import Callable
 
@@ -20,15 +23,28 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import predict
 import train_diffusion
 from benchmarks import machine
 from data.latents import Latents
+from data.pack import Pack, ensure_pack
 from jobs import runtime
 from jobs.specs import DiffusionConfig
-from models import diffusion
+from models import diffusion, quality
+from models.encoder import train_encoder
+from models.vae import VAE
 
 TITLE = "Diffusion against diffusers and MONAI"
 WIDTHS, SHAPE, CALLS = (64, 128, 256), (4, 32, 32), 10
+WAYS = (
+    ("midpoint", 10),
+    ("dpmpp-2m", 10),
+    ("ddim", 10),
+    ("midpoint", 20),
+    ("dpmpp-2m", 20),
+    ("ddim", 20),
+    ("ddim", 250),
+)
 
 
 # --- the three sides --------------------------------------------------------------------------------------------------
@@ -56,6 +72,20 @@ class Ours:
         denoise = diffusion.denoiser(predict, self.schedule, "epsilon")
         noise = torch.randn(self.c.batch, *SHAPE, device=self.rt.device)
         diffusion.sample(denoise, noise, self.schedule, "midpoint", CALLS)
+
+
+class OursEncoding(Ours):
+    """The same step without the cache: the VAE of the preset adni256-ldm encodes the batch of 256 px slices first."""
+
+    def __init__(self, batch: int, precision: str, rt: runtime.Runtime):
+        super().__init__(batch, precision, rt)
+        self.vae = VAE(1, SHAPE[0]).to(rt.device).eval().requires_grad_(False)
+        self.images = torch.rand(batch, 1, SHAPE[1] * self.vae.down, SHAPE[2] * self.vae.down, device=rt.device) * 2 - 1
+
+    def step(self) -> None:
+        with torch.no_grad(), torch.autocast(self.rt.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            self.vae.encode(self.images)
+        super().step()
 
 
 class Peer:
@@ -224,6 +254,10 @@ def compare(batch: int, rounds: int, rt: runtime.Runtime) -> str:
         ["training step, GFLOP/image", *(f"{f:.4g}" for f in flops)],
         ["training step, ms", *(machine.spread([1000 * t for t in seconds["step", i]]) for i, _ in both)],
         ["training, images/s", *(machine.spread([batch / t for t in seconds["step", i]]) for i, _ in both)],
+        [
+            "training step, MB above weights and optimizer",
+            *(f"{1000 * machine.peak_gb(side.step, rt.device):.0f}" for side in sides),
+        ],
         [f"{CALLS} calls, ms", *(machine.spread([1000 * t for t in seconds["sample", i]]) for i, _ in both)],
     ]
     peers = {"diffusers": len(sides) - 2, "MONAI": len(sides) - 1}
@@ -239,6 +273,83 @@ def compare(batch: int, rounds: int, rt: runtime.Runtime) -> str:
     return machine.table(["", *(side.name for side in sides)], rows)
 
 
+def encoding(batch: int, rounds: int, rt: runtime.Runtime) -> str:
+    """Latents from the cache against encoding the batch in every step, as latent-diffusion's and MONAI's loops do."""
+    sides = {
+        "latents from the cache": Ours(batch, "auto", rt),
+        "encoding in every step": OursEncoding(batch, "auto", rt),
+    }
+    for side in sides.values():
+        side.step()
+    seconds = machine.interleaved({name: side.step for name, side in sides.items()}, rounds, rt.device)
+    cached, encoded = seconds.values()
+    ratio = machine.spread([e / c for c, e in zip(cached, encoded, strict=True)])
+    rows = [[name, machine.spread([1000 * t for t in times]), r]
+            for (name, times), r in zip(seconds.items(), ("1", ratio), strict=True)]  # fmt: skip
+    return machine.table([f"training step, {next(iter(sides.values())).name}", "ms", "times the cached step"], rows)
+
+
+# --- few calls of trained weights -------------------------------------------------------------------------------------
+def few_calls(run: str, number: int) -> str:
+    """Quality and time of sampling a trained network, against 250-call DDIM of the same weights and the same noise.
+
+    Frechet and kernel distance to held-out slices in the features of an encoder that was trained on the training slices.
+    """
+    flags = ["generate", "--run", run, "--square", "--number", str(number)]
+    model = predict.open_model(predict.parse_args(flags), "diffusion")
+    config = model.config
+    shape = {
+        "resolution": config["resolution"],
+        "channels": config["channels"],
+        "crop": config["crop"],
+        "log": lambda _: None,
+    }
+    train, heldout = (ensure_pack(config["data"], split=split, **shape) for split in ("train", "test"))
+    network = train_encoder(train.images, torch.from_numpy(np.array(train.labels)), len(train.classes), seed=0)
+    features = {
+        "training slices": features_of(network, train, number),
+        "held-out slices": features_of(network, heldout),
+    }
+    pictures, seconds = {}, {}
+    for way in WAYS:
+        args = predict.parse_args([*flags, "--sampler", way[0], "--steps", str(way[1])])
+        model.pictures(args, [0])
+        start = time.perf_counter()
+        parts = [model.pictures(args, list(range(i, min(i + 32, number)))) for i in range(0, number, 32)]
+        seconds[way], pictures[way] = (time.perf_counter() - start) / number, np.concatenate(parts)
+    best = pictures[WAYS[-1]].astype(float)
+    rows = []
+    for name, values in [("training slices", features["training slices"]),
+                         *((way, network(torch.from_numpy(pictures[way]))) for way in WAYS)]:  # fmt: skip
+        frechet = quality.frechet_with_error(values, features["held-out slices"])
+        kernel = quality.kernel_distance(values, features["held-out slices"], torch.Generator().manual_seed(0))
+        cells = [f"{frechet[0]:.2f} +- {frechet[1]:.2f}", f"{kernel[0]:.4f} +- {kernel[1]:.4f}"]
+        if name in pictures:
+            off = np.sqrt(((pictures[name] - best) ** 2).mean())
+            rows.append([f"{name[0]}, {name[1]} calls", *cells, f"{off:.1f}", f"{1000 * seconds[name]:.3g}",
+                         f"{seconds[WAYS[-1]] / seconds[name]:.1f}"])  # fmt: skip
+        else:
+            rows.append([name, *cells, "", "", ""])
+    about = f"{number} slices of a run of {model.nimg / 1000:g} kimg on {config['data']}, {config['target']} target, against {len(heldout)} held-out slices."
+    columns = [
+        "",
+        "Frechet distance +- error",
+        "kernel distance +- sd",
+        "RMS grey levels from 250 calls",
+        "ms per slice",
+        "times as fast",
+    ]
+    return about + "\n\n" + machine.table(columns, rows)
+
+
+def features_of(network, pack: Pack, number: int = 10**9) -> torch.Tensor:
+    """Features of up to `number` slices, spread over the pack."""
+    rows = np.linspace(0, len(pack) - 1, min(number, len(pack))).round().astype(int)
+    return torch.cat(
+        [network(torch.from_numpy(np.array(pack.images[part]))) for part in np.array_split(rows, len(rows) // 64 + 1)]
+    )
+
+
 NOTES = """\
 Latents of 4 x 32 x 32, widths 64, 128, 256, attention at 16 and 8 px. Our step includes the draw of the latents from
 their posterior, clipping and the moving average; diffusers' clipping and its moving average; MONAI's neither. The second table
@@ -252,6 +363,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="repetitions of every task (default 7)")
     parser.add_argument("--batch", type=int, default=8, help="images per step (default 8)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all that this process was given)")
+    parser.add_argument("--run", metavar="DIR", help="a diffusion run: few calls against 250-call DDIM of its weights")
+    parser.add_argument("--number", type=int, default=256, help="slices per sampler with --run (default 256)")
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
     try:
@@ -261,9 +374,12 @@ def main() -> None:
         sys.exit(f"benchmarks.diffusion: {error}; run: pip install diffusers==0.42.1 monai==1.6.1")
     rt = runtime.init_runtime(args.threads)
     torch.manual_seed(0)
+    rounds = 2 if args.quick else args.rounds
     text = [machine.command("benchmarks.diffusion"), machine.header(rt.device, ["torch", "diffusers", "monai"]), NOTES]
     print("\n\n".join(text), flush=True)
-    for part in (exactness, lambda: compare(args.batch, 2 if args.quick else args.rounds, rt)):
+    parts = [exactness, lambda: compare(args.batch, rounds, rt), lambda: encoding(args.batch, rounds, rt)]
+    parts += [lambda: few_calls(args.run, args.number)] if args.run else []
+    for part in parts:
         text.append(part())
         print("\n" + text[-1], flush=True)
     if args.write:

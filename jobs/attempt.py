@@ -99,7 +99,7 @@ def compare_with_run(run: RunDir, config) -> str:
 
 
 def prepare_run(run: RunDir, config, say) -> bool:
-    """Rank 0, under the lock: compare with the stored config, lift or obey STOP, store the config. False: nothing to do.
+    """Rank 0, under the lock: compare with the stored config, lift or obey STOP. False: nothing to do.
 
     A STOP file ends every attempt that Slurm started by itself; a person who types the command lifts it.
     """
@@ -112,9 +112,15 @@ def prepare_run(run: RunDir, config, say) -> bool:
             return False
         run.lift_stop()
         say("The STOP of this run is lifted")
+    if run.read_config() is None:
+        run.write_config(asdict(config))
+    return True
+
+
+def adopt_config(run: RunDir, config) -> None:
+    """Rank 0, when nothing can be refused any more: the run is one of this config, and no longer done if it is longer now."""
     run.unmark_done()
     run.write_config(asdict(config))
-    return True
 
 
 def check_data(run: RunDir, config, classes: list[str], digests: dict[str, str], say) -> None:
@@ -155,7 +161,16 @@ def report_and_code(main) -> int:
         return asked.exit_code
     except Exception as error:
         code = stop.exit_code(error)
-        print(f"error: {error if code == stop.BAD else f'{type(error).__name__}: {error}'}", file=sys.stderr)
+        text = str(error) if code == stop.BAD else f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and code in (stop.BAD, stop.TRANSIENT):
+            where = f"{error.filename}: " if error.filename else ""
+            fix = (
+                "free some space or quota, or choose another --run"
+                if code == stop.BAD
+                else "the file server may be back for the next attempt"
+            )
+            text = f"{where}{error.strerror}; {fix}"
+        print(f"error: {text}", file=sys.stderr)
         if code == 1:
             raise
         return code

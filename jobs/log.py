@@ -7,7 +7,9 @@ import io
 import json
 import math
 import os
+import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -125,6 +127,7 @@ class TensorBoard:
     def __init__(self, folder: Path | None, purge_step: int | None = None, say: Callable[[str], None] = print):
         self.folder, self.say, self.writer = folder, say, None
         if folder is not None:
+            threading.excepthook = _no_traceback_of_tensorboard
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
             self._try(lambda: setattr(self, "writer", SummaryWriter(str(folder), purge_step=purge_step, flush_secs=30)))
@@ -159,7 +162,14 @@ class TensorBoard:
             self._try(self.writer.close)
 
 
+def _no_traceback_of_tensorboard(failure, otherwise=threading.excepthook) -> None:
+    """TensorBoard's writer thread dies of a full disk with a traceback; the next write says it in a line (see _try)."""
+    if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard.")):
+        otherwise(failure)
+
+
 def _tag(name: str) -> str:
+    name = re.sub(r"[^\w./-]+", "_", name)  # a class's name is a folder's name, and a tag becomes part of a page
     group = name.split("_")[0]
     groups = {"loss": "loss", "logits": "discriminator", "sign": "discriminator", "r1": "regularisers", "r2": "regularisers",
               "path": "regularisers", "pl": "regularisers", "kl": "regularisers", "diversity": "health", "ada": "health"}  # fmt: skip
@@ -340,7 +350,7 @@ def draw_losses(
         axis.set_title(title, loc="left", fontsize=10)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False, loc="upper right", ncols=min(len(columns) * len(runs), 4))
+        axis.legend(fontsize=8, frameon=False, loc="best", ncols=min(len(columns) * len(runs), 4))
     axes[-1].set_xlabel("thousands of images seen (kimg)")
     if not panels:
         axes[0].text(0.5, 0.5, "no rows yet", ha="center")

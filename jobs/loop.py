@@ -97,8 +97,7 @@ class Record:
         self.progress = Progress(self.total, self.nimg)
         attempt.printer = self.progress.write
         for name, picture in first_pictures().items() if nimg < 0 else ():
-            save_png(run.samples / f"{name}.png", picture)
-            self.board.image(name, picture, 0)
+            self.show(f"{name}.png", name, picture, 0)
 
     def tick(self, nimg: int, s: State, look: Callable, extra: Callable[[], dict]) -> None:
         """A row at log and sample intervals and at the end; `look(nimg)` -> (grid, figures) at sample intervals.
@@ -123,10 +122,19 @@ class Record:
             self.log.append(row)
             self.board.scalars(row, nimg)
             if grid is not None:
-                save_png(self.run.samples / f"{nimg / 1000:09.3f}.png", grid)
-                self.board.image("samples", grid, nimg)
+                self.show(f"{nimg / 1000:09.3f}.png", "samples", grid, nimg)
             self.work = 0.0
         self.time, self.nimg, self.waited = time.monotonic(), nimg, self.waits()
+
+    def show(self, file: str, name: str, picture, nimg: int) -> None:
+        """A picture for people: a disk on which it does not fit is no reason to stop."""
+        try:
+            save_png(self.run.samples / file, picture)
+        except OSError as error:
+            self.attempt.say(
+                f"WARNING: {self.run.samples / file} cannot be written ({error.strerror}); training goes on"
+            )
+        self.board.image(name, picture, nimg)
 
     def speed(self, nimg: int) -> dict[str, float]:
         """Since the last row: images per second, seconds per kimg, shares of the time spent waiting, use of the device."""
@@ -232,7 +240,10 @@ class Upkeep:
         self.checkpoints.wait(raise_errors=True)
         self.watchdog.stop()
         if record.main:
-            plot_losses(read_metrics(self.run.metrics), self.run.plots / "losses.png")
+            try:
+                plot_losses(read_metrics(self.run.metrics), self.run.plots / "losses.png")
+            except OSError as error:
+                self.attempt.say(f"WARNING: {self.run.plots / 'losses.png'} cannot be written ({error.strerror})")
         if nimg < self.total:
             reason, by_person = self.watch.describe(self.level), self.level >= 3
             self.attempt.say(f"Stopped at {nimg / 1000:g} kimg ({reason}); saved. The same command goes on from here.")

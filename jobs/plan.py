@@ -99,6 +99,13 @@ def make_plan(options, flags: list[str], site: Site, partitions: dict[str, slurm
         plan = replace(slurm_plan(options, site, partitions), job=job, config=config, run=Path(config.run),
                        flags=absolute_flags(flags, config))  # fmt: skip
     specs.check_world(config, plan.world)
+    for name in ("run", "partition", "account", "qos", "gres"):
+        if re.search(
+            "[\\x00-\\x1f\\x7f\\ud800-\\udfff]", str(getattr(plan, name))
+        ):  # a line end would begin a line of shell
+            raise ConfigError(
+                f"--{name} {str(getattr(plan, name))!r}: a control character, or no text; use letters and digits"
+            )
     typed = {name: getattr(options, name) for name in REMEMBERED if getattr(options, name)}
     return replace(plan, max_restarts=options.max_restarts, shared=options.shared, after=options.after, options=typed)
 

@@ -32,6 +32,7 @@ from jobs.specs import ConfigError
 MAX_RESTARTS = 20
 STUCK_AFTER = 2  # attempts in a row that ended by themselves and saw no new image
 RETRY_S = 600  # how long a silent controller is asked again
+LEAVE = "exit 0"  # shell text
 FORBIDDEN = "presently disabled"  # Slurm's words for Requeue=0
 
 
@@ -283,7 +284,8 @@ def begin(path: Path, kind: str) -> str:
         except (SlurmError, submit.SubmitError) as error:
             print(f"WARNING: no requeueing here, and no successor could be queued ({error})", file=sys.stderr)
     _link_log(run, job)
-    return ""
+    before = next((str(e["after"]) for e in about.get("submitted", []) if e["id"] == job_id and "after" in e), "")
+    return f"export PREDECESSOR_JOB={shlex.quote(before)}" if kind == "chain" and before else ""
 
 
 def begin_sbatch(job_name: str, flags: list[str]) -> tuple[Path, list[str], str]:
@@ -361,7 +363,7 @@ def _write_jobs(path: Path, about: dict) -> None:
 
 def _nothing_to_do(text: str) -> str:
     print(text, file=sys.stderr)
-    return "exit 0"
+    return LEAVE
 
 
 def _live(ids: list[str]) -> list[str]:
@@ -443,7 +445,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             path, flags, text = begin_sbatch(options.job, flags)
             kind = record_sbatch(path, options.job, flags)
-            print(begin(path, kind) or text)
+            more = begin(path, kind)
+            print(more if more == LEAVE else f"{text}\n{more}")
     except (ConfigError, RunDirError, submit.SubmitError) as error:
         print(f"error: {error}", file=sys.stderr)
         return stop.BAD

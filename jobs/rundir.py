@@ -414,8 +414,9 @@ class Lock:
 
     A lock of this host is stale as soon as its process is gone. One of another host (or of a container with its own
     process ids) is stale when its heartbeat, the file's mtime by the file system's own clock, is LOCK_STALE seconds old.
-    One of an earlier start of our own Slurm job is taken over at once: Slurm believes its node dead. Where only the node's
-    daemon died the process lives on; it ends at its next heartbeat, for which the taker waits.
+    One of an earlier start of our own Slurm job, or of the job before in its chain, is taken over at once: Slurm believes
+    its node dead. Where only the node's daemon died the process lives on; it ends at its next heartbeat, for which the
+    taker waits.
 
     A taker never removes the lock: it first makes `LOCK.<token of the stale lock>`, which only one process can, sees that
     the lock is still that stale one, and renames it over the lock. A taker killed in between leaves a claim that is
@@ -525,10 +526,12 @@ class Lock:
         return age < LOCK_STALE, False, age
 
     def _of_an_earlier_start(self, holder: dict) -> bool:
-        """Whether the holder belongs to our own Slurm job, before it was requeued."""
-        restart = holder.get("restart")
-        same = self.mine["job"] is not None and holder.get("job") == self.mine["job"]
-        return same and isinstance(restart, int) and restart < self.mine["restart"]
+        """Whether the holder belongs to our own Slurm job before it was requeued, or to the job that ours goes on for."""
+        job, restart = holder.get("job"), holder.get("restart")
+        if job is None:
+            return False
+        requeued = job == self.mine["job"] and isinstance(restart, int) and restart < self.mine["restart"]
+        return requeued or job == os.environ.get("PREDECESSOR_JOB")
 
     def _beat(self) -> None:
         while not self._released.wait(LOCK_BEAT):

@@ -7,6 +7,7 @@ and save together.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -48,6 +49,11 @@ def ignore_signals_in_worker(*_args) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+# What a file system says when a person has to do something, and when it may have got better by the next attempt.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.ENOLCK)
+
+
 def exit_code(error: BaseException | None) -> int:
     """The exit code that an exception means; 0 for none. Exceptions with a code of their own have it in `exit_code`."""
     if error is None:
@@ -56,6 +62,10 @@ def exit_code(error: BaseException | None) -> int:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):
         return 130
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return BAD
+    if isinstance(error, OSError) and error.errno in MAY_PASS:
+        return TRANSIENT
     return getattr(error, "exit_code", 1)
 
 

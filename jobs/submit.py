@@ -327,12 +327,15 @@ def start_local(run: Path, gpus: int, command: list[str]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.chdir(run / "code")
-    with private_files():
+    shared = run.stat().st_mode & 0o070
+    with private_files(0o027 if shared else 0o077):
         executor = LocalExecutor(run / "logs" / "submitit")
         executor.update_parameters(
             timeout_min=LOCAL_MINUTES, tasks_per_node=1, gpus_per_node=gpus, stderr_to_stdout=True
         )
         job = executor.submit(os.execv, command[0], command)
+    for pickle in (run / "logs" / "submitit").glob("*.pkl"):
+        pickle.chmod(0o600)
     os.write(answer, job.job_id.encode())
 
 

@@ -227,11 +227,13 @@ def newest_log(run: Path) -> Path | None:
     return next(reversed(log_files(run)), None)
 
 
-def tail(path: Path, size: int = TAIL_BYTES) -> str:
-    """The end of a log as text without control characters: a log may hold anything, and this goes to a terminal."""
+def tail(path: Path, size: int = TAIL_BYTES, end: int | None = None) -> str:
+    """The end of a log, or of its first `end` bytes, as text without control characters: a log may hold anything, and
+    this goes to a terminal."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - size, 0))
-        return clean(file.read().decode(errors="replace"))
+        end = file.seek(0, os.SEEK_END) if end is None else end
+        begin = file.seek(max(end - size, 0))
+        return clean(file.read(end - begin).decode(errors="replace"))
     return ""
 
 

@@ -542,6 +542,29 @@ def test_pickle_is_private_and_holds_only_the_command(finished):
     assert stat.S_IMODE(finished[0].stat().st_mode) == 0o700
 
 
+def test_shared_lets_the_group_read_and_nobody_write(clone, env):
+    launch(
+        clone,
+        env,
+        "--local",
+        "--wait",
+        "--job",
+        "stylegan2",
+        "--name",
+        "shared",
+        "--shared",
+        *TINY,
+        "--total-kimg",
+        "0.016",
+    )
+    run = clone / "runs" / "shared"
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [run, *run.iterdir()] if path.name != "code"}
+    assert modes[run] == modes[run / "samples"] == modes[run / "checkpoints"] == 0o750
+    assert modes[run / "weights.safetensors"] == 0o640 and modes[run / "metrics.jsonl"] == 0o640
+    assert not any(mode & 0o022 for mode in modes.values()), modes
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in (run / "logs" / "submitit").glob("*.pkl"))
+
+
 def test_stop_and_resume_give_the_weights_of_an_undisturbed_run(clone, env):
     flags = ("--job", "stylegan2", *TINY, "--total-kimg", "0.64")
     launch(clone, env, "--local", "--name", "two", *flags)
@@ -598,6 +621,27 @@ def test_a_run_that_fails_says_so(clone, env):
 def test_logs_show_the_newest(clone, env, finished):
     assert "DONE" in launch(clone, env, "logs", "one").stdout
     assert len(launch(clone, env, "logs", "one", "-n", "2").stdout.splitlines()) == 2
+
+
+def test_logs_follow_through_a_requeue_until_ctrl_c(clone, env):
+    run = RunDir(clone / "runs" / "followed")
+    run.create()
+    (run.path / "jobs.json").write_text("{}")
+    first, second = run.logs / "41.out", run.logs / "42.out"
+    first.write_text("old 1\nold 2\n")
+    process = start(clone, env | {"PYTHONUNBUFFERED": "1"}, "logs", "followed", "-f", "-n", "1")
+    try:
+        lines = iter(process.stdout.readline, "")
+        assert str(first) in next(lines) and next(lines) == "old 2\n"
+        with open(first, "a") as log:
+            log.write("requeued\n")
+        assert next(lines) == "requeued\n"
+        second.write_text("another job\n")
+        assert next(lines) == "another job\n"
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=100)
+    assert process.returncode == 0
 
 
 def test_sweep_on_this_machine(clone, env):

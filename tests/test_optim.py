@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.optim import adamw, learning_rate
+from models.optim import PLATEAU_FLOOR, adamw, after_window, learning_rate
 
 
 def test_warm_up_then_cosine_to_a_tenth():
@@ -18,6 +18,17 @@ def test_warm_up_then_cosine_to_a_tenth():
 
 def test_without_decay_it_stays_and_without_warm_up_it_starts_there():
     assert learning_rate(0, 8, 0.3, 0, 0) == learning_rate(10**8, 8, 0.3, 0, 0) == pytest.approx(0.3)
+
+
+def test_a_plateau_halves_the_rate_and_progress_does_not():
+    best, factor, factors = float("inf"), 1.0, []
+    for loss in (1.0, 0.9, 0.895, 0.88, 0.95, 0.87):  # 0.895 and 0.95: no 1 % below the best; 0.88 and 0.87: just so
+        best, factor = after_window(loss, best, factor)
+        factors.append(factor)
+    assert factors == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25] and best == 0.87
+    for _ in range(20):
+        best, factor = after_window(0.87, best, factor)
+    assert factor == PLATEAU_FLOOR
 
 
 def test_only_matrices_decay():

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 import pretrain_vae as script
-from data.batches import Batches
+from data.batches import Batches, to_float
+from data.latents import latents_path, open_latents
 from data.pack import ensure_pack
 from jobs import runtime, specs
 from jobs.specs import ConfigError, VaeConfig
+from jobs.weights import read_weights
 
 SCRIPT = "pretrain_vae.py"
 LENGTH = ("--total-kimg", "0.4")
@@ -89,6 +93,66 @@ def test_the_two_part_backward_equals_the_plain_gradient(pack):
     assert s.averages.means()["grad_norm"] == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_the_perceptual_term_of_a_given_file_adds_its_gradient(pack, tmp_path):
+    """The step's gradient with the file is that of the whole sum of losses in one plain backward pass."""
+    from test_perceptual import narrow
+
+    torch.save(narrow(), tmp_path / "vgg.pth")
+    flags = ("--perceptual-file", str(tmp_path / "vgg.pth"), "--perceptual-weight", "0.7", "--gan-weight", "0")
+    c = config(*flags, "--clip", "1e9")
+    s = script.build_state(c, torch.device("cpu"))
+    network = script.open_perceptual(c, torch.device("cpu"))
+    images, _ = Batches(pack, seed=c.seed, batch=c.batch, device="cpu").rows(0, 0, 8)
+    noise = torch.randn(8, 2, 8, 8, generator=runtime.generator(c.seed, 0, "posterior"))
+    output, mean, logvar = s.vae(images, noise)
+    loss = script.reconstruction_loss(output, images) + c.structure_weight * script.structure_loss(output, images)
+    loss = loss + 0.7 * network(output, images) + c.kl_weight * script.kl_divergence(mean, logvar)
+    loss.mean().backward()
+    expected = torch.nn.utils.get_total_norm([p.grad for p in s.vae.parameters()])
+    s.vae.zero_grad()
+    rt = runtime.Runtime(0, 1, 0, torch.device("cpu"), 1)
+    batches = Batches(pack, seed=c.seed, batch=c.batch, device="cpu")
+    script.train_step(s, script.Step(c, rt, batches, torch.float32, 0, 0, s.vae, network))
+    assert s.averages.means()["grad_norm"] == pytest.approx(float(expected), rel=1e-4)
+    assert s.averages.means()["loss_perceptual"] == pytest.approx(
+        float(network(output, images).mean().detach()), rel=1e-4
+    )
+
+
+def test_a_file_that_is_no_vgg_is_refused_in_one_line(tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ConfigError, match="--perceptual-file"):
+        script.open_perceptual(config("--perceptual-file", str(tmp_path / "other.pth")), torch.device("cpu"))
+    with pytest.raises(ConfigError, match="no such file"):
+        config("--perceptual-file", str(tmp_path / "none.pth"))
+
+
+PLATEAU = (
+    "--decay plateau --plateau-kimg 0.024 --warmup-kimg 0 --lr 1e-12".split()
+)  # a window sees each of the 24 slices
+
+
+def test_on_a_plateau_the_rate_is_halved_and_a_checkpoint_knows(pack):
+    """With a rate of almost nothing the loss cannot fall: every window after the first halves the rate."""
+    c = config(*PLATEAU, "--gan-weight", "0")
+    s = steps(c, pack, 7)  # two windows and a third of one
+    assert s.counters["lr_factor"] == 0.5 and s.window[1] == 8
+    assert s.opt_vae.param_groups[0]["lr"] == pytest.approx(0.5e-12)
+    other = script.build_state(c, torch.device("cpu"))
+    other.load_state_dict(s.state_dict())
+    steps(c, pack, 2, other, nimg=56)
+    assert other.counters["lr_factor"] == 0.25 and other.window[1] == 0
+    falling = steps(config(*PLATEAU, "--gan-weight", "0", "--lr", "3e-3"), pack, 6)
+    assert falling.counters["lr_factor"] == 1.0
+
+
+def test_losses_before_and_after_the_discriminator_joins_are_not_compared(pack):
+    """It joins in the second window, which the first would otherwise call a plateau; the third is compared with the second."""
+    flags = (*PLATEAU, "--gan-start-kimg", "0.032")
+    assert steps(config(*flags), pack, 6).counters["lr_factor"] == 1.0
+    assert steps(config(*flags), pack, 9).counters["lr_factor"] == 0.5
+
+
 def test_gradients_are_clipped_before_the_step(pack):
     """SGD in place of AdamW shows the gradient that the step took: its norm is the bound, not the raw norm."""
     c = dataclasses.replace(config(), gan_weight=0.0, clip=0.01, warmup_kimg=0.0, decay_kimg=0.0)
@@ -157,7 +221,27 @@ def test_finished_run_has_everything_and_has_learnt(reference):
     rows = tiny.rows(reference)
     first, last = (next(r for r in order if "val_psnr" in r) for order in (rows, rows[::-1]))
     assert last["val_psnr"] > first["val_psnr"] + 2 and last["val_ssim"] > first["val_ssim"]
-    assert {"val_psnr_head", "val_ssim_head", "active_channels", "latent_std", "gan_balance"} <= set(last)
+    figures = {"val_psnr_head", "val_ssim_head", "active_channels", "latent_mean", "latent_std", "posterior_std"}
+    assert figures | {"gan_balance"} <= set(last)
+
+
+def test_the_end_of_a_run_writes_the_latents_that_diffusion_takes(reference, packs):
+    """Mean and log-variance of every slice under the weights that were written, and the scale of each channel."""
+    sha = hashlib.sha256((reference / "weights.safetensors").read_bytes()).hexdigest()
+    tensors, about = read_weights(reference / "weights.safetensors")
+    vae = script.build_vae(specs.from_dict(VaeConfig, specs.read_json(reference / "config.json")))
+    vae.load_state_dict({k.removeprefix("vae."): v for k, v in tensors.items()})
+    assert about["job"] == "vae"
+    for split, number in (("train", 48), ("val", 4)):
+        pack = ensure_pack("phantom:48", resolution=32, split=split, cache_dir=packs, log=lambda *_: None)
+        latents = open_latents(latents_path(pack, sha, packs), pack, sha)
+        assert latents is not None and len(latents) == len(pack.images) >= number
+        with torch.no_grad():
+            mean, logvar = vae.encode(to_float(torch.from_numpy(np.array(pack.images))))
+        values = torch.from_numpy(np.array(latents.values)).float()
+        assert torch.allclose(values[:, 0], mean, atol=5e-3) and torch.allclose(values[:, 1], logvar, atol=5e-3)
+        assert latents.mean.shape == latents.std.shape == (2,)
+    assert "latents per channel" in tiny.output(reference)
 
 
 def test_killed_at_random_moments_ends_with_the_same_weights(reference, packs, tmp_path):
@@ -171,7 +255,7 @@ def test_two_ranks_killed_end_with_the_same_weights_and_the_losses_of_one(refere
     tiny.kill_at_random_moments(parts, *LENGTH, packs=packs, kills=2, seed=2, ranks=2, script=SCRIPT)
     assert_same_run(parts, whole)
     one, two = tiny.rows(reference), tiny.rows(whole)
-    assert len(one) == len(two)
+    assert len(one) == len(two) and "val_psnr" in one[4]  # which the ranks have measured on halves of the slices
     for a, b in zip(one[:5], two[:5], strict=True):  # later, Adam has blown rounding up
         assert set(a) == set(b)
         for key in a:

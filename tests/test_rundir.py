@@ -455,6 +455,18 @@ def test_an_earlier_start_of_the_same_job_is_taken_over_and_waited_for(run, monk
     run.unlock()
 
 
+def test_the_job_before_in_a_chain_is_taken_over(run, monkeypatch):
+    """Where requeueing is forbidden another job goes on, once Slurm has given up the first."""
+    monkeypatch.setattr(rundir, "LOCK_BEAT", 0.05)
+    write_lock(run, age=0.01)  # of job 123
+    monkeypatch.setenv("SLURM_JOB_ID", "124")
+    with pytest.raises(Locked):
+        run.lock(wait=0)
+    monkeypatch.setenv("PREDECESSOR_JOB", "123")
+    run.lock(wait=0)
+    run.unlock()
+
+
 def wait_until(condition, seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not condition():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, leftovers
 from test_slurm_stops import decisions, starts, verdicts
-from tiny import ROOT, TINY, finish, output, start, wait_until, weights_hash
+from tiny import FLAGS, ROOT, TINY, finish, output, start, wait_until, weights_hash
 
 from jobs.rundir import RunDir
 
@@ -110,6 +110,23 @@ def _is_rank(process: Path, run: Path, rank: str) -> bool:
 def _trains(process: Path, run: Path) -> bool:
     words = (process / "cmdline").read_bytes().split(b"\0")
     return str(run).encode() in words and any(word.endswith(b"train_gan.py") for word in words)
+
+
+def test_the_scripts_of_vae_and_diffusion_go_on_after_a_stop(queue, tmp_path):
+    """The diffusion takes its VAE by --vae; what stands before the script's name overrides its header."""
+    for name, script, flags in (
+        ("vae", "pretrain_vae.py", ()),
+        ("diffusion", "train_diffusion.py", ("--vae", tmp_path / "vae")),
+    ):
+        run = tmp_path / name
+        options = ("-p", "cpu", "--gres=none", "-c", "1", f"--output={tmp_path}/%j.log")
+        job = queue.sbatch(*options, f"jobs/{name}.sh", *FLAGS[script], "--total-kimg", "0.48", "--run", run, *flags)
+        training(queue, run, 1)
+        assert queue.show(job)["Partition"] == "cpu" and queue.show(job)["NumCPUs"] == "1"
+        queue.run("scancel", "--signal=USR2", job)
+        assert queue.wait_over(job) == "COMPLETED", log(run)
+        assert verdicts(run) == ["requeue", "done"], log(run)
+        assert RunDir(run).done() and (run / "weights.safetensors").exists() and not leftovers(run)
 
 
 def chain_of(run: Path) -> list[str]:

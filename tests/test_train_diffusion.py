@@ -6,15 +6,23 @@ import copy
 import dataclasses
 import io
 import json
+import math
 import os
+import subprocess
+import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
+import predict
 import train_diffusion as script
+from data.latents import Latents
 from data.pack import ensure_pack
+from data.phantom import measure_ventricle
 from jobs import runtime, specs
 from jobs.rundir import RunDir
 from jobs.specs import ConfigError, DiffusionConfig, VaeConfig
@@ -127,6 +135,44 @@ def test_a_checkpoint_names_every_live_object_and_restores_it(pack):
         for a, b in zip(getattr(s, name).parameters(), getattr(other, name).parameters(), strict=True):
             assert torch.equal(a, b), name
     assert s.averages.means() == other.averages.means()
+
+
+def test_latents_are_scaled_by_their_own_figures():
+    """Mean 0 and deviation 1 in every channel, measured on these latents; no other model's constant."""
+    gen = np.random.default_rng(0)
+    mean = gen.normal(3, 5, (400, 2, 4, 4)) * np.array([1, 0.1])[:, None, None]
+    values = np.stack([mean, np.full_like(mean, math.log(0.01))], axis=1).astype(np.float16)
+    spread = np.sqrt(values[:, 0].astype(float).var((0, 2, 3)) + 0.01)
+    latents = Latents("", values, np.zeros(400, np.int64), values[:, 0].astype(float).mean((0, 2, 3)), spread)
+    data = script.Data(config(), types.SimpleNamespace(classes=[]), latents, None, CPU)
+    x0, _ = data.rows(0, 0, 400, torch.randn(400, 2, 4, 4, generator=torch.Generator().manual_seed(0)))
+    assert torch.allclose(x0.mean((0, 2, 3)), torch.zeros(2), atol=0.01)
+    assert torch.allclose(x0.std((0, 2, 3)), torch.ones(2), atol=0.01)
+    assert not hasattr(data, "encoder") and torch.allclose(data.scale.restore(x0).mean((0, 2, 3)), torch.tensor(latents.mean).float(), atol=0.05)  # fmt: skip
+
+
+def test_the_loss_on_other_patients_repeats_and_is_told_by_noise_level(pack):
+    c, data, s = pixels(pack)
+    rt = runtime.Runtime(0, 1, 0, CPU, 1)
+    other = ensure_pack(
+        "phantom:160", resolution=32, split="val", log=lambda *_: None, cache_dir=Path(pack.path).parent
+    )
+    schedule = diffusion.make_schedule(c.schedule)
+    sampler = script.Sampler(c, pack, data, other, None, schedule, rt, torch.float32)
+    first = sampler.validate(s.unet)
+    torch.manual_seed(1)
+    again = script.Sampler(c, pack, data, other, None, schedule, rt, torch.float32).validate(s.unet)
+    assert first == again and set(first) == {"val_loss", *(f"val_loss_{k}" for k in range(4))}
+    # The untrained network says 0, so a loss is the mean square of noise - x0, whatever the time.
+    x0, _, noise, t = sampler.looked_at
+    losses = (noise - x0).square().flatten(1).mean(1)
+    assert first["val_loss"] == pytest.approx(float(losses.mean()), rel=1e-4)
+    for k in range(4):
+        inside = (t >= k / 4) & (t < (k + 1) / 4)
+        assert abs(int(inside.sum()) - len(t) / 4) <= 1
+        assert first[f"val_loss_{k}"] == pytest.approx(float(losses[inside].mean()), rel=1e-4)
+    alone = script.Sampler(c, pack, data, None, None, schedule, rt, torch.float32).validate(s.unet)
+    assert set(alone) == {"train_loss", *(f"train_loss_{k}" for k in range(4))}
 
 
 # --- flags and the choice of the VAE ----------------------------------------------------------------------------------
@@ -279,6 +325,30 @@ def test_divergence_rolls_back_once_then_stops_with_77(packs, vae, tmp_path):
     assert tiny.train(run, *LENGTH, "--lr", "1e30", "--vae", vae, packs=packs, script=SCRIPT) == 77
     assert tiny.output(run).count("DIVERGED") == 1
     assert all(json.loads(p.read_text())["nimg"] == 0 for p in (run / "checkpoints").glob("*.json"))
+
+
+@pytest.mark.long
+@pytest.mark.timeout(5400)
+def test_the_quickstarts_make_phantoms_whose_ventricles_tell_the_classes_apart(tmp_path):
+    """Both presets as they are, then slices in 10 calls: AD's ventricles are larger than NC's, by at least half of what they
+    are on real phantoms and by far more than chance."""
+    vae, run, out = tmp_path / "vae", tmp_path / "diffusion", tmp_path / "out"
+    for name, flags in (("pretrain_vae.py", ["--run", vae]), (SCRIPT, ["--run", run, "--vae", vae])):
+        command = [sys.executable, name, "--preset", "quickstart", *map(str, flags)]
+        assert subprocess.run(command, cwd=tiny.ROOT, env=tiny.environment(tmp_path)).returncode == 0
+    last = [row for row in tiny.rows(vae) if "val_psnr" in row][-1]
+    assert last["val_psnr"] > 26 and last["val_ssim_head"] > 0.85 and last["active_channels"] >= 4
+    assert [row for row in tiny.rows(run) if "diversity" in row][-1]["diversity"] > 0.6
+    flags = ["generate", "--run", run, "--out", out, "--number", 200, "--steps", 10, "--npz"]
+    assert predict.main(predict.parse_args(list(map(str, flags)))) == 0
+    with np.load(out / "slices.npz") as made:
+        fake = {k: np.array([measure_ventricle(i[0]) for i in made["images"][made["labels"] == k]]) for k in (0, 1)}
+    pack = ensure_pack("phantom:2000", resolution=64, cache_dir=tmp_path, log=lambda *_: None)
+    real = {k: np.array([measure_ventricle(i[0]) for i in pack.images[pack.labels == k][:200]]) for k in (0, 1)}
+    AD, NC = pack.classes.index("AD"), pack.classes.index("NC")
+    difference = fake[AD].mean() - fake[NC].mean()
+    error = math.hypot(*(fake[k].std(ddof=1) / len(fake[k]) ** 0.5 for k in (AD, NC)))
+    assert difference > 0.5 * (real[AD].mean() - real[NC].mean()) and difference > 5 * error
 
 
 def test_without_a_vae_one_line_names_what_to_do(packs, tmp_path):

@@ -93,10 +93,20 @@ def test_the_patch_discriminator_sees_patches():
     assert images.grad[1].abs().max() == 0
 
 
-def test_active_channels():
-    means = torch.randn(50, 4, 2, 2)
-    means[:, 1] = 0.7 + 0.01 * means[:, 1]  # constant over the data: carries nothing whatever its level
-    assert v.active_channels(means).tolist() == [True, False, True, True]
+def test_latent_figures():
+    gen = torch.Generator().manual_seed(0)
+    means = torch.randn(4000, 3, 2, 2, generator=gen)
+    means[:, 1] = 0.6 + 0.01 * means[:, 1]  # constant over the data: carries nothing whatever its level
+    means[:, 2] *= 2
+    sd = torch.full_like(means, 0.5)
+    samples = means + sd * torch.randn(means.shape, generator=gen)
+    figures = v.latent_figures(*(x.double().mean((0, 2, 3)) for x in (means, means**2, sd, sd**2)))
+    stds = samples.transpose(0, 1).flatten(1).std(1)
+    assert figures["active_channels"] == 2 and figures["posterior_std"] == pytest.approx(0.5)
+    assert figures["latent_mean"] == pytest.approx(float(samples.mean()), abs=0.02)
+    assert figures["latent_std_min"] == pytest.approx(float(stds.min()), rel=0.02)
+    assert figures["latent_std_max"] == pytest.approx(float(stds.max()), rel=0.02)
+    assert figures["latent_std"] == pytest.approx(float(stds.square().mean().sqrt()), rel=0.02)
 
 
 def test_it_learns_to_reconstruct():

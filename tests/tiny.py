@@ -69,7 +69,7 @@ def start(
     return processes
 
 
-def finish(processes: list[subprocess.Popen], seconds: float = 240) -> list[int]:
+def finish(processes: list[subprocess.Popen], seconds: float = 600) -> list[int]:
     """Exit codes of all ranks; ranks that outlive the bound are killed and fail the test."""
     end = time.monotonic() + seconds
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -20,7 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import matplotlib.backends.backend_agg
 import matplotlib.figure  # noqa: F401 (imported here once, not by every attempt)
+import torch._dynamo
 import torch.utils.tensorboard  # noqa: F401
 
 import pretrain_vae
@@ -29,6 +30,7 @@ import train_gan
 from jobs import checkpoint, stop
 from jobs.rundir import RunDir
 from tests import tiny
+from tests.faults.report import newest_whole
 
 MAINS = {"train_gan.py": train_gan, "pretrain_vae.py": pretrain_vae, "train_diffusion.py": train_diffusion}
 GAN, VAE, DIFFUSION = MAINS
@@ -39,7 +41,7 @@ FLAGS = {
     DIFFUSION: [*tiny.FLAGS[DIFFUSION], *SHAPE.split()],
 }
 TOTAL, BATCH = 96, 8  # images
-HANG = 180.0  # seconds after which an attempt counts as hanging; an undisturbed one takes a few
+HANG = 600.0  # seconds after which an attempt counts as hanging; one takes a few on an idle machine
 
 
 class Violation(AssertionError):
@@ -85,8 +87,9 @@ class Lab:
     """A folder with the packs, the undisturbed runs and the runs under test."""
 
     def __init__(self, folder: Path):
-        self.folder, self.packs = folder, folder / "packs"
-        self.packs.mkdir(parents=True, exist_ok=True)
+        self.folder, self.packs, self.logs = folder, folder / "packs", folder / "logs"
+        for made in (self.packs, self.logs, folder / "runs"):
+            made.mkdir(parents=True, exist_ok=True)
 
     def reference(self, script: str, ranks: int = 1) -> Path:
         return self.folder / f"reference-{Path(script).stem}-{ranks}"
@@ -98,7 +101,6 @@ class Lab:
     def new(self, name: str, halfway: str = "") -> Path:
         """Path of a run of its own, which does not exist yet, or a copy of the half-finished run of a script."""
         path = self.folder / "runs" / name
-        path.parent.mkdir(exist_ok=True)
         if halfway:
             subprocess.run(["cp", "-a", str(self.halfway(halfway)), str(path)], check=True)
         return path
@@ -122,14 +124,15 @@ class Lab:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        number, attempts = len(list(run.parent.glob(f"{run.name}.*.0.out"))), []
+        label, attempts = "-".join(run.parts[-2:]), []
+        number = len(list(self.logs.glob(f"{label}.*.0.out")))
         argv = [script, "--run", str(run), *self.flags(script), *flags]
         for rank in range(ranks):
             variables = tiny.environment(packs or self.packs, **env)
             if ranks > 1:
                 variables |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
                                   MASTER_ADDR="127.0.0.1", MASTER_PORT=port)  # fmt: skip
-            out = run.with_name(f"{run.name}.{number}.{rank}.out")
+            out = self.logs / f"{label}.{number:02d}.{rank}.out"
             sys.stdout.flush()
             sys.stderr.flush()
             pid = os.fork()
@@ -156,6 +159,12 @@ class Lab:
         if not set(codes) <= set(expect):
             raise Violation(f"{run.name}: exit codes {codes}, expected {expect}\n{attempts[0].text()}")
         return attempts[0]
+
+    def said(self, run: Path) -> str:
+        """What rank 0 of all attempts at a run has printed."""
+        return "".join(
+            path.read_text(errors="replace") for path in sorted(self.logs.glob(f"{'-'.join(run.parts[-2:])}.*.0.out"))
+        )
 
     def finish(self, run: Path, script: str, ranks: int = 1, **options) -> None:
         """Run it to its end without any fault and compare it with the undisturbed run."""
@@ -195,17 +204,6 @@ def _be_a_training_process(script: str, argv: list[str], env: dict, out: Path, h
 
 
 # --- what must hold ---------------------------------------------------------------------------------------------------
-def newest_whole(run: Path) -> int:
-    """Images seen at the newest checkpoint whose hash is right; -1 without one. Reads the files by itself."""
-    newest = -1
-    for sidecar in (run / "checkpoints").glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            about = json.loads(sidecar.read_text())
-            if hashlib.sha256(sidecar.with_suffix(".pt").read_bytes()).hexdigest() == about["sha256"]:
-                newest = max(newest, int(sidecar.stem))
-    return newest
-
-
 def starts(run: Path) -> list[dict]:
     return [line for line in RunDir(run).read_attempts() if line.get("event") == "start"]
 
@@ -259,7 +257,5 @@ def tree(run: Path) -> dict[str, str]:
 
 
 def clear(run: Path) -> None:
-    """Remove a run under test and its logs."""
+    """Remove a run under test."""
     shutil.rmtree(run, ignore_errors=True)
-    for path in run.parent.glob(f"{run.name}.*.out"):
-        path.unlink()

@@ -83,7 +83,7 @@ def _patch_open(before: Callable[[str, str], object], raw: Callable | None = Non
     def opened(file, mode="r", buffering=-1, *args, **kwargs):
         if isinstance(file, int):
             return real(file, mode, buffering, *args, **kwargs)
-        path = os.fspath(file)
+        path = os.fsdecode(file)
         before(path, mode)
         stream = raw(path, mode) if raw else None
         if stream is None:
