@@ -252,10 +252,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_generate(commands, [model, of_class, gan, diffuse])
     add_denoise(commands, [model, of_class, diffuse])
-    add_reconstruct(commands, [model])
     add_mix(commands, [model, of_class, gan])
     add_interpolate(commands, [model, of_class, gan, calls])
     square, data, features = model_flags(pictures=False), data_flag(), feature_flag()
+    add_reconstruct(commands, [square])
     add_evaluate(commands, [square, of_class, gan, diffuse, data, features])
     add_tsne(commands, [square, of_class, gan, diffuse, data, features])
     add_project(commands, [square, data])
@@ -840,7 +840,7 @@ def denoise_gif(stages: np.ndarray, captions: list[str], fps: int) -> bytes:
     frames = []
     for k, caption in enumerate(captions):
         cells = stages[:, k, ::-1].reshape(-1, *stages.shape[3:])
-        titles = [caption, "estimate"] * min(pairs, len(stages))
+        titles = [caption, "" if caption == "result" else "estimate"] * min(pairs, len(stages))
         grid = np.asarray(image_grid(cells, 2 * pairs, column_labels=titles))
         frames.append(grid[None] if grid.ndim == 2 else grid.transpose(2, 0, 1))
     return gif_of(np.stack(frames + frames[-1:] * (2 * fps)), fps)
@@ -1423,9 +1423,8 @@ def project(args: argparse.Namespace) -> int:
     shown = np.stack([targets, results, np.minimum(2 * difference, 255).astype(np.uint8)], 1).reshape(
         -1, *targets.shape[1:]
     )
-    captions = [text for value in psnr for text in ("", f"{value:.1f} dB", "")]
-    columns = ["real slice", "projection", "difference x 2"]
-    save_png(out / "project.png", image_grid(shown, 3, labels=captions, column_labels=columns))
+    columns, rows_psnr = ["real slice", "projection", "difference x 2"], [f"{value:.1f} dB" for value in psnr]
+    save_png(out / "project.png", image_grid(shown, 3, row_labels=rows_psnr, column_labels=columns))
     np.savez(out / "project.npz", ws=torch.cat(ws).cpu().numpy(), row=rows.numpy())
     found = [{"slice": pack.names[i], "psnr": value} for i, value in zip(rows.tolist(), psnr, strict=True)]
     settings = {"seed": args.seed, "steps": args.steps, "weights_sha256": model.sha256, "data": pack.digest}
