@@ -243,13 +243,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="predict.py", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    model, of_class, gan, diffuse, calls = (
-        model_flags(),
-        class_flag(),
-        gan_flags(),
-        diffusion_flags(),
-        diffusion_flags("--calls"),
-    )
+    model, of_class, gan = model_flags(), class_flag(), gan_flags()
+    diffuse, calls = diffusion_flags(), diffusion_flags("--calls")
     add_generate(commands, [model, of_class, gan, diffuse])
     add_denoise(commands, [model, of_class, diffuse])
     add_mix(commands, [model, of_class, gan])
@@ -720,9 +715,7 @@ def generate(args: argparse.Namespace) -> int:
     names = [file_name(model, args.label, i) for i in first]
     shown = np.stack([read_picture(out / name) for name in names])
     save_png(out / "grid.png", image_grid(shown, math.ceil(math.sqrt(len(first))), labels=captions))
-    seeds = [
-        runtime.seed_of(args.seed, i, "predict z") for i in range(min(number, GRID))
-    ]  # of the first, as an example
+    seeds = [runtime.seed_of(args.seed, i, "predict z") for i in first]
     write_json(out / "generate.json", model, args, settings, number=number, z_seeds=seeds)
     paths = [out / "grid.png", out / "generate.json"]
     if args.npz:
@@ -730,11 +723,7 @@ def generate(args: argparse.Namespace) -> int:
         paths.append(out / "slices.npz")
     span = names[0] if args.number == 1 else f"{names[0]} ... {file_name(model, args.label, args.number - 1)}"
     kept = f" ({args.number - made} were there already)" if made < args.number else ""
-    return report(
-        model,
-        f"{args.number} picture{'s' * (args.number > 1)}{kept}",
-        [out / span, *paths],
-    )
+    return report(model, f"{args.number} picture{'s' * (args.number > 1)}{kept}", [out / span, *paths])
 
 
 def write_npz(path: Path, model: Trained, args: argparse.Namespace) -> None:
