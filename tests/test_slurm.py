@@ -260,6 +260,7 @@ def test_test_only_on_a_real_cluster(login):
 
 
 @pytest.mark.long
+@pytest.mark.long
 @pytest.mark.skipif(bool(missing_accounts()), reason=f"no accounting for the tests: {missing_accounts()}")
 def test_accounting_switched_on(monkeypatch):
     """sacct of a requeued, a failed and a running job; none of them needs the controller's memory."""
