@@ -243,19 +243,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="predict.py", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    model, of_class, gan, diffuse, calls = (
-        model_flags(),
-        class_flag(),
-        gan_flags(),
-        diffusion_flags(),
-        diffusion_flags("--calls"),
-    )
+    model, of_class, gan = model_flags(), class_flag(), gan_flags()
+    diffuse, calls = diffusion_flags(), diffusion_flags("--calls")
     add_generate(commands, [model, of_class, gan, diffuse])
     add_denoise(commands, [model, of_class, diffuse])
-    add_reconstruct(commands, [model])
     add_mix(commands, [model, of_class, gan])
     add_interpolate(commands, [model, of_class, gan, calls])
     square, data, features = model_flags(pictures=False), data_flag(), feature_flag()
+    add_reconstruct(commands, [square])
     add_evaluate(commands, [square, of_class, gan, diffuse, data, features])
     add_tsne(commands, [square, of_class, gan, diffuse, data, features])
     add_project(commands, [square, data])
@@ -720,9 +715,7 @@ def generate(args: argparse.Namespace) -> int:
     names = [file_name(model, args.label, i) for i in first]
     shown = np.stack([read_picture(out / name) for name in names])
     save_png(out / "grid.png", image_grid(shown, math.ceil(math.sqrt(len(first))), labels=captions))
-    seeds = [
-        runtime.seed_of(args.seed, i, "predict z") for i in range(min(number, GRID))
-    ]  # of the first, as an example
+    seeds = [runtime.seed_of(args.seed, i, "predict z") for i in first]
     write_json(out / "generate.json", model, args, settings, number=number, z_seeds=seeds)
     paths = [out / "grid.png", out / "generate.json"]
     if args.npz:
@@ -730,11 +723,7 @@ def generate(args: argparse.Namespace) -> int:
         paths.append(out / "slices.npz")
     span = names[0] if args.number == 1 else f"{names[0]} ... {file_name(model, args.label, args.number - 1)}"
     kept = f" ({args.number - made} were there already)" if made < args.number else ""
-    return report(
-        model,
-        f"{args.number} picture{'s' * (args.number > 1)}{kept}",
-        [out / span, *paths],
-    )
+    return report(model, f"{args.number} picture{'s' * (args.number > 1)}{kept}", [out / span, *paths])
 
 
 def write_npz(path: Path, model: Trained, args: argparse.Namespace) -> None:
@@ -840,7 +829,7 @@ def denoise_gif(stages: np.ndarray, captions: list[str], fps: int) -> bytes:
     frames = []
     for k, caption in enumerate(captions):
         cells = stages[:, k, ::-1].reshape(-1, *stages.shape[3:])
-        titles = [caption, "estimate"] * min(pairs, len(stages))
+        titles = [caption, "" if caption == "result" else "estimate"] * min(pairs, len(stages))
         grid = np.asarray(image_grid(cells, 2 * pairs, column_labels=titles))
         frames.append(grid[None] if grid.ndim == 2 else grid.transpose(2, 0, 1))
     return gif_of(np.stack(frames + frames[-1:] * (2 * fps)), fps)
@@ -1193,7 +1182,7 @@ def evaluate(args: argparse.Namespace) -> int:
         sets = [(x[(y >= 0).to(x.device)], y[y >= 0].to(x.device)) for x, y in sets]
         figures["class_fidelity"] = quality.class_fidelity(*sets, len(model.classes))
     clock.append(time.monotonic())
-    notes = notes_on(model, count, args.number, len(real.heldout), network.dim)
+    notes = notes_on(model, real, count, args.number, network.dim)
     phases = ("start", "generated", "real slices", "figures")
     seconds = {name: round(b - a, 2) for name, (a, b) in zip(phases, pairwise(clock), strict=True)}
     about, settings = data_settings(real), model.settings(args) | {"number": args.number, "features": features_name}
@@ -1274,14 +1263,20 @@ def pairs_picture(pairs: list, images_of, train: Pack, columns: int = 8) -> Imag
     return image_grid(np.concatenate(shown), columns, labels=captions, row_labels=rows)
 
 
-def notes_on(model: Trained, compared: int, number: int, heldout: int, dim: int) -> list[str]:
+def notes_on(model: Trained, real: RealSlices, compared: int, number: int, dim: int) -> list[str]:
     """What a reader of the figures has to know."""
+    heldout, unknown = len(real.heldout), sum(not subject for subject in real.heldout.subjects)
     notes = [f"distances compare sets of {compared:,} slices with {heldout:,} held-out ones, both kinds alike"]
     if compared < number:
         notes.append(f"the first {compared:,} of {number:,} generated slices, as there are no more training slices")
     if model.config.get("split") == "all":
         notes.append(
             "the model was trained with --split all, so on these held-out slices too: copies cannot be told here"
+        )
+    if unknown:
+        notes.append(
+            f"the subjects of {unknown:,} held-out slices are unknown: pairs of one brain may be among the real pairs, and "
+            "the distance ratio of copies is then too low"
         )
     if heldout < 10 * dim:
         notes.append(
@@ -1417,9 +1412,8 @@ def project(args: argparse.Namespace) -> int:
     shown = np.stack([targets, results, np.minimum(2 * difference, 255).astype(np.uint8)], 1).reshape(
         -1, *targets.shape[1:]
     )
-    captions = [text for value in psnr for text in ("", f"{value:.1f} dB", "")]
-    columns = ["real slice", "projection", "difference x 2"]
-    save_png(out / "project.png", image_grid(shown, 3, labels=captions, column_labels=columns))
+    columns, rows_psnr = ["real slice", "projection", "difference x 2"], [f"{value:.1f} dB" for value in psnr]
+    save_png(out / "project.png", image_grid(shown, 3, row_labels=rows_psnr, column_labels=columns))
     np.savez(out / "project.npz", ws=torch.cat(ws).cpu().numpy(), row=rows.numpy())
     found = [{"slice": pack.names[i], "psnr": value} for i, value in zip(rows.tolist(), psnr, strict=True)]
     settings = {"seed": args.seed, "steps": args.steps, "weights_sha256": model.sha256, "data": pack.digest}

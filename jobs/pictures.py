@@ -56,19 +56,21 @@ def scatter_plots(table: list[tuple], what: str, caption: str, most: int = 9) ->
     slices, styles = [r for r in table if r[0] != "w"], [r for r in table if r[0] == "w"]
     counts = Counter(r[4] for r in slices if r[4])
     named = {s for s, n in counts.most_common(most) if n > 1}
-    panels = [(f"{what}, by class", slices, lambda r: " ".join(filter(None, (r[0], r[3])))),
-              (f"{what}, by subject", slices, lambda r: r[4] if r[4] in named else f"{r[0]}, others" if named else r[0]),
+    panels = [(f"{what}, by class", slices, lambda r: r[3]), (f"{what}, by subject", slices, lambda r: r[4] if r[4] in named else ""),
               ("latents w, by class", styles, lambda r: r[3])]  # fmt: skip
     panels = [panel for panel in panels if panel[1] and (named or not panel[0].endswith("by subject"))]
     figure = Figure(figsize=(5.5 * len(panels), 5.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (title, rows, group_of) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        groups = sorted({group_of(r) for r in rows}, key=lambda g: ("generated" not in g and "others" not in g, g))
-        for i, group in enumerate(groups):  # what is many comes first, so that it covers nothing
-            xy = np.array([r[1:3] for r in rows if group_of(r) == group], float)
-            color = "0.6" if "others" in group or group == "generated" else f"C{i % 10}"
-            marker = "x" if group.startswith("generated") else "o"
-            axis.scatter(*xy.T, s=14, marker=marker, linewidths=0.8, color=color, label=group[:24], alpha=0.8)
+    for axis, (title, rows, kind_of) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        kinds = sorted({kind_of(r) for r in rows} - {""})  # a kind has one colour, real or generated
+        groups = sorted({(kind_of(r), r[0]) for r in rows}, key=lambda g: (g[0] != "", g))  # grey below the colours
+        for kind, source in groups:
+            xy = np.array([r[1:3] for r in rows if (kind_of(r), r[0]) == (kind, source)], float)
+            color = f"C{kinds.index(kind) % 10}" if kind else "0.6"
+            rest = "" if kind or not kinds or source == "generated" else ", others"
+            label = kind if source == "w" else f"{source} {kind}".strip() + rest
+            axis.scatter(*xy.T, s=14, marker="x" if source == "generated" else "o", linewidths=0.8, color=color,
+                         label=label[:24], alpha=0.8)  # fmt: skip
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])

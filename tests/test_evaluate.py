@@ -247,7 +247,7 @@ def test_project_takes_held_out_slices_and_is_the_same_in_any_company(run):
     assert [s["slice"] for s in found[1]] == ["phantom-1-000000", "phantom-1-000010", "phantom-1-000019"]
     assert found[0][0] == found[1][0]
     picture = Image.open(run / "predictions" / "project" / "project.png")
-    assert picture.size[0] == 2 + 3 * 34 and picture.size[1] == 12 + 2 + 3 * (32 + 12 + 2)
+    assert picture.size[0] > 30 + 2 + 3 * 34 and picture.size[1] == 12 + 2 + 3 * 34
 
 
 def test_direction_is_the_mean_difference_of_the_classes(run):
