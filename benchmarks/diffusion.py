@@ -17,6 +17,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -330,7 +331,7 @@ def few_calls(run: str, number: int) -> str:
                          f"{seconds[WAYS[-1]] / seconds[name]:.1f}"])  # fmt: skip
         else:
             rows.append([name, *cells, "", "", ""])
-    about = f"{number} slices of a run of {model.nimg / 1000:g} kimg on {config['data']}, {config['target']} target, against {len(heldout)} held-out slices."
+    about = f"{number} slices of a run of {model.nimg / 1000:g} kimg on {Path(config['data']).name}, {config['target']} target, against {len(heldout)} held-out slices."
     columns = [
         "",
         "Frechet distance +- error",

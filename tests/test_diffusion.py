@@ -194,7 +194,7 @@ def test_the_error_falls_at_the_order_of_the_method(sampler, order, data):
         "midpoint": lambda n: d.midpoint(denoise, ones, schedule, n),
         "heun": lambda n: d.heun(denoise, ones, schedule, n, sigma_min=0.05),
     }[sampler]
-    limit = run(8001 if data == "gaussian" else 4001)
+    limit = run(3001)
     errors = [float((run(n) - limit).norm()) for n in (64, 128, 256)]
     for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) > 0.75 * order
