@@ -185,7 +185,7 @@ def add_interpolate(commands, parents: list) -> None:
 
 def add_evaluate(commands, parents: list) -> None:
     line = ("Frechet and kernel distance, precision to coverage, diversity, copies and class fidelity of generated slices "
-            "beside the same figures of real ones; also under torchrun")
+            "beside the same figures of real ones; with several GPUs: torchrun --nproc-per-node N -- predict.py evaluate ...")
     p = commands.add_parser("evaluate", parents=parents, help=line, description=line)
     p.add_argument("--number", type=whole(20, MAX_NUMBER), default=5000, metavar="N",
                    help="slices to generate (default %(default)s)")
@@ -1290,11 +1290,11 @@ def print_figures(figures: dict, features: str, data: dict, notes: list[str]) ->
     """The table for a person; metrics.json has the digits."""
     print(f"features: {features}")
     print(f"held-out: {data['heldout']['describe']}")
-    print(f"{'':18}{'FID':>16}{'KID x 1000':>18}{'precision':>11}{'recall':>9}{'density':>9}{'coverage':>10}")
+    print(f"{'':16}{'FID':>18}{'KID x 1000':>20}{'precision':>11}{'recall':>9}{'density':>9}{'coverage':>10}")
     for name, f in figures["distances"].items():
-        fid, kid = f"{f['fid']:.2f} +- {f['fid_error']:.2f}", f"{1000 * f['kid']:.2f} +- {1000 * f['kid_sd']:.2f}"
+        fid, kid = f"{f['fid']:.2f} +- {f['fid_error']:.2f}", f"{1000 * f['kid']:.1f} +- {1000 * f['kid_sd']:.1f}"
         rest = f"{f['precision']:>11.3f}{f['recall']:>9.3f}{f['density']:>9.3f}{f['coverage']:>10.3f}"
-        print(f"{name:18}{fid:>16}{kid:>18}{rest}")
+        print(f"{name:16}{fid:>18}{kid:>20}{rest}")
     for name, sides in figures["ms_ssim"].items():
         print(f"MS-SSIM of pairs, {name}: " + ", ".join(f"{side} {v['mean']:.3f}" for side, v in sides.items()))
     for space, f in figures["copying"].items():
