@@ -269,7 +269,7 @@ def compare(batch: int, rounds: int, rt: runtime.Runtime) -> str:
                 else ""
                 for i, _ in both
             ]
-            rows.append([f"{label}, speed over {peer}'s", *ratio])
+            rows.append([f"{label}, speed over {peer}", *ratio])
     return machine.table(["", *(side.name for side in sides)], rows)
 
 

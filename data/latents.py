@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from data.batches import FREE_FRACTION, sample_order, to_float
-from data.pack import Pack, pack_folder
+from data.pack import STALE, Pack, pack_folder
 from data.sources import DataError
 
 VERSION = 1  # of the file format and of what is in it
@@ -104,6 +105,9 @@ def build_latents(
     values = None
     log(f"encoding {len(pack):,} slices into {path}")
     try:
+        for old in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
+            if time.time() - old.stat().st_mtime > STALE:
+                old.unlink(missing_ok=True)
         for start in range(0, len(pack), batch):
             if poll is not None:
                 poll()

@@ -171,7 +171,7 @@ def _upper_bounds(source: Source) -> tuple[int, int]:
 def _make_room(out: Path, needed: int) -> None:
     """Create the folder, remove abandoned temporary files, and check the free space before anything is written."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # patients' slices: who shares them makes the folder
         for old in out.parent.glob(f".{_glob_escape(out.name)}.*.tmp"):
             if time.time() - old.stat().st_mtime > STALE:
                 old.unlink(missing_ok=True)

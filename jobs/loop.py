@@ -247,16 +247,24 @@ class Upkeep:
         if nimg < self.total:
             reason, by_person = self.watch.describe(self.level), self.level >= 3
             self.attempt.say(f"Stopped at {nimg / 1000:g} kimg ({reason}); saved. The same command goes on from here.")
-            return self.attempt.end(
+            code = self.attempt.end(
                 stop.DONE if by_person else stop.CONTINUE, "stopped" if by_person else "continue", reason
             )
-        if record.main:
-            record.progress.close()
-            record.board.close()
-            self.run.mark_done()
-            self.attempt.say(f"DONE: {self.run.path} has seen {nimg / 1000:g} kimg")
-            announce(self.run, generate)
-        return self.attempt.end(stop.DONE, "done", "finished")
+        else:
+            if record.main:
+                record.progress.close()
+                record.board.close()
+                self.run.mark_done()
+                self.attempt.say(f"DONE: {self.run.path} has seen {nimg / 1000:g} kimg")
+                announce(self.run, generate)
+            code = self.attempt.end(stop.DONE, "done", "finished")
+        # srun kills the others as soon as one rank has left with a code, so none leaves before rank 0 has written everything.
+        try:
+            runtime.agree_max(self.rt, [0])
+        except runtime.PeerLost:
+            if self.rt.rank != 0:
+                raise
+        return code
 
 
 def optimizer_step(

@@ -207,14 +207,23 @@ def check_data(plan: Plan) -> list[Check]:
 
 
 def check_vae(plan: Plan) -> list[Check]:
-    """A latent-diffusion run needs a VAE: the one named, which may still be in training where this run waits for it, or a
-    finished one beside the run that was trained on the same data."""
+    """A latent-diffusion run needs a VAE: the one that it has copied already, the one named, which may still be in training
+    where this run waits for it, or a finished one beside the run that was trained on the same data."""
     if getattr(plan.config, "space", "") != "latent":
         return []
+    if (plan.run / "vae.safetensors").is_file():
+        return [ok("VAE: copied into the run when it began")]
     if plan.config.vae:
         vae = Path(plan.config.vae)
-        if (vae / "weights.safetensors").is_file() or str(vae) == plan.after:
+        if vae.is_file() or (vae / "DONE").is_file() or str(vae) == plan.after:
             return [ok(f"VAE {vae.name}")]
+        if (vae / "weights.safetensors").is_file():
+            return [
+                warn(
+                    f"VAE {vae.name} is not finished; its weights are taken as they are when the job starts",
+                    f"--after {vae.name} waits for it",
+                )
+            ]
         return [fail(f"--vae {vae}: no weights there", "name a VAE run that is done, or use --job pipeline")]
     same = ("data", "resolution", "channels", "crop")
     for done in sorted(plan.run.parent.glob("*/DONE"), key=lambda path: path.stat().st_mtime, reverse=True):

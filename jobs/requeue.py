@@ -56,7 +56,7 @@ def decide(
     the training process's own word for why it stopped. A job that is being ended from outside is COMPLETING while its
     batch shell still lives; who did it shows in the fields beside it.
     """
-    if done and code in (0, stop.CONTINUE):
+    if done and (code in (0, stop.CONTINUE, stop.TRANSIENT) or code > 128):
         return Decision("done", "the run is finished")
     if stop_file:
         return Decision("stopped", "stopped by a person (STOP)")

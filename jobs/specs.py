@@ -534,8 +534,9 @@ def _check_denoising(config) -> None:
         raise ConfigError(
             f"--target epsilon: the {config.schedule} schedule ends at pure noise, which tells nothing of the image; use --target v"
         )
-    if config.times.startswith("fast-") and (config.fast_steps < 2 or config.fast_steps > 1000):
-        raise ConfigError(f"--fast-steps {config.fast_steps}: choose from 2 to 1000")
+    fewest = 4 if config.times == "fast-nonuniform" else 2  # with fewer the list would not reach the noisiest step
+    if config.times.startswith("fast-") and not fewest <= config.fast_steps <= 1000:
+        raise ConfigError(f"--fast-steps {config.fast_steps}: choose from {fewest} to 1000 for --times {config.times}")
     if config.times.startswith("fast-") and config.sampler not in ("ddim", "ancestral"):
         raise ConfigError(
             f"--times {config.times} trains a few times only, where --sampler ddim or ancestral can go; set one"
@@ -625,6 +626,8 @@ def vae_memory_gb(config: VaeConfig, world: int = 1) -> float:
     for m in (1, 2, 4, 4)[: config.down.bit_length()]:
         activations += micro * (2 * config.num_res + 1) * 10 * config.width * m * r * r * bytes_per_value
         r //= 2
+    if config.perceptual_file:  # VGG-16 has 540 values per pixel that its gradient needs
+        activations += micro * 540 * config.resolution**2 * bytes_per_value
     return (vae_parameters(config) * 4 * 5 + activations) / 1e9
 
 

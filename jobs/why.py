@@ -106,6 +106,8 @@ def slurm_record(run: Path) -> Job | None:
 def diagnose(e: Evidence, name: str) -> Cause:
     """The cause, from the surest sign to the vaguest. Pure: everything it looks at is in the evidence."""
     again = f"python launch.py resume {name}"
+    if e.state == "stopped" and e.reason == "TERM" and "scancel" in e.decision:
+        return Cause("a person cancelled it (scancel); it saved first", again)
     if e.state == "stopped":
         return Cause("a person stopped it", again)
     if e.state == "waiting":

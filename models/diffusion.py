@@ -25,6 +25,7 @@ SCHEDULES = ("linear", "scaled-linear", "cosine", "zero-snr", "flow")
 TARGETS = ("epsilon", "x0", "v", "flow")
 TIME_SETS = ("uniform", "logit-normal", "fast-uniform", "fast-nonuniform")
 SAMPLERS = ("midpoint", "dpmpp-2m", "ddim", "ancestral", "heun")
+FEWEST_FAST_STEPS = {"fast-uniform": 2, "fast-nonuniform": 4}  # with fewer the list would not reach the noisiest step
 MIN_ALPHA = 1e-3  # of the cosine schedule, which would end at no signal at all
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, ...), t (B,)) -> estimate of x0 (B, ...)
@@ -197,8 +198,9 @@ def fast_steps(time_set: str, number: int) -> list[int]:
     divides 1000; where it does not, the last step is below 999. fast-nonuniform: 40 % of the steps up to 699 and 60 %
     from there; for 10 the published list.
     """
-    if number < 2:
-        raise ValueError(f"Fast-DDPM needs at least 2 steps, got {number}")
+    least = FEWEST_FAST_STEPS.get(time_set, 2)
+    if number < least:
+        raise ValueError(f"{time_set} needs at least {least} steps, got {number}")
     if time_set == "fast-uniform":
         steps = list(range(-1, T, T // number))
         return [0, *steps[1:]]
@@ -316,13 +318,14 @@ def dpmpp_2m(
 
 
 def midpoint(denoise: Denoise, noise: Tensor, schedule: Schedule, calls: int, *, watch=None) -> Tensor:
-    """Second-order Runge-Kutta (midpoint) in flow time, in calls // 2 steps of two calls each.
+    """Second-order Runge-Kutta (midpoint) in flow time, in calls // 2 steps of two calls each; one call is Euler's step.
 
-    The steps are equal, but the middle of the last one never lies where the schedule has less noise than at its t = 0:
-    a network that takes the sample for noisier than it is would smooth it away. In flow coordinates y = x / (alpha + sigma) and tau = sigma / (alpha + sigma) every schedule's ODE is
+    In flow coordinates y = x / (alpha + sigma) and tau = sigma / (alpha + sigma) every schedule's ODE is
     dy / dtau = eps - x0 = (y - x0) / tau (Lipman 2023; the change of variables: Karras 2022, section 3).
+    The steps are equal, but the middle of the last one never lies where the schedule has less noise than at its t = 0:
+    a network that takes the sample for noisier than it is would smooth it away.
     """
-    number = max(calls // 2, 1)
+    number = calls // 2
 
     def velocity(y: Tensor, tau: float) -> tuple[Tensor, Tensor]:
         angle = torch.tensor(math.atan2(tau, 1 - tau), dtype=torch.float64)
@@ -330,6 +333,11 @@ def midpoint(denoise: Denoise, noise: Tensor, schedule: Schedule, calls: int, *,
         x0 = _at(denoise, y * float(alpha + sigma), schedule.time(angle))
         return (y - x0) / tau, x0
 
+    if not number:
+        x0 = velocity(noise, 1.0)[1]
+        if watch:
+            watch(x0)
+        return x0
     slope = float(schedule.angle(torch.zeros((), dtype=torch.float64)).tan())
     last = max(1 / number, 2 * slope / (1 + slope)) if number > 1 else 1.0
     taus = [*torch.linspace(1, last, number, dtype=torch.float64).tolist(), 0.0]

@@ -8,6 +8,10 @@ Features of different networks, or of encoders of different data, are in differe
 
 from __future__ import annotations
 
+import io
+import pickletools
+import re
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -212,6 +216,30 @@ def load_pretrained(path: str | Path) -> tuple[Pretrained, str]:
     return made.eval().requires_grad_(False), name
 
 
+def check_names(file) -> None:
+    """ValueError unless a .pt or .pth is uncompressed and names tensors alone; nothing in it is run for that.
+
+    `weights_only` keeps code out, but would call bytearray(10**12), and unpack a small file into all of the memory.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("its parts are compressed")
+            streams = [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith("/data.pkl")]
+    else:  # the older format: magic number, version, machine, state dict and storage names in turn, then the numbers
+        file.seek(0)
+        streams = [file] * 5
+    for stream in streams:
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name == "GLOBAL" and not _tensors.fullmatch(argument):
+                raise ValueError(f"it names {argument.replace(' ', '.')[:80]}")
+            if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
+                raise ValueError(f"it holds an object ({opcode.name})")
+
+
+_tensors = re.compile(r"torch \w+Storage|torch\._utils _rebuild_(tensor_v2|parameter)|collections OrderedDict")
+
+
 def read_state(path: Path, flag: str = "--feature-weights") -> dict[str, Tensor]:
     """A state dict, also where it lies under `teacher`, `state_dict` or `model` in the file. ValueError, naming the flag, on anything else."""
     if not path.is_file():
@@ -221,6 +249,8 @@ def read_state(path: Path, flag: str = "--feature-weights") -> dict[str, Tensor]
             from safetensors.torch import load_file
 
             return load_file(str(path))
+        with open(path, "rb") as file:
+            check_names(file)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged files raise almost anything
         first = " ".join(str(error).split())[:120] or type(error).__name__

@@ -16,13 +16,19 @@ from tiny import ROOT, environment
 
 SCRIPTS = Path(__file__).resolve().parent / "slurm"
 DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch")
+ACCOUNTS = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb-admin")
 
 
-def missing() -> str:
+def missing(names: tuple = DAEMONS, packages: str = "slurmctld slurmd slurm-client munge") -> str:
     """What keeps a cluster from being started here; '' if nothing does."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    lacking = [name for name in DAEMONS if shutil.which(name, path=path) is None]
-    return f"{', '.join(lacking)} not found (apt-get install slurmctld slurmd slurm-client munge)" if lacking else ""
+    lacking = [name for name in names if shutil.which(name, path=path) is None]
+    return f"{', '.join(lacking)} not found (apt-get install {packages})" if lacking else ""
+
+
+def missing_accounts() -> str:
+    """What keeps a cluster with accounting from being started; '' if nothing does."""
+    return missing(ACCOUNTS, "slurmdbd mariadb-server-core mariadb-client")
 
 
 class Cluster:

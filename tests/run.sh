@@ -14,10 +14,10 @@ if ! have_slurm && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         || echo "WARNING: apt-get could not install Slurm; the tests of jobs are skipped" >&2
 fi
 # Accounting is on in two of them.
-have_accounts() { local tool; for tool in slurmdbd mariadbd; do PATH=$PATH:/usr/sbin command -v $tool >/dev/null || return 1; done; }
+have_accounts() { local tool; for tool in slurmdbd mariadbd mariadb-admin; do PATH=$PATH:/usr/sbin command -v $tool >/dev/null || return 1; done; }
 if have_slurm && ! have_accounts && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "Installing slurmdbd mariadb-server with apt-get (for the tests of jobs)"
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmdbd mariadb-server >/dev/null 2>&1 \
+    echo "Installing slurmdbd mariadb-server-core mariadb-client with apt-get (for the tests of jobs)"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmdbd mariadb-server-core mariadb-client >/dev/null 2>&1 \
         || echo "WARNING: apt-get could not install slurmdbd; the tests with accounting are skipped" >&2
 fi
 

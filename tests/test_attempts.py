@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -183,3 +184,44 @@ def test_eta_stays_in_the_heartbeat(packs, tmp_path):
     finally:
         tiny.kill([process])
     assert status["state"] == "running" and status["eta_s"] > 0
+
+
+LEAVE = """
+import os, sys, time
+from pathlib import Path
+from types import SimpleNamespace as Names
+from jobs import runtime
+from jobs.loop import Upkeep
+rt = runtime.init_runtime(1, runtime.Meeting())
+folder = Path(sys.argv[1])
+
+def write(raise_errors):  # a checkpoint on slow storage
+    if rt.rank == 0:
+        time.sleep(3)
+        (folder / "written").touch()
+
+attempt = Names(say=lambda text: None, end=lambda code, state, reason: code)
+upkeep = Names(rt=rt, attempt=attempt, total=100, level=2, checkpoints=Names(wait=write), watchdog=Names(stop=lambda: None),
+               watch=Names(describe=lambda level: "USR2"))
+if sys.argv[2] == str(rt.rank):
+    os._exit(9)
+code = Upkeep.leave(upkeep, Names(main=False), 50, "")
+sys.exit(code if (folder / "written").exists() else 1)
+"""
+
+
+@pytest.mark.parametrize(("dead", "codes"), [("none", [85, 85]), ("1", [85, 9])])
+def test_no_rank_leaves_before_rank_0_has_written(tmp_path, dead, codes):
+    """srun kills what is left of a step when one rank has left, within half a minute; a save may take longer."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVE, tmp_path, dead], cwd=tiny.ROOT, stderr=subprocess.DEVNULL,
+            env=tiny.environment(tmp_path, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                                 MASTER_ADDR="127.0.0.1", MASTER_PORT=port, PYTHONPATH=str(tiny.ROOT)),
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert tiny.finish(ranks) == codes

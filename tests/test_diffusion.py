@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -137,8 +138,15 @@ def test_fast_ddpm_lists():
     assert d.fast_steps("fast-nonuniform", 10) == [0, 199, 399, 599, 699, 799, 849, 899, 949, 999]
     assert d.fast_steps("fast-uniform", 30)[-1] == 989 and d.fast_steps("fast-uniform", 6)[-1] == 995
     assert d.fast_steps("fast-nonuniform", 20)[:3] == [0, 88, 175] and d.fast_steps("fast-nonuniform", 20)[-1] == 999
+    for n in (5, 12, 20, 50, 100):  # the authors' program, in NumPy
+        early, late = np.linspace(0, 699, int(0.4 * n) + 1)[:-1], np.linspace(699, 999, int(0.6 * n))
+        assert d.fast_steps("fast-nonuniform", n) == [*np.ceil(early).astype(int), *np.ceil(late).astype(int)]
+        assert d.fast_steps("fast-uniform", n) == [0, *np.arange(-1, 1000, 1000 // n)[1:]]
     with pytest.raises(ValueError, match="at least 2"):
         d.fast_steps("fast-uniform", 1)
+    with pytest.raises(ValueError, match="at least 4"):  # 3 steps would end at 699, far from pure noise
+        d.fast_steps("fast-nonuniform", 3)
+    assert d.fast_steps("fast-nonuniform", 4)[-1] == 999
 
 
 def test_training_on_a_list_draws_only_its_times_and_in_pairs():
@@ -190,6 +198,31 @@ def test_the_error_falls_at_the_order_of_the_method(sampler, order, data):
     errors = [float((run(n) - limit).norm()) for n in (64, 128, 256)]
     for coarse, fine in pairwise(errors):
         assert math.log2(coarse / fine) > 0.75 * order
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [("linear", "epsilon"), ("cosine", "epsilon"), ("zero-snr", "v"), ("flow", "flow")]
+)
+def test_the_default_also_suits_a_network_that_errs(name, target):
+    """The exact prediction plus an error of 2 %: what divides it by a small alpha would blow it up."""
+    schedule, gen = d.make_schedule(name), torch.Generator().manual_seed(0)
+    phase, noise = (
+        torch.randn(len(SPREAD), generator=gen).double(),
+        torch.randn(4000, len(SPREAD), generator=gen).double(),
+    )
+
+    def predict(x, t):
+        alpha, sigma = (v[:, None].double() for v in schedule.alpha_sigma(t.double()))
+        x0 = gaussian_denoiser(schedule)(x, t)
+        epsilon = (x - alpha * x0) / sigma
+        exact = {"epsilon": epsilon, "v": alpha * epsilon - sigma * x0, "flow": epsilon - x0}[target]
+        return exact + 0.02 * torch.sin(3 * x + 7 * t[:, None].double() + phase)
+
+    def error(sampler, calls):
+        x = d.sample(d.denoiser(predict, schedule, target), noise, schedule, sampler, calls)
+        return float((x.std(0) - SPREAD).square().sum() + x.mean(0).square().sum())
+
+    assert error("midpoint", 10) < error("ddim", 10) / 4 and error("midpoint", 20) < error("ddim", 20)
 
 
 def test_the_variance_of_ancestral_samples_errs_at_first_order():
@@ -315,7 +348,7 @@ def test_a_fast_ddpm_network_is_called_at_its_times_only():
         d.sample(denoise, torch.ones(1, 6), schedule, "midpoint", 10, times=times)
 
 
-@pytest.mark.parametrize(("sampler", "calls", "made"), [("ddim", 7, 7), ("dpmpp-2m", 7, 7), ("midpoint", 10, 10), ("midpoint", 7, 6), ("heun", 9, 9), ("heun", 10, 9), ("ancestral", 3, 3)])  # fmt: skip
+@pytest.mark.parametrize(("sampler", "calls", "made"), [("ddim", 7, 7), ("dpmpp-2m", 7, 7), ("midpoint", 10, 10), ("midpoint", 7, 6), ("midpoint", 1, 1), ("heun", 1, 1), ("dpmpp-2m", 1, 1), ("heun", 9, 9), ("heun", 10, 9), ("ancestral", 3, 3)])  # fmt: skip
 def test_the_number_of_network_calls_is_what_was_asked(sampler, calls, made):
     schedule, count = d.make_schedule("flow"), [0]
 

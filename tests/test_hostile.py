@@ -64,6 +64,27 @@ def test_the_guard_sees_what_it_forbids(tmp_path):
     assert done.returncode == 2 and "os.system" in done.stderr
 
 
+@pytest.mark.parametrize(("command", "name", "content"), [
+    ("-m data.pack {file}", "a.pack", b"BRAINPAK" + bytes(200)),
+    ("train_gan.py --preset quickstart --data {file} --dry-run", "a.pack", b"not a pack"),
+    ("train_gan.py --preset quickstart --resolution 32 --data {folder} --run {folder}/run", "scan.nii.gz", b"\x1f\x8b\x08" + bytes(60)),
+    ("train_gan.py --preset quickstart --resolution 32 --data {folder} --run {folder}/run", "a.png", b"\x89PNG\r\n\x1a\n" + bytes(60)),
+    ("predict.py generate --weights {file}", "weights.safetensors", b"\xff" * 64),
+    ("predict.py generate --run {folder}", "weights.safetensors", b"\x08\0\0\0\0\0\0\0" + b"[[[[[[[["),
+    ("train_gan.py --preset quickstart --data phantom:8 --run {folder}", "config.json", b"[" * 100_000),
+    ("launch.py --job vae --dry-run --data phantom:8", "brain-slices/sites.toml", b"a = " + b"[" * 100_000),
+], ids=lambda value: value[:40] if isinstance(value, str) else "content")  # fmt: skip
+def test_commands_answer_hostile_files_with_one_line(tmp_path, command, name, content):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    words = command.format(file=path, folder=tmp_path).split()
+    env = tiny.environment(tmp_path / "packs", XDG_CONFIG_HOME=str(tmp_path))
+    done = subprocess.run([sys.executable, *words], cwd=tiny.ROOT, capture_output=True, text=True, env=env, timeout=500)
+    assert done.returncode in (2, 78) and "Traceback" not in done.stderr, done.stderr
+    assert sum("error: " in line for line in done.stderr.splitlines()) == 1, done.stderr
+
+
 # --- what the mutations and the faults have found ---------------------------------------------------------------------
 def put_checkpoint(folder: Path, content: bytes) -> Checkpoints:
     """A checkpoint with a checksum that fits, as a stranger would make it."""
@@ -91,6 +112,19 @@ def test_an_allocation_in_a_checkpoint_is_not_made(tmp_path):
         check_archive(io.BytesIO(saved({"a": Bomb()})))
     with pytest.raises(CheckpointError, match="no checkpoint is whole"):
         put_checkpoint(tmp_path / "c", saved({"a": Bomb()})).load_latest()
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_feature_weights_are_tensors_by_name_or_refused(tmp_path, new_format):
+    from models.encoder import read_state
+
+    path = tmp_path / "weights.pth"
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    torch.save(net.state_dict(), path, _use_new_zipfile_serialization=new_format)
+    assert torch.equal(read_state(path)["0.weight"], net[0].weight)
+    torch.save({"a": Bomb()}, path, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(ValueError, match="bytearray"):
+        read_state(path)
 
 
 def test_a_compressed_checkpoint_is_not_unpacked(tmp_path):

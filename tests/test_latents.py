@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -85,6 +87,24 @@ def test_latents_that_are_not_finite_are_refused(pack, tmp_path):
     with pytest.raises(DataError, match="not finite"):
         ensure_latents(pack, encode, "c" * 64, device="cpu", cache_dir=tmp_path, log=lambda *_: None)
     assert not list(tmp_path.glob("*latents*"))
+
+
+def test_what_killed_processes_left_goes_and_a_stop_leaves_nothing(pack, tmp_path):
+    path = latents_path(pack, "d" * 64, tmp_path)
+    abandoned, fresh = (path.with_name(f".{path.name}.{n}.tmp") for n in ("1.aa", "2.bb"))
+    for file, age in ((abandoned, 30 * 86400), (fresh, 0)):
+        file.write_bytes(b"x")
+        os.utime(file, (time.time() - age,) * 2)
+    calls = []
+
+    def poll():
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure_latents(pack, Encoder(), "d" * 64, device="cpu", cache_dir=tmp_path, poll=poll, log=lambda *_: None)
+    assert sorted(tmp_path.iterdir()) == [fresh] and len(calls) == 2
 
 
 def test_batches_come_in_the_order_of_the_slices_batches(pack, tmp_path):

@@ -314,6 +314,29 @@ def test_data_that_is_not_there_or_empty(tmp_path):
     assert not failures(preflight.check_data(make(tmp_path, "--data", str(tmp_path / "empty"))))
 
 
+def test_a_diffusion_run_without_a_vae_names_the_pipeline(tmp_path):
+    def check(*flags, **given) -> list:
+        return preflight.check_vae(make(tmp_path, *flags, job="diffusion", **given))
+
+    vae = RunDir(tmp_path / "some-vae")
+    vae.create()
+    config = make(tmp_path, job="vae").config
+    vae.write_config(json.loads(specs.to_json(config)))
+    assert "--job pipeline" in failures(check())
+    assert "no weights there" in failures(check("--vae", str(vae.path)))
+    assert not failures(check("--vae", str(vae.path), after=str(vae.path)))  # it waits for it
+    (vae.path / "weights.safetensors").write_bytes(b"x")
+    (unfinished,) = check("--vae", str(vae.path))
+    assert unfinished.level == "warn" and "--after some-vae" in unfinished.fix
+    assert "--job pipeline" in failures(check())
+    vae.mark_done()
+    assert "some-vae" in check()[0].text and not failures(check())
+    assert "--job pipeline" in failures(check("--data", "phantom:9"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "vae.safetensors").write_bytes(b"x")
+    assert not failures(check("--vae", str(tmp_path / "gone")))
+
+
 def test_run_folder_that_cannot_be_used(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     assert "is a file" in failures(

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import getpass
 import json
-import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, leftovers
+from cluster import Cluster, leftovers, missing_accounts
 from tiny import COMMON, TINY, copy_toolkit, finish, output, start, wait_until, weights_hash
 
 from jobs.rundir import RunDir
 
 pytestmark = pytest.mark.timeout(1800)  # seconds on an idle machine, minutes on a busy one
-PATHS = "/usr/sbin:/sbin:/usr/bin:/bin"
 GAN = ("--partition", "a100", "--job", "stylegan2", *TINY)
 
 
@@ -269,7 +267,8 @@ def test_scancel_saves_and_the_same_command_goes_on(queue, clone):
     kept = run.newest_checkpoint()
     (end,) = [line for line in run.read_attempts() if line["event"] == "end"]
     assert end["nimg"] == kept and queue.restarts(job) == 0 and not leftovers(run.path)
-    assert "scancel" in launch(queue, clone, "why", "cancelled").stdout
+    # "(scancel)", unless Slurm killed the job's shell before it could say so: KillWait is short on a busy machine.
+    assert "a person" in launch(queue, clone, "why", "cancelled").stdout
     drain(queue)
     assert "Queued" in launch(queue, clone, *words).stdout
     assert len(ids(run.path)) == 2 and run.newest_checkpoint() == kept
@@ -299,8 +298,7 @@ def test_a_pipeline_never_trains_on_an_unfinished_vae(queue, clone):
     assert begun > (vae.path / "DONE").stat().st_mtime
 
 
-@pytest.mark.skipif(shutil.which("slurmdbd", path=PATHS) is None or shutil.which("mariadbd", path=PATHS) is None,
-                    reason="no accounting for the tests: slurmdbd or mariadbd not found (apt-get install slurmdbd mariadb-server)")  # fmt: skip
+@pytest.mark.skipif(bool(missing_accounts()), reason=f"no accounting for the tests: {missing_accounts()}")
 def test_where_accounting_is_on(clone, cluster):
     """Accounts and QOS are enforced: a missing one is refused before queueing; limits and old jobs are explained."""
     books = Cluster(LAB_ACCT="dbd", LAB_ENFORCE="associations,limits,qos", LAB_EXTRA="MinJobAge=2\\n")
@@ -321,14 +319,14 @@ def test_where_accounting_is_on(clone, cluster):
         one, two = RunDir(clone / "runs" / "book1"), RunDir(clone / "runs" / "book2")
         books.wait(lambda: "(QOSMaxJobsPerUserLimit)" in launch(books, clone, "why", "book2").stdout, "the limit")
         wait_until(lambda: one.newest_checkpoint() > 0)
-        (job,) = ids(one.path)
+        (job,), (pending,) = ids(one.path), ids(two.path)
+        books.run("scontrol", "hold", pending)  # it would start while the other is being requeued
         books.run("scancel", "--signal=USR2", job)
         books.wait(
             lambda: sum(line["event"] == "start" for line in one.read_attempts()) == 2, f"the requeue\n{log(one.path)}"
         )
         states = books.run("sacct", "-D", "-X", "-n", "-P", "--format=state", "-j", job)
         assert states.splitlines()[0] == "REQUEUED", states
-        (pending,) = ids(two.path)
         books.run("scancel", pending)
         books.wait(lambda: not books.show(pending), "Slurm to forget the job")
         assert "it was cancelled" in launch(books, clone, "why", "book2").stdout  # the accounts know

@@ -29,7 +29,9 @@ def verdict(
 
 def test_the_end_of_a_run():
     assert verdict(0, done=True).verdict == "done"
-    assert verdict(85, done=True).verdict == "done"  # the limit came while the last plot was drawn
+    for code in (85, 75, 137, 143):  # the limit, or a scancel, came while the last plot was drawn
+        assert verdict(code, done=True).verdict == verdict(code, job("COMPLETING"), "TERM", done=True).verdict == "done"
+    assert verdict(78, done=True).verdict == "failed"  # wrong flags for a finished run
     assert verdict(0, stop_file=True).verdict == "stopped"
     assert verdict(0).verdict == "stopped"
 

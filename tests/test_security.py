@@ -213,6 +213,15 @@ def test_predictions_of_hostile_classes_stay_inside_their_folder(trained):
 
 
 # --- nobody else's files ----------------------------------------------------------------------------------------------
+def test_a_new_cache_lets_nobody_in(tmp_path):
+    from data.pack import ensure_pack
+
+    ensure_pack(
+        "phantom:6", resolution=16, split="all", cache_dir=tmp_path / "cache", log=lambda *_: None, progress=False
+    )
+    assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
+
+
 def test_new_runs_let_nobody_in(tmp_path):
     run = RunDir(tmp_path / "run")
     run.create()

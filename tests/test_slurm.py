@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, missing_accounts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -261,9 +260,7 @@ def test_test_only_on_a_real_cluster(login):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(
-    shutil.which("slurmdbd", path="/usr/sbin:/usr/bin") is None, reason="needs slurmdbd and mariadb-server"
-)
+@pytest.mark.skipif(bool(missing_accounts()), reason=f"no accounting for the tests: {missing_accounts()}")
 def test_accounting_switched_on(monkeypatch):
     """sacct of a requeued, a failed and a running job; none of them needs the controller's memory."""
     cluster = Cluster(LAB_ACCT="dbd")

@@ -178,7 +178,7 @@ def test_the_loss_on_other_patients_repeats_and_is_told_by_noise_level(pack):
 # --- flags and the choice of the VAE ----------------------------------------------------------------------------------
 @pytest.mark.parametrize(("flags", "says"), [
     (("--target", "epsilon"), "pure noise"), (("--schedule", "zero-snr", "--target", "epsilon"), "--target v"),
-    (("--widths", "8,x"), "whole numbers"), (("--times", "fast-uniform"), "--sampler ddim"), (("--dropout", "1"), "probability"),
+    ("--times fast-nonuniform --sampler ddim --fast-steps 3".split(), "4 to 1000"), (("--widths", "8,x"), "whole numbers"), (("--times", "fast-uniform"), "--sampler ddim"), (("--dropout", "1"), "probability"),
     (("--space", "pixel", "--vae", "x"), "--vae"), (("--steps", "0"), "--steps"), (("--batch", "7", "--accumulate", "2"), "multiple of 2"),
 ])  # fmt: skip
 def test_wrong_values_are_refused(flags, says):

@@ -6,6 +6,7 @@ Every row says how the trap is made impossible or caught, and names the tests th
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import re
@@ -53,7 +54,7 @@ SUBMITIT = [
     (14, "the log folder is made just before sbatch, and the pickle after it", "run directory and log folder stand long before, and are checked",
      "traps:everything_a_job_needs_stands_before_it_is_queued launch:node_local_run_folder"),
     (15, "torchrun inside of Slurm loses signals and orphans its workers", "one task per GPU, ranks from Slurm's variables",
-     "launch_slurm:two_nodes_stop_together_and_go_on traps:torchrun_is_for_this_machine_alone"),
+     "launch_slurm:two_nodes_stop_together_and_go_on attempts:no_rank_leaves_before_rank_0_has_written traps:torchrun_is_for_this_machine_alone"),
     (16, "every task sees all GPUs, and submitit renumbers them", "each task takes the device of its local rank from what Slurm shows it",
      "runtime:local_world_of_a_slurm_step runtime:two_ranks_from_slurm_variables"),
     (17, "scontrol is missing on the node", "said at once, and a successor is tried",
@@ -85,6 +86,7 @@ CLUSTER = [
 ]  # fmt: skip
 
 
+@functools.cache
 def functions_in(name: str) -> set[str]:
     path = TESTS / f"test_{name}.py"
     if not path.exists():

@@ -39,6 +39,7 @@ SCRIPTS = [
     ("diffusion", [*FLAGS["train_diffusion.py"], *SMALL, "--space", "pixel", "--widths", "8,8,8", "--attention", "8"]),
 ]
 GROWTH = 1.25  # of a median from the second third of the time to the last that still counts as none
+PATIENCE = 0.9  # chance that a run is left alone which has logged nothing since it was last hurt
 SETTLING = 20.0  # seconds between two looks at the runs
 
 
@@ -51,6 +52,7 @@ class Run:
     flags: list[str]
     id: str = ""
     newest: int = -1
+    logged: int = 0  # bytes of metrics.jsonl when it was last hurt
     samples: list[dict] = field(default_factory=list)  # time, rss (MB), fds, threads, files, kept (MB)
 
     def pid(self) -> int | None:
@@ -99,8 +101,10 @@ class Soak:
 
     def hurt(self, run: Run) -> None:
         """One fault or one person's act, drawn from the seed."""
-        if not (run.path / "config.json").exists():
-            return  # not begun yet
+        logged = _size(run.path / "metrics.jsonl")
+        if not logged or (logged <= run.logged and self.rng.random() < PATIENCE):
+            return  # else a slow machine would see nothing but imports
+        run.logged = logged
         pid = run.pid()
         kind = self.rng.choice(("kill", "kill", "term", "usr1", "requeue", "limit", "stop", "cancel"))
         if kind in ("kill", "term", "usr1"):
