@@ -174,6 +174,14 @@ def manifold_figures(fake: Tensor, real: Tensor, *, k: int = 3, k_density: int =
     }
 
 
+def set_figures(samples: Tensor, heldout: Tensor, generator: torch.Generator) -> dict[str, float]:
+    """Every figure that compares a set of features (N, D) with that of the held-out slices (M, D); generator as of
+    kernel_distance."""
+    fid, error = frechet_with_error(samples, heldout)
+    kid, deviation = kernel_distance(samples, heldout, generator)
+    return {"fid": fid, "fid_error": error, "kid": kid, "kid_sd": deviation} | manifold_figures(samples, heldout)
+
+
 # --- MS-SSIM ----------------------------------------------------------------------------------------------------------
 def ms_ssim_scales(height: int, width: int) -> tuple[int, tuple[float, ...]]:
     """(window, weights of the scales) for images of that size: Wang's 11 and five scales from 176 px on, below that 7 and
