@@ -331,7 +331,7 @@ def weights(folder: Path) -> Iterator:
     from jobs.specs import ConfigError
     from jobs.weights import WeightsError, read_weights, write_weights
     from models.stylegan2 import Generator
-    from predict import load_generator
+    from predict import load_model
 
     torch.manual_seed(0)
     shape = dict(resolution=32, channels=1, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=4)
@@ -351,7 +351,7 @@ def weights(folder: Path) -> Iterator:
     def read_resealed(data: bytes) -> None:
         """A changed header with its length put right, into the network."""
         _put(path, struct.pack("<Q", len(data)) + data + content[8 + length :])
-        load_generator(path, torch.device("cpu"))
+        load_model(path, torch.device("cpu"))
 
     yield content, read, (WeightsError,)
     yield content[8 : 8 + length], read_resealed, (ConfigError,)
