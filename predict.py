@@ -185,7 +185,7 @@ def add_interpolate(commands, parents: list) -> None:
 
 def add_evaluate(commands, parents: list) -> None:
     line = ("Frechet and kernel distance, precision to coverage, diversity, copies and class fidelity of generated slices "
-            "beside the same figures of real ones; also under torchrun")
+            "beside the same figures of real ones; with several GPUs: torchrun --nproc-per-node N -- predict.py evaluate ...")
     p = commands.add_parser("evaluate", parents=parents, help=line, description=line)
     p.add_argument("--number", type=whole(20, MAX_NUMBER), default=5000, metavar="N",
                    help="slices to generate (default %(default)s)")
@@ -279,7 +279,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from data.batches import to_float, to_uint8
@@ -287,15 +286,24 @@ from data.pack import Pack, check_geometry, ensure_held_out, ensure_pack, restor
 from data.sources import DataError
 from jobs import runtime, stop
 from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
-from jobs.pictures import as_picture, gif_of, is_complete, read_picture, scatter_plots
-from jobs.report import restarts_of, write_page
+from jobs.pictures import (
+    as_picture,
+    denoise_gif,
+    denoise_strip,
+    gif_of,
+    is_complete,
+    pairs_picture,
+    read_picture,
+    scatter_plots,
+)
+from jobs.report import print_figures, restarts_of, write_page
 from jobs.rundir import RunDir, atomic_file, atomic_write
 from jobs.specs import ConfigError
 from jobs.weights import WeightsError, read_weights, write_weights
 from models import diffusion, encoder, loading, projection, quality
 from models.encoder import load_pretrained
 from models.loading import Denoiser
-from models.metrics import head_mask, psnr, ssim
+from models.metrics import by_subject, head_mask, psnr, ssim
 from models.stylegan2 import Generator
 from models.styles import mix_layers, slerp, style_layers
 from models.unet import guided
@@ -311,7 +319,7 @@ DIRECTION_SAMPLES = 512  # latents over which the classes' difference in w is av
 PAIR_POOL, PAIRS = 1000, 1000  # slices from which pairs are drawn, and pairs per class, for MS-SSIM
 WRITERS = 4  # threads that encode PNGs while the next batch is computed
 PICTURE = re.compile(r"\d{6,}(_[\w.-]+)?\.png", re.ASCII)  # what generate writes
-DENOISE_COLUMNS, RECONSTRUCT_COLUMNS = 10, 8  # of a picture at most
+RECONSTRUCT_COLUMNS = 8  # at most
 
 
 class UsageError(Exception):
@@ -814,27 +822,6 @@ def denoise(args: argparse.Namespace) -> int:
     return report(model, what, [out / name for name in ("denoise.png", "denoise.gif", "denoise.json")])
 
 
-def denoise_strip(stages: np.ndarray, captions: list[str], names: list[str]) -> Image.Image:
-    """stages (pictures, frames, 2, C, H, W): two rows per picture, estimates above states, columns spread over the frames."""
-    count = stages.shape[1]
-    shown = np.unique(np.linspace(0, count - 1, min(count, DENOISE_COLUMNS)).round().astype(int))
-    cells = stages[:, shown].swapaxes(1, 2).reshape(-1, *stages.shape[3:])
-    rows = [text for name in names for text in (f"{name}, estimate", "noisy state")]
-    return image_grid(cells, len(shown), row_labels=rows, column_labels=[captions[k] for k in shown])
-
-
-def denoise_gif(stages: np.ndarray, captions: list[str], fps: int) -> bytes:
-    """The same as a film: each picture's noisy state, and the estimate beside it; the result stays for two seconds."""
-    pairs = min(max(round(math.sqrt(len(stages) / 2)), 1), 4)  # about square, as a pair is twice as wide
-    frames = []
-    for k, caption in enumerate(captions):
-        cells = stages[:, k, ::-1].reshape(-1, *stages.shape[3:])
-        titles = [caption, "" if caption == "result" else "estimate"] * min(pairs, len(stages))
-        grid = np.asarray(image_grid(cells, 2 * pairs, column_labels=titles))
-        frames.append(grid[None] if grid.ndim == 2 else grid.transpose(2, 0, 1))
-    return gif_of(np.stack(frames + frames[-1:] * (2 * fps)), fps)
-
-
 # --- reconstruct ------------------------------------------------------------------------------------------------------
 def reconstruct(args: argparse.Namespace) -> int:
     """PSNR and SSIM of slices against their reconstructions, over all pixels and inside the head, and a grid of both."""
@@ -889,31 +876,6 @@ def slices_of(model: VaeModel, args: argparse.Namespace) -> Pack:
         return pack
     except DataError as error:
         raise ConfigError(str(error)) from None
-
-
-def by_subject(scores: dict[str, list[float]], subjects: list[str]) -> tuple[dict, list[list]]:
-    """(figures, a row for each subject): the mean over each subject's slices, then mean and standard deviation over the
-    subjects, as slices of one are not independent.
-
-    What is not finite (a slice without a head, an exact copy) is left out and counted.
-    """
-    names = sorted(set(subjects))
-    index = np.array([names.index(s) for s in subjects])
-    figures, left_out, columns = {}, {}, []
-    for score, values in scores.items():
-        values = np.array(values)
-        finite = np.isfinite(values)
-        columns.append([mean_of(values[finite & (index == k)]) for k in range(len(names))])
-        means = np.array([value for value in columns[-1] if value is not None])
-        left_out[score] = int((~finite).sum())
-        sd = float(means.std(ddof=1)) if len(means) > 1 else 0.0
-        figures[score] = [mean_of(means), sd]
-    table = [[name, int((index == k).sum()), *(column[k] for column in columns)] for k, name in enumerate(names)]
-    return {"mean and sd over subjects": figures, "subjects": len(names), "left out": left_out}, table
-
-
-def mean_of(values: np.ndarray) -> float | None:
-    return float(values.mean()) if len(values) else None
 
 
 # --- mix --------------------------------------------------------------------------------------------------------------
@@ -1171,9 +1133,13 @@ def evaluate(args: argparse.Namespace) -> int:
         return stop.DONE
     count = min(args.number, len(real.train))
     spread = torch.linspace(0, len(real.train) - 1, count).round().long()  # over all training subjects
+
+    def draw() -> torch.Generator:  # the same subsets for both
+        return runtime.generator(args.seed, 0, "predict kid")
+
     figures = {
-        "distances": {"generated": set_figures(fake[0][:count], heldout[0], args.seed),
-                      "training slices": set_figures(train[0][spread], heldout[0], args.seed)},
+        "distances": {"generated": quality.set_figures(fake[0][:count], heldout[0], draw()),
+                      "training slices": quality.set_figures(train[0][spread], heldout[0], draw())},
         "ms_ssim": diversity_of_pairs(args, model, real, images_of, labels),
         "copying": copying_figures(fake, train, heldout, real, images_of, out),
     }  # fmt: skip
@@ -1202,7 +1168,11 @@ def copying_figures(fake: tuple, train: tuple, heldout: tuple, real: RealSlices,
         found[space], pairs = quality.copying(fake[k], train[k], heldout[k], groups, centre)
         closest = [{"generated": i, "training": real.train.names[j], "distance": d} for i, j, d in pairs]
         found[space]["closest"] = closest
-        save_png(out / f"copies-{space}.png", pairs_picture(pairs, images_of, real.train))
+        fakes, reals = (
+            images_of([i for i, _, _ in pairs]).numpy(),
+            np.stack([real.train.images[j] for _, j, _ in pairs]),
+        )
+        save_png(out / f"copies-{space}.png", pairs_picture(fakes, reals, pairs))
     return found
 
 
@@ -1214,15 +1184,6 @@ def data_settings(real: RealSlices) -> dict:
                "digest": p.digest} for name, p in sides.items()
     }  # fmt: skip
     return about
-
-
-def set_figures(samples: torch.Tensor, heldout: torch.Tensor, seed: int) -> dict[str, float]:
-    """Every figure that compares a set of features (N, D) with that of the held-out slices (M, D)."""
-    fid, error = quality.frechet_with_error(samples, heldout)
-    kid, deviation = quality.kernel_distance(samples, heldout, runtime.generator(seed, 0, "predict kid"))
-    return {"fid": fid, "fid_error": error, "kid": kid, "kid_sd": deviation} | quality.manifold_figures(
-        samples, heldout
-    )
 
 
 def diversity_of_pairs(args: argparse.Namespace, model: Trained, real: RealSlices, images_of, labels) -> dict:
@@ -1247,22 +1208,6 @@ def diversity_of_pairs(args: argparse.Namespace, model: Trained, real: RealSlice
     return found
 
 
-def pairs_picture(pairs: list, images_of, train: Pack, columns: int = 8) -> Image.Image:
-    """Generated slices above their nearest training slices, the closest first."""
-    fakes = images_of([i for i, _, _ in pairs]).numpy()
-    reals = np.stack([train.images[j] for _, j, _ in pairs])
-    shown, captions, rows = [], [], []
-    for start in range(0, len(pairs), columns):
-        part = slice(start, start + columns)
-        blank = columns - len(fakes[part])
-        empty = np.full((blank, *fakes.shape[1:]), BACKGROUND, np.uint8)
-        shown += [fakes[part], empty, reals[part], empty]
-        captions += [f"no. {i}" for i, _, _ in pairs[part]] + [""] * blank
-        captions += [f"{d:.3f}" for _, _, d in pairs[part]] + [""] * blank
-        rows += ["generated", "training"]
-    return image_grid(np.concatenate(shown), columns, labels=captions, row_labels=rows)
-
-
 def notes_on(model: Trained, real: RealSlices, compared: int, number: int, dim: int) -> list[str]:
     """What a reader of the figures has to know."""
     heldout, unknown = len(real.heldout), sum(not subject for subject in real.heldout.subjects)
@@ -1284,32 +1229,6 @@ def notes_on(model: Trained, real: RealSlices, compared: int, number: int, dim: 
             "judge by the difference to them, or by the KID"
         )
     return notes
-
-
-def print_figures(figures: dict, features: str, data: dict, notes: list[str]) -> None:
-    """The table for a person; metrics.json has the digits."""
-    print(f"features: {features}")
-    print(f"held-out: {data['heldout']['describe']}")
-    print(f"{'':18}{'FID':>16}{'KID x 1000':>18}{'precision':>11}{'recall':>9}{'density':>9}{'coverage':>10}")
-    for name, f in figures["distances"].items():
-        fid, kid = f"{f['fid']:.2f} +- {f['fid_error']:.2f}", f"{1000 * f['kid']:.2f} +- {1000 * f['kid_sd']:.2f}"
-        rest = f"{f['precision']:>11.3f}{f['recall']:>9.3f}{f['density']:>9.3f}{f['coverage']:>10.3f}"
-        print(f"{name:18}{fid:>16}{kid:>18}{rest}")
-    for name, sides in figures["ms_ssim"].items():
-        print(f"MS-SSIM of pairs, {name}: " + ", ".join(f"{side} {v['mean']:.3f}" for side, v in sides.items()))
-    for space, f in figures["copying"].items():
-        print(
-            f"copies by {space}: {100 * f['below_5th_percentile']:.1f} % nearer than the 5th percentile of held-out slices "
-            f"(5 % is even), distance ratio {f['relative_ratio']:.2f} (1 is even)"
-        )
-    if "class_fidelity" in figures:
-        f = figures["class_fidelity"]
-        print(
-            f"classes recognised: generated {f['accuracy']:.3f}, held-out {f['accuracy_of_heldout']:.3f}, held-out after "
-            f"training on generated {f['train_on_generated']:.3f}"
-        )
-    for note in notes:
-        print(f"note: {note}")
 
 
 # --- tsne -------------------------------------------------------------------------------------------------------------

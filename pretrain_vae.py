@@ -2,7 +2,7 @@
 
     python pretrain_vae.py --preset quickstart                                  # phantoms, two CPU cores, minutes
     python pretrain_vae.py --preset adni256-ldm --data /path/to/ADNI            # one GPU
-    torchrun --nproc-per-node 4 pretrain_vae.py --preset adni256-ldm --data ... # several GPUs of one machine
+    torchrun --nproc-per-node 4 -- pretrain_vae.py --preset adni256-ldm --data ... # several GPUs of one machine
 
 Run the same command again to resume. Time is counted in images seen (`nimg`): schedules, intervals, the order of the
 data and every random draw are functions of it, so a resumed run is the run that was not interrupted.

@@ -2,7 +2,7 @@
 
     python train_gan.py --preset quickstart                              # phantoms, two CPU cores, minutes
     python train_gan.py --preset adni256 --data /path/to/ADNI            # one GPU
-    torchrun --nproc-per-node 4 train_gan.py --preset adni256 --data ... # several GPUs of one machine
+    torchrun --nproc-per-node 4 -- train_gan.py --preset adni256 --data ... # several GPUs of one machine
 
 Run the same command again to resume. Time is counted in images seen (`nimg`): schedules, intervals, the order of the
 data and every random draw are functions of it, so a resumed run is the run that was not interrupted.

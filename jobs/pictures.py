@@ -1,13 +1,19 @@
-"""Pictures of predict.py: PNGs read and checked, looping GIFs, scatter plots. Grids are in jobs/log.py, as training draws them too."""
+"""Pictures of predict.py: PNGs read and checked, looping GIFs, strips, pairs, scatter plots. Plain grids are in jobs/log.py, as
+training draws them too."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from jobs.log import BACKGROUND, image_grid
+
+DENOISE_COLUMNS = 10  # of a strip at most
 
 
 def is_complete(path: Path, size: tuple[int, int]) -> bool:
@@ -79,3 +85,39 @@ def scatter_plots(table: list[tuple], what: str, caption: str, most: int = 9) ->
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
+
+
+def pairs_picture(fakes: np.ndarray, reals: np.ndarray, pairs: list, columns: int = 8) -> Image.Image:
+    """fakes, reals uint8 (N, C, R, R): generated slices above their nearest training slices; pairs N (number of the generated
+    one, of the training one, distance)."""
+    shown, captions, rows = [], [], []
+    for start in range(0, len(pairs), columns):
+        part = slice(start, start + columns)
+        blank = columns - len(fakes[part])
+        empty = np.full((blank, *fakes.shape[1:]), BACKGROUND, np.uint8)
+        shown += [fakes[part], empty, reals[part], empty]
+        captions += [f"no. {i}" for i, _, _ in pairs[part]] + [""] * blank
+        captions += [f"{d:.3f}" for _, _, d in pairs[part]] + [""] * blank
+        rows += ["generated", "training"]
+    return image_grid(np.concatenate(shown), columns, labels=captions, row_labels=rows)
+
+
+def denoise_strip(stages: np.ndarray, captions: list[str], names: list[str]) -> Image.Image:
+    """stages (pictures, frames, 2, C, H, W): two rows per picture, estimates above states, columns spread over the frames."""
+    count = stages.shape[1]
+    shown = np.unique(np.linspace(0, count - 1, min(count, DENOISE_COLUMNS)).round().astype(int))
+    cells = stages[:, shown].swapaxes(1, 2).reshape(-1, *stages.shape[3:])
+    rows = [text for name in names for text in (f"{name}, estimate", "noisy state")]
+    return image_grid(cells, len(shown), row_labels=rows, column_labels=[captions[k] for k in shown])
+
+
+def denoise_gif(stages: np.ndarray, captions: list[str], fps: int) -> bytes:
+    """The same as a film: each picture's noisy state, and the estimate beside it; the result stays for two seconds."""
+    pairs = min(max(round(math.sqrt(len(stages) / 2)), 1), 4)  # about square, as a pair is twice as wide
+    frames = []
+    for k, caption in enumerate(captions):
+        cells = stages[:, k, ::-1].reshape(-1, *stages.shape[3:])
+        titles = [caption, "" if caption == "result" else "estimate"] * min(pairs, len(stages))
+        grid = np.asarray(image_grid(cells, 2 * pairs, column_labels=titles))
+        frames.append(grid[None] if grid.ndim == 2 else grid.transpose(2, 0, 1))
+    return gif_of(np.stack(frames + frames[-1:] * (2 * fps)), fps)

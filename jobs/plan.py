@@ -61,7 +61,8 @@ class Plan:
         script = [str(self.code / specs.JOBS[self.job].script), "--run", str(self.run), *self.flags]
         launcher = []
         if self.local and self.world > 1:
-            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.world}"]
+            # Without the "--" torchrun takes the script's --run for an abbreviation of its own --run-path.
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.world}", "--"]
         return [sys.executable, "-u", *launcher, *script]
 
 

@@ -258,6 +258,32 @@ def more_figures(name: str, found: dict) -> str:
     return f"<details open><summary>{escape(name)}</summary>{table([], rows)}</details>" if rows else ""
 
 
+def print_figures(figures: dict, features: str, data: dict, notes: list[str]) -> None:
+    """The table for a person; metrics.json has the digits."""
+    print(f"features: {features}")
+    print(f"held-out: {data['heldout']['describe']}")
+    print(f"{'':16}{'FID':>18}{'KID x 1000':>20}{'precision':>11}{'recall':>9}{'density':>9}{'coverage':>10}")
+    for name, f in figures["distances"].items():
+        fid, kid = f"{f['fid']:.2f} +- {f['fid_error']:.2f}", f"{1000 * f['kid']:.1f} +- {1000 * f['kid_sd']:.1f}"
+        rest = f"{f['precision']:>11.3f}{f['recall']:>9.3f}{f['density']:>9.3f}{f['coverage']:>10.3f}"
+        print(f"{name:16}{fid:>18}{kid:>20}{rest}")
+    for name, sides in figures["ms_ssim"].items():
+        print(f"MS-SSIM of pairs, {name}: " + ", ".join(f"{side} {v['mean']:.3f}" for side, v in sides.items()))
+    for space, f in figures["copying"].items():
+        print(
+            f"copies by {space}: {100 * f['below_5th_percentile']:.1f} % nearer than the 5th percentile of held-out slices "
+            f"(5 % is even), distance ratio {f['relative_ratio']:.2f} (1 is even)"
+        )
+    if "class_fidelity" in figures:
+        f = figures["class_fidelity"]
+        print(
+            f"classes recognised: generated {f['accuracy']:.3f}, held-out {f['accuracy_of_heldout']:.3f}, held-out after "
+            f"training on generated {f['train_on_generated']:.3f}"
+        )
+    for note in notes:
+        print(f"note: {note}")
+
+
 # --- HTML -------------------------------------------------------------------------------------------------------------
 def table(head: list, rows: list[list], numbers: bool = False) -> str:
     """Cells are escaped; `numbers` aligns all but the first column to the right."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -105,3 +106,28 @@ def head_mask(images: Tensor, threshold: float = 0.05) -> Tensor:
         if torch.equal(grown, outside):
             return outside == 0
         outside = grown
+
+
+def by_subject(scores: dict[str, list[float]], subjects: list[str]) -> tuple[dict, list[list]]:
+    """(figures, a row for each subject): the mean over each subject's slices, then mean and standard deviation over the
+    subjects, as slices of one are not independent.
+
+    What is not finite (a slice without a head, an exact copy) is left out and counted.
+    """
+    names = sorted(set(subjects))
+    index = np.array([names.index(s) for s in subjects])
+    figures, left_out, columns = {}, {}, []
+    for score, values in scores.items():
+        values = np.array(values)
+        finite = np.isfinite(values)
+        columns.append([mean_of(values[finite & (index == k)]) for k in range(len(names))])
+        means = np.array([value for value in columns[-1] if value is not None])
+        left_out[score] = int((~finite).sum())
+        sd = float(means.std(ddof=1)) if len(means) > 1 else 0.0
+        figures[score] = [mean_of(means), sd]
+    table = [[name, int((index == k).sum()), *(column[k] for column in columns)] for k, name in enumerate(names)]
+    return {"mean and sd over subjects": figures, "subjects": len(names), "left out": left_out}, table
+
+
+def mean_of(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None

@@ -7,6 +7,7 @@ something beside the same figure of real slices (training against held-out ones)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -52,16 +53,20 @@ class Moments:
         """(D, D), unbiased."""
         return self.scatter / (self.count - 1)
 
+    @cached_property
+    def root(self) -> Tensor:
+        """The symmetric root of the covariance (D, D); the jackknife needs that of the real slices often."""
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return vectors * values.clamp_min(0).sqrt() @ vectors.T
+
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Frechet distance of two Gaussians (Dowson 1982; FID of Heusel 2017, eq. 6):
-    |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2), 0 for equal moments.
+    |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_b^1/2 C_a C_b^1/2)^1/2), 0 for equal moments.
 
     The matrix in the last root is symmetric, so its eigenvalues are found stably, also where the covariances are singular.
     """
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    inner = root @ b.covariance @ root
+    inner = b.root @ a.covariance @ b.root
     trace = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0).sqrt().sum()
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * trace
     return max(float(distance), 0.0)
@@ -167,6 +172,14 @@ def manifold_figures(fake: Tensor, real: Tensor, *, k: int = 3, k_density: int =
         "density": balls / (k_density * len(fake)),
         "coverage": float(covered.double().mean()),
     }
+
+
+def set_figures(samples: Tensor, heldout: Tensor, generator: torch.Generator) -> dict[str, float]:
+    """Every figure that compares a set of features (N, D) with that of the held-out slices (M, D); generator as of
+    kernel_distance."""
+    fid, error = frechet_with_error(samples, heldout)
+    kid, deviation = kernel_distance(samples, heldout, generator)
+    return {"fid": fid, "fid_error": error, "kid": kid, "kid_sd": deviation} | manifold_figures(samples, heldout)
 
 
 # --- MS-SSIM ----------------------------------------------------------------------------------------------------------
