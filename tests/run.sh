@@ -28,4 +28,5 @@ if [ "${1:-}" = "--long" ]; then
 fi
 "$PYTHON" -m ruff check .
 export MPLBACKEND=Agg PYTHONDONTWRITEBYTECODE=1
-exec "$PYTHON" -m pytest "${selection[@]}" "$@"
+# The files of tests in turn on two processes: most tests wait for one training process of one thread.
+exec "$PYTHON" -m pytest -n 2 --dist loadfile "${selection[@]}" "$@"
