@@ -119,7 +119,7 @@ def test_the_scripts_of_vae_and_diffusion_go_on_after_a_stop(queue, tmp_path):
         ("diffusion", "train_diffusion.py", ("--vae", tmp_path / "vae")),
     ):
         run = tmp_path / name
-        options = ("-p", "cpu", "--gres=none", "-c", "1", "-t", "60", f"--output={tmp_path}/%j.log")
+        options = ("-p", "cpu", "-t", "30", "--gres=none", "-c", "1", f"--output={tmp_path}/%j.log")
         job = queue.sbatch(*options, f"jobs/{name}.sh", *FLAGS[script], "--total-kimg", "0.48", "--run", run, *flags)
         training(queue, run, 1)
         assert queue.show(job)["Partition"] == "cpu" and queue.show(job)["NumCPUs"] == "1"
