@@ -136,7 +136,9 @@ def full_disk(lab: Lab, script: str, count: int, rng: random.Random, name: str) 
                     run, script, hook=lambda rank, b=begin, d=disk: inject.at(b, d.fill), expect=(BAD,)
                 )
                 require("No space left" in attempt.text() or "are free" in attempt.text(), "no plain reason", attempt)
-                require(newest_whole(run) >= begin - 16, f"the checkpoint before {begin} is gone", attempt)
+                require(
+                    newest_whole(run) >= begin - 32, f"the checkpoints before {begin} are gone", attempt
+                )  # the last is under way
                 disk.free()
                 lab.finish(run, script)
             made += 1
@@ -172,7 +174,9 @@ def quota(lab: Lab, script: str, count: int, rng: random.Random, name: str, numb
                               hook=lambda rank, b=begin, e=end, r=run: inject.failing_writes(r, number, b, e))  # fmt: skip
         require(os.strerror(number) in attempt.text(), f"{errno.errorcode[number]} was not named", attempt)
         if i % 2:
-            require(newest_whole(run) >= begin - 16, f"the checkpoint before {begin} is gone", attempt)
+            require(
+                newest_whole(run) >= begin - 32, f"the checkpoints before {begin} are gone", attempt
+            )  # the last is under way
             lab.attempt(run, script)
         same_as(run, lab.reference(script))
         clear(run)
