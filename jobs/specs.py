@@ -412,7 +412,8 @@ def from_dict(cls, values: dict):
     known = {f.name: getattr(cls(), f.name) for f in fields(cls)}
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise ConfigError(f"the stored config has unknown fields {', '.join(unknown)}; it is from another version")
+        names = ", ".join(repr(name)[:40] for name in unknown[:5])
+        raise ConfigError(f"the stored config has unknown fields {names}; it is from another version")
     for name, value in values.items():
         default = known[name]
         fits = isinstance(value, (int, float)) if isinstance(default, float) else isinstance(value, type(default))

@@ -29,4 +29,4 @@ fi
 "$PYTHON" -m ruff check .
 export MPLBACKEND=Agg PYTHONDONTWRITEBYTECODE=1
 # The files of tests in turn on two processes: most tests wait for one training process of one thread.
-exec "$PYTHON" -m pytest -n 2 --dist loadfile "${selection[@]}" "$@"
+exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"
