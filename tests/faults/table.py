@@ -236,7 +236,7 @@ def eio_on_read(lab: Lab, script: str, count: int, rng: random.Random, name: str
         least = newest_whole(run) if "0000" not in file else 0
         codes = lab.wait(run, attempt, least)
         require(codes == [code], f"{file}: exit code {codes}, expected {code}", *attempt)
-        if code:
+        if code == BAD:
             changed = {k for k, v in tree(run).items() if before.get(k) != v} - {
                 "attempts.jsonl",
                 "status.json",
