@@ -21,10 +21,11 @@ from jobs.watch import FINAL, RUNS
 def next_steps(run: Path, state: str) -> None:
     """The commands that make sense now, ready to be copied."""
     name = run.name if run.parent == RUNS else str(run)
+    ours = terminal.python()
     steps = {
-        "pictures": f"python predict.py generate --run {run} --number 64", "watch": f"python launch.py status {name}",
-        "log": f"python launch.py logs {name} -f", "why": f"python launch.py why {name}", "stop": f"python launch.py stop {name}",
-        "go on": f"python launch.py resume {name}", "curves": "python launch.py tensorboard",
+        "pictures": f"{ours} predict.py generate --run {run} --number 64", "watch": f"{ours} launch.py status {name}",
+        "log": f"{ours} launch.py logs {name} -f", "why": f"{ours} launch.py why {name}", "stop": f"{ours} launch.py stop {name}",
+        "go on": f"{ours} launch.py resume {name}", "curves": f"{ours} launch.py tensorboard",
     }  # fmt: skip
     wanted = "pictures curves" if state == "done" else "why go_on curves" if state in FINAL else "watch log stop curves"
     facts([("run", str(run)), *((word.replace("_", " "), steps[word.replace("_", " ")]) for word in wanted.split())])

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
+from pathlib import Path
 
 COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "grey": 90, "bold": 1}
 STATE_COLOURS = {
@@ -13,6 +14,14 @@ STATE_COLOURS = {
     "failed": "red", "diverged": "red", "stuck": "red", "hanging": "red", "cut off": "red", "interrupted": "yellow",
 }  # fmt: skip
 LEVEL_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+def python() -> str:
+    """How to call this Python from the shell that called it: `python` where that is the one, else its path."""
+    ours, theirs = Path(sys.executable).absolute(), shutil.which("python")
+    if theirs and Path(theirs).absolute() == ours:
+        return "python"
+    return str(ours.relative_to(Path.cwd())) if ours.is_relative_to(Path.cwd()) else str(ours)
 
 
 def paint(text: str, colour: str, stream=None) -> str:

@@ -742,3 +742,16 @@ def test_pipeline_hands_each_stage_its_flags():
     flags = ["--data", "phantom", "--down", "4", "--conditional", "--batch=8", "--typo", "3"]
     assert script.flags_for(vae, flags, diffusion) == ["--data", "phantom", "--down", "4", "--batch=8", "--typo", "3"]
     assert script.flags_for(diffusion, flags, vae) == ["--data", "phantom", "--conditional", "--batch=8", "--typo", "3"]
+
+
+def test_next_commands_name_a_python_that_has_the_packages(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert terminal.python() == ".venv/bin/python"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    assert terminal.python() == "python"
+    monkeypatch.setattr(sys, "executable", "/elsewhere/python")
+    assert terminal.python() == "/elsewhere/python"
