@@ -20,7 +20,7 @@ from jobs.attempt import Attempt
 from jobs.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.log import Averages, MetricsLog, Progress, TensorBoard, plot_losses, read_metrics, save_png
 from jobs.rundir import RunDir
-from jobs.throughput import matrix_peak
+from jobs.throughput import device_peak
 from jobs.weights import write_weights
 
 HANG_SECONDS = 1800  # a step or a sample grid that takes longer is a hang: the watchdog ends the process with code 75
@@ -91,7 +91,7 @@ class Record:
         self.waits, self.waited = waits, waits()
         if not self.main:
             return
-        self.flops, self.peak, self.work = flops(), matrix_peak(rt.device, dtype), 0.0
+        self.flops, self.peak, self.work = flops(), device_peak(rt.device, dtype), 0.0
         self.log = MetricsLog(run.metrics, resume_nimg=nimg)
         self.board = TensorBoard(run.tensorboard, purge_step=nimg + 1)
         self.progress = Progress(self.total, self.nimg)

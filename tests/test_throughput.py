@@ -10,7 +10,7 @@ import train_gan
 from data.batches import Batches
 from data.pack import ensure_pack
 from jobs import runtime, specs
-from jobs.throughput import count_flops, matrix_peak
+from jobs.throughput import count_flops, device_peak
 
 CPU = torch.device("cpu")
 
@@ -77,4 +77,4 @@ def test_flops_of_a_training_step_are_those_of_the_real_one(batch, tmp_path):
 
 
 def test_the_peak_is_plausible():
-    assert 1e8 < matrix_peak(CPU, torch.float32) < 1e14
+    assert 1e8 < device_peak(CPU, torch.float32) < 1e14
