@@ -310,7 +310,7 @@ def train_step(s: TrainState, step: Step, nimg: int) -> None:
 
 def step_flops(c: GanConfig, rt: runtime.Runtime, num_classes: int, dtype: torch.dtype) -> dict:
     """{penalties_due: FLOPs of one image in such a step}, counted on blank images and a copy of the networks."""
-    c, rt = replace(c, batch=max(c.mbstd_group, 2), accumulate=1), replace(rt, rank=0, world=1)
+    c, rt = replace(c, batch=2, mbstd_group=2, accumulate=1), replace(rt, rank=0, world=1)
     s = build_state(c, num_classes, rt.device)
     label_pool = torch.zeros(1, dtype=torch.int64, device=rt.device)
     blank = torch.zeros(c.batch, c.channels, c.resolution, c.resolution, device=rt.device)
