@@ -265,7 +265,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open yet
 
 import csv
-import hashlib
 import io
 import json
 import re
@@ -283,6 +282,7 @@ from tqdm import tqdm
 
 from data.batches import to_float, to_uint8
 from data.pack import Pack, check_geometry, ensure_held_out, ensure_pack, restore
+from data.packfile import sha256_of
 from data.sources import DataError
 from jobs import runtime, stop
 from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
@@ -580,11 +580,6 @@ def read_snapshot(path: Path) -> tuple[dict, dict, str]:
         except (WeightsError, OSError) as error:
             raise ConfigError(" ".join(str(error).split())) from None
     raise ConfigError(f"{path}: changes all the time; copy it and use --weights")
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checked_about(path: Path, about: dict) -> tuple[list[str], dict, int]:

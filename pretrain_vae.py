@@ -18,7 +18,6 @@ from jobs import stop
 if __name__ == "__main__":
     stop.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
-import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -31,6 +30,7 @@ import torch
 from data.batches import Batches, to_float, to_uint8
 from data.latents import ensure_latents
 from data.pack import Pack, ensure_held_out, ensure_pack, preview
+from data.packfile import sha256_of
 from data.sources import DataError
 from jobs import runtime, specs
 from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
@@ -51,6 +51,7 @@ from jobs.rundir import RunDir
 from jobs.specs import ConfigError, VaeConfig
 from jobs.throughput import count_flops
 from jobs.weights import read_weights
+from models import loading
 from models.ema import ema_beta, update_ema
 from models.metrics import head_mask, psnr, ssim
 from models.optim import adamw, after_window, learning_rate, memory_layout
@@ -367,10 +368,9 @@ def write_latents(
 
     train_diffusion.py finds the cache by these weights' hash; where this is cut short, it encodes by itself.
     """
-    vae = build_vae(c)
-    vae.load_state_dict({k.removeprefix("vae."): v for k, v in read_weights(run.weights)[0].items()})
-    vae.to(rt.device).eval().requires_grad_(False)
-    sha = hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    tensors, about = read_weights(run.weights)
+    vae = loading.load_vae(tensors, about["config"]).to(rt.device)
+    sha = sha256_of(run.weights)
     for pack in packs:
         latents = ensure_latents(pack, vae.encode, sha, device=rt.device, poll=stop.raise_if_asked, log=say)
         if pack is packs[0]:

@@ -19,7 +19,6 @@ from jobs import stop
 if __name__ == "__main__":
     stop.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ import torch
 from data.batches import Batches, to_float, to_uint8
 from data.latents import LatentBatches, Latents, ensure_latents
 from data.pack import Pack, ensure_held_out, ensure_pack, preview
+from data.packfile import sha256_of
 from jobs import runtime, specs
 from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
 from jobs.checkpoint import Checkpoints, Diverged
@@ -50,7 +50,7 @@ from jobs.rundir import RunDir, atomic_write, others_may_replace
 from jobs.specs import ConfigError, DiffusionConfig
 from jobs.throughput import count_flops
 from jobs.weights import read_weights
-from models import diffusion
+from models import diffusion, loading
 from models.ema import ema_beta, update_ema
 from models.metrics import class_diversity, diversity_ratio
 from models.optim import adamw, learning_rate, memory_layout
@@ -62,7 +62,6 @@ LOOKED_AT = 256  # slices of other patients that the validation loss is taken ov
 CHUNK = 32  # of them go through the network at once; ranks take chunks in turn
 GRID_CHUNK = 16  # the same for the slices of a grid
 BINS = 4  # of noise levels, each with a validation loss of its own
-VAE_FIELDS = ("channels", "latent_channels", "width", "down", "num_res")
 
 
 # --- the VAE ----------------------------------------------------------------------------------------------------------
@@ -119,13 +118,10 @@ def load_vae(c: DiffusionConfig, path: Path) -> VAE:
             raise ConfigError(
                 f"--vae {path}: trained with --{name} {of_vae.get(name)}, this run has --{name} {getattr(c, name)}; make them equal"
             )
-    vae = VAE(**{k: of_vae[k] for k in VAE_FIELDS})
-    vae.load_state_dict({k.removeprefix("vae."): v for k, v in tensors.items() if k.startswith("vae.")})
-    return vae.eval().requires_grad_(False)
-
-
-def sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        return loading.load_vae(tensors, of_vae)
+    except ValueError as error:
+        raise ConfigError(f"--vae {path}: {error}") from None
 
 
 def encode_packs(c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: runtime.Meeting, say) -> list[Latents]:
@@ -443,14 +439,16 @@ def about_vae(run: RunDir, vae: VAE | None) -> dict | None:
     if vae is None:
         return None
     of_vae = read_weights(vae_file(run))[1]["config"]
-    return {k: of_vae[k] for k in VAE_FIELDS}
+    return {k: of_vae[k] for k in loading.VAE_FIELDS}
 
 
 def dry_run(c: DiffusionConfig) -> int:
     """Check flags, data, VAE, run directory and memory; the resolved config goes to standard output, all else to standard error."""
     say = partial(print, file=sys.stderr)
     run = RunDir(c.run)
-    check_classes(c, preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say))
+    specs.check_classes(
+        c, preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
+    )
     compare_with_run(run, c)
     if c.space == "latent":
         source = vae_file(run) if vae_file(run).exists() else find_vae(c)
@@ -462,11 +460,6 @@ def dry_run(c: DiffusionConfig) -> int:
     return stop.DONE
 
 
-def check_classes(c: DiffusionConfig, classes: list[str]) -> None:
-    if c.conditional and len(classes) < 2:
-        raise ConfigError("--conditional: the data has fewer than two classes; use a folder with one folder per class")
-
-
 def open_data(c: DiffusionConfig, run: RunDir, meeting: runtime.Meeting, say) -> tuple[list[Pack], list[Latents]]:
     """Packs of the training slices and of those of other patients, and their latents; all made where they are not there yet."""
     main = meeting.rank == 0
@@ -475,7 +468,7 @@ def open_data(c: DiffusionConfig, run: RunDir, meeting: runtime.Meeting, say) ->
     if c.space == "latent" and main:
         adopt_vae(c, run, say)
     packs = [ensure_pack(c.data, split=c.split, **shape)]
-    check_classes(c, packs[0].classes)
+    specs.check_classes(c, packs[0].classes)
     if c.conditional and (packs[0].labels < 0).any():
         raise ConfigError("--conditional: the data has slices without a class; use a folder with one folder per class")
     held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, **shape)

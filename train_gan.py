@@ -319,7 +319,11 @@ def step_flops(c: GanConfig, rt: runtime.Runtime, num_classes: int, dtype: torch
     step = Step(c, rt, batches, label_pool, dtype, 0, s.G.synthesis, s.D, w_sum)
     main, path_length, gradient = (
         sum(count_flops(partial(phase, s, step)) for phase in phases) / c.batch
-        for phases in ((generator_step, discriminator_step), (path_length_step,), (gradient_penalty_step,))
+        for phases in (
+            (generator_step, discriminator_step),
+            (path_length_step,) if c.pl_weight else (),
+            (gradient_penalty_step,) if c.gamma else (),
+        )
     )
     return {(p, g): main + p * path_length + g * gradient for p in (False, True) for g in (False, True)}
 
@@ -445,19 +449,14 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
 def dry_run(c: GanConfig) -> int:
     """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard error."""
     say = partial(print, file=sys.stderr)
-    check_classes(c, preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say))
+    specs.check_classes(
+        c, preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
+    )
     compare_with_run(RunDir(c.run), c)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     say(f"memory: about {specs.gan_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
     print(specs.to_json(c))
     return stop.DONE
-
-
-def check_classes(c: GanConfig, classes: list[str]) -> None:
-    if c.conditional and len(classes) < 2:
-        raise specs.ConfigError(
-            "--conditional: the data has fewer than two classes; use a folder with one folder per class"
-        )
 
 
 def main() -> int:
@@ -477,7 +476,7 @@ def main() -> int:
             ensure_pack, c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, max_bad=c.max_bad,
             log=attempt.say, progress=rank == 0, poll=stop.raise_if_asked, verify=rank == 0,
         ))  # fmt: skip
-        check_classes(c, pack.classes)
+        specs.check_classes(c, pack.classes)
         if rank == 0:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
             adopt_config(run, c)

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import predict
 import train_diffusion
@@ -31,6 +30,7 @@ from data.latents import Latents
 from data.pack import Pack, ensure_pack
 from jobs import runtime
 from jobs.specs import DiffusionConfig
+from jobs.throughput import count_flops
 from models import diffusion, quality
 from models.encoder import train_encoder
 from models.vae import VAE
@@ -243,9 +243,7 @@ def compare(batch: int, rounds: int, rt: runtime.Runtime) -> str:
         sides.insert(1, Ours(batch, "auto", rt))
     flops = []
     for side in sides:
-        with FlopCounterMode(display=False) as counter:
-            side.step()
-        flops.append(counter.get_total_flops() / 1e9 / batch)
+        flops.append(count_flops(side.step) / 1e9 / batch)
         side.sample()
     tasks = {(name, i): getattr(side, name) for name in ("step", "sample") for i, side in enumerate(sides)}
     seconds = machine.interleaved(tasks, rounds, rt.device)

@@ -27,7 +27,7 @@ from data.batches import Batches
 from data.pack import Pack, ensure_pack
 from jobs import runtime
 from jobs.specs import GanConfig
-from jobs.throughput import count_flops
+from jobs.throughput import count_flops, device_peak
 
 TITLE = "StyleGAN2 against its public implementations"
 R1_INTERVAL, PL_INTERVAL = 16, 4  # the lazy schedule that all sides are compared on
@@ -113,7 +113,7 @@ def compare(resolution: int, batch: int, rounds: int, rt: runtime.Runtime, folde
     times = [  # per side, per round: the seconds of each phase
         [side.phases({k: seconds[i, k][r] for k in side.tasks}) for r in range(rounds)] for i, side in enumerate(sides)
     ]
-    ceilings = [machine.convolution_peak(rt.device, getattr(side, "dtype", torch.float32)) for side in sides]
+    ceilings = [device_peak(rt.device, getattr(side, "dtype", torch.float32)) for side in sides]
     return "\n\n".join(
         [
             f"### {resolution} px, batch {batch}, {rounds} repetitions",
@@ -157,7 +157,8 @@ on all sides. stylegan2-pytorch penalises the gradient on real and generated ima
 path length takes the whole batch and shares G's pass, that of the others takes half a batch of its own. It does not average
 weights before step 20 000, the others at every step. It and rosinality's train 3 channels, ours and NVlabs' 1. FLOPs are those
 of dense convolutions and matrix products, 2 per multiply-add, counted while the steps run, over the images of the batch. The
-ceiling is a 3x3 convolution of 256 channels in channels-last layout in the side's type, measured in the same run."""
+ceiling is what the log calls peak, in the side's type and measured in the same run: on a CPU a 3x3 convolution of 256 channels
+in channels-last layout, on a GPU a matrix product."""
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ import torch
 from benchmarks import machine
 from jobs.rundir import RunDir
 from jobs.specs import ROOT
+from jobs.submit import tracked_files
 
 TITLE = "launch.py on a login node"
 RUNS = 200
@@ -28,15 +29,9 @@ RUNS = 200
 
 def copy_toolkit(folder: Path) -> None:
     """`status` shows the runs beside launch.py; this copy has none but ours."""
-    for path in [
-        *ROOT.glob("*.py"),
-        *ROOT.glob("*.txt"),
-        *(p for room in ("jobs", "data", "models") for p in (ROOT / room).iterdir()),
-    ]:
-        if path.is_file():
-            copy = folder / path.relative_to(ROOT)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copy(path, copy)
+    for name in tracked_files(ROOT):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
 
 
 def call(folder: Path, *words: str) -> None:

@@ -80,21 +80,6 @@ def peak_gb(task: Callable[[], object], device: torch.device) -> float:
     return worst / 1e9
 
 
-def convolution_peak(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """FLOP/s of a 3x3 convolution of 256 channels, channels-last: the ceiling that a convolutional network has here."""
-    side, batch = (64, 64) if device.type == "cuda" else (32, 8)
-    x = torch.rand(batch, 256, side, side, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    weight = torch.rand(256, 256, 3, 3, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    best, since = float("inf"), time.perf_counter()
-    while time.perf_counter() - since < seconds:
-        synchronise(device)
-        start = time.perf_counter()
-        torch.nn.functional.conv2d(x, weight, padding=1)
-        synchronise(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * batch * side**2 * 9 * 256**2 / best
-
-
 def command(module: str) -> str:
     """The command line of this run, as Markdown; of a folder only its name."""
     words = [a if not a.startswith("/") else a.rstrip("/").rsplit("/", 1)[-1] for a in sys.argv[1:] if a != "--write"]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from data.batches import FREE_FRACTION, sample_order, to_float
 from data.pack import STALE, Pack, pack_folder
+from data.packfile import sha256_of
 from data.sources import DataError
 
 VERSION = 1  # of the file format and of what is in it
@@ -82,11 +83,6 @@ def open_latents(path: Path, pack: Pack, encoder_sha256: str, verify: bool = Tru
     if verify and about.get("sha256") != sha256_of(path):
         return None
     return Latents(str(path), values, np.asarray(pack.labels, np.int64), mean, std)
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build_latents(

@@ -181,12 +181,13 @@ def restore(pixels: np.ndarray, geometry: dict) -> np.ndarray:
     return out
 
 
-def sha256_of(file, offset: int) -> str:
+def sha256_of(file, offset: int = 0) -> str:
+    """Hex digest of an open file from `offset` on, or of the file at a path."""
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, "rb") as opened:
+            return sha256_of(opened)
     file.seek(offset)
-    h = hashlib.sha256()
-    while block := file.read(1 << 22):
-        h.update(block)
-    return h.hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_header(

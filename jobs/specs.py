@@ -26,14 +26,14 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True)
-class GanConfig:
-    """Train a StyleGAN2 on brain-MRI slices. Run the same command again to resume."""
+class TrainConfig:
+    """What every training run has; no job of its own."""
 
     # --- the run ------------------------------------------------------------------------------------------------------
     run: str = ""
-    """Run directory on shared storage. Default: runs/stylegan2-<8 hex of the config>, so the same config is the same run."""
+    """Run directory on shared storage. Default: runs/<job>-<8 hex of the config>, so the same config is the same run."""
     preset: str = ""
-    """A named configuration that the other flags override: adni256, adni128, oasis128, oasis64, quickstart."""
+    """A named configuration that the other flags override."""
     data: str = ""
     """A folder of slices (its layout is recognised), a .pack file, or phantom[:N]."""
     split: Literal["train", "test", "val", "all"] = "train"
@@ -56,6 +56,47 @@ class GanConfig:
     """Image channels: 1 (grey) or 3."""
     crop: int = 0
     """Crop this many pixels from the middle of the padded slice before resizing (0: none). Undone when generating."""
+
+    # --- optimisation -------------------------------------------------------------------------------------------------
+    batch: int = 64
+    """Global batch size, over all GPUs and accumulation steps."""
+    accumulate: int = 1
+    """Micro-batches per step on each GPU; the result stays the same, memory falls."""
+    total_kimg: float = 2000.0
+    """Length of the run in thousands of images seen. May be raised later to go on with a finished run."""
+    ema_kimg: float = 200.0
+    """Half-life of the moving average of the weights, in kimg."""
+    ema_rampup: float = 0.05
+    """The half-life is at most this fraction of the images seen (0: no ramp-up)."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Type the convolutions run in. auto: bf16 where the device is fast at it, else fp32."""
+    compile: bool = False
+    """torch.compile the networks (CUDA GPUs; the first steps take minutes)."""
+    threads: int = 0
+    """CPU threads per process (0: all that the job was given)."""
+
+    # --- logging and checkpoints --------------------------------------------------------------------------------------
+    log_kimg: float = 4.0
+    """Kimg between rows in metrics.jsonl and TensorBoard."""
+    sample_kimg: float = 50.0
+    """Kimg between sample grids and the figures that belong to them."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints (fractions allowed)."""
+    checkpoint_kimg: float = 0.0
+    """Kimg between checkpoints, on top of the minutes (0: off)."""
+    keep: int = 2
+    """Checkpoints to keep, besides the last healthy one."""
+
+
+@dataclass(frozen=True)
+class GanConfig(TrainConfig):
+    """Train a StyleGAN2 on brain-MRI slices. Run the same command again to resume."""
+
+    # --- the run ------------------------------------------------------------------------------------------------------
+    preset: str = ""
+    """A named configuration that the other flags override: adni256, adni128, oasis128, oasis64, quickstart."""
+
+    # --- data ---------------------------------------------------------------------------------------------------------
     conditional: bool = False
     """Condition both networks on the class label (projection discriminator)."""
     hflip: bool = False
@@ -98,79 +139,25 @@ class GanConfig:
     """Kimg in which ADA's probability can move from 0 to 1."""
 
     # --- optimisation -------------------------------------------------------------------------------------------------
-    batch: int = 64
-    """Global batch size, over all GPUs and accumulation steps."""
-    accumulate: int = 1
-    """Micro-batches per step on each GPU; the result stays the same, memory falls."""
     total_kimg: float = 5000.0
     """Length of the run in thousands of images seen. May be raised later to go on with a finished run."""
     lr: float = 0.0025
     """Adam learning rate of both networks."""
     ema_kimg: float = 20.0
     """Half-life of the moving average of the generator's weights, in kimg."""
-    ema_rampup: float = 0.05
-    """The half-life is at most this fraction of the images seen (0: no ramp-up)."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Type the convolutions run in. auto: bf16 where the device is fast at it, else fp32."""
-    compile: bool = False
-    """torch.compile the networks (CUDA GPUs; the first steps take minutes)."""
-    threads: int = 0
-    """CPU threads per process (0: all that the job was given)."""
-
-    # --- logging and checkpoints --------------------------------------------------------------------------------------
-    log_kimg: float = 4.0
-    """Kimg between rows in metrics.jsonl and TensorBoard."""
-    sample_kimg: float = 50.0
-    """Kimg between sample grids and diversity figures."""
-    checkpoint_minutes: float = 10.0
-    """Minutes between checkpoints (fractions allowed)."""
-    checkpoint_kimg: float = 0.0
-    """Kimg between checkpoints, on top of the minutes (0: off)."""
-    keep: int = 2
-    """Checkpoints to keep, besides the last healthy one."""
 
 
 @dataclass(frozen=True)
-class DenoisingConfig:
+class DenoisingConfig(TrainConfig):
     """What the VAE and the diffusion network share; no job of its own."""
 
     # --- the run ------------------------------------------------------------------------------------------------------
-    run: str = ""
-    """Run directory on shared storage. Default: runs/<job>-<8 hex of the config>, so the same config is the same run."""
     preset: str = ""
     """A named configuration that the other flags override: adni256-ldm, quickstart."""
-    data: str = ""
-    """A folder of slices (its layout is recognised), a .pack file, or phantom[:N]."""
-    split: Literal["train", "test", "val", "all"] = "train"
-    """Which part of the data to train on."""
     val_split: Literal["auto", "val", "test", "none"] = "auto"
     """Other patients to validate on. auto: val where the data have it, else test, else none."""
-    max_bad: float = 0.01
-    """Stop when more than this fraction of the image files cannot be read."""
-    seed: int = 0
-    """Every random draw is a function of this seed and of the number of images seen."""
-    dry_run: bool = False
-    """Check everything, print the resolved config as JSON, and exit."""
-    override: bool = False
-    """Resume although flags differ from the run's config (logged). Architecture can never differ."""
-    init_from: str = ""
-    """Start a new run from the weights of this run directory."""
-
-    # --- data ---------------------------------------------------------------------------------------------------------
-    resolution: int = 256
-    """Side of the square training images in pixels: a power of two from 32 to 512."""
-    channels: Literal[1, 3] = 1
-    """Image channels: 1 (grey) or 3."""
-    crop: int = 0
-    """Crop this many pixels from the middle of the padded slice before resizing (0: none). Undone when generating."""
 
     # --- optimisation -------------------------------------------------------------------------------------------------
-    batch: int = 64
-    """Global batch size, over all GPUs and accumulation steps."""
-    accumulate: int = 1
-    """Micro-batches per step on each GPU; the result stays the same, memory falls."""
-    total_kimg: float = 2000.0
-    """Length of the run in thousands of images seen. May be raised later to go on with a finished run."""
     lr: float = 1e-4
     """AdamW learning rate, after the warm-up."""
     warmup_kimg: float = 20.0
@@ -181,28 +168,6 @@ class DenoisingConfig:
     """AdamW weight decay of matrices and convolutions; biases and norms have none."""
     clip: float = 1.0
     """Largest norm of the gradient; longer ones are shortened to it."""
-    ema_kimg: float = 200.0
-    """Half-life of the moving average of the weights, in kimg."""
-    ema_rampup: float = 0.05
-    """The half-life is at most this fraction of the images seen (0: no ramp-up)."""
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Type the convolutions run in. auto: bf16 where the device is fast at it, else fp32."""
-    compile: bool = False
-    """torch.compile the networks (CUDA GPUs; the first steps take minutes)."""
-    threads: int = 0
-    """CPU threads per process (0: all that the job was given)."""
-
-    # --- logging and checkpoints --------------------------------------------------------------------------------------
-    log_kimg: float = 4.0
-    """Kimg between rows in metrics.jsonl and TensorBoard."""
-    sample_kimg: float = 50.0
-    """Kimg between sample grids and figures on other patients."""
-    checkpoint_minutes: float = 10.0
-    """Minutes between checkpoints (fractions allowed)."""
-    checkpoint_kimg: float = 0.0
-    """Kimg between checkpoints, on top of the minutes (0: off)."""
-    keep: int = 2
-    """Checkpoints to keep, besides the last healthy one."""
 
 
 @dataclass(frozen=True)
@@ -433,6 +398,12 @@ def config_hash(config) -> str:
     if config.init_from:
         content["init_from"] = config.init_from
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def check_classes(config, classes: list[str]) -> None:
+    """Refuse --conditional where the data have nothing to condition on."""
+    if config.conditional and len(classes) < 2:
+        raise ConfigError("--conditional: the data has fewer than two classes; use a folder with one folder per class")
 
 
 def default_name(config) -> str:

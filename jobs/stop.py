@@ -43,12 +43,6 @@ def install_handlers() -> None:
     _installed = True
 
 
-def ignore_signals_in_worker(*_args) -> None:
-    """For worker processes: Slurm may signal the whole process tree, and a dead worker would end the loop before it saves."""
-    for number in SIGNALS.values():
-        signal.signal(number, signal.SIG_IGN)
-
-
 # What a file system says when a person has to do something, and when it may have got better by the next attempt.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.ENOLCK)

@@ -31,3 +31,9 @@ def cluster():
         yield cluster
     finally:
         cluster.down()
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory) -> Path:
+    """A folder for the packs that the runs of a file of tests share."""
+    return tmp_path_factory.mktemp("packs")

@@ -21,11 +21,6 @@ SHORT = ("--total-kimg", "0.04", "--log-kimg", "0.008")
 
 
 @pytest.fixture(scope="module")
-def packs(tmp_path_factory):
-    return tmp_path_factory.mktemp("packs")
-
-
-@pytest.fixture(scope="module")
 def finished(packs, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "finished"
     assert tiny.train(run, *SHORT, packs=packs) == 0, tiny.output(run)

@@ -195,23 +195,11 @@ def test_wrong_values_are_refused(flags, says):
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def packs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("packs")
-
-
-@pytest.fixture(scope="module")
 def reference(packs, tmp_path_factory) -> Path:
     """The run that nobody disturbed."""
     run = tmp_path_factory.mktemp("reference") / "run"
     assert tiny.train(run, *LENGTH, packs=packs, script=SCRIPT) == 0, tiny.output(run)
     return run
-
-
-def assert_same_run(run: Path, reference: Path) -> None:
-    assert tiny.weights_hash(run) == tiny.weights_hash(reference)
-    assert tiny.rows(run) == tiny.rows(reference)
-    nimg = [row["nimg"] for row in tiny.rows(run)]
-    assert nimg == sorted(set(nimg)) and nimg[-1] == 400
 
 
 def test_finished_run_has_everything_and_has_learnt(reference):
@@ -246,14 +234,14 @@ def test_the_end_of_a_run_writes_the_latents_that_diffusion_takes(reference, pac
 
 def test_killed_at_random_moments_ends_with_the_same_weights(reference, packs, tmp_path):
     tiny.kill_at_random_moments(tmp_path / "run", *LENGTH, packs=packs, kills=2, seed=1, script=SCRIPT)
-    assert_same_run(tmp_path / "run", reference)
+    tiny.assert_same_run(tmp_path / "run", reference)
 
 
 def test_two_ranks_killed_end_with_the_same_weights_and_the_losses_of_one(reference, packs, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert tiny.train(whole, *LENGTH, packs=packs, ranks=2, script=SCRIPT) == 0, tiny.output(whole)
     tiny.kill_at_random_moments(parts, *LENGTH, packs=packs, kills=2, seed=2, ranks=2, script=SCRIPT)
-    assert_same_run(parts, whole)
+    tiny.assert_same_run(parts, whole)
     one, two = tiny.rows(reference), tiny.rows(whole)
     assert len(one) == len(two) and "val_psnr" in one[4]  # which the ranks have measured on halves of the slices
     for a, b in zip(one[:5], two[:5], strict=True):  # later, Adam has blown rounding up

@@ -234,11 +234,6 @@ def test_the_vae_is_copied_once_so_that_its_run_may_go_on(tmp_path):
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def packs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("packs")
-
-
-@pytest.fixture(scope="module")
 def vae(tmp_path_factory) -> str:
     return str(vae_run(tmp_path_factory.mktemp("vae") / "vae"))
 
@@ -249,13 +244,6 @@ def reference(packs, vae, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("reference") / "run"
     assert tiny.train(run, *LENGTH, "--vae", vae, packs=packs, script=SCRIPT) == 0, tiny.output(run)
     return run
-
-
-def assert_same_run(run: Path, reference: Path) -> None:
-    assert tiny.weights_hash(run) == tiny.weights_hash(reference)
-    assert tiny.rows(run) == tiny.rows(reference)
-    nimg = [row["nimg"] for row in tiny.rows(run)]
-    assert nimg == sorted(set(nimg)) and nimg[-1] == 400
 
 
 def test_finished_run_has_everything_and_has_learnt(reference):
@@ -288,14 +276,14 @@ def test_the_encoder_runs_once_and_never_in_training(reference, packs, vae, tmp_
 
 def test_killed_at_random_moments_ends_with_the_same_weights(reference, packs, vae, tmp_path):
     tiny.kill_at_random_moments(tmp_path / "run", *LENGTH, "--vae", vae, packs=packs, kills=2, seed=1, script=SCRIPT)
-    assert_same_run(tmp_path / "run", reference)
+    tiny.assert_same_run(tmp_path / "run", reference)
 
 
 def test_two_ranks_killed_end_with_the_same_weights(packs, vae, tmp_path):
     whole, parts, flags = tmp_path / "whole", tmp_path / "parts", (*LENGTH, "--vae", vae)
     assert tiny.train(whole, *flags, packs=packs, ranks=2, script=SCRIPT) == 0, tiny.output(whole)
     tiny.kill_at_random_moments(parts, *flags, packs=packs, kills=2, seed=2, ranks=2, script=SCRIPT)
-    assert_same_run(parts, whole)
+    tiny.assert_same_run(parts, whole)
 
 
 def test_ranks_and_accumulation_do_not_change_the_losses(packs, vae, tmp_path):

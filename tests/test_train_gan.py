@@ -13,11 +13,6 @@ LENGTH = ("--total-kimg", "0.4")
 
 
 @pytest.fixture(scope="module")
-def packs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("packs")
-
-
-@pytest.fixture(scope="module")
 def reference(packs, tmp_path_factory) -> Path:
     """The run that nobody disturbed."""
     run = tmp_path_factory.mktemp("reference") / "run"
@@ -31,13 +26,6 @@ def reference2(packs, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("reference2") / "run"
     assert tiny.train(run, *LENGTH, packs=packs, ranks=2) == 0, tiny.output(run)
     return run
-
-
-def assert_same_run(run: Path, reference: Path) -> None:
-    assert tiny.weights_hash(run) == tiny.weights_hash(reference)
-    assert tiny.rows(run) == tiny.rows(reference)
-    nimg = [row["nimg"] for row in tiny.rows(run)]
-    assert nimg == sorted(set(nimg)) and nimg[-1] == 400
 
 
 def test_finished_run_has_everything(reference):
@@ -69,23 +57,23 @@ def test_same_command_on_a_finished_run_says_so_and_changes_nothing(reference, p
 
 def test_killed_three_times_ends_with_the_same_weights(reference, packs, tmp_path):
     tiny.kill_at_random_moments(tmp_path / "run", *LENGTH, packs=packs, kills=3, seed=1)
-    assert_same_run(tmp_path / "run", reference)
+    tiny.assert_same_run(tmp_path / "run", reference)
 
 
 @pytest.mark.long
 def test_killed_ten_times_ends_with_the_same_weights(reference, packs, tmp_path):
     tiny.kill_at_random_moments(tmp_path / "run", *LENGTH, packs=packs, kills=10, seed=2)
-    assert_same_run(tmp_path / "run", reference)
+    tiny.assert_same_run(tmp_path / "run", reference)
 
 
 def test_two_ranks_all_killed_end_with_the_same_weights(reference2, packs, tmp_path):
     tiny.kill_at_random_moments(tmp_path / "run", *LENGTH, packs=packs, kills=2, seed=3, ranks=2)
-    assert_same_run(tmp_path / "run", reference2)
+    tiny.assert_same_run(tmp_path / "run", reference2)
 
 
 def test_one_of_two_ranks_killed(reference2, packs, tmp_path):
     tiny.kill_at_random_moments(tmp_path / "run", *LENGTH, packs=packs, kills=2, seed=4, ranks=2, one=True)
-    assert_same_run(tmp_path / "run", reference2)
+    tiny.assert_same_run(tmp_path / "run", reference2)
 
 
 def test_killed_inside_a_checkpoint_write(reference, packs, tmp_path):
@@ -109,7 +97,7 @@ def test_killed_inside_a_checkpoint_write(reference, packs, tmp_path):
             break
     assert hits >= 1
     assert tiny.train(run, *LENGTH, packs=packs) == 0, tiny.output(run)
-    assert_same_run(run, reference)
+    tiny.assert_same_run(run, reference)
 
 
 def test_one_and_two_ranks_give_the_same_losses(packs, tmp_path):
@@ -152,7 +140,7 @@ def test_stopping_saves_and_the_run_goes_on(reference, packs, tmp_path, how, cod
     newest = max(int(p.stem) for p in (run / "checkpoints").glob("*.json"))
     assert newest == round(status["kimg"] * 1000) > 0
     assert tiny.train(run, *LENGTH, packs=packs) == 0, tiny.output(run)
-    assert_same_run(run, reference)
+    tiny.assert_same_run(run, reference)
     assert not (run / "STOP").exists()
 
 

@@ -137,6 +137,14 @@ def rows(run: Path, timing: bool = False) -> list[dict]:
     return lines if timing else [{k: v for k, v in row.items() if k not in TIMING} for row in lines]
 
 
+def assert_same_run(run: Path, reference: Path) -> None:
+    """The same weights to the last bit, and a log of 400 images without a gap or a double row."""
+    assert weights_hash(run) == weights_hash(reference)
+    assert rows(run) == rows(reference)
+    nimg = [row["nimg"] for row in rows(run)]
+    assert nimg == sorted(set(nimg)) and nimg[-1] == 400
+
+
 def copy_toolkit(folder: Path) -> Path:
     """A copy of the tracked files, without git, in which launch.py has a runs/ of its own."""
     for name in tracked_files(ROOT):
