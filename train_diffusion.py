@@ -128,6 +128,7 @@ def encode_packs(c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: ru
     """The cached latents of each pack, encoded where they are not there yet."""
     sha = sha256_of(vae_file(run))
     torch.set_num_threads(c.threads or runtime.default_threads(runtime.local_world(meeting.world)))
+    runtime.keep_freed_memory()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", meeting.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     vae = load_vae(c, vae_file(run)).to(device)

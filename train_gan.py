@@ -84,8 +84,8 @@ def build_state(c: GanConfig, num_classes: int, device: torch.device) -> TrainSt
     fp16 = runtime.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
         G=G, D=D, G_ema=G_ema,
-        opt_G=adam(G, c.lr, c.pl_interval if c.pl_weight else 0, device),
-        opt_D=adam(D, c.lr, c.r1_interval if c.gamma else 0, device),
+        opt_G=adam(G, c.lr, c.pl_interval if c.pl_weight else 0),
+        opt_D=adam(D, c.lr, c.r1_interval if c.gamma else 0),
         scaler_G=torch.amp.GradScaler(device.type, enabled=fp16),
         scaler_D=torch.amp.GradScaler(device.type, enabled=fp16),
         ada=ada.AdaController(target=c.ada_target, speed_kimg=c.ada_kimg),
@@ -93,10 +93,10 @@ def build_state(c: GanConfig, num_classes: int, device: torch.device) -> TrainSt
     )  # fmt: skip
 
 
-def adam(module: nn.Module, lr: float, lazy_interval: int, device: torch.device) -> torch.optim.Adam:
+def adam(module: nn.Module, lr: float, lazy_interval: int) -> torch.optim.Adam:
     """Adam with the correction for lazy regularisation, c = k / (k + 1) (Karras 2020a, appendix B)."""
     c = lazy_interval / (lazy_interval + 1) if lazy_interval else 1.0
-    return torch.optim.Adam(module.parameters(), lr=lr * c, betas=(0.0, 0.99**c), eps=1e-8, fused=device.type == "cuda")
+    return torch.optim.Adam(module.parameters(), lr=lr * c, betas=(0.0, 0.99**c), eps=1e-8, fused=True)
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------

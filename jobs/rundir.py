@@ -390,7 +390,9 @@ class RunDir:
             lock = Lock(self.lockfile)
             lock.acquire(wait)
             self._lock = lock
-            remove_torn(self.path)
+            # Of torn checkpoints, Checkpoints itself tells.
+            for folder in {path.parent for path in self.path.rglob(".*.tmp.*")} - {self.checkpoints}:
+                remove_torn(folder)
 
     def unlock(self) -> None:
         """Give the lock back, if it is still ours."""

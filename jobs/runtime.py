@@ -26,6 +26,7 @@ from jobs.stop import TRANSIENT, exit_code
 
 # Longest wait for a rank that neither answers nor dies (one that dies is noticed at once), and for all ranks to meet.
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 FIRST_PSEUDO_STEP = 0xFFFFFFF0  # Slurm's batch, interactive and extern "steps" have ids from here on
 
 
@@ -187,10 +188,24 @@ def init_runtime(threads: int = 0, meeting: Meeting | None = None) -> Runtime:
         )  # a task may see all GPUs of its node, or only its own
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions have by default
+    keep_freed_memory()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     if world > 1:
         _join_ranks((meeting or Meeting()).store, rank, world, here == world, cuda)
     return Runtime(rank, world, local_rank, device, threads)
+
+
+def keep_freed_memory() -> None:
+    """Where a CPU computes, have glibc keep freed memory for the next tensor; it would give large blocks back to the system.
+
+    Then every feature map is made of pages that the kernel must map and clear first: up to a quarter of a training step.
+    """
+    if torch.cuda.is_available():
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _join_ranks(store: dist.Store, rank: int, world: int, one_node: bool, cuda: bool) -> None:

@@ -129,7 +129,12 @@ def leaky_relu_(x: torch.Tensor) -> torch.Tensor:
 
 
 def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """1x1 convolution of channels_last x (B, I, H, W) with weight (O, I), as one matrix product."""
+    """1x1 convolution of channels_last x (B, I, H, W) with weight (O, I).
+
+    One matrix product, except on a CPU, whose convolutions reach twice the speed of its matrix products in fp32.
+    """
+    if x.device.type == "cpu":
+        return F.conv2d(x, weight[:, :, None, None], bias)
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
@@ -383,8 +388,9 @@ class EqualConv(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight * (self.gain / math.sqrt(self.weight[0].numel()))
         bias = (self.bias * self.gain).to(x.dtype)
-        if self.kernel == 1:
-            return leaky_relu_(pointwise(x, weight[:, :, 0, 0].to(x.dtype), bias))
+        if self.kernel == 1:  # of few channels; in place before the view, which autograd would else copy back
+            y = leaky_relu_(F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0].to(x.dtype), bias))
+            return y.permute(0, 3, 1, 2)
         weight = weight.to(x.dtype, memory_format=torch.channels_last)
         if self.down:
             return leaky_relu_(F.conv2d(blur(x, 2), weight, bias, stride=2))

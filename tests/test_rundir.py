@@ -109,6 +109,20 @@ def test_torn_files_of_dead_writers_are_removed_and_no_others(tmp_path):
     assert {p.name for p in foreign} | {"now"} == set(os.listdir(tmp_path))
 
 
+def test_taking_the_lock_removes_torn_files_in_every_folder_of_the_run(run):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    torn = [
+        folder / f".reals.png.tmp.{socket.gethostname()}.{dead.pid}.4" for folder in (run.path, run.samples, run.plots)
+    ]
+    for path in torn:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (run.samples / "reals.png").touch()
+    run.lock()
+    assert not any(path.exists() for path in torn) and (run.samples / "reals.png").exists()
+
+
 # --- config, provenance -----------------------------------------------------------------------------------------------
 def test_config_round_trip_and_damage(run):
     assert run.read_config() is None

@@ -293,6 +293,35 @@ def test_default_threads(environment, monkeypatch):
 
 
 # --- randomness and rows ----------------------------------------------------------------------------------------------
+FREED = """
+import resource, sys, torch
+from jobs import runtime
+if sys.argv[1] == "kept":
+    runtime.init_runtime(1)
+x = torch.ones(1 << 24)  # 64 MiB: glibc maps every such block anew
+for _ in range(10):
+    y = x * 2
+    del y
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    y = x * 2
+    del y
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU keeps its own memory")
+def test_freed_memory_is_used_again():
+    faults = {}
+    for how in ("kept", "as it is"):
+        done = subprocess.run([sys.executable, "-c", FREED, how], capture_output=True, text=True, cwd=ROOT)
+        assert not done.returncode, done.stderr
+        faults[how] = int(done.stdout)
+    assert faults["kept"] < 100
+    if faults["as it is"] < 100:
+        pytest.skip("this C library keeps freed memory by itself")
+
+
 def test_seeds_are_pinned():
     """Runs begun by an earlier version must go on with the same draws."""
     expected = int.from_bytes(hashlib.blake2b(b"7/1280/noise", digest_size=8).digest(), "little") >> 1

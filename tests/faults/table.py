@@ -102,7 +102,8 @@ def sigkill_in_writer(lab: Lab, script: str, count: int, rng: random.Random, nam
     clear(run)
     steps = int(counted.read_text())
     require(steps >= 8, f"only {steps} steps of the writer were seen")
-    chosen = sorted({round(1 + i * (steps - 1) / max(count - 1, 1)) for i in range(min(count, steps))})
+    count = min(count, steps)
+    chosen = sorted({round(1 + i * (steps - 1) / max(count - 1, 1)) for i in range(count)})
     for step in chosen:
         run = lab.new(f"{name}-{step}")
         lab.attempt(run, script, expect=(KILLED,),
