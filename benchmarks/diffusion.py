@@ -7,7 +7,7 @@ With --run, a finished diffusion run: what few calls cost in quality and win in 
 
 The three U-Nets are the same network to the last parameter. Each side takes its training step as its users do: ours is
 `train_diffusion.train_step`, which also draws the batch from cached latents and averages the weights; diffusers' is that of
-its train_unconditional script, MONAI's that of its latent-diffusion tutorial.
+its train_unconditional script, MONAI's that of its latent-diffusion tutorial. Each side runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from data.latents import Latents
 from data.pack import Pack, ensure_pack
 from jobs import runtime
 from jobs.specs import DiffusionConfig
-from jobs.throughput import count_flops
 from models import diffusion, quality
 from models.encoder import train_encoder
 from models.vae import VAE
@@ -50,7 +49,9 @@ WAYS = (
 
 # --- the three sides --------------------------------------------------------------------------------------------------
 class Ours:
-    def __init__(self, batch: int, precision: str, rt: runtime.Runtime):
+    def __init__(self, batch: int, precision: str, threads: int):
+        rt = runtime.init_runtime(threads)
+        torch.manual_seed(0)
         self.c = DiffusionConfig(
             data="phantom", batch=batch, precision=precision, schedule="linear", target="epsilon", times="uniform"
         )
@@ -59,8 +60,9 @@ class Ours:
         latents = Latents("", values, np.zeros(64, np.int64), np.zeros(4), np.ones(4))
         self.data = train_diffusion.Data(self.c, types.SimpleNamespace(classes=[]), latents, None, rt.device)
         self.s = train_diffusion.build_state(self.c, self.data, 0, rt.device)
-        self.rt, self.dtype = rt, runtime.precision_dtype(precision, rt.device)
+        self.rt, self.device, self.dtype = rt, rt.device, runtime.precision_dtype(precision, rt.device)
         self.name, self.net = f"ours, {str(self.dtype).removeprefix('torch.')}", self.s.unet
+        self.networks, self.tasks = (self.net,), {"step": self.step, "sample": self.sample}
         self.schedule, self.nimg = diffusion.make_schedule("linear"), 0
 
     def step(self) -> None:
@@ -78,8 +80,9 @@ class Ours:
 class OursEncoding(Ours):
     """The same step without the cache: the VAE of the preset adni256-ldm encodes the batch of 256 px slices first."""
 
-    def __init__(self, batch: int, precision: str, rt: runtime.Runtime):
-        super().__init__(batch, precision, rt)
+    def __init__(self, batch: int, precision: str, threads: int):
+        super().__init__(batch, precision, threads)
+        rt = self.rt
         self.vae = VAE(1, SHAPE[0]).to(rt.device).eval().requires_grad_(False)
         self.images = torch.rand(batch, 1, SHAPE[1] * self.vae.down, SHAPE[2] * self.vae.down, device=rt.device) * 2 - 1
 
@@ -92,9 +95,16 @@ class OursEncoding(Ours):
 class Peer:
     """What the peers' steps share: noise, mean squared error of the noise, AdamW."""
 
-    def __init__(self, batch: int, device: torch.device):
-        self.batch, self.device = batch, device
-        self.net = self.network().to(device)
+    dtype = torch.float32
+
+    def __init__(self, batch: int, threads: int):
+        torch.manual_seed(0)
+        torch.set_num_threads(threads or runtime.default_threads(1))
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")
+        self.batch, self.device = batch, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device, self.net = self.device, self.network().to(self.device)
+        self.networks, self.tasks = (self.net,), {"step": self.step, "sample": self.sample}
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4, fused=device.type == "cuda")
         self.latents = torch.randn(8 * batch, *SHAPE, device=device)
 
@@ -237,55 +247,50 @@ def exactness() -> str:
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
-def compare(batch: int, rounds: int, rt: runtime.Runtime) -> str:
-    sides = [Ours(batch, "fp32", rt), Diffusers(batch, rt.device), Monai(batch, rt.device)]
-    if runtime.precision_dtype("auto", rt.device) != torch.float32:
-        sides.insert(1, Ours(batch, "auto", rt))
-    flops = []
+def compare(batch: int, rounds: int, threads: int, device: torch.device) -> str:
+    sides = [machine.Side(Ours, batch, "fp32", threads)]
+    if runtime.precision_dtype("auto", device) != torch.float32:
+        sides.append(machine.Side(Ours, batch, "auto", threads))
+    ours = len(sides)
+    sides += [machine.Side(peer, batch, threads) for peer in (Diffusers, Monai)]
+    flops = [side.flops("step") / 1e9 / batch for side in sides]
+    memory = [1000 * side.peak_gb("step") for side in sides]
+    seconds = machine.interleaved(sides, rounds, ("step", "sample"))
+    ceilings = [side.ceiling() for side in sides]
     for side in sides:
-        flops.append(count_flops(side.step) / 1e9 / batch)
-        side.sample()
-    tasks = {(name, i): getattr(side, name) for name in ("step", "sample") for i, side in enumerate(sides)}
-    seconds = machine.interleaved(tasks, rounds, rt.device)
-    both = list(enumerate(sides))
+        side.close()
+    steps, samples = ([s[task] for s in seconds] for task in ("step", "sample"))
+    spread = machine.spread
     rows = [
-        ["parameters, millions", *(f"{sum(p.numel() for p in side.net.parameters()) / 1e6:.4f}" for side in sides)],
+        ["parameters, millions", *(f"{side.parameters[0] / 1e6:.4f}" for side in sides)],
         ["training step, GFLOP/image", *(f"{f:.4g}" for f in flops)],
-        ["training step, ms", *(machine.spread([1000 * t for t in seconds["step", i]]) for i, _ in both)],
-        ["training, images/s", *(machine.spread([batch / t for t in seconds["step", i]]) for i, _ in both)],
-        [
-            "training step, MB above weights and optimizer",
-            *(f"{1000 * machine.peak_gb(side.step, rt.device):.0f}" for side in sides),
-        ],
-        [f"{CALLS} calls, ms", *(machine.spread([1000 * t for t in seconds["sample", i]]) for i, _ in both)],
-    ]
-    peers = {"diffusers": len(sides) - 2, "MONAI": len(sides) - 1}
-    for label, task in (("training", "step"), ("sampling", "sample")):
-        for peer, k in peers.items():
-            ratio = [
-                machine.spread([p / o for p, o in zip(seconds[task, k], seconds[task, i], strict=True)])
-                if i < len(sides) - 2
-                else ""
-                for i, _ in both
-            ]
-            rows.append([f"{label}, speed over {peer}", *ratio])
+        ["training step, ms", *(spread([1000 * t for t in times]) for times in steps)],
+        ["training, images/s", *(spread([batch / t for t in times]) for times in steps)],
+        ["training, % of this machine's ceiling", *(
+            spread([100e9 * f * batch / t / peak for t in times])
+            for peak, f, times in zip(ceilings, flops, steps, strict=True)
+        )],
+        ["training step, MB above weights and optimizer", *(f"{mb:.0f}" for mb in memory)],
+        [f"{CALLS} calls, ms", *(spread([1000 * t for t in times]) for times in samples)],
+    ]  # fmt: skip
+    for label, times in (("training", steps), ("sampling", samples)):
+        for k, peer in ((ours, "diffusers"), (ours + 1, "MONAI")):
+            ratio = [spread([p / o for p, o in zip(times[k], mine, strict=True)]) for mine in times[:ours]]
+            rows.append([f"{label}, speed over {peer}", *ratio, "", ""])
     return machine.table(["", *(side.name for side in sides)], rows)
 
 
-def encoding(batch: int, rounds: int, rt: runtime.Runtime) -> str:
+def encoding(batch: int, rounds: int, threads: int) -> str:
     """Latents from the cache against encoding the batch in every step, as latent-diffusion's and MONAI's loops do."""
-    sides = {
-        "latents from the cache": Ours(batch, "auto", rt),
-        "encoding in every step": OursEncoding(batch, "auto", rt),
-    }
-    for side in sides.values():
-        side.step()
-    seconds = machine.interleaved({name: side.step for name, side in sides.items()}, rounds, rt.device)
-    cached, encoded = seconds.values()
+    names = "latents from the cache", "encoding in every step"
+    sides = [machine.Side(kind, batch, "auto", threads) for kind in (Ours, OursEncoding)]
+    cached, encoded = (s["step"] for s in machine.interleaved(sides, rounds, ("step",)))
+    for side in sides:
+        side.close()
     ratio = machine.spread([e / c for c, e in zip(cached, encoded, strict=True)])
     rows = [[name, machine.spread([1000 * t for t in times]), r]
-            for (name, times), r in zip(seconds.items(), ("1", ratio), strict=True)]  # fmt: skip
-    return machine.table([f"training step, {next(iter(sides.values())).name}", "ms", "times the cached step"], rows)
+            for name, times, r in zip(names, (cached, encoded), ("1", ratio), strict=True)]  # fmt: skip
+    return machine.table([f"training step, {sides[0].name}", "ms", "times the cached step"], rows)
 
 
 # --- few calls of trained weights -------------------------------------------------------------------------------------
@@ -371,12 +376,15 @@ def main() -> None:
         import monai  # noqa: F401
     except ImportError as error:
         sys.exit(f"benchmarks.diffusion: {error}; run: pip install diffusers==0.42.1 monai==1.6.1")
-    rt = runtime.init_runtime(args.threads)
-    torch.manual_seed(0)
+    device = runtime.init_runtime(args.threads).device
     rounds = 2 if args.quick else args.rounds
-    text = [machine.command("benchmarks.diffusion"), machine.header(rt.device, ["torch", "diffusers", "monai"]), NOTES]
+    text = [machine.command("benchmarks.diffusion"), machine.header(device, ["torch", "diffusers", "monai"]), NOTES]
     print("\n\n".join(text), flush=True)
-    parts = [exactness, lambda: compare(args.batch, rounds, rt), lambda: encoding(args.batch, rounds, rt)]
+    parts = [
+        exactness,
+        lambda: compare(args.batch, rounds, args.threads, device),
+        lambda: encoding(args.batch, rounds, args.threads),
+    ]
     parts += [lambda: few_calls(args.run, args.number)] if args.run else []
     for part in parts:
         text.append(part())

@@ -4,7 +4,8 @@
     python -m benchmarks.gan [--quick] [--write] [--peer-dir stylegan2-ada-pytorch] [--peer-dir rosinality-checkout]
 
 All sides run the code that their users run: ours `train_gan.train_step` and its phases, stylegan2-pytorch (lucidrains) its
-`Trainer.train`, NVlabs' its loss object, with their own regularisers and optimizers, batches held in memory, augmentation off.
+`Trainer.train`, NVlabs' its loss object, with their own regularisers and optimizers, batches held in memory, augmentation off,
+each in a process of its own.
 stylegan2-pytorch is given the capacity at which its discriminator has our widths (its generator is half as wide there, by
 design); the others have our widths and our number of parameters.
 """
@@ -27,7 +28,6 @@ from data.batches import Batches
 from data.pack import Pack, ensure_pack
 from jobs import runtime
 from jobs.specs import GanConfig
-from jobs.throughput import count_flops, device_peak
 
 TITLE = "StyleGAN2 against its public implementations"
 R1_INTERVAL, PL_INTERVAL = 16, 4  # the lazy schedule that all sides are compared on
@@ -38,19 +38,16 @@ PHASES = ("main", "r1", "pl", "inference")
 class Ours:
     """The toolkit: each phase is the function of train_gan.py that training calls."""
 
-    channels = 1
-
     def __init__(self, resolution: int, batch: int, precision: str, pack: Pack, rt: runtime.Runtime):
-        self.batch = batch
         self.c = c = replace(
             GanConfig(), data="phantom", resolution=resolution, batch=batch, precision=precision, ada="off",
             channel_base=CHANNEL_BASE, channel_max=CHANNEL_MAX, mapping_layers=MAPPING_LAYERS,
             r1_interval=R1_INTERVAL, pl_interval=PL_INTERVAL,
         )  # fmt: skip
-        self.rt, self.dtype = rt, runtime.precision_dtype(precision, rt.device)
+        self.rt, self.device, self.dtype = rt, rt.device, runtime.precision_dtype(precision, rt.device)
         self.name = f"ours, {str(self.dtype).removeprefix('torch.')}"
         self.state = train_gan.build_state(c, 0, rt.device)
-        self.G, self.D = self.state.G, self.state.D
+        self.G, self.D = self.networks = self.state.G, self.state.D
         self.batches = Batches(pack, seed=0, batch=batch, device=rt.device)
         self.labels = torch.from_numpy(pack.labels).to(rt.device)
         self.positions = itertools.count(0, batch)
@@ -84,6 +81,27 @@ class Ours:
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
+def make_ours(resolution: int, batch: int, precision: str, folder: str, threads: int) -> Ours:
+    seed()
+    rt = runtime.init_runtime(threads)
+    pack = ensure_pack("phantom:64", resolution=resolution, cache_dir=folder, progress=False, log=lambda *_: None)
+    return Ours(resolution, batch, precision, pack, rt)
+
+
+def make_peer(peer: type, threads: int, *args):
+    """A peer with what its users get from torch, and our settings for a GPU."""
+    seed()
+    torch.set_num_threads(threads or runtime.default_threads(1))
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    return peer(*args)
+
+
+def seed() -> None:
+    random.seed(0)
+    torch.manual_seed(0)
+
+
 def lazy(cost: dict[str, float]) -> float:
     """Cost of the average iteration with the regularisers at these intervals."""
     return cost["main"] + cost["r1"] / R1_INTERVAL + cost["pl"] / PL_INTERVAL
@@ -93,39 +111,48 @@ def inference(cost: dict[str, float]) -> float:
     return cost["inference"]
 
 
-def compare(resolution: int, batch: int, rounds: int, rt: runtime.Runtime, folder: str, checkouts: list[Path]) -> str:
+def compare(resolution: int, batch: int, rounds: int, threads: int, device: torch.device, checkouts: list[Path]) -> str:
     """Measure all sides at one resolution; returns Markdown tables of costs and of ratios."""
-    pack = ensure_pack("phantom:64", resolution=resolution, cache_dir=folder, progress=False, log=lambda *_: None)
-    ours = [Ours(resolution, batch, "fp32", pack, rt)]
-    if runtime.precision_dtype("auto", rt.device) != torch.float32:
-        ours.append(Ours(resolution, batch, "auto", pack, rt))
-    theirs = [peers.Lucidrains(resolution, batch, rt.device, folder)]
-    theirs += peers.from_checkouts(checkouts, resolution, batch, rt.device)
-    sides = ours + theirs
-    random.seed(0)
-    torch.manual_seed(0)
-    # Counting and measuring memory are also the warm-up.
-    flops = [side.phases({name: count_flops(task) / 1e9 for name, task in side.tasks.items()}) for side in sides]
-    memory = [max(machine.peak_gb(task, rt.device) for task in side.tasks.values()) for side in sides]
-    order = ("main", "r1", "gp", "pl", "gp+pl", "inference")  # neighbours are compared
-    tasks = {(i, k): side.tasks[k] for k in order for i, side in enumerate(sides) if k in side.tasks}
-    seconds = machine.interleaved(tasks, rounds, rt.device)
+    fast = runtime.precision_dtype("auto", device) != torch.float32
+    with tempfile.TemporaryDirectory() as folder:
+        sides = [
+            machine.Side(make_ours, resolution, batch, precision, folder, threads)
+            for precision in ("fp32", "auto")[: 1 + fast]
+        ]
+        kinds, ours = [Ours] * len(sides), len(sides)
+        sides.append(machine.Side(make_peer, peers.Lucidrains, threads, resolution, batch, device, folder))
+        kinds.append(peers.Lucidrains)
+        for checkout in checkouts:
+            kinds.append(peers.class_of_checkout(checkout))
+            sides.append(machine.Side(make_peer, kinds[-1], threads, checkout, resolution, batch, device))
+        flops = [
+            kind.phases({name: side.flops(name) / 1e9 for name in side.tasks})
+            for kind, side in zip(kinds, sides, strict=True)
+        ]
+        memory = [max(side.peak_gb(name) for name in side.tasks) for side in sides]
+        order = ("main", "r1", "gp", "pl", "gp+pl", "inference")
+        seconds = machine.interleaved(sides, rounds, order)
+        ceilings = [side.ceiling() for side in sides]
+        for side in sides:
+            side.close()
     times = [  # per side, per round: the seconds of each phase
-        [side.phases({k: seconds[i, k][r] for k in side.tasks}) for r in range(rounds)] for i, side in enumerate(sides)
+        [kind.phases({name: values[r] for name, values in of_side.items()}) for r in range(rounds)]
+        for kind, of_side in zip(kinds, seconds, strict=True)
     ]
-    ceilings = [device_peak(rt.device, getattr(side, "dtype", torch.float32)) for side in sides]
     return "\n\n".join(
         [
             f"### {resolution} px, batch {batch}, {rounds} repetitions",
             costs(sides, times, flops, batch, memory, ceilings),
-            *(ratios(sides, times, flops, k, len(ours)) for k in range(len(ours), len(sides))),
+            *(ratios(sides, times, flops, k, ours) for k in range(ours, len(sides))),
         ]
     )
 
 
-def costs(sides: list, times: list, flops: list, batch: int, memory: list[float], ceilings: list[float]) -> str:
-    millions = [[sum(p.numel() for p in net.parameters()) / 1e6 for net in (side.G, side.D)] for side in sides]
-    rows = [["parameters of G / D, millions", *(f"{g:.2f} / {d:.2f}" for g, d in millions)]]
+def costs(
+    sides: list[machine.Side], times: list, flops: list, batch: int, memory: list[float], ceilings: list[float]
+) -> str:
+    millions = [" / ".join(f"{number / 1e6:.2f}" for number in side.parameters) for side in sides]
+    rows = [["parameters of G / D, millions", *millions]]
     for phase, label in zip(PHASES, ("main iteration", "gradient penalty", "path length", "inference"), strict=True):
         rows.append([f"{label}, ms", *(machine.spread([1000 * t[phase] for t in rounds]) for rounds in times)])
         rows.append([f"{label}, GFLOP/image", *(f"{f[phase] / batch:.3g}" for f in flops)])
@@ -139,7 +166,7 @@ def costs(sides: list, times: list, flops: list, batch: int, memory: list[float]
     return machine.table(["", *(side.name for side in sides)], rows)
 
 
-def ratios(sides: list, times: list, flops: list, peer: int, ours: int) -> str:
+def ratios(sides: list[machine.Side], times: list, flops: list, peer: int, ours: int) -> str:
     """Our speed over that of side `peer`, round by round: above 1 the toolkit is faster."""
     rows = []
     for label, cost in (("training", lazy), ("inference", inference)):
@@ -152,6 +179,7 @@ def ratios(sides: list, times: list, flops: list, peer: int, ours: int) -> str:
 
 
 NOTES = f"""\
+Each side runs in a process of its own, with the memory allocator that it sets or leaves: the toolkit keeps freed memory on a CPU.
 A training iteration is one step of G and of D plus 1/{R1_INTERVAL} gradient penalty and 1/{PL_INTERVAL} path length
 on all sides. stylegan2-pytorch penalises the gradient on real and generated images (R1 and R2), the others on real ones; its
 path length takes the whole batch and shares G's pass, that of the others takes half a batch of its own. It does not average
@@ -171,14 +199,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all that this process was given)")
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
-    rt = runtime.init_runtime(args.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(args.threads or runtime.default_threads(1))
     packages = ["torch", "stylegan2-pytorch", "einops", "kornia"]
-    text = [machine.command("benchmarks.gan"), machine.header(rt.device, packages), NOTES]
+    text = [machine.command("benchmarks.gan"), machine.header(device, packages), NOTES]
     print("\n\n".join(text), flush=True)
+    rounds = 2 if args.quick else args.rounds
     for resolution in (64,) if args.quick else [int(r) for r in args.resolutions.split(",")]:
-        with tempfile.TemporaryDirectory() as folder:
-            rounds = 2 if args.quick else args.rounds
-            text.append(compare(resolution, args.batch, rounds, rt, folder, args.peer_dir))
+        text.append(compare(resolution, args.batch, rounds, args.threads, device, args.peer_dir))
         print("\n" + text[-1], flush=True)
     if args.write:
         machine.write_section(TITLE, "\n\n".join(text))

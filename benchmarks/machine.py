@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from jobs.throughput import count_flops, device_peak
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 INTRODUCTION = """# Benchmarks
@@ -46,18 +50,96 @@ def header(device: torch.device, packages: list[str]) -> str:
     return "\n".join(lines)
 
 
-def interleaved(tasks: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each task in each round. Every round runs every task, every other one backwards, so that a change in
-    the machine's load meets all of them. The caller has warmed the tasks up."""
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in range(rounds):
-        names = list(tasks) if number % 2 == 0 else list(tasks)[::-1]
-        for name in names:
-            synchronise(device)
-            start = time.perf_counter()
-            tasks[name]()
-            synchronise(device)
-            seconds[name].append(time.perf_counter() - start)
+class Side:
+    """One implementation, in a process of its own: what it does to the allocator, the threads or torch touches no other.
+
+    `make(*args)` builds it there. It has `name`, `device`, `dtype` (of its convolutions), `networks` and `tasks`, {name:
+    callable}; here it is known by its name, the parameters of each network and its tasks' names.
+    """
+
+    def __init__(self, make: Callable, *args):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.name, self.parameters, self.tasks = self._answer()
+
+    def seconds(self, task: str) -> float:
+        """Of one call of a task."""
+        return self._ask("seconds", task)
+
+    def flops(self, task: str) -> float:
+        return self._ask("flops", task)
+
+    def peak_gb(self, task: str) -> float:
+        return self._ask("peak_gb", task)
+
+    def ceiling(self) -> float:
+        """FLOP/s that its device reaches in its type."""
+        return self._ask("ceiling", "")
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+    def _ask(self, what: str, task: str) -> float:
+        self.pipe.send((what, task))
+        return self._answer()
+
+    def _answer(self):
+        try:
+            answer, error = self.pipe.recv()
+        except EOFError:
+            answer, error = None, "a side of the benchmark died"
+        if error:
+            sys.exit(error)
+        return answer
+
+
+def _serve(pipe, make: Callable, args: tuple) -> None:
+    """The process of a Side: build it, then answer until nobody asks."""
+    try:
+        side = make(*args)
+        parameters = [sum(p.numel() for p in net.parameters()) for net in side.networks]
+        pipe.send(((side.name, parameters, list(side.tasks)), ""))
+        while True:
+            what, name = pipe.recv()
+            pipe.send((_measure(side, what, side.tasks.get(name)), ""))
+    except EOFError:
+        return
+    except SystemExit as error:
+        pipe.send((None, str(error)))
+    except BaseException:
+        pipe.send((None, traceback.format_exc()))
+
+
+def _measure(side, what: str, task: Callable[[], object] | None) -> float:
+    if what == "ceiling":
+        return device_peak(side.device, side.dtype)
+    if what == "flops":
+        return count_flops(task)
+    if what == "peak_gb":
+        return peak_gb(task, side.device)
+    synchronise(side.device)
+    start = time.perf_counter()
+    task()
+    synchronise(side.device)
+    return time.perf_counter() - start
+
+
+def interleaved(
+    sides: list[Side], rounds: int, order: tuple[str, ...], warm_up: int = 1
+) -> list[dict[str, list[float]]]:
+    """Seconds of each task of each side in each round. Every round runs every task, every other one backwards, so that a
+    change in the machine's load meets all of them; the same task of all sides is measured in a row."""
+    seconds = [{name: [] for name in side.tasks} for side in sides]
+    turns = [(name, i) for name in order for i, side in enumerate(sides) if name in side.tasks]
+    for number in range(-warm_up, rounds):
+        for name, i in turns if number % 2 == 0 else turns[::-1]:
+            took = sides[i].seconds(name)
+            if number >= 0:
+                seconds[i][name].append(took)
     return seconds
 
 

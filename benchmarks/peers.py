@@ -32,6 +32,8 @@ class Lucidrains:
     with and one without it.
     """
 
+    dtype = torch.float32
+
     def __init__(self, resolution: int, batch: int, device: torch.device, folder: str):
         peer = import_peer(device)
         capacity = CHANNEL_BASE // resolution // 4  # its discriminator starts with 4 x capacity feature maps
@@ -44,8 +46,8 @@ class Lucidrains:
                 fmap_max=CHANNEL_MAX, style_depth=MAPPING_LAYERS,
             )  # fmt: skip
             self.trainer.init_GAN()
-        self.name, self.batch, self.device, self.channels = "stylegan2-pytorch, float32", batch, device, 3
-        self.G, self.D = torch.nn.ModuleList([self.trainer.GAN.G, self.trainer.GAN.S]), self.trainer.GAN.D
+        self.name, self.batch, self.device = "stylegan2-pytorch, float32", batch, device
+        self.networks = torch.nn.ModuleList([self.trainer.GAN.G, self.trainer.GAN.S]), self.trainer.GAN.D
         self.trainer.loader = in_memory(batch, resolution, device)
         self.sampler = peer.ModelLoader.__new__(peer.ModelLoader)  # its constructor wants a saved model
         self.sampler.model = self.trainer
@@ -110,7 +112,8 @@ class NVlabs:
             z_dim=W_DIM, w_dim=W_DIM, mapping_kwargs=dict(num_layers=MAPPING_LAYERS), synthesis_kwargs=widths, **image
         )
         self.D = networks.Discriminator(**widths, **image)
-        for net in (self.G, self.D):
+        self.networks = self.G, self.D
+        for net in self.networks:
             net.train().requires_grad_(False).to(device)
         self.G_ema = [p.detach().clone() for p in self.G.parameters()]
         self.opt = {net: torch.optim.Adam(net.parameters(), lr=LR, betas=BETAS, eps=1e-8) for net in (self.G, self.D)}
@@ -118,7 +121,7 @@ class NVlabs:
             device=device, G_mapping=self.G.mapping, G_synthesis=self.G.synthesis, D=self.D, r1_gamma=1
         )
         gradfix.enabled = True  # it then says itself where it does not support this torch
-        self.batch, self.device, self.channels = batch, device, 1
+        self.batch, self.device, self.dtype = batch, device, torch.float16 if half else torch.float32
         self.images = torch.rand(batch, 1, resolution, resolution, device=device) * 2 - 1
         self.none = torch.zeros(batch, 0, device=device)
         self.tasks = {"main": self.main, "r1": partial(self.phase, "Dreg"), "pl": partial(self.phase, "Greg"),
@@ -163,7 +166,7 @@ class Rosinality:
         self.D = model.Discriminator(resolution).to(device)
         self.G_ema = [p.detach().clone() for p in self.G.parameters()]
         self.opt = {net: torch.optim.Adam(net.parameters(), lr=LR, betas=BETAS) for net in (self.G, self.D)}
-        self.batch, self.device, self.channels = batch, device, 3
+        self.batch, self.device, self.dtype, self.networks = batch, device, torch.float32, (self.G, self.D)
         self.images = torch.rand(batch, 3, resolution, resolution, device=device) * 2 - 1
         self.name = "rosinality, float32" + (", CUDA ops" if device.type == "cuda" else ", native ops")
         self.tasks = {"main": self.main, "r1": self.r1, "pl": self.pl, "inference": self.inference}
@@ -243,16 +246,10 @@ def import_rosinality(folder: Path, device: torch.device) -> types.ModuleType:
     return model
 
 
-def from_checkouts(folders: list[Path], resolution: int, batch: int, device: torch.device) -> list:
-    """The peers whose checkouts these are."""
-    peers = []
-    for folder in folders:
-        if (folder / "training" / "networks.py").is_file():
-            peers.append(NVlabs(folder, resolution, batch, device))
-        elif (folder / "model.py").is_file() and (folder / "op").is_dir():
-            peers.append(Rosinality(folder, resolution, batch, device))
-        else:
-            sys.exit(
-                f"benchmarks.gan: --peer-dir {folder}: neither stylegan2-ada-pytorch nor rosinality's stylegan2-pytorch"
-            )
-    return peers
+def class_of_checkout(folder: Path) -> type:
+    """The peer whose checkout this is."""
+    if (folder / "training" / "networks.py").is_file():
+        return NVlabs
+    if (folder / "model.py").is_file() and (folder / "op").is_dir():
+        return Rosinality
+    sys.exit(f"benchmarks.gan: --peer-dir {folder}: neither stylegan2-ada-pytorch nor rosinality's stylegan2-pytorch")

@@ -15,7 +15,7 @@ import sys
 from benchmarks.machine import RESULTS
 from jobs.specs import ROOT
 
-NAMES = ("gan", "diffusion", "evaluate", "data", "launch", "checkpoint", "scaling", "precision")
+NAMES = ("gan", "diffusion", "evaluate", "data", "launch", "checkpoint", "scaling", "precision", "ablation")
 
 
 def main() -> None:
