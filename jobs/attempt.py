@@ -80,7 +80,10 @@ def compare_with_run(run: RunDir, config) -> str:
     if stored is None:
         return ""
     new = asdict(config)
-    old = asdict(specs.from_dict(type(config), stored))
+    try:
+        old = asdict(specs.from_dict(type(config), stored))
+    except ConfigError as error:
+        raise ConfigError(f"{run.config}: {error}; restore it, or use another --run") from None
     changed = {k: (old[k], new[k]) for k in new if old[k] != new[k] and k not in specs.FREE}
     architecture = {k: v for k, v in changed.items() if k in specs.ARCHITECTURE}
     text = ", ".join(f"--{k.replace('_', '-')} {a} -> {b}" for k, (a, b) in (architecture or changed).items())

@@ -6,6 +6,7 @@ exactly the place where the other one stopped.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import sys
@@ -19,7 +20,7 @@ from jobs import runtime, specs, stop
 from jobs.attempt import Attempt
 from jobs.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.log import Averages, MetricsLog, Progress, TensorBoard, plot_losses, read_metrics, save_png
-from jobs.rundir import RunDir
+from jobs.rundir import RunDir, RunDirError
 from jobs.throughput import device_peak
 from jobs.weights import write_weights
 
@@ -335,6 +336,11 @@ def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
     if not run.done() or c.total_kimg > (run.read_config() or {}).get("total_kimg", math.inf):
         return False
     if rank == 0:
+        if run.read_status().get("state") != "done" or run.lockfile.exists():  # killed after its last image
+            with contextlib.suppress(RunDirError):  # or about to end, or of another user: it is done all the same
+                run.lock(wait=0)
+                run.status(state="done", reason="finished", code=stop.DONE)
+                run.unlock()
         print(f"{run.path} is done. Raise --total-kimg to go on, or use another --run to start afresh.")
         announce(run, generate)
     return True

@@ -378,7 +378,7 @@ def from_dict(cls, values: dict):
     unknown = sorted(set(values) - set(known))
     if unknown:
         names = ", ".join(repr(name)[:40] for name in unknown[:5])
-        raise ConfigError(f"the stored config has unknown fields {names}; it is from another version")
+        raise ConfigError(f"the stored config has unknown fields {names}; it is damaged, or from another version")
     for name, value in values.items():
         default = known[name]
         fits = isinstance(value, (int, float)) if isinstance(default, float) else isinstance(value, type(default))

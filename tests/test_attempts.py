@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from jobs.checkpoint import Checkpoints
+from jobs.rundir import process_space
 
 SHORT = ("--total-kimg", "0.04", "--log-kimg", "0.008")
 
@@ -53,6 +54,37 @@ def test_a_divergence_in_the_optimizer_alone_ends_all_ranks_alike(packs, tmp_pat
         flags = ("--total-kimg", "0.4", "--gamma", "1e25", "--r1-interval", "2")
         assert tiny.finish(tiny.start(run, *flags, packs=packs, ranks=ranks), seconds=120) == [77] * ranks
         assert "again after a roll-back" in tiny.output(run)
+
+
+def test_the_next_start_completes_the_marks_of_a_done_run_that_was_killed_at_its_last_moment(finished, packs, tmp_path):
+    run = copy(finished, tmp_path / "run")
+    status = json.loads((run / "status.json").read_text()) | {"state": "running", "pid": 1 << 22}
+    (run / "status.json").write_text(json.dumps(status))
+    dead = {
+        "token": "0" * 16,
+        "host": socket.gethostname(),
+        "space": process_space(),
+        "pid": 1 << 22,
+        "start": "7",
+        "since": 0.0,
+    }
+    (run / "LOCK").write_text(json.dumps(dead))
+    (run / f".status.json.tmp.{socket.gethostname()}.{1 << 22}.0").touch()
+    assert tiny.train(run, *SHORT, packs=packs) == 0
+    assert "is done" in tiny.output(run) and json.loads((run / "status.json").read_text())["state"] == "done"
+    assert not [p.name for p in run.iterdir() if p.name == "LOCK" or ".tmp." in p.name]
+
+
+def test_a_damaged_config_is_named(finished, packs, tmp_path):
+    run = copy(finished, tmp_path / "run")
+    (run / "config.json").write_text((run / "config.json").read_text().replace('"crop"', '"krop"'))
+    (run / "DONE").unlink()
+    assert tiny.train(run, *SHORT, packs=packs) == 78
+    assert (
+        tiny.output(run)
+        .splitlines()[-1]
+        .startswith(f"error: {run / 'config.json'}: the stored config has unknown fields 'krop'")
+    )
 
 
 def test_only_rank_0_packs(tmp_path):

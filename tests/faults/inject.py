@@ -68,6 +68,21 @@ def in_writer(step: int, action: Callable[[], None], checkpoint: int = 2) -> lis
     return seen
 
 
+def failed_write() -> threading.Event:
+    """Set when a write of a checkpoint has failed."""
+    real, failed = loop.Checkpoints._write_once, threading.Event()
+
+    def write_once(self, *args):
+        try:
+            return real(self, *args)
+        except OSError:
+            failed.set()
+            raise
+
+    loop.Checkpoints._write_once = write_once
+    return failed
+
+
 def _announced(real: Callable, passing: Callable) -> Callable:
     def call(*args, **kwargs):
         passing()
