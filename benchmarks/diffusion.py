@@ -256,7 +256,7 @@ def compare(batch: int, rounds: int, threads: int, device: torch.device) -> str:
     flops = [side.flops("step") / 1e9 / batch for side in sides]
     memory = [1000 * side.peak_gb("step") for side in sides]
     seconds = machine.interleaved(sides, rounds, ("step", "sample"))
-    ceilings = [side.ceiling() for side in sides]
+    ceilings = machine.ceilings(sides)
     for side in sides:
         side.close()
     steps, samples = ([s[task] for s in seconds] for task in ("step", "sample"))

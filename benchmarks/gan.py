@@ -132,7 +132,7 @@ def compare(resolution: int, batch: int, rounds: int, threads: int, device: torc
         memory = [max(side.peak_gb(name) for name in side.tasks) for side in sides]
         order = ("main", "r1", "gp", "pl", "gp+pl", "inference")
         seconds = machine.interleaved(sides, rounds, order)
-        ceilings = [side.ceiling() for side in sides]
+        ceilings = machine.ceilings(sides)
         for side in sides:
             side.close()
     times = [  # per side, per round: the seconds of each phase

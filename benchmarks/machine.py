@@ -54,7 +54,7 @@ class Side:
     """One implementation, in a process of its own: what it does to the allocator, the threads or torch touches no other.
 
     `make(*args)` builds it there. It has `name`, `device`, `dtype` (of its convolutions), `networks` and `tasks`, {name:
-    callable}; here it is known by its name, the parameters of each network and its tasks' names.
+    callable}; here it is known by its name, its type, the parameters of each network and its tasks' names.
     """
 
     def __init__(self, make: Callable, *args):
@@ -63,7 +63,7 @@ class Side:
         self.process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
         self.process.start()
         theirs.close()
-        self.name, self.parameters, self.tasks = self._answer()
+        self.name, self.dtype, self.parameters, self.tasks = self._answer()
 
     def seconds(self, task: str) -> float:
         """Of one call of a task."""
@@ -102,7 +102,7 @@ def _serve(pipe, make: Callable, args: tuple) -> None:
     try:
         side = make(*args)
         parameters = [sum(p.numel() for p in net.parameters()) for net in side.networks]
-        pipe.send(((side.name, parameters, list(side.tasks)), ""))
+        pipe.send(((side.name, side.dtype, parameters, list(side.tasks)), ""))
         while True:
             what, name = pipe.recv()
             pipe.send((_measure(side, what, side.tasks.get(name)), ""))
@@ -126,6 +126,13 @@ def _measure(side, what: str, task: Callable[[], object] | None) -> float:
     task()
     synchronise(side.device)
     return time.perf_counter() - start
+
+
+def ceilings(sides: list[Side]) -> list[float]:
+    """FLOP/s that the device reaches in the type of each side: the best that any side of this type finds, as the allocator
+    of some processes is in its way."""
+    found = [(side.dtype, side.ceiling()) for side in sides]
+    return [max(best for dtype, best in found if dtype == side.dtype) for side in sides]
 
 
 def interleaved(

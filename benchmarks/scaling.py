@@ -38,7 +38,7 @@ def images_per_second(folder: Path, ranks: int, flags: list[str]) -> float:
     launcher = (
         [sys.executable]
         if ranks == 1
-        else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        else [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--"]
     )
     env = os.environ | {"BRAIN_PACK_DIR": str(folder / "packs"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *words], cwd=ROOT, env=env, capture_output=True, text=True)
