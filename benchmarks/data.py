@@ -88,7 +88,7 @@ def compare(folder: Path, suffix: str, resolution: int, count: int, rounds: int)
     tasks = {"pack": ours, "loader": lambda: epoch_of_loader(loader)}
     for task in tasks.values():  # starts the workers, and fills the page cache
         task()
-    seconds = machine.interleaved(tasks, rounds, DEVICE)
+    seconds = machine.in_turn(tasks, rounds, DEVICE)
     seen = count // BATCH * BATCH
     saved = statistics.median(seconds["loader"]) - statistics.median(seconds["pack"])
     return [

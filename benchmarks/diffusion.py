@@ -140,7 +140,7 @@ class Diffusers(Peer):
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"), attention_head_dim=64,
             up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         )  # fmt: skip
-        self.ema, self.ddpm = EMAModel(net.parameters()), diffusers.DDPMScheduler()
+        self.ema, self.ddpm = EMAModel(net.to(self.device).parameters()), diffusers.DDPMScheduler()
         return net
 
     def noisy(self, x0, noise, t):
@@ -340,7 +340,7 @@ def few_calls(run: str, number: int) -> str:
         "Frechet distance +- error",
         "kernel distance +- sd",
         "RMS grey levels from 250 calls",
-        "ms per slice",
+        "ms per slice, one pass",
         "times as fast",
     ]
     return about + "\n\n" + machine.table(columns, rows)
@@ -356,7 +356,7 @@ def features_of(network, pack: Pack, number: int = 10**9) -> torch.Tensor:
 
 NOTES = """\
 Latents of 4 x 32 x 32, widths 64, 128, 256, attention at 16 and 8 px. Our step includes the draw of the latents from
-their posterior, clipping and the moving average; diffusers' clipping and its moving average; MONAI's neither. The second table
+their posterior, clipping and the moving average; diffusers' clipping and its moving average; MONAI's neither. The first table
 is the relative Frechet distance to a Gaussian with the spectrum of natural images, sampled with its exact denoiser on the
 linear schedule: lower is better, and nothing but the sampler differs."""
 

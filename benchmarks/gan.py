@@ -125,14 +125,16 @@ def compare(resolution: int, batch: int, rounds: int, threads: int, device: torc
         for checkout in checkouts:
             kinds.append(peers.class_of_checkout(checkout))
             sides.append(machine.Side(make_peer, kinds[-1], threads, checkout, resolution, batch, device))
+        order = ("main", "r1", "gp", "pl", "gp+pl", "inference")
+        # Before any counter or profiler has run: those hold memory that training does not.
+        seconds = machine.interleaved(sides, rounds, order, warm_up=2)
+        resident = [side.resident_gb() for side in sides]
+        ceilings = machine.ceilings(sides)
         flops = [
             kind.phases({name: side.flops(name) / 1e9 for name in side.tasks})
             for kind, side in zip(kinds, sides, strict=True)
         ]
         memory = [max(side.peak_gb(name) for name in side.tasks) for side in sides]
-        order = ("main", "r1", "gp", "pl", "gp+pl", "inference")
-        seconds = machine.interleaved(sides, rounds, order)
-        ceilings = machine.ceilings(sides)
         for side in sides:
             side.close()
     times = [  # per side, per round: the seconds of each phase
@@ -142,15 +144,14 @@ def compare(resolution: int, batch: int, rounds: int, threads: int, device: torc
     return "\n\n".join(
         [
             f"### {resolution} px, batch {batch}, {rounds} repetitions",
-            costs(sides, times, flops, batch, memory, ceilings),
+            costs(sides, times, flops, batch, memory, resident, ceilings),
             *(ratios(sides, times, flops, k, ours) for k in range(ours, len(sides))),
         ]
     )
 
 
-def costs(
-    sides: list[machine.Side], times: list, flops: list, batch: int, memory: list[float], ceilings: list[float]
-) -> str:
+def costs(sides: list[machine.Side], times: list, flops: list, batch: int, memory: list[float], resident: list[float],
+          ceilings: list[float]) -> str:  # fmt: skip
     millions = [" / ".join(f"{number / 1e6:.2f}" for number in side.parameters) for side in sides]
     rows = [["parameters of G / D, millions", *millions]]
     for phase, label in zip(PHASES, ("main iteration", "gradient penalty", "path length", "inference"), strict=True):
@@ -162,7 +163,8 @@ def costs(
         rows.append([f"{label}, GFLOP/s", *map(machine.spread, rates)])
         shares = [[100e9 * rate / peak for rate in values] for values, peak in zip(rates, ceilings, strict=True)]
         rows.append([f"{label}, % of this machine's ceiling", *map(machine.spread, shares)])
-    rows.append(["peak memory above the parameters, GB", *(f"{gb:.2f}" for gb in memory)])
+    rows.append(["peak memory of a step above parameters and moments, GB", *(f"{gb:.2f}" for gb in memory)])
+    rows.append(["largest resident memory of the process, GB", *(f"{gb:.2f}" for gb in resident)])
     return machine.table(["", *(side.name for side in sides)], rows)
 
 

@@ -76,7 +76,7 @@ def main() -> None:
         }
         for task in tasks.values():
             task()
-        seconds = machine.interleaved(tasks, rounds, torch.device("cpu"))
+        seconds = machine.in_turn(tasks, rounds, torch.device("cpu"))
     text.append(machine.table(["command", "seconds"], [[f"`{k}`", machine.spread(v)] for k, v in seconds.items()]))
     print("\n" + text[-1], flush=True)
     if args.write:

@@ -7,6 +7,7 @@ import importlib.metadata
 import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -79,6 +80,10 @@ class Side:
         """FLOP/s that its device reaches in its type."""
         return self._ask("ceiling", "")
 
+    def resident_gb(self) -> float:
+        """The largest memory that the system saw its process use, in GB."""
+        return self._ask("resident_gb", "")
+
     def close(self) -> None:
         self.pipe.close()
         self.process.join()
@@ -109,7 +114,7 @@ def _serve(pipe, make: Callable, args: tuple) -> None:
     except EOFError:
         return
     except SystemExit as error:
-        pipe.send((None, str(error)))
+        pipe.send((None, str(error) or "a side of the benchmark left"))
     except BaseException:
         pipe.send((None, traceback.format_exc()))
 
@@ -121,11 +126,9 @@ def _measure(side, what: str, task: Callable[[], object] | None) -> float:
         return count_flops(task)
     if what == "peak_gb":
         return peak_gb(task, side.device)
-    synchronise(side.device)
-    start = time.perf_counter()
-    task()
-    synchronise(side.device)
-    return time.perf_counter() - start
+    if what == "resident_gb":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return timed(task, side.device)
 
 
 def ceilings(sides: list[Side]) -> list[float]:
@@ -133,6 +136,24 @@ def ceilings(sides: list[Side]) -> list[float]:
     of some processes is in its way."""
     found = [(side.dtype, side.ceiling()) for side in sides]
     return [max(best for dtype, best in found if dtype == side.dtype) for side in sides]
+
+
+def in_turn(tasks: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each task of this process in each round; every other round runs them backwards. They are warm already."""
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(rounds):
+        for name in list(tasks) if number % 2 == 0 else list(tasks)[::-1]:
+            seconds[name].append(timed(tasks[name], device))
+    return seconds
+
+
+def timed(task: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call."""
+    synchronise(device)
+    start = time.perf_counter()
+    task()
+    synchronise(device)
+    return time.perf_counter() - start
 
 
 def interleaved(

@@ -48,6 +48,7 @@ class State:
                 value.load_state_dict(state[name])
                 for group, values in zip(value.param_groups, own, strict=True):
                     group.update(values)
+                _match_layout(value)
             elif hasattr(value, "load_state_dict"):
                 value.load_state_dict(state[name])
             elif isinstance(value, torch.Tensor):
@@ -63,6 +64,15 @@ class State:
         bad = [name for name, value in self.averages.means().items() if not math.isfinite(value)]
         if bad:
             raise Diverged(f"{', '.join(bad)} not finite")
+
+
+def _match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the moments out as their parameters are. A checkpoint of another kind of device may have the other layout, and
+    fused optimizers pair parameters and moments by their place in memory."""
+    for p, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                moments[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
 
 
 # Data skipped after a divergence, how often that happened, and what the last look at the samples said.
@@ -337,9 +347,9 @@ def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
         return False
     if rank == 0:
         if run.read_status().get("state") != "done" or run.lockfile.exists():  # killed after its last image
-            with contextlib.suppress(RunDirError):  # or about to end, or of another user: it is done all the same
+            with contextlib.suppress(RunDirError, OSError):  # or about to end, or read-only: it is done all the same
                 run.lock(wait=0)
-                run.status(state="done", reason="finished", code=stop.DONE)
+                run.complete_marks()
                 run.unlock()
         print(f"{run.path} is done. Raise --total-kimg to go on, or use another --run to start afresh.")
         announce(run, generate)

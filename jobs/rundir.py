@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.stop import BAD, TRANSIENT
+from jobs.stop import BAD, DONE, TRANSIENT
 
 LOCK_BEAT = 5.0  # seconds between heartbeats of the lock
 LOCK_STALE = 120.0  # a lock of another host without a heartbeat for so long is a dead host's
@@ -325,6 +325,14 @@ class RunDir:
     def attempt_start(self, **fields) -> None:
         """One line per start. An attempt before this one that has no end line died without a word; that is noted first,
         with the images that its newest checkpoint kept."""
+        lines = self._note_a_silent_death()
+        self._attempt = {
+            "attempt": 1 + sum(line["event"] == "start" for line in lines), "job_id": os.environ.get("SLURM_JOB_ID"),
+            "restart_count": restart_count(), "node": socket.gethostname(), "pid": os.getpid(),
+        }  # fmt: skip
+        self.note("start", **self._attempt, **fields)
+
+    def _note_a_silent_death(self) -> list[dict]:
         lines = [line for line in self.read_attempts() if line.get("event") in ("start", "end")]
         if lines and lines[-1]["event"] == "start":
             last, seen = lines[-1], self.read_status()
@@ -335,11 +343,18 @@ class RunDir:
                 "end", attempt=last.get("attempt"), job_id=last.get("job_id"), node=last.get("node"), nimg=self.newest_checkpoint(),
                 reason="died without a word", seconds=seconds, inferred=True,
             )  # fmt: skip
-        self._attempt = {
-            "attempt": 1 + sum(line["event"] == "start" for line in lines), "job_id": os.environ.get("SLURM_JOB_ID"),
-            "restart_count": restart_count(), "node": socket.gethostname(), "pid": os.getpid(),
-        }  # fmt: skip
-        self.note("start", **self._attempt, **fields)
+        return lines
+
+    def complete_marks(self) -> None:
+        """Under the lock, of a run that is DONE: the end line and the status that a process killed at its last moment did
+        not write."""
+        self._note_a_silent_death()
+        seen = self.read_status()
+        if seen.get("state") != "done":
+            atomic_write(
+                self.path / "status.json",
+                json.dumps(seen | {"state": "done", "reason": "finished", "code": DONE}, sort_keys=True) + "\n",
+            )
 
     def attempt_end(self, **fields) -> None:
         """One line per end: nimg, reason, seconds, code. A full disk must not change the exit code."""
@@ -390,9 +405,9 @@ class RunDir:
             lock = Lock(self.lockfile)
             lock.acquire(wait)
             self._lock = lock
-            # Of torn checkpoints, Checkpoints itself tells.
-            for folder in {path.parent for path in self.path.rglob(".*.tmp.*")} - {self.checkpoints}:
-                remove_torn(folder)
+            for folder in (self.path, self.samples, self.plots):  # of torn checkpoints, Checkpoints itself tells
+                with contextlib.suppress(OSError):
+                    remove_torn(folder)
 
     def unlock(self) -> None:
         """Give the lock back, if it is still ours."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import socket
@@ -16,6 +17,8 @@ import torch
 from PIL import Image
 
 from jobs.checkpoint import Checkpoints
+from jobs.log import Averages
+from jobs.loop import FRESH_COUNTERS, State
 from jobs.rundir import process_space
 
 SHORT = ("--total-kimg", "0.04", "--log-kimg", "0.008")
@@ -60,6 +63,8 @@ def test_the_next_start_completes_the_marks_of_a_done_run_that_was_killed_at_its
     run = copy(finished, tmp_path / "run")
     status = json.loads((run / "status.json").read_text()) | {"state": "running", "pid": 1 << 22}
     (run / "status.json").write_text(json.dumps(status))
+    lines = (run / "attempts.jsonl").read_text().splitlines()
+    (run / "attempts.jsonl").write_text("\n".join(line for line in lines if json.loads(line)["event"] != "end") + "\n")
     dead = {
         "token": "0" * 16,
         "host": socket.gethostname(),
@@ -71,7 +76,10 @@ def test_the_next_start_completes_the_marks_of_a_done_run_that_was_killed_at_its
     (run / "LOCK").write_text(json.dumps(dead))
     (run / f".status.json.tmp.{socket.gethostname()}.{1 << 22}.0").touch()
     assert tiny.train(run, *SHORT, packs=packs) == 0
-    assert "is done" in tiny.output(run) and json.loads((run / "status.json").read_text())["state"] == "done"
+    assert "is done" in tiny.output(run)
+    after = json.loads((run / "status.json").read_text())
+    assert after["state"] == "done" and after["total_kimg"] == status["total_kimg"] and after["kimg"] == status["kimg"]
+    assert [json.loads(line)["event"] for line in (run / "attempts.jsonl").read_text().splitlines()] == ["start", "end"]
     assert not [p.name for p in run.iterdir() if p.name == "LOCK" or ".tmp." in p.name]
 
 
@@ -85,6 +93,42 @@ def test_a_damaged_config_is_named(finished, packs, tmp_path):
         .splitlines()[-1]
         .startswith(f"error: {run / 'config.json'}: the stored config has unknown fields 'krop'")
     )
+
+
+def test_moments_of_another_memory_layout_are_laid_out_anew():
+    """A checkpoint of a GPU, channels_last, is continued on a CPU: fused Adam pairs by place in memory, not by index."""
+
+    class Own(State):
+        def __init__(self, layout):
+            torch.manual_seed(0)
+            self.net = torch.nn.Conv2d(3, 4, 3).to(memory_format=layout)
+            self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.1, fused=True)
+            self.averages, self.counters = Averages(), dict(FRESH_COUNTERS)
+
+        def step(self):
+            slope = torch.arange(108.0).reshape(4, 3, 3, 3).sin()
+            self.net.weight.grad = torch.empty_like(self.net.weight).copy_(
+                slope
+            )  # in the layout of the weight, as autograd's
+            self.net.bias.grad = torch.ones(4)
+            self.optimizer.step()
+
+    first = Own(torch.channels_last)
+    first.step()
+    second = Own(torch.contiguous_format)
+    second.load_state_dict(copy_of(first.state_dict()))
+    for state in (first, second):
+        state.step()
+    assert first.net.weight.stride() != second.net.weight.stride()
+    torch.testing.assert_close(first.net.weight, second.net.weight, rtol=0, atol=0)
+
+
+def copy_of(state: dict) -> dict:
+    """As it comes from a checkpoint."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def test_only_rank_0_packs(tmp_path):

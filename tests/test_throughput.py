@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import train_gan
+from benchmarks import machine
 from data.batches import Batches
 from data.pack import ensure_pack
 from jobs import runtime, specs
@@ -78,3 +79,28 @@ def test_flops_of_a_training_step_are_those_of_the_real_one(batch, tmp_path):
 
 def test_the_peak_is_plausible():
     assert 1e8 < device_peak(CPU, torch.float32) < 1e14
+
+
+def test_benchmarks_measure_every_task_in_every_round():
+    calls = []
+    tasks = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    seconds = machine.in_turn(tasks, 3, torch.device("cpu"))
+    assert calls == ["a", "b", "b", "a", "a", "b"] and {k: len(v) for k, v in seconds.items()} == {"a": 3, "b": 3}
+    side = machine.Side(Counting, 2)
+    try:
+        assert (side.name, side.dtype, side.parameters, side.tasks) == ("counting", torch.float32, [12], ["product"])
+        (found,) = machine.interleaved([side], 2, ("product", "another"), warm_up=1)
+        assert len(found["product"]) == 2 and min(found["product"]) > 0
+        assert side.flops("product") == 2 * 2 * 3 * 4 and side.resident_gb() > 0.01
+    finally:
+        side.close()
+
+
+class Counting:
+    """A side of a benchmark: one matrix product of (rows, 3) by (3, 4)."""
+
+    name, device, dtype = "counting", torch.device("cpu"), torch.float32
+
+    def __init__(self, rows: int):
+        net = torch.nn.Linear(3, 4, bias=False)
+        self.networks, self.tasks = (net,), {"product": lambda: net(torch.ones(rows, 3))}

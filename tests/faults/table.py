@@ -177,10 +177,17 @@ def quota(lab: Lab, script: str, count: int, rng: random.Random, name: str, numb
         run, begin = lab.new(f"{name}-{i}"), rng.choice((24, 40, 56))
         end = begin + 24 if i % 2 == 0 else 1 << 60
         expect = (DONE,) if i % 2 == 0 else (BAD,)
-        attempt = lab.attempt(run, script, expect=expect,
-                              hook=lambda rank, b=begin, e=end, r=run: inject.failing_writes(r, number, b, e))  # fmt: skip
-        require(os.strerror(number) in attempt.text(), f"{errno.errorcode[number]} was not named", attempt)
+        seen = lab.folder / "runs" / f"{name}-seen-{i}"
+
+        def hook(rank, begin=begin, end=end, run=run, seen=seen):
+            failed = inject.failed_write()
+            inject.failing_writes(run, number, begin, end)
+            inject.at(begin + 24, lambda: failed.wait(60) and seen.touch())
+
+        attempt = lab.attempt(run, script, expect=expect, hook=hook)
+        require(seen.exists(), f"no checkpoint met {errno.errorcode[number]}", attempt)
         if i % 2:
+            require(os.strerror(number) in attempt.text(), f"{errno.errorcode[number]} was not named", attempt)
             require(
                 newest_whole(run) >= begin - 32, f"the checkpoints before {begin} are gone", attempt
             )  # the last is under way
