@@ -89,7 +89,11 @@ def on_paper() -> str:
     G, D = gradient_megabytes(c)
     sent = G * (1 + 1 / c.pl_interval) + D * (1 + 1 / c.r1_interval)
     rows = []
-    for batch, note in ((c.batch, ""), (2 * c.batch, " (--batch 128 --accumulate 2)"), (4 * c.batch, " (--batch 256 --accumulate 4)")):
+    for batch, note in (
+        (c.batch, ""),
+        (2 * c.batch, " (--batch 128 --accumulate 2)"),
+        (4 * c.batch, " (--batch 256 --accumulate 4)"),
+    ):
         for gbit in (10, 100):
             cells = []
             for nodes in (2, 4, 8):

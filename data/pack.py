@@ -125,6 +125,7 @@ def build_pack(
 
 
 def check_parameters(resolution: int, channels: int, crop: int, max_bad: float = 0.01) -> None:
+    """Raise DataError for a size, channels, crop or share of bad files that cannot be, with the flag to mend."""
     low, high = RESOLUTIONS
     if not low <= resolution <= high:
         raise DataError(f"--resolution {resolution}: choose from {low} to {high}")
@@ -542,6 +543,7 @@ def _result(pack: Pack, how: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line of `python -m data.pack`; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m data.pack", description="Decode slices once into one file that training reads."
     )

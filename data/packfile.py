@@ -193,6 +193,7 @@ def sha256_of(file, offset: int = 0) -> str:
 def write_header(
     file, offset: int, rows: list[Row], classes, geometry: dict, channels: int, sha: str, meta: dict
 ) -> None:
+    """Write magic, JSON head and padding, so that the pixels begin at `offset`."""
     side = geometry["resolution"]
     head = {
         "shape": [len(rows), channels, side, side], "sha256": sha, "classes": list(classes), "geometry": geometry, "meta": meta,

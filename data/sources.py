@@ -55,6 +55,8 @@ class Record:
 
 @dataclass
 class Source:
+    """What --data names, looked through: the records of one split, and what to tell of the rest."""
+
     spec: str
     root: str
     layout: str
@@ -253,6 +255,8 @@ def _refuse_several(spec: str, root: Path, files: list[Found]) -> None:
 
 @dataclass(frozen=True)
 class Placed:
+    """A file and what its folders say: split, class, and the rest."""
+
     file: Found
     split: str
     name: str  # class folder, canonical; '' none

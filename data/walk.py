@@ -35,6 +35,8 @@ def class_name(folder: str) -> str:
 
 @dataclass(frozen=True)
 class Found:
+    """A candidate file below the root."""
+
     path: str
     folders: tuple[str, ...]  # relative to the root
     name: str
@@ -43,10 +45,12 @@ class Found:
 
     @property
     def relative(self) -> str:
+        """Its path below the root, in printable characters."""
         return printable("/".join((*self.folders, self.name)))
 
     @property
     def stem(self) -> str:
+        """Its name without what readers append to it."""
         stem = self.name
         for suffix in (".gz", *images.SUFFIXES, ".nii"):  # case_001_slice_0.nii.png -> case_001_slice_0
             if stem.lower().endswith(suffix):
@@ -56,6 +60,8 @@ class Found:
 
 @dataclass
 class Walk:
+    """All that a walk through the folders found."""
+
     pictures: list[Found] = field(default_factory=list)
     volumes: list[Found] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)

@@ -45,6 +45,7 @@ class Attempt:
             self.run.status(state="running", kimg=nimg / 1000, total_kimg=total / 1000, reason="")
 
     def heartbeat(self, nimg: int, images_per_second: float = 0.0, **fields) -> None:
+        """Tell status.json where the run is; also when the images per second are not known yet (0)."""
         self.nimg = nimg
         if self.rank == 0:
             eta = (self.total - nimg) / images_per_second if images_per_second > 0 else None

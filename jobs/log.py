@@ -104,15 +104,19 @@ class Averages:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
+        """{name: mean since the last reset}; this waits for the device."""
         return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
 
     def reset(self) -> None:
+        """Begin the next interval."""
         self.sums, self.counts = {}, {}
 
     def state_dict(self) -> dict:
+        """What has been summed so far: a resumed interval goes on."""
         return {"sums": dict(self.sums), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from a state_dict."""
         self.sums, self.counts = {k: v.clone() for k, v in state["sums"].items()}, dict(state["counts"])
 
 
@@ -143,6 +147,8 @@ class TensorBoard:
             )
 
     def scalars(self, row: dict, nimg: int) -> None:
+        """Write the columns of a log row, each under its tag, at `nimg` images."""
+
         def write():
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name not in ("nimg", "kimg"):
@@ -153,11 +159,13 @@ class TensorBoard:
             self._try(write)
 
     def image(self, name: str, picture: Image.Image, nimg: int) -> None:
+        """Write a picture at `nimg` images."""
         if self.writer is not None:
             layout = "HW" if picture.mode == "L" else "HWC"
             self._try(lambda: self.writer.add_image(name, np.asarray(picture), nimg, dataformats=layout))
 
     def close(self) -> None:
+        """Flush and close the event file."""
         if self.writer is not None:
             self._try(self.writer.close)
 
@@ -219,6 +227,7 @@ class Progress:
             print(text, flush=True)
 
     def close(self) -> None:
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
 

@@ -50,10 +50,12 @@ class Plan:
 
     @property
     def world(self) -> int:
+        """Processes over all nodes."""
         return self.nodes * self.tasks
 
     @property
     def code(self) -> Path:
+        """Snapshot of the code that the job runs."""
         return self.run / "code"
 
     def command(self) -> list[str]:

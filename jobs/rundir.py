@@ -70,6 +70,7 @@ def atomic_file(path: Path) -> Iterator:
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
+    """atomic_file for a whole content, text in UTF-8."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
@@ -138,6 +139,7 @@ def _group_of_one(gid: int) -> bool:
 
 
 def free_bytes(folder: Path) -> int:
+    """Bytes that this user may still write in the file system of `folder`, by its own count (quotas apart)."""
     return shutil.disk_usage(folder).free
 
 
@@ -248,6 +250,7 @@ class RunDir:
         return value
 
     def write_config(self, config: dict) -> None:
+        """Replace config.json."""
         atomic_write(self.config, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     def write_provenance(self, argv: list[str], **facts) -> None:
@@ -369,15 +372,19 @@ class RunDir:
 
     # --- DONE, STOP, SAVE ---------------------------------------------------------------------------------------------
     def done(self) -> bool:
+        """Whether the run has seen all its images."""
         return (self.path / "DONE").exists()
 
     def mark_done(self) -> None:
+        """Create DONE, after the last checkpoint is on disk."""
         atomic_write(self.path / "DONE", "")
 
     def unmark_done(self) -> None:
+        """Remove DONE: the run is longer now."""
         (self.path / "DONE").unlink(missing_ok=True)
 
     def stop_requested(self) -> bool:
+        """Whether a person asked for the end of the run (a file STOP)."""
         return (self.path / "STOP").exists()
 
     def lift_stop(self) -> None:
@@ -449,6 +456,7 @@ class Lock:
         self._released = threading.Event()
 
     def acquire(self, wait: float) -> None:
+        """Wait up to `wait` seconds for a holder that may be dead. Raises Locked, RunDirError where the file cannot be written."""
         end, patience = time.monotonic() + wait, 0.0
         _writing.add(self._draft)
         try:
@@ -475,6 +483,7 @@ class Lock:
         time.sleep(patience)
 
     def release(self) -> None:
+        """Remove the lock file if it is still ours, and end the heartbeat."""
         self._released.set()
         with contextlib.suppress(OSError):
             if (self._read(self.path) or {}).get("token") == self.token:

@@ -32,18 +32,21 @@ def next_steps(run: Path, state: str) -> None:
 
 
 def progress(view) -> str:
+    """A bar and the kimg of a run, '' where they are not known."""
     if view.kimg is None:
         return ""
     return f"{terminal.bar(view.kimg, view.total_kimg)} {view.kimg:.4g}/{view.total_kimg or 0:g} kimg"
 
 
 def gpu_use(view) -> str:
+    """Load and memory of the GPU of a live run, as its heartbeat tells."""
     if view.state not in ("running", "saving") or view.gpu_util is None:
         return ""
     return f"{view.gpu_util:.0f}%" + (f" {view.gpu_gb:.0f} GB" if view.gpu_gb else "")
 
 
 def show_runs(views) -> None:
+    """The table of `launch.py status`."""
     header = ["RUN", "STATE", "JOB", "ON", "TIME", "PROGRESS", "LEFT", "RESTARTS", "GPU", "NOTE"]
     rows = []
     for v in views:
@@ -73,6 +76,7 @@ def show_runs(views) -> None:
 
 
 def show_run(view, run: Path) -> None:
+    """One run in detail, `launch.py status RUN`."""
     print(f"{paint(view.name, 'bold')}: {paint(view.state, terminal.STATE_COLOURS.get(view.state, ''))}")
     elapsed = (
         watch.clock(view.elapsed_s) + (f" of {watch.clock(view.limit_s)}" if view.limit_s else "")

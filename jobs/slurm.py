@@ -231,6 +231,7 @@ def format_time(seconds: float | None) -> str:
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
+    """{job id: Job} from the text of our squeue format. Raises SlurmError for another one."""
     jobs = {}
     for row in _records(text, 14):
         (
@@ -295,6 +296,7 @@ _WHOLE_LINE = frozenset("JobName Command WorkDir StdErr StdIn StdOut Comment Adm
 
 
 def parse_sacct(text: str) -> dict[str, Job]:
+    """{job id: Job} from the text of our sacct format. Raises SlurmError for another one."""
     jobs: dict[str, Job] = {}
     for line in text.splitlines():
         row = line.split(FIELD)

@@ -363,6 +363,7 @@ def _absolute_data(spec: str) -> str:
 
 
 def read_json(path: Path) -> dict:
+    """A JSON object from a file. Raises ConfigError, one line, for anything else."""
     try:
         value = json.loads(Path(path).read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -407,6 +408,7 @@ def check_classes(config, classes: list[str]) -> None:
 
 
 def default_name(config) -> str:
+    """Name of a run that was given none: its job and its config_hash."""
     return f"{JOB_NAME[type(config)]}-{config_hash(config)}"
 
 
@@ -631,6 +633,7 @@ def diffusion_checkpoint_gb(config: DiffusionConfig) -> float:
 
 
 def to_json(config) -> str:
+    """A config as JSON, its fields sorted."""
     return json.dumps(asdict(config), indent=2, sort_keys=True)
 
 

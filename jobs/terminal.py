@@ -38,6 +38,7 @@ def width() -> int:
 
 
 def error(text: str) -> None:
+    """One line `error: text` to standard error."""
     print(paint("error:", "red", sys.stderr) + " " + text, file=sys.stderr)
 
 

@@ -322,6 +322,7 @@ def short_time(seconds: float | None) -> str:
 
 
 def short_date(when: float) -> str:
+    """A local time: hours and minutes today, with the day else."""
     today = time.strftime("%F") == time.strftime("%F", time.localtime(when))
     return time.strftime("%H:%M" if today else "%a %d %b %H:%M", time.localtime(when))
 

@@ -226,6 +226,7 @@ def log_files(run: Path) -> list[Path]:
 
 
 def newest_log(run: Path) -> Path | None:
+    """The log that was written to last, None without logs."""
     return next(reversed(log_files(run)), None)
 
 
@@ -240,6 +241,7 @@ def tail(path: Path, size: int = TAIL_BYTES, end: int | None = None) -> str:
 
 
 def clean(text: str) -> str:
+    """Text without escape sequences and control characters, one kind of line end."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
 

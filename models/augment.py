@@ -107,9 +107,11 @@ class AdaController:
         self.sign_sum, self.count, self.images = 0.0, 0.0, 0.0
 
     def state_dict(self) -> dict:
+        """Target, speed, strength p and the signs gathered since its last change."""
         return {"p": self.p, "r_t": self.r_t, "steps": self.steps, "images": self.images, "count": self.count,
                 "sign_sum": float(self.sign_sum)}  # fmt: skip
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from a state_dict."""
         for name in self.state_dict():
             setattr(self, name, state[name])

@@ -74,6 +74,7 @@ class Denoiser:
     shape: tuple[int, int, int]  # (C, h, w) of what it denoises
 
     def to(self, device: torch.device) -> Denoiser:
+        """Move all its networks; returns itself, as nn.Module.to does."""
         for module in (self.unet, self.scale, self.decoder):
             if module is not None:
                 module.to(device)
@@ -127,6 +128,7 @@ def whole_numbers(values: dict, name: str) -> tuple[int, ...]:
 
 
 def of_no_network(error: Exception) -> str:
+    """What to tell of a config from which no network can be built: one line with the fix."""
     text = str(error)
     return text if text.endswith(AGAIN) else f"its config is of no network ({text}); {AGAIN}"
 

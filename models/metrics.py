@@ -130,4 +130,5 @@ def by_subject(scores: dict[str, list[float]], subjects: list[str]) -> tuple[dic
 
 
 def mean_of(values: np.ndarray) -> float | None:
+    """The mean, None of no values."""
     return float(values.mean()) if len(values) else None

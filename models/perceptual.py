@@ -49,6 +49,7 @@ class VggDistance(nn.Module):
         return maps
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        """output, target (B, 1 or 3, R, R) in -1 .. 1 -> (B,): mean squared distance of the maps, normalised over their channels."""
         with torch.no_grad():
             wanted = self.features(target)
         total = torch.zeros(len(output), device=output.device)

@@ -90,6 +90,7 @@ def frechet_with_error(fake: Tensor, real: Tensor, groups: int = 10) -> tuple[fl
 
 
 def sum_of(parts: list[Moments]) -> Moments:
+    """The moments of several parts taken together; at least one."""
     total = parts[0]
     for part in parts[1:]:
         total = total + part

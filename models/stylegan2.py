@@ -152,6 +152,7 @@ class EqualLinear(nn.Module):
         self.gain = SQRT2 if activate else 1.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, inputs) of any float type -> (B, outputs) fp32."""
         scale = self.lr_multiplier * self.gain
         x = F.linear(x.float(), self.weight * (scale / math.sqrt(self.weight.shape[1])), self.bias * scale)
         return F.leaky_relu(x, SLOPE) if self.activate else x
@@ -174,6 +175,7 @@ class MappingNetwork(nn.Module):
         )
 
     def forward(self, z: torch.Tensor | None, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """z (B, z_dim) or None, labels (B,) int64 -> w (B, w_dim) fp32. Raises ValueError where classes lack labels."""
         parts = [normalise(z.float())] if self.z_dim else []
         if self.num_classes:
             if labels is None:
@@ -386,6 +388,7 @@ class EqualConv(nn.Module):
         self.down, self.kernel, self.gain = down, kernel, gain * SQRT2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, I, H, W) in the type to compute in -> (B, O, H, W), half the size with `down`."""
         weight = self.weight * (self.gain / math.sqrt(self.weight[0].numel()))
         bias = (self.bias * self.gain).to(x.dtype)
         if self.kernel == 1:  # of few channels; in place before the view, which autograd would else copy back
@@ -408,6 +411,7 @@ class DiscriminatorBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # The sum of two branches is divided by sqrt(2) to keep the variance: here through the gain of either branch.
+        """(B, I, H, H) in the type to compute in -> (B, O, H/2, H/2)."""
         skip = (self.skip * (1 / math.sqrt(2 * self.skip.shape[1]))).to(x.dtype)
         return self.conv1(self.conv0(x)) + pointwise(downsample(x), skip)
 

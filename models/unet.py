@@ -18,6 +18,7 @@ GROUPS = (
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with as many of GROUPS groups as divide the channels, and two channels or more in each."""
     return nn.GroupNorm(math.gcd(GROUPS, max(channels // 2, 1)), channels, eps=1e-6)
 
 
@@ -48,6 +49,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B, C_in, h, w), emb (B, emb_dim) of time and class -> (B, C_out, h, w)."""
         h = self.conv1(F.silu(self.norm1(x)))
         h = h + self.emb(F.silu(emb)).to(h.dtype)[:, :, None, None]
         h = self.conv2(self.dropout(F.silu(self.norm2(h))))
@@ -67,6 +69,7 @@ class Attention(nn.Module):
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same shape."""
         b, c, h, w = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, h w, C)
         qkv = self.qkv(tokens).view(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
@@ -132,6 +135,7 @@ class UNet(nn.Module):
         self.norm_out, self.conv_out = group_norm(c), zeroed(nn.Conv2d(c, channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x (B, C, h, w), t (B,) in 0 .. 1, labels (B,) int64 or None (no class) -> (B, C, h, w), what the target of training is."""
         emb = self.embed_time(time_embedding(t, self.base))
         if self.embed_class is not None:
             labels = torch.full_like(t, self.num_classes, dtype=torch.int64) if labels is None else labels

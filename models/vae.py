@@ -32,20 +32,25 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, h, w) -> (B, C_out, h, w)."""
         h = self.conv1(F.silu(self.norm1(x)))
         return self.skip(x) + self.conv2(F.silu(self.norm2(h)))
 
 
 class Upsample(nn.Module):
+    """Nearest neighbours, then 3x3: (B, C, h, w) -> (B, C, 2h, 2w)."""
+
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, 2h, 2w)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def middle(channels: int) -> list[nn.Module]:
+    """The blocks at the lowest resolution: residual, attention, residual."""
     return [ResBlock(channels, channels), Attention(channels, math.gcd(64, channels)), ResBlock(channels, channels)]
 
 
@@ -116,6 +121,7 @@ class PatchDiscriminator(nn.Module):
         self.model = nn.Sequential(*modules, nn.Conv2d(c, 1, 4, padding=1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """(B, C, R, R) -> logits (B, 1, h, w) fp32, one per patch."""
         return self.model(images).float()
 
 
@@ -202,7 +208,9 @@ class LatentScale(nn.Module):
         self.register_buffer("std", std.float().view(-1, 1, 1))
 
     def normalise(self, z: Tensor) -> Tensor:
+        """(B, L, h, w) of the encoder -> mean 0, standard deviation 1 per channel."""
         return (z - self.mean) / self.std
 
     def restore(self, z: Tensor) -> Tensor:
+        """The inverse of normalise: what the decoder takes."""
         return z * self.std + self.mean

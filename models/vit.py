@@ -57,6 +57,7 @@ class VisionTransformer(nn.Module):
         return grid.flatten(2).transpose(1, 2)
 
     def forward(self, images: Tensor) -> Tensor:
+        """images (B, 3, R, R), R a multiple of the patch -> features (B, dim) of the class token."""
         patches = self.patch_embed["proj"](images)
         x = patches.flatten(2).transpose(1, 2) + self.positions(patches.shape[-1])
         first = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
@@ -68,6 +69,7 @@ class VisionTransformer(nn.Module):
 
 
 def is_transformer(state: dict[str, Tensor]) -> bool:
+    """Whether a state dict is of such a vision transformer."""
     return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight", "pos_embed"} <= set(state)
 
 
