@@ -19,8 +19,8 @@ PENDING = 64  # fetched pieces kept at most
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 0..255 to float32 -1..1."""
-    return images.to(torch.float32).div(127.5).sub(1)
+    """uint8 0..255 to float32 -1..1, in memory of its own."""
+    return images.to(torch.float32, copy=True).div_(127.5).sub_(1)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
