@@ -29,14 +29,17 @@ import time
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from jobs import preflight, show, slurm, specs, submit, terminal, watch, why
-from jobs.plan import REMEMBERED, Plan, make_plan
-from jobs.rundir import RunDir, RunDirError, atomic_write
-from jobs.sites import choose_site
-from jobs.specs import ConfigError
-from jobs.stop import BAD, DONE, USAGE
-from jobs.terminal import facts, paint
-from jobs.watch import FINAL, RUNS
+from data.files import atomic_write
+from jobs.cluster import doctor, preflight, show, slurm, status, submit, terminal, why
+from jobs.cluster.plan import REMEMBERED, Plan, make_plan
+from jobs.cluster.sites import choose_site
+from jobs.cluster.status import FINAL, RUNS
+from jobs.cluster.terminal import facts, paint
+from jobs.config import kinds, parsing
+from jobs.config.specs import ConfigError
+from jobs.run.rundir import RunDir
+from jobs.run.states import RunDirError
+from jobs.run.stopping import BAD, DONE, USAGE
 
 USAGE_TEXT = """
 python launch.py --partition a100 --job {stylegan2,...} [options] [-- training flags]
@@ -65,7 +68,7 @@ def queue_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     what = parser.add_argument_group("what to run")
     what.add_argument(
-        "--job", metavar="JOB", help=f"{', '.join(specs.JOBS)}, or pipeline (the VAE, then diffusion on it)"
+        "--job", metavar="JOB", help=f"{', '.join(kinds.JOBS)}, or pipeline (the VAE, then diffusion on it)"
     )
     what.add_argument("--preset", default="", metavar="NAME", help="a named configuration; training flags override it")
     what.add_argument("--name", default="", help="name of the run (default: one that follows from the configuration)")
@@ -120,14 +123,14 @@ def queue_command(argv: list[str]) -> int:
     if not options.job and options.name:
         options.job = submit.read_jobs(RUNS / options.name).get("job", "")
     if not options.job:
-        parser.error(f"--job is missing: {', '.join(specs.JOBS)} or pipeline")
-    if {"-h", "--help"} & set(flags) and options.job in specs.JOBS:
-        specs.parse(specs.JOBS[options.job].config, ["--help"])  # exits
+        parser.error(f"--job is missing: {', '.join(kinds.JOBS)} or pipeline")
+    if {"-h", "--help"} & set(flags) and options.job in kinds.JOBS:
+        parsing.parse_config(kinds.JOBS[options.job].config, ["--help"])  # exits
     check_numbers(options)
     partitions = None if options.local else slurm_partitions(options)
     site = choose_site(options.site, partitions, local=options.local)
     if options.after:
-        options.after = str(watch.find_run(options.after, RUNS))
+        options.after = str(status.find_run(options.after, RUNS))
     if options.job == "pipeline":
         return pipeline(options, flags, site, partitions)
     if options.sweep:
@@ -195,7 +198,7 @@ def already(plan: Plan, options) -> int | None:
     """Exit code if there is nothing to queue: the run is live, or finished and not to be extended. None otherwise."""
     if not plan.run.exists():
         return None
-    view = watch.view_run(plan.run, watch.all_jobs())
+    view = status.view_run(plan.run, status.all_jobs())
     if view.state == "done" and plan.config.total_kimg <= (stored_total(plan.run) or 0):
         text = f"{plan.run.name} is done ({view.total_kimg or 0:g} kimg). Nothing queued; a larger --total-kimg goes on from there."
     elif view.state in FINAL or view.state == "new" or (view.state == "queued" and not view.job_id):
@@ -203,7 +206,7 @@ def already(plan: Plan, options) -> int | None:
     else:
         where = f" as job {view.job_id}" if view.job_id else ""
         time_ = (
-            f", {watch.clock(view.elapsed_s)} of {watch.clock(view.limit_s)}"
+            f", {status.clock(view.elapsed_s)} of {status.clock(view.limit_s)}"
             if view.limit_s and view.elapsed_s is not None
             else ""
         )
@@ -235,7 +238,7 @@ def dependency_of(plan: Plan, options) -> tuple[str, str]:
     first = Path(plan.after)
     if (first / "DONE").exists():
         return "", ""
-    live = watch.live_jobs(first, watch.all_jobs() or {})
+    live = status.live_jobs(first, status.all_jobs() or {})
     if live:
         last = max(live, key=lambda job: int(job.id.split("_")[0])).id
         return f"afterany:{last}", f"starts when {first.name} (job {last}) is done"
@@ -267,7 +270,7 @@ def show_dry_run(plans: list[Plan], text: str, checks, options) -> int:
         return BAD if failed else DONE
     for plan in plans:
         print(paint(f"# {plan.run}", "bold"))
-        print(specs.to_json(plan.config) if len(plans) == 1 else " ".join(plan.command()))
+        print(parsing.to_json(plan.config) if len(plans) == 1 else " ".join(plan.command()))
     if text:
         print(paint("\n# sbatch text", "bold"))
         print(text.rstrip())
@@ -337,8 +340,8 @@ def sweep(options, flags: list[str], site, partitions) -> int:
 
 def parse_sweep(options, flags: list[str]) -> tuple[list[str], list[tuple[str, ...]]]:
     known = (
-        {field.name.replace("_", "-") for field in fields(specs.JOBS[options.job].config)}
-        if options.job in specs.JOBS
+        {field.name.replace("_", "-") for field in fields(kinds.JOBS[options.job].config)}
+        if options.job in kinds.JOBS
         else set()
     )
     names, values = [], []
@@ -365,8 +368,8 @@ def queue_sweep(plans: list[Plan], folder: Path, options) -> int:
         for plan in plans:
             RunDir(plan.run).create()
             locks.enter_context(submit.submit_lock(plan.run))
-        jobs = watch.all_jobs()
-        views = {plan.run: watch.view_run(plan.run, jobs) for plan in plans}
+        jobs = status.all_jobs()
+        views = {plan.run: status.view_run(plan.run, jobs) for plan in plans}
         todo = [p for p in plans if views[p.run].state in FINAL - {"done"} or views[p.run].state == "new" or
                 (views[p.run].state == "done" and p.config.total_kimg > (stored_total(p.run) or 0))]  # fmt: skip
         for plan in todo:
@@ -400,12 +403,12 @@ def queue_sweep(plans: list[Plan], folder: Path, options) -> int:
 
 def pipeline(options, flags: list[str], site, partitions) -> int:
     """The VAE, then diffusion with its weights, queued to start when the VAE is done. A flag goes to each job that knows it."""
-    stages = [name for name in ("vae", "diffusion") if name in specs.JOBS]
+    stages = [name for name in ("vae", "diffusion") if name in kinds.JOBS]
     if len(stages) < 2:
-        raise ConfigError(f"--job pipeline needs the jobs vae and diffusion; this version has {', '.join(specs.JOBS)}")
+        raise ConfigError(f"--job pipeline needs the jobs vae and diffusion; this version has {', '.join(kinds.JOBS)}")
     if options.sweep:
         raise ConfigError("--sweep goes with one job, not with a pipeline: sweep --job diffusion -- --vae RUN")
-    known = [{field.name for field in fields(specs.JOBS[stage].config)} for stage in stages]
+    known = [{field.name for field in fields(kinds.JOBS[stage].config)} for stage in stages]
     first = argparse.Namespace(**vars(options) | {"job": "vae", "name": f"{options.name}-vae" if options.name else ""})
     vae = make_plan(first, flags_for(known[0], flags, known[1]), site, partitions)
     second = argparse.Namespace(**vars(options) | {"job": "diffusion", "name": options.name, "after": str(vae.run)})
@@ -450,11 +453,11 @@ def status_command(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON list, for scripts")
     options = parser.parse_args(argv)
-    run = watch.find_run(options.run, RUNS) if options.run else None
+    run = status.find_run(options.run, RUNS) if options.run else None
     points = read_sweep(run) if run else None
-    folders = [Path(point["run"]) for point in points] if points else [run] if run else watch.run_folders(RUNS)
-    jobs = watch.all_jobs()
-    views = [watch.view_run(folder, jobs) for folder in folders]
+    folders = [Path(point["run"]) for point in points] if points else [run] if run else status.run_folders(RUNS)
+    jobs = status.all_jobs()
+    views = [status.view_run(folder, jobs) for folder in folders]
     if options.json:
         extra = [{"sweep": point["values"]} for point in points] if points else [{} for _ in views]
         print(json.dumps([asdict(view) | more for view, more in zip(views, extra, strict=True)]))
@@ -487,7 +490,7 @@ def logs_command(argv: list[str]) -> int:
         "-n", "--lines", type=int, default=50, metavar="N", help="how many lines from the end (default 50)"
     )
     options = parser.parse_args(argv)
-    run = watch.find_run(options.run, RUNS)
+    run = status.find_run(options.run, RUNS)
     follower = show.Follower(run, at_end=True)  # from here on: what is written meanwhile must be shown once
     log = why.newest_log(run)
     if log is None and not options.follow:
@@ -509,8 +512,8 @@ def why_command(argv: list[str]) -> int:
     parser = verb_parser("why", "Why a run failed, waits or stopped, and what to do about it.", "one")
     parser.add_argument("--json", action="store_true", help="one JSON object, for scripts")
     options = parser.parse_args(argv)
-    run = watch.find_run(options.run, RUNS)
-    view, cause = why.explain(run, watch.all_jobs())
+    run = status.find_run(options.run, RUNS)
+    view, cause = why.explain(run, status.all_jobs())
     if options.json:
         print(json.dumps({"run": view.name, "state": view.state, **asdict(cause)}))
         return DONE
@@ -536,17 +539,17 @@ def stop_command(argv: list[str]) -> int:
         help="do not wait for the next step: end the job; it saves if it can, within seconds",
     )
     options = parser.parse_args(argv)
-    run = watch.find_run(options.run, RUNS)
+    run = status.find_run(options.run, RUNS)
     stopped = [stop_run(Path(point["run"]), options.now) for point in read_sweep(run) or [{"run": str(run)}]]
     return max(stopped)
 
 
 def stop_run(run: Path, now: bool) -> int:
     """STOP ends the running attempt with a save, and the whole chain; what has not started is taken out of the queue."""
-    jobs = watch.all_jobs()
-    live, holder = watch.live_jobs(run, jobs or {}), watch.live_process(run)
-    if not live and holder is None and not watch.starting_process(run):
-        print(f"{run.name} is not running ({watch.view_run(run, jobs).state}).")
+    jobs = status.all_jobs()
+    live, holder = status.live_jobs(run, jobs or {}), status.live_process(run)
+    if not live and holder is None and not status.starting_process(run):
+        print(f"{run.name} is not running ({status.view_run(run, jobs).state}).")
         return DONE
     atomic_write(
         run / "STOP", f"{getpass.getuser()} at {time.strftime('%F %T')}, launch.py stop{' --now' if now else ''}\n"
@@ -585,7 +588,7 @@ def resume_command(argv: list[str]) -> int:
     split = argv.index("--") if "--" in argv else len(argv)
     given, flags = parser.parse_known_args(argv[:split])
     flags += argv[split + 1 :]
-    run = watch.find_run(given.run, RUNS)
+    run = status.find_run(given.run, RUNS)
     if points := read_sweep(run):
         return max(resume_command([point["run"], *argv[1:]]) for point in points)
     recorded = submit.read_jobs(run)
@@ -613,9 +616,9 @@ def job_of(run: Path) -> str:
         raise ConfigError(
             f"{run}: no config.json and no jobs.json, so there is nothing to resume; launch it with --job"
         )
-    for name, job in specs.JOBS.items():
+    for name, job in kinds.JOBS.items():
         with contextlib.suppress(ConfigError):
-            specs.from_dict(job.config, stored)
+            parsing.from_dict(job.config, stored)
             return name
     raise ConfigError(f"{run}: its config.json is of no job of this version")
 
@@ -630,7 +633,7 @@ def tensorboard_command(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, default=0, help="port here (default: a free one)")
     parser.add_argument("--site", default="", metavar="PROFILE", help="profile with the names of login and jump host")
     options = parser.parse_args(argv)
-    runs = [watch.find_run(text, RUNS) for text in options.run]
+    runs = [status.find_run(text, RUNS) for text in options.run]
     runs = dict.fromkeys(Path(point["run"]) for run in runs for point in read_sweep(run) or [{"run": str(run)}])
     port = str(options.port or free_port())
     site = choose_site(options.site, slurm.partitions() if slurm.available() else None, local=True)
@@ -677,7 +680,7 @@ def doctor_command(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON list, for scripts")
     options = parser.parse_args(argv)
-    checks = preflight.check_machine(options.site, RUNS)
+    checks = doctor.check_machine(options.site, RUNS)
     if options.json:
         print(json.dumps([asdict(check) for check in checks]))
     else:

@@ -281,12 +281,18 @@ import torch
 from tqdm import tqdm
 
 from data.batches import to_float, to_uint8
+from data.files import atomic_file, atomic_write
 from data.pack import Pack, check_geometry, ensure_held_out, ensure_pack, restore
 from data.packfile import sha256_of
 from data.sources import DataError
-from jobs import runtime, stop
-from jobs.log import BACKGROUND, image_grid, plot_losses, read_metrics, save_png
-from jobs.pictures import (
+from jobs.config.specs import ConfigError
+from jobs.run import stopping
+from jobs.run.rundir import RunDir
+from jobs.training import collectives, devices, randomness, ranks
+from jobs.training.weights import WeightsError, read_weights, write_weights
+from jobs.view.grids import BACKGROUND, image_grid, save_png
+from jobs.view.metrics import read_metrics
+from jobs.view.pictures import (
     as_picture,
     denoise_gif,
     denoise_strip,
@@ -296,10 +302,8 @@ from jobs.pictures import (
     read_picture,
     scatter_plots,
 )
-from jobs.report import print_figures, restarts_of, write_page
-from jobs.rundir import RunDir, atomic_file, atomic_write
-from jobs.specs import ConfigError
-from jobs.weights import WeightsError, read_weights, write_weights
+from jobs.view.plots import plot_losses
+from jobs.view.report import print_figures, restarts_of, write_page
 from models import diffusion, encoder, loading, projection, quality
 from models.encoder import load_pretrained
 from models.loading import Denoiser
@@ -409,14 +413,14 @@ class DiffusionModel(Trained):
         found = []
         for start in range(0, len(indices), self.batch):
             part = indices[start : start + self.batch]
-            streams = [runtime.generator(args.seed, i, "predict fresh noise") for i in part]
+            streams = [randomness.generator(args.seed, i, "predict fresh noise") for i in part]
             labels = choose_labels(self, args.label, part)
             found.append(self.sample(args, self.draw(args.seed, part), labels, streams=streams))
         return np.concatenate(found)
 
     def draw(self, seed: int, indices: list[int]) -> torch.Tensor:
         """Noise (B, C, h, w) of the pictures `indices`, drawn on the CPU, so that every device has the same."""
-        rows = [torch.randn(self.net.shape, generator=runtime.generator(seed, i, "predict z")) for i in indices]
+        rows = [torch.randn(self.net.shape, generator=randomness.generator(seed, i, "predict z")) for i in indices]
         return torch.stack(rows).to(self.device)
 
     @torch.inference_mode()
@@ -501,7 +505,7 @@ def open_model(
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: this machine has no GPU that torch can use; use --device cpu")
     device = device or torch.device("cpu" if args.device == "cpu" or not torch.cuda.is_available() else "cuda")
-    dtype = runtime.precision_dtype(args.precision, device)
+    dtype = devices.precision_dtype(args.precision, device)
     # How a CPU's matrix products round depends on the number of rows. One at a time is hardly slower there, and makes
     # every picture the same bits in whatever company it is generated.
     batch = 1 if device.type == "cpu" else args.batch
@@ -611,13 +615,13 @@ def choose_labels(model: Trained, choice: str, indices: list[int]) -> torch.Tens
 
 def draw_z(model: GanModel, seed: int, indices: list[int]) -> torch.Tensor:
     """(B, z_dim) fp32: the latents of the pictures `indices`, drawn on the CPU, so that every device has the same."""
-    rows = [torch.randn(model.G.z_dim, generator=runtime.generator(seed, i, "predict z")) for i in indices]
+    rows = [torch.randn(model.G.z_dim, generator=randomness.generator(seed, i, "predict z")) for i in indices]
     return torch.stack(rows).to(model.device)
 
 
 def draw_noise(model: GanModel, seed: int, indices: list[int]) -> list[torch.Tensor]:
     """Noise of the pictures `indices` for every layer: a list of (B, 1, H, W) fp32."""
-    rows = [model.G.draw_noise(1, runtime.generator(seed, i, "predict noise"), "cpu") for i in indices]
+    rows = [model.G.draw_noise(1, randomness.generator(seed, i, "predict noise"), "cpu") for i in indices]
     return [torch.cat(layer).to(model.device) for layer in zip(*rows, strict=True)]
 
 
@@ -687,7 +691,7 @@ def report(model: Trained, what: str, paths: list) -> int:
     print(f"{what} of {model.size[1]}x{model.size[0]} from {model.path} ({model.nimg / 1000:g} kimg)")
     for path in paths:
         print(f"  {path}")
-    return stop.DONE
+    return stopping.DONE
 
 
 # --- generate ---------------------------------------------------------------------------------------------------------
@@ -718,7 +722,7 @@ def generate(args: argparse.Namespace) -> int:
     names = [file_name(model, args.label, i) for i in first]
     shown = np.stack([read_picture(out / name) for name in names])
     save_png(out / "grid.png", image_grid(shown, math.ceil(math.sqrt(len(first))), labels=captions))
-    seeds = [runtime.seed_of(args.seed, i, "predict z") for i in first]
+    seeds = [randomness.seed_of(args.seed, i, "predict z") for i in first]
     write_json(out / "generate.json", model, args, settings, number=number, z_seeds=seeds)
     paths = [out / "grid.png", out / "generate.json"]
     if args.npz:
@@ -804,7 +808,7 @@ def denoise(args: argparse.Namespace) -> int:
             share.append(sigma**2 / (alpha**2 + sigma**2))
 
         part = None if labels is None else labels[i : i + 1]
-        streams = [runtime.generator(args.seed, i, "predict fresh noise")]
+        streams = [randomness.generator(args.seed, i, "predict fresh noise")]
         result = model.sample(args, model.draw(args.seed, [i]), part, streams=streams, watch=watch)[0]
         stages.append(np.stack([*frames, np.stack([result, result])]))
     stages = np.stack(stages)
@@ -1029,7 +1033,7 @@ def given_features(args: argparse.Namespace) -> tuple[torch.nn.Module, str] | No
     return network, f"{name}, {Path(args.feature_weights).name} {sha256_of(args.feature_weights)[:12]}"
 
 
-def open_features(given, train: Pack, out: Path, rt: runtime.Runtime) -> tuple[torch.nn.Module, str]:
+def open_features(given, train: Pack, out: Path, rt: ranks.Runtime) -> tuple[torch.nn.Module, str]:
     """(network uint8 (B, C, R, R) -> (B, D), its name): the given ones, else of the encoder of these training slices,
     which rank 0 trains where there is none yet."""
     if given is not None:
@@ -1049,7 +1053,7 @@ def open_features(given, train: Pack, out: Path, rt: runtime.Runtime) -> tuple[t
         )  # fmt: skip
         write_weights(path, {"encoder": network.state_dict()}, {"config": shape, "pack": train.digest})
     elif network is None:
-        runtime.wait_for(lambda: read_encoder(path, shape, train.digest), "rank 0 to train the feature encoder", 7200)
+        ranks.wait_for(lambda: read_encoder(path, shape, train.digest), "rank 0 to train the feature encoder", 7200)
         network = read_encoder(path, shape, train.digest)
     classes = f", told apart {', '.join(train.classes)}" if train.classes else ""
     name = f"encoder v{encoder.VERSION} trained on pack {train.digest[:12]} ({len(train):,} slices{classes})"
@@ -1072,7 +1076,7 @@ def read_encoder(path: Path, shape: dict, digest: str) -> encoder.Encoder | None
 
 
 def measure(
-    rt: runtime.Runtime, network: torch.nn.Module, images_of, count: int, what: str
+    rt: ranks.Runtime, network: torch.nn.Module, images_of, count: int, what: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(features (count, D) fp32, thumbnails (count, T) uint8) of slices 0 to count-1, on every rank.
 
@@ -1093,7 +1097,7 @@ def measure(
         images = images_of(chunks[0])
         features = torch.zeros(count, network(images).shape[1], device=rt.device)
         thumbs = torch.zeros(count, quality.thumbnails(images).shape[1], dtype=torch.uint8, device=rt.device)
-    return runtime.reduce_sum(rt, features), runtime.reduce_sum(rt, thumbs)
+    return collectives.reduce_sum(rt, features), collectives.reduce_sum(rt, thumbs)
 
 
 def generated(model: GanModel | DiffusionModel, args: argparse.Namespace):
@@ -1107,7 +1111,7 @@ def generated(model: GanModel | DiffusionModel, args: argparse.Namespace):
 def evaluate(args: argparse.Namespace) -> int:
     """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them."""
     clock = [time.monotonic()]
-    rt = runtime.init_runtime()
+    rt = collectives.init_runtime()
     if rt.world == 1 and args.device == "cpu":
         rt = replace(rt, device=torch.device("cpu"))
     model = open_model(args, "stylegan2", "diffusion", device=rt.device)
@@ -1123,14 +1127,14 @@ def evaluate(args: argparse.Namespace) -> int:
     train = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
     heldout = measure(rt, network, lambda r: rows_of(real.heldout, r), len(real.heldout), "held-out slices")
     clock.append(time.monotonic())
-    runtime.shutdown(rt)
+    collectives.shutdown(rt)
     if rt.rank:
-        return stop.DONE
+        return stopping.DONE
     count = min(args.number, len(real.train))
     spread = torch.linspace(0, len(real.train) - 1, count).round().long()  # over all training subjects
 
     def draw() -> torch.Generator:  # the same subsets for both
-        return runtime.generator(args.seed, 0, "predict kid")
+        return randomness.generator(args.seed, 0, "predict kid")
 
     figures = {
         "distances": {"generated": quality.set_figures(fake[0][:count], heldout[0], draw()),
@@ -1194,7 +1198,7 @@ def diversity_of_pairs(args: argparse.Namespace, model: Trained, real: RealSlice
     for k, name in enumerate(model.classes or ["all"]):
         for source, (images, subjects, of_class) in sets.items():
             here = (of_class == k).nonzero()[:, 0]
-            draw = runtime.generator(args.seed, k, f"predict pairs {source}")
+            draw = randomness.generator(args.seed, k, f"predict pairs {source}")
             pairs = here[quality.draw_pairs(subjects[here], PAIRS, draw)]
             if len(pairs) >= 2:
                 values = quality.pair_similarity(images, pairs)
@@ -1289,10 +1293,10 @@ def tsne(args: argparse.Namespace) -> int:
     )
 
 
-def alone(args: argparse.Namespace) -> runtime.Runtime:
+def alone(args: argparse.Namespace) -> ranks.Runtime:
     """One process on the device that --device names."""
     cuda = args.device != "cpu" and torch.cuda.is_available()
-    return runtime.Runtime(0, 1, 0, torch.device("cuda" if cuda else "cpu"), torch.get_num_threads())
+    return ranks.Runtime(0, 1, 0, torch.device("cuda" if cuda else "cpu"), torch.get_num_threads())
 
 
 # --- project ----------------------------------------------------------------------------------------------------------
@@ -1399,7 +1403,7 @@ def blended_strip(
     return start, end, np.concatenate(images), {}
 
 
-def class_direction(args: argparse.Namespace, model: GanModel, out: Path, rt: runtime.Runtime):
+def class_direction(args: argparse.Namespace, model: GanModel, out: Path, rt: ranks.Runtime):
     """(start class, end class, w (rows, w_dim) of the start class, step (w_dim,), images -> share of the end class).
 
     A conditional generator gives the step by mapping the same z to both classes. Of another one, samples are sorted into
@@ -1486,7 +1490,7 @@ def plot(args: argparse.Namespace) -> int:
     for name, found in rows.items():
         print(f"{name}: {len(found)} rows up to {found[-1]['nimg'] / 1000:g} kimg")
     print(f"  {png}")
-    return stop.DONE
+    return stopping.DONE
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
@@ -1502,7 +1506,7 @@ def write_report(args: argparse.Namespace) -> int:
     html.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(html, write_page(runs))
     print(f"report on {len(runs)} run{'s' * (len(runs) > 1)}, {html.stat().st_size / 1e6:.1f} MB\n  {html}")
-    return stop.DONE
+    return stopping.DONE
 
 
 def main(args: argparse.Namespace) -> int:
@@ -1516,14 +1520,14 @@ def main(args: argparse.Namespace) -> int:
         print("interrupted; the same command goes on or starts again", file=sys.stderr)
         return 130
     except (UsageError, ConfigError, DataError) as error:
-        text, code = str(error), stop.USAGE if isinstance(error, UsageError) else stop.BAD
-    except runtime.PeerLost as error:
-        text, code = str(error), stop.TRANSIENT
+        text, code = str(error), stopping.USAGE if isinstance(error, UsageError) else stopping.BAD
+    except ranks.PeerLost as error:
+        text, code = str(error), stopping.TRANSIENT
     except torch.OutOfMemoryError:
-        text, code = f"the GPU's memory does not hold {args.batch} pictures at once; use a smaller --batch", stop.BAD
+        text, code = f"the GPU's memory does not hold {args.batch} pictures at once; use a smaller --batch", stopping.BAD
     except OSError as error:
         what = f"{error.filename or args.command}: {error.strerror or error}"
-        text, code = f"{what}; check the path, its permissions and the free space", stop.BAD
+        text, code = f"{what}; check the path, its permissions and the free space", stopping.BAD
     print(f"error: {text}", file=sys.stderr)
     return code
 

@@ -13,10 +13,10 @@ import sys
 if sys.version_info < (3, 11):
     sys.exit("pretrain_vae.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
 
-from jobs import stop
+from jobs.run import stopping
 
 if __name__ == "__main__":
-    stop.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
+    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 import math
 import os
@@ -32,11 +32,15 @@ from data.latents import ensure_latents
 from data.pack import Pack, ensure_held_out, ensure_pack, preview
 from data.packfile import sha256_of
 from data.sources import DataError
-from jobs import runtime, specs
-from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
-from jobs.checkpoint import Checkpoints, Diverged
-from jobs.log import Averages, image_grid
-from jobs.loop import (
+from jobs.config import parsing, rules, sizes
+from jobs.config.specs import ConfigError, VaeConfig
+from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
+from jobs.run.resume import compare_with_run
+from jobs.run.rundir import RunDir
+from jobs.training import collectives, devices, randomness, ranks
+from jobs.training.checkpoint import Checkpoints, Diverged
+from jobs.training.throughput import count_flops
+from jobs.training.upkeep import (
     FRESH_COUNTERS,
     Record,
     State,
@@ -47,10 +51,9 @@ from jobs.loop import (
     load_initial_weights,
     optimizer_step,
 )
-from jobs.rundir import RunDir
-from jobs.specs import ConfigError, VaeConfig
-from jobs.throughput import count_flops
-from jobs.weights import read_weights
+from jobs.training.weights import read_weights
+from jobs.view.grids import image_grid
+from jobs.view.metrics import Averages
 from models import loading
 from models.ema import ema_beta, update_ema
 from models.metrics import head_mask, psnr, ssim
@@ -102,13 +105,13 @@ def build_vae(c: VaeConfig) -> VAE:
 
 def build_state(c: VaeConfig, device: torch.device) -> TrainState:
     """Networks and optimizers, initialised from the seed alone. D is there from the start, so that every checkpoint fits."""
-    torch.manual_seed(runtime.seed_of(c.seed, 0, "weights"))
+    torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
     layout = memory_layout(device)
     vae = build_vae(c).to(device, memory_format=layout)
     D = PatchDiscriminator(c.channels, c.disc_width).to(device, memory_format=layout)
     vae_ema = build_vae(c).to(device, memory_format=layout).eval().requires_grad_(False)
     vae_ema.load_state_dict(vae.state_dict())
-    fp16 = runtime.precision_dtype(c.precision, device) == torch.float16
+    fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
         vae=vae, vae_ema=vae_ema, D=D,
         opt_vae=adamw(vae, c.lr, c.weight_decay, betas=(0.9, 0.99)),
@@ -126,7 +129,7 @@ class Step:
     """What one step needs. Draws are made for the global batch; a rank uses its rows of them."""
 
     c: VaeConfig
-    rt: runtime.Runtime
+    rt: ranks.Runtime
     batches: Batches
     dtype: torch.dtype
     nimg: int
@@ -148,7 +151,7 @@ class Step:
         return torch.autocast(self.rt.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def rows(self) -> list[tuple[int, int]]:
-        return runtime.rows(self.c.batch, self.rt.rank, self.rt.world, self.c.accumulate)
+        return randomness.rows(self.c.batch, self.rt.rank, self.rt.world, self.c.accumulate)
 
     def add(self, name: str, values: torch.Tensor) -> None:
         self.stats[name] = self.stats.get(name, 0.0) + values.detach().float().sum() / self.c.batch
@@ -162,7 +165,7 @@ def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor
     What runs in fp16 is scaled on its way to the image as well.
     """
     c, side = step.c, step.c.resolution // step.c.down
-    gen = runtime.generator(c.seed, step.position, "posterior", step.rt.device)
+    gen = randomness.generator(c.seed, step.position, "posterior", step.rt.device)
     noise = torch.randn(c.batch, c.latent_channels, side, side, generator=gen, device=step.rt.device)
     scale, pairs = s.scaler_vae.scale(torch.ones((), device=step.rt.device)), []
     s.D.requires_grad_(False)
@@ -220,7 +223,7 @@ def train_step(s: TrainState, step: Step) -> None:
     if step.adversarial:
         discriminator_step(s, step, pairs)
     names = sorted(step.stats)
-    total = runtime.reduce_sum(step.rt, torch.stack([step.stats[name] for name in names]))
+    total = collectives.reduce_sum(step.rt, torch.stack([step.stats[name] for name in names]))
     stats = dict(zip(names, total, strict=True))
     if step.adversarial:
         s.gan_balance.lerp_(balanced_weight(stats.pop("grad_pixels"), stats.pop("grad_adversarial")), BALANCE_PACE)
@@ -246,7 +249,7 @@ def look_for_plateau(s: TrainState, step: Step, loss: torch.Tensor) -> None:
         s.window.zero_()
 
 
-def step_flops(c: VaeConfig, rt: runtime.Runtime, dtype: torch.dtype, perceptual: Callable | None) -> dict:
+def step_flops(c: VaeConfig, rt: ranks.Runtime, dtype: torch.dtype, perceptual: Callable | None) -> dict:
     """{step.adversarial: FLOPs of one image in such a step}, counted on a blank image and a copy of the networks."""
     c, rt = replace(c, batch=1, accumulate=1, gan_start_kimg=1), replace(rt, rank=0, world=1)
     s = build_state(c, rt.device)
@@ -260,7 +263,7 @@ def step_flops(c: VaeConfig, rt: runtime.Runtime, dtype: torch.dtype, perceptual
 class Reconstructions:
     """Slices above their reconstructions, and how true these are on patients that the VAE does not train on."""
 
-    def __init__(self, c: VaeConfig, pack: Pack, held_out: Pack | None, rt: runtime.Runtime, dtype: torch.dtype):
+    def __init__(self, c: VaeConfig, pack: Pack, held_out: Pack | None, rt: ranks.Runtime, dtype: torch.dtype):
         source = pack if held_out is None else held_out
         self.count = min(LOOKED_AT, len(source.labels))
         pick = torch.linspace(0, len(source.labels) - 1, self.count).round().long().split(CHUNK)  # over all patients
@@ -294,7 +297,7 @@ class Reconstructions:
             z, spread = (v.double().transpose(0, 1).flatten(1) for v in (mean, (0.5 * logvar).exp()))
             means = torch.stack([v.mean(1) for v in (z, z.square(), spread, spread.square())])
             moments += means * len(images) / self.count
-        sums, moments = runtime.reduce_sum(self.rt, sums), runtime.reduce_sum(self.rt, moments)
+        sums, moments = collectives.reduce_sum(self.rt, sums), collectives.reduce_sum(self.rt, moments)
         names = ("l1", "psnr", "ssim", "psnr_head", "ssim_head")
         figures = {f"{self.prefix}_{k}": float(v) for k, v in zip(names, sums[:, 0] / sums[:, 1], strict=True)}
         figures |= latent_figures(*moments)
@@ -307,9 +310,9 @@ class Reconstructions:
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
-def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: Pack | None, attempt: Attempt) -> int:
+def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pack | None, attempt: Attempt) -> int:
     """Train until done or stopped. Returns the process's exit code; raises Diverged."""
-    dtype = runtime.precision_dtype(c.precision, rt.device)
+    dtype = devices.precision_dtype(c.precision, rt.device)
     s = build_state(c, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
     found = upkeep.resume()
@@ -326,7 +329,7 @@ def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: 
     network = torch.compile(s.vae) if compiles(c.compile, rt.device, attempt.say) else s.vae
 
     nimg, total = max(found, 0), upkeep.total
-    machine = runtime.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
+    machine = devices.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
     attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
     attempt.say(f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
                 f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {batches.placement}")  # fmt: skip
@@ -362,7 +365,7 @@ def open_perceptual(c: VaeConfig, device: torch.device) -> VggDistance | None:
 
 
 def write_latents(
-    c: VaeConfig, rt: runtime.Runtime, run: RunDir, packs: list[Pack], say: Callable[[str], None]
+    c: VaeConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack], say: Callable[[str], None]
 ) -> None:
     """The end of a run: every slice encoded once with the weights that were written, and the scale per channel.
 
@@ -372,7 +375,7 @@ def write_latents(
     vae = loading.load_vae(tensors, about["config"]).to(rt.device)
     sha = sha256_of(run.weights)
     for pack in packs:
-        latents = ensure_latents(pack, vae.encode, sha, device=rt.device, poll=stop.raise_if_asked, log=say)
+        latents = ensure_latents(pack, vae.encode, sha, device=rt.device, poll=stopping.raise_if_asked, log=say)
         if pack is packs[0]:
             mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (latents.mean, latents.std))
             say(f"latents per channel: mean {mean}; standard deviation {std}")
@@ -385,44 +388,44 @@ def dry_run(c: VaeConfig) -> int:
     compare_with_run(RunDir(c.run), c)
     open_perceptual(c, torch.device("cpu"))
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    say(f"memory: about {specs.vae_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
-    print(specs.to_json(c))
-    return stop.DONE
+    say(f"memory: about {sizes.vae_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
+    print(parsing.to_json(c))
+    return stopping.DONE
 
 
 def open_data(c: VaeConfig, rank: int, say) -> tuple[Pack, Pack | None]:
     """The training slices and those of other patients, packed where they are not yet."""
     shape = dict(resolution=c.resolution, channels=c.channels, crop=c.crop, max_bad=c.max_bad, progress=rank == 0, log=say,
-                 poll=stop.raise_if_asked, verify=rank == 0)  # fmt: skip
+                 poll=stopping.raise_if_asked, verify=rank == 0)  # fmt: skip
     return ensure_pack(c.data, split=c.split, **shape), ensure_held_out(
         c.data, c.val_split, train_split=c.split, **shape
     )
 
 
 def main() -> int:
-    c = specs.parse(VaeConfig)
+    c = parsing.parse_config(VaeConfig)
     if c.dry_run:
         return dry_run(c)
-    rank, world, _ = runtime.ranks()
-    specs.check_world(c, world)
+    rank, world, _ = ranks.ranks()
+    rules.check_world(c, world)
     run = RunDir(c.run)
     if already_done(c, run, rank, NEXT):
-        return stop.DONE
-    with runtime.Meeting() as meeting, Attempt(run, c, rank) as attempt:
+        return stopping.DONE
+    with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
-            return stop.DONE
+            return stopping.DONE
         # Packs are built before the process group exists: no collective waits for minutes of decoding.
         pack, held_out = meeting.first(partial(open_data, c, rank, attempt.say))
         if rank == 0:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
             adopt_config(run, c)
-        rt = runtime.init_runtime(c.threads, meeting)
+        rt = collectives.init_runtime(c.threads, meeting)
         code = train(c, rt, run, pack, held_out, attempt)
-        runtime.shutdown(rt)
+        collectives.shutdown(rt)
         if rank == 0 and run.done():
             try:
                 write_latents(c, rt, run, [pack] if held_out is None else [pack, held_out], attempt.say)
-            except (DataError, stop.Stopped) as error:  # the run is done all the same
+            except (DataError, stopping.Stopped) as error:  # the run is done all the same
                 attempt.say(f"warning: the latents are not cached ({error}); train_diffusion.py encodes by itself")
         return code
 

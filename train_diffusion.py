@@ -14,10 +14,10 @@ import sys
 if sys.version_info < (3, 11):
     sys.exit("train_diffusion.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
 
-from jobs import stop
+from jobs.run import stopping
 
 if __name__ == "__main__":
-    stop.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
+    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 import os
 from collections.abc import Callable
@@ -29,14 +29,20 @@ from types import SimpleNamespace
 import torch
 
 from data.batches import Batches, to_float, to_uint8
+from data.files import atomic_write
 from data.latents import LatentBatches, Latents, ensure_latents
 from data.pack import Pack, ensure_held_out, ensure_pack, preview
 from data.packfile import sha256_of
-from jobs import runtime, specs
-from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
-from jobs.checkpoint import Checkpoints, Diverged
-from jobs.log import Averages, image_grid
-from jobs.loop import (
+from jobs.config import parsing, rules, sizes, specs
+from jobs.config.specs import ConfigError, DiffusionConfig
+from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
+from jobs.run.owners import others_may_replace
+from jobs.run.resume import compare_with_run
+from jobs.run.rundir import RunDir
+from jobs.training import collectives, devices, randomness, ranks
+from jobs.training.checkpoint import Checkpoints, Diverged
+from jobs.training.throughput import count_flops
+from jobs.training.upkeep import (
     FRESH_COUNTERS,
     Record,
     State,
@@ -46,10 +52,9 @@ from jobs.loop import (
     load_initial_weights,
     optimizer_step,
 )
-from jobs.rundir import RunDir, atomic_write, others_may_replace
-from jobs.specs import ConfigError, DiffusionConfig
-from jobs.throughput import count_flops
-from jobs.weights import read_weights
+from jobs.training.weights import read_weights
+from jobs.view.grids import image_grid
+from jobs.view.metrics import Averages
 from models import diffusion, loading
 from models.ema import ema_beta, update_ema
 from models.metrics import class_diversity, diversity_ratio
@@ -124,17 +129,17 @@ def load_vae(c: DiffusionConfig, path: Path) -> VAE:
         raise ConfigError(f"--vae {path}: {error}") from None
 
 
-def encode_packs(c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: runtime.Meeting, say) -> list[Latents]:
+def encode_packs(c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: ranks.Meeting, say) -> list[Latents]:
     """The cached latents of each pack, encoded where they are not there yet."""
     sha = sha256_of(vae_file(run))
-    torch.set_num_threads(c.threads or runtime.default_threads(runtime.local_world(meeting.world)))
-    runtime.keep_freed_memory()
+    torch.set_num_threads(c.threads or devices.default_threads(ranks.local_world(meeting.world)))
+    devices.keep_freed_memory()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", meeting.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
     vae = load_vae(c, vae_file(run)).to(device)
     verify = meeting.rank == 0
     return [
-        ensure_latents(pack, vae.encode, sha, device=device, poll=stop.raise_if_asked, log=say, verify=verify)
+        ensure_latents(pack, vae.encode, sha, device=device, poll=stopping.raise_if_asked, log=say, verify=verify)
         for pack in packs
     ]
 
@@ -210,11 +215,11 @@ def build_unet(c: DiffusionConfig, shape: tuple[int, int, int], num_classes: int
 
 def build_state(c: DiffusionConfig, data: Data, num_classes: int, device: torch.device) -> TrainState:
     """Network and optimizer, initialised from the seed alone."""
-    torch.manual_seed(runtime.seed_of(c.seed, 0, "weights"))
+    torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
     unet = build_unet(c, data.shape, num_classes).to(device, memory_format=memory_layout(device))
     unet_ema = build_unet(c, data.shape, num_classes).to(device, memory_format=memory_layout(device))
     unet_ema.eval().requires_grad_(False).load_state_dict(unet.state_dict())
-    fp16 = runtime.precision_dtype(c.precision, device) == torch.float16
+    fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
         unet=unet, unet_ema=unet_ema, scale=data.scale,
         opt=adamw(unet, c.lr, c.weight_decay, betas=(0.9, 0.99)),
@@ -234,20 +239,20 @@ def predictor(network: Callable, labels: torch.Tensor | None, dtype: torch.dtype
 
 
 def train_step(
-    c: DiffusionConfig, rt: runtime.Runtime, s: TrainState, data: Data, schedule: diffusion.Schedule, network: Callable,
+    c: DiffusionConfig, rt: ranks.Runtime, s: TrainState, data: Data, schedule: diffusion.Schedule, network: Callable,
     dtype: torch.dtype, nimg: int,
 ) -> None:  # fmt: skip
     """One optimizer step and the moving average. Draws are made for the global batch; a rank uses its rows of them."""
     position = nimg + s.counters["skip"]
-    gen = runtime.generator(c.seed, position, "diffusion", rt.device)
+    gen = randomness.generator(c.seed, position, "diffusion", rt.device)
     times = diffusion.draw_times(c.batch, c.times, gen, rt.device, c.fast_steps)
     noise, posterior_noise = torch.randn(2, c.batch, *data.shape, generator=gen, device=rt.device)
-    drop_gen = runtime.generator(c.seed, position, "class dropout", rt.device)
-    torch.manual_seed(runtime.seed_of(c.seed, position, f"dropout {rt.rank}"))
+    drop_gen = randomness.generator(c.seed, position, "class dropout", rt.device)
+    torch.manual_seed(randomness.seed_of(c.seed, position, f"dropout {rt.rank}"))
     kept = drop_labels(torch.zeros(c.batch, dtype=torch.int64, device=rt.device), 1, c.class_dropout, drop_gen) == 0
 
     total = torch.zeros((), device=rt.device)
-    for start, stop_ in runtime.rows(c.batch, rt.rank, rt.world, c.accumulate):
+    for start, stop_ in randomness.rows(c.batch, rt.rank, rt.world, c.accumulate):
         x0, labels = data.rows(position, start, stop_, posterior_noise[start:stop_])
         labels = torch.where(kept[start:stop_], labels, s.unet.num_classes) if c.conditional else None
         losses = diffusion.diffusion_loss(
@@ -258,13 +263,13 @@ def train_step(
         total += losses.detach().sum() / c.batch
     rate = learning_rate(nimg, c.batch, c.lr, c.warmup_kimg, c.decay_kimg)
     norm = optimizer_step(rt, s.unet, s.opt, s.scaler, rate, c.clip)
-    s.averages.add({"loss": runtime.reduce_sum(rt, total), "grad_norm": norm})
+    s.averages.add({"loss": collectives.reduce_sum(rt, total), "grad_norm": norm})
     update_ema(s.unet_ema, s.unet, ema_beta(nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
 
 
 def step_flops(
     c: DiffusionConfig,
-    rt: runtime.Runtime,
+    rt: ranks.Runtime,
     num_classes: int,
     shape: tuple,
     schedule: diffusion.Schedule,
@@ -284,13 +289,13 @@ class Sampler:
 
     def __init__(
         self, c: DiffusionConfig, pack: Pack, data: Data, held_out: Pack | None, held_out_latents: Latents | None,
-        schedule: diffusion.Schedule, rt: runtime.Runtime, dtype: torch.dtype,
+        schedule: diffusion.Schedule, rt: ranks.Runtime, dtype: torch.dtype,
     ):  # fmt: skip
         self.c, self.data, self.schedule, self.rt, self.dtype = c, data, schedule, rt, dtype
         self.classes = pack.classes
         self.columns = 8 if c.resolution <= 128 else 6
         self.number = self.columns * (6 if c.resolution <= 128 else 4)
-        gen = runtime.generator(c.seed, 0, "grid", rt.device)
+        gen = randomness.generator(c.seed, 0, "grid", rt.device)
         self.noise = torch.randn(self.number, *data.shape, generator=gen, device=rt.device)
         self.labels = None
         if c.conditional:  # whole rows of one class
@@ -307,7 +312,7 @@ class Sampler:
         """(x0, labels, noise, t) of slices spread over the patients, always the same."""
         count = min(LOOKED_AT, len(pack.labels))
         pick = torch.linspace(0, len(pack.labels) - 1, count).round().long().numpy()
-        gen = runtime.generator(self.c.seed, 0, "validation", device)
+        gen = randomness.generator(self.c.seed, 0, "validation", device)
         if latents is None:
             x0 = to_float(torch.from_numpy(pack.images[pick])).to(device)
         else:
@@ -337,7 +342,7 @@ class Sampler:
     def __call__(self, unet: UNet, scale: LatentScale, nimg: int):
         """(picture of the grid or None, {figures}), on all ranks at once. Diversity is 1 where generated slices vary as much
         as real ones."""
-        images = runtime.reduce_sum(self.rt, self.samples(unet, scale))
+        images = collectives.reduce_sum(self.rt, self.samples(unet, scale))
         figures = self.validate(unet)
         if nimg:  # an untrained network's noise says nothing
             figures["diversity"] = float(diversity_ratio(images, self.real))
@@ -355,7 +360,7 @@ class Sampler:
         images = torch.zeros(self.number, self.c.channels, self.c.resolution, self.c.resolution, device=self.rt.device)
         times = diffusion.fast_times(self.c.times, self.c.fast_steps) if self.c.times.startswith("fast-") else None
         for i in self.mine(self.number, GRID_CHUNK):
-            gen = runtime.generator(self.c.seed, int(i[0]), "ancestral", self.rt.device)
+            gen = randomness.generator(self.c.seed, int(i[0]), "ancestral", self.rt.device)
             fresh = partial(torch.randn, generator=gen, device=self.rt.device)
             predict = predictor(unet, None if self.labels is None else self.labels[i], self.dtype)
             denoise = diffusion.denoiser(predict, self.schedule, self.c.target, clamp=float(self.c.space == "pixel"))
@@ -376,7 +381,7 @@ class Sampler:
             losses[i] = diffusion.diffusion_loss(
                 predict, x0[i], noise[i], t[i], self.schedule, target=self.c.target, min_snr_gamma=self.c.min_snr_gamma
             )
-        losses = runtime.reduce_sum(self.rt, losses)
+        losses = collectives.reduce_sum(self.rt, losses)
         figures = {self.prefix: float(losses.mean())}
         for k in range(BINS):
             inside = (t * BINS).long().clamp(max=BINS - 1) == k
@@ -387,10 +392,10 @@ class Sampler:
 
 # --- the run ----------------------------------------------------------------------------------------------------------
 def train(
-    c: DiffusionConfig, rt: runtime.Runtime, run: RunDir, packs: list[Pack], latents: list[Latents], attempt: Attempt
+    c: DiffusionConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack], latents: list[Latents], attempt: Attempt
 ) -> int:
     """Train until done or stopped. Returns the process's exit code; raises Diverged. packs: training and, if any, other patients."""
-    dtype = runtime.precision_dtype(c.precision, rt.device)
+    dtype = devices.precision_dtype(c.precision, rt.device)
     schedule, pack = diffusion.make_schedule(c.schedule), packs[0]
     vae = load_vae(c, vae_file(run)) if latents else None
     data = Data(c, pack, latents[0] if latents else None, vae, rt.device)
@@ -411,7 +416,7 @@ def train(
     about = {"classes": pack.classes, "geometry": pack.geometry, "shape": list(data.shape), "vae": about_vae(run, vae)}
 
     nimg, total = max(found, 0), upkeep.total
-    machine = runtime.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
+    machine = devices.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
     attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
     attempt.say(f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
                 f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {data.batches.placement}")  # fmt: skip
@@ -447,7 +452,7 @@ def dry_run(c: DiffusionConfig) -> int:
     """Check flags, data, VAE, run directory and memory; the resolved config goes to standard output, all else to standard error."""
     say = partial(print, file=sys.stderr)
     run = RunDir(c.run)
-    specs.check_classes(
+    rules.check_classes(
         c, preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
     )
     compare_with_run(run, c)
@@ -456,20 +461,20 @@ def dry_run(c: DiffusionConfig) -> int:
         load_vae(c, source)
         say(f"VAE: {source}")
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    say(f"memory: about {specs.diffusion_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
-    print(specs.to_json(c))
-    return stop.DONE
+    say(f"memory: about {sizes.diffusion_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
+    print(parsing.to_json(c))
+    return stopping.DONE
 
 
-def open_data(c: DiffusionConfig, run: RunDir, meeting: runtime.Meeting, say) -> tuple[list[Pack], list[Latents]]:
+def open_data(c: DiffusionConfig, run: RunDir, meeting: ranks.Meeting, say) -> tuple[list[Pack], list[Latents]]:
     """Packs of the training slices and of those of other patients, and their latents; all made where they are not there yet."""
     main = meeting.rank == 0
     shape = dict(resolution=c.resolution, channels=c.channels, crop=c.crop, max_bad=c.max_bad, progress=main, log=say,
-                 poll=stop.raise_if_asked, verify=main)  # fmt: skip
+                 poll=stopping.raise_if_asked, verify=main)  # fmt: skip
     if c.space == "latent" and main:
         adopt_vae(c, run, say)
     packs = [ensure_pack(c.data, split=c.split, **shape)]
-    specs.check_classes(c, packs[0].classes)
+    rules.check_classes(c, packs[0].classes)
     if c.conditional and (packs[0].labels < 0).any():
         raise ConfigError("--conditional: the data has slices without a class; use a folder with one folder per class")
     held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, **shape)
@@ -478,25 +483,25 @@ def open_data(c: DiffusionConfig, run: RunDir, meeting: runtime.Meeting, say) ->
 
 
 def main() -> int:
-    c = specs.parse(DiffusionConfig)
+    c = parsing.parse_config(DiffusionConfig)
     if c.dry_run:
         return dry_run(c)
-    rank, world, _ = runtime.ranks()
-    specs.check_world(c, world)
+    rank, world, _ = ranks.ranks()
+    rules.check_world(c, world)
     run = RunDir(c.run)
     if already_done(c, run, rank, NEXT):
-        return stop.DONE
-    with runtime.Meeting() as meeting, Attempt(run, c, rank) as attempt:
+        return stopping.DONE
+    with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
-            return stop.DONE
+            return stopping.DONE
         # Packs and latents are made before the process group exists: no collective waits for minutes of work.
         packs, latents = meeting.first(partial(open_data, c, run, meeting, attempt.say))
         if rank == 0:
             check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)
             adopt_config(run, c)
-        rt = runtime.init_runtime(c.threads, meeting)
+        rt = collectives.init_runtime(c.threads, meeting)
         code = train(c, rt, run, packs, latents, attempt)
-        runtime.shutdown(rt)
+        collectives.shutdown(rt)
         return code
 
 

@@ -13,10 +13,10 @@ import sys
 if sys.version_info < (3, 11):
     sys.exit("train_gan.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
 
-from jobs import stop
+from jobs.run import stopping
 
 if __name__ == "__main__":
-    stop.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
+    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 import math
 import os
@@ -30,14 +30,17 @@ from torch import nn
 
 from data.batches import Batches, to_uint8
 from data.pack import Pack, ensure_pack, preview
-from jobs import runtime, specs
-from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
-from jobs.checkpoint import Checkpoints, Diverged
-from jobs.log import Averages, image_grid
-from jobs.loop import FRESH_COUNTERS, Record, State, Upkeep, already_done, compiles, load_initial_weights
-from jobs.rundir import RunDir
-from jobs.specs import GanConfig
-from jobs.throughput import count_flops
+from jobs.config import parsing, rules, sizes
+from jobs.config.specs import GanConfig
+from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
+from jobs.run.resume import compare_with_run
+from jobs.run.rundir import RunDir
+from jobs.training import collectives, devices, randomness, ranks
+from jobs.training.checkpoint import Checkpoints, Diverged
+from jobs.training.throughput import count_flops
+from jobs.training.upkeep import FRESH_COUNTERS, Record, State, Upkeep, already_done, compiles, load_initial_weights
+from jobs.view.grids import image_grid
+from jobs.view.metrics import Averages
 from models import augment as ada
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
@@ -74,14 +77,14 @@ class TrainState(State):
 
 def build_state(c: GanConfig, num_classes: int, device: torch.device) -> TrainState:
     """Networks and optimizers, initialised from the seed alone."""
-    torch.manual_seed(runtime.seed_of(c.seed, 0, "weights"))
+    torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
     shape = dict(resolution=c.resolution, channels=c.channels, num_classes=num_classes)
     widths = dict(channel_base=c.channel_base, channel_max=c.channel_max, mapping_layers=c.mapping_layers)
     G = Generator(**shape, **widths, z_dim=c.z_dim, w_dim=c.w_dim).to(device)
     D = Discriminator(**shape, **widths, mbstd_group=c.mbstd_group).to(device)
     G_ema = Generator(**shape, **widths, z_dim=c.z_dim, w_dim=c.w_dim).to(device).eval().requires_grad_(False)
     G_ema.load_state_dict(G.state_dict())
-    fp16 = runtime.precision_dtype(c.precision, device) == torch.float16
+    fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
         G=G, D=D, G_ema=G_ema,
         opt_G=adam(G, c.lr, c.pl_interval if c.pl_weight else 0),
@@ -105,7 +108,7 @@ class Step:
     """What every phase of one step needs. Draws are made for the global batch; a rank uses its rows of them."""
 
     c: GanConfig
-    rt: runtime.Runtime
+    rt: ranks.Runtime
     batches: Batches
     label_pool: torch.Tensor  # (N,) the labels of the training set: generated labels follow their frequencies
     dtype: torch.dtype  # of the convolutions
@@ -116,10 +119,10 @@ class Step:
     stats: dict = field(default_factory=dict)  # the same for losses and logits
 
     def generator(self, purpose: str) -> torch.Generator:
-        return runtime.generator(self.c.seed, self.position, purpose, self.rt.device)
+        return randomness.generator(self.c.seed, self.position, purpose, self.rt.device)
 
     def rows(self, batch: int) -> list[tuple[int, int]]:
-        return runtime.rows(batch, self.rt.rank, self.rt.world, self.c.accumulate)
+        return randomness.rows(batch, self.rt.rank, self.rt.world, self.c.accumulate)
 
     def add(self, name: str, values: torch.Tensor, batch: int) -> None:
         self.stats[name] = self.stats.get(name, 0.0) + values.detach().float().sum() / batch
@@ -167,7 +170,7 @@ def augmented(images: torch.Tensor, params: dict, start: int, stop: int) -> torc
 
 def optimizer_step(step: Step, module: nn.Module, optimizer, scaler=None) -> None:
     """Average the gradients over the ranks by one flat all-reduce, then step."""
-    runtime.reduce_mean_gradients(step.rt, list(module.parameters()))
+    collectives.reduce_mean_gradients(step.rt, list(module.parameters()))
     if scaler is not None and scaler.is_enabled():
         scaler.step(optimizer)
         scaler.update()
@@ -296,7 +299,7 @@ def train_step(s: TrainState, step: Step, nimg: int) -> None:
 
     # One reduction for all that the ranks must agree on: w average, ADA's signs, path-length mean, and the log.
     names = [name for name in STATS if name in step.stats]
-    total = runtime.reduce_sum(step.rt, torch.cat([step.w_sum, torch.stack([step.stats[name] for name in names])]))
+    total = collectives.reduce_sum(step.rt, torch.cat([step.w_sum, torch.stack([step.stats[name] for name in names])]))
     stats = dict(zip(names, total[c.w_dim :], strict=True))
     s.averages.add(stats)
     s.G.update_w_avg(total[: c.w_dim], W_AVG_BETA)
@@ -308,7 +311,7 @@ def train_step(s: TrainState, step: Step, nimg: int) -> None:
     update_ema(s.G_ema, s.G, ema_beta(nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
 
 
-def step_flops(c: GanConfig, rt: runtime.Runtime, num_classes: int, dtype: torch.dtype) -> dict:
+def step_flops(c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.dtype) -> dict:
     """{penalties_due: FLOPs of one image in such a step}, counted on blank images and a copy of the networks."""
     c, rt = replace(c, batch=2, mbstd_group=2, accumulate=1), replace(rt, rank=0, world=1)
     s = build_state(c, num_classes, rt.device)
@@ -333,11 +336,11 @@ class Sampler:
     """Grids from fixed latents, and the diversity of generated against real slices."""
 
     def __init__(
-        self, c: GanConfig, s: TrainState, pack: Pack, batches: Batches, rt: runtime.Runtime, dtype: torch.dtype
+        self, c: GanConfig, s: TrainState, pack: Pack, batches: Batches, rt: ranks.Runtime, dtype: torch.dtype
     ):
         self.columns = 8 if c.resolution <= 128 else 6
         self.number, self.dtype, self.classes = self.columns * (6 if c.resolution <= 128 else 4), dtype, pack.classes
-        gen = runtime.generator(c.seed, 0, "grid", rt.device)
+        gen = randomness.generator(c.seed, 0, "grid", rt.device)
         self.z = torch.randn(self.number, c.z_dim, generator=gen, device=rt.device)
         self.labels = None
         if c.conditional:  # whole rows of one class
@@ -399,9 +402,9 @@ def judge_health(figures: dict, counters: dict, nimg: int, say) -> None:
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
-def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: Attempt) -> int:
+def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Attempt) -> int:
     """Train until done or stopped. Returns the process's exit code; raises Diverged."""
-    dtype = runtime.precision_dtype(c.precision, rt.device)
+    dtype = devices.precision_dtype(c.precision, rt.device)
     s = build_state(c, len(pack.classes) if c.conditional else 0, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
     found = upkeep.resume()
@@ -419,7 +422,7 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
     synthesis, critic = (torch.compile(s.G.synthesis), torch.compile(s.D)) if compiled else (s.G.synthesis, s.D)
 
     nimg, total = max(found, 0), upkeep.total
-    machine = runtime.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
+    machine = devices.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
     attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
     attempt.say(f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
                 f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {batches.placement}")  # fmt: skip
@@ -449,40 +452,40 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
 def dry_run(c: GanConfig) -> int:
     """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard error."""
     say = partial(print, file=sys.stderr)
-    specs.check_classes(
+    rules.check_classes(
         c, preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
     )
     compare_with_run(RunDir(c.run), c)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    say(f"memory: about {specs.gan_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
-    print(specs.to_json(c))
-    return stop.DONE
+    say(f"memory: about {sizes.gan_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
+    print(parsing.to_json(c))
+    return stopping.DONE
 
 
 def main() -> int:
-    c = specs.parse(GanConfig)
+    c = parsing.parse_config(GanConfig)
     if c.dry_run:
         return dry_run(c)
-    rank, world, _ = runtime.ranks()
-    specs.check_world(c, world)
+    rank, world, _ = ranks.ranks()
+    rules.check_world(c, world)
     run = RunDir(c.run)
     if already_done(c, run, rank, GENERATE):
-        return stop.DONE
-    with runtime.Meeting() as meeting, Attempt(run, c, rank) as attempt:
+        return stopping.DONE
+    with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
-            return stop.DONE
+            return stopping.DONE
         # The pack is built before the process group exists: no collective waits for minutes of decoding.
         pack = meeting.first(partial(
             ensure_pack, c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, max_bad=c.max_bad,
-            log=attempt.say, progress=rank == 0, poll=stop.raise_if_asked, verify=rank == 0,
+            log=attempt.say, progress=rank == 0, poll=stopping.raise_if_asked, verify=rank == 0,
         ))  # fmt: skip
-        specs.check_classes(c, pack.classes)
+        rules.check_classes(c, pack.classes)
         if rank == 0:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
             adopt_config(run, c)
-        rt = runtime.init_runtime(c.threads, meeting)
+        rt = collectives.init_runtime(c.threads, meeting)
         code = train(c, rt, run, pack, attempt)
-        runtime.shutdown(rt)
+        collectives.shutdown(rt)
         return code
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import train_gan
 from benchmarks import machine
 from benchmarks.gan import Ours, inference, lazy, make_ours
-from jobs import runtime
+from jobs.training import collectives, devices
 from models import stylegan2
 
 TITLE = "What each decision is worth"
@@ -59,7 +59,7 @@ def separate_adam(module: torch.nn.Module, lr: float, lazy_interval: int) -> tor
 
 VARIANTS = {  # name: (module, attribute, what it was chosen over)
     "as it is": None,
-    "memory given back to the system": (runtime, "keep_freed_memory", lambda: None),
+    "memory given back to the system": (collectives, "keep_freed_memory", lambda: None),
     "FIR with autograd's derivatives": (stylegan2, "_fir", plain_fir),
     "FIR as shifted sums": (stylegan2, "_fir", stylegan2._fir_shifted),
     "a weight per sample, grouped convolution": (stylegan2, "modulated_conv", grouped_conv),
@@ -103,8 +103,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all that this process was given)")
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
-    device = runtime.init_runtime(args.threads).device
-    precisions = ["fp32"] + ["auto"] * (runtime.precision_dtype("auto", device) != torch.float32)
+    device = collectives.init_runtime(args.threads).device
+    precisions = ["fp32"] + ["auto"] * (devices.precision_dtype("auto", device) != torch.float32)
     text = [machine.command("benchmarks.ablation"), machine.header(device, ["torch"])]
     print("\n\n".join(text), flush=True)
     for resolution in (64,) if args.quick else [int(r) for r in args.resolutions.split(",")]:

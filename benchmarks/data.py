@@ -26,7 +26,7 @@ from data.batches import Batches
 from data.pack import build_pack
 from data.phantom import CLASSES, phantom_label, phantom_slice
 from data.sources import find_source
-from jobs import runtime
+from jobs.training import collectives
 
 TITLE = "The pack against ImageFolder + DataLoader"
 BATCH, WORKERS = 64, 2
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
     count, rounds = (192, 2) if args.quick else (args.slices, args.rounds)
-    runtime.init_runtime(
+    collectives.init_runtime(
         threads=1
     )  # as a training process; one thread: what a batch costs beside a training step that has the other cores
     text = [

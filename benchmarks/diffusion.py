@@ -28,8 +28,8 @@ import train_diffusion
 from benchmarks import machine
 from data.latents import Latents
 from data.pack import Pack, ensure_pack
-from jobs import runtime
-from jobs.specs import DiffusionConfig
+from jobs.config.specs import DiffusionConfig
+from jobs.training import collectives, devices
 from models import diffusion, quality
 from models.encoder import train_encoder
 from models.vae import VAE
@@ -50,7 +50,7 @@ WAYS = (
 # --- the three sides --------------------------------------------------------------------------------------------------
 class Ours:
     def __init__(self, batch: int, precision: str, threads: int):
-        rt = runtime.init_runtime(threads)
+        rt = collectives.init_runtime(threads)
         torch.manual_seed(0)
         self.c = DiffusionConfig(
             data="phantom", batch=batch, precision=precision, schedule="linear", target="epsilon", times="uniform"
@@ -60,7 +60,7 @@ class Ours:
         latents = Latents("", values, np.zeros(64, np.int64), np.zeros(4), np.ones(4))
         self.data = train_diffusion.Data(self.c, types.SimpleNamespace(classes=[]), latents, None, rt.device)
         self.s = train_diffusion.build_state(self.c, self.data, 0, rt.device)
-        self.rt, self.device, self.dtype = rt, rt.device, runtime.precision_dtype(precision, rt.device)
+        self.rt, self.device, self.dtype = rt, rt.device, devices.precision_dtype(precision, rt.device)
         self.name, self.net = f"ours, {str(self.dtype).removeprefix('torch.')}", self.s.unet
         self.networks, self.tasks = (self.net,), {"step": self.step, "sample": self.sample}
         self.schedule, self.nimg = diffusion.make_schedule("linear"), 0
@@ -99,7 +99,7 @@ class Peer:
 
     def __init__(self, batch: int, threads: int):
         torch.manual_seed(0)
-        torch.set_num_threads(threads or runtime.default_threads(1))
+        torch.set_num_threads(threads or devices.default_threads(1))
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
         self.batch, self.device = batch, torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -249,7 +249,7 @@ def exactness() -> str:
 # --- the comparison ---------------------------------------------------------------------------------------------------
 def compare(batch: int, rounds: int, threads: int, device: torch.device) -> str:
     sides = [machine.Side(Ours, batch, "fp32", threads)]
-    if runtime.precision_dtype("auto", device) != torch.float32:
+    if devices.precision_dtype("auto", device) != torch.float32:
         sides.append(machine.Side(Ours, batch, "auto", threads))
     ours = len(sides)
     sides += [machine.Side(peer, batch, threads) for peer in (Diffusers, Monai)]
@@ -376,7 +376,7 @@ def main() -> None:
         import monai  # noqa: F401
     except ImportError as error:
         sys.exit(f"benchmarks.diffusion: {error}; run: pip install diffusers==0.42.1 monai==1.6.1")
-    device = runtime.init_runtime(args.threads).device
+    device = collectives.init_runtime(args.threads).device
     rounds = 2 if args.quick else args.rounds
     text = [machine.command("benchmarks.diffusion"), machine.header(device, ["torch", "diffusers", "monai"]), NOTES]
     print("\n\n".join(text), flush=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from jobs.throughput import count_flops, device_peak
+from jobs.training.throughput import count_flops, device_peak
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 INTRODUCTION = """# Benchmarks

@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine
-from jobs import runtime
-from jobs.log import plot_losses
-from jobs.specs import ROOT
+from jobs.config.specs import ROOT
+from jobs.training import devices
+from jobs.view.plots import plot_losses
 
 TITLE = "Loss curves of the fast precision"
 COLUMNS = ("loss_G", "loss_D", "logits_real", "r1", "diversity")
@@ -62,7 +62,7 @@ def main() -> None:
     text = [machine.command("benchmarks.precision"), machine.header(device, ["torch"])]
     text.append(
         f"`--preset quickstart` for {kimg:g} kimg. Root mean square of the difference of two curves. `auto` is "
-        f"{str(runtime.precision_dtype('auto', device)).removeprefix('torch.')} on this device."
+        f"{str(devices.precision_dtype('auto', device)).removeprefix('torch.')} on this device."
     )
     print("\n\n".join(text), flush=True)
     with tempfile.TemporaryDirectory() as name:

@@ -22,8 +22,9 @@ import torch
 
 import train_gan
 from benchmarks import machine
-from jobs import runtime
-from jobs.specs import GAN_PRESETS, ROOT, GanConfig
+from jobs.config.presets import GAN_PRESETS
+from jobs.config.specs import ROOT, GanConfig
+from jobs.training import collectives
 
 TITLE = "Several ranks"
 # NVlabs' stylegan3 repository, docs/configs.md: stylegan2 at 256 px with half the widths, batch 16, one A100.
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="repetitions (default 3)")
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
-    rt = runtime.init_runtime(1)
+    rt = collectives.init_runtime(1)
     text = [machine.command("benchmarks.scaling"), machine.header(rt.device, ["torch"])]
     print("\n\n".join(text), flush=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,8 +15,8 @@ from unittest import mock
 import torch
 from tiny import FLAGS, ROOT
 
-from jobs import stop
-from jobs.attempt import report_and_code
+from jobs.run import stopping
+from jobs.run.attempt import report_and_code
 
 # Ranks and jobs of whoever runs the tests are not those of the run under test.
 FOREIGN = ("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_")
@@ -44,7 +44,7 @@ def run_main(script: str, *flags: str, packs: Path, tiny: bool = True, **env: st
     clean = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)} | {"BRAIN_PACK_DIR": str(packs)} | env
     argv = [str(ROOT / script), *(FLAGS[script] if tiny else ()), *flags]
     out, err, threads, hook = io.StringIO(), io.StringIO(), torch.get_num_threads(), threading.excepthook
-    stop._received.clear()
+    stopping._received.clear()
     try:
         with (
             mock.patch.dict(os.environ, clean, clear=True), mock.patch.object(sys, "argv", argv),
@@ -52,12 +52,12 @@ def run_main(script: str, *flags: str, packs: Path, tiny: bool = True, **env: st
         ):  # fmt: skip
             code = report_and_code(module.main)
     except SystemExit as error:
-        code = stop.exit_code(error)
+        code = stopping.exit_code(error)
     except Exception as error:
-        code = stop.exit_code(error)
+        code = stopping.exit_code(error)
         err.write(f"\nTraceback: {error!r}\n")
     finally:
-        stop._received.clear()
+        stopping._received.clear()
         torch.set_num_threads(threads)
         threading.excepthook = hook
     return Outcome(code, out.getvalue(), err.getvalue())

@@ -181,8 +181,8 @@ def nifti(folder: Path) -> Iterator:
 
 
 def sites(folder: Path) -> Iterator:
-    from jobs.sites import choose_site, load_sites, user_file
-    from jobs.specs import ConfigError
+    from jobs.cluster.sites import choose_site, load_sites, user_file
+    from jobs.config.specs import ConfigError
 
     os.environ["XDG_CONFIG_HOME"] = str(folder)
     user_file().parent.mkdir(exist_ok=True)
@@ -204,14 +204,17 @@ def run_files(folder: Path) -> Iterator:
     """config.json, data.json, status.json, attempts.jsonl and jobs.json of a run directory."""
     from dataclasses import asdict
 
-    from jobs import requeue, specs, watch
-    from jobs.attempt import check_data, compare_with_run
-    from jobs.rundir import RunDir, RunDirError
-    from jobs.submit import read_jobs
+    from jobs.cluster import requeue, status
+    from jobs.cluster.submit import read_jobs
+    from jobs.config import parsing, specs
+    from jobs.run.attempt import check_data
+    from jobs.run.resume import compare_with_run
+    from jobs.run.rundir import RunDir
+    from jobs.run.states import RunDirError
 
     run = RunDir(folder / "run")
     run.create()
-    config = specs.parse(specs.GanConfig, ["--preset", "quickstart", "--run", str(run.path)])
+    config = parsing.parse_config(specs.GanConfig, ["--preset", "quickstart", "--run", str(run.path)])
     refusals, quiet = (specs.ConfigError, RunDirError), lambda *_: None
 
     def read_config(data: bytes) -> None:
@@ -235,7 +238,7 @@ def run_files(folder: Path) -> Iterator:
         lines, about = run.read_attempts(), read_jobs(run.path)
         decision = requeue.Decision("requeue", "", counted=True)
         requeue.within_budget(decision, 5, lines, requeue.started_by_person(about), 3)
-        watch.view(run.path, {}) if hasattr(watch, "view") else None
+        status.view(run.path, {}) if hasattr(status, "view") else None
 
     line = b'{"event": "start", "time": 5.0, "nimg": 8, "attempt": 1}\n{"event": "decision", "decision": "requeue", "counted": true, "nimg": 8, "time": 6}\n'
     yield (
@@ -247,7 +250,7 @@ def run_files(folder: Path) -> Iterator:
 
 
 def slurm(folder: Path) -> Iterator:
-    from jobs import slurm
+    from jobs.cluster import slurm
 
     job = "123_4|RUNNING|None|u|gpu|n[1-2]|1:02|4:00:00|2026-01-02T03:04:05|N/A|(null)|a name|/x|/w".replace(
         "|", slurm.FIELD
@@ -272,7 +275,7 @@ def slurm(folder: Path) -> Iterator:
 def checkpoint(folder: Path) -> Iterator:
     import torch
 
-    from jobs.checkpoint import CheckpointError, Checkpoints
+    from jobs.training.checkpoint import CheckpointError, Checkpoints
 
     store = Checkpoints(folder / "checkpoints", say=lambda text: None)
     store.folder.mkdir()
@@ -306,7 +309,8 @@ def checkpoint(folder: Path) -> Iterator:
 
 def metrics(folder: Path) -> Iterator:
     os.environ["MPLCONFIGDIR"] = str(folder)
-    from jobs.log import draw_losses, read_metrics
+    from jobs.view.metrics import read_metrics
+    from jobs.view.plots import draw_losses
 
     path = folder / "metrics.jsonl"
     rows = b"".join(
@@ -328,8 +332,8 @@ def metrics(folder: Path) -> Iterator:
 def weights(folder: Path) -> Iterator:
     import torch
 
-    from jobs.specs import ConfigError
-    from jobs.weights import WeightsError, read_weights, write_weights
+    from jobs.config.specs import ConfigError
+    from jobs.training.weights import WeightsError, read_weights, write_weights
     from models.stylegan2 import Generator
     from predict import load_model
 

@@ -16,10 +16,10 @@ import tiny
 import torch
 from PIL import Image
 
-from jobs.checkpoint import Checkpoints
-from jobs.log import Averages
-from jobs.loop import FRESH_COUNTERS, State
-from jobs.rundir import process_space
+from jobs.run.lock import process_space
+from jobs.training.checkpoint import Checkpoints
+from jobs.training.upkeep import FRESH_COUNTERS, State
+from jobs.view.metrics import Averages
 
 SHORT = ("--total-kimg", "0.04", "--log-kimg", "0.008")
 
@@ -261,9 +261,9 @@ LEAVE = """
 import os, sys, time
 from pathlib import Path
 from types import SimpleNamespace as Names
-from jobs import runtime
-from jobs.loop import Upkeep
-rt = runtime.init_runtime(1, runtime.Meeting())
+from jobs.training import collectives, ranks
+from jobs.training.upkeep import Upkeep
+rt = collectives.init_runtime(1, ranks.Meeting())
 folder = Path(sys.argv[1])
 
 def write(raise_errors):  # a checkpoint on slow storage

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import checkpoint, rundir
-from jobs.checkpoint import CheckpointError, Checkpoints, Diverged, NonFinite, not_finite, to_host
+from jobs.training import checkpoint
+from jobs.training.checkpoint import CheckpointError, Checkpoints, Diverged, NonFinite, not_finite, to_host
 
 
 @pytest.fixture(autouse=True)
@@ -297,7 +297,7 @@ def failing(times: int, real):
 def test_a_write_that_fails_twice_succeeds_the_third_time(tmp_path, monkeypatch):
     said = []
     checkpoints = Checkpoints(tmp_path, say=said.append)
-    monkeypatch.setattr(rundir.os, "fsync", failing(2, os.fsync))
+    monkeypatch.setattr(os, "fsync", failing(2, os.fsync))
     checkpoints.save(8, state_at(8))
     checkpoints.wait(raise_errors=True)
     assert checkpoints.last_error is None and said == [] and checkpoints.load_latest()[0] == 8
@@ -308,7 +308,7 @@ def test_a_write_that_keeps_failing_is_reported_and_the_one_before_stays(tmp_pat
     said = []
     checkpoints = saved(tmp_path, 8, say=said.append)
     with monkeypatch.context() as patch:
-        patch.setattr(rundir.os, "fsync", failing(99, os.fsync))
+        patch.setattr(os, "fsync", failing(99, os.fsync))
         checkpoints.save(16, state_at(16))
         checkpoints.wait()  # training goes on
         assert "Disk quota exceeded" in checkpoints.last_error and "0.016 kimg" in checkpoints.last_error

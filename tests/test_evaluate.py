@@ -16,7 +16,7 @@ from test_predict import call, make_generator, one_line, write
 from tiny import environment
 
 import predict
-from jobs.pictures import scatter_plots
+from jobs.view.pictures import scatter_plots
 from models import encoder
 from models.stylegan2 import Generator
 

@@ -14,9 +14,11 @@ import pytest
 import tiny
 from PIL import Image
 
-from jobs import attempt, log, loop, stop
-from jobs.attempt import Attempt, report_and_code
-from jobs.rundir import RunDir
+from jobs.run import stopping
+from jobs.run.attempt import Attempt, report_and_code
+from jobs.run.rundir import RunDir
+from jobs.training import upkeep
+from jobs.view import tensorboard
 
 
 def harness(*words: str, seconds: float) -> str:
@@ -53,11 +55,11 @@ def test_a_picture_that_finds_no_room_does_not_end_training(tmp_path, monkeypatc
     def full(path, picture):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(loop, "save_png", full)
+    monkeypatch.setattr(upkeep, "save_png", full)
     record = SimpleNamespace(
-        run=RunDir(tmp_path), attempt=SimpleNamespace(say=said.append), board=log.TensorBoard(None)
+        run=RunDir(tmp_path), attempt=SimpleNamespace(say=said.append), board=tensorboard.TensorBoard(None)
     )
-    loop.Record.show(record, "00000.016.png", "samples", Image.new("L", (2, 2)), 16)
+    upkeep.Record.show(record, "00000.016.png", "samples", Image.new("L", (2, 2)), 16)
     assert len(said) == 1 and "00000.016.png cannot be written (No space left on device); training goes on" in said[0]
 
 
@@ -68,7 +70,7 @@ def test_what_a_file_system_says_is_one_plain_line(number, code, capsys):
     def main():
         raise OSError(number, os.strerror(number), "/runs/x/DONE")
 
-    assert report_and_code(main) == code == stop.exit_code(OSError(number, ""))
+    assert report_and_code(main) == code == stopping.exit_code(OSError(number, ""))
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"error: /runs/x/DONE: {os.strerror(number)}; ") and "\n" not in said
 
@@ -85,17 +87,17 @@ def test_another_error_of_the_system_keeps_its_traceback(capsys):
 def test_the_thread_of_tensorboard_dies_without_a_traceback(tmp_path, monkeypatch):
     """Its writer meets a full disk in a thread; the line about it comes with the next row."""
     said, shown = [], []
-    board = log.TensorBoard(tmp_path, say=said.append)
-    assert threading.excepthook is log._no_traceback_of_tensorboard
+    board = tensorboard.TensorBoard(tmp_path, say=said.append)
+    assert threading.excepthook is tensorboard._no_traceback_of_tensorboard
     writer = board.writer.file_writer.event_writer._async_writer._worker
     failure = SimpleNamespace(
         exc_type=OSError, exc_value=OSError(28, "No space left on device"), exc_traceback=None, thread=writer
     )
-    log._no_traceback_of_tensorboard(failure, otherwise=shown.append)
+    tensorboard._no_traceback_of_tensorboard(failure, otherwise=shown.append)
     assert shown == []
     for change in ({"thread": threading.current_thread()}, {"exc_value": ValueError()}):
         other = SimpleNamespace(**vars(failure) | change)
-        log._no_traceback_of_tensorboard(other, otherwise=shown.append)
+        tensorboard._no_traceback_of_tensorboard(other, otherwise=shown.append)
     assert len(shown) == 2
     board.close()
 
@@ -127,4 +129,4 @@ def test_attempts_record_the_code_of_a_full_disk(tmp_path):
         begun.begin(0, 8, {})
         raise OSError(errno.EIO, "Input/output error")
     end = run.read_attempts()[-1]
-    assert (end["event"], end["code"]) == ("end", 75) and attempt.stop.exit_code(OSError(errno.EIO, "")) == 75
+    assert (end["event"], end["code"]) == ("end", 75) and stopping.exit_code(OSError(errno.EIO, "")) == 75

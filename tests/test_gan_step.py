@@ -11,11 +11,12 @@ import torch
 import train_gan
 from data.batches import Batches
 from data.pack import ensure_pack
-from jobs import runtime, specs
-from jobs.checkpoint import Checkpoints, Diverged, to_host
-from jobs.loop import Upkeep, due, replace_weights
-from jobs.rundir import RunDir
-from jobs.weights import read_weights
+from jobs.config import parsing, specs
+from jobs.run.rundir import RunDir
+from jobs.training import collectives, devices
+from jobs.training.checkpoint import Checkpoints, Diverged, to_host
+from jobs.training.upkeep import Upkeep, due, replace_weights
+from jobs.training.weights import read_weights
 
 TINY = (
     "--preset quickstart --data phantom:32 --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 --w-dim 16 "
@@ -33,15 +34,15 @@ class Bench:
     """A state and the steps on it."""
 
     def __init__(self, pack, *flags: str):
-        self.c = specs.parse(specs.GanConfig, [*TINY, *flags])
-        self.rt = runtime.init_runtime(1)
+        self.c = parsing.parse_config(specs.GanConfig, [*TINY, *flags])
+        self.rt = collectives.init_runtime(1)
         classes = len(pack.classes) if self.c.conditional else 0
         self.s = train_gan.build_state(self.c, classes, self.rt.device)
         self.batches = Batches(pack, seed=self.c.seed, batch=self.c.batch, device=self.rt.device)
         self.labels = torch.from_numpy(np.ascontiguousarray(pack.labels))
 
     def step(self, nimg: int) -> train_gan.Step:
-        dtype = runtime.precision_dtype(self.c.precision, self.rt.device)
+        dtype = devices.precision_dtype(self.c.precision, self.rt.device)
         w_sum = torch.zeros(self.c.w_dim)
         return train_gan.Step(
             self.c, self.rt, self.batches, self.labels, dtype, nimg, self.s.G.synthesis, self.s.D, w_sum

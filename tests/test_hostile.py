@@ -25,8 +25,8 @@ from data.images import BadFile
 from data.latents import build_latents, ensure_latents, open_latents
 from data.pack import ensure_pack
 from data.sources import DataError
-from jobs.checkpoint import CheckpointError, Checkpoints, check_archive
-from jobs.weights import WeightsError, read_weights, write_weights
+from jobs.training.checkpoint import CheckpointError, Checkpoints, check_archive
+from jobs.training.weights import WeightsError, read_weights, write_weights
 
 TORCH_FREE = ["pack", "image", "nifti", "sites", "run_files", "slurm"]
 TORCH = ["checkpoint", "metrics", "weights", "latents"]
@@ -208,8 +208,8 @@ def test_thin_voxels_do_not_become_pictures_of_terabytes(tmp_path):
 
 
 def test_deeply_nested_sites_are_one_line(tmp_path, monkeypatch):
-    from jobs.sites import load_sites
-    from jobs.specs import ConfigError
+    from jobs.cluster.sites import load_sites
+    from jobs.config.specs import ConfigError
 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "brain-slices").mkdir()

@@ -7,6 +7,7 @@ import os
 import pickletools
 import re
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -20,10 +21,11 @@ from types import SimpleNamespace
 import pytest
 from tiny import ROOT, TINY, copy_toolkit, environment, wait_until, weights_hash
 
-from jobs import plan as planning
-from jobs import preflight, show, sites, specs, submit, terminal, watch, why
-from jobs.rundir import RunDir, git_state
-from jobs.slurm import Job, Partition
+from jobs.cluster import plan as planning
+from jobs.cluster import preflight, show, sites, status, submit, terminal, why
+from jobs.cluster.slurm import Job, Partition
+from jobs.config import parsing, specs
+from jobs.run.rundir import RunDir, git_state
 
 A100 = Partition("a100", True, 86400, 1200, 10, 8, 1, None, True, {"gpu:a100": 1})
 CPU = Partition("cpu", True, 7200, 1200, 4, 16, 64000, None, False, {})
@@ -204,12 +206,12 @@ def test_paths_among_the_flags_become_absolute(tmp_path, monkeypatch):
     assert flags[flags.index("--init-from") + 1] == str(tmp_path / "old")
     assert flags[flags.index("--batch") + 1] == "32" and "--run" not in flags
     assert plan.command()[2:5] == [str(plan.run / "code" / "train_gan.py"), "--run", str(plan.run)]
-    assert specs.parse(specs.GanConfig, plan.command()[3:]) == plan.config  # the job comes to the same config
+    assert parsing.parse_config(specs.GanConfig, plan.command()[3:]) == plan.config  # the job comes to the same config
 
 
 def test_the_default_name_is_that_of_the_training_script(tmp_path):
     plan = planning.make_plan(options(), ["--data", "phantom", "--lr", "0.001"], sites.load_sites()["generic"], None)
-    assert plan.run == Path(specs.parse(specs.GanConfig, ["--data", "phantom", "--lr", "0.001"]).run)
+    assert plan.run == Path(parsing.parse_config(specs.GanConfig, ["--data", "phantom", "--lr", "0.001"]).run)
 
 
 def test_snapshot_remembers_its_commit_and_is_copied_like_any_toolkit(tmp_path):
@@ -321,7 +323,7 @@ def test_a_diffusion_run_without_a_vae_names_the_pipeline(tmp_path):
     vae = RunDir(tmp_path / "some-vae")
     vae.create()
     config = make(tmp_path, job="vae").config
-    vae.write_config(json.loads(specs.to_json(config)))
+    vae.write_config(json.loads(parsing.to_json(config)))
     assert "--job pipeline" in failures(check())
     assert "no weights there" in failures(check("--vae", str(vae.path)))
     assert not failures(check("--vae", str(vae.path), after=str(vae.path)))  # it waits for it
@@ -346,7 +348,7 @@ def test_run_folder_that_cannot_be_used(tmp_path, monkeypatch):
         preflight.check_run_folder(make(tmp_path, "--run", "/proc/run", local=True), None)
     )
     assert not failures(preflight.check_run_folder(make(tmp_path, local=True), None))
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: SimpleNamespace(free=1e9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e9))
     assert "the disk has 1.0 GB" in failures(preflight.check_run_folder(make(tmp_path, local=True), None))
     monkeypatch.setattr(preflight, "quota_left_gb", lambda path: 0.2)
     assert "your quota leaves 0.2 GB" in failures(preflight.check_run_folder(make(tmp_path, local=True), None))
@@ -370,7 +372,7 @@ def test_quota_is_read(tmp_path, monkeypatch):
 def test_flags_that_differ_from_the_run(tmp_path):
     plan = make(tmp_path)
     RunDir(plan.run).create()
-    RunDir(plan.run).write_config(json.loads(specs.to_json(plan.config)))
+    RunDir(plan.run).write_config(json.loads(parsing.to_json(plan.config)))
     assert not failures(preflight.check_config(plan))
     assert not failures(preflight.check_config(make(tmp_path, "--total-kimg", "9000")))
     assert "--name" in failures(preflight.check_config(make(tmp_path, "--resolution", "128")))
@@ -390,7 +392,7 @@ def test_why_a_job_is_pending(tmp_path, reason, words):
     job = Job(
         "42", "PENDING", reason=reason, dependency="afterany:41(unfulfilled)", workdir=str(tmp_path / "run" / "code")
     )
-    assert words in watch.pending_words(job)
+    assert words in status.pending_words(job)
     RunDir(tmp_path / "run").create()
     _, cause = why.explain(tmp_path / "run", {"42": job})
     assert words in cause.text + cause.fix
@@ -470,37 +472,37 @@ def test_view_merges_slurm_and_the_heartbeat(tmp_path):
     now = time.time()
     running = Job("42", "RUNNING", partition="a100", nodes="n1", elapsed_s=60, limit_s=3600, start=now - 60)
     run = run_with(tmp_path, "r", state="running", kimg=10.0, total_kimg=40.0, eta_s=90, job_id="42", attempt=3)
-    view = watch.view_run(run, {"42": running})
+    view = status.view_run(run, {"42": running})
     assert (view.state, view.node, view.kimg, view.restarts, view.limit_s) == ("running", "n1", 10.0, 2, 3600)
-    assert watch.view_run(run, {"42": replace(running, state="PENDING", reason="Priority")}).state == "queued"
+    assert status.view_run(run, {"42": replace(running, state="PENDING", reason="Priority")}).state == "queued"
     assert (
-        watch.view_run(run, {"42": replace(running, start=now + 5)}).state == "starting"
+        status.view_run(run, {"42": replace(running, start=now + 5)}).state == "starting"
     )  # the heartbeat is of the attempt before
-    assert watch.view_run(run, {"42": replace(running, state="COMPLETED")}).state == "cut off"
-    assert watch.view_run(run, None).state == "running"  # no Slurm to ask, and a young heartbeat
+    assert status.view_run(run, {"42": replace(running, state="COMPLETED")}).state == "cut off"
+    assert status.view_run(run, None).state == "running"  # no Slurm to ask, and a young heartbeat
     old = run_with(tmp_path, "old", state="running", updated=now - 3600, job_id="42")
-    assert watch.view_run(old, {"42": replace(running, start=now - 7200)}).state == "hanging"
-    assert watch.view_run(old, None).state == "cut off"
-    assert watch.view_run(run_with(tmp_path, "c", state="continue", reason="time limit"), {}).state == "interrupted"
+    assert status.view_run(old, {"42": replace(running, start=now - 7200)}).state == "hanging"
+    assert status.view_run(old, None).state == "cut off"
+    assert status.view_run(run_with(tmp_path, "c", state="continue", reason="time limit"), {}).state == "interrupted"
     (run / "DONE").write_text("")
-    assert watch.view_run(run, {}).state == "done"
+    assert status.view_run(run, {}).state == "done"
 
 
 def test_a_job_that_was_queued_but_not_noted_is_found_by_its_folder(tmp_path):
     run = run_with(tmp_path, "r", state="queued")
     lost = Job("77", "PENDING", reason="Priority", workdir=str(run / "code"))
-    assert watch.view_run(run, {"77": lost}).job_id == "77"
+    assert status.view_run(run, {"77": lost}).job_id == "77"
 
 
 def test_runs_are_found_by_what_a_person_types(tmp_path):
     one, two = run_with(tmp_path, "alpha-1"), run_with(tmp_path, "alpha-2")
     (two / "jobs.json").write_text(json.dumps({"submitted": [{"id": "43_1", "kind": "main"}]}))
-    assert watch.find_run("alpha-1", tmp_path) == one and watch.find_run(str(two), tmp_path) == two
-    assert watch.find_run("42", tmp_path) == one and watch.find_run("43_1", tmp_path) == two
+    assert status.find_run("alpha-1", tmp_path) == one and status.find_run(str(two), tmp_path) == two
+    assert status.find_run("42", tmp_path) == one and status.find_run("43_1", tmp_path) == two
     with pytest.raises(LookupError, match="several"):
-        watch.find_run("alpha", tmp_path)
+        status.find_run("alpha", tmp_path)
     with pytest.raises(LookupError, match="alpha-2"):
-        watch.find_run("beta", tmp_path)
+        status.find_run("beta", tmp_path)
 
 
 def test_hostile_files_in_a_run_do_not_break_status(tmp_path):
@@ -508,7 +510,7 @@ def test_hostile_files_in_a_run_do_not_break_status(tmp_path):
     for name in ("status.json", "jobs.json", "metrics.jsonl", "attempts.jsonl", "config.json", "LOCK"):
         for text in ("", "[]", '{"submitted": 3, "state": [1], "kimg": "x", "job_id": {}}', "[" * 5000, "\x00\xff"):
             (run / name).write_text(text)
-            view = watch.view_run(run, {})
+            view = status.view_run(run, {})
             show.show_runs([view])
             why.explain(run, {})
 
@@ -595,7 +597,7 @@ def test_stop_and_resume_give_the_weights_of_an_undisturbed_run(clone, env):
     wait_until(lambda: run.newest_checkpoint() > 0)
     assert "already" in launch(clone, env, "--local", "--name", "two", *flags).stdout  # a live run is not doubled
     assert "saves and stops" in launch(clone, env, "stop", "two").stdout
-    wait_until(lambda: run.read_status().get("state") == "stopped" and watch.live_process(run.path) is None)
+    wait_until(lambda: run.read_status().get("state") == "stopped" and status.live_process(run.path) is None)
     assert not run.done() and run.stop_requested()
     assert "a person" in launch(clone, env, "why", "two").stdout
     launch(clone, env, "resume", "two", "--wait")
@@ -617,7 +619,7 @@ def test_ctrl_c_stops_a_local_run_with_a_save(clone, env):
     finally:
         (run.path / "STOP").touch()  # whatever happened, it does not go on in the background
     assert process.returncode == 130 and "saves first" in shown
-    assert run.read_status()["state"] == "stopped" and watch.live_process(run.path) is None
+    assert run.read_status()["state"] == "stopped" and status.live_process(run.path) is None
 
 
 def test_a_run_that_fails_says_so(clone, env):

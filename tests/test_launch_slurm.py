@@ -13,7 +13,7 @@ import pytest
 from cluster import Cluster, leftovers, missing_accounts
 from tiny import COMMON, TINY, copy_toolkit, finish, output, start, wait_until, weights_hash
 
-from jobs.rundir import RunDir
+from jobs.run.rundir import RunDir
 
 pytestmark = pytest.mark.timeout(1800)  # seconds on an idle machine, minutes on a busy one
 GAN = ("--partition", "a100", "--job", "stylegan2", *TINY)

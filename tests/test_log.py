@@ -11,8 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs import log
-from jobs.log import Averages, MetricsLog, Progress, TensorBoard, image_grid, plot_losses, read_metrics, save_png
+from jobs.view import grids, plots, progress
+from jobs.view.grids import image_grid, save_png
+from jobs.view.metrics import Averages, MetricsLog, read_metrics
+from jobs.view.plots import plot_losses
+from jobs.view.progress import Progress
+from jobs.view.tensorboard import TensorBoard
 
 
 def rows(*nimgs: int) -> list[dict]:
@@ -70,7 +74,7 @@ def test_not_finite_is_valid_json_and_says_so(tmp_path):
 
 def test_every_row_is_on_disk_when_append_returns(tmp_path, monkeypatch):
     synced, real = [], os.fsync
-    monkeypatch.setattr(log.os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), real(fd)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), real(fd)))
     log_ = MetricsLog(tmp_path / "m", -1)
     log_.append({"nimg": 8})
     log_.append({"nimg": 16})
@@ -86,7 +90,7 @@ def test_rows_wait_for_a_full_disk(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(log.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         log_.append({"nimg": 16})
         log_.append({"nimg": 24})
     with open(path, "a") as file:
@@ -200,7 +204,7 @@ def test_a_bar_on_a_terminal(capsys):
 
 
 def test_duration():
-    assert [log.duration(s) for s in (0, 59.6, 3599, 3600, 100_000)] == [
+    assert [progress.duration(s) for s in (0, 59.6, 3599, 3600, 100_000)] == [
         "0:00:00",
         "0:01:00",
         "0:59:59",
@@ -221,7 +225,7 @@ def test_grid_spacing_and_contents(channels):
         expected = images[i, 0] if channels == 1 else images[i].transpose(1, 2, 0)
         assert np.array_equal(grid[y : y + 7, x : x + 9], expected)
         covered[y : y + 7, x : x + 9] = True
-    assert (grid[~covered] == log.BACKGROUND).all()  # nothing but even lines, and one empty place, between them
+    assert (grid[~covered] == grids.BACKGROUND).all()  # nothing but even lines, and one empty place, between them
 
 
 def test_captions_stay_out_of_the_pictures():
@@ -286,6 +290,6 @@ def test_plot_of_several_runs_and_a_window(tmp_path):
 
 
 def test_smoothing_keeps_a_constant_and_follows_a_step():
-    assert np.allclose(log._smooth(np.full(100, 3.0)), 3.0)
-    stepped = log._smooth(np.r_[np.zeros(100), np.ones(100)])
+    assert np.allclose(plots._smooth(np.full(100, 3.0)), 3.0)
+    stepped = plots._smooth(np.r_[np.zeros(100), np.ones(100)])
     assert stepped[99] == 0 and 0.05 < stepped[100] < 0.5 and stepped[-1] > 0.99

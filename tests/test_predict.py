@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 
 import predict
 from data.images import fit_square
-from jobs.log import BACKGROUND
-from jobs.pictures import gif_of
-from jobs.specs import ConfigError
-from jobs.weights import write_weights
+from jobs.config.specs import ConfigError
+from jobs.training.weights import write_weights
+from jobs.view.grids import BACKGROUND
+from jobs.view.pictures import gif_of
 from models import loading
 from models.stylegan2 import Generator
 from models.styles import slerp, style_layers

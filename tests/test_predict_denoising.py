@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 import predict
-from jobs import specs, stop
-from jobs.specs import DiffusionConfig, VaeConfig
-from jobs.weights import write_weights
+from jobs.config import parsing, specs
+from jobs.config.specs import DiffusionConfig, VaeConfig
+from jobs.run import stopping
+from jobs.training.weights import write_weights
 from models import diffusion, encoder
 from models.metrics import psnr, ssim
 from models.unet import UNet
@@ -31,7 +32,7 @@ def randomised(module):
 
 
 def diffusion_file(path, *flags: str, pixel: bool = False, **about):
-    c = specs.parse(DiffusionConfig, [*tiny.FLAGS["train_diffusion.py"], *flags])
+    c = parsing.parse_config(DiffusionConfig, [*tiny.FLAGS["train_diffusion.py"], *flags])
     torch.manual_seed(0)
     shape = [1, 32, 32] if pixel else [2, 8, 8]
     widths, attention = specs.numbers(c.widths, "widths"), specs.numbers(c.attention, "attention")
@@ -42,18 +43,18 @@ def diffusion_file(path, *flags: str, pixel: bool = False, **about):
     }
     if not pixel:
         parts["vae_decoder"] = randomised(VAE(**VAE_SIZES).decoder).state_dict()
-    known = {"job": "diffusion", "config": specs.result_fields(c), "classes": ["NC", "AD"], "geometry": GEOMETRY, "nimg": 7000,
+    known = {"job": "diffusion", "config": parsing.result_fields(c), "classes": ["NC", "AD"], "geometry": GEOMETRY, "nimg": 7000,
              "shape": shape, "vae": None if pixel else VAE_SIZES}  # fmt: skip
     write_weights(path, parts, known | about)
     return path
 
 
 def vae_file(path):
-    c = specs.parse(VaeConfig, tiny.FLAGS["pretrain_vae.py"])
+    c = parsing.parse_config(VaeConfig, tiny.FLAGS["pretrain_vae.py"])
     torch.manual_seed(0)
     about = {
         "job": "vae",
-        "config": specs.result_fields(c) | {"num_res": 1},
+        "config": parsing.result_fields(c) | {"num_res": 1},
         "classes": [],
         "geometry": GEOMETRY,
         "nimg": 0,
@@ -76,8 +77,8 @@ def pixels(path) -> np.ndarray:
 
 
 def test_generate_makes_pictures_at_the_slices_size_that_repeat_in_any_company(weights, tmp_path):
-    assert run("generate", "--weights", weights, "--out", tmp_path / "a", "--number", 4, "--steps", 4) == stop.DONE
-    assert run("generate", "--weights", weights, "--out", tmp_path / "b", "--number", 2, "--steps", 4) == stop.DONE
+    assert run("generate", "--weights", weights, "--out", tmp_path / "a", "--number", 4, "--steps", 4) == stopping.DONE
+    assert run("generate", "--weights", weights, "--out", tmp_path / "b", "--number", 2, "--steps", 4) == stopping.DONE
     names = sorted(p.name for p in (tmp_path / "a").glob("0*.png"))
     assert names == ["000000_NC.png", "000001_AD.png", "000002_NC.png", "000003_AD.png"]
     assert pixels(tmp_path / "a" / names[0]).shape == (30, 24)
@@ -86,7 +87,7 @@ def test_generate_makes_pictures_at_the_slices_size_that_repeat_in_any_company(w
     assert not np.array_equal(pixels(tmp_path / "a" / names[0]), pixels(tmp_path / "a" / names[2]))
     assert (
         run("generate", "--weights", weights, "--out", tmp_path / "a", "--number", 4, "--steps", 4, "--npz")
-        == stop.DONE
+        == stopping.DONE
     )
     with np.load(tmp_path / "a" / "slices.npz") as file:
         assert file["images"].shape == (4, 1, 30, 24) and file["labels"].tolist() == [0, 1, 0, 1]
@@ -103,11 +104,11 @@ def test_generate_makes_pictures_at_the_slices_size_that_repeat_in_any_company(w
 def test_every_sampler_and_a_folder_of_other_settings_is_refused(weights, tmp_path, sampler, capsys):
     assert (
         run("generate", "--weights", weights, "--out", tmp_path, "--number", 1, "--steps", 4, "--sampler", sampler)
-        == stop.DONE
+        == stopping.DONE
     )
     assert (
         run("generate", "--weights", weights, "--out", tmp_path, "--number", 1, "--steps", 6, "--sampler", sampler)
-        == stop.BAD
+        == stopping.BAD
     )
     assert "steps 4 -> 6" in capsys.readouterr().err
 
@@ -146,7 +147,7 @@ def test_it_denoises_as_the_sampler_itself_does(weights):
 def test_denoise_shows_every_stage(weights, tmp_path):
     assert (
         run("denoise", "--weights", weights, "--out", tmp_path, "--number", 2, "--steps", 6, "--sampler", "ddim")
-        == stop.DONE
+        == stopping.DONE
     )
     with Image.open(tmp_path / "denoise.gif") as gif:
         assert gif.n_frames >= 2
@@ -158,9 +159,9 @@ def test_denoise_shows_every_stage(weights, tmp_path):
 def test_pixels_and_fast_steps(tmp_path, capsys):
     flags = "--space pixel --schedule linear --target v --times fast-uniform --sampler ddim --widths 8,8,8".split()
     path = diffusion_file(tmp_path / "w.safetensors", *flags, pixel=True)
-    assert run("generate", "--weights", path, "--out", tmp_path / "out", "--number", 1) == stop.DONE
+    assert run("generate", "--weights", path, "--out", tmp_path / "out", "--number", 1) == stopping.DONE
     assert json.loads((tmp_path / "out" / "generate.json").read_text())["settings"]["steps"] == 11
-    assert run("generate", "--weights", path, "--out", tmp_path / "other", "--steps", "20") == stop.USAGE
+    assert run("generate", "--weights", path, "--out", tmp_path / "other", "--steps", "20") == stopping.USAGE
     assert "Fast-DDPM" in capsys.readouterr().err and not list(tmp_path.glob("other/0*"))
 
 
@@ -168,7 +169,7 @@ def test_pixels_and_fast_steps(tmp_path, capsys):
     (("--truncation", "0.7"), "--guidance"), (("--noise", "fixed"), "--guidance"), (("--class", "MCI"), "choose all"),
 ])  # fmt: skip
 def test_flags_of_the_gan_are_refused(weights, tmp_path, flags, says, capsys):
-    assert run("generate", "--weights", weights, "--out", tmp_path, *flags) == stop.USAGE
+    assert run("generate", "--weights", weights, "--out", tmp_path, *flags) == stopping.USAGE
     assert says in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
@@ -180,7 +181,7 @@ def test_flags_of_the_gan_are_refused(weights, tmp_path, flags, says, capsys):
 ])  # fmt: skip
 def test_a_file_that_is_not_what_it_says_gets_one_line(tmp_path, about, capsys):
     path = diffusion_file(tmp_path / "w.safetensors", "--conditional", **about)
-    assert run("generate", "--weights", path, "--out", tmp_path / "out", "--number", 1) == stop.BAD
+    assert run("generate", "--weights", path, "--out", tmp_path / "out", "--number", 1) == stopping.BAD
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and str(path) in error
 
@@ -189,7 +190,7 @@ def test_reconstruct_reports_psnr_and_ssim_by_subject(tmp_path, monkeypatch):
     monkeypatch.setenv("BRAIN_PACK_DIR", str(tmp_path / "packs"))
     path = vae_file(tmp_path / "w.safetensors")
     vae = predict.load_model(path, torch.device("cpu")).vae
-    assert run("reconstruct", "--weights", path, "--out", tmp_path / "out", "--data", "phantom:40") == stop.DONE
+    assert run("reconstruct", "--weights", path, "--out", tmp_path / "out", "--data", "phantom:40") == stopping.DONE
     figures = json.loads((tmp_path / "out" / "reconstruct.json").read_text())
     assert figures["slices"] == figures["subjects"] == 4 and "split val" in figures["data"]
     from data.pack import ensure_pack
@@ -257,20 +258,20 @@ def test_evaluate_measures_a_diffusion_network_too(conditional, packs, tmp_path)
         "--device",
         "cpu",
     )
-    assert run("evaluate", *flags, "--out", tmp_path / "a") == stop.DONE
+    assert run("evaluate", *flags, "--out", tmp_path / "a") == stopping.DONE
     found = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert found["settings"]["steps"] == 2 and found["settings"]["sampler"] == "ddim" and found["compared"] == 60
     assert found["distances"]["generated"]["kid"] > 5 * abs(found["distances"]["training slices"]["kid"])
     assert found["ms_ssim"].keys() == {"NC", "AD"} and found["class_fidelity"]["accuracy_of_heldout"] > 0
-    assert run("evaluate", *flags, "--batch", 7, "--out", tmp_path / "b") == stop.DONE  # batched differently
+    assert run("evaluate", *flags, "--batch", 7, "--out", tmp_path / "b") == stopping.DONE  # batched differently
     other = json.loads((tmp_path / "b" / "metrics.json").read_text())
     assert all(other[k] == found[k] for k in ("distances", "ms_ssim", "copying", "class_fidelity"))
 
 
 def test_interpolation_turns_the_noise_and_passes_through_the_pictures(conditional, tmp_path):
     flags = ("--weights", conditional, "--number", 3, "--square")
-    assert run("generate", *flags, "--steps", 2, "--out", tmp_path / "g") == stop.DONE
-    assert run("interpolate", *flags, "--steps", 3, "--calls", 2, "--out", tmp_path / "i") == stop.DONE
+    assert run("generate", *flags, "--steps", 2, "--out", tmp_path / "g") == stopping.DONE
+    assert run("interpolate", *flags, "--steps", 3, "--calls", 2, "--out", tmp_path / "i") == stopping.DONE
     frames = frames_of(tmp_path / "i" / "interpolate.gif")
     assert len(frames) == 9
     for k, path in enumerate(sorted((tmp_path / "g").glob("0*.png"))):
@@ -296,7 +297,7 @@ def test_direction_goes_from_the_prediction_of_one_class_to_that_of_the_other(co
         "--calls",
         2,
     )
-    assert run("direction", *flags, "--out", tmp_path / "d") == stop.DONE
+    assert run("direction", *flags, "--out", tmp_path / "d") == stopping.DONE
     strip = pixels(tmp_path / "d" / "direction.png").astype(int)
     for column, name in ((0, "NC"), (2, "AD")):
         out = tmp_path / name
@@ -327,7 +328,7 @@ def test_direction_goes_from_the_prediction_of_one_class_to_that_of_the_other(co
 def test_tsne_of_a_vae_is_of_its_latents(packs, tmp_path):
     pytest.importorskip("sklearn")
     path = vae_file(tmp_path / "w.safetensors")
-    assert run("tsne", "--weights", path, "--data", "phantom:200", "--number", 15, "--out", tmp_path / "t") == stop.DONE
+    assert run("tsne", "--weights", path, "--data", "phantom:200", "--number", 15, "--out", tmp_path / "t") == stopping.DONE
     lines = (tmp_path / "t" / "tsne.csv").read_text().splitlines()
     assert (
         lines[0] == "source,x,y,class,subject"

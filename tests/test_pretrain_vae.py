@@ -16,9 +16,10 @@ import pretrain_vae as script
 from data.batches import Batches, to_float
 from data.latents import latents_path, open_latents
 from data.pack import ensure_pack
-from jobs import runtime, specs
-from jobs.specs import ConfigError, VaeConfig
-from jobs.weights import read_weights
+from jobs.config import parsing, specs
+from jobs.config.specs import ConfigError, VaeConfig
+from jobs.training import randomness, ranks
+from jobs.training.weights import read_weights
 
 SCRIPT = "pretrain_vae.py"
 LENGTH = ("--total-kimg", "0.4")
@@ -26,7 +27,7 @@ LENGTH = ("--total-kimg", "0.4")
 
 # --- one step ---------------------------------------------------------------------------------------------------------
 def config(*flags: str) -> VaeConfig:
-    return specs.parse(VaeConfig, [*tiny.FLAGS[SCRIPT], *flags])
+    return parsing.parse_config(VaeConfig, [*tiny.FLAGS[SCRIPT], *flags])
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def pack(tmp_path_factory):
 
 
 def steps(c: VaeConfig, pack, number: int, s=None, nimg: int = 0):
-    rt = runtime.Runtime(0, 1, 0, torch.device("cpu"), 1)
+    rt = ranks.Runtime(0, 1, 0, torch.device("cpu"), 1)
     s = script.build_state(c, rt.device) if s is None else s
     batches = Batches(pack, seed=c.seed, batch=c.batch, device="cpu")
     for i in range(number):
@@ -83,7 +84,7 @@ def test_the_two_part_backward_equals_the_plain_gradient(pack):
     c = dataclasses.replace(config(), gan_weight=0.0, clip=1e9)
     s = script.build_state(c, torch.device("cpu"))
     images, _ = Batches(pack, seed=c.seed, batch=c.batch, device="cpu").rows(0, 0, 8)
-    noise = torch.randn(8, 2, 8, 8, generator=runtime.generator(c.seed, 0, "posterior"))
+    noise = torch.randn(8, 2, 8, 8, generator=randomness.generator(c.seed, 0, "posterior"))
     output, mean, logvar = s.vae(images, noise)
     loss = script.reconstruction_loss(output, images) + c.structure_weight * script.structure_loss(output, images)
     (loss + c.kl_weight * script.kl_divergence(mean, logvar)).mean().backward()
@@ -103,14 +104,14 @@ def test_the_perceptual_term_of_a_given_file_adds_its_gradient(pack, tmp_path):
     s = script.build_state(c, torch.device("cpu"))
     network = script.open_perceptual(c, torch.device("cpu"))
     images, _ = Batches(pack, seed=c.seed, batch=c.batch, device="cpu").rows(0, 0, 8)
-    noise = torch.randn(8, 2, 8, 8, generator=runtime.generator(c.seed, 0, "posterior"))
+    noise = torch.randn(8, 2, 8, 8, generator=randomness.generator(c.seed, 0, "posterior"))
     output, mean, logvar = s.vae(images, noise)
     loss = script.reconstruction_loss(output, images) + c.structure_weight * script.structure_loss(output, images)
     loss = loss + 0.7 * network(output, images) + c.kl_weight * script.kl_divergence(mean, logvar)
     loss.mean().backward()
     expected = torch.nn.utils.get_total_norm([p.grad for p in s.vae.parameters()])
     s.vae.zero_grad()
-    rt = runtime.Runtime(0, 1, 0, torch.device("cpu"), 1)
+    rt = ranks.Runtime(0, 1, 0, torch.device("cpu"), 1)
     batches = Batches(pack, seed=c.seed, batch=c.batch, device="cpu")
     script.train_step(s, script.Step(c, rt, batches, torch.float32, 0, 0, s.vae, network))
     assert s.averages.means()["grad_norm"] == pytest.approx(float(expected), rel=1e-4)
@@ -217,7 +218,7 @@ def test_the_end_of_a_run_writes_the_latents_that_diffusion_takes(reference, pac
     """Mean and log-variance of every slice under the weights that were written, and the scale of each channel."""
     sha = hashlib.sha256((reference / "weights.safetensors").read_bytes()).hexdigest()
     tensors, about = read_weights(reference / "weights.safetensors")
-    vae = script.build_vae(specs.from_dict(VaeConfig, specs.read_json(reference / "config.json")))
+    vae = script.build_vae(parsing.from_dict(VaeConfig, specs.read_json(reference / "config.json")))
     vae.load_state_dict({k.removeprefix("vae."): v for k, v in tensors.items()})
     assert about["job"] == "vae"
     for split, number in (("train", 48), ("val", 4)):

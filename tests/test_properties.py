@@ -16,12 +16,14 @@ from data.batches import flip_coins, sample_order
 from data.packfile import check_geometry, restore
 from data.sources import DataError, find_source
 from data.walk import class_name
-from jobs import requeue, slurm, specs
-from jobs.attempt import compare_with_run
-from jobs.rundir import RunDir, RunDirError, is_number
-from jobs.slurm import Job, SlurmError
-from jobs.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
-from jobs.stop import CONTINUE, TRANSIENT
+from jobs.cluster import requeue, slurm
+from jobs.cluster.slurm import Job, SlurmError
+from jobs.config import parsing
+from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
+from jobs.run.resume import compare_with_run
+from jobs.run.rundir import RunDir, is_number
+from jobs.run.states import RunDirError
+from jobs.run.stopping import CONTINUE, TRANSIENT
 
 CONFIGS = (GanConfig, VaeConfig, DiffusionConfig)
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -146,7 +148,7 @@ def test_class_folders_of_any_name_are_found_whole(names, tmp_path_factory):
     extra=st.dictionaries(st.text(max_size=5), json_values, max_size=1),
 )
 def test_a_stored_config_is_read_or_refused_in_one_line(cls, changes, extra, tmp_path):
-    config = specs.parse(cls, ["--preset", "quickstart", "--run", str(tmp_path / "run")])
+    config = parsing.parse_config(cls, ["--preset", "quickstart", "--run", str(tmp_path / "run")])
     names = [f.name for f in fields(cls)]
     stored = asdict(config) | {names[i % len(names)]: value for i, value in changes.items()} | extra
     run = RunDir(tmp_path / "run")
@@ -168,14 +170,14 @@ def test_a_stored_config_is_read_or_refused_in_one_line(cls, changes, extra, tmp
 )
 def test_the_name_of_a_run_depends_on_what_changes_the_result_alone(cls, seed, lr, batch, kimg):
     def parsed(*flags):
-        return specs.parse(
+        return parsing.parse_config(
             cls, ["--preset", "quickstart", "--seed", str(seed), "--lr", repr(lr), "--batch", str(batch), *flags]
         )
 
     a, b = parsed(), parsed("--total-kimg", repr(kimg), "--log-kimg", "0.5", "--run", "elsewhere")
-    assert specs.default_name(a) == specs.default_name(b)
-    assert specs.default_name(a) != specs.default_name(parsed("--seed", str(seed + 1)))
-    assert specs.from_dict(cls, json.loads(specs.to_json(a))) == a
+    assert parsing.default_name(a) == parsing.default_name(b)
+    assert parsing.default_name(a) != parsing.default_name(parsed("--seed", str(seed + 1)))
+    assert parsing.from_dict(cls, json.loads(parsing.to_json(a))) == a
 
 
 # --- Slurm's words ----------------------------------------------------------------------------------------------------
@@ -244,7 +246,7 @@ def test_a_run_never_goes_on_against_a_person_or_after_a_refusal(code, done, sto
        status=json_values, about=json_values)  # fmt: skip
 def test_the_record_of_a_run_may_hold_anything(lines, status, about, tmp_path):
     """What other hands wrote into attempts.jsonl, status.json and jobs.json keeps no job from its decision and no attempt from its start."""
-    from jobs.submit import read_jobs
+    from jobs.cluster.submit import read_jobs
 
     run = RunDir(tmp_path / "run")
     run.create()

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from test_predict import call, one_line
 
-from jobs.report import evaluations, machine_seconds, pick, write_page
-from jobs.rundir import RunDir
+from jobs.run.rundir import RunDir
+from jobs.view.report import evaluations, machine_seconds, pick, write_page
 
 FIGURES = {"fid": 12.345, "fid_error": 0.5, "kid": 0.0021, "kid_sd": 0.0004, "precision": 0.5, "recall": 0.25,
            "density": 1.1, "coverage": 0.75}  # fmt: skip

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import requeue, slurm
-from jobs.requeue import Decision, decide, within_budget
-from jobs.rundir import RunDir
-from jobs.slurm import Job, SlurmError
+from jobs.cluster import requeue, slurm
+from jobs.cluster.requeue import Decision, decide, within_budget
+from jobs.cluster.slurm import Job, SlurmError
+from jobs.run.rundir import RunDir
 
 NOW = 1_800_000_000.0
 

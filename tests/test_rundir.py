@@ -15,8 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import rundir
-from jobs.rundir import Locked, RunDir, RunDirError, atomic_write, compare, process_start, remove_torn
+from data import files
+from data.files import atomic_write, process_start, remove_torn
+from jobs.run import lock, rundir
+from jobs.run.lock import Locked
+from jobs.run.rundir import RunDir, compare
+from jobs.run.states import RunDirError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,7 +33,7 @@ def run(tmp_path) -> RunDir:
 
 
 def test_package_is_torch_free():
-    code = "import sys, jobs.rundir, jobs.stop; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, jobs.run.rundir, jobs.run.stopping; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -62,11 +66,11 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     if call == "write":
-        with pytest.raises(OSError), rundir.atomic_file(path) as file:
+        with pytest.raises(OSError), files.atomic_file(path) as file:
             file.write(b"half")
             fail()
     else:
-        monkeypatch.setattr(rundir.os, call, fail)
+        monkeypatch.setattr(os, call, fail)
         with pytest.raises(OSError):
             atomic_write(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
@@ -103,7 +107,7 @@ def test_torn_files_of_dead_writers_are_removed_and_no_others(tmp_path):
     for path in [*old, other_old, *foreign]:
         path.touch()
     os.utime(other_old, (1, 1))
-    with rundir.atomic_file(tmp_path / "now") as file:
+    with files.atomic_file(tmp_path / "now") as file:
         file.write(b"x")
         assert sorted(remove_torn(tmp_path)) == sorted(p.name for p in [*old, other_old])
     assert {p.name for p in foreign} | {"now"} == set(os.listdir(tmp_path))
@@ -248,7 +252,8 @@ def test_done_and_save(run):
 # --- the lock ---------------------------------------------------------------------------------------------------------
 HOLD = """
 import sys, time
-from jobs.rundir import RunDir, Locked
+from jobs.run.lock import Locked
+from jobs.run.rundir import RunDir
 run = RunDir(sys.argv[1])
 try:
     run.lock(wait=0)
@@ -311,7 +316,7 @@ def test_unlock_leaves_other_peoples_lock_alone(run):
 
 
 def test_a_reused_pid_is_not_the_holder(run):
-    mine = rundir.Lock(run.lockfile).mine
+    mine = lock.Lock(run.lockfile).mine
     write_lock(run, host=mine["host"], space=mine["space"], pid=os.getpid(), start="1")
     run.lock(wait=0)
     run.unlock()
@@ -321,7 +326,7 @@ def test_another_host_counts_by_its_heartbeat(run):
     write_lock(run, age=20)
     with pytest.raises(Locked, match=r"5 on node9 \(job 123\)"):
         run.lock(wait=0)
-    write_lock(run, age=rundir.LOCK_STALE + 5)
+    write_lock(run, age=lock.LOCK_STALE + 5)
     run.lock(wait=0)
     run.unlock()
 
@@ -333,7 +338,7 @@ def test_another_container_on_this_host_is_another_host(run):
 
 
 def test_waits_for_another_host_to_fall_silent(run, monkeypatch):
-    monkeypatch.setattr(rundir, "LOCK_STALE", 2.0)
+    monkeypatch.setattr(lock, "LOCK_STALE", 2.0)
     write_lock(run, age=0.5)
     run.lock(wait=20)
     run.unlock()
@@ -368,7 +373,7 @@ def test_a_taker_that_died_over_its_claim_is_no_obstacle(run):
 def test_a_slow_taker_does_not_take_the_lock_of_a_fast_one(run):
     """The slow one judged the old lock stale; meanwhile the fast one took it."""
     write_lock(run, age=1000)
-    slow, fast = rundir.Lock(run.lockfile), RunDir(run.path)
+    slow, fast = lock.Lock(run.lockfile), RunDir(run.path)
     stale = slow._read(run.lockfile)
     fast.lock(wait=0)
     slow._draft.write_text(json.dumps(slow.mine))
@@ -382,7 +387,8 @@ def test_a_slow_taker_does_not_take_the_lock_of_a_fast_one(run):
 def test_of_many_takers_of_a_stale_lock_one_wins(run):
     code = """
 import sys, time
-from jobs.rundir import RunDir, Locked
+from jobs.run.lock import Locked
+from jobs.run.rundir import RunDir
 run = RunDir(sys.argv[1])
 print("ready", flush=True); sys.stdin.readline()
 try:
@@ -409,7 +415,7 @@ def test_without_hard_links_too(run, monkeypatch):
     def no_links(*args):
         raise OSError(1, "Operation not permitted")
 
-    monkeypatch.setattr(rundir.os, "link", no_links)
+    monkeypatch.setattr(os, "link", no_links)
     write_lock(run, age=1000)
     run.lock(wait=0)
     with pytest.raises(Locked):
@@ -419,7 +425,7 @@ def test_without_hard_links_too(run, monkeypatch):
 
 
 def test_the_heartbeat_beats_and_restores_a_deleted_lock(run, monkeypatch):
-    monkeypatch.setattr(rundir, "LOCK_BEAT", 0.05)
+    monkeypatch.setattr(lock, "LOCK_BEAT", 0.05)
     run.lock(wait=0)
     os.utime(run.lockfile, (1, 1))
     wait_until(lambda: run.lockfile.stat().st_mtime > 1)
@@ -430,7 +436,7 @@ def test_the_heartbeat_beats_and_restores_a_deleted_lock(run, monkeypatch):
 
 
 def test_a_process_whose_run_was_taken_over_ends(run):
-    code = HOLD.replace("import sys, time", "import sys, time, jobs.rundir; jobs.rundir.LOCK_BEAT = 0.05")
+    code = HOLD.replace("import sys, time", "import sys, time, jobs.run.lock; jobs.run.lock.LOCK_BEAT = 0.05")
     process = subprocess.Popen(
         [sys.executable, "-c", code, run.path, "60"],
         cwd=ROOT,
@@ -447,8 +453,8 @@ def test_a_process_whose_run_was_taken_over_ends(run):
 
 def test_an_earlier_start_of_the_same_job_is_taken_over_and_waited_for(run, monkeypatch):
     """Slurm requeued the job because its node's daemon died; the process there lives on and must notice first."""
-    monkeypatch.setattr(rundir, "LOCK_BEAT", 0.2)
-    code = HOLD.replace("import sys, time", "import sys, time, jobs.rundir; jobs.rundir.LOCK_BEAT = 0.2")
+    monkeypatch.setattr(lock, "LOCK_BEAT", 0.2)
+    code = HOLD.replace("import sys, time", "import sys, time, jobs.run.lock; jobs.run.lock.LOCK_BEAT = 0.2")
     process = subprocess.Popen(
         [sys.executable, "-c", code, run.path, "60"], cwd=ROOT, env=os.environ | {"SLURM_JOB_ID": "7"}, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True,
@@ -471,7 +477,7 @@ def test_an_earlier_start_of_the_same_job_is_taken_over_and_waited_for(run, monk
 
 def test_the_job_before_in_a_chain_is_taken_over(run, monkeypatch):
     """Where requeueing is forbidden another job goes on, once Slurm has given up the first."""
-    monkeypatch.setattr(rundir, "LOCK_BEAT", 0.05)
+    monkeypatch.setattr(lock, "LOCK_BEAT", 0.05)
     write_lock(run, age=0.01)  # of job 123
     monkeypatch.setenv("SLURM_JOB_ID", "124")
     with pytest.raises(Locked):

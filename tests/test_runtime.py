@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from jobs import runtime
-from jobs.runtime import PeerLost
+from jobs.training import collectives, devices, randomness, ranks, watchdog
+from jobs.training.ranks import PeerLost
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def clean_environment() -> dict[str, str]:
 
 def test_exit_codes_survive_a_collective_right_before_the_end():
     """The group is left at every exit; else gloo's threads abort the process now and then (code 134)."""
-    code = "runtime.agree_max(rt, [1])\nsys.exit(77)"
+    code = "collectives.agree_max(rt, [1])\nsys.exit(77)"
     processes = start(code, torchrun_variables(2))
     assert [p.wait(100) for p in processes] == [77, 77], [p.stderr.read() for p in processes]
 
@@ -51,9 +51,9 @@ def torchrun_variables(world: int) -> list[dict]:
 def start(code: str, variables: list[dict]) -> list[subprocess.Popen]:
     """One process per rank, which runs `code` with rt in scope."""
     code = (
-        "import json, os, sys, time, torch\nfrom jobs import runtime\nrt = runtime.init_runtime(threads=1)\n"
+        "import json, os, sys, time, torch\nfrom jobs.training import collectives, ranks\nrt = collectives.init_runtime(threads=1)\n"
         + code
-        + "\nruntime.shutdown(rt)\n"
+        + "\ncollectives.shutdown(rt)\n"
     )
     return [
         subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=clean_environment() | v, text=True,
@@ -87,7 +87,7 @@ if rt.rank == 1:
     net["c"].weight.grad = None    # one rank has no gradient here
 net["d"].weight.grad = None        # and none has one there
 storage = net["a"].weight.grad.data_ptr()
-runtime.reduce_mean_gradients(rt, net.parameters())
+collectives.reduce_mean_gradients(rt, net.parameters())
 same_storage = storage == net["a"].weight.grad.data_ptr()
 grads = [sorted(set(p.grad.flatten().tolist())) for p in net.parameters()]
 dtypes = [str(p.grad.dtype) for p in net.parameters()]
@@ -95,13 +95,13 @@ dtypes = [str(p.grad.dtype) for p in net.parameters()]
 module = torch.nn.BatchNorm1d(2)
 with torch.no_grad():
     module.weight.fill_(rt.rank + 5.0), module.running_mean.fill_(rt.rank + 7.0), module.num_batches_tracked.fill_(rt.rank + 9)
-runtime.broadcast_module(rt, module)
+collectives.broadcast_module(rt, module)
 
 total = torch.tensor([1.0 + rt.rank, 10.0])
-returned = runtime.reduce_sum(rt, total)
+returned = collectives.reduce_sum(rt, total)
 print(json.dumps(dict(
-    agreed=runtime.agree_max(rt, [rt.rank, 3 - rt.rank, -5]), first=runtime.from_rank_0(rt, 40 + rt.rank), sum=total.tolist(),
-    in_place=returned is total, same_storage=same_storage, grads=grads, dtypes=dtypes, big=runtime.agree_max(rt, [2**60 + rt.rank])[0],
+    agreed=collectives.agree_max(rt, [rt.rank, 3 - rt.rank, -5]), first=collectives.from_rank_0(rt, 40 + rt.rank), sum=total.tolist(),
+    in_place=returned is total, same_storage=same_storage, grads=grads, dtypes=dtypes, big=collectives.agree_max(rt, [2**60 + rt.rank])[0],
     module=[module.weight.tolist(), module.running_mean.tolist(), int(module.num_batches_tracked)], threads=torch.get_num_threads(),
 )))
 """
@@ -140,14 +140,14 @@ try:
     for i in range(10**9):
         {call}
         time.sleep(0.01)
-except runtime.PeerLost as error:
+except ranks.PeerLost as error:
     print(json.dumps(dict(code=error.exit_code, text=str(error))), flush=True)
     os._exit(0)
 """
 
 
 @pytest.mark.parametrize("call", [
-    "runtime.agree_max(rt, [i])", "runtime.reduce_sum(rt, torch.ones(1000))", "runtime.from_rank_0(rt, i)",
+    "collectives.agree_max(rt, [i])", "collectives.reduce_sum(rt, torch.ones(1000))", "collectives.from_rank_0(rt, i)",
 ])  # fmt: skip
 def test_a_killed_peer_is_noticed(call):
     processes = start(LOOP.format(call=call), torchrun_variables(2))
@@ -163,11 +163,11 @@ def test_a_killed_peer_is_noticed(call):
 def test_a_peer_that_never_comes_is_given_up():
     code = """
 import datetime, sys
-from jobs import runtime
-runtime.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=2)
+from jobs.training import collectives, ranks
+ranks.COLLECTIVE_TIMEOUT = collectives.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=2)
 try:
-    runtime.init_runtime(1)
-except runtime.PeerLost as error:
+    collectives.init_runtime(1)
+except ranks.PeerLost as error:
     sys.exit(f"lost: {error}")
 """
     environment = clean_environment() | torchrun_variables(2)[0]
@@ -180,18 +180,18 @@ except runtime.PeerLost as error:
 
 # --- a single process -------------------------------------------------------------------------------------------------
 def test_a_single_process_has_no_group_and_reductions_do_nothing(environment):
-    rt = runtime.init_runtime(threads=1)
+    rt = collectives.init_runtime(threads=1)
     assert (rt.rank, rt.world, rt.local_rank, rt.threads) == (0, 1, 0, 1)
     assert not torch.distributed.is_initialized()
     tensor, net = torch.ones(3), torch.nn.Linear(2, 2)
-    assert runtime.reduce_sum(rt, tensor) is tensor and tensor.tolist() == [1, 1, 1]
-    assert runtime.agree_max(rt, [1, 2]) == [1, 2] and runtime.from_rank_0(rt, 3) == 3
+    assert collectives.reduce_sum(rt, tensor) is tensor and tensor.tolist() == [1, 1, 1]
+    assert collectives.agree_max(rt, [1, 2]) == [1, 2] and collectives.from_rank_0(rt, 3) == 3
     net.weight.grad = torch.full((2, 2), 3.0)
-    runtime.reduce_mean_gradients(rt, list(net.parameters()))
+    collectives.reduce_mean_gradients(rt, list(net.parameters()))
     assert net.weight.grad.eq(3).all() and net.bias.grad.eq(0).all()  # as on two ranks
-    runtime.broadcast_module(rt, net)
-    runtime.shutdown(rt)
-    assert runtime.memory(CPU) == {} and runtime.facts(rt)["torch"] == torch.__version__
+    collectives.broadcast_module(rt, net)
+    collectives.shutdown(rt)
+    assert devices.memory(CPU) == {} and devices.facts(rt)["torch"] == torch.__version__
 
 
 # --- who am I ---------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ STEP = dict(
 ])  # fmt: skip
 def test_ranks_from_the_environment(environment, variables, expected):
     environment(**variables)
-    assert runtime.ranks() == expected
+    assert ranks.ranks() == expected
 
 
 @pytest.mark.parametrize(("layout", "node", "expected"), [
@@ -233,9 +233,9 @@ def test_ranks_from_the_environment(environment, variables, expected):
 ])  # fmt: skip
 def test_local_world_of_a_slurm_step(environment, layout, node, expected):
     environment(**STEP, SLURM_STEP_TASKS_PER_NODE=layout, SLURM_NODEID=node)
-    assert runtime.local_world(4) == expected
+    assert ranks.local_world(4) == expected
     environment(LOCAL_WORLD_SIZE="7")
-    assert runtime.local_world(8) == 7
+    assert ranks.local_world(8) == 7
 
 
 @pytest.mark.parametrize(("nodes", "first"), [
@@ -243,7 +243,7 @@ def test_local_world_of_a_slurm_step(environment, layout, node, expected):
     ("gpu-a.example.org,x", "gpu-a.example.org"), ("", ""),
 ])  # fmt: skip
 def test_first_host_of_a_host_list(nodes, first):
-    assert runtime.first_host(nodes) == first
+    assert ranks.first_host(nodes) == first
 
 
 def test_rendezvous_of_several_nodes(environment, monkeypatch):
@@ -252,15 +252,15 @@ def test_rendezvous_of_several_nodes(environment, monkeypatch):
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")  # so that monkeypatch takes back what the function sets
         monkeypatch.delenv(name)
-    runtime.slurm_rendezvous()
+    ranks.slurm_rendezvous()
     assert os.environ["MASTER_ADDR"] == "localhost" and 15000 <= int(os.environ["MASTER_PORT"]) < 55000
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name)
     environment(SLURM_STEP_NODELIST="no-such-host-[1-2].invalid")
-    runtime.slurm_rendezvous()
+    ranks.slurm_rendezvous()
     assert os.environ["MASTER_ADDR"] == "10.0.0.9"
     environment(MASTER_ADDR="given", MASTER_PORT="1234")
-    runtime.slurm_rendezvous()
+    ranks.slurm_rendezvous()
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("given", "1234")
 
 
@@ -272,7 +272,7 @@ def test_neighbouring_jobs_and_steps_have_ports_of_their_own(environment, monkey
         for step in range(3):
             monkeypatch.delenv("MASTER_PORT")
             environment(SLURM_JOB_ID=str(job), SLURM_STEP_ID=str(step))
-            runtime.slurm_rendezvous()
+            ranks.slurm_rendezvous()
             ports.add(int(os.environ["MASTER_PORT"]))
     assert len(ports) == 1500 and min(ports) >= 15000 and max(ports) < 55000
 
@@ -280,24 +280,24 @@ def test_neighbouring_jobs_and_steps_have_ports_of_their_own(environment, monkey
 def test_world_without_a_meeting_point_is_one_line(environment):
     environment(RANK="0", WORLD_SIZE="2")
     with pytest.raises(ValueError, match="torchrun or srun"):
-        runtime.init_runtime(1)
+        collectives.init_runtime(1)
 
 
 def test_default_threads(environment, monkeypatch):
-    monkeypatch.setattr(runtime.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    assert runtime.default_threads(1) == 8 and runtime.default_threads(2) == 4 and runtime.default_threads(16) == 1
+    monkeypatch.setattr(collectives.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert devices.default_threads(1) == 8 and devices.default_threads(2) == 4 and devices.default_threads(16) == 1
     environment(SLURM_CPUS_PER_TASK="3")
-    assert runtime.default_threads(4) == 3
+    assert devices.default_threads(4) == 3
     environment(SLURM_CPUS_PER_TASK="64")
-    assert runtime.default_threads(1) == 8  # more than it may use
+    assert devices.default_threads(1) == 8  # more than it may use
 
 
 # --- randomness and rows ----------------------------------------------------------------------------------------------
 FREED = """
 import resource, sys, torch
-from jobs import runtime
+from jobs.training import collectives
 if sys.argv[1] == "kept":
-    runtime.init_runtime(1)
+    collectives.init_runtime(1)
 x = torch.ones(1 << 24)  # 64 MiB: glibc maps every such block anew
 for _ in range(10):
     y = x * 2
@@ -325,22 +325,22 @@ def test_freed_memory_is_used_again():
 def test_seeds_are_pinned():
     """Runs begun by an earlier version must go on with the same draws."""
     expected = int.from_bytes(hashlib.blake2b(b"7/1280/noise", digest_size=8).digest(), "little") >> 1
-    assert runtime.seed_of(7, 1280, "noise") == expected < 2**63
-    seeds = {runtime.seed_of(s, n, p) for s in range(5) for n in range(200) for p in ("G", "D", "noise")}
+    assert randomness.seed_of(7, 1280, "noise") == expected < 2**63
+    seeds = {randomness.seed_of(s, n, p) for s in range(5) for n in range(200) for p in ("G", "D", "noise")}
     assert len(seeds) == 3000
 
 
 def test_a_generator_is_a_function_of_its_arguments():
-    a = torch.randn(5, generator=runtime.generator(1, 64, "z", CPU))
+    a = torch.randn(5, generator=randomness.generator(1, 64, "z", CPU))
     torch.manual_seed(99)
-    assert torch.equal(a, torch.randn(5, generator=runtime.generator(1, 64, "z", CPU)))
+    assert torch.equal(a, torch.randn(5, generator=randomness.generator(1, 64, "z", CPU)))
     for other in [(2, 64, "z"), (1, 128, "z"), (1, 64, "w")]:
-        assert not torch.equal(a, torch.randn(5, generator=runtime.generator(*other, CPU)))
+        assert not torch.equal(a, torch.randn(5, generator=randomness.generator(*other, CPU)))
 
 
 @pytest.mark.parametrize(("batch", "world", "accumulate"), [(8, 1, 1), (8, 2, 1), (24, 2, 3), (64, 4, 4)])
 def test_rows_cover_the_batch_once_in_order(batch, world, accumulate):
-    mine = [runtime.rows(batch, rank, world, accumulate) for rank in range(world)]
+    mine = [randomness.rows(batch, rank, world, accumulate) for rank in range(world)]
     assert all(len(r) == accumulate for r in mine)
     assert [i for rank in mine for a, b in rank for i in range(a, b)] == list(range(batch))
     assert len({b - a for rank in mine for a, b in rank}) == 1
@@ -351,32 +351,32 @@ def test_rows_that_do_not_divide_name_the_numbers(batch, world, accumulate):
     with pytest.raises(
         ValueError, match=rf"{batch} .* {world} ranks x {accumulate} .* multiple of {world * accumulate}"
     ):
-        runtime.rows(batch, 0, world, accumulate)
+        randomness.rows(batch, 0, world, accumulate)
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
 def test_precision(monkeypatch):
-    assert runtime.precision_dtype("fp32", CPU) is torch.float32
-    assert runtime.precision_dtype("bf16", "cpu") is torch.bfloat16
-    assert runtime.precision_dtype("fp16", CPU) is torch.float16
+    assert devices.precision_dtype("fp32", CPU) is torch.float32
+    assert devices.precision_dtype("bf16", "cpu") is torch.bfloat16
+    assert devices.precision_dtype("fp16", CPU) is torch.float16
     for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(runtime, "cpu_has_bf16", lambda fast=fast: fast)
-        assert runtime.precision_dtype("auto", CPU) is expected
+        monkeypatch.setattr(devices, "cpu_has_bf16", lambda fast=fast: fast)
+        assert devices.precision_dtype("auto", CPU) is expected
     for capability, expected in (((7, 0), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        assert runtime.precision_dtype("auto", torch.device("cuda", 0)) is expected
+        assert devices.precision_dtype("auto", torch.device("cuda", 0)) is expected
     with pytest.raises(ValueError, match="auto, bf16"):
-        runtime.precision_dtype("int8", CPU)
+        devices.precision_dtype("int8", CPU)
 
 
 # --- waiting and watching ---------------------------------------------------------------------------------------------
 def test_wait_for(tmp_path):
     (tmp_path / "there").touch()
-    runtime.wait_for(tmp_path / "there", "the pack", 0)
+    ranks.wait_for(tmp_path / "there", "the pack", 0)
     left = iter([False, False, True])
-    runtime.wait_for(lambda: next(left), "three looks", 10, poll=0)
+    ranks.wait_for(lambda: next(left), "three looks", 10, poll=0)
     with pytest.raises(TimeoutError, match="the pack"):
-        runtime.wait_for(tmp_path / "never", "the pack", 0.05, poll=0.01)
+        ranks.wait_for(tmp_path / "never", "the pack", 0.05, poll=0.01)
 
 
 def hanging_collective(dog):
@@ -412,7 +412,7 @@ def test_watchdog(body, code, tmp_path):
     pid = os.fork()  # not a new interpreter: importing torch takes seconds
     if pid == 0:
         sys.stderr = open(tmp_path / "err", "w")  # noqa: SIM115
-        body(runtime.Watchdog(0.8))
+        body(watchdog.Watchdog(0.8))
         os._exit(0)
     end = time.monotonic() + 40
     while (done := os.waitpid(pid, os.WNOHANG))[0] == 0 and time.monotonic() < end:
@@ -430,6 +430,6 @@ def test_peer_lost_keeps_other_errors_apart():
         raise error
 
     with pytest.raises(PeerLost, match="Connection closed"):
-        runtime._collective(fail, RuntimeError("Connection closed by peer\nstack"))
+        collectives._collective(fail, RuntimeError("Connection closed by peer\nstack"))
     with pytest.raises(torch.OutOfMemoryError):
-        runtime._collective(fail, torch.OutOfMemoryError("CUDA out of memory"))
+        collectives._collective(fail, torch.OutOfMemoryError("CUDA out of memory"))

@@ -17,10 +17,12 @@ import pytest
 import tiny
 from PIL import Image
 
-from jobs import sites, submit
-from jobs.plan import make_plan
-from jobs.rundir import RunDir, RunDirError, others_may_replace
-from jobs.specs import ConfigError
+from jobs.cluster import sites, submit
+from jobs.cluster.plan import make_plan
+from jobs.config.specs import ConfigError
+from jobs.run.owners import others_may_replace
+from jobs.run.rundir import RunDir
+from jobs.run.states import RunDirError
 
 ROOT = tiny.ROOT
 SOURCES = sorted(
@@ -82,7 +84,7 @@ def test_no_source_reads_a_pickle_or_runs_text(path):
 
 
 def test_the_shell_code_evaluates_only_what_was_quoted_for_it():
-    """`eval` has one use: the text of jobs.requeue --begin, which quotes with shlex."""
+    """`eval` has one use: the text of jobs.cluster.requeue --begin, which quotes with shlex."""
     used = [
         line.strip()
         for path in sorted((ROOT / "jobs").glob("*.sh"))
@@ -316,10 +318,10 @@ def test_profiles_that_others_may_write_are_refused(tmp_path, monkeypatch):
 def test_a_strangers_vae_is_not_taken_by_itself(tmp_path):
     """Of runs beside this one, only those that no other user could have made are taken unasked."""
     import train_diffusion
-    from jobs import specs
+    from jobs.config import parsing, specs
 
     flags = [*tiny.FLAGS["train_diffusion.py"], "--run", str(tmp_path / "me")]
-    c = specs.parse(specs.DiffusionConfig, flags)
+    c = parsing.parse_config(specs.DiffusionConfig, flags)
     folder = tmp_path / "vae"
     folder.mkdir()
     stored = {k: getattr(c, k) for k in ("data", "resolution", "channels", "crop")} | {"latent_channels": 2}

@@ -9,8 +9,8 @@ from cluster import Cluster, missing_accounts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import slurm
-from jobs.slurm import FIELD, RECORD, Job, SlurmError
+from jobs.cluster import slurm
+from jobs.cluster.slurm import FIELD, RECORD, Job, SlurmError
 
 SHOW_RUNNING = """JobId=5246662 ArrayJobId=5246662 ArrayTaskId=0 JobName=we ird JobState=FAILED|x
    UserId=root(0) GroupId=root(0) MCS_label=N/A

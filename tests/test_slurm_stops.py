@@ -12,7 +12,8 @@ import pytest
 from cluster import Cluster, leftovers
 from tiny import ROOT
 
-from jobs.rundir import RunDir, process_start
+from data.files import process_start
+from jobs.run.rundir import RunDir
 
 TOTAL = 100000  # more than a test waits for
 

@@ -15,11 +15,11 @@ from cluster import Cluster, leftovers
 from test_slurm_stops import decisions, starts, verdicts
 from tiny import FLAGS, ROOT, TINY, finish, output, start, wait_until, weights_hash
 
-from jobs.rundir import RunDir
+from jobs.run.rundir import RunDir
 
 LENGTH = ("--total-kimg", "1.2")
 pytestmark = pytest.mark.timeout(1800)  # seconds on an idle machine, minutes on a busy one
-MARGIN = 120  # seconds before the limit at which the training process stops by itself (jobs/stop.py)
+MARGIN = 120  # seconds before the limit at which the training process stops by itself (jobs/run/stopping.py)
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_the_same_flags_are_the_same_run_as_the_training_scripts(queue, tmp_path
     expected = json.loads(queue.run(queue.env["PYTHON"], "train_gan.py", *flags))["run"]
     text = queue.run(
         queue.env["PYTHON"], "-c",
-        "import sys; from jobs.requeue import begin_sbatch; print(begin_sbatch('stylegan2', sys.argv[1:])[0])", *flags[:2],
+        "import sys; from jobs.cluster.requeue import begin_sbatch; print(begin_sbatch('stylegan2', sys.argv[1:])[0])", *flags[:2],
     )  # fmt: skip
     assert text == expected
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 
-from jobs import specs
-from jobs.rundir import RunDir
+from jobs.config import parsing, presets, sizes, specs
+from jobs.run.rundir import RunDir
 
 
 @pytest.fixture
@@ -19,18 +20,18 @@ def run(tmp_path) -> RunDir:
 
 def test_every_preset_resolves_and_names_its_run():
     names = set()
-    for preset in specs.GAN_PRESETS:
+    for preset in presets.GAN_PRESETS:
         data = "phantom" if preset.startswith("adni") else "phantom:9"  # where a preset has data of its own, others
-        config = specs.parse(specs.GanConfig, ["--preset", preset, "--data", data])
-        names.add(specs.default_name(config))
-        assert specs.from_dict(specs.GanConfig, json.loads(specs.to_json(config))) == config
-        assert 0.05 < specs.gan_memory_gb(config) < 40
-    assert len(names) == len(specs.GAN_PRESETS)
+        config = parsing.parse_config(specs.GanConfig, ["--preset", preset, "--data", data])
+        names.add(parsing.default_name(config))
+        assert parsing.from_dict(specs.GanConfig, json.loads(parsing.to_json(config))) == config
+        assert 0.05 < sizes.gan_memory_gb(config) < 40
+    assert len(names) == len(presets.GAN_PRESETS)
 
 
 def test_the_name_of_a_run_depends_on_what_changes_the_result_alone():
     def name(*flags):
-        return specs.default_name(specs.parse(specs.GanConfig, ["--preset", "quickstart", *flags]))
+        return parsing.default_name(parsing.parse_config(specs.GanConfig, ["--preset", "quickstart", *flags]))
 
     same = name()
     assert same.startswith("stylegan2-") and len(same) == len("stylegan2-") + 8
@@ -39,7 +40,7 @@ def test_the_name_of_a_run_depends_on_what_changes_the_result_alone():
 
 
 def test_run_alone_resumes_with_the_runs_own_config(run):
-    config = specs.parse(specs.GanConfig, ["--preset", "quickstart", "--gamma", "3", "--run", str(run.path)])
-    run.write_config(specs.asdict(config))
-    again = specs.parse(specs.GanConfig, ["--run", str(run.path)])
+    config = parsing.parse_config(specs.GanConfig, ["--preset", "quickstart", "--gamma", "3", "--run", str(run.path)])
+    run.write_config(asdict(config))
+    again = parsing.parse_config(specs.GanConfig, ["--run", str(run.path)])
     assert again == config and again.gamma == 3

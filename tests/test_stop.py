@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs import stop
-from jobs.rundir import RunDir
+from jobs.run import stopping
+from jobs.run.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
 # Installs, says so, then polls until a stop and prints what it saw.
 LOOP = """
 import sys, time
-from jobs import stop
+from jobs.run import stopping as stop
 stop.install_handlers()
 assert "torch" not in sys.modules
 watch = stop.StopWatch()
@@ -71,9 +71,9 @@ def test_a_second_stop_signal_is_no_second_thought():
 
 
 def ignore_and_block():
-    for number in stop.SIGNALS.values():
+    for number in stopping.SIGNALS.values():
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop.SIGNALS.values())
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping.SIGNALS.values())
 
 
 def test_inherited_ignored_and_blocked_signals_work_again():
@@ -85,7 +85,7 @@ def test_inherited_ignored_and_blocked_signals_work_again():
 def test_handlers_that_a_library_replaced_are_put_back():
     code = """
 import os, signal, time
-from jobs import stop
+from jobs.run import stopping as stop
 stop.install_handlers()
 watch = stop.StopWatch()
 signal.signal(signal.SIGUSR2, signal.SIG_DFL)
@@ -106,41 +106,41 @@ def no_job(monkeypatch):
 def clock(monkeypatch):
     """Lets a test pass the seconds between two looks at the files."""
     now = [time.monotonic()]
-    monkeypatch.setattr(stop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_save_file_is_consumed_and_stop_file_stays(tmp_path, no_job, clock):
-    watch = stop.StopWatch(RunDir(tmp_path))
-    assert watch.poll() == stop.NOTHING
+    watch = stopping.StopWatch(RunDir(tmp_path))
+    assert watch.poll() == stopping.NOTHING
     (tmp_path / "SAVE").touch()
-    assert watch.poll() == stop.NOTHING  # files are looked at once a second
+    assert watch.poll() == stopping.NOTHING  # files are looked at once a second
     clock[0] += 1.1
-    assert watch.poll() == stop.SAVE
-    assert not (tmp_path / "SAVE").exists() and watch.poll() == stop.NOTHING
+    assert watch.poll() == stopping.SAVE
+    assert not (tmp_path / "SAVE").exists() and watch.poll() == stopping.NOTHING
     (tmp_path / "STOP").touch()
     clock[0] += 1.1
-    assert watch.poll() == stop.STOP_BY_PERSON and watch.reason == "STOP file"
+    assert watch.poll() == stopping.STOP_BY_PERSON and watch.reason == "STOP file"
     (tmp_path / "STOP").unlink()
     clock[0] += 1.1
-    assert watch.poll() == stop.STOP_BY_PERSON  # decided is decided
-    assert watch.describe(stop.STOP_BY_PERSON) == "STOP file"
+    assert watch.poll() == stopping.STOP_BY_PERSON  # decided is decided
+    assert watch.describe(stopping.STOP_BY_PERSON) == "STOP file"
 
 
 def test_a_persons_stop_outranks_the_time_limit(tmp_path, no_job, clock, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 60))
-    watch = stop.StopWatch(RunDir(tmp_path), margin=120)
-    assert watch.poll() == stop.STOP_AND_CONTINUE and watch.reason == "time limit"
+    watch = stopping.StopWatch(RunDir(tmp_path), margin=120)
+    assert watch.poll() == stopping.STOP_AND_CONTINUE and watch.reason == "time limit"
     (tmp_path / "STOP").touch()
     clock[0] += 1.1
-    assert watch.poll() == stop.STOP_BY_PERSON and watch.reason == "STOP file"
+    assert watch.poll() == stopping.STOP_BY_PERSON and watch.reason == "STOP file"
 
 
 @pytest.mark.parametrize(("end", "margin", "level"), [(+200, 120, 0), (+100, 120, 2), (+100, 50, 0), (-10, 120, 0)])
 def test_job_end_from_the_environment(no_job, monkeypatch, end, margin, level):
     """An end in the past belongs to a job that is over; its variable must not stop a run by hand."""
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + end)))
-    assert stop.StopWatch(margin=margin).poll() == level
+    assert stopping.StopWatch(margin=margin).poll() == level
 
 
 def fake_squeue(folder: Path, body: str, monkeypatch) -> None:
@@ -155,28 +155,28 @@ def test_job_end_from_squeue(no_job, monkeypatch, tmp_path):
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(end))
     fake_squeue(tmp_path, f'test "$3" = 17 || exit 1; test "$SLURM_TIME_FORMAT" = standard && echo {text}', monkeypatch)
     monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
-    assert stop.job_end_time() == end
+    assert stopping.job_end_time() == end
     monkeypatch.setenv("SLURM_PROCID", "3")
-    assert stop.job_end_time() is None  # one question per job, not one per rank
+    assert stopping.job_end_time() is None  # one question per job, not one per rank
 
 
 @pytest.mark.parametrize("body", ["echo N/A", "exit 1", "echo", "echo 9999999-99-99T00:00:00"])
 def test_squeue_that_does_not_know_is_no_error(no_job, monkeypatch, tmp_path, body):
     fake_squeue(tmp_path, body, monkeypatch)
-    assert stop.StopWatch().deadline is None
+    assert stopping.StopWatch().deadline is None
 
 
 def test_no_squeue_at_all(no_job, monkeypatch, tmp_path):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert stop.StopWatch().poll() == 0
+    assert stopping.StopWatch().poll() == 0
 
 
 def test_reasons_of_other_ranks_have_words(no_job):
-    watch = stop.StopWatch()
+    watch = stopping.StopWatch()
     assert watch.poll() == 0
     assert "another rank" in watch.describe(2) and "person" in watch.describe(3)
 
 
 def test_exit_codes_are_the_documented_ones():
-    assert (stop.DONE, stop.USAGE, stop.TRANSIENT, stop.DIVERGED, stop.BAD, stop.CONTINUE) == (0, 2, 75, 77, 78, 85)
+    assert (stopping.DONE, stopping.USAGE, stopping.TRANSIENT, stopping.DIVERGED, stopping.BAD, stopping.CONTINUE) == (0, 2, 75, 77, 78, 85)

@@ -10,8 +10,9 @@ import train_gan
 from benchmarks import machine
 from data.batches import Batches
 from data.pack import ensure_pack
-from jobs import runtime, specs
-from jobs.throughput import count_flops, device_peak
+from jobs.config import specs
+from jobs.training import collectives
+from jobs.training.throughput import count_flops, device_peak
 
 CPU = torch.device("cpu")
 
@@ -65,7 +66,7 @@ def test_flops_of_a_training_step_are_those_of_the_real_one(batch, tmp_path):
         specs.GanConfig(), data="phantom", resolution=32, batch=batch, channel_base=256, channel_max=8, z_dim=16, w_dim=16,
         mbstd_group=2, precision="fp32", pl_interval=2, r1_interval=3,
     )  # fmt: skip
-    rt = runtime.init_runtime(1)
+    rt = collectives.init_runtime(1)
     pack = ensure_pack("phantom:8", resolution=32, cache_dir=tmp_path, progress=False, log=lambda *_: None)
     s, batches = train_gan.build_state(c, 0, CPU), Batches(pack, seed=0, batch=batch, device=CPU)
     flops = train_gan.step_flops(c, rt, 0, torch.float32)

@@ -23,10 +23,11 @@ import train_diffusion as script
 from data.latents import Latents
 from data.pack import ensure_pack
 from data.phantom import measure_ventricle
-from jobs import runtime, specs
-from jobs.rundir import RunDir
-from jobs.specs import ConfigError, DiffusionConfig, VaeConfig
-from jobs.weights import read_weights, write_weights
+from jobs.config import parsing
+from jobs.config.specs import ConfigError, DiffusionConfig, VaeConfig
+from jobs.run.rundir import RunDir
+from jobs.training import ranks
+from jobs.training.weights import read_weights, write_weights
 from models import diffusion
 from models.vae import VAE
 
@@ -36,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 def config(*flags: str) -> DiffusionConfig:
-    return specs.parse(DiffusionConfig, [*tiny.FLAGS[SCRIPT], *flags])
+    return parsing.parse_config(DiffusionConfig, [*tiny.FLAGS[SCRIPT], *flags])
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -53,7 +54,7 @@ def pixels(pack, *flags: str):
 
 
 def step(c, data, s, nimg=0, rank=0, world=1):
-    rt = runtime.Runtime(rank, world, rank, CPU, 1)
+    rt = ranks.Runtime(rank, world, rank, CPU, 1)
     script.train_step(c, rt, s, data, diffusion.make_schedule(c.schedule), s.unet, torch.float32, nimg)
 
 
@@ -153,7 +154,7 @@ def test_latents_are_scaled_by_their_own_figures():
 
 def test_the_loss_on_other_patients_repeats_and_is_told_by_noise_level(pack):
     c, data, s = pixels(pack)
-    rt = runtime.Runtime(0, 1, 0, CPU, 1)
+    rt = ranks.Runtime(0, 1, 0, CPU, 1)
     other = ensure_pack(
         "phantom:160", resolution=32, split="val", log=lambda *_: None, cache_dir=Path(pack.path).parent
     )
@@ -190,11 +191,11 @@ def vae_run(folder: Path, done: bool = True, **fields) -> Path:
     """A finished VAE run of 32 px, as far as train_diffusion.py looks at one."""
     run = RunDir(folder)
     run.create()
-    c = specs.parse(VaeConfig, tiny.FLAGS["pretrain_vae.py"])
+    c = parsing.parse_config(VaeConfig, tiny.FLAGS["pretrain_vae.py"])
     c = dataclasses.replace(c, run=str(folder), **fields)
     torch.manual_seed(0)
     vae = VAE(c.channels, c.latent_channels, width=c.width, down=c.down, num_res=c.num_res)
-    about = {"job": "vae", "config": specs.result_fields(c), "nimg": 0}
+    about = {"job": "vae", "config": parsing.result_fields(c), "nimg": 0}
     write_weights(run.weights, {"vae": vae.state_dict()}, about)
     run.write_config(dataclasses.asdict(c))
     if done:

@@ -19,7 +19,7 @@ import pytest
 from test_launch import make, no_own_profiles  # noqa: F401
 from tiny import ROOT
 
-from jobs import submit
+from jobs.cluster import submit
 
 TESTS = Path(__file__).parent
 SCRIPTS = sorted(path for path in ROOT.glob("jobs/*.sh") if "#SBATCH" in path.read_text())
@@ -65,7 +65,7 @@ SUBMITIT = [
      "launch_slurm:queued_run_goes_through_two_stops_to_the_weights_of_an_undisturbed_one"),
     (21, "dependencies only as raw text", "--after and pipelines, which look whether the first run is done",
      "launch_slurm:a_run_after_another_starts_only_when_that_is_done launch_slurm:a_pipeline_never_trains_on_an_unfinished_vae"),
-    (22, "a command is not requeued at its time limit", "jobs/requeue.py does it for every job",
+    (22, "a command is not requeued at its time limit", "jobs/cluster/requeue.py does it for every job",
      "launch_slurm:queued_run_goes_through_two_stops_to_the_weights_of_an_undisturbed_one launch_slurm:real_time_limits"),
 ]  # fmt: skip
 CLUSTER = [

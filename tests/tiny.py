@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jobs.submit import tracked_files  # noqa: E402
+from jobs.cluster.submit import tracked_files  # noqa: E402
 
 TINY = (
     "--preset quickstart --data phantom:48 --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 "

@@ -27,8 +27,9 @@ import torch.utils.tensorboard  # noqa: F401
 import pretrain_vae
 import train_diffusion
 import train_gan
-from jobs import checkpoint, stop
-from jobs.rundir import RunDir
+from jobs.run import stopping
+from jobs.run.rundir import RunDir
+from jobs.training import checkpoint
 from tests import tiny
 from tests.faults.report import newest_whole
 
@@ -192,13 +193,13 @@ def _be_a_training_process(script: str, argv: list[str], env: dict, out: Path, h
         os.environ.update(env)
         sys.argv = argv
         random.seed()
-        stop.install_handlers()
+        stopping.install_handlers()
         checkpoint.PAUSE = 0.05  # between retries of a failed write
         if hook:
             hook()
         code = MAINS[script].report_and_code(MAINS[script].main)
     except SystemExit as leaving:
-        code = stop.exit_code(leaving)
+        code = stopping.exit_code(leaving)
         if isinstance(leaving.code, str):
             print(leaving.code, file=sys.stderr)
     except BaseException:

@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from cluster import Cluster, leftovers, missing  # noqa: E402
 from tiny import FLAGS  # noqa: E402
 
-from jobs.log import read_metrics  # noqa: E402
-from jobs.rundir import RunDir  # noqa: E402
+from jobs.run.rundir import RunDir  # noqa: E402
+from jobs.view.metrics import read_metrics  # noqa: E402
 from tests.faults.report import newest_whole, put_between_markers  # noqa: E402
 
 SMALL = "--data phantom:24 --total-kimg 100000 --log-kimg 0.08 --sample-kimg 4 --checkpoint-kimg 0.04".split()

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.stop import BAD, CONTINUE, DONE, TRANSIENT
+from jobs.run.stopping import BAD, CONTINUE, DONE, TRANSIENT
 from tests import tiny
 from tests.faults import inject
 from tests.faults.attempts import (

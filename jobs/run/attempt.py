@@ -1,4 +1,4 @@
-"""One attempt at a run: it takes the lock, checks the config against the run's, records how it went, gives the exit code.
+"""One attempt at a run: it takes the lock, records how it went, gives the exit code.
 
 Shared by the train scripts. Torch-free; the errors that a script itself can name are handed in.
 """
@@ -11,9 +11,12 @@ import sys
 import time
 from dataclasses import asdict
 
-from jobs import specs, stop
-from jobs.rundir import RunDir, atomic_write
-from jobs.specs import ConfigError
+from data.files import atomic_write
+from jobs.config import specs
+from jobs.config.specs import ConfigError
+from jobs.run import stopping
+from jobs.run.resume import compare_with_run
+from jobs.run.rundir import RunDir
 
 
 class Attempt:
@@ -68,38 +71,10 @@ class Attempt:
     def __exit__(self, kind, error, traceback) -> None:
         if self.rank == 0:
             if error is not None and self.recorded:
-                code = stop.exit_code(error)
-                state = {stop.DIVERGED: "diverged", stop.TRANSIENT: "continue"}.get(code, "failed")
+                code = stopping.exit_code(error)
+                state = {stopping.DIVERGED: "diverged", stopping.TRANSIENT: "continue"}.get(code, "failed")
                 self.end(code, state, f"{kind.__name__}: {error}".splitlines()[0][:500])
             self.run.unlock()
-
-
-def compare_with_run(run: RunDir, config) -> str:
-    """What differs from the stored config and matters, as text; '' if nothing does. Raises ConfigError where the run
-    cannot go on like that."""
-    stored = run.read_config()
-    if stored is None:
-        return ""
-    new = asdict(config)
-    try:
-        old = asdict(specs.from_dict(type(config), stored))
-    except ConfigError as error:
-        raise ConfigError(f"{run.config}: {error}; restore it, or use another --run") from None
-    changed = {k: (old[k], new[k]) for k in new if old[k] != new[k] and k not in specs.FREE}
-    architecture = {k: v for k, v in changed.items() if k in specs.ARCHITECTURE}
-    text = ", ".join(f"--{k.replace('_', '-')} {a} -> {b}" for k, (a, b) in (architecture or changed).items())
-    if architecture:
-        raise ConfigError(f"{run.path}: the run has another architecture ({text}); use another --run for a new run")
-    if changed and not config.override:
-        raise ConfigError(
-            f"{run.path}: the run was started with other flags ({text}); --override goes on anyway, another --run starts afresh"
-        )
-    seen = run.newest_checkpoint() / 1000
-    if config.total_kimg < old["total_kimg"] and seen > config.total_kimg:
-        raise ConfigError(
-            f"{run.path}: the run has seen {seen:g} kimg already, more than --total-kimg {config.total_kimg:g}; raise it"
-        )
-    return text
 
 
 def prepare_run(run: RunDir, config, say) -> bool:
@@ -151,7 +126,7 @@ def check_data(run: RunDir, config, classes: list[str], digests: dict[str, str],
 
 
 def report_and_code(main) -> int:
-    """Run main(); turn what it raises into one plain line and an exit code (jobs/stop.py lists the codes).
+    """Run main(); turn what it raises into one plain line and an exit code (jobs/run/stopping.py lists the codes).
 
     An exception with an `exit_code` of its own was foreseen; any other keeps its traceback, below its plain line, with code 1.
     """
@@ -160,17 +135,17 @@ def report_and_code(main) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except stop.Stopped as asked:
+    except stopping.Stopped as asked:
         print(f"Stopped before the training began ({asked}). The same command goes on from here.", file=sys.stderr)
         return asked.exit_code
     except Exception as error:
-        code = stop.exit_code(error)
-        text = str(error) if code == stop.BAD else f"{type(error).__name__}: {error}"
-        if isinstance(error, OSError) and code in (stop.BAD, stop.TRANSIENT):
+        code = stopping.exit_code(error)
+        text = str(error) if code == stopping.BAD else f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and code in (stopping.BAD, stopping.TRANSIENT):
             where = f"{error.filename}: " if error.filename else ""
             fix = (
                 "free some space or quota, or choose another --run"
-                if code == stop.BAD
+                if code == stopping.BAD
                 else "the file server may be back for the next attempt"
             )
             text = f"{where}{error.strerror}; {fix}"

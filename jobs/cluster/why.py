@@ -8,11 +8,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import slurm
-from jobs.rundir import RunDir
-from jobs.slurm import Job
-from jobs.submit import read_jobs
-from jobs.watch import View, live_jobs, pending_words, short_time, view_run
+from jobs.cluster import slurm
+from jobs.cluster.slurm import Job
+from jobs.cluster.status import View, live_jobs, pending_words, short_time, view_run
+from jobs.cluster.submit import read_jobs
+from jobs.run.rundir import RunDir
 
 TAIL_BYTES = 65536
 MEMORY_FIX = "--accumulate 2 (the result stays the same), a smaller --batch, or --channel-max 256"

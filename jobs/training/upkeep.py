@@ -16,13 +16,20 @@ from pathlib import Path
 
 import torch
 
-from jobs import runtime, specs, stop
-from jobs.attempt import Attempt
-from jobs.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
-from jobs.log import Averages, MetricsLog, Progress, TensorBoard, plot_losses, read_metrics, save_png
-from jobs.rundir import RunDir, RunDirError
-from jobs.throughput import device_peak
-from jobs.weights import write_weights
+from jobs.config import parsing, specs
+from jobs.run import stopping
+from jobs.run.attempt import Attempt
+from jobs.run.rundir import RunDir
+from jobs.run.states import RunDirError
+from jobs.training import collectives, devices, ranks, watchdog
+from jobs.training.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
+from jobs.training.throughput import device_peak
+from jobs.training.weights import write_weights
+from jobs.view.grids import save_png
+from jobs.view.metrics import Averages, MetricsLog, read_metrics
+from jobs.view.plots import plot_losses
+from jobs.view.progress import Progress
+from jobs.view.tensorboard import TensorBoard
 
 HANG_SECONDS = 1800  # a step or a sample grid that takes longer is a hang: the watchdog ends the process with code 75
 
@@ -89,7 +96,7 @@ class Record:
     """Rank 0's log of the run: rows, TensorBoard, progress, grids. On other ranks it only calls what all must."""
 
     def __init__(
-        self, c, rt: runtime.Runtime, run: RunDir, attempt: Attempt, nimg: int, dtype: torch.dtype,
+        self, c, rt: ranks.Runtime, run: RunDir, attempt: Attempt, nimg: int, dtype: torch.dtype,
         flops: Callable[[], dict[Hashable, float]], first_pictures: Callable, waits: Callable[[], dict[str, float]],
     ):  # fmt: skip
         """`dtype`: the type that the networks run in. `flops()` -> {kind of step: FLOPs of one image in it}. `first_pictures()` -> {name: picture} is called for a fresh run (nimg < 0): what the training data look like.
@@ -127,7 +134,7 @@ class Record:
         s.averages.reset()
         if self.main:
             if nimg:
-                row |= self.speed(nimg) | runtime.memory(self.rt.device)
+                row |= self.speed(nimg) | devices.memory(self.rt.device)
                 self.progress.tick(nimg, row)
                 self.attempt.heartbeat(nimg, row["img_per_s"])
             self.log.append(row)
@@ -175,11 +182,11 @@ class Record:
 class Upkeep:
     """Checkpoints, reasons to stop and roll-back of one attempt, agreed on by all ranks."""
 
-    def __init__(self, c, rt: runtime.Runtime, run: RunDir, s: State, checkpoints: Checkpoints, attempt: Attempt):
+    def __init__(self, c, rt: ranks.Runtime, run: RunDir, s: State, checkpoints: Checkpoints, attempt: Attempt):
         self.c, self.rt, self.run, self.s, self.checkpoints, self.attempt = c, rt, run, s, checkpoints, attempt
         self.total = round(c.total_kimg * 1000)
-        self.watch = stop.StopWatch(run if rt.rank == 0 else None)
-        self.watchdog = runtime.Watchdog(HANG_SECONDS)
+        self.watch = stopping.StopWatch(run if rt.rank == 0 else None)
+        self.watchdog = watchdog.Watchdog(HANG_SECONDS)
         self.saved_at, self.saved_time, self.level, self.ending = -1, time.monotonic(), 0, False
 
     def waits(self) -> dict[str, float]:
@@ -201,7 +208,7 @@ class Upkeep:
         self.watchdog.pat()
         minutes = (time.monotonic() - self.saved_time) / 60
         timed = self.rt.rank == 0 and minutes > self.c.checkpoint_minutes > 0
-        self.level, timed = runtime.agree_max(self.rt, [self.watch.poll(), int(timed)])
+        self.level, timed = collectives.agree_max(self.rt, [self.watch.poll(), int(timed)])
         self.ending = self.level >= 2 or nimg >= self.total
         asked = self.ending or self.level or timed or self.saved_at < 0
         return nimg != self.saved_at and bool(asked or due(nimg, self.c.batch, self.c.checkpoint_kimg))
@@ -215,7 +222,7 @@ class Upkeep:
         self.saved_at, self.saved_time = nimg, time.monotonic()
         if self.rt.rank != 0:
             return
-        about = {"job": specs.JOB_NAME[type(self.c)], "config": specs.result_fields(self.c), "nimg": nimg, **about}
+        about = {"job": parsing.JOB_NAME[type(self.c)], "config": parsing.result_fields(self.c), "nimg": nimg, **about}
         values = {
             name: {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
             for name, module in weights.items()
@@ -259,7 +266,7 @@ class Upkeep:
             reason, by_person = self.watch.describe(self.level), self.level >= 3
             self.attempt.say(f"Stopped at {nimg / 1000:g} kimg ({reason}); saved. The same command goes on from here.")
             code = self.attempt.end(
-                stop.DONE if by_person else stop.CONTINUE, "stopped" if by_person else "continue", reason
+                stopping.DONE if by_person else stopping.CONTINUE, "stopped" if by_person else "continue", reason
             )
         else:
             if record.main:
@@ -268,18 +275,18 @@ class Upkeep:
                 self.run.mark_done()
                 self.attempt.say(f"DONE: {self.run.path} has seen {nimg / 1000:g} kimg")
                 announce(self.run, generate)
-            code = self.attempt.end(stop.DONE, "done", "finished")
+            code = self.attempt.end(stopping.DONE, "done", "finished")
         # srun kills the others as soon as one rank has left with a code, so none leaves before rank 0 has written everything.
         try:
-            runtime.agree_max(self.rt, [0])
-        except runtime.PeerLost:
+            collectives.agree_max(self.rt, [0])
+        except ranks.PeerLost:
             if self.rt.rank != 0:
                 raise
         return code
 
 
 def optimizer_step(
-    rt: runtime.Runtime,
+    rt: ranks.Runtime,
     module: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
@@ -291,7 +298,7 @@ def optimizer_step(
     Returns the norm before clipping, (). A step whose gradients are not finite is left out where fp16 scales the loss.
     """
     parameters = list(module.parameters())
-    runtime.reduce_mean_gradients(rt, parameters)
+    collectives.reduce_mean_gradients(rt, parameters)
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
     for group in optimizer.param_groups:
@@ -312,10 +319,10 @@ def replace_weights(run: RunDir, weights: dict, about: dict, healthy: bool) -> N
     write_weights(run.weights, weights, about)
 
 
-def load_on_all(checkpoints: Checkpoints, rt: runtime.Runtime) -> tuple[int, dict] | None:
+def load_on_all(checkpoints: Checkpoints, rt: ranks.Runtime) -> tuple[int, dict] | None:
     """What rank 0 finds newest is what every rank loads."""
     loaded = checkpoints.load_latest() if rt.rank == 0 else None
-    nimg = runtime.from_rank_0(rt, -1 if loaded is None else loaded[0])
+    nimg = collectives.from_rank_0(rt, -1 if loaded is None else loaded[0])
     if nimg < 0:
         return None
     return loaded if rt.rank == 0 else (nimg, checkpoints.load(nimg))

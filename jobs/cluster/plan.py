@@ -11,9 +11,10 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jobs import slurm, specs
-from jobs.sites import Site
-from jobs.specs import ConfigError
+from jobs.cluster import slurm
+from jobs.cluster.sites import Site
+from jobs.config import kinds, parsing, presets, rules, specs
+from jobs.config.specs import ConfigError
 
 # Fields of the configs that hold paths. They are made absolute at submit: the job runs in another folder.
 PATH_FIELDS = ("data", "init_from", "vae")
@@ -60,7 +61,7 @@ class Plan:
 
     def command(self) -> list[str]:
         """The training process, from the snapshot. On this machine several GPUs need torchrun; Slurm has its own tasks."""
-        script = [str(self.code / specs.JOBS[self.job].script), "--run", str(self.run), *self.flags]
+        script = [str(self.code / kinds.JOBS[self.job].script), "--run", str(self.run), *self.flags]
         launcher = []
         if self.local and self.world > 1:
             # Without the "--" torchrun takes the script's --run for an abbreviation of its own --run-path.
@@ -92,8 +93,8 @@ def make_plan(options, flags: list[str], site: Site, partitions: dict[str, slurm
     `partitions` is what Slurm reports, None without Slurm: then the profile's word is taken.
     """
     job = options.job
-    if job not in specs.JOBS:
-        raise ConfigError(f"--job {job}: there is no such job; choose from {', '.join(specs.JOBS)}")
+    if job not in kinds.JOBS:
+        raise ConfigError(f"--job {job}: there is no such job; choose from {', '.join(kinds.JOBS)}")
     config, flags = resolve(options, flags, site)
     if options.local:
         gpus = local_gpus() if options.gpus is None else options.gpus
@@ -101,7 +102,7 @@ def make_plan(options, flags: list[str], site: Site, partitions: dict[str, slurm
     else:
         plan = replace(slurm_plan(options, site, partitions), job=job, config=config, run=Path(config.run),
                        flags=absolute_flags(flags, config))  # fmt: skip
-    specs.check_world(config, plan.world)
+    rules.check_world(config, plan.world)
     for name in ("run", "partition", "account", "qos", "gres"):
         if re.search(
             "[\\x00-\\x1f\\x7f\\ud800-\\udfff]", str(getattr(plan, name))
@@ -119,7 +120,7 @@ REMEMBERED = "partition account qos time nodes gpus cpus site shared local max_r
 
 def resolve(options, flags: list[str], site: Site) -> tuple[object, list[str]]:
     """The config that the job's training script will come to, and the flags that lead it there, --preset among them."""
-    cls = specs.JOBS[options.job].config
+    cls = kinds.JOBS[options.job].config
     flags = list(flags)
     named = str(specs.ROOT / "runs" / options.name) if options.name else ""
     if named and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+,-]*", options.name)):
@@ -132,18 +133,18 @@ def resolve(options, flags: list[str], site: Site) -> tuple[object, list[str]]:
     preset = options.preset or flag_value(flags, "preset")
     exists = run is not None and Path(run, "config.json").is_file()
     if not preset and not exists:
-        preset = specs.DEFAULT_PRESET[cls]
+        preset = presets.DEFAULT_PRESET[cls]
     if preset and flag_value(flags, "preset") != preset:
         flags = ["--preset", preset, *flags]  # said aloud, so that the job need not guess what the default was
-    named_data = flag_value(flags, "data") or specs.PRESETS[cls].get(preset or "", {}).get("data")
+    named_data = flag_value(flags, "data") or presets.PRESETS[cls].get(preset or "", {}).get("data")
     if preset and not named_data and (path := site.data_path(preset)):
         flags += ["--data", path]
-    return specs.parse(cls, flags), flags
+    return parsing.parse_config(cls, flags), flags
 
 
 def flag_value(flags: list[str], name: str) -> str | None:
     """Value of `--name VALUE` or `--name=VALUE`, the last one; None if it is not there."""
-    return specs._flag(flags, name)
+    return parsing._flag(flags, name)
 
 
 def slurm_plan(options, site: Site, partitions: dict[str, slurm.Partition] | None) -> Plan:

@@ -19,12 +19,13 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jobs import slurm, specs
-from jobs.plan import Plan
-from jobs.rundir import RunDir, RunDirError, compare, git_state
-from jobs.sites import choose_site, user_file
-from jobs.slurm import Partition, format_time
-from jobs.submit import untracked_code
+from jobs.cluster import slurm
+from jobs.cluster.plan import Plan
+from jobs.cluster.slurm import Partition, format_time
+from jobs.cluster.submit import untracked_code
+from jobs.config import kinds, rules, specs
+from jobs.run.rundir import RunDir, compare
+from jobs.run.states import RunDirError
 
 SHARED_FILESYSTEMS = set(
     "nfs nfs4 lustre gpfs beegfs ceph cephfs cifs smb3 panfs pvfs2 orangefs afs 9p virtiofs glusterfs wekafs".split()
@@ -262,7 +263,7 @@ def check_run_folder(plan: Plan, partitions: dict[str, Partition] | None) -> lis
         fix = "delete old runs" if full else "use --run, or clone the repository, where you may write"
         return [fail(f"{there} cannot be written ({error.strerror})", fix)]
     found = [] if plan.local else check_shared(plan, there, partitions)
-    job = specs.JOBS[plan.job]
+    job = kinds.JOBS[plan.job]
     need = job.checkpoint_gb(plan.config) * (getattr(plan.config, "keep", 2) + 2) + SLACK_GB
     free = shutil.disk_usage(there).free / 1e9
     left = quota_left_gb(there)
@@ -345,7 +346,7 @@ def quota_left_gb(folder: Path) -> float | None:
 def check_config(plan: Plan) -> list[Check]:
     """The flags against those that the run was started with, as the training script will do on the node."""
     run, config = RunDir(plan.run), plan.config
-    memory = specs.JOBS[plan.job].memory_gb(config, plan.world)
+    memory = kinds.JOBS[plan.job].memory_gb(config, plan.world)
     try:
         stored = run.read_config()
     except RunDirError as error:
@@ -354,7 +355,7 @@ def check_config(plan: Plan) -> list[Check]:
         return [
             ok(f"flags: a new run of {config.total_kimg:g} kimg at batch {config.batch}, about {memory:.0f} GB per GPU")
         ]
-    differences = compare(stored, asdict(config), specs.ARCHITECTURE, specs.FREE)
+    differences = compare(stored, asdict(config), rules.ARCHITECTURE, rules.FREE)
     architecture = [d for d in differences if d.kind == "architecture"]
     other = [d for d in differences if d.kind == "other"]
     text = ", ".join(str(d) for d in architecture or other)
@@ -372,7 +373,7 @@ def check_config(plan: Plan) -> list[Check]:
 
 # --- code and packages ------------------------------------------------------------------------------------------------
 def check_code(plan: Plan) -> list[Check]:
-    script = specs.ROOT / specs.JOBS[plan.job].script
+    script = specs.ROOT / kinds.JOBS[plan.job].script
     if not script.is_file():
         return [fail(f"{script} is missing", "git checkout the repository again")]
     found = []
@@ -431,79 +432,3 @@ def torch_cuda() -> str:
             )
             return found[1] if found else ""
     return ""
-
-
-# --- doctor -----------------------------------------------------------------------------------------------------------
-def check_machine(wanted_site: str, runs: Path) -> list[Check]:
-    """For `launch.py doctor`: what holds for every run. Nothing is queued."""
-    found = [ok(f"Python {sys.version.split()[0]} at {sys.executable}")]
-    found += check_versions()
-    partitions = None
-    if slurm.available():
-        partitions = slurm.partitions()
-        up = [p.name + ("*" if p.default else "") for p in partitions.values() if p.up]
-        found.append(ok(f"Slurm answers; partitions: {', '.join(up)}"))
-    elif shutil.which("sbatch") and (os.environ.get("SLURM_CONF") or Path("/etc/slurm/slurm.conf").exists()):
-        found.append(
-            fail(
-                "Slurm is installed and its controller does not answer",
-                "try again in some minutes; scontrol ping says more",
-            )
-        )
-    else:
-        found.append(warn("no Slurm on this machine", "use a login node of the cluster, or --local"))
-    site = choose_site(wanted_site, partitions, local=partitions is None)
-    own = f", with changes from {user_file()}" if user_file().is_file() else f"; your own changes go into {user_file()}"
-    found.append(ok(f"site profile {site.name}: {site.about}{own}"))
-    for key, path in site.data.items():
-        there = os.access(os.path.expandvars(path), os.R_OK)
-        found.append(
-            ok(f"data {key}: {path}")
-            if there
-            else warn(f"data {key}: {path} is not there or not yours to read", "give --data")
-        )
-    place = next(p for p in [runs, *runs.parents] if p.exists())
-    kind = filesystem(place)
-    if not os.access(place, os.W_OK):
-        found.append(fail(f"{place} cannot be written by you", "clone the repository where you can write"))
-    else:
-        shared = "" if kind in SHARED_FILESYSTEMS or partitions is None else "; make sure that the compute nodes see it"
-        found.append(
-            ok(f"runs go to {runs}: {shutil.disk_usage(place).free / 1e9:.0f} GB free on {kind or 'its disk'}{shared}")
-        )
-    left = quota_left_gb(place)
-    if left is not None:
-        found.append(
-            ok(f"your quota leaves {left:.1f} GB")
-            if left > 5
-            else warn(f"your quota leaves only {left:.1f} GB", "delete old runs")
-        )
-    crlf = [path.name for path in (specs.ROOT / "jobs").glob("*.sh") if b"\r" in path.read_bytes()]
-    if crlf:
-        found.append(fail(f"Windows line ends in {', '.join(crlf)}", r"sed -i 's/\r$//' jobs/*.sh"))
-    state = git_state(specs.ROOT)
-    if state["git_commit"]:
-        found.append(ok(f"code at commit {state['git_commit'][:10]}{', with changes' if state['git_dirty'] else ''}"))
-    return found
-
-
-def check_versions() -> list[Check]:
-    found, missing = [], []
-    for name in "torch submitit tyro safetensors numpy pillow tensorboard matplotlib".split():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            missing.append(name)
-            continue
-        if name == "torch":
-            cuda = torch_cuda()
-            found.append(
-                ok(f"torch {version}, built for CUDA {cuda}")
-                if cuda
-                else warn(f"torch {version} is built without CUDA", "fine for CPUs")
-            )
-    if missing:
-        found.append(
-            fail(f"packages are missing: {', '.join(missing)}", f"{sys.executable} -m pip install -r requirements.txt")
-        )
-    return found

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from jobs.rundir import atomic_write
+from data.files import atomic_write
 
 FORMAT = 1
 

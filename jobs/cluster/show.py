@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs import terminal, watch, why
-from jobs.rundir import RunDir
-from jobs.stop import DONE
-from jobs.terminal import facts, paint, table
-from jobs.watch import FINAL, RUNS
+from jobs.cluster import status, terminal, why
+from jobs.cluster.status import FINAL, RUNS
+from jobs.cluster.terminal import facts, paint, table
+from jobs.run.rundir import RunDir
+from jobs.run.stopping import DONE
 
 
 def next_steps(run: Path, state: str) -> None:
@@ -53,11 +53,11 @@ def show_runs(views) -> None:
         time_ = (
             ""
             if v.elapsed_s is None
-            else watch.clock(v.elapsed_s) + (f"/{watch.clock(v.limit_s)}" if v.limit_s else "")
+            else status.clock(v.elapsed_s) + (f"/{status.clock(v.limit_s)}" if v.limit_s else "")
         )
         live = v.state not in FINAL
         where = (v.node or v.partition) if live else ""
-        eta = watch.short_time(v.eta_s) if v.state in ("running", "saving") else ""
+        eta = status.short_time(v.eta_s) if v.state in ("running", "saving") else ""
         rows.append(
             [
                 v.name,
@@ -79,17 +79,17 @@ def show_run(view, run: Path) -> None:
     """One run in detail, `launch.py status RUN`."""
     print(f"{paint(view.name, 'bold')}: {paint(view.state, terminal.STATE_COLOURS.get(view.state, ''))}")
     elapsed = (
-        watch.clock(view.elapsed_s) + (f" of {watch.clock(view.limit_s)}" if view.limit_s else "")
+        status.clock(view.elapsed_s) + (f" of {status.clock(view.limit_s)}" if view.limit_s else "")
         if view.elapsed_s is not None
         else ""
     )
     wanted = ("loss_G", "loss_D", "loss", "loss_rec", "val_loss", "diversity", "img_per_s")
     numbers = [f"{name} {value:.4g}" for name in wanted if isinstance(value := view.metrics.get(name), (int, float))]
     where = f" on {view.node}" if view.node else f" in {view.partition}" if view.partition else ""
-    age = f"{watch.short_time(time.time() - view.updated)} ago" if view.updated and view.state != "queued" else ""
+    age = f"{status.short_time(time.time() - view.updated)} ago" if view.updated and view.state != "queued" else ""
     facts([
         ("note", view.note), ("job", f"{view.job_id}{where}" if view.job_id and view.state not in FINAL else ""), ("time", elapsed),
-        ("progress", progress(view)), ("left", watch.short_time(view.eta_s) if view.state in ("running", "saving") else ""),
+        ("progress", progress(view)), ("left", status.short_time(view.eta_s) if view.state in ("running", "saving") else ""),
         ("restarts", str(view.restarts or "")), ("GPU", gpu_use(view)), ("last", ", ".join(numbers)),
         ("ended" if view.state in FINAL else "heartbeat", age),
     ])  # fmt: skip
@@ -118,7 +118,7 @@ def attempt_rows(lines: list[dict]) -> list[list[str]]:
         number, event = line.get("attempt"), line.get("event")
         kimg = f"{line['nimg'] / 1000:g}" if isinstance(line.get("nimg"), (int, float)) else ""
         if event == "start" and number:
-            began = watch.short_date(line["time"]) if line.get("time") else ""
+            began = status.short_date(line["time"]) if line.get("time") else ""
             rows[number] = [
                 str(number),
                 str(line.get("job_id") or ""),
@@ -132,7 +132,7 @@ def attempt_rows(lines: list[dict]) -> list[list[str]]:
         elif event == "end" and number in rows:
             code = f" (code {line['code']})" if line.get("code") not in (None, 0, 85) else ""
             ended = f"{line.get('reason', '')}{code}"
-            rows[number][4:] = [watch.short_time(line.get("seconds")), rows[number][5], kimg, ended]
+            rows[number][4:] = [status.short_time(line.get("seconds")), rows[number][5], kimg, ended]
         elif event == "decision" and rows:
             verdict = str(line.get("decision", ""))
             row = rows[max(rows)]
@@ -189,12 +189,12 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
     try:
         while bad_looks < 3:
             if not local and time.monotonic() - asked > 5:
-                jobs, asked = watch.all_jobs(), time.monotonic()
-            view = watch.view_run(run, {} if local else jobs)
+                jobs, asked = status.all_jobs(), time.monotonic()
+            view = status.view_run(run, {} if local else jobs)
             follower.show(clear)
             if live:
                 clear()
-                left = f", {watch.short_time(view.eta_s)} left" if view.eta_s else ""
+                left = f", {status.short_time(view.eta_s)} left" if view.eta_s else ""
                 print(f"{view.state}  {progress(view)}{left}"[: terminal.width() - 1], end="\r", flush=True)
             bad_looks = bad_looks + 1 if view.state in FINAL else 0
             time.sleep(0.5 if local else 1.0)
@@ -206,7 +206,7 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
         print("Stopping; it saves first.", flush=True)
         stop(run, now=False)
         with contextlib.suppress(KeyboardInterrupt):
-            while watch.live_process(run):
+            while status.live_process(run):
                 time.sleep(0.2)
         follower.show(clear)
         return 130

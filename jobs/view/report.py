@@ -9,8 +9,10 @@ import time
 from html import escape
 from pathlib import Path
 
-from jobs.log import draw_losses, duration, read_metrics
-from jobs.rundir import RunDir
+from jobs.run.rundir import RunDir
+from jobs.view.metrics import read_metrics
+from jobs.view.plots import draw_losses
+from jobs.view.progress import duration
 
 GRIDS = 5  # sample grids shown, from the first to the last
 MAX_PICTURE = 16 << 20  # bytes of a picture that goes into the page

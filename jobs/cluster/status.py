@@ -13,11 +13,14 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jobs import slurm, specs
-from jobs.rundir import LOCK_STALE, RunDir, process_space, process_start
-from jobs.slurm import Job
-from jobs.submit import read_jobs
-from jobs.terminal import paint
+from data.files import process_start
+from jobs.cluster import slurm
+from jobs.cluster.slurm import Job
+from jobs.cluster.submit import read_jobs
+from jobs.cluster.terminal import paint
+from jobs.config import specs
+from jobs.run.lock import LOCK_STALE, process_space
+from jobs.run.rundir import RunDir
 
 HUNG_S = 600.0  # a running job whose heartbeat is older is reported as hanging
 # What the requeueing decides from, told to a person: Slurm's reason for pending -> what it means.

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from jobs.rundir import atomic_file, atomic_write, free_bytes, remove_torn, sync_folder
-from jobs.stop import BAD, DIVERGED
+from data.files import atomic_file, atomic_write, remove_torn, sync_folder
+from jobs.run.owners import free_bytes
+from jobs.run.stopping import BAD, DIVERGED
 
 DIGITS = 12
 RETRIES = 2  # of a failed write, PAUSE seconds apart

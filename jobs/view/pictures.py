@@ -1,4 +1,4 @@
-"""Pictures of predict.py: PNGs read and checked, looping GIFs, strips, pairs, scatter plots. Plain grids are in jobs/log.py, as
+"""Pictures of predict.py: PNGs read and checked, looping GIFs, strips, pairs, scatter plots. Plain grids are in jobs/view/grids.py, as
 training draws them too."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jobs.log import BACKGROUND, image_grid
+from jobs.view.grids import BACKGROUND, image_grid
 
 DENOISE_COLUMNS = 10  # of a strip at most
 

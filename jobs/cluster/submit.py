@@ -18,9 +18,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs import slurm, specs
-from jobs.plan import Plan
-from jobs.rundir import Lock, Locked, RunDir, atomic_write, git_state
+from data.files import atomic_write
+from jobs.cluster import slurm
+from jobs.cluster.plan import Plan
+from jobs.config import specs
+from jobs.run.lock import Lock, Locked
+from jobs.run.rundir import RunDir, git_state
 
 # What a job must not inherit from the shell that queues it: that shell may itself be inside a job, or a torchrun rank.
 FOREIGN = (
@@ -55,7 +58,7 @@ def tracked_files(root: Path) -> list[str]:
     found = [path for path in root.iterdir() if path.is_file() and path.suffix in (".py", ".toml", ".txt", ".md")]
     for room in ("data", "models", "jobs"):  # of data/ only code: images that somebody put there must not be copied
         suffixes = (".py",) if room == "data" else (".py", ".sh", ".toml")
-        found += [path for path in (root / room).glob("*") if path.suffix in suffixes]
+        found += [path for path in (root / room).rglob("*") if path.suffix in suffixes]
     return sorted(str(path.relative_to(root)) for path in found)
 
 
@@ -127,7 +130,7 @@ def setup_lines(plans: list[Plan]) -> list[str]:
     )
     lines += [f"PYTHON={shlex.quote(sys.executable)}", 'cd "$RUN/code"']
     if any(plan.after for plan in plans):
-        lines.append('"$PYTHON" -m jobs.submit ready "$RUN" "$SLURM_JOB_ID" || exit 0')
+        lines.append('"$PYTHON" -m jobs.cluster.submit ready "$RUN" "$SLURM_JOB_ID" || exit 0')
     return [*lines, "source jobs/env.sh"]
 
 
@@ -299,7 +302,7 @@ def submit_local(plan: Plan) -> str:
     command = plan.command()
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):  # submitit would set its own
         command = ["/usr/bin/env", f"CUDA_VISIBLE_DEVICES={visible}", *command]
-    starter = [sys.executable, "-m", "jobs.submit", "start-local", str(plan.run), str(plan.gpus), *command]
+    starter = [sys.executable, "-m", "jobs.cluster.submit", "start-local", str(plan.run), str(plan.gpus), *command]
     done = subprocess.run(
         starter,
         cwd=specs.ROOT,
@@ -375,4 +378,4 @@ if __name__ == "__main__":
         case ["ready", run, job_id]:
             sys.exit(ready(Path(run), job_id))
         case _:
-            sys.exit("jobs.submit is called by launch.py and by its jobs")
+            sys.exit("jobs.cluster.submit is called by launch.py and by its jobs")

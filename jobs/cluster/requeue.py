@@ -1,8 +1,8 @@
 """The start and the end of a job on its node: what to run, and, in one place, whether the run goes on. Torch-free.
 
-    python -m jobs.requeue --begin RUN                     start of a job that launch.py queued
-    python -m jobs.requeue --begin --job NAME -- FLAGS     start of a job that `sbatch jobs/NAME.sh FLAGS` queued
-    python -m jobs.requeue RUN --code N                    end: the tasks left with N
+    python -m jobs.cluster.requeue --begin RUN                     start of a job that launch.py queued
+    python -m jobs.cluster.requeue --begin --job NAME -- FLAGS     start of a job that `sbatch jobs/NAME.sh FLAGS` queued
+    python -m jobs.cluster.requeue RUN --code N                    end: the tasks left with N
 
 jobs/env.sh calls both; the training process itself never requeues. `--begin` prints shell text for env.sh to evaluate.
 Where a site forbids requeueing, a successor that depends on this job (`afterany`) is queued at the start instead.
@@ -23,11 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-from jobs import sites, slurm, specs, stop, submit
-from jobs.plan import absolute_flags, resolve
-from jobs.rundir import RunDir, RunDirError, atomic_write, is_number
-from jobs.slurm import Job, SlurmError
-from jobs.specs import ConfigError
+from data.files import atomic_write
+from jobs.cluster import sites, slurm, submit
+from jobs.cluster.plan import absolute_flags, resolve
+from jobs.cluster.slurm import Job, SlurmError
+from jobs.config import kinds, specs
+from jobs.config.specs import ConfigError
+from jobs.run import stopping
+from jobs.run.rundir import RunDir, is_number
+from jobs.run.states import RunDirError
 
 MAX_RESTARTS = 20
 STUCK_AFTER = 2  # attempts in a row that ended by themselves and saw no new image
@@ -56,7 +60,7 @@ def decide(
     the training process's own word for why it stopped. A job that is being ended from outside is COMPLETING while its
     batch shell still lives; who did it shows in the fields beside it.
     """
-    if done and (code in (0, stop.CONTINUE, stop.TRANSIENT) or code > 128):
+    if done and (code in (0, stopping.CONTINUE, stopping.TRANSIENT) or code > 128):
         return Decision("done", "the run is finished")
     if stop_file:
         return Decision("stopped", "stopped by a person (STOP)")
@@ -66,7 +70,7 @@ def decide(
         return Decision("requeue", "the node failed")
     if code in (0, 130):
         return Decision("stopped", "the tasks left as if stopped by a person")
-    if code not in (stop.CONTINUE, stop.TRANSIENT) and code <= 128:
+    if code not in (stopping.CONTINUE, stopping.TRANSIENT) and code <= 128:
         return Decision("failed", FAILURES.get(code, f"the tasks failed with exit code {code}"))
     limit = "the time limit was reached"
     if job is not None and job.preempt_time is not None and (job.start or 0) <= job.preempt_time:
@@ -76,11 +80,11 @@ def decide(
     if job is not None and job.state not in ("RUNNING", "SUSPENDED"):
         return Decision("stopped", "cancelled by a person (scancel)")
     ends_now = job is not None and job.end is not None and now > job.end - 60
-    if code == stop.CONTINUE and reason == "TERM" and job is not None and not ends_now:
+    if code == stopping.CONTINUE and reason == "TERM" and job is not None and not ends_now:
         return Decision("stopped", "a person sent TERM")
-    if code == stop.CONTINUE:
+    if code == stopping.CONTINUE:
         return Decision("requeue", limit if reason in LIMIT_SIGNS else "the run saved and asks to go on", counted=True)
-    if code == stop.TRANSIENT:
+    if code == stopping.TRANSIENT:
         return Decision("requeue", f"a fault that may pass ({reason or 'exit code 75'})", counted=True)
     name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
     return Decision("requeue", f"a task was killed by {name}", counted=True)
@@ -88,9 +92,9 @@ def decide(
 
 FAILURES = {
     1: "the training script failed with a traceback",
-    stop.USAGE: "wrong training flags (exit code 2)",
-    stop.DIVERGED: "the losses were not finite (exit code 77)",
-    stop.BAD: "bad configuration or data (exit code 78)",
+    stopping.USAGE: "wrong training flags (exit code 2)",
+    stopping.DIVERGED: "the losses were not finite (exit code 77)",
+    stopping.BAD: "bad configuration or data (exit code 78)",
     126: "the Python of this job cannot be executed on the node",
     127: "the Python of this job, or srun, was not found on the node",
 }
@@ -132,7 +136,7 @@ def finish(path: Path, code: int) -> int:
     about, status = submit.read_jobs(path), run.read_status()
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     mine = not status.get("job_id") or status.get("job_id") == job_id
-    if not mine and code in (0, stop.BAD) and (other := _other_live_job(about, job_id)):
+    if not mine and code in (0, stopping.BAD) and (other := _other_live_job(about, job_id)):
         print(f"{path}: job {other} works on this run; this one changes nothing")
         return code
     reason, left_with = "", code
@@ -140,7 +144,7 @@ def finish(path: Path, code: int) -> int:
         # srun ends the other ranks as soon as one has left, so that its code may be the signal's; rank 0 knows better, unless
         # it was srun's own TERM that it heard: then another rank died first.
         reason = str(status.get("reason", ""))
-        if code > 128 and reason != "TERM" and status.get("code") in (stop.CONTINUE, stop.TRANSIENT):
+        if code > 128 and reason != "TERM" and status.get("code") in (stopping.CONTINUE, stopping.TRANSIENT):
             left_with = status["code"]
     job, nimg = _ask(job_id, code), run.newest_checkpoint()
     decision = decide(left_with, run.done(), run.stop_requested(), job, restarts, reason, time.time())
@@ -182,7 +186,7 @@ def started_by_person(about: dict) -> float:
 
 def _ask(job_id: str, code: int) -> Job | None:
     """What the controller says of this job; asked again while it is silent, if the answer matters."""
-    end = time.monotonic() + (RETRY_S if code in (stop.CONTINUE, stop.TRANSIENT) or code > 128 else 0)
+    end = time.monotonic() + (RETRY_S if code in (stopping.CONTINUE, stopping.TRANSIENT) or code > 128 else 0)
     while job_id:
         try:
             return slurm.show_job(job_id)
@@ -290,8 +294,8 @@ def begin(path: Path, kind: str) -> str:
 
 def begin_sbatch(job_name: str, flags: list[str]) -> tuple[Path, list[str], str]:
     """What `sbatch jobs/NAME.sh FLAGS` is to run: the same run as launch.py's. (run directory, its flags, shell text)"""
-    if job_name not in specs.JOBS:
-        raise ConfigError(f"{job_name}: there is no such job; choose from {', '.join(specs.JOBS)}")
+    if job_name not in kinds.JOBS:
+        raise ConfigError(f"{job_name}: there is no such job; choose from {', '.join(kinds.JOBS)}")
     try:
         names = set(slurm.partitions())
     except SlurmError:
@@ -299,7 +303,7 @@ def begin_sbatch(job_name: str, flags: list[str]) -> tuple[Path, list[str], str]
     site = sites.choose_site("", names).on(os.environ.get("SLURM_JOB_PARTITION", ""))
     config, resolved = resolve(SimpleNamespace(job=job_name, name="", preset=""), flags, site)
     path, flags = Path(config.run), list(absolute_flags(resolved, config))
-    command = [str(specs.ROOT / specs.JOBS[job_name].script), "--run", str(path), *flags]
+    command = [str(specs.ROOT / kinds.JOBS[job_name].script), "--run", str(path), *flags]
     return path, flags, f"RUN={shlex.quote(str(path))}\nCOMMAND=({shlex.join(command)})"
 
 
@@ -326,7 +330,7 @@ def record_sbatch(path: Path, job_name: str, flags: list[str]) -> str:
 
 def queue_successor(run: RunDir, about: dict, job: Job | None) -> str:
     """Queue a job that goes on with the run after `job` has ended, in any way, with the same resources. Returns its id."""
-    if job is None or about.get("job") not in specs.JOBS:
+    if job is None or about.get("job") not in kinds.JOBS:
         raise SlurmError("the job's own description is not known")
     env, script = os.environ, f"jobs/{about['job']}.sh"
     options = {
@@ -426,7 +430,7 @@ def _keep_diff(path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m jobs.requeue", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m jobs.cluster.requeue", description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", help="run directory")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--begin", action="store_true", help="start of a job")
@@ -449,7 +453,7 @@ def main(argv: list[str] | None = None) -> int:
             print(more if more == LEAVE else f"{text}\n{more}")
     except (ConfigError, RunDirError, submit.SubmitError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return stop.BAD
+        return stopping.BAD
     return 0
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
-from jobs.rundir import others_may_replace
-from jobs.specs import ConfigError
+from jobs.config.specs import ConfigError
+from jobs.run.owners import others_may_replace
 
-SHIPPED = Path(__file__).with_name("sites.toml")
+SHIPPED = Path(__file__).parents[1] / "sites.toml"
 
 
 @dataclass(frozen=True)

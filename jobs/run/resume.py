@@ -1,0 +1,37 @@
+"""Whether a run may go on with a configuration: the one comparison with the stored one. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from jobs.config import parsing, rules
+from jobs.config.specs import ConfigError
+from jobs.run.rundir import RunDir
+
+
+def compare_with_run(run: RunDir, config) -> str:
+    """What differs from the stored config and matters, as text; '' if nothing does. Raises ConfigError where the run
+    cannot go on like that."""
+    stored = run.read_config()
+    if stored is None:
+        return ""
+    new = asdict(config)
+    try:
+        old = asdict(parsing.from_dict(type(config), stored))
+    except ConfigError as error:
+        raise ConfigError(f"{run.config}: {error}; restore it, or use another --run") from None
+    changed = {k: (old[k], new[k]) for k in new if old[k] != new[k] and k not in rules.FREE}
+    architecture = {k: v for k, v in changed.items() if k in rules.ARCHITECTURE}
+    text = ", ".join(f"--{k.replace('_', '-')} {a} -> {b}" for k, (a, b) in (architecture or changed).items())
+    if architecture:
+        raise ConfigError(f"{run.path}: the run has another architecture ({text}); use another --run for a new run")
+    if changed and not config.override:
+        raise ConfigError(
+            f"{run.path}: the run was started with other flags ({text}); --override goes on anyway, another --run starts afresh"
+        )
+    seen = run.newest_checkpoint() / 1000
+    if config.total_kimg < old["total_kimg"] and seen > config.total_kimg:
+        raise ConfigError(
+            f"{run.path}: the run has seen {seen:g} kimg already, more than --total-kimg {config.total_kimg:g}; raise it"
+        )
+    return text

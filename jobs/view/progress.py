@@ -1,0 +1,73 @@
+"""The progress line of a terminal or a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Progress:
+    """A tqdm bar on a terminal, one plain line per tick in a log file."""
+
+    def __init__(self, total: int, nimg: int, interactive: bool | None = None):
+        self.total, self.start, self.started = total, nimg, time.monotonic()
+        self.digits = 1 if total >= 10_000 else 3  # of kimg
+        self.bar = None
+        if sys.stderr.isatty() if interactive is None else interactive:
+            from tqdm import tqdm
+
+            form = f"{{percentage:3.0f}}%|{{bar}}| {{n:.{self.digits}f}}/{{total:.{self.digits}f}} kimg [{{elapsed}}<{{remaining}}{{postfix}}]"
+            self.bar = tqdm(total=total / 1000, initial=nimg / 1000, bar_format=form, dynamic_ncols=True)
+
+    def update(self, nimg: int) -> None:
+        """Move the bar; the lines of a log file come from tick()."""
+        if self.bar is not None:
+            self.bar.n = nimg / 1000
+            self.bar.update(0)
+
+    def tick(self, nimg: int, row: dict) -> None:
+        """Show the figures of a row of metrics.jsonl."""
+        speed = row.get("img_per_s") or (nimg - self.start) / max(time.monotonic() - self.started, 1e-9)
+        figures = _figures(row)
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{speed:.0f} img/s  {figures}")
+            return
+        eta = duration(max(self.total - nimg, 0) / speed) if speed > 0 else "?"
+        slowness = f"{1000 / speed:.1f}" if speed > 0 else "?"
+        print(
+            f"kimg {nimg / 1000:.{self.digits}f}/{self.total / 1000:.{self.digits}f}  {min(100 * nimg / max(self.total, 1), 100):.1f}%  img/s {speed:.1f}  "
+            f"sec/kimg {slowness}  {_use(row)}ETA {eta}  {figures}".rstrip(),
+            flush=True,
+        )
+
+    def write(self, text: str) -> None:
+        """A line of text, above the bar where there is one."""
+        if self.bar is not None:
+            self.bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _figures(row: dict) -> str:
+    """The few figures of a row that say how it goes: losses first, as `D 1.02 G 0.85`."""
+    short = {"r1": "r1", "path_length": "pl", "kl": "kl", "ada_p": "ada", "diversity": "div", "gpu_gb": "GB"}
+    names = {k: k.removeprefix("loss_") for k in sorted(row) if k.startswith("loss")} | short
+    return "  ".join(f"{name} {row[k]:.3g}" for k, name in names.items() if isinstance(row.get(k), (int, float)))
+
+
+def _use(row: dict) -> str:
+    """How the machine is used: `peak 31%  data 0%  save 0.2%  ` of its speed, and of the time spent waiting for them."""
+    short = {"peak_share": "peak", "data_wait": "data", "checkpoint_wait": "save"}
+    return "".join(f"{name} {100 * row[k]:.2g}%  " for k, name in short.items() if isinstance(row.get(k), (int, float)))
+
+
+def duration(seconds: float) -> str:
+    """5025 -> '1:23:45'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
