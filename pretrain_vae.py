@@ -169,11 +169,11 @@ def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor
     noise = torch.randn(c.batch, c.latent_channels, side, side, generator=gen, device=step.rt.device)
     scale, pairs = s.scaler_vae.scale(torch.ones((), device=step.rt.device)), []
     s.D.requires_grad_(False)
-    for start, stop_ in step.rows():
-        images, _ = step.batches.rows(step.position, start, stop_)
+    for start, stop in step.rows():
+        images, _ = step.batches.rows(step.position, start, stop)
         images = images.contiguous(memory_format=memory_layout(images.device))
         with step.autocast():
-            output, mean, logvar = step.network(images, noise[start:stop_])
+            output, mean, logvar = step.network(images, noise[start:stop])
         kl = kl_divergence(mean, logvar)
         image = output.detach().requires_grad_(True)
         pixels = reconstruction_loss(image, images, c.loss)

@@ -36,9 +36,9 @@ from data.packfile import sha256_of
 from jobs.config import parsing, rules, sizes, specs
 from jobs.config.specs import ConfigError, DiffusionConfig
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
-from jobs.run.owners import others_may_replace
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
+from jobs.run.vae import copied_vae, find_vae
 from jobs.training import collectives, devices, randomness, ranks
 from jobs.training.checkpoint import Checkpoints, Diverged
 from jobs.training.throughput import count_flops
@@ -70,34 +70,9 @@ BINS = 4  # of noise levels, each with a validation loss of its own
 
 
 # --- the VAE ----------------------------------------------------------------------------------------------------------
-def find_vae(c: DiffusionConfig) -> Path:
-    """The weights of the VAE to use: --vae, else of the newest finished VAE run beside this one that fits."""
-    if c.vae:
-        path = Path(c.vae)
-        return path if path.is_file() else path / "weights.safetensors"
-    found = []
-    for done in Path(c.run).parent.glob("*/DONE"):
-        folder = done.parent
-        if others_may_replace(folder):
-            continue  # in a shared folder of runs; --vae takes it if it is meant
-        try:
-            stored = specs.read_json(folder / "config.json")
-        except ConfigError:
-            continue
-        same = all(stored.get(k) == getattr(c, k) for k in ("data", "resolution", "channels", "crop"))
-        if "latent_channels" in stored and same and (folder / "weights.safetensors").is_file():
-            found.append((done.stat().st_mtime, folder / "weights.safetensors"))
-    if not found:
-        raise ConfigError(
-            f"no finished VAE run in {Path(c.run).parent} fits this data at {c.resolution} px; run pretrain_vae.py first "
-            "(launch.py --job pipeline does both), or name one with --vae RUN"
-        )
-    return max(found)[1]
-
-
 def adopt_vae(c: DiffusionConfig, run: RunDir, say: Callable[[str], None]) -> None:
     """Rank 0: copy the VAE's weights into this run, once. What becomes of the VAE's run later does not matter to it."""
-    mine = vae_file(run)
+    mine = copied_vae(run.path)
     if mine.exists():
         return
     source = find_vae(c)
@@ -106,10 +81,6 @@ def adopt_vae(c: DiffusionConfig, run: RunDir, say: Callable[[str], None]) -> No
         say(f"WARNING: the VAE of {source.parent} is not finished; its weights are taken as they are now")
     atomic_write(mine, source.read_bytes())
     say(f"VAE: {source}, copied to {mine.name}")
-
-
-def vae_file(run: RunDir) -> Path:
-    return run.path / "vae.safetensors"
 
 
 def load_vae(c: DiffusionConfig, path: Path) -> VAE:
@@ -131,12 +102,12 @@ def load_vae(c: DiffusionConfig, path: Path) -> VAE:
 
 def encode_packs(c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: ranks.Meeting, say) -> list[Latents]:
     """The cached latents of each pack, encoded where they are not there yet."""
-    sha = sha256_of(vae_file(run))
+    sha = sha256_of(copied_vae(run.path))
     torch.set_num_threads(c.threads or devices.default_threads(ranks.local_world(meeting.world)))
     devices.keep_freed_memory()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", meeting.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
-    vae = load_vae(c, vae_file(run)).to(device)
+    vae = load_vae(c, copied_vae(run.path)).to(device)
     verify = meeting.rank == 0
     return [
         ensure_latents(pack, vae.encode, sha, device=device, poll=stopping.raise_if_asked, log=say, verify=verify)
@@ -252,11 +223,11 @@ def train_step(
     kept = drop_labels(torch.zeros(c.batch, dtype=torch.int64, device=rt.device), 1, c.class_dropout, drop_gen) == 0
 
     total = torch.zeros((), device=rt.device)
-    for start, stop_ in randomness.rows(c.batch, rt.rank, rt.world, c.accumulate):
-        x0, labels = data.rows(position, start, stop_, posterior_noise[start:stop_])
-        labels = torch.where(kept[start:stop_], labels, s.unet.num_classes) if c.conditional else None
+    for start, stop in randomness.rows(c.batch, rt.rank, rt.world, c.accumulate):
+        x0, labels = data.rows(position, start, stop, posterior_noise[start:stop])
+        labels = torch.where(kept[start:stop], labels, s.unet.num_classes) if c.conditional else None
         losses = diffusion.diffusion_loss(
-            predictor(network, labels, dtype), x0, noise[start:stop_], times[start:stop_], schedule,
+            predictor(network, labels, dtype), x0, noise[start:stop], times[start:stop], schedule,
             target=c.target, min_snr_gamma=c.min_snr_gamma,
         )  # fmt: skip
         s.scaler.scale(losses.mean() / c.accumulate).backward()
@@ -397,7 +368,7 @@ def train(
     """Train until done or stopped. Returns the process's exit code; raises Diverged. packs: training and, if any, other patients."""
     dtype = devices.precision_dtype(c.precision, rt.device)
     schedule, pack = diffusion.make_schedule(c.schedule), packs[0]
-    vae = load_vae(c, vae_file(run)) if latents else None
+    vae = load_vae(c, copied_vae(run.path)) if latents else None
     data = Data(c, pack, latents[0] if latents else None, vae, rt.device)
     s = build_state(c, data, len(pack.classes) if c.conditional else 0, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
@@ -444,7 +415,7 @@ def about_vae(run: RunDir, vae: VAE | None) -> dict | None:
     """What predict.py needs to build the decoder."""
     if vae is None:
         return None
-    of_vae = read_weights(vae_file(run))[1]["config"]
+    of_vae = read_weights(copied_vae(run.path))[1]["config"]
     return {k: of_vae[k] for k in loading.VAE_FIELDS}
 
 
@@ -457,7 +428,7 @@ def dry_run(c: DiffusionConfig) -> int:
     )
     compare_with_run(run, c)
     if c.space == "latent":
-        source = vae_file(run) if vae_file(run).exists() else find_vae(c)
+        source = copied_vae(run.path) if copied_vae(run.path).exists() else find_vae(c)
         load_vae(c, source)
         say(f"VAE: {source}")
     world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -184,17 +184,17 @@ def generator_step(s: TrainState, step: Step) -> None:
     c = step.c
     draws, params = draw_latents(step, s.G, c.batch, "G"), draw_augmentation(step, s.ada.p, "G")
     s.D.requires_grad_(False)
-    for start, stop_ in step.rows(c.batch):
-        latents, noise = rows_of(draws, start, stop_)
+    for start, stop in step.rows(c.batch):
+        latents, noise = rows_of(draws, start, stop)
         ws, w = styles_of(s.G, **latents)
         fake = step.synthesis(ws, noise, dtype=step.dtype)
-        logits = step.critic(augmented(fake, params, start, stop_), latents["labels"], dtype=step.dtype)
+        logits = step.critic(augmented(fake, params, start, stop), latents["labels"], dtype=step.dtype)
         real_logits = None
         if c.loss == "rpgan":  # pairs each generated image with a real one of the same row
             with torch.no_grad():
-                real, labels = step.batches.rows(step.position, start, stop_)
+                real, labels = step.batches.rows(step.position, start, stop)
                 real_logits = step.critic(
-                    augmented(real, params, start, stop_), labels if c.conditional else None, dtype=step.dtype
+                    augmented(real, params, start, stop), labels if c.conditional else None, dtype=step.dtype
                 )
         losses = generator_loss(logits, real_logits, kind=c.loss)
         s.scaler_G.scale(losses.mean() / c.accumulate).backward()
@@ -211,11 +211,11 @@ def path_length_step(s: TrainState, step: Step) -> None:
     pl_noise = torch.randn(
         batch, c.channels, c.resolution, c.resolution, generator=step.generator("pl noise"), device=step.rt.device
     )
-    for start, stop_ in step.rows(batch):
-        latents, noise = rows_of(draws, start, stop_)
+    for start, stop in step.rows(batch):
+        latents, noise = rows_of(draws, start, stop)
         ws, _ = styles_of(s.G, **latents)
         images = s.G.synthesis(ws, noise, dtype=exact_dtype(step.dtype))
-        lengths = path_lengths(images, ws, pl_noise[start:stop_])
+        lengths = path_lengths(images, ws, pl_noise[start:stop])
         penalty = path_length_penalty(lengths, s.pl_mean)
         (penalty.mean() * (c.pl_weight * c.pl_interval / c.accumulate)).backward()
         step.add("path_length", lengths, batch)
@@ -228,13 +228,13 @@ def discriminator_step(s: TrainState, step: Step) -> None:
     c = step.c
     draws, params = draw_latents(step, s.G, c.batch, "D"), draw_augmentation(step, s.ada.p, "D fake")
     real_params = draw_augmentation(step, s.ada.p, "D real")
-    for start, stop_ in step.rows(c.batch):
-        latents, noise = rows_of(draws, start, stop_)
+    for start, stop in step.rows(c.batch):
+        latents, noise = rows_of(draws, start, stop)
         with torch.no_grad():
             fake = step.synthesis(styles_of(s.G, **latents)[0], noise, dtype=step.dtype)
-            fake = augmented(fake, params, start, stop_)
-            real, labels = step.batches.rows(step.position, start, stop_)
-            real = augmented(real, real_params, start, stop_)
+            fake = augmented(fake, params, start, stop)
+            real, labels = step.batches.rows(step.position, start, stop)
+            real = augmented(real, real_params, start, stop)
         # One pass over both: minibatch-std groups are contiguous rows, so generated and real rows never share one.
         both = torch.cat([latents["labels"], labels]) if c.conditional else None
         fake_logits, real_logits = step.critic(torch.cat([fake, real]), both, dtype=step.dtype).chunk(2)
@@ -257,14 +257,14 @@ def gradient_penalty_step(s: TrainState, step: Step) -> None:
     c, dtype = step.c, exact_dtype(step.dtype)
     draws = draw_latents(step, s.G, c.batch, "R2") if c.loss == "rpgan" else None
     real_params, params = draw_augmentation(step, s.ada.p, "R1"), draw_augmentation(step, s.ada.p, "R2")
-    for start, stop_ in step.rows(c.batch):
+    for start, stop in step.rows(c.batch):
         with torch.no_grad():
-            real, labels = step.batches.rows(step.position, start, stop_)
-            inputs = [("r1", augmented(real, real_params, start, stop_), labels if c.conditional else None)]
+            real, labels = step.batches.rows(step.position, start, stop)
+            inputs = [("r1", augmented(real, real_params, start, stop), labels if c.conditional else None)]
             if draws is not None:
-                latents, noise = rows_of(draws, start, stop_)
+                latents, noise = rows_of(draws, start, stop)
                 fake = s.G.synthesis(styles_of(s.G, **latents)[0], noise, dtype=step.dtype)
-                inputs.append(("r2", augmented(fake, params, start, stop_), latents["labels"]))
+                inputs.append(("r2", augmented(fake, params, start, stop), latents["labels"]))
         for name, images, its_labels in inputs:
             images = images.detach().requires_grad_(True)
             # Held minibatch std: the penalty on one image must not see its neighbours.

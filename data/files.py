@@ -12,6 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+# The one list of what is taken for a picture, a volume and a pack, by its name.
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
+VOLUMES = (".nii", ".nii.gz")
+PACK = ".pack"
+
 TORN_AGE = 600.0  # a temporary file of another host is a dead writer's when nothing was written to it for so long
 
 _temporary = re.compile(r"\..+\.tmp\.(?P<host>.+)\.(?P<pid>\d+)\.\d+")

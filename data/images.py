@@ -11,7 +11,6 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 Image.init()
 # Pillow's complaints about EXIF and its own bomb warning; the limit below is stricter. Once and here, because
 # warnings.catch_warnings is not safe in threads.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data import images, volumes
+from data.files import PICTURES, VOLUMES
 from data.images import BadFile
 from data.walk import MASK_FILE, MASK_FOLDER, DataError, Found, Walk, class_name, walk_folder
 
@@ -443,9 +444,9 @@ def _volume_records(root: Path, placed: list[Placed], warnings: list[str]):
 def _single_file(spec: str, path: Path, split: str) -> Source:
     lower, info = path.name.lower(), path.stat()
     found = Found(str(path), (), path.name, info.st_size, info.st_mtime_ns)
-    if lower.endswith(images.SUFFIXES):
+    if lower.endswith(PICTURES):
         kind, layout = "images", "one picture"
-    elif lower.endswith(volumes.SUFFIXES):
+    elif lower.endswith(VOLUMES):
         kind, layout = "volumes", "one NIfTI volume"
     elif lower.endswith(".pack"):
         raise DataError(f"--data {spec} is a pack already; it is opened as it is, not searched")

@@ -7,7 +7,6 @@ from PIL import Image
 
 from data.images import MAX_PIXELS, BadFile
 
-SUFFIXES = (".nii", ".nii.gz")
 MAX_VOXELS = 1 << 28  # 645 cubed: as float32 they take 1 GB
 BRAIN_AREA = 0.15  # of the frame: slices that show less brain are left out
 LOW, HIGH = 1.0, 99.5  # percentiles of the non-zero voxels that become 0 and 255

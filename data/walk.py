@@ -6,7 +6,7 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import images, volumes
+from data.files import PICTURES, VOLUMES
 
 JUNK_FOLDERS = {"__macosx", "__pycache__", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
 MASK_FILE = re.compile(r"seg_\d+_slice_\d+\..*|.*[-_](seg|mask|label)s?\.nii(\.gz)?", re.I)
@@ -52,7 +52,7 @@ class Found:
     def stem(self) -> str:
         """Its name without what readers append to it."""
         stem = self.name
-        for suffix in (".gz", *images.SUFFIXES, ".nii"):  # case_001_slice_0.nii.png -> case_001_slice_0
+        for suffix in (".gz", *PICTURES, ".nii"):  # case_001_slice_0.nii.png -> case_001_slice_0
             if stem.lower().endswith(suffix):
                 stem = stem[: -len(suffix)]
         return stem
@@ -109,7 +109,7 @@ def _enter(entry: os.DirEntry, parts: tuple, found: Walk, folder: str) -> bool:
     name, lower = entry.name, entry.name.lower()
     if name.startswith(".") or lower in JUNK_FOLDERS:
         return False
-    picture, volume = lower.endswith(images.SUFFIXES), lower.endswith(volumes.SUFFIXES)
+    picture, volume = lower.endswith(PICTURES), lower.endswith(VOLUMES)
     relative = printable("/".join((*parts, name)))
     try:
         info = entry.stat()

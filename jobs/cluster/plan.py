@@ -8,26 +8,25 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jobs.cluster import slurm
+from jobs.cluster.options import MAX_RESTARTS, Options
 from jobs.cluster.sites import Site
-from jobs.config import kinds, parsing, presets, rules, specs
-from jobs.config.specs import ConfigError
-
-# Fields of the configs that hold paths. They are made absolute at submit: the job runs in another folder.
-PATH_FIELDS = ("data", "init_from", "vae")
+from jobs.config import kinds, rules, specs
+from jobs.config.parsing import parse_config
+from jobs.config.specs import ConfigError, TrainConfig
 
 
 @dataclass(frozen=True)
 class Plan:
     """One run and the job that is to work on it, with everything resolved."""
 
-    job: str  # key of specs.JOBS
-    config: object  # the resolved config dataclass
+    job: str  # key of kinds.JOBS
+    config: TrainConfig  # resolved; the job reads it from RUN/config.json
     run: Path
-    flags: tuple[str, ...]  # training flags without --run, their paths absolute
     site: Site  # with the partition's values laid over it
     local: bool
     partition: str = ""
@@ -61,7 +60,9 @@ class Plan:
 
     def command(self) -> list[str]:
         """The training process, from the snapshot. On this machine several GPUs need torchrun; Slurm has its own tasks."""
-        script = [str(self.code / kinds.JOBS[self.job].script), "--run", str(self.run), *self.flags]
+        script = [str(self.code / kinds.JOBS[self.job].script), "--run", str(self.run)]
+        if self.config.override:  # of this launch alone, so it is not in config.json
+            script.append("--override")
         launcher = []
         if self.local and self.world > 1:
             # Without the "--" torchrun takes the script's --run for an abbreviation of its own --run-path.
@@ -69,39 +70,20 @@ class Plan:
         return [sys.executable, "-u", *launcher, *script]
 
 
-def absolute_flags(flags: list[str], config) -> tuple[str, ...]:
-    """The flags as typed, with --run taken out and every path replaced by the absolute one of the resolved config."""
-    taken = {f"--{name.replace('_', '-')}": getattr(config, name, "") for name in PATH_FIELDS} | {"--run": ""}
-    kept, skip = [], False
-    for flag in flags:
-        name, has_value, _ = flag.replace("_", "-").partition("=") if flag.startswith("--") else (flag, "", "")
-        if skip:
-            skip = False
-        elif name in taken:
-            skip = not has_value
-        else:
-            kept.append(flag)
-    for name, value in taken.items():
-        if value:
-            kept += [name, value]
-    return tuple(kept)
-
-
-def make_plan(options, flags: list[str], site: Site, partitions: dict[str, slurm.Partition] | None) -> Plan:
+def make_plan(
+    options: Options, flags: list[str], site: Site, partitions: Mapping[str, slurm.Partition] | None
+) -> Plan:
     """Resolve launch.py's options and the training flags of one run. Wrong flags exit with 2, wrong values raise ConfigError.
 
     `partitions` is what Slurm reports, None without Slurm: then the profile's word is taken.
     """
     job = options.job
-    if job not in kinds.JOBS:
-        raise ConfigError(f"--job {job}: there is no such job; choose from {', '.join(kinds.JOBS)}")
-    config, flags = resolve(options, flags, site)
+    config = resolve(job, options.name, options.preset, flags, site)
     if options.local:
         gpus = local_gpus() if options.gpus is None else options.gpus
-        plan = Plan(job, config, Path(config.run), absolute_flags(flags, config), site, True, gpus=gpus, cpus=0)
+        plan = Plan(job, config, Path(config.run), site, True, gpus=gpus, cpus=0)
     else:
-        plan = replace(slurm_plan(options, site, partitions), job=job, config=config, run=Path(config.run),
-                       flags=absolute_flags(flags, config))  # fmt: skip
+        plan = slurm_plan(job, config, options, site, partitions)
     rules.check_world(config, plan.world)
     for name in ("run", "partition", "account", "qos", "gres"):
         if re.search(
@@ -110,44 +92,27 @@ def make_plan(options, flags: list[str], site: Site, partitions: dict[str, slurm
             raise ConfigError(
                 f"--{name} {str(getattr(plan, name))!r}: a control character, or no text; use letters and digits"
             )
-    typed = {name: getattr(options, name) for name in REMEMBERED if getattr(options, name)}
-    return replace(plan, max_restarts=options.max_restarts, shared=options.shared, after=options.after, options=typed)
+    restarts = MAX_RESTARTS if options.max_restarts is None else options.max_restarts
+    return replace(
+        plan, max_restarts=restarts, shared=options.shared, after=options.after, options=options.remembered()
+    )
 
 
-# Options of launch.py that `resume` uses again.
-REMEMBERED = "partition account qos time nodes gpus cpus site shared local max_restarts".split()
-
-
-def resolve(options, flags: list[str], site: Site) -> tuple[object, list[str]]:
-    """The config that the job's training script will come to, and the flags that lead it there, --preset among them."""
-    cls = kinds.JOBS[options.job].config
-    flags = list(flags)
-    named = str(specs.ROOT / "runs" / options.name) if options.name else ""
-    if named and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+,-]*", options.name)):
-        raise ConfigError(f"--name {options.name}: use letters, digits and . _ = + , - only; --run takes a path")
-    if named and flag_value(flags, "run"):
+def resolve(job: str, name: str, preset: str, flags: list[str], site: Site) -> TrainConfig:
+    """The configuration of a run, from --name and --preset of launch.py and the training flags."""
+    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+,-]*", name):
+        raise ConfigError(f"--name {name}: use letters, digits and . _ = + , - only; --run takes a path")
+    flags = ["--preset", preset, *flags] if preset else list(flags)
+    if name and "--run" in {flag.partition("=")[0] for flag in flags}:
         raise ConfigError("--name and --run both name the run; leave one of them out")
-    if named:
-        flags += ["--run", named]
-    run = flag_value(flags, "run")
-    preset = options.preset or flag_value(flags, "preset")
-    exists = run is not None and Path(run, "config.json").is_file()
-    if not preset and not exists:
-        preset = presets.DEFAULT_PRESET[cls]
-    if preset and flag_value(flags, "preset") != preset:
-        flags = ["--preset", preset, *flags]  # said aloud, so that the job need not guess what the default was
-    named_data = flag_value(flags, "data") or presets.PRESETS[cls].get(preset or "", {}).get("data")
-    if preset and not named_data and (path := site.data_path(preset)):
-        flags += ["--data", path]
-    return parsing.parse_config(cls, flags), flags
+    if name:
+        flags += ["--run", str(specs.ROOT / "runs" / name)]
+    return parse_config(kinds.job(job).config, flags, site.data_path)
 
 
-def flag_value(flags: list[str], name: str) -> str | None:
-    """Value of `--name VALUE` or `--name=VALUE`, the last one; None if it is not there."""
-    return parsing._flag(flags, name)
-
-
-def slurm_plan(options, site: Site, partitions: dict[str, slurm.Partition] | None) -> Plan:
+def slurm_plan(
+    job: str, config: TrainConfig, options: Options, site: Site, partitions: Mapping[str, slurm.Partition] | None
+) -> Plan:
     """The resources of a Slurm job: options, over the profile's values for the partition, within what Slurm reports."""
     default = next((name for name, p in (partitions or {}).items() if p.default), "")
     partition = options.partition or site.partition or default
@@ -170,7 +135,7 @@ def slurm_plan(options, site: Site, partitions: dict[str, slurm.Partition] | Non
             f"--time {options.time}: give a limit, such as 4:00:00; the job requeues itself until it is done"
         )
     return Plan(
-        job="", config=None, run=Path(), flags=(), site=site, local=False, partition=partition, account=options.account or site.account,
+        job=job, config=config, run=Path(config.run), site=site, local=False, partition=partition, account=options.account or site.account,
         qos=options.qos or site.qos, minutes=math.ceil(seconds / 60), nodes=options.nodes or 1, gpus=gpus,
         cpus=options.cpus or max(min(site.cpus, cores // max(gpus, 1)), 1), gres=site.gres.format(gpus=gpus) if gpus else "",
         chain=not site.requeue,

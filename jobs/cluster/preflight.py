@@ -16,16 +16,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from data.files import PACK, PICTURES, VOLUMES
 from jobs.cluster import slurm
 from jobs.cluster.plan import Plan
 from jobs.cluster.slurm import Partition, format_time
 from jobs.cluster.submit import untracked_code
-from jobs.config import kinds, rules, specs
-from jobs.run.rundir import RunDir, compare
+from jobs.config import kinds, specs
+from jobs.config.specs import ConfigError, DiffusionConfig
+from jobs.run.resume import compare_with_run
+from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError
+from jobs.run.vae import copied_vae, find_vae
 
 SHARED_FILESYSTEMS = set(
     "nfs nfs4 lustre gpfs beegfs ceph cephfs cifs smb3 panfs pvfs2 orangefs afs 9p virtiofs glusterfs wekafs".split()
@@ -34,7 +38,6 @@ MEMORY_FILESYSTEMS = {"tmpfs", "ramfs"}
 NODE_LOCAL = ("/tmp", "/var/tmp", "/scratch", "/dev/shm", "/run")
 SLACK_GB = 0.5  # samples, logs, TensorBoard
 STARTUP_S = 120  # imports, loading, the first step: what a job needs besides the margin in which it saves
-IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".pack")
 
 
 @dataclass(frozen=True)
@@ -210,31 +213,25 @@ def check_data(plan: Plan) -> list[Check]:
 def check_vae(plan: Plan) -> list[Check]:
     """A latent-diffusion run needs a VAE: the one that it has copied already, the one named, which may still be in training
     where this run waits for it, or a finished one beside the run that was trained on the same data."""
-    if getattr(plan.config, "space", "") != "latent":
+    config = plan.config
+    if not isinstance(config, DiffusionConfig) or config.space != "latent":
         return []
-    if (plan.run / "vae.safetensors").is_file():
+    if copied_vae(plan.run).is_file():
         return [ok("VAE: copied into the run when it began")]
-    if plan.config.vae:
-        vae = Path(plan.config.vae)
-        if vae.is_file() or (vae / "DONE").is_file() or str(vae) == plan.after:
-            return [ok(f"VAE {vae.name}")]
-        if (vae / "weights.safetensors").is_file():
-            return [
-                warn(
-                    f"VAE {vae.name} is not finished; its weights are taken as they are when the job starts",
-                    f"--after {vae.name} waits for it",
-                )
-            ]
-        return [fail(f"--vae {vae}: no weights there", "name a VAE run that is done, or use --job pipeline")]
-    same = ("data", "resolution", "channels", "crop")
-    for done in sorted(plan.run.parent.glob("*/DONE"), key=lambda path: path.stat().st_mtime, reverse=True):
-        with contextlib.suppress(RunDirError):
-            stored = RunDir(done.parent).read_config() or {}
-            if "latent_channels" in stored and all(stored.get(name) == getattr(plan.config, name) for name in same):
-                return [ok(f"VAE {done.parent.name}, the newest finished one that fits")]
-    return [
-        fail("there is no finished VAE run for these data", "--job pipeline trains the VAE first; --vae RUN names one")
-    ]
+    if config.vae and config.vae == plan.after:
+        return [ok(f"VAE {Path(config.vae).name}")]
+    try:
+        weights = find_vae(config)
+    except ConfigError as error:
+        text, _, fix = str(error).partition("; run ")
+        return [fail(text, f"run {fix}")]
+    name = weights.parent.name if not Path(config.vae).is_file() or not config.vae else weights.name
+    if not weights.is_file():
+        return [fail(f"--vae {config.vae}: no weights there", "name a VAE run that is done, or use --job pipeline")]
+    if config.vae and not Path(config.vae).is_file() and not weights.with_name("DONE").is_file():
+        return [warn(f"VAE {name} is not finished; its weights are taken as they are when the job starts",
+                     f"--after {name} waits for it")]  # fmt: skip
+    return [ok(f"VAE {name}" if config.vae else f"VAE {name}, the newest finished one that fits")]
 
 
 def any_image(folder: Path, most: int = 5000) -> bool:
@@ -243,7 +240,7 @@ def any_image(folder: Path, most: int = 5000) -> bool:
     for _, _, files in os.walk(folder, followlinks=True):
         for name in files:
             seen += 1
-            if name.lower().endswith(IMAGES) or seen > most:
+            if name.lower().endswith((*PICTURES, *VOLUMES, PACK)) or seen > most:
                 return True
     return False
 
@@ -355,19 +352,13 @@ def check_config(plan: Plan) -> list[Check]:
         return [
             ok(f"flags: a new run of {config.total_kimg:g} kimg at batch {config.batch}, about {memory:.0f} GB per GPU")
         ]
-    differences = compare(stored, asdict(config), rules.ARCHITECTURE, rules.FREE)
-    architecture = [d for d in differences if d.kind == "architecture"]
-    other = [d for d in differences if d.kind == "other"]
-    text = ", ".join(str(d) for d in architecture or other)
-    if architecture:
-        return [fail(f"{run.path.name} has another architecture ({text})", "--name NAME starts a new run")]
-    if other and not config.override:
-        return [
-            fail(
-                f"{run.path.name} was started with other flags ({text})",
-                "--override goes on anyway, --name NAME starts a new run",
-            )
-        ]
+    try:
+        changed = compare_with_run(run, config)
+    except ConfigError as error:
+        text, _, fix = str(error).partition("; ")
+        return [fail(text, fix.replace("--run", "--name"))]
+    if changed:
+        return [warn(f"flags that differ from the run's are taken over (--override): {changed}")]
     return [ok(f"flags: resumes at {run.newest_checkpoint() / 1000:g} of {config.total_kimg:g} kimg")]
 
 

@@ -21,19 +21,19 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 from data.files import atomic_write
 from jobs.cluster import sites, slurm, submit
-from jobs.cluster.plan import absolute_flags, resolve
+from jobs.cluster.options import MAX_RESTARTS
+from jobs.cluster.plan import resolve
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.config import kinds, specs
-from jobs.config.specs import ConfigError
+from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import stopping
+from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir, is_number
 from jobs.run.states import RunDirError
 
-MAX_RESTARTS = 20
 STUCK_AFTER = 2  # attempts in a row that ended by themselves and saw no new image
 RETRY_S = 600  # how long a silent controller is asked again
 LEAVE = "exit 0"  # shell text
@@ -292,24 +292,27 @@ def begin(path: Path, kind: str) -> str:
     return f"export PREDECESSOR_JOB={shlex.quote(before)}" if kind == "chain" and before else ""
 
 
-def begin_sbatch(job_name: str, flags: list[str]) -> tuple[Path, list[str], str]:
-    """What `sbatch jobs/NAME.sh FLAGS` is to run: the same run as launch.py's. (run directory, its flags, shell text)"""
-    if job_name not in kinds.JOBS:
-        raise ConfigError(f"{job_name}: there is no such job; choose from {', '.join(kinds.JOBS)}")
+def begin_sbatch(job_name: str, flags: list[str]) -> tuple[TrainConfig, str]:
+    """What `sbatch jobs/NAME.sh FLAGS` is to run: the same run as launch.py's. (its configuration, shell text)"""
     try:
         names = set(slurm.partitions())
     except SlurmError:
         names = set()
     site = sites.choose_site("", names).on(os.environ.get("SLURM_JOB_PARTITION", ""))
-    config, resolved = resolve(SimpleNamespace(job=job_name, name="", preset=""), flags, site)
-    path, flags = Path(config.run), list(absolute_flags(resolved, config))
-    command = [str(specs.ROOT / kinds.JOBS[job_name].script), "--run", str(path), *flags]
-    return path, flags, f"RUN={shlex.quote(str(path))}\nCOMMAND=({shlex.join(command)})"
+    config = resolve(job_name, "", "", flags, site)
+    command = [str(specs.ROOT / kinds.JOBS[job_name].script), "--run", config.run]
+    if config.override:
+        command.append("--override")
+    return config, f"RUN={shlex.quote(config.run)}\nCOMMAND=({shlex.join(command)})"
 
 
-def record_sbatch(path: Path, job_name: str, flags: list[str]) -> str:
-    """Make the run directory and enter this job into jobs.json. Returns the kind: sbatch, or chain for a successor."""
-    run, job_id = RunDir(path), os.environ.get("SLURM_JOB_ID", "")
+def record_sbatch(job_name: str, config: TrainConfig) -> str:
+    """Make the run directory and its config.json, and enter this job into jobs.json. Returns the kind: sbatch, or chain.
+
+    A job that is known already goes on with the run as it is: its flags were those of an earlier moment.
+    """
+    path, job_id = Path(config.run), os.environ.get("SLURM_JOB_ID", "")
+    run = RunDir(path)
     run.create()
     with submit.submit_lock(path):
         about = submit.read_jobs(path)
@@ -319,8 +322,9 @@ def record_sbatch(path: Path, job_name: str, flags: list[str]) -> str:
             return known[-1]
         if _other_live_job(about, job_id):
             return "sbatch"  # it will do nothing
+        store_config(run, config)
         submitted.append({"id": job_id, "kind": "sbatch", "time": round(time.time(), 1)})
-        about |= {"job": job_name, "argv": flags, "submitted": submitted}
+        about |= {"job": job_name, "submitted": submitted}
         about.setdefault("max_restarts", MAX_RESTARTS)
         about.setdefault("chain", False)
         _write_jobs(path, about)
@@ -343,7 +347,7 @@ def queue_successor(run: RunDir, about: dict, job: Job | None) -> str:
     command = ["sbatch", "--parsable", "--no-requeue", *(f"{name}={value}" for name, value in options.items() if value)]
     if not job.gres:
         command.append("--gres=none")
-    command += [script, "--run", str(run.path), *map(str, about.get("argv", []))]
+    command += [script, "--run", str(run.path)]
     with submit.submit_lock(run.path), submit.clean_environment():
         try:
             done = subprocess.run(command, cwd=specs.ROOT, capture_output=True, text=True, timeout=60)
@@ -447,9 +451,9 @@ def main(argv: list[str] | None = None) -> int:
         if options.job is None:
             print(begin(Path(options.run).absolute(), "main"))
         else:
-            path, flags, text = begin_sbatch(options.job, flags)
-            kind = record_sbatch(path, options.job, flags)
-            more = begin(path, kind)
+            config, text = begin_sbatch(options.job, flags)
+            kind = record_sbatch(options.job, config)
+            more = begin(Path(config.run), kind)
             print(more if more == LEAVE else f"{text}\n{more}")
     except (ConfigError, RunDirError, submit.SubmitError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -23,6 +23,7 @@ from jobs.cluster import slurm
 from jobs.cluster.plan import Plan
 from jobs.config import specs
 from jobs.run.lock import Lock, Locked
+from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir, git_state
 
 # What a job must not inherit from the shell that queues it: that shell may itself be inside a job, or a torchrun rank.
@@ -185,7 +186,6 @@ def read_jobs(run: Path) -> dict:
             listed = about.get("submitted")
             listed = listed if isinstance(listed, list) else []
             about["submitted"] = [job for job in listed if isinstance(job, dict) and isinstance(job.get("id"), str)]
-            about["argv"] = [str(word) for word in about["argv"]] if isinstance(about.get("argv"), list) else []
             return about
     return {}
 
@@ -194,7 +194,7 @@ def write_jobs(plan: Plan) -> None:
     """Record the plan; the jobs submitted so far stay."""
     about = {"submitted": []} | read_jobs(plan.run)
     about |= {
-        "job": plan.job, "argv": list(plan.flags), "max_restarts": plan.max_restarts, "chain": plan.chain,
+        "job": plan.job, "max_restarts": plan.max_restarts, "chain": plan.chain,
         "after": plan.after, "options": plan.options,
     }  # fmt: skip
     atomic_write(plan.run / "jobs.json", json.dumps(about, indent=1) + "\n")
@@ -210,7 +210,10 @@ def note_submitted(run: Path, ids: list[tuple[str, str]]) -> None:
 
 
 def prepare(plan: Plan) -> None:
-    """Make the run ready to be queued: folders, permissions, the lifted STOP, a fresh snapshot, `queued`. Call under submit_lock."""
+    """Make the run ready to be queued: folders, permissions, the lifted STOP, config.json, a fresh snapshot, `queued`.
+
+    Call under submit_lock. Raises ConfigError where the run cannot go on with this configuration.
+    """
     run = RunDir(plan.run)
     run.create()
     (run.logs / "submitit").mkdir(exist_ok=True, mode=0o700)
@@ -218,6 +221,7 @@ def prepare(plan: Plan) -> None:
         for folder in (run.path, run.checkpoints, run.samples, run.plots, run.tensorboard, run.logs):
             folder.chmod(0o750)
     run.lift_stop()
+    store_config(run, plan.config)
     run.unmark_done()  # a finished run comes here only to be extended
     take_snapshot(plan.run)
     write_jobs(plan)

@@ -1,10 +1,11 @@
-"""The table of jobs that launch.py and the sbatch scripts start."""
+"""The kinds of model: one row of JOBS each, with all that the other rooms need to know of one. Torch-free."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from jobs.config import presets
 from jobs.config.sizes import (
     diffusion_checkpoint_gb,
     diffusion_memory_gb,
@@ -13,22 +14,43 @@ from jobs.config.sizes import (
     vae_checkpoint_gb,
     vae_memory_gb,
 )
-from jobs.config.specs import DiffusionConfig, GanConfig, VaeConfig
+from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, TrainConfig, VaeConfig
 
 
-# --- the jobs that launch.py and the sbatch scripts start --------------------------------------------------------------
 @dataclass(frozen=True)
 class Job:
     """One kind of training job. memory_gb(config, world) is per GPU, checkpoint_gb(config) per checkpoint; both rough."""
 
     script: str
-    config: type
+    config: type[TrainConfig]
+    presets: Mapping[str, dict]
+    default_preset: str
     memory_gb: Callable[..., float]
     checkpoint_gb: Callable[..., float]
 
 
 JOBS: dict[str, Job] = {
-    "stylegan2": Job("train_gan.py", GanConfig, gan_memory_gb, gan_checkpoint_gb),
-    "vae": Job("pretrain_vae.py", VaeConfig, vae_memory_gb, vae_checkpoint_gb),
-    "diffusion": Job("train_diffusion.py", DiffusionConfig, diffusion_memory_gb, diffusion_checkpoint_gb),
-}
+    "stylegan2": Job(
+        "train_gan.py", GanConfig, presets.GAN_PRESETS, "adni256", gan_memory_gb, gan_checkpoint_gb
+    ),
+    "vae": Job(
+        "pretrain_vae.py", VaeConfig, presets.VAE_PRESETS, "adni256-ldm", vae_memory_gb, vae_checkpoint_gb
+    ),
+    "diffusion": Job(
+        "train_diffusion.py", DiffusionConfig, presets.DIFFUSION_PRESETS, "adni256-ldm", diffusion_memory_gb,
+        diffusion_checkpoint_gb,
+    ),
+}  # fmt: skip
+
+
+def job(name: str) -> Job:
+    """The row of a job by its name. Raises ConfigError that lists the names there are."""
+    if name not in JOBS:
+        raise ConfigError(f"--job {name}: there is no such job; choose from {', '.join(JOBS)}")
+    return JOBS[name]
+
+
+def name_of(config: TrainConfig | type[TrainConfig]) -> str:
+    """The name of the job that a config, or a class of configs, is of."""
+    cls = config if isinstance(config, type) else type(config)
+    return next(name for name, row in JOBS.items() if row.config is cls)

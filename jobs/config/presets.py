@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from jobs.config.specs import DiffusionConfig, GanConfig, VaeConfig
-
 # One preset per published system that students start from; recipe values: StyleGAN2's paper256 for 256 px, the R1 weight
 # scaled with the square of the resolution below it.
 GAN_PRESETS: dict[str, dict] = {
@@ -38,6 +36,3 @@ DIFFUSION_PRESETS: dict[str, dict] = {
         widths="48,96", num_res=1, attention="8", head_dim=48, dropout=0.0, conditional=True, log_kimg=1.0, sample_kimg=12.0, checkpoint_minutes=1.0,
     ),
 }  # fmt: skip
-
-PRESETS = {GanConfig: GAN_PRESETS, VaeConfig: VAE_PRESETS, DiffusionConfig: DIFFUSION_PRESETS}
-DEFAULT_PRESET = {GanConfig: "adni256", VaeConfig: "adni256-ldm", DiffusionConfig: "adni256-ldm"}

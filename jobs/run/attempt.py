@@ -9,13 +9,13 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict
+from collections.abc import Callable
 
 from data.files import atomic_write
 from jobs.config import specs
-from jobs.config.specs import ConfigError
+from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import stopping
-from jobs.run.resume import compare_with_run
+from jobs.run.resume import compare_with_run, write_config
 from jobs.run.rundir import RunDir
 
 
@@ -77,7 +77,7 @@ class Attempt:
             self.run.unlock()
 
 
-def prepare_run(run: RunDir, config, say) -> bool:
+def prepare_run(run: RunDir, config: TrainConfig, say: Callable[[str], None]) -> bool:
     """Rank 0, under the lock: compare with the stored config, lift or obey STOP. False: nothing to do.
 
     A STOP file ends every attempt that Slurm started by itself; a person who types the command lifts it.
@@ -92,14 +92,14 @@ def prepare_run(run: RunDir, config, say) -> bool:
         run.lift_stop()
         say("The STOP of this run is lifted")
     if run.read_config() is None:
-        run.write_config(asdict(config))
+        write_config(run, config)
     return True
 
 
-def adopt_config(run: RunDir, config) -> None:
+def adopt_config(run: RunDir, config: TrainConfig) -> None:
     """Rank 0, when nothing can be refused any more: the run is one of this config, and no longer done if it is longer now."""
     run.unmark_done()
-    run.write_config(asdict(config))
+    write_config(run, config)
 
 
 def check_data(run: RunDir, config, classes: list[str], digests: dict[str, str], say) -> None:

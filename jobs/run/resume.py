@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
 
 from jobs.config import parsing, rules
-from jobs.config.specs import ConfigError
+from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run.rundir import RunDir
 
 
-def compare_with_run(run: RunDir, config) -> str:
+def compare_with_run(run: RunDir, config: TrainConfig) -> str:
     """What differs from the stored config and matters, as text; '' if nothing does. Raises ConfigError where the run
     cannot go on like that."""
     stored = run.read_config()
@@ -35,3 +37,24 @@ def compare_with_run(run: RunDir, config) -> str:
             f"{run.path}: the run has seen {seen:g} kimg already, more than --total-kimg {config.total_kimg:g}; raise it"
         )
     return text
+
+
+def store_config(run: RunDir, config: TrainConfig, say: Callable[[str], None] = lambda text: None) -> None:
+    """Make config.json that of this configuration, from which every process of the run reads it.
+
+    Raises ConfigError where the run cannot go on like that; what --override changes is noted in attempts.jsonl.
+    """
+    if changed := compare_with_run(run, config):
+        say(f"Override: {changed}")
+        run.note("override", changed=changed)
+    write_config(run, config)
+
+
+def write_config(run: RunDir, config: TrainConfig) -> None:
+    """config.json, whatever stood there; a finished run that is longer now is no longer done."""
+    before = run.read_config() or {}
+    if config.total_kimg > before.get("total_kimg", math.inf):
+        run.unmark_done()
+    stored = asdict(replace(config, dry_run=False, override=False))  # these two are of one command, not of the run
+    if stored != before:
+        run.write_config(stored)

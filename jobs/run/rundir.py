@@ -11,8 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
 from data.files import atomic_write, remove_torn
@@ -23,31 +21,6 @@ from jobs.run.stopping import DONE
 
 STATUS_BEAT = 5.0  # seconds between writes of status.json while the state stays the same
 PACKAGES = "torch torchvision numpy pillow safetensors tyro tensorboard matplotlib submitit nibabel".split()
-
-
-# --- configs ----------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Difference:
-    """One field of two configs that differs. kind: 'architecture', 'free' (does not change the result) or 'other'."""
-
-    name: str
-    old: object
-    new: object
-    kind: str
-
-    def __str__(self) -> str:
-        return f"--{self.name.replace('_', '-')} {self.old} -> {self.new}"
-
-
-def compare(old: dict, new: dict, architecture: Collection[str], free: Collection[str]) -> list[Difference]:
-    """The fields in which two configs differ, in the order of `new`; a field that one of them lacks counts as None there."""
-    found = []
-    for name in [*new, *(name for name in old if name not in new)]:
-        a, b = old.get(name), new.get(name)
-        if a != b:
-            kind = "architecture" if name in architecture else "free" if name in free else "other"
-            found.append(Difference(name, a, b, kind))
-    return found
 
 
 class RunDir:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from jobs.config import parsing, specs
+from jobs.config import kinds, parsing, specs
 from jobs.run import stopping
 from jobs.run.attempt import Attempt
 from jobs.run.rundir import RunDir
@@ -222,7 +222,7 @@ class Upkeep:
         self.saved_at, self.saved_time = nimg, time.monotonic()
         if self.rt.rank != 0:
             return
-        about = {"job": parsing.JOB_NAME[type(self.c)], "config": parsing.result_fields(self.c), "nimg": nimg, **about}
+        about = {"job": kinds.name_of(self.c), "config": parsing.result_fields(self.c), "nimg": nimg, **about}
         values = {
             name: {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
             for name, module in weights.items()
