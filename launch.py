@@ -33,7 +33,7 @@ from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds
 from jobs.config.parsing import parse_config
 from jobs.config.specs import ConfigError
-from jobs.run.states import RunDirError
+from jobs.run.states import RunDirError, RunState
 from jobs.run.stopping import BAD, DONE, USAGE
 
 USAGE_TEXT = """
@@ -226,7 +226,7 @@ def why_command(argv: list[str]) -> int:
             ("cause", cause.text),
             ("line", cause.line),
             ("fix", cause.fix),
-            ("log", str(log) if log and view.state != "queued" else ""),
+            ("log", str(log) if log and view.state != RunState.QUEUED else ""),
         ]
     )
     return DONE

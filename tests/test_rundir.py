@@ -19,7 +19,7 @@ from data import files
 from data.files import atomic_write, process_start, remove_torn
 from jobs.run import lock, rundir
 from jobs.run.lock import Locked
-from jobs.run.rundir import RunDir, compare
+from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,17 +136,6 @@ def test_config_round_trip_and_damage(run):
         run.config.write_text(text)
         with pytest.raises(RunDirError, match=r"config\.json"):
             run.read_config()
-
-
-def test_compare_names_and_sorts_differences():
-    old = {"batch": 8, "resolution": 64, "total": 10, "gone": 1, "same": 3}
-    new = {"batch": 16, "resolution": 32, "total": 20, "same": 3}
-    found = compare(old, new, architecture={"resolution"}, free={"total"})
-    assert [(d.name, d.old, d.new, d.kind) for d in found] == [
-        ("batch", 8, 16, "other"), ("resolution", 64, 32, "architecture"), ("total", 10, 20, "free"), ("gone", 1, None, "other"),
-    ]  # fmt: skip
-    assert str(found[0]) == "--batch 8 -> 16"
-    assert compare(old, dict(old), {"resolution"}, set()) == []
 
 
 def test_provenance_keeps_first_and_latest(run):

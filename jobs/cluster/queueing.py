@@ -16,14 +16,13 @@ from jobs.cluster.plan import Plan, make_plan
 from jobs.cluster.preflight import Check
 from jobs.cluster.sites import Site
 from jobs.cluster.slurm import Partition
-from jobs.cluster.status import FINAL
 from jobs.cluster.steer import stop_run
 from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds
 from jobs.config.parsing import parse_known, to_json
 from jobs.config.specs import ConfigError
 from jobs.run.rundir import RunDir
-from jobs.run.states import RunDirError
+from jobs.run.states import FINAL, RunDirError, RunState
 from jobs.run.stopping import BAD, DONE
 
 Partitions = Mapping[str, Partition] | None  # what Slurm reports by name; None without Slurm
@@ -83,10 +82,10 @@ def already(plan: Plan, options: Options) -> int | None:
     if not plan.run.exists():
         return None
     view = status.view_run(plan.run, status.all_jobs())
-    if view.state == "done" and plan.config.total_kimg <= (stored_total(plan.run) or 0):
+    if view.state == RunState.DONE and plan.config.total_kimg <= (stored_total(plan.run) or 0):
         text = (f"{plan.run.name} is done ({view.total_kimg or 0:g} kimg). Nothing queued; "
                 "a larger --total-kimg goes on from there.")  # fmt: skip
-    elif view.state in FINAL or view.state == "new" or (view.state == "queued" and not view.job_id):
+    elif view.state in FINAL or view.state == RunState.NEW or (view.state == RunState.QUEUED and not view.job_id):
         return None
     else:
         where = f" as job {view.job_id}" if view.job_id else ""
@@ -188,7 +187,7 @@ def say_queued(plan: Plan, job_id: str, waiting: str, options: Options) -> None:
     if options.wait and plan.local:
         facts([("run", str(plan.run)), ("stop", "Ctrl-C; the same command goes on from there")])
     else:
-        show.next_steps(plan.run, "queued")
+        show.next_steps(plan.run, RunState.QUEUED)
 
 
 def pipeline(options: Options, flags: list[str], site: Site, partitions: Partitions) -> int:

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.cluster import status, terminal, why
-from jobs.cluster.status import FINAL, RUNS
+from jobs.cluster.status import RUNS
 from jobs.cluster.terminal import facts, paint, table
 from jobs.run.rundir import RunDir
+from jobs.run.states import FINAL, RunState
 from jobs.run.stopping import DONE
 
 
@@ -27,7 +28,7 @@ def next_steps(run: Path, state: str) -> None:
         "log": f"{ours} launch.py logs {name} -f", "why": f"{ours} launch.py why {name}", "stop": f"{ours} launch.py stop {name}",
         "go on": f"{ours} launch.py resume {name}", "curves": f"{ours} launch.py tensorboard",
     }  # fmt: skip
-    wanted = "pictures curves" if state == "done" else "why go_on curves" if state in FINAL else "watch log stop curves"
+    wanted = "pictures curves" if state == RunState.DONE else "why go_on curves" if state in FINAL else "watch log stop curves"
     facts([("run", str(run)), *((word.replace("_", " "), steps[word.replace("_", " ")]) for word in wanted.split())])
 
 
@@ -40,7 +41,7 @@ def progress(view) -> str:
 
 def gpu_use(view) -> str:
     """Load and memory of the GPU of a live run, as its heartbeat tells."""
-    if view.state not in ("running", "saving") or view.gpu_util is None:
+    if view.state != RunState.RUNNING or view.gpu_util is None:
         return ""
     return f"{view.gpu_util:.0f}%" + (f" {view.gpu_gb:.0f} GB" if view.gpu_gb else "")
 
@@ -57,7 +58,7 @@ def show_runs(views) -> None:
         )
         live = v.state not in FINAL
         where = (v.node or v.partition) if live else ""
-        eta = status.short_time(v.eta_s) if v.state in ("running", "saving") else ""
+        eta = status.short_time(v.eta_s) if v.state == RunState.RUNNING else ""
         rows.append(
             [
                 v.name,
@@ -86,10 +87,10 @@ def show_run(view, run: Path) -> None:
     wanted = ("loss_G", "loss_D", "loss", "loss_rec", "val_loss", "diversity", "img_per_s")
     numbers = [f"{name} {value:.4g}" for name in wanted if isinstance(value := view.metrics.get(name), (int, float))]
     where = f" on {view.node}" if view.node else f" in {view.partition}" if view.partition else ""
-    age = f"{status.short_time(time.time() - view.updated)} ago" if view.updated and view.state != "queued" else ""
+    age = f"{status.short_time(time.time() - view.updated)} ago" if view.updated and view.state != RunState.QUEUED else ""
     facts([
         ("note", view.note), ("job", f"{view.job_id}{where}" if view.job_id and view.state not in FINAL else ""), ("time", elapsed),
-        ("progress", progress(view)), ("left", status.short_time(view.eta_s) if view.state in ("running", "saving") else ""),
+        ("progress", progress(view)), ("left", status.short_time(view.eta_s) if view.state == RunState.RUNNING else ""),
         ("restarts", str(view.restarts or "")), ("GPU", gpu_use(view)), ("last", ", ".join(numbers)),
         ("ended" if view.state in FINAL else "heartbeat", age),
     ])  # fmt: skip
@@ -212,10 +213,10 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
         return 130
     follower.show(clear)
     clear()
-    if view.state == "done":
+    if view.state == RunState.DONE:
         return DONE
     print(f"{run.name}: {view.state}{f' ({view.note})' if view.note else ''}")
-    return DONE if view.state == "stopped" else view.code or 1
+    return DONE if view.state == RunState.STOPPED else view.code or 1
 
 
 def say_tunnel(site, port: str) -> None:

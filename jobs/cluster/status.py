@@ -21,6 +21,7 @@ from jobs.cluster.terminal import paint
 from jobs.config import specs
 from jobs.run.lock import LOCK_STALE, process_space
 from jobs.run.rundir import RunDir
+from jobs.run.states import FINAL, RunState
 
 HUNG_S = 600.0  # a running job whose heartbeat is older is reported as hanging
 # What the requeueing decides from, told to a person: Slurm's reason for pending -> what it means.
@@ -60,17 +61,7 @@ PENDING = {
     "JobHoldMaxRequeue": "was requeued too often and is held; look into why, then scontrol release",
 }  # fmt: skip
 RUNS = specs.ROOT / "runs"
-FINAL = {
-    "done",
-    "stopped",
-    "failed",
-    "diverged",
-    "stuck",
-    "waiting",
-    "interrupted",
-    "cut off",
-}  # nothing works on the run
-GONE = {"running", "starting", "saving", "queued"}  # states that need a job; without one the run was cut off
+GONE = {RunState.RUNNING, RunState.STARTING, RunState.QUEUED}  # states that need a job; without one the run was cut off
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,7 @@ class View:
     name: str
     path: str
     job: str = ""
-    state: str = "new"
+    state: str = RunState.NEW
     job_id: str = ""
     partition: str = ""
     node: str = ""
@@ -203,7 +194,7 @@ def view_run(run: Path, queue: dict[str, Job] | None) -> View:
     seen, jobs, metrics = RunDir(run).read_status(), read_jobs(run), last_metrics(run)
     submitted = jobs.get("submitted", [])
     view = View(
-        name=run.name, path=str(run), job=str(jobs.get("job", "")), state=str(seen.get("state") or "new"),
+        name=run.name, path=str(run), job=str(jobs.get("job", "")), state=str(seen.get("state") or RunState.NEW),
         job_id=str(seen.get("job_id") or (submitted[-1]["id"] if submitted else "") or ""), node=str(seen.get("host") or ""),
         kimg=_number(seen.get("kimg")), total_kimg=_number(seen.get("total_kimg")), eta_s=_number(seen.get("eta_s")),
         restarts=max(int(_number(seen.get("attempt")) or 1) - 1, 0), updated=_number(seen.get("updated")), code=seen.get("code"),
@@ -215,10 +206,10 @@ def view_run(run: Path, queue: dict[str, Job] | None) -> View:
         return _with_job(view, live[0], live[1:], "" if (after / "DONE").exists() else after.name)
     if (holder := live_process(run)) is not None:
         elapsed = time.time() - holder["since"] if isinstance(holder.get("since"), (int, float)) else None
-        own = view.state if view.state in GONE - {"queued"} else "starting"
+        own = view.state if view.state in GONE - {RunState.QUEUED} else RunState.STARTING
         return _hanging(replace(view, state=own, node=str(holder.get("host")), elapsed_s=elapsed, note=""))
-    if view.state in ("queued", "new", "starting") and (pid := starting_process(run)):
-        return replace(view, state="starting", job_id=pid, node=socket.gethostname(), note="")
+    if view.state in (RunState.QUEUED, RunState.NEW, RunState.STARTING) and (pid := starting_process(run)):
+        return replace(view, state=RunState.STARTING, job_id=pid, node=socket.gethostname(), note="")
     return _without_job(view, run, queue)
 
 
@@ -227,27 +218,27 @@ def _with_job(view: View, job: Job, others: list[Job], after: str) -> View:
         view, job_id=job.id, partition=job.partition, node=job.nodes, limit_s=job.limit_s, elapsed_s=job.elapsed_s
     )
     if job.state == "PENDING":
-        return replace(view, state="queued", elapsed_s=None, eta_s=None, note=pending_words(job, after))
+        return replace(view, state=RunState.QUEUED, elapsed_s=None, eta_s=None, note=pending_words(job, after))
     if job.state in ("COMPLETING", "SUSPENDED", "CONFIGURING"):
         return replace(
-            view, state={"COMPLETING": "ending", "SUSPENDED": "suspended"}.get(job.state, "starting"), note=""
+            view, state={"COMPLETING": RunState.ENDING, "SUSPENDED": RunState.SUSPENDED}.get(job.state, RunState.STARTING), note=""
         )
     if job.start and (view.updated or 0) < job.start:  # the heartbeat is of an attempt before this one
-        return replace(view, state="starting", note="", eta_s=None)
-    if view.state in FINAL or view.state == "continue":  # the tasks are over, the batch shell decides what comes next
-        return replace(view, state="ending", eta_s=None, note="")
+        return replace(view, state=RunState.STARTING, note="", eta_s=None)
+    if view.state in FINAL or view.state == RunState.CONTINUE:  # the tasks are over, the batch shell decides what comes next
+        return replace(view, state=RunState.ENDING, eta_s=None, note="")
     note = f"successor {others[0].id} stands ready" if others and others[0].state == "PENDING" else ""
-    state = view.state if view.state != "queued" else "starting"
+    state = view.state if view.state != RunState.QUEUED else RunState.STARTING
     return _hanging(
-        replace(view, state=state, note=view.note if state not in ("running", "starting", "saving") else note)
+        replace(view, state=state, note=view.note if state not in (RunState.RUNNING, RunState.STARTING) else note)
     )
 
 
 def _hanging(view: View) -> View:
     age = time.time() - (view.updated or time.time())
-    if view.state in ("running", "saving") and age > HUNG_S:
+    if view.state == RunState.RUNNING and age > HUNG_S:
         return replace(
-            view, state="hanging", note=f"no heartbeat for {short_time(age)}; python launch.py why {view.name}"
+            view, state=RunState.HANGING, note=f"no heartbeat for {short_time(age)}; python launch.py why {view.name}"
         )
     return view
 
@@ -255,27 +246,27 @@ def _hanging(view: View) -> View:
 def _without_job(view: View, run: Path, queue: dict[str, Job] | None) -> View:
     """No job and no process: finished, stopped, or cut off."""
     if (run / "DONE").exists():
-        return replace(view, state="done", eta_s=None, note="")
+        return replace(view, state=RunState.DONE, eta_s=None, note="")
     last = read_jobs(run).get("submitted", [{}])[-1:]
     was_here = bool(last) and last[0].get("kind") == "local" and last[0].get("host") == socket.gethostname()
     if view.state in GONE and queue is None and not was_here and time.time() - (view.updated or 0) < LOCK_STALE:
         return view  # no Slurm to ask, and a young heartbeat
     if view.state in GONE:
         return replace(
-            view, state="cut off", eta_s=None, note=f"ended without a word; python launch.py why {view.name}"
+            view, state=RunState.CUT_OFF, eta_s=None, note=f"ended without a word; python launch.py why {view.name}"
         )
-    if view.state == "continue":
+    if view.state == RunState.CONTINUE:
         return replace(
             view,
-            state="interrupted",
+            state=RunState.INTERRUPTED,
             eta_s=None,
             note=f"saved ({view.note}) and not continued; python launch.py resume {view.name}",
         )
-    if view.state == "done":
+    if view.state == RunState.DONE:
         return replace(view, eta_s=None, note="")
-    if view.state == "stopped":
+    if view.state == RunState.STOPPED:
         return replace(view, eta_s=None, note="" if view.note == "STOP file" else view.note)
-    if view.state in ("failed", "diverged", "stuck") and not view.note:
+    if view.state in (RunState.FAILED, RunState.DIVERGED, RunState.STUCK) and not view.note:
         return replace(view, note=f"python launch.py why {view.name}")
     return replace(view, eta_s=None)
 

@@ -18,6 +18,7 @@ from jobs.config import kinds
 from jobs.config.parsing import from_dict
 from jobs.config.specs import ConfigError
 from jobs.run.rundir import RunDir
+from jobs.run.states import RunState
 from jobs.run.stopping import DONE
 
 
@@ -42,7 +43,7 @@ def stop_run(run: Path, now: bool) -> int:
             f"{run.name} " + ("is ended now; it saves if it can." if now else "saves and stops within its next step.")
         )
     else:
-        submit.write_state(run, "stopped", "taken out of the queue")
+        submit.write_state(run, RunState.STOPPED, "taken out of the queue")
         print(f"{run.name} is taken out of the queue (job {', '.join(job.id for job in waiting)}).")
     facts([("go on", f"python launch.py resume {run.name}")])
     return DONE

@@ -25,6 +25,7 @@ from jobs.config import specs
 from jobs.run.lock import Lock, Locked
 from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir, git_state
+from jobs.run.states import RunState
 
 # What a job must not inherit from the shell that queues it: that shell may itself be inside a job, or a torchrun rank.
 FOREIGN = (
@@ -225,7 +226,7 @@ def prepare(plan: Plan) -> None:
     run.unmark_done()  # a finished run comes here only to be extended
     take_snapshot(plan.run)
     write_jobs(plan)
-    write_state(plan.run, "queued", "")
+    write_state(plan.run, RunState.QUEUED, "")
 
 
 def write_state(run: Path, state: str, reason: str) -> None:
@@ -254,7 +255,7 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
                 jobs = executor.map_array(os.execv, [command[0] for command in commands], commands)
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             for plan in plans:
-                write_state(plan.run, "failed", "could not be queued")
+                write_state(plan.run, RunState.FAILED, "could not be queued")
             raise SubmitError(f"Slurm refused the job: {plain_refusal(str(error))}") from None
     for pickle in (home / "logs" / "submitit").glob("*.pkl"):
         pickle.chmod(0o600)
@@ -296,7 +297,7 @@ def ready(run: Path, job_id: str) -> int:
         )
         return 1
     text = f"{after.name} ended and is not done: python launch.py resume {after.name}, then python launch.py resume {run.name}"
-    write_state(run, "waiting", text)
+    write_state(run, RunState.WAITING, text)
     print(text)
     return 1
 

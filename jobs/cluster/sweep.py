@@ -16,11 +16,12 @@ from jobs.cluster.options import Options
 from jobs.cluster.plan import Plan
 from jobs.cluster.queueing import Partitions, launch, plan_or_hint, refused, show_dry_run, stored_total
 from jobs.cluster.sites import Site
-from jobs.cluster.status import FINAL, RUNS
+from jobs.cluster.status import RUNS
 from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
 from jobs.run.rundir import RunDir
+from jobs.run.states import FINAL, RunState
 from jobs.run.stopping import BAD, DONE
 
 
@@ -85,8 +86,8 @@ def queue_sweep(plans: list[Plan], folder: Path, options: Options) -> int:
             locks.enter_context(submit.submit_lock(plan.run))
         jobs = status.all_jobs()
         views = {plan.run: status.view_run(plan.run, jobs) for plan in plans}
-        todo = [p for p in plans if views[p.run].state in FINAL - {"done"} or views[p.run].state == "new" or
-                (views[p.run].state == "done" and p.config.total_kimg > (stored_total(p.run) or 0))]  # fmt: skip
+        todo = [p for p in plans if views[p.run].state in FINAL - {RunState.DONE} or views[p.run].state == RunState.NEW or
+                (views[p.run].state == RunState.DONE and p.config.total_kimg > (stored_total(p.run) or 0))]  # fmt: skip
         for plan in todo:
             submit.prepare(plan)
         ids = submit.submit_slurm(todo, folder=folder if len(todo) > 1 else None) if todo else []

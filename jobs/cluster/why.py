@@ -13,6 +13,7 @@ from jobs.cluster.slurm import Job
 from jobs.cluster.status import View, live_jobs, pending_words, short_time, view_run
 from jobs.cluster.submit import read_jobs
 from jobs.run.rundir import RunDir
+from jobs.run.states import RunState
 
 TAIL_BYTES = 65536
 MEMORY_FIX = "--accumulate 2 (the result stays the same), a smaller --batch, or --channel-max 256"
@@ -63,15 +64,15 @@ IN_LOG = [
 def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
     """The run's view and the cause of its state. queue: the user's jobs, None where Slurm cannot be asked."""
     view = view_run(run, queue)
-    if view.state == "queued" and queue:
+    if view.state == RunState.QUEUED and queue:
         job = live_jobs(run, queue)[0]
         return view, Cause(f"job {job.id} is pending: {view.note}", _pending_fix(job, run))
-    if view.state in ("running", "starting", "saving", "ending"):
+    if view.state in (RunState.RUNNING, RunState.STARTING, RunState.ENDING):
         return view, Cause(f"nothing is wrong: it is {view.state}" + (f" on {view.node}" if view.node else ""))
-    if view.state == "hanging":
+    if view.state == RunState.HANGING:
         return view, Cause(view.note.split(";")[0] + " although its job is running",
                            f"python launch.py logs {run.name}; if nothing moves: python launch.py stop {run.name} --now, then resume")  # fmt: skip
-    if view.state == "done":
+    if view.state == RunState.DONE:
         return view, Cause(
             "it is done",
             f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {run.name} -- --total-kimg N",
@@ -106,18 +107,18 @@ def slurm_record(run: Path) -> Job | None:
 def diagnose(e: Evidence, name: str) -> Cause:
     """The cause, from the surest sign to the vaguest. Pure: everything it looks at is in the evidence."""
     again = f"python launch.py resume {name}"
-    if e.state == "stopped" and e.reason == "TERM" and "scancel" in e.decision:
+    if e.state == RunState.STOPPED and e.reason == "TERM" and "scancel" in e.decision:
         return Cause("a person cancelled it (scancel); it saved first", again)
-    if e.state == "stopped":
+    if e.state == RunState.STOPPED:
         return Cause("a person stopped it", again)
-    if e.state == "waiting":
+    if e.state == RunState.WAITING:
         what, _, todo = e.reason.partition(": ")
         return Cause(what, todo)
-    if e.state == "stuck":
+    if e.state == RunState.STUCK:
         return Cause(f"it made no progress in two attempts{f' ({e.decision})' if e.decision else ''}",
                      f"python launch.py logs {name}; longer --time if the attempts are too short to reach a checkpoint, then {again}",
                      last_error(e.log))  # fmt: skip
-    if e.state == "diverged" or e.code == 77:
+    if e.state == RunState.DIVERGED or e.code == 77:
         return Cause(
             "the losses became infinite or not a number, twice",
             "lower --lr, raise --gamma, or --precision fp32; give it another --name",
@@ -137,9 +138,9 @@ def diagnose(e: Evidence, name: str) -> Cause:
         )
     if e.code == 75:
         return Cause(f"something temporary: {e.reason}", again, last_error(e.log))
-    if (e.state == "interrupted" or e.code == 85) and e.job and e.job.state == "CANCELLED":
+    if (e.state == RunState.INTERRUPTED or e.code == 85) and e.job and e.job.state == "CANCELLED":
         return Cause("it was cancelled (scancel) and saved first", again)
-    if e.state == "interrupted" or e.code == 85:
+    if e.state == RunState.INTERRUPTED or e.code == 85:
         return Cause(f"it was told to stop and saved ({e.reason}){f'; {e.decision}' if e.decision else ''}", again)
     if error := _traceback(e.log):
         return Cause(
@@ -155,7 +156,7 @@ def diagnose(e: Evidence, name: str) -> Cause:
         return Cause(e.decision, again)
     text = (
         "it ended without a word: killed, or its machine went away"
-        if e.state != "failed"
+        if e.state != RunState.FAILED
         else e.reason or "it failed without a word"
     )
     return Cause(text, again)

@@ -17,6 +17,7 @@ from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import stopping
 from jobs.run.resume import compare_with_run, write_config
 from jobs.run.rundir import RunDir
+from jobs.run.states import RunState
 
 
 class Attempt:
@@ -45,7 +46,7 @@ class Attempt:
             self.run.write_provenance([sys.executable, *sys.argv], **machine)
             self.run.attempt_start(nimg=nimg, **facts)
             self.recorded = True
-            self.run.status(state="running", kimg=nimg / 1000, total_kimg=total / 1000, reason="")
+            self.run.status(state=RunState.RUNNING, kimg=nimg / 1000, total_kimg=total / 1000, reason="")
 
     def heartbeat(self, nimg: int, images_per_second: float = 0.0, **fields) -> None:
         """Tell status.json where the run is; also when the images per second are not known yet (0)."""
@@ -54,7 +55,7 @@ class Attempt:
             eta = (self.total - nimg) / images_per_second if images_per_second > 0 else None
             step = nimg // self.config.batch
             self.run.status(
-                state="running", step=step, kimg=nimg / 1000, total_kimg=self.total / 1000,
+                state=RunState.RUNNING, step=step, kimg=nimg / 1000, total_kimg=self.total / 1000,
                 reason="", **({} if eta is None else {"eta_s": round(eta)}), **fields,
             )  # fmt: skip
 
@@ -72,7 +73,7 @@ class Attempt:
         if self.rank == 0:
             if error is not None and self.recorded:
                 code = stopping.exit_code(error)
-                state = {stopping.DIVERGED: "diverged", stopping.TRANSIENT: "continue"}.get(code, "failed")
+                state = {stopping.DIVERGED: RunState.DIVERGED, stopping.TRANSIENT: RunState.CONTINUE}.get(code, RunState.FAILED)
                 self.end(code, state, f"{kind.__name__}: {error}".splitlines()[0][:500])
             self.run.unlock()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from data.files import atomic_write, remove_torn
 from jobs.run.lock import Lock, restart_count
 from jobs.run.owners import others_may_replace
-from jobs.run.states import RunDirError
+from jobs.run.states import RunDirError, RunState
 from jobs.run.stopping import DONE
 
 STATUS_BEAT = 5.0  # seconds between writes of status.json while the state stays the same
@@ -191,10 +191,10 @@ class RunDir:
         not write."""
         self._note_a_silent_death()
         seen = self.read_status()
-        if seen.get("state") != "done":
+        if seen.get("state") != RunState.DONE:
             atomic_write(
                 self.path / "status.json",
-                json.dumps(seen | {"state": "done", "reason": "finished", "code": DONE}, sort_keys=True) + "\n",
+                json.dumps(seen | {"state": RunState.DONE, "reason": "finished", "code": DONE}, sort_keys=True) + "\n",
             )
 
     def attempt_end(self, **fields) -> None:

@@ -20,7 +20,7 @@ from jobs.config import kinds, parsing, specs
 from jobs.run import stopping
 from jobs.run.attempt import Attempt
 from jobs.run.rundir import RunDir
-from jobs.run.states import RunDirError
+from jobs.run.states import RunDirError, RunState
 from jobs.training import collectives, devices, ranks, watchdog
 from jobs.training.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.training.throughput import device_peak
@@ -266,7 +266,7 @@ class Upkeep:
             reason, by_person = self.watch.describe(self.level), self.level >= 3
             self.attempt.say(f"Stopped at {nimg / 1000:g} kimg ({reason}); saved. The same command goes on from here.")
             code = self.attempt.end(
-                stopping.DONE if by_person else stopping.CONTINUE, "stopped" if by_person else "continue", reason
+                stopping.DONE if by_person else stopping.CONTINUE, RunState.STOPPED if by_person else RunState.CONTINUE, reason
             )
         else:
             if record.main:
@@ -275,7 +275,7 @@ class Upkeep:
                 self.run.mark_done()
                 self.attempt.say(f"DONE: {self.run.path} has seen {nimg / 1000:g} kimg")
                 announce(self.run, generate)
-            code = self.attempt.end(stopping.DONE, "done", "finished")
+            code = self.attempt.end(stopping.DONE, RunState.DONE, "finished")
         # srun kills the others as soon as one rank has left with a code, so none leaves before rank 0 has written everything.
         try:
             collectives.agree_max(self.rt, [0])
@@ -353,7 +353,7 @@ def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
     if not run.done() or c.total_kimg > (run.read_config() or {}).get("total_kimg", math.inf):
         return False
     if rank == 0:
-        if run.read_status().get("state") != "done" or run.lockfile.exists():  # killed after its last image
+        if run.read_status().get("state") != RunState.DONE or run.lockfile.exists():  # killed after its last image
             with contextlib.suppress(RunDirError, OSError):  # or about to end, or read-only: it is done all the same
                 run.lock(wait=0)
                 run.complete_marks()

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 
 from jobs.run.rundir import RunDir
+from jobs.run.states import RunState
 from jobs.view.metrics import read_metrics
 from jobs.view.plots import draw_losses
 from jobs.view.progress import duration
@@ -101,13 +102,13 @@ def restarts_of(run: RunDir) -> list[float]:
 
 
 def summary(run: RunDir) -> str:
-    """State, length and cost, in one table."""
+    """RunState, length and cost, in one table."""
     status, config = run.read_status(), read_object(run.config)
     return table([], [[key, value] for key, value in facts(run, status, config).items()])
 
 
 def facts(run: RunDir, status: dict, config: dict) -> dict[str, str]:
-    state = "done" if run.done() else str(status.get("state", "unknown"))
+    state = RunState.DONE if run.done() else str(status.get("state", "unknown"))
     kimg, total = status.get("kimg"), status.get("total_kimg")
     seconds, device = (
         machine_seconds(run.read_attempts(), status),
