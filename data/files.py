@@ -100,3 +100,8 @@ def process_start(pid: int) -> str:
     except PermissionError:
         pass
     return "alive"
+
+
+def is_number(value: object) -> bool:
+    """Whether a value from a file is a number that can be reckoned with: finite, no truth value, no thousand digits."""
+    return type(value) in (int, float) and abs(value) < 1e15  # also false for nan

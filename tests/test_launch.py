@@ -22,7 +22,8 @@ import pytest
 from tiny import ROOT, TINY, copy_toolkit, environment, wait_until, weights_hash
 
 from jobs.cluster import plan as planning
-from jobs.cluster import preflight, show, sites, status, submit, terminal, why
+from jobs.cluster import preflight, queueing, show, sites, status, submit, terminal, why
+from jobs.cluster.options import Options
 from jobs.cluster.slurm import Job, Partition
 from jobs.config import parsing, specs
 from jobs.run.rundir import RunDir, git_state
@@ -59,10 +60,8 @@ def launch(clone: Path, env: dict, *words, code: int | None = 0) -> subprocess.C
     return done
 
 
-def options(**given) -> SimpleNamespace:
-    base = dict(job="stylegan2", preset="", name="", partition="a100", gpus=None, nodes=None, cpus=None, time="", account="", qos="",
-                max_restarts=20, site="", local=False, shared=False, after="")  # fmt: skip
-    return SimpleNamespace(**base | given)
+def options(**given) -> Options:
+    return Options(**{"job": "stylegan2", "partition": "a100"} | given)
 
 
 def make(tmp_path, *flags, partitions=None, site="generic", **given):
@@ -201,12 +200,12 @@ def test_paths_among_the_flags_become_absolute(tmp_path, monkeypatch):
     plan = planning.make_plan(
         options(name="x"), ["--data=slices", "--batch", "32", "--init-from", "old"], sites.load_sites()["generic"], None
     )
-    flags = list(plan.flags)
-    assert flags[flags.index("--data") + 1] == str(tmp_path / "slices")
-    assert flags[flags.index("--init-from") + 1] == str(tmp_path / "old")
-    assert flags[flags.index("--batch") + 1] == "32" and "--run" not in flags
-    assert plan.command()[2:5] == [str(plan.run / "code" / "train_gan.py"), "--run", str(plan.run)]
-    assert parsing.parse_config(specs.GanConfig, plan.command()[3:]) == plan.config  # the job comes to the same config
+    assert plan.config.data == str(tmp_path / "slices") and plan.config.init_from == str(tmp_path / "old")
+    assert plan.command()[2:] == [str(plan.run / "code" / "train_gan.py"), "--run", str(plan.run)]
+    with submit.submit_lock(plan.run):  # what is queued is what the job reads
+        submit.prepare(plan)
+    monkeypatch.chdir("/")
+    assert parsing.parse_config(specs.GanConfig, plan.command()[3:]) == plan.config
 
 
 def test_the_default_name_is_that_of_the_training_script(tmp_path):
@@ -737,13 +736,19 @@ def test_doctor_names_what_is_wrong(clone, env):
 
 
 # --- a pipeline, as far as this needs no VAE --------------------------------------------------------------------------
-def test_pipeline_hands_each_stage_its_flags():
-    import launch as script
-
-    vae, diffusion = {"lr", "batch", "down", "data"}, {"lr", "batch", "vae", "conditional", "data"}
-    flags = ["--data", "phantom", "--down", "4", "--conditional", "--batch=8", "--typo", "3"]
-    assert script.flags_for(vae, flags, diffusion) == ["--data", "phantom", "--down", "4", "--batch=8", "--typo", "3"]
-    assert script.flags_for(diffusion, flags, vae) == ["--data", "phantom", "--conditional", "--batch=8", "--typo", "3"]
+def test_pipeline_hands_each_stage_its_flags(monkeypatch):
+    """A flag goes to the stages that know it, and the value of one is never taken for that of another."""
+    seen = {}
+    monkeypatch.setattr(queueing, "launch", lambda plan, options, partitions: seen.update({plan.job: plan.config}) or 0)
+    flags = "--data phantom --down 4 --batch=8 --width 8 --widths 8,16 --head-dim 8 --no-conditional --lr 0.5".split()
+    given, site = options(job="pipeline", preset="quickstart", local=True, partition=""), sites.load_sites()["local"]
+    assert queueing.pipeline(given, flags, site, None) == 0
+    vae, diffusion = seen["vae"], seen["diffusion"]
+    assert (vae.down, vae.width, vae.batch, vae.lr) == (4, 8, 8, 0.5)
+    assert (diffusion.widths, diffusion.head_dim, diffusion.batch, diffusion.lr) == ("8,16", 8, 8, 0.5)
+    assert diffusion.vae == vae.run and not diffusion.conditional
+    with pytest.raises(SystemExit):  # what neither knows is refused
+        queueing.pipeline(given, [*flags, "--typo", "3"], site, None)
 
 
 def test_next_commands_name_a_python_that_has_the_packages(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from data import images
 from data.batches import flip_coins, sample_order
+from data.files import is_number
 from data.packfile import check_geometry, restore
 from data.sources import DataError, find_source
 from data.walk import class_name
@@ -21,7 +22,7 @@ from jobs.cluster.slurm import Job, SlurmError
 from jobs.config import parsing
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
 from jobs.run.resume import compare_with_run
-from jobs.run.rundir import RunDir, is_number
+from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError
 from jobs.run.stopping import CONTINUE, TRANSIENT
 

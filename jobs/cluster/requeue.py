@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import atomic_write
+from data.files import atomic_write, is_number
 from jobs.cluster import sites, slurm, submit
 from jobs.cluster.options import MAX_RESTARTS
 from jobs.cluster.plan import resolve
@@ -31,7 +31,7 @@ from jobs.config import kinds, specs
 from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import stopping
 from jobs.run.resume import store_config
-from jobs.run.rundir import RunDir, is_number
+from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError
 
 STUCK_AFTER = 2  # attempts in a row that ended by themselves and saw no new image

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from data.files import is_number
 from jobs.cluster import status, terminal, why
 from jobs.cluster.status import RUNS
 from jobs.cluster.terminal import facts, paint, table
+from jobs.config import kinds
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState
 from jobs.run.stopping import DONE
@@ -84,8 +86,7 @@ def show_run(view, run: Path) -> None:
         if view.elapsed_s is not None
         else ""
     )
-    wanted = ("loss_G", "loss_D", "loss", "loss_rec", "val_loss", "diversity", "img_per_s")
-    numbers = [f"{name} {value:.4g}" for name in wanted if isinstance(value := view.metrics.get(name), (int, float))]
+    numbers = [f"{name} {view.metrics[name]:.4g}" for name in told([view.metrics])]
     where = f" on {view.node}" if view.node else f" in {view.partition}" if view.partition else ""
     age = f"{status.short_time(time.time() - view.updated)} ago" if view.updated and view.state != RunState.QUEUED else ""
     facts([
@@ -117,7 +118,7 @@ def attempt_rows(lines: list[dict]) -> list[list[str]]:
     rows: dict[int, list[str]] = {}
     for line in lines:
         number, event = line.get("attempt"), line.get("event")
-        kimg = f"{line['nimg'] / 1000:g}" if isinstance(line.get("nimg"), (int, float)) else ""
+        kimg = f"{line['nimg'] / 1000:g}" if is_number(line.get("nimg")) else ""
         if event == "start" and number:
             began = status.short_date(line["time"]) if line.get("time") else ""
             rows[number] = [
@@ -143,18 +144,19 @@ def attempt_rows(lines: list[dict]) -> list[list[str]]:
     return list(rows.values())
 
 
+def told(rows: list[dict]) -> list[str]:
+    """The columns to tell a person of, where one of these rows of metrics.jsonl has them."""
+    return [c.name for c in kinds.known_columns() if c.told and any(is_number(row.get(c.name)) for row in rows)]
+
+
 def show_sweep(points: list[dict], views) -> None:
-    """The points side by side: swept values, state, progress, and the figures of the last log row that differ most in name."""
+    """The points side by side: swept values, state, progress, and the figures of the last log row."""
     swept = list(points[0]["values"])
-    wanted = [
-        name
-        for name in ("loss", "val_loss", "loss_G", "loss_D", "fid", "kid", "diversity", "img_per_s")
-        if any(name in v.metrics for v in views)
-    ]
+    wanted = told([view.metrics for view in views])
     rows = []
     for point, view in zip(points, views, strict=True):
         figures = [
-            f"{view.metrics[name]:.4g}" if isinstance(view.metrics.get(name), (int, float)) else "" for name in wanted
+            f"{view.metrics[name]:.4g}" if is_number(view.metrics.get(name)) else "" for name in wanted
         ]
         rows.append([*point["values"].values(), view.state, progress(view), *figures, view.name])
     header = [*(name.upper() for name in swept), "STATE", "PROGRESS", *wanted, "RUN"]

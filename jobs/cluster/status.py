@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data.files import process_start
+from data.files import is_number, process_start
 from jobs.cluster import slurm
 from jobs.cluster.slurm import Job
 from jobs.cluster.submit import read_jobs
@@ -205,7 +205,7 @@ def view_run(run: Path, queue: dict[str, Job] | None) -> View:
         after = Path(str(jobs.get("after") or ""))
         return _with_job(view, live[0], live[1:], "" if (after / "DONE").exists() else after.name)
     if (holder := live_process(run)) is not None:
-        elapsed = time.time() - holder["since"] if isinstance(holder.get("since"), (int, float)) else None
+        elapsed = time.time() - holder["since"] if is_number(holder.get("since")) else None
         own = view.state if view.state in GONE - {RunState.QUEUED} else RunState.STARTING
         return _hanging(replace(view, state=own, node=str(holder.get("host")), elapsed_s=elapsed, note=""))
     if view.state in (RunState.QUEUED, RunState.NEW, RunState.STARTING) and (pid := starting_process(run)):
@@ -297,7 +297,7 @@ def pending_words(job: Job, after: str = "") -> str:
 
 
 def _number(value) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    return value if is_number(value) else None
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

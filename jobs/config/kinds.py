@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from jobs.config import presets
+from jobs.config import columns, presets
+from jobs.config.columns import Column
 from jobs.config.sizes import (
     diffusion_checkpoint_gb,
     diffusion_memory_gb,
@@ -27,18 +28,21 @@ class Job:
     default_preset: str
     memory_gb: Callable[..., float]
     checkpoint_gb: Callable[..., float]
+    columns: tuple[Column, ...]
 
 
 JOBS: dict[str, Job] = {
     "stylegan2": Job(
-        "train_gan.py", GanConfig, presets.GAN_PRESETS, "adni256", gan_memory_gb, gan_checkpoint_gb
+        "train_gan.py", GanConfig, presets.GAN_PRESETS, "adni256", gan_memory_gb, gan_checkpoint_gb,
+        columns.GAN,
     ),
     "vae": Job(
-        "pretrain_vae.py", VaeConfig, presets.VAE_PRESETS, "adni256-ldm", vae_memory_gb, vae_checkpoint_gb
+        "pretrain_vae.py", VaeConfig, presets.VAE_PRESETS, "adni256-ldm", vae_memory_gb, vae_checkpoint_gb,
+        columns.VAE,
     ),
     "diffusion": Job(
         "train_diffusion.py", DiffusionConfig, presets.DIFFUSION_PRESETS, "adni256-ldm", diffusion_memory_gb,
-        diffusion_checkpoint_gb,
+        diffusion_checkpoint_gb, columns.DIFFUSION,
     ),
 }  # fmt: skip
 
@@ -54,3 +58,14 @@ def name_of(config: TrainConfig | type[TrainConfig]) -> str:
     """The name of the job that a config, or a class of configs, is of."""
     cls = config if isinstance(config, type) else type(config)
     return next(name for name, row in JOBS.items() if row.config is cls)
+
+
+def known_columns() -> list[Column]:
+    """The columns of all jobs, each once, in the order of JOBS; then what every run logs."""
+    return list(dict.fromkeys([c for row in JOBS.values() for c in row.columns] + list(columns.COMMON)))
+
+
+def column(name: str) -> Column:
+    """What is known of a column of metrics.jsonl; of the group `other` where nothing is."""
+    found = [c for c in known_columns() if c.matches(name)]
+    return min(found, key=lambda c: c.name != name, default=Column(name, "other"))

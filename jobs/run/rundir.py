@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from data.files import atomic_write, remove_torn
+from data.files import atomic_write, is_number, remove_torn
 from jobs.run.lock import Lock, restart_count
 from jobs.run.owners import others_may_replace
 from jobs.run.states import RunDirError, RunState
@@ -264,11 +264,6 @@ class RunDir:
 def _is_attempt_line(line: dict) -> bool:
     values = [line[name] for name in ("time", "nimg", "seconds") if line.get(name) is not None]
     return isinstance(line.get("event"), str) and all(is_number(value) for value in values)
-
-
-def is_number(value: object) -> bool:
-    """Whether a value from a file is a number that can be reckoned with: finite, no truth value, no thousand digits."""
-    return type(value) in (int, float) and abs(value) < 1e15  # also false for nan
 
 
 def git_state(root: Path) -> dict:

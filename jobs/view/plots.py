@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.files import atomic_write
-
-PANELS = [  # (title, names or beginnings of names of columns), a panel each where the run has them
-    ("loss", ("loss",)),
-    ("D's logits", ("logits_real", "logits_fake")),
-    ("regularisers", ("r1", "r2", "pl_penalty", "path_length", "kl")),
-    ("diversity", ("diversity",)),
-    ("ADA's p", ("ada_p",)),
-    ("loss on other patients", ("val_loss",)),
-    ("PSNR of reconstructions, dB", ("val_psnr", "train_psnr", "train_psnr_head")),
-    ("SSIM of reconstructions", ("val_ssim", "train_ssim", "train_ssim_head")),
-    ("spread of the latents", ("latent_std", "posterior_std")),
-]
+from data.files import atomic_write, is_number
+from jobs.config import kinds
 
 
 def plot_losses(
@@ -45,9 +34,8 @@ def draw_losses(
 
     runs = runs if isinstance(runs, dict) else {"": runs}
     runs = {name: [r for r in rows if from_kimg <= r["nimg"] / 1000 <= to_kimg] for name, rows in runs.items()}
-    names = sorted({k for rows in runs.values() for row in rows for k, v in row.items() if isinstance(v, (int, float))})
-    panels = [(title, [n for n in names if n in wanted or n.startswith(f"{wanted[0]}_")]) for title, wanted in PANELS]
-    panels = [(title, columns) for title, columns in panels if columns]
+    names = sorted({k for rows in runs.values() for row in rows for k, v in row.items() if is_number(v)})
+    panels = panels_of(names)
     figure = Figure(figsize=(9, 2.6 * max(len(panels), 1)), layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot: it keeps figures and picks a screen by itself
     axes = figure.subplots(max(len(panels), 1), 1, sharex=True, squeeze=False)[:, 0]
@@ -69,9 +57,17 @@ def draw_losses(
     return buffer.getvalue()
 
 
+def panels_of(names: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """(title, columns) of every panel that has a column among `names`, in the order of the jobs' columns."""
+    columns = {name: kinds.column(name) for name in names}
+    titles = dict.fromkeys(c.panel for c in kinds.known_columns() if c.panel)
+    panels = [(title, [name for name, c in columns.items() if c.panel == title]) for title in titles]
+    return [(title, found) for title, found in panels if found]
+
+
 def _curve(axis, rows: list[dict], column: str, label: str, color: str) -> None:
     """One column: as it is when it has few points, else pale with its smoothed line on top."""
-    points = [(r["nimg"] / 1000, r[column]) for r in rows if isinstance(r.get(column), (int, float))]
+    points = [(r["nimg"] / 1000, r[column]) for r in rows if is_number(r.get(column))]
     if not points:
         return
     x, y = np.array(points).T

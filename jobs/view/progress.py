@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 import time
 
+from data.files import is_number
+from jobs.config import kinds
+
 
 class Progress:
     """A tqdm bar on a terminal, one plain line per tick in a log file."""
@@ -54,16 +57,15 @@ class Progress:
 
 
 def _figures(row: dict) -> str:
-    """The few figures of a row that say how it goes: losses first, as `D 1.02 G 0.85`."""
-    short = {"r1": "r1", "path_length": "pl", "kl": "kl", "ada_p": "ada", "diversity": "div", "gpu_gb": "GB"}
-    names = {k: k.removeprefix("loss_") for k in sorted(row) if k.startswith("loss")} | short
-    return "  ".join(f"{name} {row[k]:.3g}" for k, name in names.items() if isinstance(row.get(k), (int, float)))
+    """The few figures of a row that say how it goes, as `D 1.02  G 0.85`: those whose column has a short name."""
+    shown = {c.name: c.short for c in kinds.known_columns() if c.short and is_number(row.get(c.name))}
+    return "  ".join(f"{short} {row[name]:.3g}" for name, short in shown.items())
 
 
 def _use(row: dict) -> str:
     """How the machine is used: `peak 31%  data 0%  save 0.2%  ` of its speed, and of the time spent waiting for them."""
     short = {"peak_share": "peak", "data_wait": "data", "checkpoint_wait": "save"}
-    return "".join(f"{name} {100 * row[k]:.2g}%  " for k, name in short.items() if isinstance(row.get(k), (int, float)))
+    return "".join(f"{name} {100 * row[k]:.2g}%  " for k, name in short.items() if is_number(row.get(k)))
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ import time
 from html import escape
 from pathlib import Path
 
+from data.files import is_number
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
 from jobs.view.metrics import read_metrics
@@ -97,7 +98,7 @@ def about_run(run: RunDir, name: str) -> list[str]:
 
 def restarts_of(run: RunDir) -> list[float]:
     """The kimg at which later attempts began."""
-    starts = [a["nimg"] / 1000 for a in run.read_attempts() if a.get("event") == "start" and number(a.get("nimg"))]
+    starts = [a["nimg"] / 1000 for a in run.read_attempts() if a.get("event") == "start" and is_number(a.get("nimg"))]
     return [kimg for kimg in starts if kimg]
 
 
@@ -117,7 +118,7 @@ def facts(run: RunDir, status: dict, config: dict) -> dict[str, str]:
     unit = "hours on a CPU" if device == "cpu" else "GPU hours" if device else "hours x processes"
     return {
         "state": state + (f" ({status['reason']})" if status.get("reason") and status["reason"] != "finished" else ""),
-        "images seen": f"{kimg:g} of {total:g} thousand" if number(kimg) and number(total) else "unknown",
+        "images seen": f"{kimg:g} of {total:g} thousand" if is_number(kimg) and is_number(total) else "unknown",
         "cost": f"{seconds / 3600:.2f} {unit}",
         "data": f"{config.get('data', 'unknown')}, {config.get('resolution', '?')} px",
         "preset": str(config.get("preset") or "none"),
@@ -131,11 +132,11 @@ def machine_seconds(attempts: list[dict], status: dict) -> float:
         if line.get("event") == "start":
             open_start = line
         elif line.get("event") == "end" and open_start is not None:
-            world = open_start.get("world") if number(open_start.get("world")) else 1
-            total += world * (line["seconds"] if number(line.get("seconds")) else 0)
+            world = open_start.get("world") if is_number(open_start.get("world")) else 1
+            total += world * (line["seconds"] if is_number(line.get("seconds")) else 0)
             open_start = None
-    if open_start is not None and number(status.get("updated")) and number(open_start.get("time")):
-        world = open_start.get("world") if number(open_start.get("world")) else 1
+    if open_start is not None and is_number(status.get("updated")) and is_number(open_start.get("time")):
+        world = open_start.get("world") if is_number(open_start.get("world")) else 1
         total += world * max(status["updated"] - open_start["time"], 0)
     return total
 
@@ -143,9 +144,9 @@ def machine_seconds(attempts: list[dict], status: dict) -> float:
 def attempts_table(attempts: list[dict]) -> str:
     rows = []
     for line in attempts:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line["time"])) if number(line.get("time")) else ""
-        kimg = f"{line['nimg'] / 1000:g}" if number(line.get("nimg")) else ""
-        length = duration(line["seconds"]) if number(line.get("seconds")) else ""
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line["time"])) if is_number(line.get("time")) else ""
+        kimg = f"{line['nimg'] / 1000:g}" if is_number(line.get("nimg")) else ""
+        length = duration(line["seconds"]) if is_number(line.get("seconds")) else ""
         what = [line.get(k) for k in ("attempt", "event")]
         rows.append(
             [*what, when, kimg, length, line.get("reason") or "", line.get("node") or "", line.get("job_id") or ""]
@@ -188,7 +189,7 @@ def evaluations(runs: list[RunDir], names: list[str]) -> list[str]:
     for (features, _, _), entries in groups.items():
         rows, real = [], {}
         for name, found in entries:
-            at = f" at {found['nimg'] / 1000:g} kimg" if number(found.get("nimg")) else ""
+            at = f" at {found['nimg'] / 1000:g} kimg" if is_number(found.get("nimg")) else ""
             rows.append([name + at, *figures_of(child(found["distances"], "generated"))])
             real.setdefault(tuple(figures_of(child(found["distances"], "training slices"))), found.get("compared"))
         rows += [[f"real training slices ({count})", *values] for values, count in real.items()]
@@ -207,7 +208,7 @@ def reconstructions(runs: list[RunDir], names: list[str]) -> list[str]:
         found = read_object(run.path / "predictions" / "reconstruct" / "reconstruct.json")
         figures = child(found, "mean and sd over subjects")
         if figures:
-            at = f" at {found['nimg'] / 1000:g} kimg" if number(found.get("nimg")) else ""
+            at = f" at {found['nimg'] / 1000:g} kimg" if is_number(found.get("nimg")) else ""
             cells = [mean_and_sd(figures.get(score)) for score in RECONSTRUCTION]
             groups.setdefault((str(found.get("data")), str(found.get("slices"))), []).append([name + at, *cells])
     parts = ["<h2>Reconstruction</h2>"] if groups else []
@@ -219,7 +220,7 @@ def reconstructions(runs: list[RunDir], names: list[str]) -> list[str]:
 
 
 def mean_and_sd(value) -> str:
-    if not (isinstance(value, list) and len(value) == 2 and all(number(v) for v in value)):
+    if not (isinstance(value, list) and len(value) == 2 and all(is_number(v) for v in value)):
         return ""
     return f"{digits(value[0], 3)} ± {digits(value[1], 2)}"
 
@@ -234,8 +235,8 @@ def figures_of(found: dict) -> list[str]:
     cells = []
     for name, (_, scale) in COLUMNS.items():
         value, error = found.get(name), found.get(ERRORS.get(name, ""))
-        text = digits(scale * value, 3) if number(value) else ""
-        cells.append(text + (f" ± {digits(scale * error, 2)}" if text and number(error) else ""))
+        text = digits(scale * value, 3) if is_number(value) else ""
+        cells.append(text + (f" ± {digits(scale * error, 2)}" if text and is_number(error) else ""))
     return cells
 
 
@@ -246,15 +247,15 @@ def more_figures(name: str, found: dict) -> str:
         values = {
             side: v.get("mean") for side, v in (sides.items() if isinstance(sides, dict) else ()) if isinstance(v, dict)
         }
-        text = ", ".join(f"{side} {value:.3f}" for side, value in values.items() if number(value))
+        text = ", ".join(f"{side} {value:.3f}" for side, value in values.items() if is_number(value))
         rows.append([f"MS-SSIM of pairs, {label} (lower varies more)", text])
     for space in child(found, "copying"):
         f = child(child(found, "copying"), space)
-        if number(f.get("below_5th_percentile")) and number(f.get("relative_ratio")):
+        if is_number(f.get("below_5th_percentile")) and is_number(f.get("relative_ratio")):
             text = f"{100 * f['below_5th_percentile']:.1f} % below the 5th percentile of held-out slices, distance ratio {f['relative_ratio']:.2f}"
             rows.append([f"copies by {space} (5 % and 1 are even)", text])
     f = child(found, "class_fidelity")
-    if number(f.get("accuracy")) and number(f.get("accuracy_of_heldout")):
+    if is_number(f.get("accuracy")) and is_number(f.get("accuracy_of_heldout")):
         rows.append(["classes recognised", f"generated {f['accuracy']:.3f}, held-out {f['accuracy_of_heldout']:.3f}"])
     notes = found.get("notes") if isinstance(found.get("notes"), list) else []
     rows += [["note", note] for note in notes]
@@ -346,7 +347,3 @@ def child(parent: dict, key: str) -> dict:
     """parent[key] where that is an object, else {}."""
     value = parent.get(key)
     return value if isinstance(value, dict) else {}
-
-
-def number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

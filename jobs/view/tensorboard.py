@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.files import is_number
+from jobs.config import kinds
+from jobs.config.columns import PLACE
+
 
 # --- TensorBoard and the terminal ------------------------------------------------------------------------------------
 class TensorBoard:
@@ -42,7 +46,7 @@ class TensorBoard:
 
         def write():
             for name, value in row.items():
-                if isinstance(value, (int, float)) and name not in ("nimg", "kimg"):
+                if is_number(value) and name not in PLACE:
                     self.writer.add_scalar(_tag(name), value, nimg)
             self.writer.flush()  # a killed process would lose what is not flushed
 
@@ -68,9 +72,6 @@ def _no_traceback_of_tensorboard(failure, otherwise=threading.excepthook) -> Non
 
 
 def _tag(name: str) -> str:
-    name = re.sub(r"[^\w./-]+", "_", name)  # a class's name is a folder's name, and a tag becomes part of a page
-    group = name.split("_")[0]
-    groups = {"loss": "loss", "logits": "discriminator", "sign": "discriminator", "r1": "regularisers", "r2": "regularisers",
-              "path": "regularisers", "pl": "regularisers", "kl": "regularisers", "diversity": "health", "ada": "health"}  # fmt: skip
-    speed = {"img", "sec", "seconds", "gpu", "rss", "data", "checkpoint", "tflops", "peak"}
-    return f"{groups.get(group, 'speed' if group in speed else 'other')}/{name}"
+    """The column's group and name; a class's name is a folder's name, and a tag becomes part of a page."""
+    plain = re.sub(r"[^\w./-]+", "_", name)
+    return f"{kinds.column(name).group}/{plain}"
