@@ -25,14 +25,13 @@ from jobs.cluster.options import MAX_RESTARTS, Options
 from jobs.cluster.plan import make_plan
 from jobs.cluster.queueing import launch, pipeline, plan_or_hint, slurm_partitions
 from jobs.cluster.sites import choose_site
-from jobs.cluster.status import RUNS
 from jobs.cluster.steer import resume_options, stop_run
-from jobs.cluster.submit import read_jobs
 from jobs.cluster.sweep import read_sweep, sweep
 from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds
 from jobs.config.parsing import parse_config
 from jobs.config.specs import ConfigError
+from jobs.run.find import RUNS, find_run, read_jobs, run_folders
 from jobs.run.states import RunDirError, RunState
 from jobs.run.stopping import BAD, DONE, USAGE
 
@@ -123,7 +122,7 @@ def queue_command(argv: list[str]) -> int:
     partitions = None if options.local else slurm_partitions(options)
     site = choose_site(options.site, partitions, local=options.local)
     if options.after:
-        options = replace(options, after=str(status.find_run(options.after, RUNS)))
+        options = replace(options, after=str(find_run(options.after, RUNS)))
     if options.job == "pipeline":
         return pipeline(options, flags, site, partitions)
     own_flags = [name for action in parser._actions for name in action.option_strings]
@@ -164,9 +163,9 @@ def status_command(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON list, for scripts")
     options = parser.parse_args(argv)
-    run = status.find_run(options.run, RUNS) if options.run else None
+    run = find_run(options.run, RUNS) if options.run else None
     points = read_sweep(run) if run else None
-    folders = [Path(point["run"]) for point in points] if points else [run] if run else status.run_folders(RUNS)
+    folders = [Path(point["run"]) for point in points] if points else [run] if run else run_folders(RUNS)
     jobs = status.all_jobs()
     views = [status.view_run(folder, jobs) for folder in folders]
     if options.json:
@@ -192,7 +191,7 @@ def logs_command(argv: list[str]) -> int:
         "-n", "--lines", type=int, default=50, metavar="N", help="how many lines from the end (default 50)"
     )
     options = parser.parse_args(argv)
-    run = status.find_run(options.run, RUNS)
+    run = find_run(options.run, RUNS)
     follower = show.Follower(run, at_end=True)  # from here on: what is written meanwhile must be shown once
     log = why.newest_log(run)
     if log is None and not options.follow:
@@ -214,7 +213,7 @@ def why_command(argv: list[str]) -> int:
     parser = verb_parser("why", "Why a run failed, waits or stopped, and what to do about it.", "one")
     parser.add_argument("--json", action="store_true", help="one JSON object, for scripts")
     options = parser.parse_args(argv)
-    run = status.find_run(options.run, RUNS)
+    run = find_run(options.run, RUNS)
     view, cause = why.explain(run, status.all_jobs())
     if options.json:
         print(json.dumps({"run": view.name, "state": view.state, **asdict(cause)}))
@@ -241,7 +240,7 @@ def stop_command(argv: list[str]) -> int:
         help="do not wait for the next step: end the job; it saves if it can, within seconds",
     )
     options = parser.parse_args(argv)
-    run = status.find_run(options.run, RUNS)
+    run = find_run(options.run, RUNS)
     stopped = [stop_run(Path(point["run"]), options.now) for point in read_sweep(run) or [{"run": str(run)}]]
     return max(stopped)
 
@@ -258,7 +257,7 @@ def resume_command(argv: list[str]) -> int:
     ):
         parser.add_argument(f"--{name}", action="store_true", help=about)
     given, flags = split_flags(parser, argv)
-    run = status.find_run(given.run, RUNS)
+    run = find_run(given.run, RUNS)
     if points := read_sweep(run):
         return max(resume_command([point["run"], *argv[1:]]) for point in points)
     typed = {name: value for name, value in vars(given).items() if name != "run" and value not in ("", None, False)}
@@ -276,7 +275,7 @@ def tensorboard_command(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, default=0, help="port here (default: a free one)")
     parser.add_argument("--site", default="", metavar="PROFILE", help="profile with the names of login and jump host")
     options = parser.parse_args(argv)
-    named = [status.find_run(text, RUNS) for text in options.run]
+    named = [find_run(text, RUNS) for text in options.run]
     runs = [Path(point["run"]) for run in named for point in read_sweep(run) or [{"run": str(run)}]]
     site = choose_site(options.site, slurm.partitions() if slurm.available() else None, local=True)
     return serve.tensorboard(runs, options.port, site)

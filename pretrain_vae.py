@@ -28,9 +28,9 @@ from types import SimpleNamespace
 import torch
 
 from data.batches import Batches, to_float, to_uint8
+from data.files import sha256_of
 from data.latents import ensure_latents
 from data.pack import Pack, ensure_held_out, ensure_pack, preview
-from data.packfile import sha256_of
 from data.sources import DataError
 from jobs.config import parsing, rules, sizes
 from jobs.config.specs import ConfigError, VaeConfig

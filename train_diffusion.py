@@ -29,10 +29,9 @@ from types import SimpleNamespace
 import torch
 
 from data.batches import Batches, to_float, to_uint8
-from data.files import atomic_write
+from data.files import atomic_write, sha256_of
 from data.latents import LatentBatches, Latents, ensure_latents
 from data.pack import Pack, ensure_held_out, ensure_pack, preview
-from data.packfile import sha256_of
 from jobs.config import parsing, rules, sizes, specs
 from jobs.config.specs import ConfigError, DiffusionConfig
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code

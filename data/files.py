@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import re
@@ -105,3 +106,12 @@ def process_start(pid: int) -> str:
 def is_number(value: object) -> bool:
     """Whether a value from a file is a number that can be reckoned with: finite, no truth value, no thousand digits."""
     return type(value) in (int, float) and abs(value) < 1e15  # also false for nan
+
+
+def sha256_of(file, offset: int = 0) -> str:
+    """Hex digest of an open file from `offset` on, or of the file at a path."""
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, "rb") as opened:
+            return sha256_of(opened)
+    file.seek(offset)
+    return hashlib.file_digest(file, "sha256").hexdigest()

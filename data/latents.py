@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from data.batches import FREE_FRACTION, sample_order, to_float
+from data.files import sha256_of
 from data.pack import STALE, Pack, pack_folder
-from data.packfile import sha256_of
 from data.sources import DataError
 
 VERSION = 1  # of the file format and of what is in it

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import images
+from data.files import sha256_of
 from data.sources import DataError
 
 MAGIC = b"BRAINPAK"
@@ -179,15 +180,6 @@ def restore(pixels: np.ndarray, geometry: dict) -> np.ndarray:
         whole = images.pad_or_crop(whole, geometry["square"], geometry["square"])
         row[:] = images.pad_or_crop(whole, *out.shape[2:]).transpose(2, 0, 1)
     return out
-
-
-def sha256_of(file, offset: int = 0) -> str:
-    """Hex digest of an open file from `offset` on, or of the file at a path."""
-    if isinstance(file, (str, os.PathLike)):
-        with open(file, "rb") as opened:
-            return sha256_of(opened)
-    file.seek(offset)
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_header(

@@ -205,9 +205,9 @@ def run_files(folder: Path) -> Iterator:
     from dataclasses import asdict
 
     from jobs.cluster import requeue, status
-    from jobs.cluster.submit import read_jobs
     from jobs.config import parsing, specs
     from jobs.run.attempt import check_data
+    from jobs.run.find import read_jobs
     from jobs.run.resume import compare_with_run
     from jobs.run.rundir import RunDir
     from jobs.run.states import RunDirError

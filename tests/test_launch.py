@@ -26,6 +26,7 @@ from jobs.cluster import preflight, queueing, show, sites, status, submit, termi
 from jobs.cluster.options import Options
 from jobs.cluster.slurm import Job, Partition
 from jobs.config import parsing, specs
+from jobs.run.find import find_run
 from jobs.run.rundir import RunDir, git_state
 
 A100 = Partition("a100", True, 86400, 1200, 10, 8, 1, None, True, {"gpu:a100": 1})
@@ -496,12 +497,12 @@ def test_a_job_that_was_queued_but_not_noted_is_found_by_its_folder(tmp_path):
 def test_runs_are_found_by_what_a_person_types(tmp_path):
     one, two = run_with(tmp_path, "alpha-1"), run_with(tmp_path, "alpha-2")
     (two / "jobs.json").write_text(json.dumps({"submitted": [{"id": "43_1", "kind": "main"}]}))
-    assert status.find_run("alpha-1", tmp_path) == one and status.find_run(str(two), tmp_path) == two
-    assert status.find_run("42", tmp_path) == one and status.find_run("43_1", tmp_path) == two
+    assert find_run("alpha-1", tmp_path) == one and find_run(str(two), tmp_path) == two
+    assert find_run("42", tmp_path) == one and find_run("43_1", tmp_path) == two
     with pytest.raises(LookupError, match="several"):
-        status.find_run("alpha", tmp_path)
+        find_run("alpha", tmp_path)
     with pytest.raises(LookupError, match="alpha-2"):
-        status.find_run("beta", tmp_path)
+        find_run("beta", tmp_path)
 
 
 def test_hostile_files_in_a_run_do_not_break_status(tmp_path):

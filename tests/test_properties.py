@@ -247,7 +247,7 @@ def test_a_run_never_goes_on_against_a_person_or_after_a_refusal(code, done, sto
        status=json_values, about=json_values)  # fmt: skip
 def test_the_record_of_a_run_may_hold_anything(lines, status, about, tmp_path):
     """What other hands wrote into attempts.jsonl, status.json and jobs.json keeps no job from its decision and no attempt from its start."""
-    from jobs.cluster.submit import read_jobs
+    from jobs.run.find import read_jobs
 
     run = RunDir(tmp_path / "run")
     run.create()

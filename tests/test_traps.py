@@ -20,6 +20,7 @@ from test_launch import make, no_own_profiles  # noqa: F401
 from tiny import ROOT
 
 from jobs.cluster import submit
+from jobs.run.find import read_jobs
 
 TESTS = Path(__file__).parent
 SCRIPTS = sorted(path for path in ROOT.glob("jobs/*.sh") if "#SBATCH" in path.read_text())
@@ -166,7 +167,7 @@ def test_everything_a_job_needs_stands_before_it_is_queued(tmp_path, monkeypatch
     assert set(leaked) <= {"SLURM_CONF"}
     (pickle,) = (plan.run / "logs" / "submitit").glob("*.pkl")
     assert pickle.name == "7_submitted.pkl" and stat.S_IMODE(pickle.stat().st_mode) == 0o600
-    assert submit.read_jobs(plan.run)["submitted"][0]["id"] == "7"
+    assert read_jobs(plan.run)["submitted"][0]["id"] == "7"
 
 
 def test_torchrun_is_for_this_machine_alone(tmp_path):

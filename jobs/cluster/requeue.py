@@ -30,6 +30,7 @@ from jobs.cluster.slurm import Job, SlurmError
 from jobs.config import kinds, specs
 from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import stopping
+from jobs.run.find import read_jobs
 from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError
@@ -133,7 +134,7 @@ def finish(path: Path, code: int) -> int:
             number, signal.SIG_IGN
         )  # Slurm may be ending the job already; this has to be finished in KillWait
     run, job_id = RunDir(path), os.environ.get("SLURM_JOB_ID", "")
-    about, status = submit.read_jobs(path), run.read_status()
+    about, status = read_jobs(path), run.read_status()
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     mine = not status.get("job_id") or status.get("job_id") == job_id
     if not mine and code in (0, stopping.BAD) and (other := _other_live_job(about, job_id)):
@@ -266,7 +267,7 @@ def begin(path: Path, kind: str) -> str:
     here, a successor or a requeued job never.
     """
     run, job_id = RunDir(path), os.environ.get("SLURM_JOB_ID", "")
-    about = submit.read_jobs(path)
+    about = read_jobs(path)
     by_itself = kind == "chain" or int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     if by_itself and run.done():
         return _nothing_to_do(f"{path} is done; nothing to do")
@@ -315,7 +316,7 @@ def record_sbatch(job_name: str, config: TrainConfig) -> str:
     run = RunDir(path)
     run.create()
     with submit.submit_lock(path):
-        about = submit.read_jobs(path)
+        about = read_jobs(path)
         submitted = about.get("submitted", [])
         known = [entry.get("kind") for entry in submitted if entry["id"] == job_id]
         if known:
@@ -356,7 +357,7 @@ def queue_successor(run: RunDir, about: dict, job: Job | None) -> str:
         if done.returncode:
             raise SlurmError(submit.plain_refusal(done.stderr))
         successor = done.stdout.strip().split(";")[0]
-        about |= submit.read_jobs(run.path)
+        about |= read_jobs(run.path)
         about["submitted"] = [
             *about.get("submitted", []),
             {"id": successor, "kind": "chain", "after": job.id, "time": round(time.time(), 1)},

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jobs.cluster import show
 from jobs.cluster.sites import Site
-from jobs.cluster.status import RUNS
+from jobs.run.find import RUNS
 from jobs.run.stopping import DONE
 
 NOTICES = re.compile(

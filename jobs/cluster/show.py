@@ -13,9 +13,9 @@ from pathlib import Path
 
 from data.files import is_number
 from jobs.cluster import status, terminal, why
-from jobs.cluster.status import RUNS
 from jobs.cluster.terminal import facts, paint, table
 from jobs.config import kinds
+from jobs.run.find import RUNS
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState
 from jobs.run.stopping import DONE

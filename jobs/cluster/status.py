@@ -16,9 +16,8 @@ from pathlib import Path
 from data.files import is_number, process_start
 from jobs.cluster import slurm
 from jobs.cluster.slurm import Job
-from jobs.cluster.submit import read_jobs
 from jobs.cluster.terminal import paint
-from jobs.config import specs
+from jobs.run.find import read_jobs
 from jobs.run.lock import LOCK_STALE, process_space
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState
@@ -60,7 +59,6 @@ PENDING = {
     "launch_failed_requeued_held": "could not be started on its node and is held; scontrol release tries again",
     "JobHoldMaxRequeue": "was requeued too often and is held; look into why, then scontrol release",
 }  # fmt: skip
-RUNS = specs.ROOT / "runs"
 GONE = {RunState.RUNNING, RunState.STARTING, RunState.QUEUED}  # states that need a job; without one the run was cut off
 
 
@@ -90,42 +88,6 @@ class View:
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
-def run_folders(root: Path) -> list[Path]:
-    """All runs below `root`, the ones touched last at the end."""
-    found = []
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(root):
-            if entry.is_dir() and any(
-                Path(entry.path, name).exists() for name in ("jobs.json", "status.json", "config.json")
-            ):
-                found.append((os.stat(entry.path).st_mtime, Path(entry.path)))
-    return [path for _, path in sorted(found)]
-
-
-def find_run(text: str, root: Path) -> Path:
-    """The run that a person means: a path, a name, the unambiguous beginning of one, or a job id. LookupError with one line."""
-    direct = Path(text).expanduser()
-    for path in (root / text, direct):
-        if path.is_dir() and (
-            path.parent == root
-            or any((path / n).exists() for n in ("jobs.json", "status.json", "config.json", "sweep.json"))
-        ):
-            return path.absolute()
-    folders = run_folders(root)
-    if re.fullmatch(r"\d+(_\d+)?", text):
-        for path in folders:
-            if any(str(job["id"]) == text for job in read_jobs(path).get("submitted", [])):
-                return path
-    sweeps = [path.parent for path in root.glob("*/sweep.json")]
-    starts = [path for path in [*folders, *sweeps] if path.name.startswith(text)]
-    if len(starts) == 1:
-        return starts[0]
-    if starts:
-        raise LookupError(f"{text} is the beginning of several runs: {', '.join(p.name for p in starts[:6])}")
-    names = ", ".join(path.name for path in folders[-6:]) or "none yet"
-    raise LookupError(f"there is no run {text} in {root}; the last ones are: {names}")
-
-
 def live_process(run: Path) -> dict | None:
     """Who holds the run's lock and lives; None if nobody. A holder on another host counts while its heartbeat is young."""
     try:

@@ -17,6 +17,7 @@ from jobs.cluster.terminal import facts
 from jobs.config import kinds
 from jobs.config.parsing import from_dict
 from jobs.config.specs import ConfigError
+from jobs.run.find import read_jobs
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
 from jobs.run.stopping import DONE
@@ -67,7 +68,7 @@ def job_of(run: Path) -> str:
 
 def resume_options(run: Path, typed: dict) -> Options:
     """The options that a run goes on with: those that it was queued with, and over them those that were typed now."""
-    recorded = submit.read_jobs(run)
+    recorded = read_jobs(run)
     known = {name: value for name, value in recorded.get("options", {}).items() if name in REMEMBERED}
     if typed.get("partition"):  # a run of this machine moves to the cluster
         known.pop("local", None)

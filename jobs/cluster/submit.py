@@ -22,6 +22,7 @@ from data.files import atomic_write
 from jobs.cluster import slurm
 from jobs.cluster.plan import Plan
 from jobs.config import specs
+from jobs.run.find import read_jobs
 from jobs.run.lock import Lock, Locked
 from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir, git_state
@@ -177,18 +178,6 @@ def submit_lock(run: Path, wait: float = 60.0) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def read_jobs(run: Path) -> dict:
-    """jobs.json: which jobs were submitted for the run, and how. {} if there is none."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        about = json.loads((run / "jobs.json").read_text())
-        if isinstance(about, dict):
-            listed = about.get("submitted")
-            listed = listed if isinstance(listed, list) else []
-            about["submitted"] = [job for job in listed if isinstance(job, dict) and isinstance(job.get("id"), str)]
-            return about
-    return {}
 
 
 def write_jobs(plan: Plan) -> None:

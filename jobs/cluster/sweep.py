@@ -16,10 +16,10 @@ from jobs.cluster.options import Options
 from jobs.cluster.plan import Plan
 from jobs.cluster.queueing import Partitions, launch, plan_or_hint, refused, show_dry_run, stored_total
 from jobs.cluster.sites import Site
-from jobs.cluster.status import RUNS
 from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
+from jobs.run.find import RUNS
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState
 from jobs.run.stopping import BAD, DONE

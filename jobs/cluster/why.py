@@ -11,7 +11,7 @@ from pathlib import Path
 from jobs.cluster import slurm
 from jobs.cluster.slurm import Job
 from jobs.cluster.status import View, live_jobs, pending_words, short_time, view_run
-from jobs.cluster.submit import read_jobs
+from jobs.run.find import read_jobs
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
 

@@ -29,20 +29,41 @@ class Job:
     memory_gb: Callable[..., float]
     checkpoint_gb: Callable[..., float]
     columns: tuple[Column, ...]
+    predicts: tuple[str, ...]  # the commands of predict.py that take such a model
+    model: Callable[[], type]  # the class of its trained models; imported when called, as it needs torch
+
+
+def _gan() -> type:
+    from jobs.predict.gan import GanModel
+
+    return GanModel
+
+
+def _vae() -> type:
+    from jobs.predict.autoencoder import VaeModel
+
+    return VaeModel
+
+
+def _diffusion() -> type:
+    from jobs.predict.denoiser import DiffusionModel
+
+    return DiffusionModel
 
 
 JOBS: dict[str, Job] = {
     "stylegan2": Job(
         "train_gan.py", GanConfig, presets.GAN_PRESETS, "adni256", gan_memory_gb, gan_checkpoint_gb,
-        columns.GAN,
+        columns.GAN, ("generate", "interpolate", "mix", "project", "direction", "evaluate", "tsne"), _gan,
     ),
     "vae": Job(
         "pretrain_vae.py", VaeConfig, presets.VAE_PRESETS, "adni256-ldm", vae_memory_gb, vae_checkpoint_gb,
-        columns.VAE,
+        columns.VAE, ("reconstruct", "tsne"), _vae,
     ),
     "diffusion": Job(
         "train_diffusion.py", DiffusionConfig, presets.DIFFUSION_PRESETS, "adni256-ldm", diffusion_memory_gb,
         diffusion_checkpoint_gb, columns.DIFFUSION,
+        ("generate", "interpolate", "denoise", "direction", "evaluate", "tsne"), _diffusion,
     ),
 }  # fmt: skip
 
