@@ -31,6 +31,7 @@ from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds
 from jobs.config.parsing import parse_config
 from jobs.config.specs import ConfigError
+from jobs.config.version import version
 from jobs.run.find import RUNS, find_run, read_jobs, run_folders
 from jobs.run.states import RunDirError, RunState
 from jobs.run.stopping import BAD, DONE, USAGE
@@ -60,6 +61,7 @@ def queue_parser() -> argparse.ArgumentParser:
         prog="launch.py", usage=USAGE_TEXT.strip(), description=__doc__.split("\n\n")[0], epilog=EPILOG, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    parser.add_argument("--version", action="version", version=version())
     what = parser.add_argument_group("what to run")
     what.add_argument(
         "--job", metavar="JOB", help=f"{', '.join(kinds.JOBS)}, or pipeline (the VAE, then diffusion on it)"

@@ -14,6 +14,7 @@ from typing import TypeVar
 from jobs.config import kinds
 from jobs.config.rules import FREE, check
 from jobs.config.specs import ROOT, ConfigError, TrainConfig, read_json
+from jobs.config.version import version
 
 Config = TypeVar("Config", bound=TrainConfig)
 PATH_FIELDS = ("data", "init_from", "vae", "perceptual_file")  # made absolute: a job may run in another folder
@@ -59,6 +60,7 @@ def _run_and_preset(argv: list[str]) -> tuple[str | None, str | None]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--run")
     first.add_argument("--preset")
+    first.add_argument("--version", action="version", version=version())
     known, _ = first.parse_known_args(argv)
     return known.run, known.preset
 

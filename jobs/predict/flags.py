@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 
+from jobs.config.version import version
+
 MAX_NUMBER = 10**7  # pictures in one folder
 CALLS_COMMANDS = ("interpolate", "direction")  # where --steps counts pictures, and network calls are --calls
 
@@ -219,6 +221,7 @@ def parse_args(about: str, argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; a wrong flag prints the usage and one line, and exits with code 2."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="predict.py", description=about, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     model, of_class, gan = model_flags(), class_flag(), gan_flags()
     diffuse, calls = diffusion_flags(), diffusion_flags("--calls")

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 from data.files import atomic_write, is_number, remove_torn
+from jobs.config.specs import ROOT
+from jobs.config.version import version
 from jobs.run.lock import Lock, restart_count
 from jobs.run.owners import others_may_replace
 from jobs.run.states import RunDirError, RunState
@@ -100,7 +102,7 @@ class RunDir:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 versions[name] = importlib.metadata.version(name)
         about = {
-            **git_state(Path(__file__).resolve().parents[2]), "python": platform.python_version(), "packages": versions,
+            "version": version(), **git_state(ROOT), "python": platform.python_version(), "packages": versions,
             "host": socket.gethostname(), "platform": platform.platform(), "argv": list(argv), "time": round(time.time(), 1), **facts,
         }  # fmt: skip
         with contextlib.suppress(OSError, ValueError, AttributeError):
