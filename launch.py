@@ -154,7 +154,8 @@ def verb_parser(verb: str, text: str, run: str = "") -> argparse.ArgumentParser:
             "run",
             metavar="RUN",
             help=about,
-            **({} if run == "one" else {"nargs": run, "default": None if run == "?" else []}),
+            nargs=None if run == "one" else run,
+            default=[] if run == "*" else None,
         )
     return parser
 
@@ -320,7 +321,7 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # the bars of progress on a terminal that is not Unicode
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # the bars of progress on a terminal that is not Unicode
     try:
         sys.exit(main(sys.argv[1:]))
     except LookupError as error:

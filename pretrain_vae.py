@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -107,9 +108,9 @@ def build_state(c: VaeConfig, device: torch.device) -> TrainState:
     """Networks and optimizers, initialised from the seed alone. D is there from the start, so that every checkpoint fits."""
     torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
     layout = memory_layout(device)
-    vae = build_vae(c).to(device, memory_format=layout)
-    D = PatchDiscriminator(c.channels, c.disc_width).to(device, memory_format=layout)
-    vae_ema = build_vae(c).to(device, memory_format=layout).eval().requires_grad_(False)
+    vae = build_vae(c).to(device).to(memory_format=layout)
+    D = PatchDiscriminator(c.channels, c.disc_width).to(device).to(memory_format=layout)
+    vae_ema = build_vae(c).to(device).to(memory_format=layout).eval().requires_grad_(False)
     vae_ema.load_state_dict(vae.state_dict())
     fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
@@ -249,12 +250,12 @@ def look_for_plateau(s: TrainState, step: Step, loss: torch.Tensor) -> None:
         s.window.zero_()
 
 
-def step_flops(c: VaeConfig, rt: ranks.Runtime, dtype: torch.dtype, perceptual: Callable | None) -> dict:
+def step_flops(c: VaeConfig, rt: ranks.Runtime, dtype: torch.dtype, perceptual: VggDistance | None) -> dict:
     """{step.adversarial: FLOPs of one image in such a step}, counted on a blank image and a copy of the networks."""
     c, rt = replace(c, batch=1, accumulate=1, gan_start_kimg=1), replace(rt, rank=0, world=1)
     s = build_state(c, rt.device)
     blank = torch.zeros(1, c.channels, c.resolution, c.resolution, device=rt.device)
-    batches = SimpleNamespace(rows=lambda _, start, stop: (blank, None))
+    batches: Any = SimpleNamespace(rows=lambda _, start, stop: (blank, None))
     steps = [Step(c, rt, batches, dtype, nimg, 0, s.vae, perceptual) for nimg in (0, 1000)]
     return {step.adversarial: count_flops(partial(train_step, s, step)) for step in steps}
 
@@ -301,7 +302,7 @@ class Reconstructions:
         names = ("l1", "psnr", "ssim", "psnr_head", "ssim_head")
         figures = {f"{self.prefix}_{k}": float(v) for k, v in zip(names, sums[:, 0] / sums[:, 1], strict=True)}
         figures |= latent_figures(*moments)
-        return (None if self.rt.rank else self.grid(shown)), figures
+        return (None if self.rt.rank or shown is None else self.grid(shown)), figures
 
     def grid(self, output: torch.Tensor):
         n = min(self.columns, len(output))
@@ -359,7 +360,7 @@ def open_perceptual(c: VaeConfig, device: torch.device) -> VggDistance | None:
     if not c.perceptual_file:
         return None
     try:
-        return load_vgg(c.perceptual_file).to(device, memory_format=memory_layout(device))
+        return load_vgg(c.perceptual_file).to(device).to(memory_format=memory_layout(device))
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -120,6 +121,7 @@ class Data:
 
     def __init__(self, c: DiffusionConfig, pack: Pack, latents: Latents | None, vae: VAE | None, device: torch.device):
         self.latents, self.device, self.classes = latents, device, pack.classes
+        self.batches: Any
         self.decoder = None if vae is None else vae.decoder.to(device)
         if latents is None:
             self.batches = Batches(pack, seed=c.seed, batch=c.batch, device=device)
@@ -186,8 +188,8 @@ def build_unet(c: DiffusionConfig, shape: tuple[int, int, int], num_classes: int
 def build_state(c: DiffusionConfig, data: Data, num_classes: int, device: torch.device) -> TrainState:
     """Network and optimizer, initialised from the seed alone."""
     torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
-    unet = build_unet(c, data.shape, num_classes).to(device, memory_format=memory_layout(device))
-    unet_ema = build_unet(c, data.shape, num_classes).to(device, memory_format=memory_layout(device))
+    unet = build_unet(c, data.shape, num_classes).to(device).to(memory_format=memory_layout(device))
+    unet_ema = build_unet(c, data.shape, num_classes).to(device).to(memory_format=memory_layout(device))
     unet_ema.eval().requires_grad_(False).load_state_dict(unet.state_dict())
     fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
@@ -224,9 +226,9 @@ def train_step(
     total = torch.zeros((), device=rt.device)
     for start, stop in randomness.rows(c.batch, rt.rank, rt.world, c.accumulate):
         x0, labels = data.rows(position, start, stop, posterior_noise[start:stop])
-        labels = torch.where(kept[start:stop], labels, s.unet.num_classes) if c.conditional else None
+        given = torch.where(kept[start:stop], labels, s.unet.num_classes) if c.conditional else None
         losses = diffusion.diffusion_loss(
-            predictor(network, labels, dtype), x0, noise[start:stop], times[start:stop], schedule,
+            predictor(network, given, dtype), x0, noise[start:stop], times[start:stop], schedule,
             target=c.target, min_snr_gamma=c.min_snr_gamma,
         )  # fmt: skip
         s.scaler.scale(losses.mean() / c.accumulate).backward()
@@ -248,7 +250,7 @@ def step_flops(
     """{None: FLOPs of one image in a step}, counted on a blank one and a copy of the network."""
     c, rt = replace(c, batch=1, accumulate=1), replace(rt, rank=0, world=1)
     label, blank = torch.zeros(1, dtype=torch.int64, device=rt.device), torch.zeros(1, *shape, device=rt.device)
-    data = SimpleNamespace(shape=shape, scale=None, rows=lambda *_: (blank, label))
+    data: Any = SimpleNamespace(shape=shape, scale=None, rows=lambda *_: (blank, label))
     s = build_state(c, data, num_classes, rt.device)
     return {None: count_flops(lambda: train_step(c, rt, s, data, schedule, s.unet, dtype, 0))}
 
@@ -331,12 +333,11 @@ class Sampler:
         times = diffusion.fast_times(self.c.times, self.c.fast_steps) if self.c.times.startswith("fast-") else None
         for i in self.mine(self.number, GRID_CHUNK):
             gen = randomness.generator(self.c.seed, int(i[0]), "ancestral", self.rt.device)
-            fresh = partial(torch.randn, generator=gen, device=self.rt.device)
             predict = predictor(unet, None if self.labels is None else self.labels[i], self.dtype)
             denoise = diffusion.denoiser(predict, self.schedule, self.c.target, clamp=float(self.c.space == "pixel"))
             x0 = diffusion.sample(
                 denoise, self.noise[i], self.schedule, self.c.sampler, self.c.steps, times=times,
-                fresh=lambda x, fresh=fresh: fresh(x.shape),
+                fresh=partial(noise_like, gen),
             )  # fmt: skip
             images[i] = self.data.to_images(x0, scale, self.dtype)
         return images
@@ -358,6 +359,11 @@ class Sampler:
             if bool(inside.any()):
                 figures[f"{self.prefix}_{k}"] = float(losses[inside].mean())
         return figures
+
+
+def noise_like(gen: torch.Generator, x: torch.Tensor) -> torch.Tensor:
+    """Fresh Gaussian noise of the shape of x."""
+    return torch.randn(x.shape, generator=gen, device=x.device)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

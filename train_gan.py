@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
@@ -317,7 +318,7 @@ def step_flops(c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.d
     s = build_state(c, num_classes, rt.device)
     label_pool = torch.zeros(1, dtype=torch.int64, device=rt.device)
     blank = torch.zeros(c.batch, c.channels, c.resolution, c.resolution, device=rt.device)
-    batches = SimpleNamespace(rows=lambda _, start, stop: (blank[start:stop], label_pool.expand(stop - start)))
+    batches: Any = SimpleNamespace(rows=lambda _, start, stop: (blank[start:stop], label_pool.expand(stop - start)))
     w_sum = torch.zeros(c.w_dim, device=rt.device)
     step = Step(c, rt, batches, label_pool, dtype, 0, s.G.synthesis, s.D, w_sum)
     main, path_length, gradient = (

@@ -79,7 +79,8 @@ class Batches:
             place = "device" if self._fits(pack.images.nbytes) else "host"
         megabytes = f"{self.count:,} slices, {pack.images.nbytes / 1e6:,.0f} MB"
         self.waited = 0.0  # seconds that rows() has waited for the thread
-        self._pool = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._images: torch.Tensor | None
         self._pending: OrderedDict[tuple[int, int, int], Future] = OrderedDict()
         if place == "device":
             with warnings.catch_warnings():

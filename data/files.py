@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeGuard
 
 # The one list of what is taken for a picture, a volume and a pack, by its name.
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
@@ -103,7 +104,7 @@ def process_start(pid: int) -> str:
     return "alive"
 
 
-def is_number(value: object) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value from a file is a number that can be reckoned with: finite, no truth value, no thousand digits."""
     return type(value) in (int, float) and abs(value) < 1e15  # also false for nan
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,8 +98,10 @@ def build_latents(
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    total = square = noise = 0.0
-    values = None
+    total: Any = 0.0
+    square: Any = 0.0
+    noise: Any = 0.0
+    values: Any = None
     log(f"encoding {len(pack):,} slices into {path}")
     try:
         for old in path.parent.glob(f".{path.name}.*"):  # of a process that was killed

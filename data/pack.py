@@ -360,7 +360,9 @@ def _remarks(source: Source, rows: list[Row], geometry: dict) -> list[str]:
         )
     if max(row.mean for row in rows) < 3:
         notes.append("all slices are nearly black: 12-bit values in 16-bit files? stretch them to the full range first")
-    labels, first, again = defaultdict(set), {}, []
+    labels: dict[str, set] = defaultdict(set)
+    first: dict[str, str] = {}
+    again: list[str] = []
     for row in rows:
         labels[row.hash].add(row.label)
         if row.hash in first:

@@ -1,6 +1,7 @@
 """NIfTI volumes to axial slices: canonical orientation, isotropic in plane, 8 bits over the volume's own range."""
 
 import os
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,7 @@ def _load(path):
     try:
         if os.path.getsize(path) == 0:
             raise BadFile("zero bytes")
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         shape, dtype = image.shape, image.get_data_dtype()
         notes = []
         if len(shape) == 4 and shape[3] == 1:

@@ -85,8 +85,8 @@ def walk_folder(root: Path, starts: list[str] | None = None) -> Walk:
             if (info.st_dev, info.st_ino) in seen:
                 continue
             seen.add((info.st_dev, info.st_ino))
-            with os.scandir(folder) as entries:
-                entries = sorted(entries, key=lambda e: (e.is_symlink(), e.name))
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda e: (e.is_symlink(), e.name))
         except OSError as error:
             if starts is None and not parts:
                 raise DataError(f"--data {root}: {error.strerror}; check its permissions") from None

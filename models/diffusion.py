@@ -300,7 +300,8 @@ def dpmpp_2m(
     ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64).atan()
     low, high = schedule.angle(torch.tensor([0.0, 1.0], dtype=torch.float64))
     ends = ends.clamp(float(low), float(high))
-    angles = torch.logspace(*ends.tan().log10().tolist(), calls, dtype=torch.float64).atan()
+    first, last = ends.tan().log10().tolist()
+    angles = torch.logspace(first, last, calls, dtype=torch.float64).atan()
     alphas, sigmas = schedule.at_angle(angles)
     steps_lambda = (alphas / sigmas).log()
     x, previous, previous_h = noise * float((alphas[0] ** 2 + sigmas[0] ** 2).sqrt()), None, 0.0

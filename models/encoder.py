@@ -37,6 +37,9 @@ class Encoder(nn.Module):
     and the fourth stage: what the texture and what the anatomy is like.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, *, channels: int, size: int, classes: int):
         super().__init__()
         self.channels, self.size, self.classes = channels, size, classes
@@ -105,7 +108,7 @@ def train_encoder(
         x = encoder.prepare(torch.from_numpy(images[rows.numpy()]))
         features = encoder.pooled(torch.cat([random_view(x, draw), random_view(x, draw)]))
         loss = contrastive_loss(encoder.projection(features), TEMPERATURE)
-        if classes and bool((labels[rows] >= 0).any()):
+        if encoder.classifier is not None and bool((labels[rows] >= 0).any()):
             target = labels[rows].repeat(2)
             loss = loss + F.cross_entropy(encoder.classifier(features), target, weights, ignore_index=-1)
         optimizer.zero_grad()
@@ -163,6 +166,9 @@ def contrastive_loss(projected: Tensor, temperature: float) -> Tensor:
 # --- a torchvision network whose weights the user has -----------------------------------------------------------------
 class Pretrained(nn.Module):
     """uint8 slices (B, 1 or 3, H, W) -> (B, dim) features of a network that takes normalised RGB of `size` pixels."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, network: nn.Module, size: int, dim: int, mean: tuple, std: tuple):
         super().__init__()
@@ -231,8 +237,8 @@ def check_names(file) -> None:
         streams = [file] * 5
     for stream in streams:
         for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == "GLOBAL" and not _tensors.fullmatch(argument):
-                raise ValueError(f"it names {argument.replace(' ', '.')[:80]}")
+            if opcode.name == "GLOBAL" and not _tensors.fullmatch(str(argument)):
+                raise ValueError(f"it names {str(argument).replace(' ', '.')[:80]}")
             if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
                 raise ValueError(f"it holds an object ({opcode.name})")
 

@@ -148,8 +148,8 @@ def check_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     for what, names in found.items():
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            names = ", ".join(names[:3]) + more
-            raise ValueError(f"{what} {names}; use weights that this version's train scripts wrote")
+            listed = ", ".join(names[:3]) + more
+            raise ValueError(f"{what} {listed}; use weights that this version's train scripts wrote")
 
 
 def fill(module: nn.Module, state: dict[str, Tensor]) -> None:

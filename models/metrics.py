@@ -117,8 +117,8 @@ def by_subject(scores: dict[str, list[float]], subjects: list[str]) -> tuple[dic
     names = sorted(set(subjects))
     index = np.array([names.index(s) for s in subjects])
     figures, left_out, columns = {}, {}, []
-    for score, values in scores.items():
-        values = np.array(values)
+    for score, of_slices in scores.items():
+        values = np.array(of_slices)
         finite = np.isfinite(values)
         columns.append([mean_of(values[finite & (index == k)]) for k in range(len(names))])
         means = np.array([value for value in columns[-1] if value is not None])

@@ -20,6 +20,9 @@ class VggDistance(nn.Module):
     place, brought to length 1, averaged over the places; then the mean over the five layers (Zhang 2018, equation 1, with
     equal weights)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, state: dict[str, Tensor]):
         """`state`: features.<n>.weight and .bias as torchvision names them; any widths. ValueError where it is something else."""
         super().__init__()

@@ -114,8 +114,8 @@ def kernel_distance(
         x = fake[torch.randperm(len(fake), generator=generator)[:size].to(fake.device)].double()
         y = real[torch.randperm(len(real), generator=generator)[:size].to(real.device)].double()
         estimates.append(squared_mmd(x, y))
-    estimates = torch.stack(estimates)
-    return float(estimates.mean()), float(estimates.std())
+    found = torch.stack(estimates)
+    return float(found.mean()), float(found.std())
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> Tensor:

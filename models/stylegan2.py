@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -176,7 +178,7 @@ class MappingNetwork(nn.Module):
 
     def forward(self, z: torch.Tensor | None, labels: torch.Tensor | None = None) -> torch.Tensor:
         """z (B, z_dim) or None, labels (B,) int64 -> w (B, w_dim) fp32. Raises ValueError where classes lack labels."""
-        parts = [normalise(z.float())] if self.z_dim else []
+        parts = [normalise(z.float())] if z is not None and self.z_dim else []
         if self.num_classes:
             if labels is None:
                 raise ValueError(f"this network knows {self.num_classes} classes: pass labels, int64 of shape (batch,)")
@@ -266,6 +268,8 @@ class Generator(nn.Module):
     `w_avg` is the running mean of w; the train script keeps it (update_w_avg), as it must average over ranks.
     """
 
+    w_avg: torch.Tensor
+
     def __init__(
         self, *, resolution: int, channels: int = 1, z_dim: int = 512, w_dim: int = 512, num_classes: int = 0,
         mapping_layers: int = 8, channel_base: int = 16384, channel_max: int = 512, mapping_lr_multiplier: float = 0.01,
@@ -294,7 +298,8 @@ class Generator(nn.Module):
     @property
     def noise_shapes(self) -> list[tuple[int, int]]:
         """(H, W) of the noise of each convolution, in order."""
-        return [(layer.resolution, layer.resolution) for layer in self.layers]
+        layers: Iterable[Any] = self.layers
+        return [(layer.resolution, layer.resolution) for layer in layers]
 
     def draw_noise(self, batch: int, generator: torch.Generator, device: torch.device | str) -> list[torch.Tensor]:
         """Noise ~ N(0, 1) for `synthesis`: a list of (batch, 1, H, W) fp32, drawn from `generator` on `device`."""
@@ -339,6 +344,7 @@ class Generator(nn.Module):
             if i % 2 == 0:  # the last layer of its resolution
                 rgb = self.to_rgb[i // 2](x, ws[:, i + 1])
                 image = rgb if image is None else upsample(image) + rgb
+        assert image is not None
         return image.contiguous()
 
     def forward(

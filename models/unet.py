@@ -7,6 +7,8 @@ Pure functions of (x, t, labels): the type of the arithmetic is the caller's aut
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +90,10 @@ class Level(nn.Module):
             Attention(c_out, head_dim) if attention else nn.Identity() for _, c_out in pairs
         )
 
+def pairs_of(level: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Each residual block of a Level with what follows it."""
+    return zip(level.blocks, level.attentions, strict=True)
+
 
 class UNet(nn.Module):
     """Predicts a diffusion target. x (B, C, h, w), t (B,) in [0, 1], labels (B,) int64 or None -> (B, C, h, w).
@@ -109,7 +115,7 @@ class UNet(nn.Module):
         self.embed_class = nn.Embedding(num_classes + 1, emb_dim) if num_classes else None
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
 
-        common = dict(emb_dim=emb_dim, dropout=dropout, head_dim=head_dim)
+        common: dict[str, Any] = dict(emb_dim=emb_dim, dropout=dropout, head_dim=head_dim)
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
         skips, c = [widths[0]], widths[0]
         for i, width in enumerate(widths):
@@ -143,7 +149,7 @@ class UNet(nn.Module):
         h = self.conv_in(x)
         skips = [h]
         for i, level in enumerate(self.down):
-            for block, attention in zip(level.blocks, level.attentions, strict=True):
+            for block, attention in pairs_of(level):
                 h = attention(block(h, emb))
                 skips.append(h)
             if i < len(self.downsample):
@@ -151,7 +157,7 @@ class UNet(nn.Module):
                 skips.append(h)
         h = self.middle[2](self.middle[1](self.middle[0](h, emb)), emb)
         for i, level in enumerate(self.up):
-            for block, attention in zip(level.blocks, level.attentions, strict=True):
+            for block, attention in pairs_of(level):
                 h = attention(block(torch.cat([h, skips.pop()], dim=1), emb))
             if i < len(self.upsample):
                 h = self.upsample[i](F.interpolate(h, scale_factor=2.0, mode="nearest"))

@@ -201,6 +201,9 @@ def latent_figures(mean: Tensor, square: Tensor, sd: Tensor, variance: Tensor) -
 class LatentScale(nn.Module):
     """Shift and scale of latents (or pixels) per channel to mean 0 and standard deviation 1, measured over the whole data."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Tensor, std: Tensor):
         """mean, std (L,)."""
         super().__init__()

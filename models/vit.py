@@ -14,6 +14,9 @@ HEAD_DIM = 64  # of all their networks
 class Block(nn.Module):
     """Pre-norm attention and MLP (Dosovitskiy 2021), with the layer scale of DINOv2 (Touvron 2021) or without."""
 
+    ls1: nn.ParameterDict | None
+    ls2: nn.ParameterDict | None
+
     def __init__(self, dim: int, hidden: int, layer_scale: bool):
         super().__init__()
         self.heads = dim // HEAD_DIM

@@ -123,11 +123,9 @@ def slurm_plan(
     has_gpus = any(kind.startswith(("gpu", "shard")) for p in known for kind in p.gres) if known else True
     gpus = options.gpus if options.gpus is not None else int(bool(site.gres) and has_gpus)
     cores = min((p.cpus_per_node for p in known if p.cpus_per_node), default=site.cpus * max(gpus, 1))
-    limits = [p.max_time_s for p in known if p.max_time_s] + (
-        [slurm.parse_time(site.max_time)] if site.max_time else []
-    )
+    limits = [p.max_time_s for p in known] + [slurm.parse_time(text) for text in (site.time, site.max_time) if text]
     try:
-        seconds = slurm.parse_time(options.time) if options.time else min([slurm.parse_time(site.time), *limits])
+        seconds = slurm.parse_time(options.time) if options.time else min(limit for limit in limits if limit)
     except slurm.SlurmError as error:
         raise ConfigError(f"--time: {error}") from None
     if not seconds:

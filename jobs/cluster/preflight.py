@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def fail(text: str, fix: str) -> Check:
     return Check("fail", text, fix)
 
 
-def check_plan(plan: Plan, partitions: dict[str, Partition] | None, script: str = "") -> list[Check]:
+def check_plan(plan: Plan, partitions: Mapping[str, Partition] | None, script: str = "") -> list[Check]:
     """All checks of one plan. `partitions` is None where there is no Slurm; `script` is tried with sbatch --test-only."""
     found = []
     if not plan.local:
@@ -75,7 +76,7 @@ def check_plan(plan: Plan, partitions: dict[str, Partition] | None, script: str 
 
 
 # --- what Slurm offers ------------------------------------------------------------------------------------------------
-def check_resources(plan: Plan, partitions: dict[str, Partition] | None) -> list[Check]:
+def check_resources(plan: Plan, partitions: Mapping[str, Partition] | None) -> list[Check]:
     minimum = plan.site.margin + STARTUP_S
     found = []
     if plan.minutes * 60 < minimum:
@@ -90,7 +91,7 @@ def check_resources(plan: Plan, partitions: dict[str, Partition] | None) -> list
     return found
 
 
-def check_partition(plan: Plan, name: str, partitions: dict[str, Partition]) -> list[Check]:
+def check_partition(plan: Plan, name: str, partitions: Mapping[str, Partition]) -> list[Check]:
     if name not in partitions:
         near = difflib.get_close_matches(name, partitions, n=1)
         return [
@@ -245,7 +246,7 @@ def any_image(folder: Path, most: int = 5000) -> bool:
     return False
 
 
-def check_run_folder(plan: Plan, partitions: dict[str, Partition] | None) -> list[Check]:
+def check_run_folder(plan: Plan, partitions: Mapping[str, Partition] | None) -> list[Check]:
     """The run's place: writable, seen by the nodes, with room for the checkpoints."""
     there = next(p for p in [plan.run, *plan.run.parents] if p.exists())
     if not there.is_dir():
@@ -278,7 +279,7 @@ def check_run_folder(plan: Plan, partitions: dict[str, Partition] | None) -> lis
     return found
 
 
-def check_shared(plan: Plan, there: Path, partitions: dict[str, Partition] | None) -> list[Check]:
+def check_shared(plan: Plan, there: Path, partitions: Mapping[str, Partition] | None) -> list[Check]:
     """A run folder that only the login node sees would fail on the compute node, without a log."""
     if partitions is None:  # a dry run elsewhere: the path is looked at where it will be used
         return []

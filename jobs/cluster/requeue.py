@@ -160,7 +160,7 @@ def finish(path: Path, code: int) -> int:
         atomic_write(path / "STOP", f"{why}, job {job_id}\n")
     facts = dict(job_id=job_id, restart=restarts, code=code, nimg=nimg, counted=decision.counted)
     _note(run, decision=verdict, why=why, **facts)
-    if not (decision.by_slurm and job.state == "RUNNING"):  # its next start works on the run already
+    if not (decision.by_slurm and job and job.state == "RUNNING"):  # its next start works on the run already
         _write_state(path, verdict, why, status)
     print(f"{path}: {SAYING[verdict]}: {why}", flush=True)
     if verdict == "requeue" and not decision.by_slurm:
@@ -404,7 +404,7 @@ def _pending_successors(about: dict, job_id: str) -> list[str]:
 
 def _cancelled_before(about: dict, job_id: str) -> str:
     """The job that this successor follows, if a person cancelled it (it may have been killed before it could say so)."""
-    entry = next((e for e in about.get("submitted", []) if e["id"] == job_id), {})
+    entry: dict = next((e for e in about.get("submitted", []) if e["id"] == job_id), {})
     try:
         before = slurm.show_job(entry["after"]) if "after" in entry else None
     except SlurmError:

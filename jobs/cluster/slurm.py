@@ -212,12 +212,12 @@ def parse_time(text: str) -> int | None:
     match = re.fullmatch(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", text, re.ASCII)
     if not match:
         raise SlurmError(f"{text[:50]!r} is not a time; write minutes, HH:MM:SS or D-HH:MM:SS")
-    days, a, b, c = (None if part is None else int(part) for part in match.groups())
-    if days is not None:
-        return days * 86400 + a * 3600 + (b or 0) * 60 + (c or 0)
-    if c is not None:
+    days, a, b, c = (int(part or 0) for part in match.groups())
+    if match[1] is not None:
+        return days * 86400 + a * 3600 + b * 60 + c
+    if match[4] is not None:
         return a * 3600 + b * 60 + c
-    return a * 60 + (b or 0)
+    return a * 60 + b
 
 
 def format_time(seconds: float | None) -> str:
@@ -317,9 +317,9 @@ def parse_sacct(text: str) -> dict[str, Job]:
 def parse_partitions(partition_text: str, node_text: str) -> dict[str, Partition]:
     """`scontrol show partition -o` and, per kind of node, `sinfo` (partition, nodes, CPUs, memory in MB, gres)."""
     kinds: dict[str, list[tuple[int, int, int, dict[str, int]]]] = {}
-    for name, nodes, cpus, memory, gres in _records(node_text, 5):
+    for name, nodes, cpus, memory, gres_text in _records(node_text, 5):
         numbers = (_number(nodes), _number(cpus.rstrip("+")), _number(memory.rstrip("+")))
-        kinds.setdefault(name, []).append((*numbers, parse_gres(gres)))
+        kinds.setdefault(name, []).append((*numbers, parse_gres(gres_text)))
     found = {}
     for line in partition_text.splitlines():
         values = dict(word.split("=", 1) for word in line.split() if "=" in word)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from data.files import atomic_write
 from jobs.cluster import slurm
@@ -112,7 +113,7 @@ def slurm_parameters(plans: list[Plan], dependency: str = "", folder: Path | Non
     plan = plans[0]
     logs = (plan.run if folder is None else folder) / "logs"
     pattern = str(logs).replace("%", "%%") + ("/%j.out" if folder is None else "/%A_%a.out")
-    parameters = dict(
+    parameters: dict[str, Any] = dict(
         job_name=plan.run.name if folder is None else folder.name, time=plan.minutes, nodes=plan.nodes, ntasks_per_node=plan.tasks,
         cpus_per_task=plan.cpus, signal_delay_s=plan.site.margin, stderr_to_stdout=True, wckey=None, setup=setup_lines(plans),
         # One file for the batch shell and all tasks, never truncated by a requeue.

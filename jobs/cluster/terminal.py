@@ -6,12 +6,13 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 
 from jobs.run.states import RunState
 
 COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "grey": 90, "bold": 1}
-STATE_COLOURS = {
+STATE_COLOURS: dict[str, str] = {
     RunState.RUNNING: "green", RunState.STARTING: "green", RunState.DONE: "blue", RunState.QUEUED: "yellow",
     RunState.WAITING: "yellow", RunState.ENDING: "yellow", RunState.INTERRUPTED: "yellow", RunState.FAILED: "red",
     RunState.DIVERGED: "red", RunState.STUCK: "red", RunState.HANGING: "red", RunState.CUT_OFF: "red",
@@ -72,7 +73,7 @@ def table(
     header: list[str],
     rows: list[list[str]],
     colours: dict[int, dict[str, str]] | None = None,
-    right: set[str] = frozenset(),
+    right: Collection[str] = (),
 ) -> None:
     """Columns as wide as they need to be; empty columns are left out. The last one takes the rest, wrapped into further lines.
 

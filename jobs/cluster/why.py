@@ -125,7 +125,7 @@ def diagnose(e: Evidence, name: str) -> Cause:
             e.reason,
         )
     slurm_cause = _from_slurm(e.job, again) if e.job else None
-    if slurm_cause and e.job.state in ("OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL"):
+    if slurm_cause and e.job and e.job.state in ("OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL"):
         return slurm_cause
     for pattern, text, fix in IN_LOG:
         if found := _last_match(pattern, e.log):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jobs.config import kinds
 from jobs.config.rules import FREE, check
@@ -42,13 +42,13 @@ def parse_known(
 
     argv = list(sys.argv[1:] if argv is None else argv)
     base = _base(cls, *_run_and_preset(argv))
-    parsed = tyro.cli(
+    parsed: Any = tyro.cli(  # type: ignore[call-overload]
         cls, args=argv, default=base, prog=Path(sys.argv[0]).name, config=(tyro.conf.HelptextFromCommentsOff,),
         return_unknown_args=let_unknown_pass,
     )  # fmt: skip
     config, unknown = parsed if let_unknown_pass else (parsed, [])
     config = replace(config, data=config.data or data_of(config.preset))
-    paths = {name: _absolute(value) for name in PATH_FIELDS if (value := getattr(config, name, ""))}
+    paths: dict[str, Any] = {name: _absolute(value) for name in PATH_FIELDS if (value := getattr(config, name, ""))}
     config = replace(config, **paths)
     config = replace(config, run=_absolute(config.run) if config.run else str(ROOT / "runs" / default_name(config)))
     check(config)
@@ -76,7 +76,8 @@ def _base(cls: type[Config], run: str | None, preset: str | None) -> Config:
         if name not in job.presets:
             raise ConfigError(f"--preset {name}: there is no such preset; choose from {', '.join(job.presets)}")
         base = replace(cls(), **job.presets[name], preset=name)
-    return replace(base, dry_run=False, override=False, **({"run": run} if run else {}))
+    base = replace(base, dry_run=False, override=False)
+    return replace(base, run=run) if run else base
 
 
 def _absolute(path: str) -> str:

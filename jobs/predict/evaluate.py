@@ -75,7 +75,7 @@ def evaluate(
     if labels is not None:
         sets = ((fake[0], labels), (train[0], real.labels(real.train)), (heldout[0], real.labels(real.heldout)))
         known = [(x[(y >= 0).to(x.device)], y[y >= 0].to(x.device)) for x, y in sets]
-        figures["class_fidelity"] = quality.class_fidelity(*known, len(model.classes))
+        figures["class_fidelity"] = quality.class_fidelity(known[0], known[1], known[2], len(model.classes))
     clock.append(time.monotonic())
     notes = notes_on(model, real, count, number, int(fake[0].shape[1]))
     phases = ("start", "generated", "real slices", "figures")

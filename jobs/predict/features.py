@@ -178,8 +178,10 @@ def features_of(model: Trained, images: np.ndarray, *, feature_weights: str = ""
     """Features (B, D) fp32 of uint8 (B, C, R, R); see Trained.features."""
     rt = ranks.Runtime(0, 1, 0, model.device, torch.get_num_threads())
     given = given_features(feature_weights)
-    train = None if given else ensure_pack(data_of(model, data), split="train", progress=False, **shape_of(model))
-    network, _ = given or open_features(None, train, Path(train.path).parent, rt)
+    if given is None:
+        train = ensure_pack(data_of(model, data), split="train", progress=False, **shape_of(model))
+        given = open_features(None, train, Path(train.path).parent, rt)
+    network, _ = given
     pixels = torch.from_numpy(np.ascontiguousarray(images))
     parts = [network.to(model.device)(part) for part in pixels.split(MEASURE_CHUNK)]
     return torch.cat(parts).float().cpu().numpy()

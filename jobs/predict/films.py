@@ -74,7 +74,7 @@ def mix(
     for ws in tqdm(left, unit=" rows", disable=None):
         mixed = mix_layers(ws.expand_as(top), top, first, last)
         shown += [model.synthesise(ws[None]), model.synthesise(mixed)]
-    titles = {"column_labels": ["", *model.captions(label, on_top)], "row_labels": ["", *model.captions(label, at_left)]}
+    titles: dict = {"column_labels": ["", *model.captions(label, on_top)], "row_labels": ["", *model.captions(label, at_left)]}
     save_png(out / "mix.png", image_grid(np.concatenate(shown), cols + 1, **titles))
     settings = model.settings(seed=seed, label=label, **how) | {"rows": rows, "cols": cols, "styles": styles}
     del settings["noise"]  # always fixed
@@ -87,7 +87,9 @@ def denoise(
     model: DiffusionModel, out: Output, *, number: int = 4, seed: int = 0, label: str = "all", fps: int = 5, **how
 ) -> None:
     """The way from noise to pictures: what the network is given at each call, and above it what it makes of that."""
-    indices, stages, noise_share = list(range(number)), [], []
+    indices = list(range(number))
+    stages: list[np.ndarray] = []
+    noise_share: list[float] = []
     for i in tqdm(indices, unit=" pictures", disable=None):
         frames, noise_share = model.denoise(i, seed, label, **how)
         stages.append(frames)

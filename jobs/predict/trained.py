@@ -174,7 +174,7 @@ def read_model(
     try:
         config = config | {name: loading.bounded(config, name, 1 << 20) for name in ("resolution", "channels")}
         about = about | {"config": config}
-        kind = kinds.JOBS[job].model()
+        kind: Any = kinds.JOBS[job].model()
         networks = kind.networks(tensors, about, len(classes) if conditional else 0, device)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None

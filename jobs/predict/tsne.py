@@ -59,7 +59,7 @@ def tsne(
         settings = model.settings(seed=seed, label=label, **how)
         fake, _ = measure(rt, network, generated(model, seed, label, how), number, "generated")
         truth, _ = measure(
-            rt, network, lambda r: rows_of(real.heldout, rows[r.start : r.stop].numpy()), len(rows), "real"
+            rt, network, lambda r: rows_of(real.heldout, rows[r[0] : r[-1] + 1].numpy()), len(rows), "real"
         )
         points = embed(torch.cat([truth, fake]))
         table = [("real", *point, k, s) for point, k, s in zip(points, real_classes, subjects, strict=False)]

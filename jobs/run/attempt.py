@@ -23,10 +23,11 @@ from jobs.run.states import RunState
 class Attempt:
     """Context manager around one attempt. On every rank; only rank 0 writes."""
 
-    def __init__(self, run: RunDir, config, rank: int):
+    def __init__(self, run: RunDir, config: TrainConfig, rank: int):
         self.run, self.config, self.rank = run, config, rank
-        self.started, self.nimg, self.total, self.recorded = time.monotonic(), None, 0, False
-        self.printer = print
+        self.started, self.total, self.recorded = time.monotonic(), 0, False
+        self.nimg: int | None = None
+        self.printer: Callable[[str], None] = print
 
     def say(self, text: str) -> None:
         """One line for the person and the log; above the progress bar where there is one."""

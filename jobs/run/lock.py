@@ -41,10 +41,10 @@ class Lock:
     """
 
     def __init__(self, path: Path):
-        self.path, self.token = Path(path), secrets.token_hex(8)
+        self.path, self.token, self.restart = Path(path), secrets.token_hex(8), restart_count()
         pid = os.getpid()
         self.mine = {"token": self.token, "host": socket.gethostname(), "space": process_space(), "pid": pid, "start": process_start(pid),
-                     "job": os.environ.get("SLURM_JOB_ID"), "restart": restart_count(), "since": round(time.time(), 1)}  # fmt: skip
+                     "job": os.environ.get("SLURM_JOB_ID"), "restart": self.restart, "since": round(time.time(), 1)}  # fmt: skip
         self._draft = self.path.with_name(f".LOCK.tmp.{self.mine['host']}.{pid}.{next(_serial)}")
         self._released = threading.Event()
 
@@ -149,7 +149,7 @@ class Lock:
         job, restart = holder.get("job"), holder.get("restart")
         if job is None:
             return False
-        requeued = job == self.mine["job"] and isinstance(restart, int) and restart < self.mine["restart"]
+        requeued = job == self.mine["job"] and isinstance(restart, int) and restart < self.restart
         return requeued or job == os.environ.get("PREDECESSOR_JOB")
 
     def _beat(self) -> None:

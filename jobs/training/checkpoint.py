@@ -12,6 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import IO, cast
 
 import torch
 
@@ -164,7 +165,7 @@ class Checkpoints:
         path = self._path(nimg)
         with atomic_file(path) as file:
             hashing = _Hashing(file)
-            torch.save(state, hashing)
+            torch.save(state, cast(IO[bytes], hashing))
             # A marker from an earlier write at this very place would not fit the file that takes its name now.
             path.with_suffix(".json").unlink(missing_ok=True)
         if then is not None:
@@ -277,9 +278,9 @@ def check_archive(file) -> None:
         for opcode, argument, _ in pickletools.genops(archive.read(name)):
             if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
                 raise ValueError(f"it holds an object that no checkpoint has ({opcode.name})")
-            if opcode.name == "GLOBAL" and not _ours.fullmatch(argument):
+            if opcode.name == "GLOBAL" and not _ours.fullmatch(str(argument)):
                 raise ValueError(
-                    f"it names {argument.replace(' ', '.')[:80]}; checkpoints hold tensors and plain values only"
+                    f"it names {str(argument).replace(' ', '.')[:80]}; checkpoints hold tensors and plain values only"
                 )
 
 

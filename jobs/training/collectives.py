@@ -51,7 +51,7 @@ def init_runtime(threads: int = 0, meeting: Meeting | None = None) -> Runtime:
     return Runtime(rank, world, local_rank, device, threads)
 
 
-def _join_ranks(store: dist.Store, rank: int, world: int, one_node: bool, cuda: bool) -> None:
+def _join_ranks(store: dist.Store | None, rank: int, world: int, one_node: bool, cuda: bool) -> None:
     global _gloo
     if one_node and Path("/sys/class/net/lo").exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo needs a host name that resolves
@@ -139,7 +139,7 @@ def reduce_mean_gradients(rt: Runtime, parameters: Iterable[torch.nn.Parameter])
             p.grad = torch.zeros_like(p)
     if rt.world == 1:
         return
-    for gradients in _by_dtype(p.grad for p in parameters):
+    for gradients in _by_dtype(p.grad for p in parameters if p.grad is not None):
         flat = torch.cat([g.flatten() for g in gradients])
         _collective(dist.all_reduce, flat)
         means = flat.div_(rt.world).split([g.numel() for g in gradients])

@@ -74,8 +74,9 @@ def local_world(world: int) -> int:
 
 def first_host(nodes: str) -> str:
     """First name of a Slurm host list: 'a100-[3-5,7],b1' is a100-3. (`scontrol` may be missing on compute nodes.)"""
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)[0]
-    return re.sub(r"\[([^\]]*)\]", lambda found: re.split("[,-]", found[1])[0], first)
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)  # may be empty, never None
+    assert first is not None
+    return re.sub(r"\[([^\]]*)\]", lambda found: re.split("[,-]", found[1])[0], first[0])
 
 
 def slurm_rendezvous() -> None:
@@ -112,7 +113,8 @@ class Meeting:
 
     def __init__(self):
         self.rank, self.world, self.local_rank = ranks()
-        self.store, self.count = None, 0
+        self.store: dist.Store | None = None
+        self.count = 0
         if self.world == 1:
             return
         if "RANK" not in os.environ:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -42,7 +44,7 @@ def _attention_backward(_, __, query, key, value, *___) -> int:
 
 
 _aten = torch.ops.aten
-_FORMULAS = {_aten.convolution: _convolution, _aten.convolution_backward: _convolution_backward}
+_FORMULAS: dict[Any, Callable[..., int]] = {_aten.convolution: _convolution, _aten.convolution_backward: _convolution_backward}
 if hasattr(_aten, "_scaled_dot_product_flash_attention_for_cpu"):  # torch counts only those of GPUs
     _FORMULAS[_aten._scaled_dot_product_flash_attention_for_cpu] = _attention
     _FORMULAS[_aten._scaled_dot_product_flash_attention_for_cpu_backward] = _attention_backward
@@ -68,18 +70,25 @@ class FlopCounter(TorchDispatchMode):
         return out
 
 
+def no_wait() -> None:
+    """A CPU has finished when the call returns."""
+
+
 def device_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s that the device reaches where nothing is in the way: of a large matrix product on a GPU, of a 3x3 convolution of
     256 channels on a CPU, whose convolutions may be twice as fast as its matrix products."""
+    task: Callable[[], object]
+    wait: Callable[[], None]
     if device.type == "cuda":
         n = 8192
         a, flops = torch.ones(n, n, device=device, dtype=dtype), 2 * n**3
-        task, wait = (lambda: a @ a), torch.cuda.synchronize
+        task, wait = partial(torch.matmul, a, a), torch.cuda.synchronize
     else:
         x = torch.ones(2, 256, 32, 32, dtype=dtype).to(memory_format=torch.channels_last)
         weight = torch.ones(256, 256, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
         flops = 2 * x.numel() * 9 * 256
-        task, wait = (lambda: torch.nn.functional.conv2d(x, weight, padding=1)), (lambda: None)
+        task = partial(torch.nn.functional.conv2d, x, weight, padding=1)
+        wait = no_wait
     best, since = float("inf"), time.perf_counter()
     while best == float("inf") or time.perf_counter() - since < PEAK_SECONDS:
         wait()

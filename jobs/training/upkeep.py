@@ -65,7 +65,7 @@ class State:
 
     def check_finite(self) -> None:
         """Raise Diverged if a parameter or a loss is not finite. The same on every rank: all hold the same values."""
-        parameters = [p for v in vars(self).values() if isinstance(v, torch.nn.Module) for p in v.parameters()]
+        parameters: list[torch.Tensor] = [p for v in vars(self).values() if isinstance(v, torch.nn.Module) for p in v.parameters()]
         if not bool(torch.isfinite(torch.stack(torch._foreach_norm(parameters))).all()):
             raise Diverged("a network's parameters are not finite")
         bad = [name for name, value in self.averages.means().items() if not math.isfinite(value)]
@@ -375,5 +375,6 @@ def announce(run: RunDir, generate: str) -> None:
 
 def command(script: str) -> str:
     """How to call a script of the toolkit from the shell that called this one."""
-    ours = shutil.which("python") and Path(shutil.which("python")).absolute() == Path(sys.executable).absolute()
+    found = shutil.which("python")
+    ours = found and Path(found).absolute() == Path(sys.executable).absolute()
     return f"{'python' if ours else sys.executable} {script if Path.cwd() == specs.ROOT else specs.ROOT / script}"

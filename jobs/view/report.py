@@ -125,6 +125,11 @@ def facts(run: RunDir, status: dict, config: dict) -> dict[str, str]:
     }
 
 
+def number_or(value: object, otherwise: float) -> float:
+    """The value where it is a number."""
+    return value if is_number(value) else otherwise
+
+
 def machine_seconds(attempts: list[dict], status: dict) -> float:
     """Seconds times ranks of all attempts; one that has no end is counted up to the last heartbeat."""
     total, open_start = 0.0, None
@@ -132,11 +137,11 @@ def machine_seconds(attempts: list[dict], status: dict) -> float:
         if line.get("event") == "start":
             open_start = line
         elif line.get("event") == "end" and open_start is not None:
-            world = open_start.get("world") if is_number(open_start.get("world")) else 1
-            total += world * (line["seconds"] if is_number(line.get("seconds")) else 0)
+            world = number_or(open_start.get("world"), 1)
+            total += world * number_or(line.get("seconds"), 0)
             open_start = None
     if open_start is not None and is_number(status.get("updated")) and is_number(open_start.get("time")):
-        world = open_start.get("world") if is_number(open_start.get("world")) else 1
+        world = number_or(open_start.get("world"), 1)
         total += world * max(status["updated"] - open_start["time"], 0)
     return total
 
@@ -187,7 +192,8 @@ def evaluations(runs: list[RunDir], names: list[str]) -> list[str]:
             groups.setdefault(key, []).append((name, found))
     parts = ["<h2>Evaluation</h2>"] if groups else []
     for (features, _, _), entries in groups.items():
-        rows, real = [], {}
+        rows: list[list] = []
+        real: dict = {}
         for name, found in entries:
             at = f" at {found['nimg'] / 1000:g} kimg" if is_number(found.get("nimg")) else ""
             rows.append([name + at, *figures_of(child(found["distances"], "generated"))])
@@ -257,8 +263,8 @@ def more_figures(name: str, found: dict) -> str:
     f = child(found, "class_fidelity")
     if is_number(f.get("accuracy")) and is_number(f.get("accuracy_of_heldout")):
         rows.append(["classes recognised", f"generated {f['accuracy']:.3f}, held-out {f['accuracy_of_heldout']:.3f}"])
-    notes = found.get("notes") if isinstance(found.get("notes"), list) else []
-    rows += [["note", note] for note in notes]
+    notes = found.get("notes")
+    rows += [["note", note] for note in notes] if isinstance(notes, list) else []
     return f"<details open><summary>{escape(name)}</summary>{table([], rows)}</details>" if rows else ""
 
 

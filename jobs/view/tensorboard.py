@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,7 +25,8 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path | None, purge_step: int | None = None, say: Callable[[str], None] = print):
-        self.folder, self.say, self.writer = folder, say, None
+        self.folder, self.say = folder, say
+        self.writer: Any = None
         if folder is not None:
             threading.excepthook = _no_traceback_of_tensorboard
             from torch.utils.tensorboard import SummaryWriter  # takes a second to import
