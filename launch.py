@@ -4,7 +4,8 @@
     python launch.py status                                                   # all runs in one table
     python launch.py --local --wait --job stylegan2 --preset quickstart       # the same without Slurm
 
-The same command means the same run: a live job is reported and not doubled, a stopped one goes on, a finished one is named.
+The same command means the same run: a live job is reported and not doubled, a stopped one goes on, a finished one is
+named.
 """
 
 import sys
@@ -58,9 +59,13 @@ training flags are those of the job's script and may stand before or after the `
 # --- queueing ---------------------------------------------------------------------------------------------------------
 def queue_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="launch.py", usage=USAGE_TEXT.strip(), description=__doc__.split("\n\n")[0], epilog=EPILOG, allow_abbrev=False,
+        prog="launch.py",
+        usage=USAGE_TEXT.strip(),
+        description=__doc__.split("\n\n")[0],
+        epilog=EPILOG,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    )
     parser.add_argument("--version", action="version", version=version())
     what = parser.add_argument_group("what to run")
     what.add_argument(
@@ -273,7 +278,9 @@ def resume_command(argv: list[str]) -> int:
 
 # --- curves, health ---------------------------------------------------------------------------------------------------
 def tensorboard_command(argv: list[str]) -> int:
-    text = "Serve the curves and sample grids of all runs, or of some, on this machine's loopback; print the ssh tunnel."
+    text = (
+        "Serve the curves and sample grids of all runs, or of some, on this machine's loopback; print the ssh tunnel."
+    )
     parser = verb_parser("tensorboard", text, "*")
     parser.add_argument("--port", type=int, default=0, help="port here (default: a free one)")
     parser.add_argument("--site", default="", metavar="PROFILE", help="profile with the names of login and jump host")

@@ -17,7 +17,6 @@
 subcommand and in every batch. A weights file is read as data, nothing in it is ever executed.
 """
 
-
 import sys
 
 if sys.version_info < (3, 11):
@@ -59,8 +58,12 @@ from jobs.training import ranks
 
 # --- from flags to arguments ------------------------------------------------------------------------------------------
 # What only one kind of model has: the flag, its name here, the argument of the model's methods, and the unset value.
-OF_GANS = (("--truncation", "truncation", 1.0), ("--truncation-cutoff", "truncation_cutoff", None),
-           ("--noise", "noise", None), ("--space", "space", None))  # fmt: skip
+OF_GANS = (
+    ("--truncation", "truncation", 1.0),
+    ("--truncation-cutoff", "truncation_cutoff", None),
+    ("--noise", "noise", None),
+    ("--space", "space", None),
+)
 OF_DIFFUSION = (("--sampler", "sampler", None), ("--steps", "calls", None), ("--guidance", "guidance", None))
 KINDS = ((GanModel, OF_DIFFUSION, "diffusion networks; this is a StyleGAN2, see --truncation"),
          (DiffusionModel, OF_GANS, "StyleGAN2; this is a diffusion network, see --guidance"),
@@ -68,8 +71,13 @@ KINDS = ((GanModel, OF_DIFFUSION, "diffusion networks; this is a StyleGAN2, see 
 
 
 def model_of(args: argparse.Namespace) -> Any:
-    """The model that --run or --weights names, of a job that this command takes. UsageError for flags of another kind of model."""
-    model = open_model(weights(args), device=args.device, jobs=jobs_of(args.command), **opening(args), square=args.square)
+    """The model that --run or --weights names, of a job that this command takes.
+
+    UsageError for flags of another kind of model.
+    """
+    model = open_model(
+        weights(args), device=args.device, jobs=jobs_of(args.command), **opening(args), square=args.square
+    )
     check_flags(args, model)
     return model
 
@@ -98,7 +106,11 @@ def check_flags(args: argparse.Namespace, model: Trained) -> None:
 def how_of(args: argparse.Namespace, model: Trained) -> dict:
     """What `sample` of this kind of model takes, as asked."""
     if isinstance(model, GanModel):
-        return {"truncation": args.truncation, "truncation_cutoff": args.truncation_cutoff, "noise": args.noise or "random"}
+        return {
+            "truncation": args.truncation,
+            "truncation_cutoff": args.truncation_cutoff,
+            "noise": args.noise or "random",
+        }
     if isinstance(model, DiffusionModel):
         return {"sampler": args.sampler, "steps": args.calls, "guidance": args.guidance}
     return {}
@@ -117,8 +129,16 @@ def run_generate(args: argparse.Namespace) -> None:
     how = how_of(args, model)
     if isinstance(model, DiffusionModel):
         model.way(**how)
-    generate(model, output(args), number=args.number, seed=args.seed, label=args.label, npz=args.npz,
-             overwrite=args.overwrite, **how)  # fmt: skip
+    generate(
+        model,
+        output(args),
+        number=args.number,
+        seed=args.seed,
+        label=args.label,
+        npz=args.npz,
+        overwrite=args.overwrite,
+        **how,
+    )
 
 
 def run_denoise(args: argparse.Namespace) -> None:
@@ -138,8 +158,17 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 def run_mix(args: argparse.Namespace) -> None:
     model = model_of(args)
     model.labels(args.label, [0])
-    mix(model, output(args), rows=args.rows, cols=args.cols, styles=args.styles, seed=args.seed, label=args.label,
-        truncation=args.truncation, truncation_cutoff=args.truncation_cutoff)  # fmt: skip
+    mix(
+        model,
+        output(args),
+        rows=args.rows,
+        cols=args.cols,
+        styles=args.styles,
+        seed=args.seed,
+        label=args.label,
+        truncation=args.truncation,
+        truncation_cutoff=args.truncation_cutoff,
+    )
 
 
 def run_interpolate(args: argparse.Namespace) -> None:
@@ -151,8 +180,9 @@ def run_interpolate(args: argparse.Namespace) -> None:
     else:
         how = {"truncation": args.truncation, "truncation_cutoff": args.truncation_cutoff, "space": args.space or "w"}
     model.labels(args.label, [0])
-    interpolate(model, output(args), number=args.number, steps=args.steps, seed=args.seed, label=args.label, fps=args.fps,
-                **how)  # fmt: skip
+    interpolate(
+        model, output(args), number=args.number, steps=args.steps, seed=args.seed, label=args.label, fps=args.fps, **how
+    )
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -160,14 +190,33 @@ def run_evaluate(args: argparse.Namespace) -> None:
         check_flags(args, model)
         return how_of(args, model)
 
-    evaluate(weights(args), output(args), number=args.number, seed=args.seed, label=args.label, data=args.data,
-             feature_weights=args.feature_weights, how_of=checked, device=args.device, jobs=jobs_of("evaluate"), **opening(args))  # fmt: skip
+    evaluate(
+        weights(args),
+        output(args),
+        number=args.number,
+        seed=args.seed,
+        label=args.label,
+        data=args.data,
+        feature_weights=args.feature_weights,
+        how_of=checked,
+        device=args.device,
+        jobs=jobs_of("evaluate"),
+        **opening(args),
+    )
 
 
 def run_tsne(args: argparse.Namespace) -> None:
     model = model_of(args)
-    tsne(model, output(args), number=args.number, seed=args.seed, label=args.label, data=args.data,
-         feature_weights=args.feature_weights, how=how_of(args, model))  # fmt: skip
+    tsne(
+        model,
+        output(args),
+        number=args.number,
+        seed=args.seed,
+        label=args.label,
+        data=args.data,
+        feature_weights=args.feature_weights,
+        how=how_of(args, model),
+    )
 
 
 def run_project(args: argparse.Namespace) -> None:
@@ -181,8 +230,19 @@ def run_direction(args: argparse.Namespace) -> None:
     how = {"sampler": args.sampler, "steps": args.calls, "guidance": args.guidance}
     if isinstance(model, DiffusionModel):
         model.still_way(*how.values())
-    direction(model, output(args), start=args.start, end=args.end, rows=args.rows, steps=args.steps, strength=args.strength,
-              seed=args.seed, data=args.data, feature_weights=args.feature_weights, how=how)  # fmt: skip
+    direction(
+        model,
+        output(args),
+        start=args.start,
+        end=args.end,
+        rows=args.rows,
+        steps=args.steps,
+        strength=args.strength,
+        seed=args.seed,
+        data=args.data,
+        feature_weights=args.feature_weights,
+        how=how,
+    )
 
 
 COMMANDS = {
@@ -213,7 +273,10 @@ def main(args: argparse.Namespace) -> int:
     except ranks.PeerLost as error:
         text, code = str(error), stopping.TRANSIENT
     except torch.OutOfMemoryError:
-        text, code = f"the GPU's memory does not hold {args.batch} pictures at once; use a smaller --batch", stopping.BAD
+        text, code = (
+            f"the GPU's memory does not hold {args.batch} pictures at once; use a smaller --batch",
+            stopping.BAD,
+        )
     except OSError as error:
         what = f"{error.filename or args.command}: {error.strerror or error}"
         text, code = f"{what}; check the path, its permissions and the free space", stopping.BAD

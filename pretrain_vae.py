@@ -105,7 +105,10 @@ def build_vae(c: VaeConfig) -> VAE:
 
 
 def build_state(c: VaeConfig, device: torch.device) -> TrainState:
-    """Networks and optimizers, initialised from the seed alone. D is there from the start, so that every checkpoint fits."""
+    """Networks and optimizers, initialised from the seed alone.
+
+    D is there from the start, so that every checkpoint fits.
+    """
     torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
     layout = memory_layout(device)
     vae = build_vae(c).to(device).to(memory_format=layout)
@@ -114,14 +117,17 @@ def build_state(c: VaeConfig, device: torch.device) -> TrainState:
     vae_ema.load_state_dict(vae.state_dict())
     fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
-        vae=vae, vae_ema=vae_ema, D=D,
+        vae=vae,
+        vae_ema=vae_ema,
+        D=D,
         opt_vae=adamw(vae, c.lr, c.weight_decay, betas=(0.9, 0.99)),
         opt_D=adamw(D, c.lr, c.weight_decay, betas=(0.5, 0.99)),
         scaler_vae=torch.amp.GradScaler(device.type, enabled=fp16),
         scaler_D=torch.amp.GradScaler(device.type, enabled=fp16),
-        averages=Averages(), gan_balance=torch.zeros((), device=device),
+        averages=Averages(),
+        gan_balance=torch.zeros((), device=device),
         window=torch.zeros(2, dtype=torch.float64, device=device),
-    )  # fmt: skip
+    )
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -235,7 +241,8 @@ def train_step(s: TrainState, step: Step) -> None:
 
 
 def look_for_plateau(s: TrainState, step: Step, loss: torch.Tensor) -> None:
-    """At the end of a window of plateau_kimg images: halve the learning rate unless the loss fell; the same on every rank.
+    """At the end of a window of plateau_kimg images: halve the learning rate unless the loss fell; the same on every
+    rank.
 
     Windows before the discriminator joined are not compared with those after: it trades pixels for sharpness.
     """
@@ -281,8 +288,9 @@ class Reconstructions:
 
     @torch.no_grad()
     def __call__(self, vae: VAE):
-        """(grid or None, {figures}), on all ranks at once: PSNR in dB and SSIM of the posterior mean's image, over all pixels
-        and inside the head; active channels, mean and deviation of the latents, mean deviation of their posteriors."""
+        """(grid or None, {figures}), on all ranks at once: PSNR in dB and SSIM of the posterior mean's image, over all
+        pixels and inside the head; active channels, mean and deviation of the latents, mean deviation of their
+        posteriors."""
         sums = torch.zeros(5, 2, dtype=torch.float64, device=self.rt.device)
         moments, shown = torch.zeros(4, vae.latent_channels, dtype=torch.float64, device=self.rt.device), None
         for images, mask in zip(self.images, self.masks, strict=True):
@@ -291,8 +299,15 @@ class Reconstructions:
                 output = vae.decode(mean).clamp(-1, 1)
             shown = output if shown is None else shown
             a, b = (output + 1) / 2, (images + 1) / 2
-            values = torch.stack([(a - b).abs().flatten(1).mean(1).double(), psnr(a, b), ssim(a, b).double(),
-                                  psnr(a, b, mask), ssim(a, b, mask).double()])  # fmt: skip
+            values = torch.stack(
+                [
+                    (a - b).abs().flatten(1).mean(1).double(),
+                    psnr(a, b),
+                    ssim(a, b).double(),
+                    psnr(a, b, mask),
+                    ssim(a, b, mask).double(),
+                ]
+            )
             finite = torch.isfinite(values)  # a slice without a head has no figure inside it
             sums += torch.stack([values.nan_to_num(0, 0, 0).sum(1), finite.sum(1).double()], dim=1)
             z, spread = (v.double().transpose(0, 1).flatten(1) for v in (mean, (0.5 * logvar).exp()))
@@ -323,17 +338,25 @@ def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pa
     perceptual = open_perceptual(c, rt.device)
     reconstructions = Reconstructions(c, pack, held_out, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, dtype, flops=lambda: step_flops(c, rt, dtype, perceptual),
+        c,
+        rt,
+        run,
+        attempt,
+        found,
+        dtype,
+        flops=lambda: step_flops(c, rt, dtype, perceptual),
         first_pictures=lambda: {"reals": reconstructions.reals()},
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
-    )  # fmt: skip
+    )
     network = torch.compile(s.vae) if compiles(c.compile, rt.device, attempt.say) else s.vae
 
     nimg, total = max(found, 0), upkeep.total
     machine = devices.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
     attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
-    attempt.say(f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
-                f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {batches.placement}")  # fmt: skip
+    attempt.say(
+        f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
+        f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {batches.placement}"
+    )
 
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
@@ -365,9 +388,7 @@ def open_perceptual(c: VaeConfig, device: torch.device) -> VggDistance | None:
         raise ConfigError(str(error)) from None
 
 
-def write_latents(
-    c: VaeConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack], say: Callable[[str], None]
-) -> None:
+def write_latents(c: VaeConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack], say: Callable[[str], None]) -> None:
     """The end of a run: every slice encoded once with the weights that were written, and the scale per channel.
 
     train_diffusion.py finds the cache by these weights' hash; where this is cut short, it encodes by itself.
@@ -383,7 +404,8 @@ def write_latents(
 
 
 def dry_run(c: VaeConfig) -> int:
-    """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard error."""
+    """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard
+    error."""
     say = partial(print, file=sys.stderr)
     preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
     compare_with_run(RunDir(c.run), c)
@@ -396,8 +418,16 @@ def dry_run(c: VaeConfig) -> int:
 
 def open_data(c: VaeConfig, rank: int, say) -> tuple[Pack, Pack | None]:
     """The training slices and those of other patients, packed where they are not yet."""
-    shape = dict(resolution=c.resolution, channels=c.channels, crop=c.crop, max_bad=c.max_bad, progress=rank == 0, log=say,
-                 poll=stopping.raise_if_asked, verify=rank == 0)  # fmt: skip
+    shape = dict(
+        resolution=c.resolution,
+        channels=c.channels,
+        crop=c.crop,
+        max_bad=c.max_bad,
+        progress=rank == 0,
+        log=say,
+        poll=stopping.raise_if_asked,
+        verify=rank == 0,
+    )
     return ensure_pack(c.data, split=c.split, **shape), ensure_held_out(
         c.data, c.val_split, train_split=c.split, **shape
     )

@@ -92,7 +92,8 @@ def load_vae(c: DiffusionConfig, path: Path) -> VAE:
     for name in ("resolution", "channels", "crop"):
         if of_vae.get(name) != getattr(c, name):
             raise ConfigError(
-                f"--vae {path}: trained with --{name} {of_vae.get(name)}, this run has --{name} {getattr(c, name)}; make them equal"
+                f"--vae {path}: trained with --{name} {of_vae.get(name)}, this run has --{name} {getattr(c, name)}; "
+                "make them equal"
             )
     try:
         return loading.load_vae(tensors, of_vae)
@@ -117,7 +118,10 @@ def encode_packs(c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: ra
 
 # --- data -------------------------------------------------------------------------------------------------------------
 class Data:
-    """Clean samples to diffuse, normalised, and the way back to images. Latents are sampled anew each time they are seen."""
+    """Clean samples to diffuse, normalised, and the way back to images.
+
+    Latents are sampled anew each time they are seen.
+    """
 
     def __init__(self, c: DiffusionConfig, pack: Pack, latents: Latents | None, vae: VAE | None, device: torch.device):
         self.latents, self.device, self.classes = latents, device, pack.classes
@@ -134,7 +138,8 @@ class Data:
         self.scale = LatentScale(mean, std).to(device)
 
     def rows(self, position: int, start: int, stop: int, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(x0, labels) of rows start..stop of a global batch; `noise` (stop - start, ...) picks the sample of the posterior."""
+        """(x0, labels) of rows start..stop of a global batch; `noise` (stop - start, ...) picks the sample of the
+        posterior."""
         if self.latents is None:
             return self.batches.rows(position, start, stop)
         mean, logvar, labels = self.batches.rows(position, start, stop)
@@ -159,7 +164,8 @@ class Data:
 # --- the network and everything that a checkpoint holds --------------------------------------------------------------
 @dataclass
 class TrainState(State):
-    """All that the next step depends on, besides the config and `nimg` (and the VAE, which lies in the run directory)."""
+    """All that the next step depends on, besides the config and `nimg` (and the VAE, which lies in the run
+    directory)."""
 
     unet: UNet
     unet_ema: UNet
@@ -178,9 +184,15 @@ def build_unet(c: DiffusionConfig, shape: tuple[int, int, int], num_classes: int
     """`shape` (C, h, w) of what it denoises."""
     try:
         return UNet(
-            shape[-1], shape[0], widths=specs.numbers(c.widths, "widths"), num_res=c.num_res, dropout=c.dropout,
-            attention_sides=specs.numbers(c.attention, "attention"), head_dim=c.head_dim, num_classes=num_classes,
-        )  # fmt: skip
+            shape[-1],
+            shape[0],
+            widths=specs.numbers(c.widths, "widths"),
+            num_res=c.num_res,
+            dropout=c.dropout,
+            attention_sides=specs.numbers(c.attention, "attention"),
+            head_dim=c.head_dim,
+            num_classes=num_classes,
+        )
     except ValueError as error:
         raise ConfigError(f"--widths {c.widths}: {error}") from None
 
@@ -193,10 +205,13 @@ def build_state(c: DiffusionConfig, data: Data, num_classes: int, device: torch.
     unet_ema.eval().requires_grad_(False).load_state_dict(unet.state_dict())
     fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
-        unet=unet, unet_ema=unet_ema, scale=data.scale,
+        unet=unet,
+        unet_ema=unet_ema,
+        scale=data.scale,
         opt=adamw(unet, c.lr, c.weight_decay, betas=(0.9, 0.99)),
-        scaler=torch.amp.GradScaler(device.type, enabled=fp16), averages=Averages(),
-    )  # fmt: skip
+        scaler=torch.amp.GradScaler(device.type, enabled=fp16),
+        averages=Averages(),
+    )
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -211,9 +226,15 @@ def predictor(network: Callable, labels: torch.Tensor | None, dtype: torch.dtype
 
 
 def train_step(
-    c: DiffusionConfig, rt: ranks.Runtime, s: TrainState, data: Data, schedule: diffusion.Schedule, network: Callable,
-    dtype: torch.dtype, nimg: int,
-) -> None:  # fmt: skip
+    c: DiffusionConfig,
+    rt: ranks.Runtime,
+    s: TrainState,
+    data: Data,
+    schedule: diffusion.Schedule,
+    network: Callable,
+    dtype: torch.dtype,
+    nimg: int,
+) -> None:
     """One optimizer step and the moving average. Draws are made for the global batch; a rank uses its rows of them."""
     position = nimg + s.counters["skip"]
     gen = randomness.generator(c.seed, position, "diffusion", rt.device)
@@ -228,9 +249,14 @@ def train_step(
         x0, labels = data.rows(position, start, stop, posterior_noise[start:stop])
         given = torch.where(kept[start:stop], labels, s.unet.num_classes) if c.conditional else None
         losses = diffusion.diffusion_loss(
-            predictor(network, given, dtype), x0, noise[start:stop], times[start:stop], schedule,
-            target=c.target, min_snr_gamma=c.min_snr_gamma,
-        )  # fmt: skip
+            predictor(network, given, dtype),
+            x0,
+            noise[start:stop],
+            times[start:stop],
+            schedule,
+            target=c.target,
+            min_snr_gamma=c.min_snr_gamma,
+        )
         s.scaler.scale(losses.mean() / c.accumulate).backward()
         total += losses.detach().sum() / c.batch
     rate = learning_rate(nimg, c.batch, c.lr, c.warmup_kimg, c.decay_kimg)
@@ -260,9 +286,16 @@ class Sampler:
     """Grids from fixed noise, their diversity, and the loss on other patients at fixed times and noise."""
 
     def __init__(
-        self, c: DiffusionConfig, pack: Pack, data: Data, held_out: Pack | None, held_out_latents: Latents | None,
-        schedule: diffusion.Schedule, rt: ranks.Runtime, dtype: torch.dtype,
-    ):  # fmt: skip
+        self,
+        c: DiffusionConfig,
+        pack: Pack,
+        data: Data,
+        held_out: Pack | None,
+        held_out_latents: Latents | None,
+        schedule: diffusion.Schedule,
+        rt: ranks.Runtime,
+        dtype: torch.dtype,
+    ):
         self.c, self.data, self.schedule, self.rt, self.dtype = c, data, schedule, rt, dtype
         self.classes = pack.classes
         self.columns = 8 if c.resolution <= 128 else 6
@@ -312,8 +345,8 @@ class Sampler:
 
     @torch.no_grad()
     def __call__(self, unet: UNet, scale: LatentScale, nimg: int):
-        """(picture of the grid or None, {figures}), on all ranks at once. Diversity is 1 where generated slices vary as much
-        as real ones."""
+        """(picture of the grid or None, {figures}), on all ranks at once. Diversity is 1 where generated slices vary as
+        much as real ones."""
         images = collectives.reduce_sum(self.rt, self.samples(unet, scale))
         figures = self.validate(unet)
         if nimg:  # an untrained network's noise says nothing
@@ -336,15 +369,21 @@ class Sampler:
             predict = predictor(unet, None if self.labels is None else self.labels[i], self.dtype)
             denoise = diffusion.denoiser(predict, self.schedule, self.c.target, clamp=float(self.c.space == "pixel"))
             x0 = diffusion.sample(
-                denoise, self.noise[i], self.schedule, self.c.sampler, self.c.steps, times=times,
+                denoise,
+                self.noise[i],
+                self.schedule,
+                self.c.sampler,
+                self.c.steps,
+                times=times,
                 fresh=partial(noise_like, gen),
-            )  # fmt: skip
+            )
             images[i] = self.data.to_images(x0, scale, self.dtype)
         return images
 
     @torch.no_grad()
     def validate(self, unet: UNet) -> dict[str, float]:
-        """Loss on other patients (where there are any), over all and over each quarter of the times (0: least noise)."""
+        """Loss on other patients (where there are any), over all and over each quarter of the times (0: least
+        noise)."""
         x0, labels, noise, t = self.looked_at
         losses = torch.zeros(len(x0), device=self.rt.device)
         for i in self.mine(len(x0), CHUNK):
@@ -370,7 +409,10 @@ def noise_like(gen: torch.Generator, x: torch.Tensor) -> torch.Tensor:
 def train(
     c: DiffusionConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack], latents: list[Latents], attempt: Attempt
 ) -> int:
-    """Train until done or stopped. Returns the process's exit code; raises Diverged. packs: training and, if any, other patients."""
+    """Train until done or stopped.
+
+    Returns the process's exit code; raises Diverged. packs: training and, if any, other patients.
+    """
     dtype = devices.precision_dtype(c.precision, rt.device)
     schedule, pack = diffusion.make_schedule(c.schedule), packs[0]
     vae = load_vae(c, copied_vae(run.path)) if latents else None
@@ -383,10 +425,16 @@ def train(
     held_out = (packs[1] if len(packs) > 1 else None, latents[1] if len(latents) > 1 else None)
     sampler = Sampler(c, pack, data, *held_out, schedule, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, dtype, flops=lambda: step_flops(c, rt, s.unet.num_classes, data.shape, schedule, dtype),
+        c,
+        rt,
+        run,
+        attempt,
+        found,
+        dtype,
+        flops=lambda: step_flops(c, rt, s.unet.num_classes, data.shape, schedule, dtype),
         first_pictures=lambda: {"reals": sampler.reals()},
         waits=lambda: {"data_wait": data.waited, **upkeep.waits()},
-    )  # fmt: skip
+    )
     network = torch.compile(s.unet) if compiles(c.compile, rt.device, attempt.say) else s.unet
     weights = {"unet": s.unet_ema, "latent_scale": s.scale} | ({} if vae is None else {"vae_decoder": vae.decoder})
     about = {"classes": pack.classes, "geometry": pack.geometry, "shape": list(data.shape), "vae": about_vae(run, vae)}
@@ -394,8 +442,10 @@ def train(
     nimg, total = max(found, 0), upkeep.total
     machine = devices.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
     attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
-    attempt.say(f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
-                f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {data.batches.placement}")  # fmt: skip
+    attempt.say(
+        f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
+        f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {data.batches.placement}"
+    )
 
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
@@ -425,7 +475,8 @@ def about_vae(run: RunDir, vae: VAE | None) -> dict | None:
 
 
 def dry_run(c: DiffusionConfig) -> int:
-    """Check flags, data, VAE, run directory and memory; the resolved config goes to standard output, all else to standard error."""
+    """Check flags, data, VAE, run directory and memory; the resolved config goes to standard output, all else to
+    standard error."""
     say = partial(print, file=sys.stderr)
     run = RunDir(c.run)
     rules.check_classes(
@@ -443,10 +494,19 @@ def dry_run(c: DiffusionConfig) -> int:
 
 
 def open_data(c: DiffusionConfig, run: RunDir, meeting: ranks.Meeting, say) -> tuple[list[Pack], list[Latents]]:
-    """Packs of the training slices and of those of other patients, and their latents; all made where they are not there yet."""
+    """Packs of the training slices and of those of other patients, and their latents; all made where they are not there
+    yet."""
     main = meeting.rank == 0
-    shape = dict(resolution=c.resolution, channels=c.channels, crop=c.crop, max_bad=c.max_bad, progress=main, log=say,
-                 poll=stopping.raise_if_asked, verify=main)  # fmt: skip
+    shape = dict(
+        resolution=c.resolution,
+        channels=c.channels,
+        crop=c.crop,
+        max_bad=c.max_bad,
+        progress=main,
+        log=say,
+        poll=stopping.raise_if_asked,
+        verify=main,
+    )
     if c.space == "latent" and main:
         adopt_vae(c, run, say)
     packs = [ensure_pack(c.data, split=c.split, **shape)]

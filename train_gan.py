@@ -87,14 +87,17 @@ def build_state(c: GanConfig, num_classes: int, device: torch.device) -> TrainSt
     G_ema.load_state_dict(G.state_dict())
     fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
-        G=G, D=D, G_ema=G_ema,
+        G=G,
+        D=D,
+        G_ema=G_ema,
         opt_G=adam(G, c.lr, c.pl_interval if c.pl_weight else 0),
         opt_D=adam(D, c.lr, c.r1_interval if c.gamma else 0),
         scaler_G=torch.amp.GradScaler(device.type, enabled=fp16),
         scaler_D=torch.amp.GradScaler(device.type, enabled=fp16),
         ada=ada.AdaController(target=c.ada_target, speed_kimg=c.ada_kimg),
-        averages=Averages(), pl_mean=torch.zeros((), device=device),
-    )  # fmt: skip
+        averages=Averages(),
+        pl_mean=torch.zeros((), device=device),
+    )
 
 
 def adam(module: nn.Module, lr: float, lazy_interval: int) -> torch.optim.Adam:
@@ -141,9 +144,12 @@ def draw_latents(step: Step, G: Generator, batch: int, purpose: str) -> dict:
     mixed = torch.rand(batch, generator=gen, device=device) < c.style_mixing
     pick = torch.randint(len(step.label_pool), (batch,), generator=gen, device=device)
     return dict(
-        z=z, z_mix=z_mix, cutoff=torch.where(mixed, cutoff, G.num_ws), labels=step.label_pool[pick] if c.conditional else None,
+        z=z,
+        z_mix=z_mix,
+        cutoff=torch.where(mixed, cutoff, G.num_ws),
+        labels=step.label_pool[pick] if c.conditional else None,
         noise=G.draw_noise(batch, gen, device),
-    )  # fmt: skip
+    )
 
 
 def rows_of(draws: dict, start: int, stop: int) -> tuple[dict, list[torch.Tensor]]:
@@ -385,8 +391,8 @@ def look(s: TrainState, sampler: Sampler, nimg: int, attempt: Attempt):
 
 
 def judge_health(figures: dict, counters: dict, nimg: int, say) -> None:
-    """A run is collapsed when its diversity was there once and fell below COLLAPSE_RATIO of the real slices', or when it is
-    all but gone after the first FLOOR_AFTER images."""
+    """A run is collapsed when its diversity was there once and fell below COLLAPSE_RATIO of the real slices', or when
+    it is all but gone after the first FLOOR_AFTER images."""
     if not figures:
         return
     low = min(figures.values())
@@ -396,7 +402,8 @@ def judge_health(figures: dict, counters: dict, nimg: int, say) -> None:
     if collapsed:
         say(
             f"WARNING: MODE COLLAPSE: generated slices vary only {low:.2f} times as much as real ones (it was "
-            f"{counters['best_diversity']:.2f}). The weights before it are kept: predict.py --weights weights-healthy.safetensors. "
+            f"{counters['best_diversity']:.2f}). The weights before it are kept: predict.py --weights "
+            "weights-healthy.safetensors. "
             "Try --loss rpgan, a larger --gamma, or --ada mri."
         )
     counters["healthy"] = not collapsed
@@ -415,18 +422,26 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
     label_pool = torch.from_numpy(pack.labels).to(rt.device)
     sampler = Sampler(c, s, pack, batches, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, dtype, flops=lambda: step_flops(c, rt, s.G.num_classes, dtype),
+        c,
+        rt,
+        run,
+        attempt,
+        found,
+        dtype,
+        flops=lambda: step_flops(c, rt, s.G.num_classes, dtype),
         first_pictures=lambda: {"reals": sampler.reals()},
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
-    )  # fmt: skip
+    )
     compiled = compiles(c.compile, rt.device, attempt.say)
     synthesis, critic = (torch.compile(s.G.synthesis), torch.compile(s.D)) if compiled else (s.G.synthesis, s.D)
 
     nimg, total = max(found, 0), upkeep.total
     machine = devices.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
     attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
-    attempt.say(f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
-                f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {batches.placement}")  # fmt: skip
+    attempt.say(
+        f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
+        f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {batches.placement}"
+    )
 
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
@@ -451,7 +466,8 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
 
 
 def dry_run(c: GanConfig) -> int:
-    """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard error."""
+    """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard
+    error."""
     say = partial(print, file=sys.stderr)
     rules.check_classes(
         c, preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
@@ -476,10 +492,21 @@ def main() -> int:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
         # The pack is built before the process group exists: no collective waits for minutes of decoding.
-        pack = meeting.first(partial(
-            ensure_pack, c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, max_bad=c.max_bad,
-            log=attempt.say, progress=rank == 0, poll=stopping.raise_if_asked, verify=rank == 0,
-        ))  # fmt: skip
+        pack = meeting.first(
+            partial(
+                ensure_pack,
+                c.data,
+                resolution=c.resolution,
+                channels=c.channels,
+                crop=c.crop,
+                split=c.split,
+                max_bad=c.max_bad,
+                log=attempt.say,
+                progress=rank == 0,
+                poll=stopping.raise_if_asked,
+                verify=rank == 0,
+            )
+        )
         rules.check_classes(c, pack.classes)
         if rank == 0:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)

@@ -88,7 +88,10 @@ def remove_torn(folder: Path) -> list[str]:
 
 
 def process_start(pid: int) -> str:
-    """Start time of a live process in clock ticks since boot; '' where there is none. Tells a re-used pid from the old one."""
+    """Start time of a live process in clock ticks since boot; '' where there is none.
+
+    Tells a re-used pid from the old one.
+    """
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return "" if state in "ZX" else rest[18]

@@ -32,7 +32,10 @@ MIN_STD = 1e-4
 
 @dataclass
 class Latents:
-    """An open cache. `values` is a read-only memory map; mean and std (L,) are of samples, over all slices and places."""
+    """An open cache.
+
+    `values` is a read-only memory map; mean and std (L,) are of samples, over all slices and places.
+    """
 
     path: str
     values: np.memmap  # (N, 2, L, h, w) float16: posterior mean, log-variance
@@ -51,7 +54,8 @@ def latents_path(pack: Pack, encoder_sha256: str, cache_dir=None) -> Path:
 
 
 def open_latents(path: Path, pack: Pack, encoder_sha256: str, verify: bool = True) -> Latents | None:
-    """The cache at `path`, or None where there is none, it is unfinished or damaged, or it was made from something else.
+    """The cache at `path`, or None where there is none, it is unfinished or damaged, or it was made from something
+    else.
 
     `verify` reads it all and compares its SHA-256.
     """
@@ -87,9 +91,16 @@ def open_latents(path: Path, pack: Pack, encoder_sha256: str, verify: bool = Tru
 
 
 def build_latents(
-    pack: Pack, encode: Callable[[Tensor], tuple[Tensor, Tensor]], encoder_sha256: str, path: Path, *, device, batch: int = 32,
-    poll=None, log=print,
-) -> Latents:  # fmt: skip
+    pack: Pack,
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]],
+    encoder_sha256: str,
+    path: Path,
+    *,
+    device,
+    batch: int = 32,
+    poll=None,
+    log=print,
+) -> Latents:
     """Encode every slice and write the cache, atomically; two processes may do it at once.
 
     `encode(images)`, images float32 (B, C, R, R) in -1 .. 1 on `device`, returns mean and logvar, each (B, L, h, w).
@@ -128,8 +139,14 @@ def build_latents(
         average = total / places
         std = np.sqrt(np.maximum(square / places - average**2, 0) + noise / places).clip(MIN_STD)
         values.flush()
-        about = {"version": VERSION, "encoder": encoder_sha256, "pack": pack.digest, "shape": list(values.shape),
-                 "mean": average.tolist(), "std": std.tolist()}  # fmt: skip
+        about = {
+            "version": VERSION,
+            "encoder": encoder_sha256,
+            "pack": pack.digest,
+            "shape": list(values.shape),
+            "mean": average.tolist(),
+            "std": std.tolist(),
+        }
         del values
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -141,7 +158,8 @@ def build_latents(
         os.replace(sidecar, path.with_suffix(".json"))
     except OSError as error:
         raise DataError(
-            f"{path}: the latents cannot be written ({error.strerror}); free some space or set BRAIN_PACK_DIR to another folder"
+            f"{path}: the latents cannot be written ({error.strerror}); free some space or set BRAIN_PACK_DIR to "
+            "another folder"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -180,7 +198,8 @@ class LatentBatches:
         self.placement = f"{place} ({self.count:,} latents, {size / 1e6:,.0f} MB)"
 
     def rows(self, nimg: int, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(mean, logvar, labels) of rows start..stop of the batch at position `nimg`; float32 (n, L, h, w), int64 (n,)."""
+        """(mean, logvar, labels) of rows start..stop of the batch at position `nimg`; float32 (n, L, h, w), int64
+        (n,)."""
         order = sample_order(self.count, self.seed, nimg + start, stop - start)
         index = torch.from_numpy(order).to(self.device)
         if self._values is None:

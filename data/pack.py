@@ -77,12 +77,21 @@ class Decoded:
 
 
 def build_pack(
-    source: Source, out, *, resolution: int, channels: int = 1, crop: int = 0, workers: int | None = None,
-    progress: bool = True, max_bad: float = 0.01, log=print, poll: Callable[[], None] | None = None,
-) -> Pack:  # fmt: skip
+    source: Source,
+    out,
+    *,
+    resolution: int,
+    channels: int = 1,
+    crop: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+    max_bad: float = 0.01,
+    log=print,
+    poll: Callable[[], None] | None = None,
+) -> Pack:
     """Decode every record into the pack `out`, atomically. Bad files are listed and skipped; more than `max_bad` of all
-    files is a DataError (of fewer than 100 files one may be bad, unless max_bad is 0). `poll` is called after each file;
-    what it raises ends the work, and nothing is left behind."""
+    files is a DataError (of fewer than 100 files one may be bad, unless max_bad is 0). `poll` is called after each
+    file; what it raises ends the work, and nothing is left behind."""
     check_parameters(resolution, channels, crop, max_bad)
     geometry = _geometry(source, resolution, crop)
     out = Path(out)
@@ -101,14 +110,22 @@ def build_pack(
             check_bad(source.spec, bad, len(bad), total, max_bad)
             if not rows:
                 raise DataError(
-                    f"{source.spec}: none of {total:,} files can be used ({_reasons(bad, len(bad))}); check the path and the files"
+                    f"{source.spec}: none of {total:,} files can be used ({_reasons(bad, len(bad))}); check the path "
+                    "and the files"
                 )
             rows, sha, dark = _leave_out_dark(file, offset, row_bytes, rows, sha)
             notes = source.warnings + notes + dark + _remarks(source, rows, geometry)
             for note in notes:
                 log(f"warning: {note}")
-            meta = {"key": pack_key(source, resolution, channels, crop), "describe": source.describe(), "split": source.split,
-                    "total": total, "bad_count": len(bad), "bad": bad[:1000], "warnings": notes}  # fmt: skip
+            meta = {
+                "key": pack_key(source, resolution, channels, crop),
+                "describe": source.describe(),
+                "split": source.split,
+                "total": total,
+                "bad_count": len(bad),
+                "bad": bad[:1000],
+                "warnings": notes,
+            }
             write_header(file, offset, rows, source.classes, geometry, channels, sha, meta)
             file.flush()
             os.fsync(file.fileno())
@@ -228,7 +245,10 @@ def _decode_all(source: Source, file, offset, geometry, channels, workers, progr
 
 
 def default_workers() -> int:
-    """Threads: Pillow and zlib release the interpreter lock while they decode. More than cores, as NFS makes them wait."""
+    """Threads: Pillow and zlib release the interpreter lock while they decode.
+
+    More than cores, as NFS makes them wait.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(2 * cores, 16)
 
@@ -296,7 +316,8 @@ def check_bad(spec: str, bad: list, count: int, total: int, max_bad: float) -> N
         return
     share = count / total
     raise DataError(
-        f"{spec}: {count:,} of {total:,} files cannot be used ({100 * share:.2g} %, more than {100 * max_bad:g} %): {_reasons(bad, count)}; "
+        f"{spec}: {count:,} of {total:,} files cannot be used ({100 * share:.2g} %, more than {100 * max_bad:g} %): "
+        f"{_reasons(bad, count)}; "
         f"remove or replace them, or go on without them: --max-bad {min(np.ceil(share * 1000) / 1000 + 0.001, 1):.3f}"
     )
 
@@ -339,7 +360,8 @@ def _leave_out_dark(file, offset: int, row_bytes: int, rows: list[Row], sha: str
     names = ", ".join(f"{scan} (mean {m:.1f})" for (_, scan), m in sorted(dark.items())[:10])
     more = f" and {len(dark) - 10} more" if len(dark) > 10 else ""
     note = (
-        f"{len(dark)} nearly black scans left out with their {len(rows) - len(keep):,} slices (the median scan's mean is "
+        f"{len(dark)} nearly black scans left out with their {len(rows) - len(keep):,} slices (the median scan's "
+        "mean is "
         f"{median:.1f}): {names}{more}"
     )
     return [rows[i] for i in keep], sha256_of(file, offset), [note]
@@ -355,7 +377,8 @@ def _remarks(source: Source, rows: list[Row], geometry: dict) -> list[str]:
     if odd:
         (height, width), _ = odd.most_common(1)[0]
         notes.append(
-            f"{odd.total():,} of {len(rows):,} slices are not {usual[1]}x{usual[0]} (such as {width}x{height}): smaller ones are "
+            f"{odd.total():,} of {len(rows):,} slices are not {usual[1]}x{usual[0]} (such as {width}x{height}): "
+            "smaller ones are "
             f"padded, larger ones scaled down"
         )
     if max(row.mean for row in rows) < 3:
@@ -377,7 +400,8 @@ def _remarks(source: Source, rows: list[Row], geometry: dict) -> list[str]:
 
 
 def _same_in_other_split(source: Source, rows: list[Row]) -> list[str]:
-    """Warn about files that are byte for byte in another split too; only files of equal size are read, up to a limit."""
+    """Warn about files that are byte for byte in another split too; only files of equal size are read, up to a
+    limit."""
     if source.kind != "images" or not source.others:
         return []
     own = {row.file: row.name for row in rows}
@@ -433,13 +457,25 @@ def pack_folder(cache_dir=None) -> Path:
 
 
 def ensure_pack(
-    spec: str, *, resolution: int, channels: int = 1, crop: int = 0, split: str = "train", cache_dir=None, out=None,
-    progress: bool = True, log=print, max_bad: float = 0.01, workers: int | None = None,
-    poll: Callable[[], None] | None = None, verify: bool = True,
-) -> Pack:  # fmt: skip
-    """The pack of `spec`: a .pack file is opened and compared with the parameters, anything else is found in the cache or
-    built there (or as `out`). Two processes may do this at once: each writes its own file, and either result is valid.
-    `verify`: hash the contents of a pack that is there already (2 GB in a few seconds). `poll`: see build_pack."""
+    spec: str,
+    *,
+    resolution: int,
+    channels: int = 1,
+    crop: int = 0,
+    split: str = "train",
+    cache_dir=None,
+    out=None,
+    progress: bool = True,
+    log=print,
+    max_bad: float = 0.01,
+    workers: int | None = None,
+    poll: Callable[[], None] | None = None,
+    verify: bool = True,
+) -> Pack:
+    """The pack of `spec`: a .pack file is opened and compared with the parameters, anything else is found in the cache
+    or built there (or as `out`). Two processes may do this at once: each writes its own file, and either result is
+    valid. `verify`: hash the contents of a pack that is there already (2 GB in a few seconds). `poll`: see build_pack.
+    """
     check_parameters(resolution, channels, crop, max_bad)
     if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
         return _given_pack(spec, resolution, channels, crop, split, log, verify)
@@ -468,8 +504,18 @@ def ensure_pack(
                 return pack
             log(f"{out} is a pack of other data or parameters, or its source changed: built again")
     start = time.monotonic()
-    pack = build_pack(source, out, resolution=resolution, channels=channels, crop=crop, workers=workers, progress=progress,
-                      max_bad=max_bad, log=log, poll=poll)  # fmt: skip
+    pack = build_pack(
+        source,
+        out,
+        resolution=resolution,
+        channels=channels,
+        crop=crop,
+        workers=workers,
+        progress=progress,
+        max_bad=max_bad,
+        log=log,
+        poll=poll,
+    )
     log(_result(pack, f"built in {time.monotonic() - start:.1f} s"))
     return pack
 
@@ -477,7 +523,8 @@ def ensure_pack(
 def preview(
     spec: str, *, resolution: int, channels: int = 1, crop: int = 0, split: str = "train", log=print
 ) -> list[str]:
-    """What ensure_pack would check before it decodes anything: says what was found, with its warnings; returns the classes."""
+    """What ensure_pack would check before it decodes anything: says what was found, with its warnings; returns the
+    classes."""
     check_parameters(resolution, channels, crop)
     if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
         return _given_pack(spec, resolution, channels, crop, split, log, verify=False).classes
@@ -490,9 +537,11 @@ def preview(
 
 
 def ensure_held_out(spec: str, val_split: str, *, train_split: str = "train", log=print, **parameters) -> Pack | None:
-    """The pack of other patients than `train_split`, to validate on; None where there are none, with a line that says so.
+    """The pack of other patients than `train_split`, to validate on; None where there are none, with a line that says
+    so.
 
-    `val_split`: val, test, none, or auto, which takes val where the data have it, else test. `parameters` as of ensure_pack.
+    `val_split`: val, test, none, or auto, which takes val where the data have it, else test. `parameters` as of
+    ensure_pack.
     """
     if val_split == "none":
         return None
@@ -574,8 +623,16 @@ def main(argv: list[str] | None = None) -> int:
             print(pack.meta["describe"])
             print(_result(pack, "verified"))
             return 0
-        ensure_pack(args.source, resolution=args.resolution, channels=args.channels, crop=args.crop, split=args.split,
-                    out=args.out, max_bad=args.max_bad, workers=args.workers)  # fmt: skip
+        ensure_pack(
+            args.source,
+            resolution=args.resolution,
+            channels=args.channels,
+            crop=args.crop,
+            split=args.split,
+            out=args.out,
+            max_bad=args.max_bad,
+            workers=args.workers,
+        )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 78

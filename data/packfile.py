@@ -188,10 +188,16 @@ def write_header(
     """Write magic, JSON head and padding, so that the pixels begin at `offset`."""
     side = geometry["resolution"]
     head = {
-        "shape": [len(rows), channels, side, side], "sha256": sha, "classes": list(classes), "geometry": geometry, "meta": meta,
-        "labels": [r.label for r in rows], "names": [r.name for r in rows], "subjects": [r.subject for r in rows],
+        "shape": [len(rows), channels, side, side],
+        "sha256": sha,
+        "classes": list(classes),
+        "geometry": geometry,
+        "meta": meta,
+        "labels": [r.label for r in rows],
+        "names": [r.name for r in rows],
+        "subjects": [r.subject for r in rows],
         "hashes": [r.hash for r in rows],
-    }  # fmt: skip
+    }
     room = offset - PREAMBLE.size
     text = json.dumps(head).encode()
     if len(text) > room:  # thousands of bad files or notes: keep the counts, the log had them all

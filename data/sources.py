@@ -98,7 +98,8 @@ class Source:
             (height, width), most = sizes.most_common(1)[0]
             size = f"{width}x{height}" + ("" if most == sizes.total() else " mostly")
         bad = f"; {len(self.bad)} bad entries" if self.bad else ""
-        return f"{self.layout}: {len(self.records):,} {what} ({classes}){of}, {size}; split {self.split}: {self.split_rule}{bad}"
+        found = f"{self.layout}: {len(self.records):,} {what} ({classes}){of}, {size}"
+        return f"{found}; split {self.split}: {self.split_rule}{bad}"
 
     def sizes(self, count: int) -> Counter:
         """Counter of (height, width) over the headers of up to `count` files spread over the records."""
@@ -165,7 +166,8 @@ def _folder(spec: str, root: Path, split: str) -> Source:
         _nothing(spec, root, walk)
     if walk.pictures and walk.volumes:
         warnings.append(
-            f"{len(walk.volumes):,} NIfTI volumes beside the pictures are not used; point --data at their folder for them"
+            f"{len(walk.volumes):,} NIfTI volumes beside the pictures are not used; point --data at their folder "
+            "for them"
         )
     if walk.masks:
         warnings.append(f"segmentation masks are never images; left out: {_some(walk.masks)}")
@@ -179,9 +181,19 @@ def _folder(spec: str, root: Path, split: str) -> Source:
     chosen, others, rule = _choose(spec, records, split, kind, layout, warnings)
     _note_missing_classes(classes, chosen, warnings)
     return Source(
-        spec, str(root), layout, classes, chosen, kind, split, rule, warnings, walk.bad, others,
+        spec,
+        str(root),
+        layout,
+        classes,
+        chosen,
+        kind,
+        split,
+        rule,
+        warnings,
+        walk.bad,
+        others,
         "images" if walk.pictures else "volumes",
-    )  # fmt: skip
+    )
 
 
 def _pointed_split(spec: str, root: Path, split: str, warnings: list[str]) -> str:
@@ -207,18 +219,22 @@ def _sibling_splits(parent: Path, own: str) -> list[str]:
 def _nothing(spec: str, root: Path, walk: Walk) -> None:
     if root.resolve() == ROOM:
         raise DataError(
-            f"--data {spec} is the toolkit's own source folder and holds no slices; give --data the folder of your slices"
+            f"--data {spec} is the toolkit's own source folder and holds no slices; give --data the folder of "
+            "your slices"
         )
     if walk.bad:
         raise DataError(
-            f"--data {spec}: no usable image, but {len(walk.bad)} bad entries: {_some([f'{n} ({r})' for n, r in walk.bad])}"
+            f"--data {spec}: no usable image, but {len(walk.bad)} bad entries: "
+            f"{_some([f'{n} ({r})' for n, r in walk.bad])}"
         )
     if walk.masks:
         raise DataError(
-            f"--data {spec}: only segmentation masks here ({_some(walk.masks)}), which are never images; point --data at the slices"
+            f"--data {spec}: only segmentation masks here ({_some(walk.masks)}), which are never images; point --data "
+            "at the slices"
         )
     raise DataError(
-        f"--data {spec}: no images in this folder (.png .jpg .jpeg .tif .bmp .gif .webp .nii .nii.gz); point --data at the slices"
+        f"--data {spec}: no images in this folder (.png .jpg .jpeg .tif .bmp .gif .webp .nii .nii.gz); point --data at "
+        "the slices"
     )
 
 
@@ -265,7 +281,8 @@ class Placed:
 
 
 def _place(files: list[Found], warnings: list[str], keep_classes: bool) -> list[Placed]:
-    """Split and class of each file, from its folders: the first split-like folder is the split, the first other the class."""
+    """Split and class of each file, from its folders: the first split-like folder is the split, the first other the
+    class."""
     placed = []
     for f in files:
         at = next((i for i, part in enumerate(f.folders) if split_of(part)), None)
@@ -291,7 +308,8 @@ def _place(files: list[Found], warnings: list[str], keep_classes: bool) -> list[
             warnings.append(f"images in folders beside a flat set are not used: {_some(sorted(names), 3)}")
             return loose
         warnings.append(
-            f"{len(loose):,} images outside the class folders are not used: {_some([p.file.relative for p in loose], 3)}"
+            f"{len(loose):,} images outside the class folders are not used: "
+            f"{_some([p.file.relative for p in loose], 3)}"
         )
         placed = [p for p in placed if p.name]
     spelled: dict[str, str] = {}  # `T1` and `t1` are one class
@@ -354,7 +372,8 @@ def _picture_records(root: Path, placed: list[Placed], warnings: list[str]):
             subjects, kind = [patients.get(_image_id(s), s) for s in scans], "patient"
         else:
             warnings.append(
-                "the split is SCAN-LEVEL: without meta_data_with_label.json beside AD_NC patients cannot be told apart, and in the "
+                "the split is SCAN-LEVEL: without meta_data_with_label.json beside AD_NC patients cannot be told "
+                "apart, and in the "
                 "course's ADNI 216 patients are in both train and test; figures on the test split will look too good"
             )
     elif kind == "scan" and not oasis and named < len(placed):
@@ -406,14 +425,16 @@ def _adni_patients(root: Path, scans: set[str], warnings: list[str]) -> dict[str
                 continue
             if known < len(scans):
                 warnings.append(
-                    f"{len(scans) - known:,} of {len(scans):,} scans are not in {path.name}; each counts as a patient of its own"
+                    f"{len(scans) - known:,} of {len(scans):,} scans are not in {path.name}; each counts as a patient "
+                    "of its own"
                 )
             return patients
     return {}
 
 
 def _collect_patients(node, patients: dict[str, str]) -> None:
-    """Fill image id -> patient from any nesting of dicts and lists: an entry's key or id field, and NNN_S_NNNN in its text."""
+    """Fill image id -> patient from any nesting of dicts and lists: an entry's key or id field, and NNN_S_NNNN in its
+    text."""
     entries = node.items() if isinstance(node, dict) else (("", v) for v in node) if isinstance(node, list) else ()
     for key, value in entries:
         ids = [key] if re.fullmatch(r"I?\d+", str(key), re.I) else []
@@ -476,7 +497,8 @@ def _choose(spec: str, records: list[Record], split: str, kind: str, layout: str
         split = "val"
     if split not in sides:
         raise DataError(
-            f"--split {split}: {spec} has no such folder, only {', '.join(sorted(sides))}; choose one of them or --split all"
+            f"--split {split}: {spec} has no such folder, only {', '.join(sorted(sides))}; choose one of them or "
+            "--split all"
         )
     level = f"{kind}-level" if kind != "none" else "slice-level (no subject in the names)"
     train_subjects = {r.subject for r in sides["train"] if r.subject}
@@ -491,7 +513,8 @@ def _choose(spec: str, records: list[Record], split: str, kind: str, layout: str
         return _held_out(spec, records, "test" if split == "val" else split, kind)
     if split == "train":
         warnings.append(
-            f"{len(both):,} {noun} on both sides of the split: left out of train, {len(sides['train']) - len(kept):,} slices"
+            f"{len(both):,} {noun} on both sides of the split: left out of train, "
+            f"{len(sides['train']) - len(kept):,} slices"
         )
         if not kept:
             raise DataError(
@@ -520,7 +543,8 @@ def _held_out(spec: str, records: list[Record], split: str, kind: str):
     if len(keys) < HOLD_OUT_MIN:
         if split == "test":
             raise DataError(
-                f"--split test: {spec} has no test folder and only {len(keys)} subjects, too few to hold some out; use --split train"
+                f"--split test: {spec} has no test folder and only {len(keys)} subjects, too few to hold some out; use "
+                "--split train"
             )
         return records, [], f"everything is train ({len(keys)} subjects, too few to hold some out)"
     test = set(keys[: max(1, round(HOLD_OUT * len(keys)))])

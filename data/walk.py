@@ -11,7 +11,8 @@ from data.files import PICTURES, VOLUMES
 JUNK_FOLDERS = {"__macosx", "__pycache__", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
 MASK_FILE = re.compile(r"seg_\d+_slice_\d+\..*|.*[-_](seg|mask|label)s?\.nii(\.gz)?", re.I)
 MASK_FOLDER = re.compile(
-    r"keras_png_slices_seg.*|(\w*(train|test|val|validate)_)?(segs?|segmentations?|masks?)(_(train|test|val|validate))?|labels(tr|ts)?",
+    r"keras_png_slices_seg.*|labels(tr|ts)?"
+    r"|(\w*(train|test|val|validate)_)?(segs?|segmentations?|masks?)(_(train|test|val|validate))?",
     re.I,
 )
 MAX_FILES, MAX_DEPTH = 3_000_000, 12

@@ -1,13 +1,13 @@
 """Gaussian diffusion: noise schedules, prediction targets, the loss, and samplers. Plain functions of tensors.
 
 A noisy sample is x_t = alpha(t) x0 + sigma(t) eps, with t in [0, 1] from clean to noise. Every schedule is described by
-the angle phi(t) = atan2(sigma, alpha) alone: it is finite also where the signal is gone, and two schedules differ only in
-how fast they walk through it. The flow schedule has alpha + sigma = 1, the others alpha^2 + sigma^2 = 1, so one sample
-turns into the other by a factor, and every sampler runs on a network that was trained with any of them.
+the angle phi(t) = atan2(sigma, alpha) alone: it is finite also where the signal is gone, and two schedules differ only
+in how fast they walk through it. The flow schedule has alpha + sigma = 1, the others alpha^2 + sigma^2 = 1, so one
+sample turns into the other by a factor, and every sampler runs on a network that was trained with any of them.
 
-Ho et al. 2020 (DDPM), Song et al. 2021 (DDIM), Nichol and Dhariwal 2021 (cosine), Salimans and Ho 2022 (v), Karras et al.
-2022 (Heun), Lipman et al. 2023 (flow), Hang et al. 2023 (min-SNR), Lin et al. 2024 (zero terminal SNR), Lu et al. 2022
-(DPM-Solver++), Jiang et al. 2024 (Fast-DDPM).
+Ho et al. 2020 (DDPM), Song et al. 2021 (DDIM), Nichol and Dhariwal 2021 (cosine), Salimans and Ho 2022 (v), Karras et
+al. 2022 (Heun), Lipman et al. 2023 (flow), Hang et al. 2023 (min-SNR), Lin et al. 2024 (zero terminal SNR), Lu et al.
+2022 (DPM-Solver++), Jiang et al. 2024 (Fast-DDPM).
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class Schedule:
 def make_schedule(name: str) -> Schedule:
     """One of SCHEDULES.
 
-    linear: beta 1e-4 .. 0.02 over 1000 steps (Ho 2020). scaled-linear: sqrt(beta) linear, 0.0015 .. 0.0195 (Rombach 2022).
-    cosine: Nichol 2021, equation 17, s = 0.008, ended at alpha = MIN_ALPHA. zero-snr: scaled-linear, rescaled so that
-    no signal is left at the end (Lin 2024, algorithm 1). flow: alpha = 1 - t, sigma = t (Lipman 2023).
+    linear: beta 1e-4 .. 0.02 over 1000 steps (Ho 2020). scaled-linear: sqrt(beta) linear, 0.0015 .. 0.0195 (Rombach
+    2022). cosine: Nichol 2021, equation 17, s = 0.008, ended at alpha = MIN_ALPHA. zero-snr: scaled-linear, rescaled so
+    that no signal is left at the end (Lin 2024, algorithm 1). flow: alpha = 1 - t, sigma = t (Lipman 2023).
     """
     k = torch.arange(T, dtype=torch.float64)
     if name == "flow":
@@ -116,7 +116,8 @@ def add_noise(x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule) -> Tenso
 
 # --- targets ----------------------------------------------------------------------------------------------------------
 def target_of(x0: Tensor, noise: Tensor, t: Tensor, schedule: Schedule, target: str) -> Tensor:
-    """What the network should predict: epsilon; x0; v = alpha eps - sigma x0 (Salimans 2022); flow = eps - x0 (Lipman 2023)."""
+    """What the network should predict: epsilon; x0; v = alpha eps - sigma x0 (Salimans 2022); flow = eps - x0 (Lipman
+    2023)."""
     if target == "epsilon":
         return noise
     if target == "x0":
@@ -158,7 +159,8 @@ def to_epsilon(prediction: Tensor, x: Tensor, t: Tensor, schedule: Schedule, tar
 
 
 def min_snr_weight(t: Tensor, schedule: Schedule, target: str, gamma: float = 5.0) -> Tensor:
-    """(B,) min(SNR, gamma) as a weight on the error of x0, written for the error of the target (Hang 2023, section 3.4).
+    """(B,) min(SNR, gamma) as a weight on the error of x0, written for the error of the target (Hang 2023, section
+    3.4).
 
     epsilon: min(SNR, gamma) / SNR; x0: min(SNR, gamma); v: min(SNR, gamma) / (SNR + 1); flow: min(SNR, gamma) times
     sigma^2, by d x0 / d flow = sigma where alpha + sigma = 1.
@@ -194,9 +196,9 @@ def diffusion_loss(
 def fast_steps(time_set: str, number: int) -> list[int]:
     """Rising steps of 0 .. 999 of Fast-DDPM (Jiang 2024; the definition is that of the authors' program).
 
-    fast-uniform: -1, -1 + skip, ... below 1000 with skip = 1000 // number, the first one 0: number + 1 steps where number
-    divides 1000; where it does not, the last step is below 999. fast-nonuniform: 40 % of the steps up to 699 and 60 %
-    from there; for 10 the published list.
+    fast-uniform: -1, -1 + skip, ... below 1000 with skip = 1000 // number, the first one 0: number + 1 steps where
+    number divides 1000; where it does not, the last step is below 999. fast-nonuniform: 40 % of the steps up to 699 and
+    60 % from there; for 10 the published list.
     """
     least = FEWEST_FAST_STEPS.get(time_set, 2)
     if number < least:
@@ -216,9 +218,9 @@ def fast_steps(time_set: str, number: int) -> list[int]:
 def draw_times(batch: int, time_set: str, generator: torch.Generator, device, fast_number: int = 10) -> Tensor:
     """(batch,) float32 training times in [0, 1].
 
-    uniform: one random offset and then evenly spread, so that every batch sees all noise levels (Kingma 2021, appendix I.1).
-    logit-normal: sigmoid(N(0, 1)), likewise stratified (Esser 2024, section 3.1). fast-*: drawn from `fast_steps` with
-    antithetic pairs, the second half mirroring the first.
+    uniform: one random offset and then evenly spread, so that every batch sees all noise levels (Kingma 2021, appendix
+    I.1). logit-normal: sigmoid(N(0, 1)), likewise stratified (Esser 2024, section 3.1). fast-*: drawn from `fast_steps`
+    with antithetic pairs, the second half mirroring the first.
     """
     if time_set in ("uniform", "logit-normal"):
         offset = torch.rand((), generator=generator, device=device)
@@ -233,7 +235,10 @@ def draw_times(batch: int, time_set: str, generator: torch.Generator, device, fa
 
 
 def trailing_times(steps: int) -> Tensor:
-    """(steps,) float64, falling from t = 1 in equal jumps: the last jump ends at clean. (Lin 2024, section 3.3, "trailing".)"""
+    """(steps,) float64, falling from t = 1 in equal jumps: the last jump ends at clean.
+
+    (Lin 2024, section 3.3, "trailing".)
+    """
     k = T - T * torch.arange(steps, dtype=torch.float64) / steps - 1
     return (k / (T - 1)).clamp(0, 1)
 
@@ -263,8 +268,9 @@ def ddim(
 ) -> Tensor:
     """DDIM over falling `times` and from the last of them to clean (Song 2021, equation 12); one call per time.
 
-    The step from t to t' uses alpha and sigma of exactly these two, so any spacing is right. eta = 1: ancestral sampling.
-    noise (B, ...) standard normal; `fresh(x)` draws what is added on the way, (B, ...); `watch(x0)` is shown every estimate.
+    The step from t to t' uses alpha and sigma of exactly these two, so any spacing is right. eta = 1: ancestral
+    sampling. noise (B, ...) standard normal; `fresh(x)` draws what is added on the way, (B, ...); `watch(x0)` is shown
+    every estimate.
     """
     x = noise
     alphas, sigmas = schedule.alpha_sigma(times.double())
@@ -293,7 +299,8 @@ def dpmpp_2m(
     sigma_max: float = 80.0,
     watch=None,
 ) -> Tensor:
-    """DPM-Solver++(2M), steps uniform in log-SNR, then one first-order step to clean (Lu 2022, algorithm 2); `calls` calls.
+    """DPM-Solver++(2M), steps uniform in log-SNR, then one first-order step to clean (Lu 2022, algorithm 2); `calls`
+    calls.
 
     sigma_min and sigma_max limit sigma / alpha: beyond them the data do not change, and steps there are lost.
     """
@@ -319,7 +326,8 @@ def dpmpp_2m(
 
 
 def midpoint(denoise: Denoise, noise: Tensor, schedule: Schedule, calls: int, *, watch=None) -> Tensor:
-    """Second-order Runge-Kutta (midpoint) in flow time, in calls // 2 steps of two calls each; one call is Euler's step.
+    """Second-order Runge-Kutta (midpoint) in flow time, in calls // 2 steps of two calls each; one call is Euler's
+    step.
 
     In flow coordinates y = x / (alpha + sigma) and tau = sigma / (alpha + sigma) every schedule's ODE is
     dy / dtau = eps - x0 = (y - x0) / tau (Lipman 2023; the change of variables: Karras 2022, section 3).
@@ -354,10 +362,18 @@ def midpoint(denoise: Denoise, noise: Tensor, schedule: Schedule, calls: int, *,
 
 
 def heun(
-    denoise: Denoise, noise: Tensor, schedule: Schedule, calls: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0,
-    rho: float = 7.0, watch=None
-) -> Tensor:  # fmt: skip
-    """Heun's method in y = x / alpha over Karras' spacing (Karras 2022, algorithm 1 and equation 5); 2 n - 1 <= calls calls."""
+    denoise: Denoise,
+    noise: Tensor,
+    schedule: Schedule,
+    calls: int,
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    watch=None,
+) -> Tensor:
+    """Heun's method in y = x / alpha over Karras' spacing (Karras 2022, algorithm 1 and equation 5); 2 n - 1 <= calls
+    calls."""
     number = max((calls + 1) // 2, 1)
     low, high = schedule.angle(torch.tensor([0.0, 1.0], dtype=torch.float64)).tan().tolist()
     sigma_min, sigma_max = max(sigma_min, low), min(sigma_max, high)
@@ -383,13 +399,21 @@ def heun(
 
 
 def sample(
-    denoise: Denoise, noise: Tensor, schedule: Schedule, sampler: str = "midpoint", calls: int = 20, *, times: Tensor | None = None,
-    fresh: Callable[[Tensor], Tensor] | None = None, watch=None
-) -> Tensor:  # fmt: skip
+    denoise: Denoise,
+    noise: Tensor,
+    schedule: Schedule,
+    sampler: str = "midpoint",
+    calls: int = 20,
+    *,
+    times: Tensor | None = None,
+    fresh: Callable[[Tensor], Tensor] | None = None,
+    watch=None,
+) -> Tensor:
     """Samples (B, ...) from standard normal `noise` with at most `calls` network calls.
 
     `times`: the falling times that a Fast-DDPM network was trained on; it can be called at no others, so only ddim and
-    ancestral take them. `fresh(x)` draws the noise that ancestral sampling adds. `watch(x0)` is called with each estimate of x0.
+    ancestral take them. `fresh(x)` draws the noise that ancestral sampling adds. `watch(x0)` is called with each
+    estimate of x0.
     """
     if times is not None and sampler not in ("ddim", "ancestral"):
         raise ValueError(f"a network trained on a list of steps samples with ddim or ancestral, not {sampler}")

@@ -1,9 +1,9 @@
 """Networks that turn slices into the feature vectors in which quality is measured.
 
 `Encoder` is small and trained here, on the training slices themselves: contrastively (Chen 2020, SimCLR), and on the
-classes where there are any. `Pretrained` runs an Inception, a ResNet or a DINO whose weights file the user has; nothing is
-downloaded.
-Features of different networks, or of encoders of different data, are in different units and never compared.
+classes where there are any. `Pretrained` runs an Inception, a ResNet or a DINO whose weights file the user has; nothing
+is downloaded. Features of different networks, or of encoders of different data, are in different units and never
+compared.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Encoder(nn.Module):
     """uint8 slices (B, C, R, R) -> (B, dim) features of mean 0 and deviation 1 over the training slices.
 
-    Group norm, so that a slice's features do not depend on its batch. The features are the means over space of the third
-    and the fourth stage: what the texture and what the anatomy is like.
+    Group norm, so that a slice's features do not depend on its batch. The features are the means over space of the
+    third and the fourth stage: what the texture and what the anatomy is like.
     """
 
     mean: Tensor
@@ -84,9 +84,15 @@ def encoder_size(resolution: int) -> int:
 
 
 def train_encoder(
-    images, labels: Tensor, classes: int, *, seed: int, device: torch.device | str = "cpu", steps: int = STEPS,
+    images,
+    labels: Tensor,
+    classes: int,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    steps: int = STEPS,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> Encoder:  # fmt: skip
+) -> Encoder:
     """An Encoder of uint8 images (N, C, R, R), an array or a memory map, with labels (N,) in 0..classes-1 or -1.
 
     A function of the data and the seed on one kind of machine. `track` wraps the steps, for a progress bar.
@@ -146,8 +152,12 @@ def random_view(x: Tensor, draw: torch.Generator) -> Tensor:
     shift = torch.randint(-reach, reach + 1, (2, b), generator=draw).to(x.device)
     line = torch.arange(size, device=x.device)
     rows, columns = ((line + s[:, None]) % size for s in shift)  # the frame around a head is dark: it may wrap
-    x = x[torch.arange(b, device=x.device)[:, None, None, None], torch.arange(x.shape[1], device=x.device)[:, None, None],
-          rows[:, None, :, None], columns[:, None, None, :]]  # fmt: skip
+    x = x[
+        torch.arange(b, device=x.device)[:, None, None, None],
+        torch.arange(x.shape[1], device=x.device)[:, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
     contrast, brightness = uniform(1 - CONTRAST, 1 + CONTRAST), uniform(-BRIGHTNESS, BRIGHTNESS)
     lit = (x + 1) * (contrast + brightness)[:, None, None, None] - 1  # black stays black
     side, top, left = (uniform(*span)[:, None] * size for span in ((0.1, 0.4), (0, 0.8), (0, 0.8)))
@@ -186,8 +196,8 @@ class Pretrained(nn.Module):
 
 
 def load_pretrained(path: str | Path) -> tuple[Pretrained, str]:
-    """(network, its name) from a state dict (.pth or .safetensors), recognised by its tensors: torchvision's inception_v3
-    or resnet50 (DINO's ResNet-50 too), a transformer of DINO or DINOv2.
+    """(network, its name) from a state dict (.pth or .safetensors), recognised by its tensors: torchvision's
+    inception_v3 or resnet50 (DINO's ResNet-50 too), a transformer of DINO or DINOv2.
 
     Weights are read as data. ValueError, one line, on anything else.
     """
@@ -247,7 +257,10 @@ _tensors = re.compile(r"torch \w+Storage|torch\._utils _rebuild_(tensor_v2|param
 
 
 def read_state(path: Path, flag: str = "--feature-weights") -> dict[str, Tensor]:
-    """A state dict, also where it lies under `teacher`, `state_dict` or `model` in the file. ValueError, naming the flag, on anything else."""
+    """A state dict, also where it lies under `teacher`, `state_dict` or `model` in the file.
+
+    ValueError, naming the flag, on anything else.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such weights file; check {flag}")
     try:

@@ -1,6 +1,7 @@
 """Networks from the tensors and the config of a weights file, which may be damaged or a stranger's.
 
-Everything is checked before anything large is allocated. All functions raise ValueError, one line, on what does not fit.
+Everything is checked before anything large is allocated. All functions raise ValueError, one line, on what does not
+fit.
 """
 
 from __future__ import annotations
@@ -97,9 +98,15 @@ def load_denoiser(tensors: dict[str, Tensor], about: dict, num_classes: int) -> 
         known = diffusion.fast_times(times, bounded(c, "fast_steps", 1000)) if times.startswith("fast-") else None
         with torch.device("meta"):
             unet = UNet(
-                shape[-1], shape[0], widths=widths, num_res=num_res, attention_sides=sides, head_dim=head_dim,
-                dropout=0.0, num_classes=num_classes,
-            )  # fmt: skip
+                shape[-1],
+                shape[0],
+                widths=widths,
+                num_res=num_res,
+                attention_sides=sides,
+                head_dim=head_dim,
+                dropout=0.0,
+                num_classes=num_classes,
+            )
             vae = None if of_vae is None else VAE(**{name: bounded(of_vae, name, 4096) for name in VAE_FIELDS})
             scale = LatentScale(torch.empty(shape[0]), torch.empty(shape[0]))
     except (ValueError, TypeError, AttributeError) as error:

@@ -13,10 +13,11 @@ SIZE = 16  # images are compared at this resolution, where anatomy and position 
 
 
 def diversity(images: Tensor) -> float:
-    """Root mean square distance between two different images of the set, averaged over pixels; 0 for copies of one image.
+    """Root mean square distance between two different images of the set, averaged over pixels; 0 for copies of one
+    image.
 
-    images (N, C, H, W), any float range or uint8; compared after averaging down to 16 px. With d_ij the RMS pixel distance,
-    the figure is sqrt(mean over i != j of d_ij^2) = sqrt(2 * mean over pixels of the unbiased variance).
+    images (N, C, H, W), any float range or uint8; compared after averaging down to 16 px. With d_ij the RMS pixel
+    distance, the figure is sqrt(mean over i != j of d_ij^2) = sqrt(2 * mean over pixels of the unbiased variance).
     """
     if len(images) < 2:
         return 0.0
@@ -35,7 +36,8 @@ def diversity_ratio(fake: Tensor, real: Tensor) -> float:
 
 
 def class_diversity(images: Tensor, labels: Tensor) -> dict[int, float]:
-    """{class: diversity within it}: a conditional generator can collapse within its classes and still vary between them."""
+    """{class: diversity within it}: a conditional generator can collapse within its classes and still vary between
+    them."""
     return {int(k): diversity(images[labels == k]) for k in labels.unique() if int((labels == k).sum()) > 1}
 
 

@@ -1,4 +1,5 @@
-"""How good generated slices are: distances between sets of feature vectors, diversity of pairs, copies of the training set.
+"""How good generated slices are: distances between sets of feature vectors, diversity of pairs, copies of the training
+set.
 
 Everything here takes feature arrays (one row per image) or uint8 images and knows no network. A figure is only worth
 something beside the same figure of real slices (training against held-out ones), and only in the same features.
@@ -64,7 +65,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """Frechet distance of two Gaussians (Dowson 1982; FID of Heusel 2017, eq. 6):
     |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_b^1/2 C_a C_b^1/2)^1/2), 0 for equal moments.
 
-    The matrix in the last root is symmetric, so its eigenvalues are found stably, also where the covariances are singular.
+    The matrix in the last root is symmetric, so its eigenvalues are found stably, also where the covariances are
+    singular.
     """
     inner = b.root @ a.covariance @ b.root
     trace = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0).sqrt().sum()
@@ -185,8 +187,9 @@ def set_figures(samples: Tensor, heldout: Tensor, generator: torch.Generator) ->
 
 # --- MS-SSIM ----------------------------------------------------------------------------------------------------------
 def ms_ssim_scales(height: int, width: int) -> tuple[int, tuple[float, ...]]:
-    """(window, weights of the scales) for images of that size: Wang's 11 and five scales from 176 px on, below that 7 and
-    as many scales (of at most five) as leave the smallest image as large as the window, fewer weights summing to 1."""
+    """(window, weights of the scales) for images of that size: Wang's 11 and five scales from 176 px on, below that 7
+    and as many scales (of at most five) as leave the smallest image as large as the window, fewer weights summing to 1.
+    """
     side = min(height, width)
     window = 11 if side >= 176 else 7
     count = sum(side >> scale >= window for scale in range(len(MS_SSIM_BETAS)))
@@ -270,7 +273,8 @@ def nearest(
     query: Tensor, bank: Tensor, groups: tuple[Tensor, Tensor] | None = None, centre: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(distance (N,), index (N,)) of the nearest row of bank (M, D) to each row of query (N, D): 1 - correlation, or
-    1 - cosine about `centre`. Rows of a pair of equal `groups` (of query, of bank) are not neighbours. Any dtype; in chunks.
+    1 - cosine about `centre`. Rows of a pair of equal `groups` (of query, of bank) are not neighbours. Any dtype; in
+    chunks.
     """
     best = torch.full((len(query),), -2.0, device=query.device)
     index = torch.zeros(len(query), dtype=torch.int64, device=query.device)
@@ -294,11 +298,12 @@ def copying(
     """Whether generated samples are copies: (figures, the closest (generated row, training row, distance)).
 
     fake (N, D), train (M, D), heldout (H, D) hold features or thumbnails, heldout_groups (H,) the subjects as numbers.
-    `below_5th_percentile`: share of samples nearer to a training slice than 95 % of held-out slices are (Dar 2025); 0.05
-    is what held-out slices have. `nearer_than_heldout`: probability that a sample is nearer to the training set than a
-    held-out slice is (Meehan 2020); 0.5 is even, 1 copying. `median_ratio`: nearest training over nearest held-out
-    distance. The training set is larger, which alone makes it less than 1: `median_ratio_of_heldout` is the same of
-    held-out slices, whose own subject is left out, and `relative_ratio` the quotient: about 1 is good, 0 copying.
+    `below_5th_percentile`: share of samples nearer to a training slice than 95 % of held-out slices are (Dar 2025);
+    0.05 is what held-out slices have. `nearer_than_heldout`: probability that a sample is nearer to the training set
+    than a held-out slice is (Meehan 2020); 0.5 is even, 1 copying. `median_ratio`: nearest training over nearest
+    held-out distance. The training set is larger, which alone makes it less than 1: `median_ratio_of_heldout` is the
+    same of held-out slices, whose own subject is left out, and `relative_ratio` the quotient: about 1 is good, 0
+    copying.
     """
     check_features(fake, train, heldout)
     to_train, where = nearest(fake, train, centre=centre)

@@ -271,9 +271,18 @@ class Generator(nn.Module):
     w_avg: torch.Tensor
 
     def __init__(
-        self, *, resolution: int, channels: int = 1, z_dim: int = 512, w_dim: int = 512, num_classes: int = 0,
-        mapping_layers: int = 8, channel_base: int = 16384, channel_max: int = 512, mapping_lr_multiplier: float = 0.01,
-    ):  # fmt: skip
+        self,
+        *,
+        resolution: int,
+        channels: int = 1,
+        z_dim: int = 512,
+        w_dim: int = 512,
+        num_classes: int = 0,
+        mapping_layers: int = 8,
+        channel_base: int = 16384,
+        channel_max: int = 512,
+        mapping_lr_multiplier: float = 0.01,
+    ):
         super().__init__()
         sizes = resolutions(resolution)
         widths = [channels_at(r, channel_base, channel_max) for r in sizes]
@@ -348,9 +357,15 @@ class Generator(nn.Module):
         return image.contiguous()
 
     def forward(
-        self, z: torch.Tensor, labels: torch.Tensor | None = None, *, noise: list[torch.Tensor] | None = None,
-        truncation: float = 1.0, truncation_cutoff: int | None = None, dtype: torch.dtype = torch.float32,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        z: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        *,
+        noise: list[torch.Tensor] | None = None,
+        truncation: float = 1.0,
+        truncation_cutoff: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> torch.Tensor:
         """z (B, z_dim), labels (B,) int64 or None -> images (B, C, R, R) fp32."""
         ws = self.truncate(self.broadcast(self.mapping(z, labels)), truncation, truncation_cutoff)
         return self.synthesis(ws, noise, dtype=dtype)
@@ -426,9 +441,17 @@ class Discriminator(nn.Module):
     """Residual discriminator; with classes, a projection discriminator (Miyato 2018, as in Karras 2020b)."""
 
     def __init__(
-        self, *, resolution: int, channels: int = 1, num_classes: int = 0, channel_base: int = 16384,
-        channel_max: int = 512, mbstd_group: int = 4, mbstd_channels: int = 1, mapping_layers: int = 8,
-    ):  # fmt: skip
+        self,
+        *,
+        resolution: int,
+        channels: int = 1,
+        num_classes: int = 0,
+        channel_base: int = 16384,
+        channel_max: int = 512,
+        mbstd_group: int = 4,
+        mbstd_channels: int = 1,
+        mapping_layers: int = 8,
+    ):
         super().__init__()
         sizes = resolutions(resolution)[::-1]
         widths = [channels_at(r, channel_base, channel_max) for r in sizes]
@@ -446,9 +469,13 @@ class Discriminator(nn.Module):
             self.mapping = MappingNetwork(0, last, num_classes=num_classes, layers=mapping_layers)
 
     def forward(
-        self, x: torch.Tensor, labels: torch.Tensor | None = None, dtype: torch.dtype = torch.float32, *,
+        self,
+        x: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        *,
         detach_std: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """Images (B, C, R, R) in [-1, 1], labels (B,) int64 or None -> logits (B,) fp32; B a multiple of mbstd_group.
 
         detach_std holds the minibatch-std constant in the gradient: a gradient penalty then sees for every image the

@@ -1,5 +1,5 @@
-"""The denoising U-Net (Ho 2020; Dhariwal and Nichol 2021): residual blocks, self-attention at low resolutions, sinusoidal
-time embedding, and classes that are dropped at random for classifier-free guidance (Ho and Salimans 2022).
+"""The denoising U-Net (Ho 2020; Dhariwal and Nichol 2021): residual blocks, self-attention at low resolutions,
+sinusoidal time embedding, and classes that are dropped at random for classifier-free guidance (Ho and Salimans 2022).
 
 Pure functions of (x, t, labels): the type of the arithmetic is the caller's autocast, the memory format the input's.
 """
@@ -32,7 +32,8 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
-    """(B,) times in [0, 1] to (B, dim) float32 sines and cosines of 1000 t, periods from 2 pi to 2 pi 10^4 (Vaswani 2017)."""
+    """(B,) times in [0, 1] to (B, dim) float32 sines and cosines of 1000 t, periods from 2 pi to 2 pi 10^4 (Vaswani
+    2017)."""
     half = dim // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
     phase = 1000 * t.float()[:, None] * frequencies
@@ -90,6 +91,7 @@ class Level(nn.Module):
             Attention(c_out, head_dim) if attention else nn.Identity() for _, c_out in pairs
         )
 
+
 def pairs_of(level: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Each residual block of a Level with what follows it."""
     return zip(level.blocks, level.attentions, strict=True)
@@ -103,9 +105,17 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, size: int, channels: int, *, widths: tuple[int, ...] = (64, 128, 256), num_res: int = 2,
-        attention_sides: tuple[int, ...] = (16, 8), head_dim: int = 64, dropout: float = 0.1, num_classes: int = 0,
-    ):  # fmt: skip
+        self,
+        size: int,
+        channels: int,
+        *,
+        widths: tuple[int, ...] = (64, 128, 256),
+        num_res: int = 2,
+        attention_sides: tuple[int, ...] = (16, 8),
+        head_dim: int = 64,
+        dropout: float = 0.1,
+        num_classes: int = 0,
+    ):
         super().__init__()
         if size % 2 ** (len(widths) - 1):
             raise ValueError(f"a side of {size} cannot be halved {len(widths) - 1} times; use fewer widths")
@@ -141,7 +151,10 @@ class UNet(nn.Module):
         self.norm_out, self.conv_out = group_norm(c), zeroed(nn.Conv2d(c, channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x (B, C, h, w), t (B,) in 0 .. 1, labels (B,) int64 or None (no class) -> (B, C, h, w), what the target of training is."""
+        """x (B, C, h, w), t (B,) in 0 ..
+
+        1, labels (B,) int64 or None (no class) -> (B, C, h, w), what the target of training is.
+        """
         emb = self.embed_time(time_embedding(t, self.base))
         if self.embed_class is not None:
             labels = torch.full_like(t, self.num_classes, dtype=torch.int64) if labels is None else labels
@@ -165,7 +178,8 @@ class UNet(nn.Module):
 
 
 def drop_labels(labels: Tensor, num_classes: int, probability: float, generator: torch.Generator) -> Tensor:
-    """Labels (B,) with some replaced by "no class", so that one network learns both (Ho and Salimans 2022, algorithm 1)."""
+    """Labels (B,) with some replaced by "no class", so that one network learns both (Ho and Salimans 2022, algorithm
+    1)."""
     drop = torch.rand(labels.shape, generator=generator, device=labels.device) < probability
     return torch.where(drop, num_classes, labels)
 

@@ -59,7 +59,10 @@ class Plan:
         return self.run / "code"
 
     def command(self) -> list[str]:
-        """The training process, from the snapshot. On this machine several GPUs need torchrun; Slurm has its own tasks."""
+        """The training process, from the snapshot.
+
+        On this machine several GPUs need torchrun; Slurm has its own tasks.
+        """
         script = [str(self.code / kinds.JOBS[self.job].script), "--run", str(self.run)]
         if self.config.override:  # of this launch alone, so it is not in config.json
             script.append("--override")
@@ -70,10 +73,9 @@ class Plan:
         return [sys.executable, "-u", *launcher, *script]
 
 
-def make_plan(
-    options: Options, flags: list[str], site: Site, partitions: Mapping[str, slurm.Partition] | None
-) -> Plan:
-    """Resolve launch.py's options and the training flags of one run. Wrong flags exit with 2, wrong values raise ConfigError.
+def make_plan(options: Options, flags: list[str], site: Site, partitions: Mapping[str, slurm.Partition] | None) -> Plan:
+    """Resolve launch.py's options and the training flags of one run. Wrong flags exit with 2, wrong values raise
+    ConfigError.
 
     `partitions` is what Slurm reports, None without Slurm: then the profile's word is taken.
     """
@@ -133,15 +135,26 @@ def slurm_plan(
             f"--time {options.time}: give a limit, such as 4:00:00; the job requeues itself until it is done"
         )
     return Plan(
-        job=job, config=config, run=Path(config.run), site=site, local=False, partition=partition, account=options.account or site.account,
-        qos=options.qos or site.qos, minutes=math.ceil(seconds / 60), nodes=options.nodes or 1, gpus=gpus,
-        cpus=options.cpus or max(min(site.cpus, cores // max(gpus, 1)), 1), gres=site.gres.format(gpus=gpus) if gpus else "",
+        job=job,
+        config=config,
+        run=Path(config.run),
+        site=site,
+        local=False,
+        partition=partition,
+        account=options.account or site.account,
+        qos=options.qos or site.qos,
+        minutes=math.ceil(seconds / 60),
+        nodes=options.nodes or 1,
+        gpus=gpus,
+        cpus=options.cpus or max(min(site.cpus, cores // max(gpus, 1)), 1),
+        gres=site.gres.format(gpus=gpus) if gpus else "",
         chain=not site.requeue,
-    )  # fmt: skip
+    )
 
 
 def local_gpus() -> int:
-    """1 where this machine has a GPU that the environment does not hide, else 0: as many as a plain python would use."""
+    """1 where this machine has a GPU that the environment does not hide, else 0: as many as a plain python would
+    use."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
         return int(bool(os.environ["CUDA_VISIBLE_DEVICES"].strip(" -1")))
     with contextlib.suppress(OSError, subprocess.SubprocessError):

@@ -63,7 +63,10 @@ def fail(text: str, fix: str) -> Check:
 
 
 def check_plan(plan: Plan, partitions: Mapping[str, Partition] | None, script: str = "") -> list[Check]:
-    """All checks of one plan. `partitions` is None where there is no Slurm; `script` is tried with sbatch --test-only."""
+    """All checks of one plan.
+
+    `partitions` is None where there is no Slurm; `script` is tried with sbatch --test-only.
+    """
     found = []
     if not plan.local:
         found += check_resources(plan, partitions)
@@ -80,10 +83,13 @@ def check_resources(plan: Plan, partitions: Mapping[str, Partition] | None) -> l
     minimum = plan.site.margin + STARTUP_S
     found = []
     if plan.minutes * 60 < minimum:
-        found.append(fail(
-            f"--time {format_time(plan.minutes * 60)} is too short: the job is told to save {plan.site.margin} s before its end",
-            f"ask for {format_time(-(-minimum // 60) * 60)} or more (4:00 is four minutes, 4:00:00 four hours)",
-        ))  # fmt: skip
+        found.append(
+            fail(
+                f"--time {format_time(plan.minutes * 60)} is too short: the job is told to save {plan.site.margin} s "
+                "before its end",
+                f"ask for {format_time(-(-minimum // 60) * 60)} or more (4:00 is four minutes, 4:00:00 four hours)",
+            )
+        )
     if partitions is None:
         return [*found, warn("no Slurm here: partition, limits and GPUs are taken from the profile, unchecked")]
     for name in plan.partition.split(","):
@@ -111,13 +117,18 @@ def check_partition(plan: Plan, name: str, partitions: Mapping[str, Partition]) 
     gres = ", ".join(f"{kind}:{count}" for kind, count in p.gres.items()) or "no GPU"
     found = [
         ok(
-            f"partition {name}: up, {p.nodes} nodes of {p.cpus_per_node} cores and {gres}, at most {format_time(p.max_time_s)}"
+            f"partition {name}: up, {p.nodes} nodes of {p.cpus_per_node} cores and {gres}, at most "
+            f"{format_time(p.max_time_s)}"
         )
     ]
     limit = min([t for t in (p.max_time_s, slurm.parse_time(plan.site.max_time)) if t], default=None)
     if limit and plan.minutes * 60 > limit:
-        found.append(fail(f"--time {format_time(plan.minutes * 60)} is over the limit of {name}",
-                          f"--time {format_time(limit)}; the job requeues itself until the run is done"))  # fmt: skip
+        found.append(
+            fail(
+                f"--time {format_time(plan.minutes * 60)} is over the limit of {name}",
+                f"--time {format_time(limit)}; the job requeues itself until the run is done",
+            )
+        )
     if p.allow_accounts is not None and plan.account not in p.allow_accounts:
         given = f"account {plan.account} may not use {name}" if plan.account else f"{name} needs an account"
         found.append(fail(given, f"--account {' or --account '.join(p.allow_accounts)}"))
@@ -129,8 +140,12 @@ def check_partition(plan: Plan, name: str, partitions: Mapping[str, Partition]) 
     if plan.nodes > p.nodes:
         found.append(fail(f"--nodes {plan.nodes}: {name} has {p.nodes}", f"--nodes {p.nodes}"))
     if plan.cpus * plan.tasks > p.cpus_per_node > 0:
-        found.append(fail(f"{plan.tasks} x {plan.cpus} cores on one node: those of {name} have {p.cpus_per_node}",
-                          f"--cpus {max(p.cpus_per_node // plan.tasks, 1)}"))  # fmt: skip
+        found.append(
+            fail(
+                f"{plan.tasks} x {plan.cpus} cores on one node: those of {name} have {p.cpus_per_node}",
+                f"--cpus {max(p.cpus_per_node // plan.tasks, 1)}",
+            )
+        )
     found += check_gres(plan, p)
     if p.real_memory_mb == 1:
         found.append(ok(f"nodes of {name} report RealMemory=1, so no --mem is sent (it would pend for ever)"))
@@ -159,8 +174,12 @@ def check_gres(plan: Plan, p: Partition) -> list[Check]:
                 fail(f"{p.name} has no {kind}", f"it has {', '.join(same or p.gres)}; set gres in the site profile")
             ]
         if count > there:
-            return [fail(f"{count} x {kind} per node: the nodes of {p.name} have {there}",
-                         f"--gpus {there}{f' --nodes {-(-count // there)}' if p.nodes > 1 else ''}")]  # fmt: skip
+            return [
+                fail(
+                    f"{count} x {kind} per node: the nodes of {p.name} have {there}",
+                    f"--gpus {there}{f' --nodes {-(-count // there)}' if p.nodes > 1 else ''}",
+                )
+            ]
     return []
 
 
@@ -212,8 +231,8 @@ def check_data(plan: Plan) -> list[Check]:
 
 
 def check_vae(plan: Plan) -> list[Check]:
-    """A latent-diffusion run needs a VAE: the one that it has copied already, the one named, which may still be in training
-    where this run waits for it, or a finished one beside the run that was trained on the same data."""
+    """A latent-diffusion run needs a VAE: the one that it has copied already, the one named, which may still be in
+    training where this run waits for it, or a finished one beside the run that was trained on the same data."""
     config = plan.config
     if not isinstance(config, DiffusionConfig) or config.space != "latent":
         return []
@@ -230,13 +249,18 @@ def check_vae(plan: Plan) -> list[Check]:
     if not weights.is_file():
         return [fail(f"--vae {config.vae}: no weights there", "name a VAE run that is done, or use --job pipeline")]
     if config.vae and not Path(config.vae).is_file() and not weights.with_name("DONE").is_file():
-        return [warn(f"VAE {name} is not finished; its weights are taken as they are when the job starts",
-                     f"--after {name} waits for it")]  # fmt: skip
+        return [
+            warn(
+                f"VAE {name} is not finished; its weights are taken as they are when the job starts",
+                f"--after {name} waits for it",
+            )
+        ]
     return [ok(f"VAE {name}" if config.vae else f"VAE {name}, the newest finished one that fits")]
 
 
 def any_image(folder: Path, most: int = 5000) -> bool:
-    """Whether an image turns up among the first files; a folder that large without one gets the benefit of the doubt."""
+    """Whether an image turns up among the first files; a folder that large without one gets the benefit of the
+    doubt."""
     seen = 0
     for _, _, files in os.walk(folder, followlinks=True):
         for name in files:
@@ -407,8 +431,12 @@ def check_packages(plan: Plan) -> list[Check]:
     if plan.gpus and not cuda:
         # Where this machine is the only node, its owner knows what he has.
         level = warn if plan.local or nodes_are_here() else fail
-        found.append(level("GPUs are asked for, but the installed torch is built without CUDA",
-                           "pip install torch from pytorch.org's CUDA index, or --gpus 0 to train on CPUs"))  # fmt: skip
+        found.append(
+            level(
+                "GPUs are asked for, but the installed torch is built without CUDA",
+                "pip install torch from pytorch.org's CUDA index, or --gpus 0 to train on CPUs",
+            )
+        )
     elif plan.gpus:
         found.append(ok(f"torch is built for CUDA {cuda}"))
     return found

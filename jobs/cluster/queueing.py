@@ -83,8 +83,10 @@ def already(plan: Plan, options: Options) -> int | None:
         return None
     view = status.view_run(plan.run, status.all_jobs())
     if view.state == RunState.DONE and plan.config.total_kimg <= (stored_total(plan.run) or 0):
-        text = (f"{plan.run.name} is done ({view.total_kimg or 0:g} kimg). Nothing queued; "
-                "a larger --total-kimg goes on from there.")  # fmt: skip
+        text = (
+            f"{plan.run.name} is done ({view.total_kimg or 0:g} kimg). Nothing queued; "
+            "a larger --total-kimg goes on from there."
+        )
     elif view.state in FINAL or view.state == RunState.NEW or (view.state == RunState.QUEUED and not view.job_id):
         return None
     else:
@@ -191,7 +193,8 @@ def say_queued(plan: Plan, job_id: str, waiting: str, options: Options) -> None:
 
 
 def pipeline(options: Options, flags: list[str], site: Site, partitions: Partitions) -> int:
-    """The VAE, then diffusion with its weights, queued to start when the VAE is done. A flag goes to each job that knows it.
+    """The VAE, then diffusion with its weights, queued to start when the VAE is done. A flag goes to each job that
+    knows it.
 
     Returns the exit code. A flag that neither job knows is refused by name.
     """

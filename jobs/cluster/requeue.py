@@ -1,8 +1,8 @@
 """The start and the end of a job on its node: what to run, and, in one place, whether the run goes on. Torch-free.
 
-    python -m jobs.cluster.requeue --begin RUN                     start of a job that launch.py queued
-    python -m jobs.cluster.requeue --begin --job NAME -- FLAGS     start of a job that `sbatch jobs/NAME.sh FLAGS` queued
-    python -m jobs.cluster.requeue RUN --code N                    end: the tasks left with N
+    python -m jobs.cluster.requeue --begin RUN                     start of a job that launch.py queued python -m
+    jobs.cluster.requeue --begin --job NAME -- FLAGS     start of a job that `sbatch jobs/NAME.sh FLAGS` queued python
+    -m jobs.cluster.requeue RUN --code N                    end: the tasks left with N
 
 jobs/env.sh calls both; the training process itself never requeues. `--begin` prints shell text for env.sh to evaluate.
 Where a site forbids requeueing, a successor that depends on this job (`afterany`) is queued at the start instead.
@@ -57,9 +57,9 @@ def decide(
 ) -> Decision:
     """What becomes of a run whose tasks left with `code`.
 
-    job: what the controller says, None where it says nothing. restarts: the job's count when this attempt began. reason:
-    the training process's own word for why it stopped. A job that is being ended from outside is COMPLETING while its
-    batch shell still lives; who did it shows in the fields beside it.
+    job: what the controller says, None where it says nothing. restarts: the job's count when this attempt began.
+    reason: the training process's own word for why it stopped. A job that is being ended from outside is COMPLETING
+    while its batch shell still lives; who did it shows in the fields beside it.
     """
     if done and (code in (0, stopping.CONTINUE, stopping.TRANSIENT) or code > 128):
         return Decision("done", "the run is finished")
@@ -105,8 +105,8 @@ LIMIT_SIGNS = ("USR1", "USR2", "time limit")
 def within_budget(decision: Decision, nimg: int, lines: list[dict], since: float, max_restarts: int) -> Decision:
     """The same decision, or `stuck` or `budget` instead of a requeue.
 
-    lines: the decisions in attempts.jsonl; those before `since`, when a person last started the run, do not count. nimg:
-    images in the newest checkpoint now. Pre-emptions, node failures and what people requeue by hand cost nothing.
+    lines: the decisions in attempts.jsonl; those before `since`, when a person last started the run, do not count.
+    nimg: images in the newest checkpoint now. Pre-emptions, node failures and what people requeue by hand cost nothing.
     """
     if decision.verdict != "requeue" or not decision.counted:
         return decision
@@ -142,8 +142,8 @@ def finish(path: Path, code: int) -> int:
         return code
     reason, left_with = "", code
     if mine and status.get("state") == "continue":
-        # srun ends the other ranks as soon as one has left, so that its code may be the signal's; rank 0 knows better, unless
-        # it was srun's own TERM that it heard: then another rank died first.
+        # srun ends the other ranks as soon as one has left, so that its code may be the signal's; rank 0 knows better,
+        # unless it was srun's own TERM that it heard: then another rank died first.
         reason = str(status.get("reason", ""))
         if code > 128 and reason != "TERM" and status.get("code") in (stopping.CONTINUE, stopping.TRANSIENT):
             left_with = status["code"]
@@ -263,8 +263,8 @@ def _try(command, *arguments) -> None:
 def begin(path: Path, kind: str) -> str:
     """Look whether there is anything to do, and see to a successor where requeueing is forbidden. Returns shell text.
 
-    kind: main (queued by launch.py), sbatch, or chain. Only a person's start lifts STOP: launch.py does at submit, sbatch
-    here, a successor or a requeued job never.
+    kind: main (queued by launch.py), sbatch, or chain. Only a person's start lifts STOP: launch.py does at submit,
+    sbatch here, a successor or a requeued job never.
     """
     run, job_id = RunDir(path), os.environ.get("SLURM_JOB_ID", "")
     about = read_jobs(path)
@@ -308,7 +308,8 @@ def begin_sbatch(job_name: str, flags: list[str]) -> tuple[TrainConfig, str]:
 
 
 def record_sbatch(job_name: str, config: TrainConfig) -> str:
-    """Make the run directory and its config.json, and enter this job into jobs.json. Returns the kind: sbatch, or chain.
+    """Make the run directory and its config.json, and enter this job into jobs.json. Returns the kind: sbatch, or
+    chain.
 
     A job that is known already goes on with the run as it is: its flags were those of an earlier moment.
     """
@@ -334,17 +335,26 @@ def record_sbatch(job_name: str, config: TrainConfig) -> str:
 
 
 def queue_successor(run: RunDir, about: dict, job: Job | None) -> str:
-    """Queue a job that goes on with the run after `job` has ended, in any way, with the same resources. Returns its id."""
+    """Queue a job that goes on with the run after `job` has ended, in any way, with the same resources.
+
+    Returns its id.
+    """
     if job is None or about.get("job") not in kinds.JOBS:
         raise SlurmError("the job's own description is not known")
     env, script = os.environ, f"jobs/{about['job']}.sh"
     options = {
-        "--dependency": f"afterany:{job.id}", "--partition": job.partition, "--gres": job.gres,
-        "--time": slurm.format_time(job.limit_s), "--account": env.get("SLURM_JOB_ACCOUNT", ""),
-        "--qos": env.get("SLURM_JOB_QOS", ""), "--nodes": env.get("SLURM_JOB_NUM_NODES", ""),
-        "--ntasks-per-node": env.get("SLURM_NTASKS_PER_NODE", ""), "--cpus-per-task": env.get("SLURM_CPUS_PER_TASK", ""),
-        "--job-name": job.name, "--output": str(run.logs / "%j.out").replace("%j", "\0").replace("%", "%%").replace("\0", "%j"),
-    }  # fmt: skip
+        "--dependency": f"afterany:{job.id}",
+        "--partition": job.partition,
+        "--gres": job.gres,
+        "--time": slurm.format_time(job.limit_s),
+        "--account": env.get("SLURM_JOB_ACCOUNT", ""),
+        "--qos": env.get("SLURM_JOB_QOS", ""),
+        "--nodes": env.get("SLURM_JOB_NUM_NODES", ""),
+        "--ntasks-per-node": env.get("SLURM_NTASKS_PER_NODE", ""),
+        "--cpus-per-task": env.get("SLURM_CPUS_PER_TASK", ""),
+        "--job-name": job.name,
+        "--output": str(run.logs / "%j.out").replace("%j", "\0").replace("%", "%%").replace("\0", "%j"),
+    }
     command = ["sbatch", "--parsable", "--no-requeue", *(f"{name}={value}" for name, value in options.items() if value)]
     if not job.gres:
         command.append("--gres=none")
@@ -389,7 +399,10 @@ def _slurm_ids(about: dict, *kinds: str) -> list[str]:
 
 
 def _other_live_job(about: dict, job_id: str) -> str:
-    """Another job that works on the run or is about to, '' if there is none. Its own successor waits for it: it does not."""
+    """Another job that works on the run or is about to, '' if there is none.
+
+    Its own successor waits for it: it does not.
+    """
     own = {str(entry["id"]) for entry in about.get("submitted", []) if entry.get("after") == job_id}
     own |= {job_id, os.environ.get("SLURM_ARRAY_JOB_ID", "-") + "_" + os.environ.get("SLURM_ARRAY_TASK_ID", "-")}
     ids = [i for i in _slurm_ids(about, "main", "sbatch", "chain") if i not in own]
@@ -403,7 +416,8 @@ def _pending_successors(about: dict, job_id: str) -> list[str]:
 
 
 def _cancelled_before(about: dict, job_id: str) -> str:
-    """The job that this successor follows, if a person cancelled it (it may have been killed before it could say so)."""
+    """The job that this successor follows, if a person cancelled it (it may have been killed before it could say
+    so)."""
     entry: dict = next((e for e in about.get("submitted", []) if e["id"] == job_id), {})
     try:
         before = slurm.show_job(entry["after"]) if "after" in entry else None

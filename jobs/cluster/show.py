@@ -26,11 +26,21 @@ def next_steps(run: Path, state: str) -> None:
     name = run.name if run.parent == RUNS else str(run)
     ours = terminal.python()
     steps = {
-        "pictures": f"{ours} predict.py generate --run {run} --number 64", "watch": f"{ours} launch.py status {name}",
-        "log": f"{ours} launch.py logs {name} -f", "why": f"{ours} launch.py why {name}", "stop": f"{ours} launch.py stop {name}",
-        "go on": f"{ours} launch.py resume {name}", "curves": f"{ours} launch.py tensorboard",
-    }  # fmt: skip
-    wanted = "pictures curves" if state == RunState.DONE else "why go_on curves" if state in FINAL else "watch log stop curves"
+        "pictures": f"{ours} predict.py generate --run {run} --number 64",
+        "watch": f"{ours} launch.py status {name}",
+        "log": f"{ours} launch.py logs {name} -f",
+        "why": f"{ours} launch.py why {name}",
+        "stop": f"{ours} launch.py stop {name}",
+        "go on": f"{ours} launch.py resume {name}",
+        "curves": f"{ours} launch.py tensorboard",
+    }
+    wanted = (
+        "pictures curves"
+        if state == RunState.DONE
+        else "why go_on curves"
+        if state in FINAL
+        else "watch log stop curves"
+    )
     facts([("run", str(run)), *((word.replace("_", " "), steps[word.replace("_", " ")]) for word in wanted.split())])
 
 
@@ -88,13 +98,22 @@ def show_run(view, run: Path) -> None:
     )
     numbers = [f"{name} {view.metrics[name]:.4g}" for name in told([view.metrics])]
     where = f" on {view.node}" if view.node else f" in {view.partition}" if view.partition else ""
-    age = f"{status.short_time(time.time() - view.updated)} ago" if view.updated and view.state != RunState.QUEUED else ""
-    facts([
-        ("note", view.note), ("job", f"{view.job_id}{where}" if view.job_id and view.state not in FINAL else ""), ("time", elapsed),
-        ("progress", progress(view)), ("left", status.short_time(view.eta_s) if view.state == RunState.RUNNING else ""),
-        ("restarts", str(view.restarts or "")), ("GPU", gpu_use(view)), ("last", ", ".join(numbers)),
-        ("ended" if view.state in FINAL else "heartbeat", age),
-    ])  # fmt: skip
+    age = (
+        f"{status.short_time(time.time() - view.updated)} ago" if view.updated and view.state != RunState.QUEUED else ""
+    )
+    facts(
+        [
+            ("note", view.note),
+            ("job", f"{view.job_id}{where}" if view.job_id and view.state not in FINAL else ""),
+            ("time", elapsed),
+            ("progress", progress(view)),
+            ("left", status.short_time(view.eta_s) if view.state == RunState.RUNNING else ""),
+            ("restarts", str(view.restarts or "")),
+            ("GPU", gpu_use(view)),
+            ("last", ", ".join(numbers)),
+            ("ended" if view.state in FINAL else "heartbeat", age),
+        ]
+    )
     attempts = attempt_rows(RunDir(run).read_attempts())
     if attempts:
         print()
@@ -155,9 +174,7 @@ def show_sweep(points: list[dict], views) -> None:
     wanted = told([view.metrics for view in views])
     rows = []
     for point, view in zip(points, views, strict=True):
-        figures = [
-            f"{view.metrics[name]:.4g}" if is_number(view.metrics.get(name)) else "" for name in wanted
-        ]
+        figures = [f"{view.metrics[name]:.4g}" if is_number(view.metrics.get(name)) else "" for name in wanted]
         rows.append([*point["values"].values(), view.state, progress(view), *figures, view.name])
     header = [*(name.upper() for name in swept), "STATE", "PROGRESS", *wanted, "RUN"]
     table(header, rows, {len(swept): terminal.STATE_COLOURS}, right=set(wanted))
@@ -182,7 +199,10 @@ class Follower:
 
 
 def wait_for(run: Path, local: bool, stop: Callable) -> int:
-    """Show the log until the run is over. Ctrl-C stops a local run with stop(run, now), a Slurm job goes on. Returns its exit code."""
+    """Show the log until the run is over.
+
+    Ctrl-C stops a local run with stop(run, now), a Slurm job goes on. Returns its exit code.
+    """
     follower, bad_looks, jobs, asked = Follower(run, at_end=not local), 0, None, 0.0
     live = sys.stdout.isatty()
 

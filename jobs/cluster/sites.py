@@ -73,7 +73,10 @@ def load_sites() -> dict[str, Site]:
 
 
 def choose_site(wanted: str, partitions: Collection[str] | None, hostname: str = "", local: bool = False) -> Site:
-    """The profile to use. partitions: names that Slurm reports, None where there is no Slurm; local: the job runs here."""
+    """The profile to use.
+
+    partitions: names that Slurm reports, None where there is no Slurm; local: the job runs here.
+    """
     sites = load_sites()
     if wanted:
         if wanted not in sites:

@@ -19,8 +19,10 @@ TIMEOUT_S = 20.0
 # Separators that no name or path contains; Slurm passes them through as they are.
 FIELD, RECORD = "\x1f", "\x1e"
 
-ACTIVE = frozenset("PENDING CONFIGURING RUNNING SUSPENDED STOPPED COMPLETING RESIZING SIGNALING STAGE_OUT REQUEUED "
-                   "REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT RESV_DEL_HOLD".split())  # fmt: skip
+ACTIVE = frozenset(
+    "PENDING CONFIGURING RUNNING SUSPENDED STOPPED COMPLETING RESIZING SIGNALING STAGE_OUT REQUEUED "
+    "REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT RESV_DEL_HOLD".split()
+)
 
 
 class SlurmError(Exception):
@@ -76,7 +78,7 @@ class Partition:
     gres: dict[str, int] = field(default_factory=dict)  # per node: {"gpu:a100": 4, "shard": 16}
 
 
-# --- commands -----------------------------------------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def available() -> bool:
@@ -147,7 +149,10 @@ def partitions() -> dict[str, Partition]:
 
 
 def requeue(job_id: str) -> None:
-    """Put a running job back into the queue, under the same id; it is ended first. SlurmError where that is forbidden."""
+    """Put a running job back into the queue, under the same id; it is ended first.
+
+    SlurmError where that is forbidden.
+    """
     _run(["scontrol", "requeue", _checked_id(job_id)])
 
 
@@ -201,11 +206,12 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:500]
 
 
-# --- parsers ------------------------------------------------------------------------------------------------------------
+# --- parsers ----------------------------------------------------------------------------------------------------------
 
 
 def parse_time(text: str) -> int | None:
-    """Seconds of Slurm's "MM", "MM:SS", "HH:MM:SS", "D-HH", "D-HH:MM", "D-HH:MM:SS"; None for UNLIMITED and the like."""
+    """Seconds of Slurm's "MM", "MM:SS", "HH:MM:SS", "D-HH", "D-HH:MM", "D-HH:MM:SS"; None for UNLIMITED and the
+    like."""
     text = text.strip()
     if text.upper() in {"UNLIMITED", "INFINITE", "NOT_SET", "PARTITION_LIMIT", "NONE", "N/A", "INVALID", ""}:
         return None
@@ -251,15 +257,28 @@ def parse_squeue(text: str) -> dict[str, Job]:
             workdir,
         ) = row
         jobs[job_id] = Job(
-            id=job_id, array_task=_array_task(job_id), name=name, user=user, state=_word(state), reason=_text(reason),
-            partition=partition, nodes=_text(nodes), elapsed_s=parse_time(elapsed), limit_s=parse_time(limit),
-            start=_date(start), end=_date(end), command=_text(command), workdir=workdir, dependency=_text(dependency),
-        )  # fmt: skip
+            id=job_id,
+            array_task=_array_task(job_id),
+            name=name,
+            user=user,
+            state=_word(state),
+            reason=_text(reason),
+            partition=partition,
+            nodes=_text(nodes),
+            elapsed_s=parse_time(elapsed),
+            limit_s=parse_time(limit),
+            start=_date(start),
+            end=_date(end),
+            command=_text(command),
+            workdir=workdir,
+            dependency=_text(dependency),
+        )
     return jobs
 
 
 def parse_show_job(text: str) -> Job | None:
-    """The first record of `scontrol show job`, in its form of several lines: a name or a path is the rest of its line."""
+    """The first record of `scontrol show job`, in its form of several lines: a name or a path is the rest of its
+    line."""
     record = text.strip("\n").split("\n\n")[0]
     values: dict[str, str] = {}
     for line in record.splitlines():
@@ -281,15 +300,29 @@ def parse_show_job(text: str) -> Job | None:
         job_id = f"{array}_{get('ArrayTaskId')}"
     code, number = _exit(get("ExitCode", ""))
     return Job(
-        id=job_id, array_task=_array_task(job_id), name=get("JobName", ""), user=get("UserId", "").partition("(")[0],
-        state=_word(get("JobState", "")), reason=_text(get("Reason", "")), partition=get("Partition", ""),
-        nodes=_text(get("NodeList", "")), elapsed_s=parse_time(get("RunTime", "")),
-        limit_s=parse_time(get("TimeLimit", "")), start=_date(get("StartTime", "")), end=_date(get("EndTime", "")),
-        exit_code=code, exit_signal=number, restarts=_number(get("Restarts", "0")),
-        preempt_time=_date(get("PreemptTime", "")), requeue=get("Requeue") == "1", command=_text(get("Command", "")),
-        workdir=get("WorkDir", ""), dependency=_text(get("Dependency", "")),
-        stdout=get("StdOut", ""), gres=re.sub(r"gres[:/]", "", _text(get("TresPerNode", ""))),
-    )  # fmt: skip
+        id=job_id,
+        array_task=_array_task(job_id),
+        name=get("JobName", ""),
+        user=get("UserId", "").partition("(")[0],
+        state=_word(get("JobState", "")),
+        reason=_text(get("Reason", "")),
+        partition=get("Partition", ""),
+        nodes=_text(get("NodeList", "")),
+        elapsed_s=parse_time(get("RunTime", "")),
+        limit_s=parse_time(get("TimeLimit", "")),
+        start=_date(get("StartTime", "")),
+        end=_date(get("EndTime", "")),
+        exit_code=code,
+        exit_signal=number,
+        restarts=_number(get("Restarts", "0")),
+        preempt_time=_date(get("PreemptTime", "")),
+        requeue=get("Requeue") == "1",
+        command=_text(get("Command", "")),
+        workdir=get("WorkDir", ""),
+        dependency=_text(get("Dependency", "")),
+        stdout=get("StdOut", ""),
+        gres=re.sub(r"gres[:/]", "", _text(get("TresPerNode", ""))),
+    )
 
 
 _WHOLE_LINE = frozenset("JobName Command WorkDir StdErr StdIn StdOut Comment AdminComment SubmitLine".split())
@@ -306,11 +339,23 @@ def parse_sacct(text: str) -> dict[str, Job]:
         code, number = _exit(exit_code)
         before = jobs.get(job_id)
         jobs[job_id] = Job(
-            id=job_id, array_task=_array_task(job_id), name=name, user=user, state=_word(state), reason=_text(reason),
-            partition=partition, nodes=_text(nodes), elapsed_s=_number(elapsed) if elapsed else None,
-            limit_s=_number(limit) * 60 if limit.isdecimal() else None, start=_date(start), end=_date(end),
-            exit_code=code, exit_signal=number, restarts=0 if before is None else before.restarts + 1, workdir=workdir,
-        )  # fmt: skip
+            id=job_id,
+            array_task=_array_task(job_id),
+            name=name,
+            user=user,
+            state=_word(state),
+            reason=_text(reason),
+            partition=partition,
+            nodes=_text(nodes),
+            elapsed_s=_number(elapsed) if elapsed else None,
+            limit_s=_number(limit) * 60 if limit.isdecimal() else None,
+            start=_date(start),
+            end=_date(end),
+            exit_code=code,
+            exit_signal=number,
+            restarts=0 if before is None else before.restarts + 1,
+            workdir=workdir,
+        )
     return jobs
 
 
@@ -335,13 +380,17 @@ def parse_partitions(partition_text: str, node_text: str) -> dict[str, Partition
                 gres[kind] = max(count, gres.get(kind, 0))
         accounts = values.get("AllowAccounts", "ALL")
         found[name] = Partition(
-            name=name, up=values["State"] == "UP", max_time_s=parse_time(values.get("MaxTime", "")),
-            default_time_s=parse_time(values.get("DefaultTime", "")), nodes=sum(n for n, *_ in mine),
+            name=name,
+            up=values["State"] == "UP",
+            max_time_s=parse_time(values.get("MaxTime", "")),
+            default_time_s=parse_time(values.get("DefaultTime", "")),
+            nodes=sum(n for n, *_ in mine),
             cpus_per_node=max((c for _, c, *_ in mine), default=0),
             real_memory_mb=max((m for _, _, m, _ in mine), default=0),
             allow_accounts=None if accounts == "ALL" else tuple(accounts.split(",")),
-            default=values.get("Default") == "YES", gres=gres,
-        )  # fmt: skip
+            default=values.get("Default") == "YES",
+            gres=gres,
+        )
     return found
 
 

@@ -1,4 +1,7 @@
-"""What a run is doing, from four sources: squeue, scontrol, sacct (may be off) and the run's own heartbeat. Torch-free."""
+"""What a run is doing, from four sources: squeue, scontrol, sacct (may be off) and the run's own heartbeat.
+
+Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +34,19 @@ PENDING = {
     "DependencyNeverSatisfied": "waits for a job that can no longer end well; stop it and queue it again",
     "BeginTime": "was requeued; Slurm lets it start again in a moment",
     "Cleaning": "its last attempt is still being cleaned up",
-    "PartitionConfig": "the partition does not accept it: most often --account is missing or wrong; stop it and queue it again with --account",
+    "PartitionConfig": "the partition does not accept it: most often --account is missing or wrong; stop it and queue "
+    "it again with --account",
     "AccountNotAllowed": "the account may not use this partition; stop it and queue it again with another --account",
     "InvalidAccount": "the account does not exist; stop it and queue it again with another --account",
     "InvalidQOS": "the QOS does not exist or is not yours; stop it and queue it again with another --qos",
-    "PartitionTimeLimit": "asks for more time than the partition allows, so it will never start; stop it and queue it again with a shorter --time",
-    "PartitionNodeLimit": "asks for more nodes than the partition allows, so it will never start; stop it and queue it again with fewer --nodes",
+    "PartitionTimeLimit": "asks for more time than the partition allows, so it will never start; stop it and queue it "
+    "again with a shorter --time",
+    "PartitionNodeLimit": "asks for more nodes than the partition allows, so it will never start; stop it and queue it "
+    "again with fewer --nodes",
     "PartitionDown": "the partition is down; it starts when the administrators bring it back",
     "PartitionInactive": "the partition is closed for now",
-    "ReqNodeNotAvail": "the nodes are down or reserved for maintenance that begins before its time limit; a shorter --time may start sooner",
+    "ReqNodeNotAvail": "the nodes are down or reserved for maintenance that begins before its time limit; a shorter "
+    "--time may start sooner",
     "Reservation": "waits for its reservation",
     "ReservationDeleted": "its reservation is gone; stop it and queue it again",
     "NodeDown": "a node that it needs is down",
@@ -49,7 +56,8 @@ PENDING = {
     "JobArrayTaskLimit": "waits for other points of its sweep",
     "QOSMaxJobsPerUserLimit": "you have as many running jobs as you may; it starts when one of them ends",
     "QOSMaxSubmitJobPerUserLimit": "you have as many queued jobs as you may",
-    "QOSMaxWallDurationPerJobLimit": "asks for more time than its QOS allows, so it will never start; stop it and queue it again with a shorter --time",
+    "QOSMaxWallDurationPerJobLimit": "asks for more time than its QOS allows, so it will never start; stop it and "
+    "queue it again with a shorter --time",
     "QOSMaxGRESPerUser": "you use as many GPUs as you may; it starts when one is free",
     "QOSMinGRES": "asks for fewer GPUs than its QOS demands; stop it and queue it again",
     "AssocMaxJobsLimit": "your account has as many running jobs as it may; it starts when one of them ends",
@@ -58,7 +66,7 @@ PENDING = {
     "JobLaunchFailure": "could not be started on its node, most often because its log folder is missing there",
     "launch_failed_requeued_held": "could not be started on its node and is held; scontrol release tries again",
     "JobHoldMaxRequeue": "was requeued too often and is held; look into why, then scontrol release",
-}  # fmt: skip
+}
 GONE = {RunState.RUNNING, RunState.STARTING, RunState.QUEUED}  # states that need a job; without one the run was cut off
 
 
@@ -89,7 +97,10 @@ class View:
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 def live_process(run: Path) -> dict | None:
-    """Who holds the run's lock and lives; None if nobody. A holder on another host counts while its heartbeat is young."""
+    """Who holds the run's lock and lives; None if nobody.
+
+    A holder on another host counts while its heartbeat is young.
+    """
     try:
         about, holder = (run / "LOCK").stat(), json.loads((run / "LOCK").read_text())
     except (OSError, ValueError, RecursionError):
@@ -156,12 +167,23 @@ def view_run(run: Path, queue: dict[str, Job] | None) -> View:
     seen, jobs, metrics = RunDir(run).read_status(), read_jobs(run), last_metrics(run)
     submitted = jobs.get("submitted", [])
     view = View(
-        name=run.name, path=str(run), job=str(jobs.get("job", "")), state=str(seen.get("state") or RunState.NEW),
-        job_id=str(seen.get("job_id") or (submitted[-1]["id"] if submitted else "") or ""), node=str(seen.get("host") or ""),
-        kimg=_number(seen.get("kimg")), total_kimg=_number(seen.get("total_kimg")), eta_s=_number(seen.get("eta_s")),
-        restarts=max(int(_number(seen.get("attempt")) or 1) - 1, 0), updated=_number(seen.get("updated")), code=seen.get("code"),
-        gpu_util=_number(metrics.get("gpu_util")), gpu_gb=_number(metrics.get("gpu_gb")), note=str(seen.get("reason") or ""), metrics=metrics,
-    )  # fmt: skip
+        name=run.name,
+        path=str(run),
+        job=str(jobs.get("job", "")),
+        state=str(seen.get("state") or RunState.NEW),
+        job_id=str(seen.get("job_id") or (submitted[-1]["id"] if submitted else "") or ""),
+        node=str(seen.get("host") or ""),
+        kimg=_number(seen.get("kimg")),
+        total_kimg=_number(seen.get("total_kimg")),
+        eta_s=_number(seen.get("eta_s")),
+        restarts=max(int(_number(seen.get("attempt")) or 1) - 1, 0),
+        updated=_number(seen.get("updated")),
+        code=seen.get("code"),
+        gpu_util=_number(metrics.get("gpu_util")),
+        gpu_gb=_number(metrics.get("gpu_gb")),
+        note=str(seen.get("reason") or ""),
+        metrics=metrics,
+    )
     live = live_jobs(run, queue) if queue is not None else []
     if live:
         after = Path(str(jobs.get("after") or ""))
@@ -183,11 +205,15 @@ def _with_job(view: View, job: Job, others: list[Job], after: str) -> View:
         return replace(view, state=RunState.QUEUED, elapsed_s=None, eta_s=None, note=pending_words(job, after))
     if job.state in ("COMPLETING", "SUSPENDED", "CONFIGURING"):
         return replace(
-            view, state={"COMPLETING": RunState.ENDING, "SUSPENDED": RunState.SUSPENDED}.get(job.state, RunState.STARTING), note=""
+            view,
+            state={"COMPLETING": RunState.ENDING, "SUSPENDED": RunState.SUSPENDED}.get(job.state, RunState.STARTING),
+            note="",
         )
     if job.start and (view.updated or 0) < job.start:  # the heartbeat is of an attempt before this one
         return replace(view, state=RunState.STARTING, note="", eta_s=None)
-    if view.state in FINAL or view.state == RunState.CONTINUE:  # the tasks are over, the batch shell decides what comes next
+    if (
+        view.state in FINAL or view.state == RunState.CONTINUE
+    ):  # the tasks are over, the batch shell decides what comes next
         return replace(view, state=RunState.ENDING, eta_s=None, note="")
     note = f"successor {others[0].id} stands ready" if others and others[0].state == "PENDING" else ""
     state = view.state if view.state != RunState.QUEUED else RunState.STARTING
@@ -234,7 +260,10 @@ def _without_job(view: View, run: Path, queue: dict[str, Job] | None) -> View:
 
 
 def pending_words(job: Job, after: str = "") -> str:
-    """Why a job is pending, in plain words; Slurm's own word stays in brackets. after: name of the run that it waits for."""
+    """Why a job is pending, in plain words; Slurm's own word stays in brackets.
+
+    after: name of the run that it waits for.
+    """
     reason = job.reason.split(",")[0].split("(")[0].strip().replace(" ", "_") or "None"
     if reason == "None":
         return "just queued"

@@ -24,7 +24,8 @@ from jobs.run.stopping import DONE
 
 
 def stop_run(run: Path, now: bool) -> int:
-    """STOP ends the running attempt with a save, and the whole chain; what has not started is taken out of the queue."""
+    """STOP ends the running attempt with a save, and the whole chain; what has not started is taken out of the
+    queue."""
     jobs = status.all_jobs()
     live, holder = status.live_jobs(run, jobs or {}), status.live_process(run)
     if not live and holder is None and not status.starting_process(run):
@@ -62,8 +63,6 @@ def job_of(run: Path) -> str:
             from_dict(job.config, stored)
             return name
     raise ConfigError(f"{run}: its config.json is of no job of this version")
-
-
 
 
 def resume_options(run: Path, typed: dict) -> Options:

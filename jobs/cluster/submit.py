@@ -90,7 +90,8 @@ def untracked_code(root: Path) -> list[str]:
 
 
 def take_snapshot(run: Path, root: Path = specs.ROOT) -> None:
-    """Replace run/code by a copy of the toolkit's files; a requeued job then runs what was queued, whatever is edited since."""
+    """Replace run/code by a copy of the toolkit's files; a requeued job then runs what was queued, whatever is edited
+    since."""
     code, new, old = run / "code", run / ".code.new", run / ".code.old"
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -114,12 +115,25 @@ def slurm_parameters(plans: list[Plan], dependency: str = "", folder: Path | Non
     logs = (plan.run if folder is None else folder) / "logs"
     pattern = str(logs).replace("%", "%%") + ("/%j.out" if folder is None else "/%A_%a.out")
     parameters: dict[str, Any] = dict(
-        job_name=plan.run.name if folder is None else folder.name, time=plan.minutes, nodes=plan.nodes, ntasks_per_node=plan.tasks,
-        cpus_per_task=plan.cpus, signal_delay_s=plan.site.margin, stderr_to_stdout=True, wckey=None, setup=setup_lines(plans),
+        job_name=plan.run.name if folder is None else folder.name,
+        time=plan.minutes,
+        nodes=plan.nodes,
+        ntasks_per_node=plan.tasks,
+        cpus_per_task=plan.cpus,
+        signal_delay_s=plan.site.margin,
+        stderr_to_stdout=True,
+        wckey=None,
+        setup=setup_lines(plans),
         # One file for the batch shell and all tasks, never truncated by a requeue.
-        srun_args=[f"--output={pattern}", "--open-mode=append", "--kill-on-bad-exit=1", f"--cpus-per-task={plan.cpus}", "--cpu-bind=none"],
+        srun_args=[
+            f"--output={pattern}",
+            "--open-mode=append",
+            "--kill-on-bad-exit=1",
+            f"--cpus-per-task={plan.cpus}",
+            "--cpu-bind=none",
+        ],
         additional_parameters={"output": pattern, "no-requeue" if plan.chain else "requeue": True},
-    )  # fmt: skip
+    )
     if folder is None:
         parameters["additional_parameters"]["chdir"] = str(plan.code)  # which run a job is of can be seen in the queue
     optional = dict(partition=plan.partition, account=plan.account, qos=plan.qos, gres=plan.gres, dependency=dependency)
@@ -127,7 +141,8 @@ def slurm_parameters(plans: list[Plan], dependency: str = "", folder: Path | Non
 
 
 def setup_lines(plans: list[Plan]) -> list[str]:
-    """Shell lines before srun: which run this is, then jobs/env.sh of its snapshot, which the sbatch scripts source too."""
+    """Shell lines before srun: which run this is, then jobs/env.sh of its snapshot, which the sbatch scripts source
+    too."""
     quoted = [shlex.quote(str(plan.run)) for plan in plans]
     lines = (
         [f"RUN={quoted[0]}"] if len(plans) == 1 else [f"RUNS=({' '.join(quoted)})", "RUN=${RUNS[$SLURM_ARRAY_TASK_ID]}"]
@@ -147,7 +162,8 @@ def make_executor(folder: Path, really: bool = True):
         def affinity(cls) -> int:
             return super().affinity() if really else 2
 
-    # submitit's own requeueing never runs, as the process replaces itself; the countdown is only kept from being a limit.
+    # submitit's own requeueing never runs, as the process replaces itself; the countdown is only kept from being a
+    # limit.
     return Queue(folder, max_num_timeout=10_000, python=shlex.quote(sys.executable))
 
 
@@ -185,9 +201,12 @@ def write_jobs(plan: Plan) -> None:
     """Record the plan; the jobs submitted so far stay."""
     about = {"submitted": []} | read_jobs(plan.run)
     about |= {
-        "job": plan.job, "max_restarts": plan.max_restarts, "chain": plan.chain,
-        "after": plan.after, "options": plan.options,
-    }  # fmt: skip
+        "job": plan.job,
+        "max_restarts": plan.max_restarts,
+        "chain": plan.chain,
+        "after": plan.after,
+        "options": plan.options,
+    }
     atomic_write(plan.run / "jobs.json", json.dumps(about, indent=1) + "\n")
 
 
@@ -226,7 +245,10 @@ def write_state(run: Path, state: str, reason: str) -> None:
 
 
 def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = None) -> list[str]:
-    """Queue one job, or an array with one task per plan (two or more) that logs into `folder`. Returns the job ids in the order of the plans."""
+    """Queue one job, or an array with one task per plan (two or more) that logs into `folder`.
+
+    Returns the job ids in the order of the plans.
+    """
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     home = folder or plans[0].run
@@ -272,7 +294,10 @@ def successor(run: Path, job_id: str, dependency: str) -> str:
 
 
 def ready(run: Path, job_id: str) -> int:
-    """At job start, for a run that comes after another: 0 if that one is done. Otherwise the job waits on, or says what to do."""
+    """At job start, for a run that comes after another: 0 if that one is done.
+
+    Otherwise the job waits on, or says what to do.
+    """
     after = Path(read_jobs(run).get("after") or run)
     if (after / "DONE").exists():
         return 0
@@ -283,17 +308,22 @@ def ready(run: Path, job_id: str) -> int:
         alive = []
     if alive:  # a chain: its later links did not exist when this job was queued
         print(
-            f"{after.name} goes on as job {alive[-1]}; this run waits for that as job {successor(run, job_id, alive[-1])}"
+            f"{after.name} goes on as job {alive[-1]}; this run waits for that as job "
+            f"{successor(run, job_id, alive[-1])}"
         )
         return 1
-    text = f"{after.name} ended and is not done: python launch.py resume {after.name}, then python launch.py resume {run.name}"
+    again = f"python launch.py resume {after.name}, then python launch.py resume {run.name}"
+    text = f"{after.name} ended and is not done: {again}"
     write_state(run, RunState.WAITING, text)
     print(text)
     return 1
 
 
 def submit_local(plan: Plan) -> str:
-    """Start the run on this machine, in a session of its own so that it outlives this terminal. Returns the process id."""
+    """Start the run on this machine, in a session of its own so that it outlives this terminal.
+
+    Returns the process id.
+    """
     command = plan.command()
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):  # submitit would set its own
         command = ["/usr/bin/env", f"CUDA_VISIBLE_DEVICES={visible}", *command]

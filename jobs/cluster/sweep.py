@@ -86,8 +86,13 @@ def queue_sweep(plans: list[Plan], folder: Path, options: Options) -> int:
             locks.enter_context(submit.submit_lock(plan.run))
         jobs = status.all_jobs()
         views = {plan.run: status.view_run(plan.run, jobs) for plan in plans}
-        todo = [p for p in plans if views[p.run].state in FINAL - {RunState.DONE} or views[p.run].state == RunState.NEW or
-                (views[p.run].state == RunState.DONE and p.config.total_kimg > (stored_total(p.run) or 0))]  # fmt: skip
+        todo = [
+            p
+            for p in plans
+            if views[p.run].state in FINAL - {RunState.DONE}
+            or views[p.run].state == RunState.NEW
+            or (views[p.run].state == RunState.DONE and p.config.total_kimg > (stored_total(p.run) or 0))
+        ]
         for plan in todo:
             submit.prepare(plan)
         ids = submit.submit_slurm(todo, folder=folder if len(todo) > 1 else None) if todo else []
@@ -104,7 +109,8 @@ def queue_sweep(plans: list[Plan], folder: Path, options: Options) -> int:
         return DONE
     if todo:
         print(
-            f"Queued {len(todo)} of {len(plans)} points of {paint(folder.name, 'bold')} on {todo[0].partition}: jobs {ids[0]} to {ids[-1]}."
+            f"Queued {len(todo)} of {len(plans)} points of {paint(folder.name, 'bold')} on {todo[0].partition}: jobs "
+            f"{ids[0]} to {ids[-1]}."
         )
     if left:
         print(f"{left} point{'s are' if left > 1 else ' is'} live or done already.")
@@ -125,5 +131,3 @@ def read_sweep(run: Path) -> list[dict] | None:
             for point in json.loads((run / "sweep.json").read_text())["points"]
         ]
     return None
-
-

@@ -62,7 +62,10 @@ def say_checks(checks, stream=None) -> None:
 
 
 def facts(rows: list[tuple[str, str]], indent: str = "  ") -> None:
-    """Aligned pairs of a word and its value; empty values are left out. Values are not cut: they are there to be copied."""
+    """Aligned pairs of a word and its value; empty values are left out.
+
+    Values are not cut: they are there to be copied.
+    """
     rows = [(key, value) for key, value in rows if value]
     wide = max((len(key) for key, _ in rows), default=0)
     for key, value in rows:
@@ -75,9 +78,11 @@ def table(
     colours: dict[int, dict[str, str]] | None = None,
     right: Collection[str] = (),
 ) -> None:
-    """Columns as wide as they need to be; empty columns are left out. The last one takes the rest, wrapped into further lines.
+    """Columns as wide as they need to be; empty columns are left out. The last one takes the rest, wrapped into further
+    lines.
 
-    colours: for a column's number, the colour of each word that may stand in it. right: headers of right-aligned columns.
+    colours: for a column's number, the colour of each word that may stand in it. right: headers of right-aligned
+    columns.
     """
     keep = [i for i in range(len(header)) if any(row[i] for row in rows) or i == 0]
     wide = {i: max(len(header[i]), *(len(row[i]) for row in rows)) for i in keep}

@@ -43,22 +43,66 @@ class Evidence:
 
 # Pattern in the log -> what it means, what to do. The first that is found counts, searched from the end of the log.
 IN_LOG = [
-    (r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED", "the GPU ran out of memory", MEMORY_FIX),
-    (r"oom[-_ ]?kill|[Ee]xceeded (job )?memory limit|DefaultCPUAllocator: (can't|not enough)|\bMemoryError\b|Cannot allocate memory|Out Of Memory",
-     "the node's main memory ran out", "--cpus 2 if the site gives memory by cores, a smaller --batch, or a node with more memory"),
-    (r"Disk quota exceeded|EDQUOT", "your disk quota is full", "delete old runs or files (quota -s shows how full it is), then resume; the last checkpoint is whole"),
-    (r"No space left on device|ENOSPC", "the disk is full", "make room, or use --run on another disk, then resume; the last checkpoint is whole"),
-    (r"uncorrectable ECC|fallen off the bus|\bXid\b.*\d|CUDA error: (an illegal|unspecified launch|hardware|uncorrectable)|device-side assert|CUDA-capable device\(s\) is/are busy",
-     "the GPU or its driver failed", "resume; if it happens on the same node again, tell the administrators its name"),
-    (r"no kernel image is available|driver version is insufficient|forward compatibility was attempted|NVIDIA driver on your system is too old",
-     "the installed torch does not fit the node's GPU driver", "install the torch build for the CUDA version that nvidia-smi shows on the node"),
-    (r"NCCL.*(timed? ?out|error|unhandled)|[Ww]atchdog caught collective|Connection closed by peer|PeerLost|gloo.*(timed? ?out|reset|closed)",
-     "the ranks lost each other (network, or one of them died first)", "resume; the log of the first rank that died says more"),
-    (r"DOS line breaks|\$'\\r': command not found|/bin/bash\^M", "a script has Windows line ends (CRLF)", r"sed -i 's/\r$//' jobs/*.sh"),
-    (r"ModuleNotFoundError: .*|ImportError: .*", "a Python package is missing or broken", "pip install -r requirements.txt into the environment that launch.py runs in"),
-    (r"Unable to open file|error: .*[Cc]ould not open (std|output)", "Slurm could not open the log file", "the run folder must be on storage that the nodes see and you can write"),
-    (r"execve\(\): .*|command not found|No such file or directory: .*python", "a program was not found on the node", "the environment must be on shared storage; python launch.py doctor checks it"),
-]  # fmt: skip
+    (
+        r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
+        "the GPU ran out of memory",
+        MEMORY_FIX,
+    ),
+    (
+        r"oom[-_ ]?kill|[Ee]xceeded (job )?memory limit|DefaultCPUAllocator: (can't|not enough)|\bMemoryError\b|Cannot "
+        r"allocate memory|Out Of Memory",
+        "the node's main memory ran out",
+        "--cpus 2 if the site gives memory by cores, a smaller --batch, or a node with more memory",
+    ),
+    (
+        r"Disk quota exceeded|EDQUOT",
+        "your disk quota is full",
+        "delete old runs or files (quota -s shows how full it is), then resume; the last checkpoint is whole",
+    ),
+    (
+        r"No space left on device|ENOSPC",
+        "the disk is full",
+        "make room, or use --run on another disk, then resume; the last checkpoint is whole",
+    ),
+    (
+        r"uncorrectable ECC|fallen off the bus|\bXid\b.*\d|CUDA error: (an illegal|unspecified "
+        r"launch|hardware|uncorrectable)|device-side assert|CUDA-capable device\(s\) is/are busy",
+        "the GPU or its driver failed",
+        "resume; if it happens on the same node again, tell the administrators its name",
+    ),
+    (
+        r"no kernel image is available|driver version is insufficient|forward compatibility was attempted|NVIDIA "
+        r"driver on your system is too old",
+        "the installed torch does not fit the node's GPU driver",
+        "install the torch build for the CUDA version that nvidia-smi shows on the node",
+    ),
+    (
+        r"NCCL.*(timed? ?out|error|unhandled)|[Ww]atchdog caught collective|Connection closed by "
+        r"peer|PeerLost|gloo.*(timed? ?out|reset|closed)",
+        "the ranks lost each other (network, or one of them died first)",
+        "resume; the log of the first rank that died says more",
+    ),
+    (
+        r"DOS line breaks|\$'\\r': command not found|/bin/bash\^M",
+        "a script has Windows line ends (CRLF)",
+        r"sed -i 's/\r$//' jobs/*.sh",
+    ),
+    (
+        r"ModuleNotFoundError: .*|ImportError: .*",
+        "a Python package is missing or broken",
+        "pip install -r requirements.txt into the environment that launch.py runs in",
+    ),
+    (
+        r"Unable to open file|error: .*[Cc]ould not open (std|output)",
+        "Slurm could not open the log file",
+        "the run folder must be on storage that the nodes see and you can write",
+    ),
+    (
+        r"execve\(\): .*|command not found|No such file or directory: .*python",
+        "a program was not found on the node",
+        "the environment must be on shared storage; python launch.py doctor checks it",
+    ),
+]
 
 
 def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
@@ -70,12 +114,15 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
     if view.state in (RunState.RUNNING, RunState.STARTING, RunState.ENDING):
         return view, Cause(f"nothing is wrong: it is {view.state}" + (f" on {view.node}" if view.node else ""))
     if view.state == RunState.HANGING:
-        return view, Cause(view.note.split(";")[0] + " although its job is running",
-                           f"python launch.py logs {run.name}; if nothing moves: python launch.py stop {run.name} --now, then resume")  # fmt: skip
+        return view, Cause(
+            view.note.split(";")[0] + " although its job is running",
+            f"python launch.py logs {run.name}; if nothing moves: python launch.py stop {run.name} --now, then resume",
+        )
     if view.state == RunState.DONE:
         return view, Cause(
             "it is done",
-            f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {run.name} -- --total-kimg N",
+            f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {run.name} -- "
+            "--total-kimg N",
         )
     return view, diagnose(gather(run, view), run.name)
 
@@ -90,9 +137,14 @@ def gather(run: Path, view: View) -> Evidence:
     log = newest_log(run)
     code = end.get("code", decisions[-1].get("code") if decisions else None)
     return Evidence(
-        state=view.state, reason=str(end.get("reason") or view.note or ""), code=code if isinstance(code, int) else None, job=slurm_record(run),
-        log=tail(log) if log else "", decision=str(decisions[-1].get("why", "")) if decisions else "", nimg=int(end.get("nimg") or 0),
-    )  # fmt: skip
+        state=view.state,
+        reason=str(end.get("reason") or view.note or ""),
+        code=code if isinstance(code, int) else None,
+        job=slurm_record(run),
+        log=tail(log) if log else "",
+        decision=str(decisions[-1].get("why", "")) if decisions else "",
+        nimg=int(end.get("nimg") or 0),
+    )
 
 
 def slurm_record(run: Path) -> Job | None:
@@ -115,9 +167,12 @@ def diagnose(e: Evidence, name: str) -> Cause:
         what, _, todo = e.reason.partition(": ")
         return Cause(what, todo)
     if e.state == RunState.STUCK:
-        return Cause(f"it made no progress in two attempts{f' ({e.decision})' if e.decision else ''}",
-                     f"python launch.py logs {name}; longer --time if the attempts are too short to reach a checkpoint, then {again}",
-                     last_error(e.log))  # fmt: skip
+        return Cause(
+            f"it made no progress in two attempts{f' ({e.decision})' if e.decision else ''}",
+            f"python launch.py logs {name}; longer --time if the attempts are too short to reach a checkpoint, then "
+            f"{again}",
+            last_error(e.log),
+        )
     if e.state == RunState.DIVERGED or e.code == 77:
         return Cause(
             "the losses became infinite or not a number, twice",

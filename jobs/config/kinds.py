@@ -20,7 +20,10 @@ from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, TrainConf
 
 @dataclass(frozen=True)
 class Job:
-    """One kind of training job. memory_gb(config, world) is per GPU, checkpoint_gb(config) per checkpoint; both rough."""
+    """One kind of training job.
+
+    memory_gb(config, world) is per GPU, checkpoint_gb(config) per checkpoint; both rough.
+    """
 
     script: str
     config: type[TrainConfig]

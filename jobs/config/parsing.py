@@ -34,18 +34,25 @@ def parse_config(
 
 
 def parse_known(
-    cls: type[Config], argv: list[str] | None = None, data_of: Callable[[str], str] = lambda preset: "",
+    cls: type[Config],
+    argv: list[str] | None = None,
+    data_of: Callable[[str], str] = lambda preset: "",
     let_unknown_pass: bool = False,
-) -> tuple[Config, list[str]]:  # fmt: skip
-    """parse_config; with `let_unknown_pass` also the words that are no flags of this class, instead of their refusal."""
+) -> tuple[Config, list[str]]:
+    """parse_config; with `let_unknown_pass` also the words that are no flags of this class, instead of their
+    refusal."""
     import tyro  # slow to import, and launch.py needs the presets only
 
     argv = list(sys.argv[1:] if argv is None else argv)
     base = _base(cls, *_run_and_preset(argv))
     parsed: Any = tyro.cli(  # type: ignore[call-overload]
-        cls, args=argv, default=base, prog=Path(sys.argv[0]).name, config=(tyro.conf.HelptextFromCommentsOff,),
+        cls,
+        args=argv,
+        default=base,
+        prog=Path(sys.argv[0]).name,
+        config=(tyro.conf.HelptextFromCommentsOff,),
         return_unknown_args=let_unknown_pass,
-    )  # fmt: skip
+    )
     config, unknown = parsed if let_unknown_pass else (parsed, [])
     config = replace(config, data=config.data or data_of(config.preset))
     paths: dict[str, Any] = {name: _absolute(value) for name in PATH_FIELDS if (value := getattr(config, name, ""))}

@@ -86,7 +86,8 @@ def _check_gan(config: GanConfig) -> None:
         raise ConfigError(f"--mbstd-group {config.mbstd_group}: must be at least 1")
     _check_numbers(
         config,
-        "total_kimg log_kimg sample_kimg lr channel_base channel_max z_dim w_dim mapping_layers r1_interval pl_interval keep",
+        "total_kimg log_kimg sample_kimg lr channel_base channel_max z_dim w_dim mapping_layers r1_interval "
+        "pl_interval keep",
         "gamma pl_weight style_mixing ema_kimg ema_rampup ada_kimg checkpoint_minutes checkpoint_kimg threads crop",
     )
     for name in ("style_mixing", "pl_decay"):
@@ -125,7 +126,8 @@ def _check_denoising(config) -> None:
     numbers(config.attention, "attention")
     if config.target == "epsilon" and config.schedule in ("zero-snr", "flow"):
         raise ConfigError(
-            f"--target epsilon: the {config.schedule} schedule ends at pure noise, which tells nothing of the image; use --target v"
+            f"--target epsilon: the {config.schedule} schedule ends at pure noise, which tells nothing of the image; "
+            "use --target v"
         )
     fewest = 4 if config.times == "fast-nonuniform" else 2  # with fewer the list would not reach the noisiest step
     if config.times.startswith("fast-") and not fewest <= config.fast_steps <= 1000:
@@ -146,7 +148,8 @@ def check_world(config, world: int) -> None:
     if config.batch % (parts * group):
         of_groups = f" of whole groups of {group} (--mbstd-group)" if group > 1 else ""
         raise ConfigError(
-            f"--batch {config.batch} does not divide into {world} ranks x {config.accumulate} micro-batches{of_groups}; "
+            f"--batch {config.batch} does not divide into {world} ranks x {config.accumulate} "
+            f"micro-batches{of_groups}; "
             f"use a multiple of {parts * group}"
         )
     if not isinstance(config, GanConfig):

@@ -26,7 +26,10 @@ class TrainConfig:
 
     # --- the run ------------------------------------------------------------------------------------------------------
     run: str = ""
-    """Run directory on shared storage. Default: runs/<job>-<8 hex of the config>, so the same config is the same run."""
+    """Run directory on shared storage.
+
+    Default: runs/<job>-<8 hex of the config>, so the same config is the same run.
+    """
     preset: str = ""
     """A named configuration that the other flags override."""
     data: str = ""
@@ -127,7 +130,8 @@ class GanConfig(TrainConfig):
     style_mixing: float = 0.9
     """Probability that a generated image mixes the styles of two latents."""
     ada: Literal["off", "mri", "mri-flip"] = "mri"
-    """Adaptive discriminator augmentation: shifts, scales, small rotations, brightness, contrast; mri-flip adds mirroring."""
+    """Adaptive discriminator augmentation: shifts, scales, small rotations, brightness, contrast; mri-flip adds
+    mirroring."""
     ada_target: float = 0.6
     """What ADA steers the mean sign of D(real) to."""
     ada_kimg: float = 500.0
@@ -214,7 +218,10 @@ class DiffusionConfig(DenoisingConfig):
     space: Literal["latent", "pixel"] = "latent"
     """latent: on the latents of a VAE. pixel: on the images themselves (64 px and below)."""
     vae: str = ""
-    """Run directory of the VAE. Default: the newest finished one beside this run with the same data, resolution, channels and crop."""
+    """Run directory of the VAE.
+
+    Default: the newest finished one beside this run with the same data, resolution, channels and crop.
+    """
     conditional: bool = False
     """Condition on the class label, with classes dropped at random for guidance."""
     class_dropout: float = 0.1
@@ -234,7 +241,10 @@ class DiffusionConfig(DenoisingConfig):
 
     # --- diffusion ----------------------------------------------------------------------------------------------------
     schedule: Literal["linear", "scaled-linear", "cosine", "zero-snr", "flow"] = "flow"
-    """Noise schedule. flow: straight lines from data to noise; zero-snr: scaled-linear, rescaled to end at pure noise."""
+    """Noise schedule.
+
+    flow: straight lines from data to noise; zero-snr: scaled-linear, rescaled to end at pure noise.
+    """
     target: Literal["epsilon", "x0", "v", "flow"] = "flow"
     """What the network predicts."""
     times: Literal["uniform", "logit-normal", "fast-uniform", "fast-nonuniform"] = "logit-normal"

@@ -1,8 +1,9 @@
-"""What one does with a trained model, for notebooks and for predict.py; the one room of jobs that imports data and models.
+"""What one does with a trained model, for notebooks and for predict.py; the one room of jobs that imports data and
+models.
 
-    from jobs.predict import load
-    model = load("runs/quickstart")            # or a weights.safetensors
-    images = model.sample(8, seed=0)           # uint8 (8, C, H, W)
+from jobs.predict import load
+model = load("runs/quickstart")            # or a weights.safetensors
+images = model.sample(8, seed=0)           # uint8 (8, C, H, W)
 """
 
 from typing import TYPE_CHECKING

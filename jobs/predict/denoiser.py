@@ -43,22 +43,35 @@ class DiffusionModel(Trained):
             return Way(sampler or "midpoint", steps or 20, strength)
         if sampler not in (None, "ddim", "ancestral") or steps not in (None, len(known)):
             raise UsageError(
-                f"this network knows the {len(known)} steps of Fast-DDPM alone; leave the number of network calls out, and "
+                f"this network knows the {len(known)} steps of Fast-DDPM alone; leave the number of network calls "
+                "out, and "
                 "use --sampler ddim or ancestral"
             )
         return Way(sampler or "ddim", len(known), strength)
 
     def settings(
-        self, *, seed: int = 0, label: str = "all", sampler: str | None = None, steps: int | None = None,
+        self,
+        *,
+        seed: int = 0,
+        label: str = "all",
+        sampler: str | None = None,
+        steps: int | None = None,
         guidance: float | None = None,
-    ) -> dict:  # fmt: skip
+    ) -> dict:
         """What decides the pictures of `sample`, for a file beside them."""
         return {"seed": seed, "class": label, **self.about, **self.way(sampler, steps, guidance)._asdict()}
 
     def sample(
-        self, number: int = 1, seed: int = 0, label: str = "all", *, indices: Sequence[int] | None = None,
-        sampler: str | None = None, steps: int | None = None, guidance: float | None = None,
-    ) -> np.ndarray:  # fmt: skip
+        self,
+        number: int = 1,
+        seed: int = 0,
+        label: str = "all",
+        *,
+        indices: Sequence[int] | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> np.ndarray:
         """uint8 (B, C, H, W): pictures 0 to number - 1 of a seed, or those in `indices`.
 
         sampler: midpoint, dpmpp-2m, ddim, ancestral, heun. steps: network calls per picture. guidance: classifier-free
@@ -79,9 +92,16 @@ class DiffusionModel(Trained):
 
     @torch.inference_mode()
     def denoised(
-        self, noise: torch.Tensor, labels: torch.Tensor | None, way: Way, *, streams: Sequence[torch.Generator] = (),
-        watch: Callable | None = None, towards: torch.Tensor | None = None, share: torch.Tensor | None = None,
-    ) -> np.ndarray:  # fmt: skip
+        self,
+        noise: torch.Tensor,
+        labels: torch.Tensor | None,
+        way: Way,
+        *,
+        streams: Sequence[torch.Generator] = (),
+        watch: Callable | None = None,
+        towards: torch.Tensor | None = None,
+        share: torch.Tensor | None = None,
+    ) -> np.ndarray:
         """noise (B, C, h, w) denoised, uint8 (B, C, H, W).
 
         `streams`: a generator per picture for the noise that ancestral sampling adds. `towards` (B,): labels of another
@@ -125,12 +145,24 @@ class DiffusionModel(Trained):
         return self.restored(x0)
 
     def interpolate(
-        self, a: int, b: int, steps: int = 24, seed: int = 0, label: str = "all", *, sampler: str | None = None,
-        calls: int | None = None, guidance: float | None = None,
-    ) -> np.ndarray:  # fmt: skip
+        self,
+        a: int,
+        b: int,
+        steps: int = 24,
+        seed: int = 0,
+        label: str = "all",
+        *,
+        sampler: str | None = None,
+        calls: int | None = None,
+        guidance: float | None = None,
+    ) -> np.ndarray:
         """uint8 (steps, C, H, W) from picture a (included) to picture b (not included): the noise turns from one to the
         other, and between two classes the predictions of both are blended. calls: network calls per picture."""
-        way, ends, labels = self.still_way(sampler, calls, guidance), self.draw(seed, [a, b]).flatten(1), self.labels(label, [a, b])
+        way, ends, labels = (
+            self.still_way(sampler, calls, guidance),
+            self.draw(seed, [a, b]).flatten(1),
+            self.labels(label, [a, b]),
+        )
         images = []
         for amounts in (torch.arange(steps) / steps).to(self.device).split(self.batch):
             n = len(amounts)
@@ -148,9 +180,15 @@ class DiffusionModel(Trained):
         return self.way(sampler, calls, guidance)
 
     def denoise(
-        self, index: int = 0, seed: int = 0, label: str = "all", *, sampler: str | None = None, steps: int | None = None,
+        self,
+        index: int = 0,
+        seed: int = 0,
+        label: str = "all",
+        *,
+        sampler: str | None = None,
+        steps: int | None = None,
         guidance: float | None = None,
-    ) -> tuple[np.ndarray, list[float]]:  # fmt: skip
+    ) -> tuple[np.ndarray, list[float]]:
         """The way from noise to picture `index`: (stages, share of noise in each but the last).
 
         stages uint8 (calls + 1, 2, C, H, W): at each network call the estimate and the state it was made from; last the

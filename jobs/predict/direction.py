@@ -33,10 +33,23 @@ class Step(NamedTuple):
 
 
 def direction(
-    model: GanModel | DiffusionModel, out: Output, *, start: str = "", end: str = "", rows: int = 4, steps: int = 7,
-    strength: float = 1.5, seed: int = 0, data: str = "", feature_weights: str | None = None, how: dict,
-) -> None:  # fmt: skip
-    """A strip per latent, from its own class to the other one and beyond. `how`: of a diffusion network, as its `way`."""
+    model: GanModel | DiffusionModel,
+    out: Output,
+    *,
+    start: str = "",
+    end: str = "",
+    rows: int = 4,
+    steps: int = 7,
+    strength: float = 1.5,
+    seed: int = 0,
+    data: str = "",
+    feature_weights: str | None = None,
+    how: dict,
+) -> None:
+    """A strip per latent, from its own class to the other one and beyond.
+
+    `how`: of a diffusion network, as its `way`.
+    """
     amounts = [strength * j / (steps - 1) for j in range(steps)]
     more: dict = {}
     if isinstance(model, DiffusionModel):

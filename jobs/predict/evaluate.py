@@ -33,12 +33,22 @@ Measured = tuple[torch.Tensor, torch.Tensor]  # features (N, D), thumbnails (N, 
 
 
 def evaluate(
-    weights: Path, out: Output, *, number: int = 5000, seed: int = 0, label: str = "all", data: str = "",
-    feature_weights: str | None = None, how_of=lambda model: {}, device: str = "auto", **opening,
-) -> None:  # fmt: skip
+    weights: Path,
+    out: Output,
+    *,
+    number: int = 5000,
+    seed: int = 0,
+    label: str = "all",
+    data: str = "",
+    feature_weights: str | None = None,
+    how_of=lambda model: {},
+    device: str = "auto",
+    **opening,
+) -> None:
     """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them.
 
-    Runs on all ranks of a torchrun, if there are several. how_of(model): what its `sample` takes. `opening`: as open_model.
+    Runs on all ranks of a torchrun, if there are several. how_of(model): what its `sample` takes. `opening`: as
+    open_model.
     """
     clock = [time.monotonic()]
     rt = collectives.init_runtime()
@@ -82,8 +92,17 @@ def evaluate(
     seconds = {name: round(b - a, 2) for name, (a, b) in zip(phases, pairwise(clock), strict=True)}
     settings = model.settings(seed=seed, label=label, **how) | {"number": number, "features": features_name}
     about = real.about()
-    out.json("metrics.json", model, settings, data=about, compared=count, **figures, notes=notes, ranks=rt.world,
-             seconds=seconds)  # fmt: skip
+    out.json(
+        "metrics.json",
+        model,
+        settings,
+        data=about,
+        compared=count,
+        **figures,
+        notes=notes,
+        ranks=rt.world,
+        seconds=seconds,
+    )
     print_figures(figures, features_name, about, notes)
     out.tell(model, f"{number} slices evaluated", "metrics.json", "copies-pixels.png", "copies-features.png")
 
@@ -91,7 +110,8 @@ def evaluate(
 def copying_figures(
     fake: Measured, train: Measured, heldout: Measured, real: RealSlices, images_of: Images, out: Output
 ) -> dict:
-    """How near generated slices are to training ones by pixels and by features, with a picture of the closest of each."""
+    """How near generated slices are to training ones by pixels and by features, with a picture of the closest of
+    each."""
     groups = real.subjects(real.heldout).to(fake[0].device)
     found: dict[str, dict] = {}
     for space, k, centre in (("pixels", 1, None), ("features", 0, train[0].mean(0))):
@@ -140,12 +160,14 @@ def notes_on(model: Trained, real: RealSlices, compared: int, number: int, dim: 
         )
     if unknown:
         notes.append(
-            f"the subjects of {unknown:,} held-out slices are unknown: pairs of one brain may be among the real pairs, and "
+            f"the subjects of {unknown:,} held-out slices are unknown: pairs of one brain may be among the real "
+            "pairs, and "
             "the distance ratio of copies is then too low"
         )
     if heldout < 10 * dim:
         notes.append(
-            f"{heldout:,} held-out slices are few for {dim} features: the FID is much raised by that, for real slices as "
+            f"{heldout:,} held-out slices are few for {dim} features: the FID is much raised by that, for real "
+            "slices as "
             "well; judge by the difference to them, or by the KID"
         )
     return notes

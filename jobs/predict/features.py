@@ -48,9 +48,14 @@ class RealSlices:
         """Which real slices the figures are about."""
         sides = {"train": self.train, "heldout": self.heldout}
         return {
-            name: {"slices": len(p), "subjects": len(set(p.subjects) - {""}), "describe": p.meta["describe"],
-                   "digest": p.digest} for name, p in sides.items()
-        }  # fmt: skip
+            name: {
+                "slices": len(p),
+                "subjects": len(set(p.subjects) - {""}),
+                "describe": p.meta["describe"],
+                "digest": p.digest,
+            }
+            for name, p in sides.items()
+        }
 
 
 def data_of(model: Trained, data: str) -> str:
@@ -107,16 +112,21 @@ def open_features(given: Network | None, train: Pack, out: Path, rt: ranks.Runti
     folder = Path(train.path).parent
     folder = folder if os.access(folder, os.W_OK) else out
     path = folder / f"encoder-v{encoder.VERSION}-{train.digest[:16]}.safetensors"
-    shape = dict(channels=train.images.shape[1], size=encoder.encoder_size(train.images.shape[-1]),
-                 classes=len(train.classes))  # fmt: skip
+    shape = dict(
+        channels=train.images.shape[1], size=encoder.encoder_size(train.images.shape[-1]), classes=len(train.classes)
+    )
     network = read_encoder(path, shape, train.digest)
     if network is None and rt.rank == 0:
         print(f"training the feature encoder on {len(train):,} slices, once; it is kept as {path}")
         labels = torch.from_numpy(np.array(train.labels))
         network = encoder.train_encoder(
-            train.images, labels, shape["classes"], seed=0, device=rt.device,
+            train.images,
+            labels,
+            shape["classes"],
+            seed=0,
+            device=rt.device,
             track=lambda steps: tqdm(steps, unit=" steps", disable=None),
-        )  # fmt: skip
+        )
         write_weights(path, {"encoder": network.state_dict()}, {"config": shape, "pack": train.digest})
     elif network is None:
         ranks.wait_for(lambda: read_encoder(path, shape, train.digest), "rank 0 to train the feature encoder", 7200)

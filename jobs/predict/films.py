@@ -25,9 +25,16 @@ def check_frames(number: int, steps: int) -> None:
 
 
 def interpolate(
-    model: GanModel | DiffusionModel, out: Output, *, number: int = 6, steps: int = 24, seed: int = 0, label: str = "all",
-    fps: int = 20, **how,
-) -> None:  # fmt: skip
+    model: GanModel | DiffusionModel,
+    out: Output,
+    *,
+    number: int = 6,
+    steps: int = 24,
+    seed: int = 0,
+    label: str = "all",
+    fps: int = 20,
+    **how,
+) -> None:
     """From latent 0 to 1, 2, ... and back to 0, as a GIF that loops, and a strip of its frames.
 
     `how`: what model.interpolate takes beside steps, seed and label.
@@ -58,9 +65,17 @@ def interpolate(
 
 
 def mix(
-    model: GanModel, out: Output, *, rows: int = 4, cols: int = 6, styles: str = "coarse", seed: int = 0, label: str = "all",
-    truncation: float = 1.0, truncation_cutoff: int | None = None,
-) -> None:  # fmt: skip
+    model: GanModel,
+    out: Output,
+    *,
+    rows: int = 4,
+    cols: int = 6,
+    styles: str = "coarse",
+    seed: int = 0,
+    label: str = "all",
+    truncation: float = 1.0,
+    truncation_cutoff: int | None = None,
+) -> None:
     """A grid: cell (r, c) has the styles of column source c in the layers `styles`, and of row source r elsewhere."""
     try:
         first, last = style_layers(model.G, styles)
@@ -74,7 +89,10 @@ def mix(
     for ws in tqdm(left, unit=" rows", disable=None):
         mixed = mix_layers(ws.expand_as(top), top, first, last)
         shown += [model.synthesise(ws[None]), model.synthesise(mixed)]
-    titles: dict = {"column_labels": ["", *model.captions(label, on_top)], "row_labels": ["", *model.captions(label, at_left)]}
+    titles: dict = {
+        "column_labels": ["", *model.captions(label, on_top)],
+        "row_labels": ["", *model.captions(label, at_left)],
+    }
     save_png(out / "mix.png", image_grid(np.concatenate(shown), cols + 1, **titles))
     settings = model.settings(seed=seed, label=label, **how) | {"rows": rows, "cols": cols, "styles": styles}
     del settings["noise"]  # always fixed

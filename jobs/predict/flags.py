@@ -75,7 +75,8 @@ def gan_flags() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(add_help=False)
     group = p.add_argument_group("StyleGAN2")
     group.add_argument("--truncation", type=number, default=1.0, metavar="PSI",
-                       help="1 samples what was learnt; below 1, 0.7 say, pictures are cleaner and more alike (default 1)")
+                       help="1 samples what was learnt; below 1, 0.7 say, pictures are cleaner and more alike "
+                            "(default 1)")
     group.add_argument("--truncation-cutoff", type=whole(0, 64), metavar="N", help="truncate only the first N layers")
     p.set_defaults(noise=None)
     return p
@@ -87,16 +88,19 @@ def diffusion_flags(calls: str = "--steps") -> argparse.ArgumentParser:
     group = p.add_argument_group("diffusion")
     group.add_argument("--sampler", choices=("midpoint", "dpmpp-2m", "ddim", "ancestral", "heun"),
                        help="default midpoint; ddim where the network was trained on Fast-DDPM's steps")
-    group.add_argument(calls, dest="calls", type=whole(1, 10000), metavar="N", help="network calls per picture (default 20)")
+    group.add_argument(calls, dest="calls", type=whole(1, 10000), metavar="N", help="network calls per picture "
+                                                                                    "(default 20)")
     group.add_argument("--guidance", type=number, metavar="G",
-                       help="classifier-free guidance; 1 samples what was learnt, above 1 is more typical of the class (default 1)")
+                       help="classifier-free guidance; 1 samples what was learnt, above 1 is more typical of the class "
+                            "(default 1)")
     return p
 
 
 def add_denoise(commands, parents: list) -> None:
     line = "how a diffusion network makes pictures of noise: its estimates beside the noisy states, a strip and a GIF"
     p = commands.add_parser("denoise", parents=parents, help=line, description=line)
-    p.add_argument("--number", type=whole(1, 64), default=4, metavar="N", help="how many pictures (default %(default)s)")
+    p.add_argument("--number", type=whole(1, 64), default=4, metavar="N", help="how many pictures (default "
+                                                                               "%(default)s)")
     p.add_argument("--fps", type=whole(1, 50), default=5, help="frames per second (default %(default)s)")
 
 
@@ -121,7 +125,8 @@ def feature_flag() -> argparse.ArgumentParser:
     """The flag of every subcommand that measures features."""
     p = argparse.ArgumentParser(add_help=False)
     p.add_argument("--feature-weights", metavar="FILE",
-                   help="state dict of torchvision's inception_v3 or resnet50, or of a DINO or DINOv2, to measure with; "
+                   help="state dict of torchvision's inception_v3 or resnet50, or of a DINO or DINOv2, to "
+                        "measure with; "
                         "without it a small encoder is trained on the training slices, once, in minutes, and kept "
                         "beside their pack")
     return p
@@ -133,7 +138,8 @@ def add_generate(commands, parents: list) -> None:
     p.add_argument("--number", type=whole(1, MAX_NUMBER), default=64, metavar="N",
                    help="how many pictures (default %(default)s)")
     p.add_argument("--noise", choices=("random", "fixed"),
-                   help="of a StyleGAN2; random: each picture its own, as in training; fixed: all the same (default random)")
+                   help="of a StyleGAN2; random: each picture its own, as in training; fixed: all the same (default "
+                        "random)")
     p.add_argument("--npz", action="store_true",
                    help="also all of them in slices.npz: images uint8 (N, C, H, W), labels (-1: no classes)")
     p.add_argument("--overwrite", action="store_true", help="replace the pictures of other settings in the same folder")
@@ -163,15 +169,18 @@ def add_interpolate(commands, parents: list) -> None:
 
 
 def add_evaluate(commands, parents: list) -> None:
-    line = ("Frechet and kernel distance, precision to coverage, diversity, copies and class fidelity of generated slices "
-            "beside the same figures of real ones; with several GPUs: torchrun --nproc-per-node N -- predict.py evaluate ...")
+    line = ("Frechet and kernel distance, precision to coverage, diversity, copies and class fidelity of generated "
+            "slices "
+            "beside the same figures of real ones; with several GPUs: torchrun --nproc-per-node N -- predict.py "
+            "evaluate ...")
     p = commands.add_parser("evaluate", parents=parents, help=line, description=line)
     p.add_argument("--number", type=whole(20, MAX_NUMBER), default=5000, metavar="N",
                    help="slices to generate (default %(default)s)")
 
 
 def add_tsne(commands, parents: list) -> None:
-    line = ("t-SNE of real and generated slices' features by class and by subject, of a StyleGAN2's w by class, of a VAE's "
+    line = ("t-SNE of real and generated slices' features by class and by subject, of a StyleGAN2's w by class, of "
+            "a VAE's "
             "latents by class and by subject; needs scikit-learn")
     p = commands.add_parser("tsne", parents=parents, help=line, description=line)
     p.add_argument("--number", type=whole(10, 20_000), default=500, metavar="N",
@@ -188,7 +197,8 @@ def add_project(commands, parents: list) -> None:
 
 
 def add_direction(commands, parents: list) -> None:
-    line = ("from one class to the other: along the direction in w of a StyleGAN2, or from one class's prediction to the "
+    line = ("from one class to the other: along the direction in w of a StyleGAN2, or from one class's prediction "
+            "to the "
             "other's in a diffusion network")
     p = commands.add_parser("direction", parents=parents, help=line, description=line)
     p.add_argument("--from", dest="start", metavar="CLASS", help="class to start from (default AD, else the first)")

@@ -29,17 +29,29 @@ class GanModel(Trained):
         return {"G": loading.load_generator(tensors, about["config"], num_classes).to(device)}
 
     def settings(
-        self, *, seed: int = 0, label: str = "all", truncation: float = 1.0, truncation_cutoff: int | None = None,
+        self,
+        *,
+        seed: int = 0,
+        label: str = "all",
+        truncation: float = 1.0,
+        truncation_cutoff: int | None = None,
         noise: str = "random",
-    ) -> dict:  # fmt: skip
+    ) -> dict:
         """What decides the pictures of `sample`, for a file beside them."""
         how = {"truncation": truncation, "truncation_cutoff": truncation_cutoff}
         return {"seed": seed, "class": label, **how, **self.about, "noise": noise}
 
     def sample(
-        self, number: int = 1, seed: int = 0, label: str = "all", *, indices: Sequence[int] | None = None,
-        truncation: float = 1.0, truncation_cutoff: int | None = None, noise: str = "random",
-    ) -> np.ndarray:  # fmt: skip
+        self,
+        number: int = 1,
+        seed: int = 0,
+        label: str = "all",
+        *,
+        indices: Sequence[int] | None = None,
+        truncation: float = 1.0,
+        truncation_cutoff: int | None = None,
+        noise: str = "random",
+    ) -> np.ndarray:
         """uint8 (B, C, H, W): pictures 0 to number - 1 of a seed, or those in `indices`.
 
         truncation: psi; 1 samples what was learnt. noise: random, each picture its own, or fixed, all the same.
@@ -49,15 +61,22 @@ class GanModel(Trained):
         return self.synthesise(ws, None if noise == "fixed" else self.draw_noise(seed, indices))
 
     def styles(
-        self, indices: Sequence[int], seed: int = 0, label: str = "all", *, truncation: float = 1.0,
+        self,
+        indices: Sequence[int],
+        seed: int = 0,
+        label: str = "all",
+        *,
+        truncation: float = 1.0,
         truncation_cutoff: int | None = None,
-    ) -> torch.Tensor:  # fmt: skip
-        """ws (B, num_ws, w_dim) of the pictures `indices`, truncated towards the average w (Karras 2019, appendix B)."""
+    ) -> torch.Tensor:
+        """ws (B, num_ws, w_dim) of the pictures `indices`, truncated towards the average w (Karras 2019, appendix
+        B)."""
         w = self.map_latents(self.draw_z(seed, indices), self.labels(label, indices))
         return self.G.truncate(self.G.broadcast(w), truncation, truncation_cutoff)
 
     def draw_z(self, seed: int, indices: Sequence[int]) -> torch.Tensor:
-        """(B, z_dim) fp32: the latents of the pictures `indices`, drawn on the CPU, so that every device has the same."""
+        """(B, z_dim) fp32: the latents of the pictures `indices`, drawn on the CPU, so that every device has the
+        same."""
         rows = [torch.randn(self.G.z_dim, generator=randomness.generator(seed, i, "predict z")) for i in indices]
         return torch.stack(rows).to(self.device)
 
@@ -84,10 +103,19 @@ class GanModel(Trained):
         return np.concatenate(images)
 
     def interpolate(
-        self, a: int, b: int, steps: int = 24, seed: int = 0, label: str = "all", *, space: str = "w",
-        truncation: float = 1.0, truncation_cutoff: int | None = None,
-    ) -> np.ndarray:  # fmt: skip
-        """uint8 (steps, C, H, W) from picture a (included) to picture b (not included). Noise is fixed: it would flicker.
+        self,
+        a: int,
+        b: int,
+        steps: int = 24,
+        seed: int = 0,
+        label: str = "all",
+        *,
+        space: str = "w",
+        truncation: float = 1.0,
+        truncation_cutoff: int | None = None,
+    ) -> np.ndarray:
+        """uint8 (steps, C, H, W) from picture a (included) to picture b (not included). Noise is fixed: it would
+        flicker.
 
         space: w, linear, or z, along the sphere. The class cannot turn by degrees in z, so between two classes the w of
         both are blended.
@@ -103,9 +131,15 @@ class GanModel(Trained):
         return self.synthesise(self.G.truncate(ws, truncation, truncation_cutoff))
 
     def project(
-        self, images: np.ndarray, steps: int = 300, seed: int = 0, *, track: Callable[[Iterable, int], Iterable] | None = None
-    ) -> tuple[np.ndarray, np.ndarray, list[list[float]]]:  # fmt: skip
-        """Real slices uint8 (B, C, R, R) in W+: (ws fp32 (B, num_ws, w_dim), pictures uint8, losses per step of each part).
+        self,
+        images: np.ndarray,
+        steps: int = 300,
+        seed: int = 0,
+        *,
+        track: Callable[[Iterable, int], Iterable] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray, list[list[float]]]:
+        """Real slices uint8 (B, C, R, R) in W+: (ws fp32 (B, num_ws, w_dim), pictures uint8, losses per step of each
+        part).
 
         track(steps, n): wraps the steps of a part of n slices, for a progress bar.
         """
@@ -115,9 +149,13 @@ class GanModel(Trained):
         # Alone on a CPU: a slice's result does not depend on the others.
         for part in torch.from_numpy(np.ascontiguousarray(images)).split(self.batch):
             found, losses = projection.project(
-                self.G, to_float(part).to(self.device), w.clone(), steps=steps, batch=32,
+                self.G,
+                to_float(part).to(self.device),
+                w.clone(),
+                steps=steps,
+                batch=32,
                 track=partial(_tracked, track, len(part)),
-            )  # fmt: skip
+            )
             ws.append(found.cpu().numpy())
             pictures.append(self.synthesise(found))
             history.append(losses)

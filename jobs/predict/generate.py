@@ -28,9 +28,16 @@ PICTURE = re.compile(r"\d{6,}(_[\w.-]+)?\.png", re.ASCII)  # what generate write
 
 
 def generate(
-    model, out: Output, *, number: int = 64, seed: int = 0, label: str = "all", npz: bool = False, overwrite: bool = False,
+    model,
+    out: Output,
+    *,
+    number: int = 64,
+    seed: int = 0,
+    label: str = "all",
+    npz: bool = False,
+    overwrite: bool = False,
     **how,
-) -> None:  # fmt: skip
+) -> None:
     """Pictures 0 to N-1 as PNGs, a grid of the first, and generate.json. Pictures that are there already are kept.
 
     `how`: what model.sample takes beside number, seed and label.

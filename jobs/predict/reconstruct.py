@@ -36,8 +36,13 @@ def reconstruct(
         output = model.decode(model.encode(pixels))
         real = (to_float(pixels.to(model.device)) + 1) / 2
         mask = head_mask(real)
-        values = ((real - output).abs().flatten(1).mean(1), psnr(output, real), ssim(output, real),
-                  psnr(output, real, mask), ssim(output, real, mask))  # fmt: skip
+        values = (
+            (real - output).abs().flatten(1).mean(1),
+            psnr(output, real),
+            ssim(output, real),
+            psnr(output, real, mask),
+            ssim(output, real, mask),
+        )
         for name, value in zip(scores, values, strict=True):
             scores[name] += value.double().tolist()
         for i in (i for i in range(len(pixels)) if start + i in wanted):

@@ -1,7 +1,7 @@
 """A trained model: what its weights file says, how it is opened, and what all kinds have in common.
 
-The latent of picture i is a function of (seed, i) alone: the same in every command and in every batch. A weights file is
-read as data, nothing in it is ever executed.
+The latent of picture i is a function of (seed, i) alone: the same in every command and in every batch. A weights file
+is read as data, nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Trained:
     def labels(self, label: str, indices: Sequence[int]) -> torch.Tensor | None:
         """Labels (B,) int64 of the pictures `indices`; None where the network is not conditional.
 
-        `label`: a class by name or number, or `all`, which takes the classes in turn. UsageError where there is no such.
+        `label`: a class by name or number, or `all`, which takes the classes in turn. UsageError where there is no
+        such.
         """
         if label == "all":
             return torch.tensor([i % len(self.classes) for i in indices]) if self.classes else None
@@ -141,9 +142,14 @@ def run_of(text: str) -> Path:
 
 
 def open_model(
-    path: Path, *, device: str | torch.device = "auto", precision: str = "fp32", batch: int = 32, square: bool = False,
+    path: Path,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    batch: int = 32,
+    square: bool = False,
     jobs: Sequence[str] = (),
-) -> Any:  # fmt: skip
+) -> Any:
     """The model in a weights file, of one of the `jobs` where some are named. ConfigError on anything else."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: this machine has no GPU that torch can use; use --device cpu")
@@ -156,9 +162,14 @@ def open_model(
 
 
 def read_model(
-    path: Path, device: torch.device, *, jobs: Sequence[str] = (), dtype: torch.dtype = torch.float32, batch: int = 1,
+    path: Path,
+    device: torch.device,
+    *,
+    jobs: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+    batch: int = 1,
     square: bool = False,
-) -> Any:  # fmt: skip
+) -> Any:
     """Read a model from its weights file. Raises ConfigError, one line, on anything that is not one of the `jobs`.
 
     Whatever sizes the file claims, nothing is allocated unless the file itself is about as large.
@@ -181,9 +192,18 @@ def read_model(
     if geometry and geometry["resolution"] != config["resolution"]:
         raise ConfigError(f"{path}: its geometry is not that of its network; copy the file again from the run")
     return kind(
-        job=job, path=str(path), sha256=sha256, config=config, classes=classes if conditional else [],
-        geometry={} if square else geometry, nimg=nimg, device=device, dtype=dtype, batch=batch, **networks,
-    )  # fmt: skip
+        job=job,
+        path=str(path),
+        sha256=sha256,
+        config=config,
+        classes=classes if conditional else [],
+        geometry={} if square else geometry,
+        nimg=nimg,
+        device=device,
+        dtype=dtype,
+        batch=batch,
+        **networks,
+    )
 
 
 def read_snapshot(path: Path) -> tuple[dict, dict, str]:

@@ -20,11 +20,19 @@ from jobs.view.pictures import scatter_plots
 
 
 def tsne(
-    model, out: Output, *, number: int = 500, seed: int = 0, label: str = "all", data: str = "",
-    feature_weights: str | None = None, how: dict,
-) -> None:  # fmt: skip
+    model,
+    out: Output,
+    *,
+    number: int = 500,
+    seed: int = 0,
+    label: str = "all",
+    data: str = "",
+    feature_weights: str | None = None,
+    how: dict,
+) -> None:
     """A picture and a CSV: features of real and generated slices by class and by subject, and the w of a StyleGAN2 by
-    class; the latents of real slices by class and by subject where the model is a VAE. `how`: as model.sample takes it."""
+    class; the latents of real slices by class and by subject where the model is a VAE. `how`: as model.sample takes it.
+    """
     try:
         from sklearn.manifold import TSNE
     except ImportError:

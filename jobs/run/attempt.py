@@ -56,9 +56,14 @@ class Attempt:
             eta = (self.total - nimg) / images_per_second if images_per_second > 0 else None
             step = nimg // self.config.batch
             self.run.status(
-                state=RunState.RUNNING, step=step, kimg=nimg / 1000, total_kimg=self.total / 1000,
-                reason="", **({} if eta is None else {"eta_s": round(eta)}), **fields,
-            )  # fmt: skip
+                state=RunState.RUNNING,
+                step=step,
+                kimg=nimg / 1000,
+                total_kimg=self.total / 1000,
+                reason="",
+                **({} if eta is None else {"eta_s": round(eta)}),
+                **fields,
+            )
 
     def end(self, code: int, state: str, reason: str) -> int:
         """Record the end once and hand the exit code back."""
@@ -74,7 +79,9 @@ class Attempt:
         if self.rank == 0:
             if error is not None and self.recorded:
                 code = stopping.exit_code(error)
-                state = {stopping.DIVERGED: RunState.DIVERGED, stopping.TRANSIENT: RunState.CONTINUE}.get(code, RunState.FAILED)
+                state = {stopping.DIVERGED: RunState.DIVERGED, stopping.TRANSIENT: RunState.CONTINUE}.get(
+                    code, RunState.FAILED
+                )
                 self.end(code, state, f"{kind.__name__}: {error}".splitlines()[0][:500])
             self.run.unlock()
 
@@ -99,7 +106,8 @@ def prepare_run(run: RunDir, config: TrainConfig, say: Callable[[str], None]) ->
 
 
 def adopt_config(run: RunDir, config: TrainConfig) -> None:
-    """Rank 0, when nothing can be refused any more: the run is one of this config, and no longer done if it is longer now."""
+    """Rank 0, when nothing can be refused any more: the run is one of this config, and no longer done if it is longer
+    now."""
     run.unmark_done()
     write_config(run, config)
 
@@ -110,14 +118,16 @@ def check_data(run: RunDir, config, classes: list[str], digests: dict[str, str],
     before = specs.read_json(path) if path.exists() else {}
     if before and getattr(config, "conditional", False) and before.get("classes") != classes:
         raise ConfigError(
-            f"{run.path}: the run learns the classes {', '.join(before.get('classes', []))}, the data have {', '.join(classes)}; "
+            f"{run.path}: the run learns the classes {', '.join(before.get('classes', []))}, the data have "
+            f"{', '.join(classes)}; "
             "restore them, or use another --run"
         )
     old = before.get("digests", {})
     differ = [split for split, digest in digests.items() if old.get(split, digest) != digest]
     if differ and not config.override:
         raise ConfigError(
-            f"{run.path}: the slices ({', '.join(differ)}) are not those that the run began with; restore them, use another --run, "
+            f"{run.path}: the slices ({', '.join(differ)}) are not those that the run began with; restore them, use "
+            "another --run, "
             "or go on with the new ones: --override"
         )
     if differ:
@@ -130,7 +140,8 @@ def check_data(run: RunDir, config, classes: list[str], digests: dict[str, str],
 def report_and_code(main) -> int:
     """Run main(); turn what it raises into one plain line and an exit code (jobs/run/stopping.py lists the codes).
 
-    An exception with an `exit_code` of its own was foreseen; any other keeps its traceback, below its plain line, with code 1.
+    An exception with an `exit_code` of its own was foreseen; any other keeps its traceback, below its plain line, with
+    code 1.
     """
     try:
         return main()

@@ -38,7 +38,10 @@ def run_folders(root: Path) -> list[Path]:
 
 
 def find_run(text: str, root: Path = RUNS) -> Path:
-    """The run that a person means: a path, a name, the unambiguous beginning of one, or a job id. LookupError with one line."""
+    """The run that a person means: a path, a name, the unambiguous beginning of one, or a job id.
+
+    LookupError with one line.
+    """
     direct = Path(text).expanduser()
     for path in (root / text, direct):
         if path.is_dir() and (

@@ -30,26 +30,37 @@ class Lock:
     """A lock file that outlives no process: it names host, pid, the process's start time and job, and has a heartbeat.
 
     A lock of this host is stale as soon as its process is gone. One of another host (or of a container with its own
-    process ids) is stale when its heartbeat, the file's mtime by the file system's own clock, is LOCK_STALE seconds old.
-    One of an earlier start of our own Slurm job, or of the job before in its chain, is taken over at once: Slurm believes
-    its node dead. Where only the node's daemon died the process lives on; it ends at its next heartbeat, for which the
-    taker waits.
+    process ids) is stale when its heartbeat, the file's mtime by the file system's own clock, is LOCK_STALE seconds
+    old. One of an earlier start of our own Slurm job, or of the job before in its chain, is taken over at once: Slurm
+    believes its node dead. Where only the node's daemon died the process lives on; it ends at its next heartbeat, for
+    which the taker waits.
 
-    A taker never removes the lock: it first makes `LOCK.<token of the stale lock>`, which only one process can, sees that
-    the lock is still that stale one, and renames it over the lock. A taker killed in between leaves a claim that is
-    stale by the same rules and is taken in the same way.
+    A taker never removes the lock: it first makes `LOCK.<token of the stale lock>`, which only one process can, sees
+    that the lock is still that stale one, and renames it over the lock. A taker killed in between leaves a claim that
+    is stale by the same rules and is taken in the same way.
     """
 
     def __init__(self, path: Path):
         self.path, self.token, self.restart = Path(path), secrets.token_hex(8), restart_count()
         pid = os.getpid()
-        self.mine = {"token": self.token, "host": socket.gethostname(), "space": process_space(), "pid": pid, "start": process_start(pid),
-                     "job": os.environ.get("SLURM_JOB_ID"), "restart": self.restart, "since": round(time.time(), 1)}  # fmt: skip
+        self.mine = {
+            "token": self.token,
+            "host": socket.gethostname(),
+            "space": process_space(),
+            "pid": pid,
+            "start": process_start(pid),
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "restart": self.restart,
+            "since": round(time.time(), 1),
+        }
         self._draft = self.path.with_name(f".LOCK.tmp.{self.mine['host']}.{pid}.{next(_serial)}")
         self._released = threading.Event()
 
     def acquire(self, wait: float) -> None:
-        """Wait up to `wait` seconds for a holder that may be dead. Raises Locked, RunDirError where the file cannot be written."""
+        """Wait up to `wait` seconds for a holder that may be dead.
+
+        Raises Locked, RunDirError where the file cannot be written.
+        """
         end, patience = time.monotonic() + wait, 0.0
         _writing.add(self._draft)
         try:
@@ -133,7 +144,8 @@ class Lock:
         return holder | {"mtime": about.st_mtime}
 
     def _judge(self, holder: dict) -> tuple[bool, bool, float]:
-        """(whether the holder lives, whether that is certain because it is on this host, seconds since its heartbeat)."""
+        """(whether the holder lives, whether that is certain because it is on this host, seconds since its
+        heartbeat)."""
         os.utime(self._draft)  # the file server's clock, as for the heartbeat: ours may be minutes off
         age = self._draft.stat().st_mtime - holder["mtime"]
         if "start" not in holder:
@@ -145,7 +157,8 @@ class Lock:
         return age < LOCK_STALE, False, age
 
     def _of_an_earlier_start(self, holder: dict) -> bool:
-        """Whether the holder belongs to our own Slurm job before it was requeued, or to the job that ours goes on for."""
+        """Whether the holder belongs to our own Slurm job before it was requeued, or to the job that ours goes on
+        for."""
         job, restart = holder.get("job"), holder.get("restart")
         if job is None:
             return False
@@ -161,8 +174,13 @@ class Lock:
                 elif holder["token"] == self.token:
                     os.utime(self.path)
                 elif not self._released.is_set():
-                    print(f"error: {self.path.parent}: process {holder.get('pid')} on {holder.get('host')} took this run over, as this "
-                          "process was frozen or its job requeued; ending without a save", file=sys.stderr, flush=True)  # fmt: skip
+                    print(
+                        f"error: {self.path.parent}: process {holder.get('pid')} on {holder.get('host')} took this run "
+                        "over, as this "
+                        "process was frozen or its job requeued; ending without a save",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     os._exit(TRANSIENT)  # two writers would mix their rows
 
     def _restore(self) -> None:
@@ -176,7 +194,8 @@ class Lock:
 def _in_use(run: Path, holder: dict, age: float) -> str:
     job = f" (job {holder['job']})" if holder.get("job") else ""
     return (
-        f"{run}: in use by process {holder.get('pid')} on {holder.get('host')}{job}, heartbeat {max(age, 0):.0f} s ago; stop that one "
+        f"{run}: in use by process {holder.get('pid')} on {holder.get('host')}{job}, heartbeat {max(age, 0):.0f} s "
+        "ago; stop that one "
         f"first (python launch.py stop {run.name}), or use another --run"
     )
 

@@ -29,12 +29,14 @@ def compare_with_run(run: RunDir, config: TrainConfig) -> str:
         raise ConfigError(f"{run.path}: the run has another architecture ({text}); use another --run for a new run")
     if changed and not config.override:
         raise ConfigError(
-            f"{run.path}: the run was started with other flags ({text}); --override goes on anyway, another --run starts afresh"
+            f"{run.path}: the run was started with other flags ({text}); --override goes on anyway, another --run "
+            "starts afresh"
         )
     seen = run.newest_checkpoint() / 1000
     if config.total_kimg < old["total_kimg"] and seen > config.total_kimg:
         raise ConfigError(
-            f"{run.path}: the run has seen {seen:g} kimg already, more than --total-kimg {config.total_kimg:g}; raise it"
+            f"{run.path}: the run has seen {seen:g} kimg already, more than --total-kimg {config.total_kimg:g}; "
+            "raise it"
         )
     return text
 

@@ -63,9 +63,19 @@ class RunDir:
         submitit = self.logs / "submitit"
         looked_at = [self.path]
         if self.path.stat().st_mode & 0o011:
-            looked_at += [self.checkpoints, self.logs, submitit, self.path / "code", self.config, self.weights,
-                          self.path / "jobs.json", self.path / "job.sbatch", *self.checkpoints.glob("*.pt"),
-                          *submitit.glob("*.pkl"), *(self.path / "code").glob("*.py")]  # fmt: skip
+            looked_at += [
+                self.checkpoints,
+                self.logs,
+                submitit,
+                self.path / "code",
+                self.config,
+                self.weights,
+                self.path / "jobs.json",
+                self.path / "job.sbatch",
+                *self.checkpoints.glob("*.pt"),
+                *submitit.glob("*.pkl"),
+                *(self.path / "code").glob("*.py"),
+            ]
         for path in looked_at:
             with contextlib.suppress(FileNotFoundError):
                 if reason := others_may_replace(path):
@@ -102,9 +112,16 @@ class RunDir:
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 versions[name] = importlib.metadata.version(name)
         about = {
-            "version": version(), **git_state(ROOT), "python": platform.python_version(), "packages": versions,
-            "host": socket.gethostname(), "platform": platform.platform(), "argv": list(argv), "time": round(time.time(), 1), **facts,
-        }  # fmt: skip
+            "version": version(),
+            **git_state(ROOT),
+            "python": platform.python_version(),
+            "packages": versions,
+            "host": socket.gethostname(),
+            "platform": platform.platform(),
+            "argv": list(argv),
+            "time": round(time.time(), 1),
+            **facts,
+        }
         with contextlib.suppress(OSError, ValueError, AttributeError):
             before = json.loads(path.read_text())
             about["first"] = before.get("first") or before
@@ -183,14 +200,20 @@ class RunDir:
             if seen.get("attempt") == last.get("attempt") and is_number(seen.get("updated")):
                 seconds = round(max(seen["updated"] - (last.get("time") or seen["updated"]), 0.0), 1)
             self.note(
-                "end", attempt=last.get("attempt"), job_id=last.get("job_id"), node=last.get("node"), nimg=self.newest_checkpoint(),
-                reason="died without a word", seconds=seconds, inferred=True,
-            )  # fmt: skip
+                "end",
+                attempt=last.get("attempt"),
+                job_id=last.get("job_id"),
+                node=last.get("node"),
+                nimg=self.newest_checkpoint(),
+                reason="died without a word",
+                seconds=seconds,
+                inferred=True,
+            )
         return lines
 
     def complete_marks(self) -> None:
-        """Under the lock, of a run that is DONE: the end line and the status that a process killed at its last moment did
-        not write."""
+        """Under the lock, of a run that is DONE: the end line and the status that a process killed at its last moment
+        did not write."""
         self._note_a_silent_death()
         seen = self.read_status()
         if seen.get("state") != RunState.DONE:
@@ -269,7 +292,8 @@ def _is_attempt_line(line: dict) -> bool:
 
 
 def git_state(root: Path) -> dict:
-    """Commit of the code at `root` and whether tracked files differ from it; None where git or a repository is absent."""
+    """Commit of the code at `root` and whether tracked files differ from it; None where git or a repository is
+    absent."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a run's snapshot says what it was taken from
         taken = json.loads((root / "snapshot.json").read_text())
         return {name: taken[name] for name in ("git_commit", "git_dirty")}

@@ -1,4 +1,7 @@
-"""States of a run, in the one list that everything writes from and reads by, and the error of a run directory. Torch-free."""
+"""States of a run, in the one list that everything writes from and reads by, and the error of a run directory.
+
+Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,16 @@ class RunState(StrEnum):
 # Nothing works on the run.
 FINAL = frozenset(
     (
-        RunState.DONE, RunState.STOPPED, RunState.FAILED, RunState.DIVERGED, RunState.STUCK, RunState.WAITING, RunState.INTERRUPTED, RunState.CUT_OFF,
+        RunState.DONE,
+        RunState.STOPPED,
+        RunState.FAILED,
+        RunState.DIVERGED,
+        RunState.STUCK,
+        RunState.WAITING,
+        RunState.INTERRUPTED,
+        RunState.CUT_OFF,
     )
-)  # fmt: skip
+)
 
 
 class RunDirError(Exception):

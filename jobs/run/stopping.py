@@ -1,7 +1,7 @@
 """Reasons to stop, and the exit codes. Torch-free: handlers are installed before torch is imported.
 
-Handlers only set a flag. The loop asks `StopWatch.poll()` once per step; the ranks agree on the answer (runtime.agree_max)
-and save together.
+Handlers only set a flag. The loop asks `StopWatch.poll()` once per step; the ranks agree on the answer
+(runtime.agree_max) and save together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import signal
 import subprocess
 import time
 
-# Exit codes: done or stopped by a person, wrong usage, transient, losses not finite, bad config or data, saved: continue me.
+# Exit codes: done or stopped by a person, wrong usage, transient, losses not finite, bad config or data, saved:
+# continue me.
 DONE, USAGE, TRANSIENT, DIVERGED, BAD, CONTINUE = 0, 2, 75, 77, 78, 85
 
 NOTHING, SAVE, STOP_AND_CONTINUE, STOP_BY_PERSON = 0, 1, 2, 3
@@ -34,7 +35,8 @@ def _note(number: int, frame) -> None:
 def install_handlers() -> None:
     """Let USR1, USR2, TERM and INT set a flag. Main thread only; may be called again.
 
-    Also undoes what a launcher left over an exec: ignored signals (it ignores them until the handlers stand) and blocked ones.
+    Also undoes what a launcher left over an exec: ignored signals (it ignores them until the handlers stand) and
+    blocked ones.
     """
     global _installed
     for number in SIGNALS.values():
@@ -80,7 +82,8 @@ def raise_if_asked() -> None:
 def job_end_time() -> float | None:
     """When Slurm will end this job, in Unix seconds; None outside Slurm or where it will not tell.
 
-    SLURM_JOB_END_TIME exists from Slurm 23.02 on; before, one squeue call by the job's first task, of at most 5 seconds.
+    SLURM_JOB_END_TIME exists from Slurm 23.02 on; before, one squeue call by the job's first task, of at most 5
+    seconds.
     """
     with contextlib.suppress(ValueError):
         return float(os.environ.get("SLURM_JOB_END_TIME", ""))

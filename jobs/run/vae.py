@@ -1,4 +1,7 @@
-"""Which finished VAE a latent-diffusion run uses: launch.py and train_diffusion.py ask the same function. Torch-free."""
+"""Which finished VAE a latent-diffusion run uses: launch.py and train_diffusion.py ask the same function.
+
+Torch-free.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ def copied_vae(run: Path) -> Path:
 def find_vae(c: DiffusionConfig) -> Path:
     """The weights of the VAE to use: --vae, else of the newest finished VAE run beside this one that fits.
 
-    Only runs that nobody else may write to are taken unasked. ConfigError where there is none, with what was passed over.
+    Only runs that nobody else may write to are taken unasked. ConfigError where there is none, with what was passed
+    over.
     """
     if c.vae:
         path = Path(c.vae)
@@ -42,7 +46,8 @@ def find_vae(c: DiffusionConfig) -> Path:
     if not found:
         more = f" ({'; '.join(passed_over[:3])})" if passed_over else ""
         raise ConfigError(
-            f"no finished VAE run in {Path(c.run).parent} fits this data at {c.resolution} px{more}; run pretrain_vae.py "
+            f"no finished VAE run in {Path(c.run).parent} fits this data at {c.resolution} px{more}; run "
+            "pretrain_vae.py "
             "first (launch.py --job pipeline does both), or name one with --vae RUN"
         )
     return max(found)[1]

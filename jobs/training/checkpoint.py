@@ -43,7 +43,8 @@ class NonFinite(Diverged):
 
 
 def to_host(value, path: str = "state"):
-    """A deep copy in host memory of nested dicts, lists and tuples of tensors and plain values; dicts become plain dicts.
+    """A deep copy in host memory of nested dicts, lists and tuples of tensors and plain values; dicts become plain
+    dicts.
 
     Raises TypeError, naming the place, for anything that `torch.load(weights_only=True)` would refuse or change.
     """
@@ -221,7 +222,8 @@ class Checkpoints:
         ]
         if len(orphans) > 1 and not sidecars:  # a killed writer leaves one; this looks like a copy that missed the rest
             raise CheckpointError(
-                f"{self.folder}: {len(orphans)} checkpoints without their .json; copy those too, or delete the .pt files to start afresh"
+                f"{self.folder}: {len(orphans)} checkpoints without their .json; copy those too, or delete the .pt "
+                "files to start afresh"
             )
         for path in orphans:
             self.say(f"Ignored {path.name} in {path.parent}: its write was not finished")
@@ -234,13 +236,17 @@ class Checkpoints:
                 self.say(f"WARNING: checkpoint {path.stem} in {path.parent} is damaged ({text}); trying the one before")
         if damaged:
             raise CheckpointError(
-                f"{self.folder}: no checkpoint is whole ({', '.join(damaged)}); restore one from a backup, or start a new run "
+                f"{self.folder}: no checkpoint is whole ({', '.join(damaged)}); restore one from a backup, or start a "
+                "new run "
                 "with another --run"
             )
         return None
 
     def load(self, nimg: int, wait: float = 60.0) -> dict:
-        """The state of one checkpoint that another rank has seen. Tries for `wait` seconds: NFS shows new files late."""
+        """The state of one checkpoint that another rank has seen.
+
+        Tries for `wait` seconds: NFS shows new files late.
+        """
         end = time.monotonic() + wait
         while True:
             try:

@@ -17,9 +17,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Where a CPU computes, have glibc keep freed memory for the next tensor; it would give large blocks back to the system.
+    """Where a CPU computes, have glibc keep freed memory for the next tensor; it would give large blocks back to the
+    system.
 
-    Then every feature map is made of pages that the kernel must map and clear first: up to a quarter of a training step.
+    Then every feature map is made of pages that the kernel must map and clear first: up to a quarter of a training
+    step.
     """
     if torch.cuda.is_available():
         return
@@ -63,7 +65,8 @@ def cpu_has_bf16() -> bool:
 
 
 def precision_dtype(name: str, device: torch.device | str) -> torch.dtype:
-    """The type that convolutions run in; `auto` is bf16 where the device is fast at it (GPUs from Ampere on), else fp32."""
+    """The type that convolutions run in; `auto` is bf16 where the device is fast at it (GPUs from Ampere on), else
+    fp32."""
     if name == "auto":
         device = torch.device(device)
         fast = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpu_has_bf16()

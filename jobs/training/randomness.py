@@ -25,7 +25,8 @@ def rows(batch: int, rank: int, world: int, accumulate: int = 1) -> list[tuple[i
     parts = world * accumulate
     if batch < 1 or batch % parts:
         raise ValueError(
-            f"a batch of {batch} does not divide into {world} ranks x {accumulate} micro-batches; use a multiple of {parts}"
+            f"a batch of {batch} does not divide into {world} ranks x {accumulate} micro-batches; use a multiple of "
+            f"{parts}"
         )
     size, first = batch // parts, rank * accumulate
     return [((first + i) * size, (first + i + 1) * size) for i in range(accumulate)]

@@ -52,7 +52,10 @@ def ranks() -> tuple[int, int, int]:
 
 
 def _in_slurm_step() -> bool:
-    """Whether srun started this process. The batch shell and an salloc shell have SLURM_NTASKS too, but are one process."""
+    """Whether srun started this process.
+
+    The batch shell and an salloc shell have SLURM_NTASKS too, but are one process.
+    """
     env = os.environ
     step = env.get("SLURM_STEP_ID", "")
     return "SLURM_PROCID" in env and step.isdigit() and int(step) < FIRST_PSEUDO_STEP
@@ -105,10 +108,11 @@ def slurm_rendezvous() -> None:
 class Meeting:
     """The ranks before there is a process group: rank 0 works, the others look every half second how far it is.
 
-    Packing a data set may take longer than any collective may; polling has no such limit while rank 0 lives. The ranks meet
-    at a key-value store on rank 0 (torchrun's own where there is one). With one process everything here does nothing.
-    Used as a context manager: a rank 0 that leaves, whatever the reason, takes the others along with its exit code.
-    Raises PeerLost if the ranks do not meet, ValueError where RANK and WORLD_SIZE are set and the meeting point is not.
+    Packing a data set may take longer than any collective may; polling has no such limit while rank 0 lives. The ranks
+    meet at a key-value store on rank 0 (torchrun's own where there is one). With one process everything here does
+    nothing. Used as a context manager: a rank 0 that leaves, whatever the reason, takes the others along with its exit
+    code. Raises PeerLost if the ranks do not meet, ValueError where RANK and WORLD_SIZE are set and the meeting point
+    is not.
     """
 
     def __init__(self):

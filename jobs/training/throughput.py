@@ -44,7 +44,10 @@ def _attention_backward(_, __, query, key, value, *___) -> int:
 
 
 _aten = torch.ops.aten
-_FORMULAS: dict[Any, Callable[..., int]] = {_aten.convolution: _convolution, _aten.convolution_backward: _convolution_backward}
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    _aten.convolution: _convolution,
+    _aten.convolution_backward: _convolution_backward,
+}
 if hasattr(_aten, "_scaled_dot_product_flash_attention_for_cpu"):  # torch counts only those of GPUs
     _FORMULAS[_aten._scaled_dot_product_flash_attention_for_cpu] = _attention
     _FORMULAS[_aten._scaled_dot_product_flash_attention_for_cpu_backward] = _attention_backward
@@ -53,8 +56,8 @@ if hasattr(_aten, "_scaled_dot_product_flash_attention_for_cpu"):  # torch count
 class FlopCounter(TorchDispatchMode):
     """Counts the work of dense convolutions, matrix products and attention while they run, forward and backward.
 
-    torch's FlopCounterMode multiplies the weight gradient of a grouped convolution by the number of groups, and does not
-    survive gradients of gradients; its formulas for matrix products and for attention on GPUs are used here.
+    torch's FlopCounterMode multiplies the weight gradient of a grouped convolution by the number of groups, and does
+    not survive gradients of gradients; its formulas for matrix products and for attention on GPUs are used here.
     """
 
     def __init__(self):
@@ -75,8 +78,8 @@ def no_wait() -> None:
 
 
 def device_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s that the device reaches where nothing is in the way: of a large matrix product on a GPU, of a 3x3 convolution of
-    256 channels on a CPU, whose convolutions may be twice as fast as its matrix products."""
+    """FLOP/s that the device reaches where nothing is in the way: of a large matrix product on a GPU, of a 3x3
+    convolution of 256 channels on a CPU, whose convolutions may be twice as fast as its matrix products."""
     task: Callable[[], object]
     wait: Callable[[], None]
     if device.type == "cuda":

@@ -1,4 +1,5 @@
-"""What the train loops share: state that is saved by name, the record a person reads, saving, stopping, roll-back, the end.
+"""What the train loops share: state that is saved by name, the record a person reads, saving, stopping, roll-back, the
+end.
 
 The loop itself stays in the script. All that looks at a run is called before a step, so that a resumed run continues at
 exactly the place where the other one stopped.
@@ -65,7 +66,9 @@ class State:
 
     def check_finite(self) -> None:
         """Raise Diverged if a parameter or a loss is not finite. The same on every rank: all hold the same values."""
-        parameters: list[torch.Tensor] = [p for v in vars(self).values() if isinstance(v, torch.nn.Module) for p in v.parameters()]
+        parameters: list[torch.Tensor] = [
+            p for v in vars(self).values() if isinstance(v, torch.nn.Module) for p in v.parameters()
+        ]
         if not bool(torch.isfinite(torch.stack(torch._foreach_norm(parameters))).all()):
             raise Diverged("a network's parameters are not finite")
         bad = [name for name, value in self.averages.means().items() if not math.isfinite(value)]
@@ -74,8 +77,8 @@ class State:
 
 
 def _match_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Lay the moments out as their parameters are. A checkpoint of another kind of device may have the other layout, and
-    fused optimizers pair parameters and moments by their place in memory."""
+    """Lay the moments out as their parameters are. A checkpoint of another kind of device may have the other layout,
+    and fused optimizers pair parameters and moments by their place in memory."""
     for p, moments in optimizer.state.items():
         for name, value in moments.items():
             if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
@@ -87,7 +90,8 @@ FRESH_COUNTERS = {"skip": 0, "rollbacks": 0, "healthy": True}
 
 
 def due(nimg: int, batch: int, interval_kimg: float) -> bool:
-    """Whether an interval boundary was crossed by the step that ended at `nimg` (always true at 0; never for 0 kimg)."""
+    """Whether an interval boundary was crossed by the step that ended at `nimg` (always true at 0; never for 0
+    kimg)."""
     interval = round(interval_kimg * 1000)
     return interval > 0 and nimg // interval != (nimg - batch) // interval
 
@@ -96,10 +100,19 @@ class Record:
     """Rank 0's log of the run: rows, TensorBoard, progress, grids. On other ranks it only calls what all must."""
 
     def __init__(
-        self, c, rt: ranks.Runtime, run: RunDir, attempt: Attempt, nimg: int, dtype: torch.dtype,
-        flops: Callable[[], dict[Hashable, float]], first_pictures: Callable, waits: Callable[[], dict[str, float]],
-    ):  # fmt: skip
-        """`dtype`: the type that the networks run in. `flops()` -> {kind of step: FLOPs of one image in it}. `first_pictures()` -> {name: picture} is called for a fresh run (nimg < 0): what the training data look like.
+        self,
+        c,
+        rt: ranks.Runtime,
+        run: RunDir,
+        attempt: Attempt,
+        nimg: int,
+        dtype: torch.dtype,
+        flops: Callable[[], dict[Hashable, float]],
+        first_pictures: Callable,
+        waits: Callable[[], dict[str, float]],
+    ):
+        """`dtype`: the type that the networks run in. `flops()` -> {kind of step: FLOPs of one image in it}.
+        `first_pictures()` -> {name: picture} is called for a fresh run (nimg < 0): what the training data look like.
 
         `waits()` -> {column: seconds waited since the start}; a row has their shares of the time since the last row.
         """
@@ -155,7 +168,8 @@ class Record:
         self.board.image(name, picture, nimg)
 
     def speed(self, nimg: int) -> dict[str, float]:
-        """Since the last row: images per second, seconds per kimg, shares of the time spent waiting, use of the device."""
+        """Since the last row: images per second, seconds per kimg, shares of the time spent waiting, use of the
+        device."""
         seconds = max(time.monotonic() - self.time, 1e-9)
         shares = {name: round((total - self.waited[name]) / seconds, 4) for name, total in self.waits().items()}
         speed = (nimg - self.nimg) / seconds
@@ -235,7 +249,10 @@ class Upkeep:
             self.checkpoints.wait(raise_errors=True)  # a disk on which nothing fits is found now, not at the end
 
     def roll_back(self, nimg: int, error: Diverged, advice: str) -> int:
-        """Once: back to the last good checkpoint, and past the data and the random draws that led here. Then give up."""
+        """Once: back to the last good checkpoint, and past the data and the random draws that led here.
+
+        Then give up.
+        """
         if self.s.counters["rollbacks"] >= 1:
             raise Diverged(f"{error}, again after a roll-back; {advice}") from None
         if self.rt.rank == 0:
@@ -249,7 +266,8 @@ class Upkeep:
         self.s.counters["rollbacks"] += 1
         self.saved_at, self.saved_time = back, time.monotonic()
         self.attempt.say(
-            f"WARNING: DIVERGED at {nimg / 1000:g} kimg: {error}. Rolled back to {back / 1000:g} kimg; those data are skipped."
+            f"WARNING: DIVERGED at {nimg / 1000:g} kimg: {error}. Rolled back to {back / 1000:g} kimg; those data are "
+            "skipped."
         )
         return back
 
@@ -266,7 +284,9 @@ class Upkeep:
             reason, by_person = self.watch.describe(self.level), self.level >= 3
             self.attempt.say(f"Stopped at {nimg / 1000:g} kimg ({reason}); saved. The same command goes on from here.")
             code = self.attempt.end(
-                stopping.DONE if by_person else stopping.CONTINUE, RunState.STOPPED if by_person else RunState.CONTINUE, reason
+                stopping.DONE if by_person else stopping.CONTINUE,
+                RunState.STOPPED if by_person else RunState.CONTINUE,
+                reason,
             )
         else:
             if record.main:
@@ -276,7 +296,8 @@ class Upkeep:
                 self.attempt.say(f"DONE: {self.run.path} has seen {nimg / 1000:g} kimg")
                 announce(self.run, generate)
             code = self.attempt.end(stopping.DONE, RunState.DONE, "finished")
-        # srun kills the others as soon as one rank has left with a code, so none leaves before rank 0 has written everything.
+        # srun kills the others as soon as one rank has left with a code, so none leaves before rank 0 has written
+        # everything.
         try:
             collectives.agree_max(self.rt, [0])
         except ranks.PeerLost:
@@ -293,7 +314,8 @@ def optimizer_step(
     lr: float,
     clip: float,
 ) -> torch.Tensor:
-    """Average the gradients over the ranks, undo the loss scale, clip to the norm `clip`, step at rate `lr`, in this order.
+    """Average the gradients over the ranks, undo the loss scale, clip to the norm `clip`, step at rate `lr`, in this
+    order.
 
     Returns the norm before clipping, (). A step whose gradients are not finite is left out where fp16 scales the loss.
     """
@@ -310,7 +332,8 @@ def optimizer_step(
 
 
 def replace_weights(run: RunDir, weights: dict, about: dict, healthy: bool) -> None:
-    """Write weights.safetensors; while the run is not healthy, what was there before stays as weights-healthy.safetensors."""
+    """Write weights.safetensors; while the run is not healthy, what was there before stays as
+    weights-healthy.safetensors."""
     aside = run.weights.with_name("weights-healthy.safetensors")
     if healthy:
         aside.unlink(missing_ok=True)

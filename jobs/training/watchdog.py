@@ -12,7 +12,8 @@ from jobs.run.stopping import TRANSIENT
 
 
 class Watchdog:
-    """Ends the process with code 75 when `pat()` was not called for `seconds`: a collective whose peer hangs never returns.
+    """Ends the process with code 75 when `pat()` was not called for `seconds`: a collective whose peer hangs never
+    returns.
 
     Says so in one line and shows where every thread stands.
     """

@@ -1,4 +1,7 @@
-"""weights.safetensors: all that predict.py needs of a model, without pickle. One metadata key, `config`, sorted JSON."""
+"""weights.safetensors: all that predict.py needs of a model, without pickle.
+
+One metadata key, `config`, sorted JSON.
+"""
 
 from __future__ import annotations
 

@@ -18,9 +18,13 @@ INK = 220
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 def image_grid(
-    images: np.ndarray, columns: int, pad: int = 2, labels: Sequence[str] | None = None,
-    row_labels: Sequence[str] | None = None, column_labels: Sequence[str] | None = None,
-) -> Image.Image:  # fmt: skip
+    images: np.ndarray,
+    columns: int,
+    pad: int = 2,
+    labels: Sequence[str] | None = None,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+) -> Image.Image:
     """A grid of uint8 images (N, C, H, W), C = 1 or 3, with `pad` pixels between and around them.
 
     `labels` are written below each image, `row_labels` left of the rows, `column_labels` above the columns; what does

@@ -66,7 +66,8 @@ class MetricsLog:
         except OSError as error:
             if not waiting:
                 self.say(
-                    f"WARNING: {self.path} cannot be written ({error.strerror}); rows are kept until it can. Free some space"
+                    f"WARNING: {self.path} cannot be written ({error.strerror}); rows are kept until it can. Free "
+                    "some space"
                 )
             return
         self._size += len(self._pending)

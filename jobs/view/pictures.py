@@ -1,5 +1,5 @@
-"""Pictures of predict.py: PNGs read and checked, looping GIFs, strips, pairs, scatter plots. Plain grids are in jobs/view/grids.py, as
-training draws them too."""
+"""Pictures of predict.py: PNGs read and checked, looping GIFs, strips, pairs, scatter plots. Plain grids are in
+jobs/view/grids.py, as training draws them too."""
 
 from __future__ import annotations
 
@@ -55,15 +55,19 @@ def gif_of(images: np.ndarray, fps: int) -> bytes:
 
 
 def scatter_plots(table: list[tuple], what: str, caption: str, most: int = 9) -> bytes:
-    """A PNG of (source, x, y, class, subject): `what` by class and by subject (the `most` frequent ones), and w by class."""
+    """A PNG of (source, x, y, class, subject): `what` by class and by subject (the `most` frequent ones), and w by
+    class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     slices, styles = [r for r in table if r[0] != "w"], [r for r in table if r[0] == "w"]
     counts = Counter(r[4] for r in slices if r[4])
     named = {s for s, n in counts.most_common(most) if n > 1}
-    panels = [(f"{what}, by class", slices, lambda r: r[3]), (f"{what}, by subject", slices, lambda r: r[4] if r[4] in named else ""),
-              ("latents w, by class", styles, lambda r: r[3])]  # fmt: skip
+    panels = [
+        (f"{what}, by class", slices, lambda r: r[3]),
+        (f"{what}, by subject", slices, lambda r: r[4] if r[4] in named else ""),
+        ("latents w, by class", styles, lambda r: r[3]),
+    ]
     panels = [panel for panel in panels if panel[1] and (named or not panel[0].endswith("by subject"))]
     figure = Figure(figsize=(5.5 * len(panels), 5.8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -75,8 +79,15 @@ def scatter_plots(table: list[tuple], what: str, caption: str, most: int = 9) ->
             color = f"C{kinds.index(kind) % 10}" if kind else "0.6"
             rest = "" if kind or not kinds or source == "generated" else ", others"
             label = kind if source == "w" else f"{source} {kind}".strip() + rest
-            axis.scatter(*xy.T, s=14, marker="x" if source == "generated" else "o", linewidths=0.8, color=color,
-                         label=label[:24], alpha=0.8)  # fmt: skip
+            axis.scatter(
+                *xy.T,
+                s=14,
+                marker="x" if source == "generated" else "o",
+                linewidths=0.8,
+                color=color,
+                label=label[:24],
+                alpha=0.8,
+            )
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
@@ -88,8 +99,8 @@ def scatter_plots(table: list[tuple], what: str, caption: str, most: int = 9) ->
 
 
 def pairs_picture(fakes: np.ndarray, reals: np.ndarray, pairs: list, columns: int = 8) -> Image.Image:
-    """fakes, reals uint8 (N, C, R, R): generated slices above their nearest training slices; pairs N (number of the generated
-    one, of the training one, distance)."""
+    """fakes, reals uint8 (N, C, R, R): generated slices above their nearest training slices; pairs N (number of the
+    generated one, of the training one, distance)."""
     shown, captions, rows = [], [], []
     for start in range(0, len(pairs), columns):
         part = slice(start, start + columns)
@@ -103,7 +114,8 @@ def pairs_picture(fakes: np.ndarray, reals: np.ndarray, pairs: list, columns: in
 
 
 def denoise_strip(stages: np.ndarray, captions: list[str], names: list[str]) -> Image.Image:
-    """stages (pictures, frames, 2, C, H, W): two rows per picture, estimates above states, columns spread over the frames."""
+    """stages (pictures, frames, 2, C, H, W): two rows per picture, estimates above states, columns spread over the
+    frames."""
     count = stages.shape[1]
     shown = np.unique(np.linspace(0, count - 1, min(count, DENOISE_COLUMNS)).round().astype(int))
     cells = stages[:, shown].swapaxes(1, 2).reshape(-1, *stages.shape[3:])

@@ -14,9 +14,12 @@ from jobs.config import kinds
 
 
 def plot_losses(
-    runs: dict[str, list[dict]] | list[dict], png: Path, from_kimg: float = 0.0, to_kimg: float = math.inf,
+    runs: dict[str, list[dict]] | list[dict],
+    png: Path,
+    from_kimg: float = 0.0,
+    to_kimg: float = math.inf,
     restarts: Sequence[float] = (),
-) -> None:  # fmt: skip
+) -> None:
     """Write draw_losses() to the file `png`."""
     picture = draw_losses(runs, from_kimg, to_kimg, restarts)
     Path(png).parent.mkdir(parents=True, exist_ok=True)
@@ -24,9 +27,11 @@ def plot_losses(
 
 
 def draw_losses(
-    runs: dict[str, list[dict]] | list[dict], from_kimg: float = 0.0, to_kimg: float = math.inf,
+    runs: dict[str, list[dict]] | list[dict],
+    from_kimg: float = 0.0,
+    to_kimg: float = math.inf,
     restarts: Sequence[float] = (),
-) -> bytes:  # fmt: skip
+) -> bytes:
     """A PNG of curves over kimg, one panel per kind; several runs over each other when given {name: rows}. `restarts`:
     kimg at which an attempt began, drawn as thin lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

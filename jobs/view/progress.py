@@ -19,7 +19,9 @@ class Progress:
         if sys.stderr.isatty() if interactive is None else interactive:
             from tqdm import tqdm
 
-            form = f"{{percentage:3.0f}}%|{{bar}}| {{n:.{self.digits}f}}/{{total:.{self.digits}f}} kimg [{{elapsed}}<{{remaining}}{{postfix}}]"
+            n = self.digits
+            kimg = f"{{n:.{n}f}}/{{total:.{n}f}} kimg"
+            form = f"{{percentage:3.0f}}%|{{bar}}| {kimg} [{{elapsed}}<{{remaining}}{{postfix}}]"
             self.bar = tqdm(total=total / 1000, initial=nimg / 1000, bar_format=form, dynamic_ncols=True)
 
     def update(self, nimg: int) -> None:
@@ -38,7 +40,8 @@ class Progress:
         eta = duration(max(self.total - nimg, 0) / speed) if speed > 0 else "?"
         slowness = f"{1000 / speed:.1f}" if speed > 0 else "?"
         print(
-            f"kimg {nimg / 1000:.{self.digits}f}/{self.total / 1000:.{self.digits}f}  {min(100 * nimg / max(self.total, 1), 100):.1f}%  img/s {speed:.1f}  "
+            f"kimg {nimg / 1000:.{self.digits}f}/{self.total / 1000:.{self.digits}f}  "
+            f"{min(100 * nimg / max(self.total, 1), 100):.1f}%  img/s {speed:.1f}  "
             f"sec/kimg {slowness}  {_use(row)}ETA {eta}  {figures}".rstrip(),
             flush=True,
         )
@@ -63,7 +66,8 @@ def _figures(row: dict) -> str:
 
 
 def _use(row: dict) -> str:
-    """How the machine is used: `peak 31%  data 0%  save 0.2%  ` of its speed, and of the time spent waiting for them."""
+    """How the machine is used: `peak 31%  data 0%  save 0.2%  ` of its speed, and of the time spent waiting for
+    them."""
     short = {"peak_share": "peak", "data_wait": "data", "checkpoint_wait": "save"}
     return "".join(f"{name} {100 * row[k]:.2g}%  " for k, name in short.items() if is_number(row.get(k)))
 

@@ -32,21 +32,43 @@ PICTURES = {  # predictions/COMMAND/FILE -> caption
     "evaluate/copies-pixels.png": "the samples closest to the training set, by pixels",
     "evaluate/copies-features.png": "the samples closest to the training set, by features",
 }
-RECONSTRUCTION = {"psnr": "PSNR, dB", "psnr_head": "PSNR in the head, dB", "ssim": "SSIM", "ssim_head": "SSIM in the head",
-                  "l1": "L1"}  # fmt: skip
-COLUMNS = {"fid": ("FID", 1), "kid": ("KID x 1000", 1000), "precision": ("precision", 1), "recall": ("recall", 1),
-           "density": ("density", 1), "coverage": ("coverage", 1)}  # fmt: skip
+RECONSTRUCTION = {
+    "psnr": "PSNR, dB",
+    "psnr_head": "PSNR in the head, dB",
+    "ssim": "SSIM",
+    "ssim_head": "SSIM in the head",
+    "l1": "L1",
+}
+COLUMNS = {
+    "fid": ("FID", 1),
+    "kid": ("KID x 1000", 1000),
+    "precision": ("precision", 1),
+    "recall": ("recall", 1),
+    "density": ("density", 1),
+    "coverage": ("coverage", 1),
+}
 ERRORS = {"fid": "fid_error", "kid": "kid_sd"}
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222; background: #fff; }
-h1, h2, h3 { line-height: 1.2; } h2 { margin-top: 2.5em; border-bottom: 1px solid #ccc; padding-bottom: .2em; }
-table { border-collapse: collapse; margin: .8em 0; } td, th { padding: .2em .8em .2em 0; text-align: left; vertical-align: top; }
-th { border-bottom: 1px solid #999; font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; height: auto; display: block; } figure { margin: .8em 0; } figcaption, .quiet { color: #666; font-size: 13px; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-end; } .pictures figure { margin: 0; max-width: 100%; }
-.pictures img { min-width: min(240px, 100%); } .wide { overflow-x: auto; }
-.grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1em; } .grids figure { margin: 0; }
-details { margin: .8em 0; } summary { cursor: pointer; } code { font-size: 13px; overflow-wrap: anywhere; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222;
+  background: #fff; }
+h1, h2, h3 { line-height: 1.2; }
+h2 { margin-top: 2.5em; border-bottom: 1px solid #ccc; padding-bottom: .2em; }
+table { border-collapse: collapse; margin: .8em 0; }
+td, th { padding: .2em .8em .2em 0; text-align: left; vertical-align: top; }
+th { border-bottom: 1px solid #999; font-weight: 600; }
+td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+img { max-width: 100%; height: auto; display: block; }
+figure { margin: .8em 0; }
+figcaption, .quiet { color: #666; font-size: 13px; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1em; align-items: flex-end; }
+.pictures figure { margin: 0; max-width: 100%; }
+.pictures img { min-width: min(240px, 100%); }
+.wide { overflow-x: auto; }
+.grids { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1em; }
+.grids figure { margin: 0; }
+details { margin: .8em 0; }
+summary { cursor: pointer; }
+code { font-size: 13px; overflow-wrap: anywhere; }
 """
 
 
@@ -157,7 +179,8 @@ def attempts_table(attempts: list[dict]) -> str:
             [*what, when, kimg, length, line.get("reason") or "", line.get("node") or "", line.get("job_id") or ""]
         )
     head = ["attempt", "event", "time", "kimg", "length", "reason", "node", "job"]
-    return f"<details><summary>Attempts ({sum(a.get('event') == 'start' for a in attempts)})</summary>{table(head, rows)}</details>"
+    count = sum(line.get("event") == "start" for line in attempts)
+    return f"<details><summary>Attempts ({count})</summary>{table(head, rows)}</details>"
 
 
 # --- several runs -----------------------------------------------------------------------------------------------------
@@ -201,8 +224,11 @@ def evaluations(runs: list[RunDir], names: list[str]) -> list[str]:
         rows += [[f"real training slices ({count})", *values] for values, count in real.items()]
         parts.append(table(["", *(title for title, _ in COLUMNS.values())], rows, numbers=True))
         heldout = child(child(entries[0][1], "data"), "heldout")
-        parts.append(f'<p class="quiet">Features: {escape(features)}. Against {escape(str(heldout.get("slices")))} held-out slices: '
-                     f"{escape(str(heldout.get('describe'))[:300])}</p>")  # fmt: skip
+        parts.append(
+            f'<p class="quiet">Features: {escape(features)}. Against {escape(str(heldout.get("slices")))} held-out '
+            "slices: "
+            f"{escape(str(heldout.get('describe'))[:300])}</p>"
+        )
         parts += [more_figures(name, found) for name, found in entries]
     return parts
 
@@ -220,8 +246,10 @@ def reconstructions(runs: list[RunDir], names: list[str]) -> list[str]:
     parts = ["<h2>Reconstruction</h2>"] if groups else []
     for (data, slices), rows in groups.items():
         parts.append(table(["", *RECONSTRUCTION.values()], rows, numbers=True))
-        parts.append(f'<p class="quiet">{escape(slices[:20])} slices: {escape(data[:300])}. Mean ± standard deviation over '
-                     "subjects. Black is most of a slice: judge by the figures in the head.</p>")  # fmt: skip
+        parts.append(
+            f'<p class="quiet">{escape(slices[:20])} slices: {escape(data[:300])}. Mean ± standard deviation over '
+            "subjects. Black is most of a slice: judge by the figures in the head.</p>"
+        )
     return parts
 
 
@@ -258,7 +286,8 @@ def more_figures(name: str, found: dict) -> str:
     for space in child(found, "copying"):
         f = child(child(found, "copying"), space)
         if is_number(f.get("below_5th_percentile")) and is_number(f.get("relative_ratio")):
-            text = f"{100 * f['below_5th_percentile']:.1f} % below the 5th percentile of held-out slices, distance ratio {f['relative_ratio']:.2f}"
+            below, ratio = 100 * f["below_5th_percentile"], f["relative_ratio"]
+            text = f"{below:.1f} % below the 5th percentile of held-out slices, distance ratio {ratio:.2f}"
             rows.append([f"copies by {space} (5 % and 1 are even)", text])
     f = child(found, "class_fidelity")
     if is_number(f.get("accuracy")) and is_number(f.get("accuracy_of_heldout")):
@@ -281,13 +310,15 @@ def print_figures(figures: dict, features: str, data: dict, notes: list[str]) ->
         print(f"MS-SSIM of pairs, {name}: " + ", ".join(f"{side} {v['mean']:.3f}" for side, v in sides.items()))
     for space, f in figures["copying"].items():
         print(
-            f"copies by {space}: {100 * f['below_5th_percentile']:.1f} % nearer than the 5th percentile of held-out slices "
+            f"copies by {space}: {100 * f['below_5th_percentile']:.1f} % nearer than the 5th percentile of held-out "
+            "slices "
             f"(5 % is even), distance ratio {f['relative_ratio']:.2f} (1 is even)"
         )
     if "class_fidelity" in figures:
         f = figures["class_fidelity"]
         print(
-            f"classes recognised: generated {f['accuracy']:.3f}, held-out {f['accuracy_of_heldout']:.3f}, held-out after "
+            f"classes recognised: generated {f['accuracy']:.3f}, held-out {f['accuracy_of_heldout']:.3f}, "
+            "held-out after "
             f"training on generated {f['train_on_generated']:.3f}"
         )
     for note in notes:
@@ -320,7 +351,8 @@ def folded(title: str, values: dict) -> str:
 
 def figure(content: bytes, caption: str, kind: str = "png") -> str:
     data = base64.b64encode(content).decode()
-    return f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
+    image = f'<img src="data:image/{kind};base64,{data}" alt="{escape(caption)}">'
+    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def picture(path: Path, caption: str) -> str:
