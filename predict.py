@@ -32,6 +32,7 @@ if __name__ == "__main__":
     ARGS = parse_args(__doc__)  # now, as torch takes seconds to import: --help and wrong flags answer at once
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open yet
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ from jobs.config.specs import ConfigError
 from jobs.predict import pages
 from jobs.predict.autoencoder import VaeModel
 from jobs.predict.denoiser import DiffusionModel
-from jobs.predict.direction import direction
+from jobs.predict.direction import Strip, direction
 from jobs.predict.evaluate import evaluate
+from jobs.predict.features import Reference
 from jobs.predict.films import check_frames, denoise, interpolate, mix
 from jobs.predict.gan import GanModel
 from jobs.predict.generate import generate
@@ -186,23 +188,17 @@ def run_interpolate(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    def checked(model: Trained) -> dict:
+    def open_on(device: torch.device) -> Any:
+        model = open_model(weights(args), device=device, jobs=jobs_of("evaluate"), **opening(args), square=True)
         check_flags(args, model)
-        return how_of(args, model)
+        return model
 
-    evaluate(
-        weights(args),
-        output(args),
-        number=args.number,
-        seed=args.seed,
-        label=args.label,
-        data=args.data,
-        feature_weights=args.feature_weights,
-        how_of=checked,
-        device=args.device,
-        jobs=jobs_of("evaluate"),
-        **opening(args),
-    )
+    evaluate(open_on, output(args), number=args.number, seed=args.seed, label=args.label, reference=reference(args),
+             how_of=partial(how_of, args), on_cpu=args.device == "cpu")  # fmt: skip
+
+
+def reference(args: argparse.Namespace) -> Reference:
+    return Reference(args.data or "", args.feature_weights)
 
 
 def run_tsne(args: argparse.Namespace) -> None:
@@ -213,8 +209,7 @@ def run_tsne(args: argparse.Namespace) -> None:
         number=args.number,
         seed=args.seed,
         label=args.label,
-        data=args.data,
-        feature_weights=args.feature_weights,
+        reference=reference(args),
         how=how_of(args, model),
     )
 
@@ -230,19 +225,9 @@ def run_direction(args: argparse.Namespace) -> None:
     how = {"sampler": args.sampler, "steps": args.calls, "guidance": args.guidance}
     if isinstance(model, DiffusionModel):
         model.still_way(*how.values())
-    direction(
-        model,
-        output(args),
-        start=args.start,
-        end=args.end,
-        rows=args.rows,
-        steps=args.steps,
-        strength=args.strength,
-        seed=args.seed,
-        data=args.data,
-        feature_weights=args.feature_weights,
-        how=how,
-    )
+    ends, strip = (args.start or "", args.end or ""), Strip(args.rows, args.steps, args.strength)
+    how = how if isinstance(model, DiffusionModel) else {}
+    direction(model, output(args), ends=ends, strip=strip, seed=args.seed, reference=reference(args), **how)
 
 
 COMMANDS = {

@@ -345,9 +345,10 @@ def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pa
         found,
         dtype,
         flops=lambda: step_flops(c, rt, dtype, perceptual),
-        first_pictures=lambda: {"reals": reconstructions.reals()},
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
     )
+    if found < 0 and rt.rank == 0:
+        record.show("reals.png", "reals", reconstructions.reals(), 0)
     network = torch.compile(s.vae) if compiles(c.compile, rt.device, attempt.say) else s.vae
 
     nimg, total = max(found, 0), upkeep.total
@@ -407,7 +408,9 @@ def dry_run(c: VaeConfig) -> int:
     """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard
     error."""
     say = partial(print, file=sys.stderr)
-    preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
+    preview(
+        c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, max_bad=c.max_bad, log=say
+    )
     compare_with_run(RunDir(c.run), c)
     open_perceptual(c, torch.device("cpu"))
     world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -432,9 +432,10 @@ def train(
         found,
         dtype,
         flops=lambda: step_flops(c, rt, s.unet.num_classes, data.shape, schedule, dtype),
-        first_pictures=lambda: {"reals": sampler.reals()},
         waits=lambda: {"data_wait": data.waited, **upkeep.waits()},
     )
+    if found < 0 and rt.rank == 0:
+        record.show("reals.png", "reals", sampler.reals(), 0)
     network = torch.compile(s.unet) if compiles(c.compile, rt.device, attempt.say) else s.unet
     weights = {"unet": s.unet_ema, "latent_scale": s.scale} | ({} if vae is None else {"vae_decoder": vae.decoder})
     about = {"classes": pack.classes, "geometry": pack.geometry, "shape": list(data.shape), "vae": about_vae(run, vae)}
@@ -480,7 +481,10 @@ def dry_run(c: DiffusionConfig) -> int:
     say = partial(print, file=sys.stderr)
     run = RunDir(c.run)
     rules.check_classes(
-        c, preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
+        c,
+        preview(
+            c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, max_bad=c.max_bad, log=say
+        ),
     )
     compare_with_run(run, c)
     if c.space == "latent":

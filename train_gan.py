@@ -429,9 +429,10 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
         found,
         dtype,
         flops=lambda: step_flops(c, rt, s.G.num_classes, dtype),
-        first_pictures=lambda: {"reals": sampler.reals()},
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
     )
+    if found < 0 and rt.rank == 0:
+        record.show("reals.png", "reals", sampler.reals(), 0)
     compiled = compiles(c.compile, rt.device, attempt.say)
     synthesis, critic = (torch.compile(s.G.synthesis), torch.compile(s.D)) if compiled else (s.G.synthesis, s.D)
 
@@ -470,7 +471,10 @@ def dry_run(c: GanConfig) -> int:
     error."""
     say = partial(print, file=sys.stderr)
     rules.check_classes(
-        c, preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
+        c,
+        preview(
+            c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, max_bad=c.max_bad, log=say
+        ),
     )
     compare_with_run(RunDir(c.run), c)
     world = int(os.environ.get("WORLD_SIZE", "1"))

@@ -27,15 +27,22 @@ _writing: set[Path] = set()  # temporary files that this process has open
 
 
 # --- files that are whole or not there --------------------------------------------------------------------------------
+def temporary_for(path: Path) -> Path:
+    """A name beside `path` to write under first; remove_torn knows whose it is, and removes it when that writer is
+    dead."""
+    temporary = path.with_name(f".{path.name}.tmp.{socket.gethostname()}.{os.getpid()}.{next(_serial)}")
+    _writing.add(temporary)
+    return temporary
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator:
     """A binary file to write to that takes the name `path` only when it is complete and on disk: temporary file, fsync,
     rename, fsync of the folder. A reader, or a crash at any moment, sees the old contents or the new."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp.{socket.gethostname()}.{os.getpid()}.{next(_serial)}")
-    _writing.add(temporary)
+    temporary = temporary_for(path)
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

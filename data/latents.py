@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +19,8 @@ import torch
 from torch import Tensor
 
 from data.batches import FREE_FRACTION, sample_order, to_float
-from data.files import sha256_of
-from data.pack import STALE, Pack, pack_folder
+from data.files import atomic_write, remove_torn, sha256_of, temporary_for
+from data.pack import Pack, pack_folder
 from data.sources import DataError
 
 VERSION = 1  # of the file format and of what is in it
@@ -108,16 +106,14 @@ def build_latents(
     Mean and standard deviation per channel are those of posterior samples: Var(z) = Var(mean) + E[exp(logvar)].
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_for(path)
     total: Any = 0.0
     square: Any = 0.0
     noise: Any = 0.0
     values: Any = None
     log(f"encoding {len(pack):,} slices into {path}")
     try:
-        for old in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
-            if time.time() - old.stat().st_mtime > STALE:
-                old.unlink(missing_ok=True)
+        remove_torn(path.parent)
         for start in range(0, len(pack), batch):
             if poll is not None:
                 poll()
@@ -153,9 +149,7 @@ def build_latents(
         about["sha256"] = sha256_of(temporary)
         path.with_suffix(".json").unlink(missing_ok=True)  # it would vouch for the file that takes the name now
         os.replace(temporary, path)
-        sidecar = temporary.with_suffix(".json")
-        sidecar.write_text(json.dumps(about, sort_keys=True))
-        os.replace(sidecar, path.with_suffix(".json"))
+        atomic_write(path.with_suffix(".json"), json.dumps(about, sort_keys=True))
     except OSError as error:
         raise DataError(
             f"{path}: the latents cannot be written ({error.strerror}); free some space or set BRAIN_PACK_DIR to "

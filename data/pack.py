@@ -6,15 +6,12 @@ python -m data.pack oasis64.pack                        # verify one
 """
 
 import argparse
-import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
-import socket
 import stat
 import sys
 import time
@@ -23,11 +20,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Required, TypedDict, Unpack
 
 import numpy as np
 from tqdm import tqdm
 
 from data import images, volumes
+from data.files import atomic_file, remove_torn
 from data.images import BadFile
 from data.packfile import (
     ALIGN,
@@ -59,11 +58,11 @@ __all__ = [
 
 PHANTOM_SIZE = 256  # phantoms that are cropped are drawn at this size first
 DARK, DARK_MIN_SCANS = 0.3, 10  # scans below this fraction of the median scan's mean are left out
+MAX_BAD = 0.01  # share of bad files to go on with
 BAD_FREE = 100  # sets smaller than this tolerate one bad file
 LISTED = 20  # bad files named in the log
 COMPARED = 256 << 20  # bytes of other splits' files read at most to look for the same pictures
 FEW = 8  # slices below which a warning says that they are no data set
-STALE = 3600  # seconds after which another build's temporary file is taken for abandoned
 
 
 # --- building ---------------------------------------------------------------------------------------------------------
@@ -76,34 +75,49 @@ class Decoded:
     notes: tuple[str, ...] = ()
 
 
-def build_pack(
-    source: Source,
-    out,
-    *,
-    resolution: int,
-    channels: int = 1,
-    crop: int = 0,
-    workers: int | None = None,
-    progress: bool = True,
-    max_bad: float = 0.01,
-    log=print,
-    poll: Callable[[], None] | None = None,
-) -> Pack:
-    """Decode every record into the pack `out`, atomically. Bad files are listed and skipped; more than `max_bad` of all
-    files is a DataError (of fewer than 100 files one may be bad, unless max_bad is 0). `poll` is called after each
-    file; what it raises ends the work, and nothing is left behind."""
-    check_parameters(resolution, channels, crop, max_bad)
+class Packing(TypedDict, total=False):
+    """What a pack is made of and how: the arguments that build_pack, ensure_pack and ensure_held_out hand on.
+
+    resolution: side of the slices in pixels. channels: 1 or 3. crop: pixels of the middle to keep, 0 for all. max_bad:
+    share of bad files to go on with. workers: decoding threads. progress: whether to show a bar. log(text): where the
+    words go. poll(): called after each file; what it raises ends the work, and nothing is left behind.
+    """
+
+    resolution: Required[int]
+    channels: int
+    crop: int
+    max_bad: float
+    workers: int | None
+    progress: bool
+    log: Callable[[str], object]
+    poll: Callable[[], None] | None
+
+
+def shape_of(how: Packing) -> tuple[int, int, int]:
+    """(resolution, channels, crop), checked. Raises DataError for what cannot be, with the flag to mend."""
+    shape = how["resolution"], how.get("channels", 1), how.get("crop", 0)
+    check_parameters(*shape, how.get("max_bad", MAX_BAD))
+    return shape
+
+
+def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
+    """Decode every record into the pack `out`, atomically.
+
+    Bad files are listed and skipped; more than `max_bad` of all files is a DataError (of fewer than 100 files one may
+    be bad, unless max_bad is 0).
+    """
+    resolution, channels, crop = shape_of(how)
+    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
     geometry = _geometry(source, resolution, crop)
     out = Path(out)
     count, index_size = _upper_bounds(source)
     row_bytes = channels * resolution * resolution
     offset = -(-(PREAMBLE.size + index_size) // ALIGN) * ALIGN
     _make_room(out, offset + count * row_bytes)
-    tmp = out.with_name(f".{out.name}.{socket.gethostname()[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     log(f"packing {len(source.records):,} {'volumes' if source.kind == 'volumes' else 'slices'} into {out}")
     try:
-        with open(tmp, "xb+") as file:
-            rows, bad, notes, sha = _decode_all(source, file, offset, geometry, channels, workers, progress, poll)
+        with atomic_file(out) as file:
+            rows, bad, notes, sha = _decode_all(source, file, offset, geometry, how)
             bad = source.bad + bad
             total = len(source.records) + len(source.bad)
             _list_bad(bad, len(bad), total, log)
@@ -128,17 +142,11 @@ def build_pack(
             }
             write_header(file, offset, rows, source.classes, geometry, channels, sha, meta)
             file.flush()
-            os.fsync(file.fileno())
-        pack = open_pack(tmp, verify=True)  # what is on the disk is what was decoded
-        os.replace(tmp, out)
-        _fsync_folder(out.parent)
+            pack = open_pack(file.name, verify=True)  # what is in the file is what was decoded
         pack.path = str(out)
         return pack
     except OSError as error:
         raise _no_space(out, error) from None
-    finally:
-        with contextlib.suppress(OSError):  # a read-only file system, which is what is being reported
-            tmp.unlink(missing_ok=True)
 
 
 def check_parameters(resolution: int, channels: int, crop: int, max_bad: float = 0.01) -> None:
@@ -190,9 +198,7 @@ def _make_room(out: Path, needed: int) -> None:
     """Create the folder, remove abandoned temporary files, and check the free space before anything is written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # patients' slices: who shares them makes the folder
-        for old in out.parent.glob(f".{_glob_escape(out.name)}.*.tmp"):
-            if time.time() - old.stat().st_mtime > STALE:
-                old.unlink(missing_ok=True)
+        remove_torn(out.parent)
         free = shutil.disk_usage(out.parent).free
     except OSError as error:
         raise _no_space(out, error) from None
@@ -203,10 +209,6 @@ def _make_room(out: Path, needed: int) -> None:
         )
 
 
-def _glob_escape(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
 def _no_space(out: Path, error: OSError) -> DataError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     what = "the disk or your quota is full" if full else error.strerror or str(error)
@@ -215,8 +217,10 @@ def _no_space(out: Path, error: OSError) -> DataError:
     )
 
 
-def _decode_all(source: Source, file, offset, geometry, channels, workers, progress, poll):
+def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing):
     """Stream all slices into `file` from `offset` on: (rows, bad, notes, SHA-256 of the data)."""
+
+    channels, poll = how.get("channels", 1), how.get("poll")
 
     def one(record: Record) -> Decoded:
         return _decode(record, source.kind, geometry, channels)
@@ -227,10 +231,14 @@ def _decode_all(source: Source, file, offset, geometry, channels, workers, progr
     sha = hashlib.sha256()
     file.seek(offset)
     bar = tqdm(
-        total=len(source.records), desc="packing", unit=" files", disable=None if progress else True, leave=False
+        total=len(source.records),
+        desc="packing",
+        unit=" files",
+        disable=None if how.get("progress", True) else True,
+        leave=False,
     )
     with bar:
-        for record, result in ordered_map(one, source.records, workers or default_workers()):
+        for record, result in ordered_map(one, source.records, how.get("workers") or default_workers()):
             bar.update()
             if poll is not None:
                 poll()
@@ -428,14 +436,6 @@ def _same_in_other_split(source: Source, rows: list[Row]) -> list[str]:
     return [f"{len(twins):,} pictures{partly} are in another split too: {', '.join(twins[:3])}"]
 
 
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 # --- the cache --------------------------------------------------------------------------------------------------------
 def pack_key(source: Source, resolution: int, channels: int, crop: int) -> str:
     """What the contents of a pack depend on, as hex."""
@@ -457,26 +457,16 @@ def pack_folder(cache_dir=None) -> Path:
 
 
 def ensure_pack(
-    spec: str,
-    *,
-    resolution: int,
-    channels: int = 1,
-    crop: int = 0,
-    split: str = "train",
-    cache_dir=None,
-    out=None,
-    progress: bool = True,
-    log=print,
-    max_bad: float = 0.01,
-    workers: int | None = None,
-    poll: Callable[[], None] | None = None,
-    verify: bool = True,
+    spec: str, *, split: str = "train", cache_dir=None, out=None, verify: bool = True, **how: Unpack[Packing]
 ) -> Pack:
     """The pack of `spec`: a .pack file is opened and compared with the parameters, anything else is found in the cache
-    or built there (or as `out`). Two processes may do this at once: each writes its own file, and either result is
-    valid. `verify`: hash the contents of a pack that is there already (2 GB in a few seconds). `poll`: see build_pack.
+    or built there (or as `out`).
+
+    Two processes may do this at once: each writes its own file, and either result is valid. `verify`: hash the contents
+    of a pack that is there already (2 GB in a few seconds).
     """
-    check_parameters(resolution, channels, crop, max_bad)
+    resolution, channels, crop = shape_of(how)
+    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
     if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
         return _given_pack(spec, resolution, channels, crop, split, log, verify)
     source = find_source(spec, split)
@@ -504,28 +494,19 @@ def ensure_pack(
                 return pack
             log(f"{out} is a pack of other data or parameters, or its source changed: built again")
     start = time.monotonic()
-    pack = build_pack(
-        source,
-        out,
-        resolution=resolution,
-        channels=channels,
-        crop=crop,
-        workers=workers,
-        progress=progress,
-        max_bad=max_bad,
-        log=log,
-        poll=poll,
-    )
+    pack = build_pack(source, out, **how)
     log(_result(pack, f"built in {time.monotonic() - start:.1f} s"))
     return pack
 
 
-def preview(
-    spec: str, *, resolution: int, channels: int = 1, crop: int = 0, split: str = "train", log=print
-) -> list[str]:
+def preview(spec: str, *, split: str = "train", **how: Unpack[Packing]) -> list[str]:
     """What ensure_pack would check before it decodes anything: says what was found, with its warnings; returns the
-    classes."""
-    check_parameters(resolution, channels, crop)
+    classes.
+
+    Files that are bad at a glance (unreadable, empty) count: with too many of them ensure_pack is sure to refuse.
+    """
+    resolution, channels, crop = shape_of(how)
+    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
     if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
         return _given_pack(spec, resolution, channels, crop, split, log, verify=False).classes
     source = find_source(spec, split)
@@ -533,10 +514,15 @@ def preview(
     log(source.describe())
     for warning in source.warnings:
         log(f"warning: {warning}")
+    empty = [(r.name, "zero bytes") for r in source.records if not r.size and source.kind != "phantom"]
+    bad = source.bad + empty
+    check_bad(spec, bad, len(bad), len(source.records) + len(source.bad), max_bad)
     return source.classes
 
 
-def ensure_held_out(spec: str, val_split: str, *, train_split: str = "train", log=print, **parameters) -> Pack | None:
+def ensure_held_out(
+    spec: str, val_split: str, *, train_split: str = "train", verify: bool = True, **how: Unpack[Packing]
+) -> Pack | None:
     """The pack of other patients than `train_split`, to validate on; None where there are none, with a line that says
     so.
 
@@ -545,6 +531,7 @@ def ensure_held_out(spec: str, val_split: str, *, train_split: str = "train", lo
     """
     if val_split == "none":
         return None
+    log = how.get("log", print)
     reason = "--split all trains on everything"
     if train_split != "all":
         for split in ("val", "test") if val_split == "auto" else (val_split,):
@@ -557,7 +544,7 @@ def ensure_held_out(spec: str, val_split: str, *, train_split: str = "train", lo
                     raise
                 reason = str(error)
                 continue
-            return ensure_pack(spec, split=split, log=log, **parameters)
+            return ensure_pack(spec, split=split, verify=verify, **how)
     log(f"no other patients to validate on ({reason}); figures are of the training slices")
     return None
 

@@ -281,7 +281,6 @@ class Generator(nn.Module):
         mapping_layers: int = 8,
         channel_base: int = 16384,
         channel_max: int = 512,
-        mapping_lr_multiplier: float = 0.01,
     ):
         super().__init__()
         sizes = resolutions(resolution)
@@ -289,9 +288,7 @@ class Generator(nn.Module):
         self.resolution, self.channels, self.num_classes = resolution, channels, num_classes
         self.z_dim, self.w_dim = z_dim, w_dim
         self.num_ws = 2 * len(sizes)  # one per convolution and one for the last toRGB
-        self.mapping = MappingNetwork(
-            z_dim, w_dim, num_classes=num_classes, layers=mapping_layers, lr_multiplier=mapping_lr_multiplier
-        )
+        self.mapping = MappingNetwork(z_dim, w_dim, num_classes=num_classes, layers=mapping_layers)
         self.register_buffer("w_avg", torch.zeros(w_dim))
         self.const = nn.Parameter(torch.randn(1, widths[0], 4, 4))
         self.layers = nn.ModuleList([SynthesisLayer(widths[0], widths[0], w_dim, 4)])

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from jobs.config.specs import ConfigError
 from jobs.predict.denoiser import DiffusionModel
-from jobs.predict.features import given_features, measure, open_data, open_features
+from jobs.predict.features import Reference, given_features, measure, open_data, open_features
 from jobs.predict.gan import GanModel
 from jobs.predict.output import Output
 from jobs.predict.trained import UsageError
@@ -32,32 +32,37 @@ class Step(NamedTuple):
     share_of_end: Callable[[np.ndarray], torch.Tensor] | None  # pictures -> whether each is recognised as the end class
 
 
+class Strip(NamedTuple):
+    """rows: latents to move. steps: pictures in a row. strength: 1 goes as far as the classes lie apart on average."""
+
+    rows: int = 4
+    steps: int = 7
+    strength: float = 1.5
+
+
 def direction(
     model: GanModel | DiffusionModel,
     out: Output,
     *,
-    start: str = "",
-    end: str = "",
-    rows: int = 4,
-    steps: int = 7,
-    strength: float = 1.5,
+    ends: tuple[str, str] = ("", ""),
+    strip: Strip = Strip(),
     seed: int = 0,
-    data: str = "",
-    feature_weights: str | None = None,
-    how: dict,
+    reference: Reference = Reference(),
+    **how,
 ) -> None:
     """A strip per latent, from its own class to the other one and beyond.
 
-    `how`: of a diffusion network, as its `way`.
+    ends: the classes; AD and NC, or the first two, where they are ''. `how`: of a diffusion network, as its `way`.
     """
+    rows, steps, strength = strip
     amounts = [strength * j / (steps - 1) for j in range(steps)]
     more: dict = {}
     if isinstance(model, DiffusionModel):
-        start, end = end_classes(start, end, classes_of(model))
-        images = blended_strip(model, start, end, amounts, rows, seed, how)
+        start, end = end_classes(ends, classes_of(model))
+        images = blended_strip(model, (start, end), amounts, rows, seed, how)
         settings = model.settings(seed=seed, **how)
     else:
-        found = class_step(model, out, start, end, rows, seed, data, feature_weights)
+        found = class_step(model, out, ends, rows, seed, reference)
         start, end = found.start, found.end
         ws = torch.stack([w + t * found.step for w in found.w for t in amounts])
         images = model.synthesise(model.G.broadcast(ws))
@@ -84,11 +89,11 @@ def classes_of(model: DiffusionModel) -> list[str]:
 
 
 def blended_strip(
-    model: DiffusionModel, start: str, end: str, amounts: Sequence[float], rows: int, seed: int, how: dict
+    model: DiffusionModel, ends: tuple[str, str], amounts: Sequence[float], rows: int, seed: int, how: dict
 ) -> np.ndarray:
     """uint8 (rows * steps, C, H, W): the same noise denoised with both classes' predictions, of which the end's has the
     share that `amounts` says; beyond 1 it is guidance away from the start."""
-    a, b = (torch.tensor([model.classes.index(name)], device=model.device) for name in (start, end))
+    a, b = (torch.tensor([model.classes.index(name)], device=model.device) for name in ends)
     way, images = model.still_way(how.get("sampler"), how.get("steps"), how.get("guidance")), []
     for i in tqdm(range(rows), unit=" rows", disable=None):
         noise = model.draw(seed, [i])
@@ -100,9 +105,7 @@ def blended_strip(
     return np.concatenate(images)
 
 
-def class_step(
-    model: GanModel, out: Output, start: str, end: str, rows: int, seed: int, data: str, feature_weights: str | None
-) -> Step:
+def class_step(model: GanModel, out: Output, ends: tuple[str, str], rows: int, seed: int, reference: Reference) -> Step:
     """The step from class to class in w.
 
     A conditional generator gives it by mapping the same z to both classes. Of another one, samples are sorted into
@@ -111,13 +114,13 @@ def class_step(
     indices = list(range(SAMPLES))
     z = model.draw_z(seed, indices)
     if model.classes:
-        start, end = end_classes(start, end, model.classes)
+        start, end = end_classes(ends, model.classes)
         a, b = (model.map_latents(z, torch.full((len(z),), model.classes.index(name))) for name in (start, end))
         return Step(start, end, a[:rows], (b - a).mean(0), None)
     rt = ranks.Runtime(0, 1, 0, model.device, torch.get_num_threads())
-    given = given_features(feature_weights)
-    real = open_data(model, data, print)
-    start, end = end_classes(start, end, list(real.train.classes))
+    given = given_features(reference.feature_weights)
+    real = open_data(model, reference.data, print)
+    start, end = end_classes(ends, list(real.train.classes))
     network, _ = open_features(given, real.train, out.folder, rt)
     train, _ = measure(
         rt, network, lambda r: torch.from_numpy(np.array(real.train.images[r])), len(real.train), "training slices"
@@ -145,12 +148,12 @@ def class_step(
     return Step(start, end, w[of_start][:rows], w[of_end].mean(0) - w[of_start].mean(0), share_of_end)
 
 
-def end_classes(start: str, end: str, classes: list[str]) -> tuple[str, str]:
+def end_classes(ends: tuple[str, str], classes: list[str]) -> tuple[str, str]:
     """--from and --to; AD and NC, or the first two classes, where they are not given."""
     if len(classes) < 2:
         raise ConfigError("direction needs two classes, in the model or in the data; name labelled data with --data")
     default = ("AD", "NC") if {"AD", "NC"} <= set(classes) else (classes[0], classes[1])
-    chosen = start or default[0], end or default[1]
+    chosen = ends[0] or default[0], ends[1] or default[1]
     for name in chosen:
         if name not in classes:
             raise UsageError(f"--from/--to {name}: no such class; choose from {', '.join(classes)}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import torch
 from jobs.predict.features import (
     Images,
     RealSlices,
+    Reference,
     generated,
     given_features,
     measure,
@@ -21,7 +23,7 @@ from jobs.predict.features import (
     rows_of,
 )
 from jobs.predict.output import Output
-from jobs.predict.trained import Trained, open_model
+from jobs.predict.trained import Trained
 from jobs.training import collectives, randomness
 from jobs.view.grids import save_png
 from jobs.view.pictures import pairs_picture
@@ -33,32 +35,30 @@ Measured = tuple[torch.Tensor, torch.Tensor]  # features (N, D), thumbnails (N, 
 
 
 def evaluate(
-    weights: Path,
+    open_on: Callable[[torch.device], Any],
     out: Output,
     *,
     number: int = 5000,
     seed: int = 0,
     label: str = "all",
-    data: str = "",
-    feature_weights: str | None = None,
-    how_of=lambda model: {},
-    device: str = "auto",
-    **opening,
+    reference: Reference = Reference(),
+    how_of: Callable[[Any], dict] = lambda model: {},
+    on_cpu: bool = False,
 ) -> None:
     """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them.
 
-    Runs on all ranks of a torchrun, if there are several. how_of(model): what its `sample` takes. `opening`: as
-    open_model.
+    Runs on all ranks of a torchrun, if there are several. open_on(device): the model. how_of(model): what its `sample`
+    takes beside number, seed and label.
     """
     clock = [time.monotonic()]
     rt = collectives.init_runtime()
-    if rt.world == 1 and device == "cpu":
+    if rt.world == 1 and on_cpu:
         rt = replace(rt, device=torch.device("cpu"))
-    model = open_model(weights, device=rt.device, square=True, **opening)
+    model = open_on(rt.device)
     how = how_of(model)
     labels = model.labels(label, list(range(number)))
-    given = given_features(feature_weights)
-    real = open_data(model, data, print if rt.rank == 0 else lambda text: None)
+    given = given_features(reference.feature_weights)
+    real = open_data(model, reference.data, print if rt.rank == 0 else lambda text: None)
     network, features_name = open_features(given, real.train, out.folder, rt)
     images_of = generated(model, seed, label, how)
     clock.append(time.monotonic())

@@ -29,6 +29,15 @@ Network = tuple[torch.nn.Module, str]  # uint8 (B, C, R, R) -> (B, D), and its n
 
 
 @dataclass(frozen=True)
+class Reference:
+    """What to measure against, and with what: real slices (default: what the run was trained on) and feature
+    weights."""
+
+    data: str = ""
+    feature_weights: str | None = None
+
+
+@dataclass(frozen=True)
 class RealSlices:
     """The training split and the held-out one, at the model's resolution."""
 

@@ -73,16 +73,17 @@ def mix(
     styles: str = "coarse",
     seed: int = 0,
     label: str = "all",
-    truncation: float = 1.0,
-    truncation_cutoff: int | None = None,
+    **how,
 ) -> None:
-    """A grid: cell (r, c) has the styles of column source c in the layers `styles`, and of row source r elsewhere."""
+    """A grid: cell (r, c) has the styles of column source c in the layers `styles`, and of row source r elsewhere.
+
+    `how`: truncation and truncation_cutoff.
+    """
     try:
         first, last = style_layers(model.G, styles)
     except ValueError as error:
         raise UsageError(str(error)) from None
     at_left, on_top = list(range(rows)), list(range(rows, rows + cols))
-    how: dict = {"truncation": truncation, "truncation_cutoff": truncation_cutoff}
     left, top = (model.styles(indices, seed, label, **how) for indices in (at_left, on_top))
     top_images = model.synthesise(top)
     shown = [np.full_like(top_images[:1], BACKGROUND), top_images]  # the empty corner, then the sources

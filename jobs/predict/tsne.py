@@ -11,7 +11,16 @@ from tqdm import tqdm
 from data.files import atomic_write
 from jobs.config.specs import ConfigError
 from jobs.predict.autoencoder import VaeModel
-from jobs.predict.features import MEASURE_CHUNK, generated, given_features, measure, open_data, open_features, rows_of
+from jobs.predict.features import (
+    MEASURE_CHUNK,
+    Reference,
+    generated,
+    given_features,
+    measure,
+    open_data,
+    open_features,
+    rows_of,
+)
 from jobs.predict.gan import GanModel
 from jobs.predict.output import Output
 from jobs.predict.trained import UsageError
@@ -26,8 +35,7 @@ def tsne(
     number: int = 500,
     seed: int = 0,
     label: str = "all",
-    data: str = "",
-    feature_weights: str | None = None,
+    reference: Reference = Reference(),
     how: dict,
 ) -> None:
     """A picture and a CSV: features of real and generated slices by class and by subject, and the w of a StyleGAN2 by
@@ -38,12 +46,12 @@ def tsne(
     except ImportError:
         raise ConfigError("tsne needs scikit-learn, which nothing else does: pip install scikit-learn") from None
     of_vae = isinstance(model, VaeModel)
-    if of_vae and feature_weights:
+    if of_vae and reference.feature_weights:
         raise UsageError("--feature-weights: of a VAE the latents themselves are shown; leave it out")
     rt = ranks.Runtime(0, 1, 0, model.device, torch.get_num_threads())
     labels = model.labels(label, list(range(number)))
-    given = given_features(feature_weights)
-    real = open_data(model, data, print)
+    given = given_features(reference.feature_weights)
+    real = open_data(model, reference.data, print)
     rows = torch.linspace(0, len(real.heldout) - 1, min(number, len(real.heldout))).round().long()
 
     def embed(x: torch.Tensor) -> np.ndarray:

@@ -14,9 +14,10 @@ from torch.utils.flop_counter import flop_registry
 PEAK_SECONDS = 0.1  # of measuring
 
 
-def _convolution(out, x, weight, _bias, _stride, _padding, _dilation, transposed, _output_padding, groups) -> int:
+def _convolution(out, x, weight, *more) -> int:
     """FLOPs (2 per multiply-add) of one convolution. Depthwise ones are resampling filters, work that another
     implementation may not have: they count as nothing."""
+    _bias, _stride, _padding, _dilation, transposed, _output_padding, groups = more
     if groups > 1 and weight.shape[1] == 1:
         return 0
     pixels = x.shape if transposed else out.shape  # each of these meets its group's whole kernel

@@ -108,12 +108,9 @@ class Record:
         nimg: int,
         dtype: torch.dtype,
         flops: Callable[[], dict[Hashable, float]],
-        first_pictures: Callable,
         waits: Callable[[], dict[str, float]],
     ):
         """`dtype`: the type that the networks run in. `flops()` -> {kind of step: FLOPs of one image in it}.
-        `first_pictures()` -> {name: picture} is called for a fresh run (nimg < 0): what the training data look like.
-
         `waits()` -> {column: seconds waited since the start}; a row has their shares of the time since the last row.
         """
         self.c, self.rt, self.run, self.attempt = c, rt, run, attempt
@@ -127,8 +124,6 @@ class Record:
         self.board = TensorBoard(run.tensorboard, purge_step=nimg + 1)
         self.progress = Progress(self.total, self.nimg)
         attempt.printer = self.progress.write
-        for name, picture in first_pictures().items() if nimg < 0 else ():
-            self.show(f"{name}.png", name, picture, 0)
 
     def tick(self, nimg: int, s: State, look: Callable, extra: Callable[[], dict]) -> None:
         """A row at log and sample intervals and at the end; `look(nimg)` -> (grid, figures) at sample intervals.
@@ -158,7 +153,9 @@ class Record:
         self.time, self.nimg, self.waited = time.monotonic(), nimg, self.waits()
 
     def show(self, file: str, name: str, picture, nimg: int) -> None:
-        """A picture for people: a disk on which it does not fit is no reason to stop."""
+        """Rank 0: a picture for people. A disk on which it does not fit is no reason to stop."""
+        if not self.main:
+            return
         try:
             save_png(self.run.samples / file, picture)
         except OSError as error:
