@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from jobs.cluster import doctor, serve, show, slurm, status, submit, terminal, why
-from jobs.cluster.options import MAX_RESTARTS, Options
+from jobs.cluster.options import MAX_RESTARTS, Options, is_given
 from jobs.cluster.plan import make_plan
 from jobs.cluster.queueing import launch, pipeline, plan_or_hint, slurm_partitions
 from jobs.cluster.sites import choose_site
@@ -268,7 +268,7 @@ def resume_command(argv: list[str]) -> int:
     run = find_run(given.run, RUNS)
     if points := read_sweep(run):
         return max(resume_command([point["run"], *argv[1:]]) for point in points)
-    typed = {name: value for name, value in vars(given).items() if name != "run" and value not in ("", None, False)}
+    typed = {name: value for name, value in vars(given).items() if name != "run" and is_given(value)}
     options = resume_options(run, typed)
     options.check()
     partitions = None if options.local else slurm_partitions(options)

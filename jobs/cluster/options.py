@@ -43,11 +43,16 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: at least {least}")
-        ignored = [name for name in OF_SLURM if getattr(self, name) not in ("", None)] if self.local else []
+        ignored = [name for name in OF_SLURM if self.local and is_given(getattr(self, name))]
         if ignored:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
             raise ConfigError(f"--local runs on this machine, so leave out {names}: they are for a cluster")
 
     def remembered(self) -> dict:
         """What was typed and `resume` is to use again."""
-        return {name: value for name in REMEMBERED if (value := getattr(self, name)) not in ("", None, False)}
+        return {name: value for name in REMEMBERED if is_given(value := getattr(self, name))}
+
+
+def is_given(value: object) -> bool:
+    """Whether a person gave this option; 0, as in --gpus 0, is a value."""
+    return value is not None and value is not False and value != ""
