@@ -191,7 +191,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def vgg(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("vgg") / "vgg.pth"
-    torch.save(narrow(), path)
+    torch.save(narrow(8), path)  # with fewer channels all of a place are zero here and there, and rounding decides
     return str(path)
 
 

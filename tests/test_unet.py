@@ -52,6 +52,17 @@ def test_time_and_class_matter():
     assert torch.equal(model(x, torch.tensor([0.1]), None), out[3])  # no label is the class "no class"
 
 
+def test_conditioning_on_the_sum_of_the_embeddings_of_time_and_class():
+    """What the blocks see of them is one vector, the sum (Dhariwal and Nichol 2021, section 4)."""
+    model, seen = tiny(num_classes=2), []
+    model.middle[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    t, labels = torch.rand(3), torch.tensor([0, 1, 2])
+    model(torch.randn(3, 2, 8, 8), t, labels)
+    phase = 1000 * t[:, None] * 10000 ** (-torch.arange(4) / 4)
+    of_time = model.embed_time(torch.cat([phase.sin(), phase.cos()], dim=1))
+    assert torch.allclose(seen[0], of_time + model.embed_class.weight[labels], atol=1e-4)
+
+
 def test_the_time_embedding_tells_neighbouring_steps_apart():
     """Time enters as sines of many periods, not as one raw number: embeddings of any two steps differ clearly."""
     steps = time_embedding(torch.arange(1000) / 999, 64)

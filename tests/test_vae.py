@@ -125,3 +125,15 @@ def test_it_learns_to_reconstruct():
         optimizer.step()
     error = v.reconstruction_loss(model.decode(model.encode(images)[0]), images, "mse").mean()
     assert error < 0.1 * images.var(0, unbiased=False).mean()
+
+
+def test_the_structure_term_is_the_mean_over_the_scales_that_there_are():
+    """At 8 px there is one scale, at 16 two: below 8 no window fits."""
+    for side, scales in ((8, 1), (16, 2), (32, 3), (64, 3)):
+        a, b = (2 * torch.rand(2, 2, 1, side, side, generator=torch.Generator().manual_seed(0)) - 1).unbind(0)
+        parts = []
+        for _ in range(scales):
+            parts.append(v.structure_loss(a, b, scales=1))
+            a, b = (torch.nn.functional.avg_pool2d(x, 2) for x in (a, b))
+        whole = (2 * torch.rand(2, 2, 1, side, side, generator=torch.Generator().manual_seed(0)) - 1).unbind(0)
+        assert torch.allclose(v.structure_loss(*whole), sum(parts) / scales, atol=1e-5)
