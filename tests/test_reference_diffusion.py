@@ -7,6 +7,7 @@ Ho 2020 (noise, epsilon), Salimans 2022 (v), Lipman 2023 (flow), Nichol 2021 (co
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def sample_of(latents: Latents, rows, noise: torch.Tensor) -> torch.Tensor:
 
 
 ALWAYS = (
-    "--lr 0.002 --weight-decay 0.3 --ema-kimg 0.06 --ema-rampup 1.5 --warmup-kimg 0.04 --decay-kimg 0.1 --dropout 0"
+    "--lr 0.002 --weight-decay 0.3 --ema-kimg 0.06 --ema-rampup 1.5 --warmup-kimg 0.04 --decay-kimg 0.1 --dropout 0 --no-conditional"
 )
 CASES = {
     "flow, classes, parts": "--conditional --class-dropout 0.3 --accumulate 2 --clip 11",
@@ -405,7 +406,7 @@ def test_grids_diversity_and_losses_by_hand(pack, monkeypatch, name):
     monkeypatch.setattr(script, "LOOKED_AT", 20)
     monkeypatch.setattr(script, "CHUNK", 7 if "pixels" in name else 32)
     monkeypatch.setattr(script, "image_grid", lambda images, columns, labels: (images, columns, labels))
-    c, latent = config(*SEEN[name].split()), "latents" in name
+    c, latent = config("--no-conditional", *SEEN[name].split()), "latents" in name
     gen = np.random.default_rng(1)
     images = gen.integers(0, 256, (130, 1, 32, 32)).astype(np.uint8)
     labels = gen.integers(0, 3, 130)
@@ -469,6 +470,17 @@ def test_grids_diversity_and_losses_by_hand(pack, monkeypatch, name):
     real_labels = [CLASSES[k] for k in labels[spread(130, 64)][:48]] if c.conditional else None
     pictures, columns, captions = sampler.reals()
     assert np.array_equal(pictures, images[spread(130, 64)[:48]]) and (columns, captions) == (8, real_labels)
+
+
+@pytest.mark.parametrize(("side", "columns", "number"), [(128, 8, 48), (256, 6, 24)])
+def test_grids_of_large_slices_are_smaller(side, columns, number):
+    pack = SimpleNamespace(images=np.zeros((2, 1, side, side), np.uint8), labels=np.zeros(2, np.int64), classes=[])
+    values = np.zeros((2, 2, 2, 8, 8), np.float16)
+    latents = Latents("", values, pack.labels, np.zeros(2), np.ones(2))
+    c = config("--resolution", str(side), "--no-conditional")
+    data = script.Data(c, pack, latents, None, CPU)
+    seen = script.Sampler(c, pack, data, None, None, diffusion.make_schedule(c.schedule), ALONE, torch.float32)
+    assert (seen.columns, seen.number, len(seen.noise)) == (columns, number, number)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -598,3 +610,29 @@ def test_a_run_may_start_from_the_networks_of_another(finished, packs, vae, tmp_
         assert all(torch.equal(v, first[name][k]) for k, v in last[name].items()), name
     losses = {k: v for k, v in tiny.rows(finished)[-1].items() if k.startswith("val_loss")}
     assert len(losses) == 3 and losses.items() <= tiny.rows(tmp_path / "run")[0].items()
+    goes_on = ("--init-from", str(finished), "--vae", str(vae), "--total-kimg", "0.016", "--log-kimg", "1")
+    with mock.patch.object(script, "load_initial_weights", side_effect=AssertionError):  # once, at its start
+        assert run_main(SCRIPT, "--run", str(tmp_path / "run"), *FLAGS, *goes_on, packs=packs).code == 0
+
+
+def test_a_dry_run_checks_all_and_makes_nothing(finished, vae, packs, tmp_path):
+    """The VAE is this run's own copy where there is one, else the one that a run would take."""
+    run = tmp_path / "run"
+
+    def dry(*flags):
+        return run_main(SCRIPT, "--run", str(run), "--data", "phantom:24", *flags, "--dry-run", packs=packs)
+
+    assert dry().code == 78 and "pretrain_vae.py" in dry().err
+    done = dry("--vae", str(vae))
+    expected = dataclasses.asdict(config("--run", str(run), "--data", "phantom:24", "--vae", str(vae), "--dry-run"))
+    assert done.code == 0 and json.loads(done.out) == expected and "memory" in done.err and not run.exists()
+    assert dry("--vae", str(vae), "--resolution", "64").code == 78
+    assert dry("--space", "pixel", "--widths", "8,8").code == 0
+    assert dry("--vae", str(vae), "--data", str(tmp_path / "none")).code == 78
+    run.mkdir(mode=0o700)
+    (run / "vae.safetensors").write_bytes((vae / "weights.safetensors").read_bytes())
+    assert dry().code == 0
+    changed = run_main(
+        SCRIPT, "--run", str(finished), *FLAGS, "--vae", str(vae), "--num-res", "2", "--dry-run", packs=packs
+    )
+    assert changed.code == 78 and "--num-res 1 -> 2" in changed.said

@@ -6,6 +6,8 @@ Esser 2021 (the balance of gradients), Wang 2004 (SSIM), Zhang 2018 (distance in
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +25,8 @@ from test_perceptual import narrow
 import pretrain_vae as script
 from data.batches import Batches, flip_coins, sample_order
 from data.pack import ensure_pack
-from jobs import runtime, specs
+from data.sources import DataError
+from jobs import runtime, specs, stop
 from jobs.checkpoint import Checkpoints
 from jobs.specs import VaeConfig
 from jobs.throughput import count_flops
@@ -343,10 +346,11 @@ def as_bytes(x: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("held", [True, False])
 def test_reconstructions_are_those_of_the_posterior_means(pack, monkeypatch, held):
-    """Ten of the slices, evenly spread, in chunks of three on one rank and on two; one slice has no head. The picture has the
-    first chunk above its reconstructions."""
+    """Ten of the slices, evenly spread, in chunks of three or nine on one rank and on two; one slice has no head. The picture
+    has the first chunk above its reconstructions, row by row."""
+    chunk = 3 if held else 9
     monkeypatch.setattr(script, "LOOKED_AT", 10)
-    monkeypatch.setattr(script, "CHUNK", 3)
+    monkeypatch.setattr(script, "CHUNK", chunk)
     monkeypatch.setattr(script, "image_grid", lambda images, columns: (images, columns))
     c = config("--latent-channels", "3")
     vae = script.build_state(c, CPU).vae_ema
@@ -364,15 +368,26 @@ def test_reconstructions_are_those_of_the_posterior_means(pack, monkeypatch, hel
     alone = script.Reconstructions(c, *given, ALONE, torch.float32)
     (picture, columns), found = alone(vae)
     close(found, expected, rel=1e-3)
-    assert 0 < found["active_channels"] < 3 and columns == 3
-    pairs = np.concatenate([images[looked_at[:3]], as_bytes(output[:3])])
+    assert 0 < found["active_channels"] < 3 and columns == min(chunk, 8)
+    above, below = images[looked_at[:chunk]], as_bytes(output[:chunk])
+    pairs = np.concatenate([row[i : i + 8] for i in range(0, chunk, 8) for row in (above, below)])
     assert np.abs(picture.astype(int) - pairs).max() <= 1
     shown, columns = alone.reals()
-    assert np.array_equal(shown, images[looked_at[:3]]) and columns == 8
+    assert np.array_equal(shown, above) and columns == 8
     made = two_ranks(monkeypatch, lambda rt: script.Reconstructions(c, *given, rt, torch.float32)(vae))
     for _, figures in made:
         close(figures, expected, rel=1e-3)
     assert np.abs(made[0][0][0].astype(int) - pairs).max() <= 1 and made[1][0] is None
+
+
+@pytest.mark.parametrize(("side", "columns"), [(128, 8), (256, 6)])
+def test_rows_of_large_slices_are_shorter(side, columns):
+    images = np.full((40, 1, side, side), 200, np.uint8)
+    source = SimpleNamespace(images=images, labels=np.zeros(40, np.int64))
+    c = config("--resolution", str(side))
+    seen = script.Reconstructions(c, source, None, ALONE, torch.float32)
+    assert seen.columns == columns and [len(part) for part in seen.images] == [32, 8]
+    assert seen.reals().size == (columns * (side + 2) + 2, 4 * (side + 2) + 2)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -443,3 +458,41 @@ def test_a_run_may_start_from_the_networks_of_another(finished, packs, tmp_path)
         k: v for k, v in tiny.rows(finished)[-1].items() if k.startswith(("val_", "active", "latent", "posterior"))
     }
     assert len(figures) == 11 and figures.items() <= tiny.rows(tmp_path / "run")[0].items()
+    goes_on = ("--init-from", str(finished), "--total-kimg", "0.016", "--log-kimg", "1")
+    with mock.patch.object(script, "load_initial_weights", side_effect=AssertionError):  # once, at its start
+        assert run_main(SCRIPT, "--run", str(tmp_path / "run"), *FLAGS, *goes_on, packs=packs).code == 0
+
+
+@pytest.mark.parametrize("error", [DataError("the disk is full"), stop.Stopped("the time is over")])
+def test_latents_are_written_by_a_finished_run_alone_and_their_lack_is_no_failure(packs, tmp_path, error):
+    def trained(code, done):
+        def train(c, rt, run, pack, held_out, attempt):
+            if done:
+                run.mark_done()
+            return code
+
+        return mock.patch.object(script, "train", train)
+
+    flags = ("--run", str(tmp_path / "run"), "--data", "phantom:24")
+    with mock.patch.object(script, "write_latents", side_effect=error) as write:
+        with trained(75, False):
+            assert run_main(SCRIPT, *flags, packs=packs).code == 75
+        assert not write.called
+        with trained(0, True):
+            done = run_main(SCRIPT, *flags, packs=packs)
+        assert done.code == 0 and write.call_count == 1 and str(error) in done.said
+    c, _, run, written, _ = write.call_args.args
+    assert (c.run, str(run.path)) == (str(tmp_path / "run"),) * 2
+    assert [pack.meta["split"] for pack in written] == ["train", "val"]
+
+
+def test_a_dry_run_checks_all_and_makes_nothing(finished, packs, tmp_path):
+    run = tmp_path / "run"
+    done = run_main(SCRIPT, "--run", str(run), "--data", "phantom:24", "--dry-run", packs=packs)
+    expected = dataclasses.asdict(config("--run", str(run), "--data", "phantom:24", "--dry-run"))
+    assert done.code == 0 and json.loads(done.out) == expected and "memory" in done.err and not run.exists()
+    (tmp_path / "none.pth").write_bytes(b"")
+    for wrong in (("--perceptual-file", str(tmp_path / "none.pth")), ("--data", str(tmp_path / "none"))):
+        assert run_main(SCRIPT, "--run", str(run), *wrong, "--dry-run", packs=packs).code == 78
+    other = run_main(SCRIPT, "--run", str(finished), *FLAGS, "--width", "16", "--dry-run", packs=packs)
+    assert other.code == 78 and "--width 8 -> 16" in other.said

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from test_vae import Tensors, awake
 
 from models.unet import UNet, drop_labels, guided, time_embedding
 
@@ -27,6 +29,49 @@ def test_parameter_counts_are_those_of_the_published_layout(size, channels, widt
         model = UNet(size, channels, widths=widths, attention_sides=sides, head_dim=32)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     assert round(count, 4 if millions == 16.0576 else 1) == millions
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("widths", "num_res", "sides", "head_dim"), [((8, 16), 1, (4,), 8), ((8, 16, 16), 2, (8, 2), 4)])
+def test_it_is_the_network_of_the_papers_layer_by_layer(widths, num_res, sides, head_dim):
+    """Ho 2020 and Dhariwal 2021: the embedding is added between the two halves of a block, every map of the way down is
+    joined on the way up, one block more per resolution."""
+    model = awake(UNet(8, 2, widths=widths, num_res=num_res, attention_sides=sides, head_dim=head_dim, num_classes=2))
+    gen = torch.Generator().manual_seed(1)
+    x, time, labels = torch.randn(3, 2, 8, 8, generator=gen), torch.rand(3, generator=gen), torch.tensor([0, 2, 1])
+    t = Tensors(model)
+    linear = lambda name, v: F.linear(v, t.values[f"{name}.weight"], t.values[f"{name}.bias"])  # noqa: E731
+    phase = 1000 * time[:, None] * 10000 ** (-torch.arange(widths[0] // 2) / (widths[0] // 2))
+    emb = linear("embed_time.2", F.silu(linear("embed_time.0", torch.cat([phase.sin(), phase.cos()], 1))))
+    emb = emb + t.values["embed_class.weight"][labels]
+
+    def block(name, h):
+        y = t.conv(f"{name}.conv1", F.silu(t.norm(f"{name}.norm1", h)), padding=1)
+        y = y + linear(f"{name}.emb", F.silu(emb))[:, :, None, None]
+        y = t.conv(f"{name}.conv2", F.silu(t.norm(f"{name}.norm2", y)), padding=1)
+        return y + (t.conv(f"{name}.skip", h) if f"{name}.skip.weight" in t.values else h)
+
+    def seen(name, h):
+        heads = max(h.shape[1] // head_dim, 1)
+        return t.attention(name, h, heads) if h.shape[-1] in sides or "middle" in name else h
+
+    h = t.conv("conv_in", x, padding=1)
+    maps = [h]
+    for i in range(len(widths)):
+        for j in range(num_res):
+            h = seen(f"down.{i}.attentions.{j}", block(f"down.{i}.blocks.{j}", h))
+            maps.append(h)
+        if i < len(widths) - 1:
+            h = t.conv(f"downsample.{i}", h, stride=2, padding=1)
+            maps.append(h)
+    h = block("middle.2", seen("middle.1", block("middle.0", h)))
+    for i in range(len(widths)):
+        for j in range(num_res + 1):
+            h = seen(f"up.{i}.attentions.{j}", block(f"up.{i}.blocks.{j}", torch.cat([h, maps.pop()], 1)))
+        if i < len(widths) - 1:
+            h = t.conv(f"upsample.{i}", h.repeat_interleave(2, 2).repeat_interleave(2, 3), padding=1)
+    expected = t.conv("conv_out", F.silu(t.norm("norm_out", h)), padding=1)
+    assert not maps and expected.abs().max() > 0.1 and torch.allclose(model(x, time, labels), expected, atol=1e-4)
 
 
 def test_it_starts_at_zero_and_as_identity_blocks():

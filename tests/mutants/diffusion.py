@@ -5,7 +5,10 @@ from __future__ import annotations
 from tests.mutants import Fault
 
 REFERENCE = "tests/test_reference_diffusion.py::"
-STEPS, RANKS = f"{REFERENCE}test_six_steps_are_those_of_the_papers", f"{REFERENCE}test_two_ranks_with_parts_are_the_same_steps"
+STEPS, RANKS = (
+    f"{REFERENCE}test_six_steps_are_those_of_the_papers",
+    f"{REFERENCE}test_two_ranks_with_parts_are_the_same_steps",
+)
 DROPOUT = f"{REFERENCE}test_dropout_differs_between_two_real_ranks_and_is_that_of_the_position"
 SEEN = f"{REFERENCE}test_grids_diversity_and_losses_by_hand"
 RUN = f"{REFERENCE}test_a_run_logs_and_writes_just_that_and_steps_over_a_poisoned_batch"
@@ -14,10 +17,24 @@ FLOPS = f"{REFERENCE}test_flops_of_a_step_are_those_of_the_real_one"
 TYPE = f"{REFERENCE}test_the_network_runs_in_the_type_and_the_loss_in_fp32"
 AGAIN = f"{REFERENCE}test_a_run_may_start_from_the_networks_of_another"
 UNIT = "tests/test_train_diffusion.py::"
-NEWEST, UNFIT = f"{UNIT}test_the_newest_finished_vae_that_fits_is_taken", f"{UNIT}test_a_vae_run_that_does_not_fit_is_passed_over"
-COPIED, REFUSED = f"{UNIT}test_the_vae_is_copied_once_so_that_its_run_may_go_on", f"{UNIT}test_weights_that_are_of_no_vae_are_refused"
+NEWEST, UNFIT = (
+    f"{UNIT}test_the_newest_finished_vae_that_fits_is_taken",
+    f"{UNIT}test_a_vae_run_that_does_not_fit_is_passed_over",
+)
+COPIED, REFUSED = (
+    f"{UNIT}test_the_vae_is_copied_once_so_that_its_run_may_go_on",
+    f"{UNIT}test_weights_that_are_of_no_vae_are_refused",
+)
 OTHER_IMAGES = f"{UNIT}test_weights_of_a_vae_for_other_images_are_refused"
-DATA, CLASS = f"{UNIT}test_slices_of_training_and_of_other_patients_and_their_latents", f"{UNIT}test_a_conditional_run_needs_a_class_for_every_slice"
+DATA, CLASS = (
+    f"{UNIT}test_slices_of_training_and_of_other_patients_and_their_latents",
+    f"{UNIT}test_a_conditional_run_needs_a_class_for_every_slice",
+)
+DRY, LARGE = (
+    f"{REFERENCE}test_a_dry_run_checks_all_and_makes_nothing",
+    f"{REFERENCE}test_grids_of_large_slices_are_smaller",
+)
+NETWORK, SAMPLERS = "tests/test_unet.py::test_it_is_the_network_of_the_papers_layer_by_layer", "tests/test_diffusion.py"
 SCRIPT = "train_diffusion.py"
 CACHE = "tests/test_latents.py"
 
@@ -120,6 +137,14 @@ FAULTS = [
     of(SCRIPT, "            record.rewind(nimg)\n", "", RUN),
     of(SCRIPT, '("unet", "unet_ema"), c.init_from', '("unet",), c.init_from', AGAIN),
     of(SCRIPT, "return {k: of_vae[k] for k in loading.VAE_FIELDS}", "return {k: of_vae[k] for k in loading.VAE_FIELDS[1:]}", RUN),
+    of(SCRIPT, "if found < 0 and c.init_from:", "if c.init_from:", AGAIN),
+    of(SCRIPT, "8 if c.resolution <= 128 else 6", "8 if c.resolution < 128 else 6", LARGE),
+    of(SCRIPT, "self.columns * (6 if c.resolution <= 128 else 4)", "self.columns * 6", LARGE),
+    of(SCRIPT, "vae_file(run) if vae_file(run).exists() else find_vae(c)", "find_vae(c)", DRY),
+    of(SCRIPT, "        load_vae(c, source)\n        say", "        say", DRY),
+    of(SCRIPT, '    compare_with_run(run, c)\n    if c.space == "latent":', '    if c.space == "latent":', DRY),
+    of(SCRIPT, '    compare_with_run(run, c)\n    if c.space == "latent":', '    compare_with_run(run, c)\n    if c.space:', DRY),
+    of(SCRIPT, "    if c.dry_run:\n        return dry_run(c)\n", "", DRY),
     # --- the VAE
     of(SCRIPT, "        if others_may_replace(folder):\n            continue", "        if False:\n            continue", UNFIT),
     of(SCRIPT, '("data", "resolution", "channels", "crop"))', '("resolution", "channels", "crop"))', UNFIT),
@@ -164,6 +189,37 @@ FAULTS = [
     of("models/unet.py", "generator=generator, device=labels.device) < probability", "generator=generator, device=labels.device) > probability", STEPS),
     of("models/unet.py", "return uncond + guidance * (cond - uncond)", "return cond + guidance * (cond - uncond)", "tests/test_unet.py"),
     of("models/unet.py", "phase = 1000 * t.float()[:, None] * frequencies", "phase = t.float()[:, None] * frequencies", "tests/test_unet.py"),
+    of("models/unet.py", "h = h + self.emb(F.silu(emb)).to(h.dtype)", "h = h + self.emb(emb).to(h.dtype)", NETWORK),
+    of("models/unet.py", "return self.skip(x) + h\n", "return h\n", NETWORK),
+    of("models/unet.py", "return x + y.transpose(1, 2).reshape(b, c, h, w)", "return y.transpose(1, 2).reshape(b, c, h, w)", NETWORK),
+    of("models/unet.py", ".view(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)", ".view(b, h * w, self.heads, 3, c // self.heads).permute(3, 0, 2, 1, 4)", NETWORK),
+    of("models/unet.py", "y = self.out(y.transpose(1, 2).reshape(b, h * w, c))", "y = self.out(y.reshape(b, h * w, c))", NETWORK),
+    of("models/unet.py", "math.gcd(GROUPS, max(channels // 2, 1))", "math.gcd(GROUPS, channels)", NETWORK),
+    of("models/unet.py", "torch.cat([phase.sin(), phase.cos()], dim=1)", "torch.cat([phase.cos(), phase.sin()], dim=1)", NETWORK),
+    of("models/unet.py", "half, device=t.device, dtype=torch.float32) / half)", "half, device=t.device, dtype=torch.float32) / (half - 1))", NETWORK),
+    of("models/unet.py", "self.middle[2](self.middle[1](self.middle[0](h, emb)), emb)", "self.middle[2](self.middle[0](h, emb), emb)", NETWORK),
+    of("models/unet.py", "self.upsample[i](F.interpolate(h, scale_factor=2.0, mode=\"nearest\"))", "self.upsample[i](F.interpolate(h, scale_factor=2.0, mode=\"bilinear\"))", NETWORK),
+    of("models/unet.py", "return self.conv_out(F.silu(self.norm_out(h)))", "return self.conv_out(self.norm_out(h))", NETWORK),
+    of("models/unet.py", "torch.full_like(t, self.num_classes, dtype=torch.int64) if labels is None", "torch.full_like(t, 0, dtype=torch.int64) if labels is None", "tests/test_unet.py::test_time_and_class_matter"),
+    of("models/unet.py", "zeroed(nn.Conv2d(c, channels, 3, padding=1))", "nn.Conv2d(c, channels, 3, padding=1)", "tests/test_unet.py::test_it_starts_at_zero_and_as_identity_blocks"),
+    of("models/unet.py", "if guidance == 1:\n        return model(x, t, labels)", "if guidance == 1:\n        return model(x, t, None)", "tests/test_unet.py::test_guidance_is_the_textbook_formula_in_one_call"),
+    # --- samplers
+    of("models/diffusion.py", "x = alpha_next * x0 + math.sqrt(max(sigma_next**2 - spread**2, 0.0)) * epsilon", "x = alpha_next * x0 + sigma_next * epsilon", SEEN),
+    of("models/diffusion.py", "x = alpha_next * x0 + math.sqrt(", "x = alpha * x0 + math.sqrt(", SEEN),
+    of("models/diffusion.py", "epsilon = (x - alpha * x0) / sigma\n", "epsilon = (x - alpha_next * x0) / sigma_next\n", SEEN),
+    of("models/diffusion.py", "eta=float(sampler == \"ancestral\")", "eta=float(sampler != \"ancestral\")", SEEN),
+    of("models/diffusion.py", "if i == len(times) - 1:\n            return x0", "if i == len(times) - 1:\n            return x", SEEN),
+    of("models/diffusion.py", "x = x + spread * (torch.randn_like(x) if fresh is None else fresh(x))", "x = x + spread * torch.randn_like(x)", SEEN),
+    of("models/diffusion.py", "steps(time_set, number)[::-1]", "steps(time_set, number)", SEEN),
+    of("models/diffusion.py", "(x0 - previous) * (h / (2 * previous_h))", "(x0 - previous) * (h / previous_h)", SAMPLERS),
+    of("models/diffusion.py", "sigma_min: float = 0.04,", "sigma_min: float = 0.4,", SAMPLERS),
+    of("models/diffusion.py", "- float(alphas[i + 1]) * math.expm1(-h) * direction", "- float(alphas[i + 1]) * math.expm1(-h) * x0", SAMPLERS),
+    of("models/diffusion.py", "u, x0 = velocity(y - half * u, tau - half)", "u, x0 = velocity(y - half * u, tau)", SAMPLERS),
+    of("models/diffusion.py", "(slope + (ahead - x0) / there) / 2", "(ahead - x0) / there", SAMPLERS),
+    of("models/diffusion.py", "rho: float = 7.0", "rho: float = 1.0", SAMPLERS),
+    of("models/diffusion.py", "return (y - x0) / tau, x0", "return y - x0, x0", SAMPLERS),
+    of("models/diffusion.py", "x0.clamp(-clamp, clamp) if clamp else x0", "x0.clamp(-clamp, clamp)", SEEN),
+    of("models/diffusion.py", "return (x - sigma * prediction) / (alpha + sigma)", "return (x - sigma * prediction) / alpha", "tests/test_diffusion.py::test_the_exact_prediction_gives_back_x0_and_noise"),
     # --- the cache
     of("data/latents.py", "order = sample_order(self.count, self.seed, nimg + start, stop - start)", "order = sample_order(self.count, self.seed, nimg, stop - start)", STEPS),
     of("data/latents.py", "order = sample_order(self.count, self.seed, nimg + start, stop - start)", "order = sample_order(self.count, 0, nimg + start, stop - start)", CACHE),

@@ -5,7 +5,10 @@ from __future__ import annotations
 from tests.mutants import Fault
 
 REFERENCE = "tests/test_reference_vae.py::"
-STEPS, RANKS = f"{REFERENCE}test_six_steps_are_those_of_the_papers", f"{REFERENCE}test_two_ranks_with_parts_are_the_same_steps"
+STEPS, RANKS = (
+    f"{REFERENCE}test_six_steps_are_those_of_the_papers",
+    f"{REFERENCE}test_two_ranks_with_parts_are_the_same_steps",
+)
 SEEN = f"{REFERENCE}test_reconstructions_are_those_of_the_posterior_means"
 RUN = f"{REFERENCE}test_a_run_logs_and_writes_just_that_and_steps_over_a_poisoned_batch"
 START = f"{REFERENCE}test_the_start_is_drawn_from_the_seed_and_the_average_is_the_network"
@@ -13,6 +16,15 @@ FLOPS = f"{REFERENCE}test_flops_of_a_step_are_those_of_the_real_one"
 TYPE = f"{REFERENCE}test_networks_run_in_the_type_and_losses_in_fp32"
 AGAIN = f"{REFERENCE}test_a_run_may_start_from_the_networks_of_another"
 DATA = "tests/test_pretrain_vae.py::test_slices_of_training_and_of_other_patients"
+LATENTS = f"{REFERENCE}test_latents_are_written_by_a_finished_run_alone_and_their_lack_is_no_failure"
+DRY, LARGE = (
+    f"{REFERENCE}test_a_dry_run_checks_all_and_makes_nothing",
+    f"{REFERENCE}test_rows_of_large_slices_are_shorter",
+)
+NETWORK, PATCHES = (
+    "tests/test_vae.py::test_the_networks_are_those_of_rombach_2022",
+    "tests/test_vae.py::test_the_discriminator_is_that_of_isola_2017",
+)
 SCRIPT = "pretrain_vae.py"
 
 
@@ -110,13 +122,39 @@ FAULTS = [
     of(SCRIPT, "            record.rewind(nimg)\n", "", RUN),
     of(SCRIPT, "Batches(pack, seed=c.seed, batch=c.batch", "Batches(pack, seed=c.seed + 1, batch=c.batch", RUN),
     of(SCRIPT, "if found < 0 and c.init_from:", "if found > 0 and c.init_from:", AGAIN),
+    of(SCRIPT, "if found < 0 and c.init_from:", "if c.init_from:", AGAIN),
     of(SCRIPT, '("vae", "vae_ema", "D"), c.init_from', '("vae", "vae_ema"), c.init_from', AGAIN),
     of(SCRIPT, "first_pictures=lambda: {\"reals\": reconstructions.reals()},", "first_pictures=lambda: {},", "tests/test_pretrain_vae.py::test_finished_run_has_everything_and_has_learnt"),
     of(SCRIPT, "return ensure_pack(c.data, split=c.split, **shape), ensure_held_out(", 'return ensure_pack(c.data, split="train", **shape), ensure_held_out(', DATA),
     of(SCRIPT, "c.data, c.val_split, train_split=c.split, **shape", "c.data, c.val_split, **shape", DATA),
     of(SCRIPT, "crop=c.crop, max_bad=c.max_bad, progress=rank == 0", "crop=0, max_bad=c.max_bad, progress=rank == 0", DATA),
     of(SCRIPT, "verify=rank == 0)  # fmt: skip\n    return ensure_pack", "verify=False)  # fmt: skip\n    return ensure_pack", DATA),
+    of(SCRIPT, "        if rank == 0 and run.done():\n", "        if rank == 0:\n", LATENTS),
+    of(SCRIPT, "        if rank == 0 and run.done():\n", "        if rank == 0 and not run.done():\n", LATENTS),
+    of(SCRIPT, "except (DataError, stop.Stopped) as error:  # the run", "except DataError as error:  # the run", LATENTS),
+    of(SCRIPT, "[pack] if held_out is None else [pack, held_out], attempt.say)", "[pack], attempt.say)", LATENTS),
+    of(SCRIPT, "        return code\n\n\nif __name__", "        return stop.DONE\n\n\nif __name__", LATENTS),
+    of(SCRIPT, "    sha = sha256_of(run.weights)\n", '    sha = sha256_of(run.path / "config.json")\n', "tests/test_pretrain_vae.py::test_the_end_of_a_run_writes_the_latents_that_diffusion_takes"),
+    of(SCRIPT, "    compare_with_run(RunDir(c.run), c)\n    open_perceptual", "    open_perceptual", DRY),
+    of(SCRIPT, '    open_perceptual(c, torch.device("cpu"))\n    world', "    world", DRY),
+    of(SCRIPT, "        raise ConfigError(str(error)) from None", "        return None", DRY),
+    of(SCRIPT, "    if c.dry_run:\n        return dry_run(c)\n", "", DRY),
+    of(SCRIPT, "8 if c.resolution <= 128 else 6", "8 if c.resolution < 128 else 6", LARGE),
+    of(SCRIPT, "[: 4 * self.columns]", "[: self.columns]", LARGE),
+    of(SCRIPT, "for i in range(4) for t in", "for i in range(1) for t in", SEEN),
     # --- networks and losses
+    of("models/vae.py", "MULTIPLIERS = (1, 2, 4, 4)", "MULTIPLIERS = (1, 2, 4, 8)", NETWORK),
+    of("models/vae.py", "return self.skip(x) + self.conv2(F.silu(self.norm2(h)))", "return self.conv2(F.silu(self.norm2(h)))", NETWORK),
+    of("models/vae.py", "h = self.conv1(F.silu(self.norm1(x)))", "h = F.silu(self.norm1(self.conv1(x))) if x.shape[1] == len(self.norm1.weight) == self.conv1.out_channels else self.conv1(F.silu(self.norm1(x)))", NETWORK),
+    of("models/vae.py", 'scale_factor=2.0, mode="nearest"', 'scale_factor=2.0, mode="bilinear"', NETWORK),
+    of("models/vae.py", "Attention(channels, math.gcd(64, channels))", "Attention(channels, channels)", NETWORK),
+    of("models/vae.py", "group_norm(c), nn.SiLU(), nn.Conv2d(c, 2 * latent_channels", "group_norm(c), nn.ReLU(), nn.Conv2d(c, 2 * latent_channels", NETWORK),
+    of("models/vae.py", "layers += [group_norm(c), nn.SiLU(), nn.Conv2d(c, channels, 3, padding=1)]", "layers += [group_norm(c), nn.Identity(), nn.Conv2d(c, channels, 3, padding=1)]", NETWORK),
+    of("models/vae.py", "MULTIPLIERS[: down.bit_length()]", "MULTIPLIERS[: down.bit_length() - 1]", "tests/test_vae.py::test_shapes"),
+    of("models/vae.py", "nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]", "nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU()]", PATCHES),
+    of("models/vae.py", "stride=2 if i < layers else 1", "stride=2", PATCHES),
+    of("models/vae.py", "min(2**i, 8)", "2**i", PATCHES),
+    of("models/vae.py", "LOGVAR_RANGE = (-30.0, 20.0)", "LOGVAR_RANGE = (-3.0, 20.0)", "tests/test_vae.py::test_logvar_is_bounded"),
     of("models/vae.py", "return mean, logvar.clamp(*LOGVAR_RANGE)", "return mean, logvar", "tests/test_vae.py::test_logvar_is_bounded"),
     of("models/vae.py", "return mean + (0.5 * logvar).exp() * noise", "return mean + logvar.exp() * noise", STEPS),
     of("models/vae.py", "0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).mean(1)", "0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)", STEPS),
