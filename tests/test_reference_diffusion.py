@@ -173,9 +173,7 @@ def sample_of(latents: Latents, rows, noise: torch.Tensor) -> torch.Tensor:
     return ((z - torch.from_numpy(latents.mean).view(2, 1, 1)) / torch.from_numpy(latents.std).view(2, 1, 1)).float()
 
 
-ALWAYS = (
-    "--lr 0.002 --weight-decay 0.3 --ema-kimg 0.06 --ema-rampup 1.5 --warmup-kimg 0.04 --decay-kimg 0.1 --dropout 0 --no-conditional"
-)
+ALWAYS = "--lr 0.002 --weight-decay 0.3 --ema-kimg 0.06 --ema-rampup 1.5 --warmup-kimg 0.04 --decay-kimg 0.1 --dropout 0 --no-conditional"
 CASES = {
     "flow, classes, parts": "--conditional --class-dropout 0.3 --accumulate 2 --clip 11",
     "linear, epsilon, uniform, weighted": "--schedule linear --target epsilon --times uniform --min-snr-gamma 3 --clip 100",
@@ -295,6 +293,11 @@ def test_the_network_runs_in_the_type_and_the_loss_in_fp32(pack):
     assert seen == {torch.bfloat16} and all(p.dtype == torch.float32 for p in s.unet.parameters())
     x, t = torch.zeros(2, 1, 32, 32), torch.rand(2)
     assert script.predictor(s.unet, None, torch.bfloat16)(x, t).dtype == torch.float32
+    layer, types = torch.nn.Conv2d(2, 1, 1), []
+    layer.register_forward_hook(lambda _, __, out: types.append(out.dtype))
+    data = script.Data(config(), pack, made_up_latents(), SimpleNamespace(decoder=layer), CPU)
+    made = data.to_images(torch.randn(2, 2, 8, 8), data.scale, torch.bfloat16)
+    assert types == [torch.bfloat16] and made.dtype == torch.float32 and not made.requires_grad
 
 
 def test_flops_of_a_step_are_those_of_the_real_one(pack):
@@ -316,7 +319,27 @@ def test_the_start_is_drawn_from_the_seed_and_the_average_is_the_network(pack):
     s = states[0]
     assert all(torch.equal(v, s.unet_ema.state_dict()[k]) for k, v in s.unet.state_dict().items())
     assert not s.unet_ema.training and s.unet.training and not any(p.requires_grad for p in s.unet_ema.parameters())
-    assert s.unet.embed_class.num_embeddings == 4
+
+
+def test_the_network_and_its_loss_scale_are_those_of_the_flags():
+    """A loss scale is for fp16 alone."""
+    for flags, widths, blocks, sides, head_dim, scaled in (
+        ("--no-conditional", [8, 16], 1, {4}, 8, False),
+        ("--conditional --widths 4,8,8 --num-res 3 --attention 8,2 --head-dim 4 --dropout 0.3 --precision fp16", [4, 8, 8], 3, {8, 2}, 4, True),
+    ):  # fmt: skip
+        c = config(*flags.split())
+        data = script.Data(c, SimpleNamespace(classes=CLASSES), made_up_latents(), None, CPU)
+        s = script.build_state(c, data, 3 if c.conditional else 0, CPU)
+        for unet in (s.unet, s.unet_ema):
+            assert [level.blocks[-1].conv2.out_channels for level in unet.down] == widths
+            assert [len(level.blocks) for level in unet.down] == [blocks] * len(widths)
+            assert {8 >> i for i, level in enumerate(unet.down) if hasattr(level.attentions[0], "heads")} == sides
+            assert unet.middle[1].heads == widths[-1] // head_dim and unet.middle[0].dropout.p == c.dropout
+            assert (unet.conv_in.in_channels, unet.conv_out.out_channels) == (2, 2)
+            assert (unet.embed_class is None) if not c.conditional else unet.embed_class.num_embeddings == 4
+        assert s.scaler.is_enabled() == scaled
+    with pytest.raises(specs.ConfigError, match="--widths 8,8,8,8,8"):
+        script.build_unet(config("--widths", "8,8,8,8,8"), (2, 8, 8), 0)
 
 
 # --- what a person sees -----------------------------------------------------------------------------------------------
@@ -403,6 +426,7 @@ SEEN = {
 def test_grids_diversity_and_losses_by_hand(pack, monkeypatch, name):
     """On one rank and on two: 48 slices from fixed noise, whole rows of a class, decoded from latents at their own scale;
     how much they vary beside 20 real ones; the loss of 20 slices of other patients at fixed times."""
+    assert (script.LOOKED_AT, script.CHUNK, script.GRID_CHUNK, script.BINS) == (256, 32, 16, 4)
     monkeypatch.setattr(script, "LOOKED_AT", 20)
     monkeypatch.setattr(script, "CHUNK", 7 if "pixels" in name else 32)
     monkeypatch.setattr(script, "image_grid", lambda images, columns, labels: (images, columns, labels))
@@ -487,7 +511,7 @@ def test_grids_of_large_slices_are_smaller(side, columns, number):
 FLAGS = (
     "--data phantom:24 --total-kimg 0.048 --log-kimg 0.008 --sample-kimg 0.024 --checkpoint-kimg 0.016 --clip 0.7 --conditional "
     "--class-dropout 0.3 --dropout 0.2 --ema-kimg 0.02 --ema-rampup 1 --weight-decay 0.2 --warmup-kimg 0.02 --decay-kimg 0.06 "
-    "--sampler ddim --steps 3 --min-snr-gamma 3"
+    "--sampler ddim --steps 3 --min-snr-gamma 3 --schedule cosine --target v"
 ).split()
 
 
@@ -521,6 +545,7 @@ def finished(packs, vae, tmp_path_factory) -> Path:
     with mock.patch.object(LatentBatches, "rows", poisoned):
         done = run_main(SCRIPT, "--run", str(run), "--vae", str(vae), *FLAGS, packs=packs)
     assert done.code == 0 and done.said.count("DIVERGED") == 1, done.said
+    assert f"predict.py generate --run {run} --number 64\n" in done.out
     return run
 
 

@@ -268,6 +268,9 @@ def test_networks_run_in_the_type_and_losses_in_fp32(pack, vgg):
     script.train_step(s, script.Step(c, ALONE, batches, torch.bfloat16, 0, 0, s.vae, network))
     assert seen == {name: {torch.bfloat16} for name in modules}
     assert all(p.dtype == torch.float32 for m in (s.vae, s.D) for p in m.parameters())
+    seen.clear()
+    script.Reconstructions(c, pack, None, ALONE, torch.bfloat16)(s.vae)
+    assert seen == {name: {torch.bfloat16} for name in ("encoder", "decoder")}
 
 
 def test_flops_of_a_step_are_those_of_the_real_one(pack):
@@ -289,6 +292,23 @@ def test_the_start_is_drawn_from_the_seed_and_the_average_is_the_network():
         assert all(not torch.equal(p, q) for p, q in zip(a, c, strict=True) if p.dim() == 4)
     assert all(torch.equal(v, first.vae_ema.state_dict()[k]) for k, v in first.vae.state_dict().items())
     assert not first.vae_ema.training and not any(p.requires_grad for p in first.vae_ema.parameters())
+
+
+def test_networks_and_loss_scales_are_those_of_the_flags():
+    """A loss scale is for fp16 alone."""
+    for flags, sizes, scaled in (
+        ("", (1, 8, 2, 4), False),
+        ("--channels 3 --width 16 --latent-channels 5 --down 2 --num-res 2 --disc-width 24 --precision fp16", (3, 16, 5, 2), True),
+    ):  # fmt: skip
+        c = config(*flags.split())
+        s = script.build_state(c, CPU)
+        for vae in (s.vae, s.vae_ema):
+            blocks = sum(type(m).__name__ == "ResBlock" for m in vae.encoder)
+            found = (vae.encoder[0].in_channels, vae.encoder[0].out_channels, vae.latent_channels, vae.down)
+            assert found == sizes[:4] and blocks == c.num_res * c.down.bit_length() + 2
+            assert vae.decoder[0].in_channels == sizes[2] and vae.decoder[-1].out_channels == sizes[0]
+        assert (s.D.model[0].in_channels, s.D.model[0].out_channels) == (sizes[0], 24 if scaled else 8)
+        assert s.scaler_vae.is_enabled() == s.scaler_D.is_enabled() == scaled
 
 
 # --- what a person sees -----------------------------------------------------------------------------------------------
@@ -348,6 +368,7 @@ def as_bytes(x: torch.Tensor) -> np.ndarray:
 def test_reconstructions_are_those_of_the_posterior_means(pack, monkeypatch, held):
     """Ten of the slices, evenly spread, in chunks of three or nine on one rank and on two; one slice has no head. The picture
     has the first chunk above its reconstructions, row by row."""
+    assert (script.LOOKED_AT, script.CHUNK) == (256, 32)
     chunk = 3 if held else 9
     monkeypatch.setattr(script, "LOOKED_AT", 10)
     monkeypatch.setattr(script, "CHUNK", chunk)
@@ -410,6 +431,7 @@ def finished(packs, tmp_path_factory) -> Path:
     with mock.patch.object(Batches, "rows", poisoned):
         done = run_main(SCRIPT, "--run", str(run), *FLAGS, packs=packs)
     assert done.code == 0 and done.said.count("DIVERGED") == 1, done.said
+    assert f"predict.py reconstruct --run {run}\n" in done.out
     return run
 
 

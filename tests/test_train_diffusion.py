@@ -327,8 +327,10 @@ def test_slices_of_training_and_of_other_patients_and_their_latents(tmp_path, mo
     """In this order, under the copied VAE; rank 0 alone chooses the VAE and reads all of a cache."""
     monkeypatch.setenv("BRAIN_PACK_DIR", str(tmp_path / "packs"))
     c = config("--run", str(tmp_path / "run"), "--vae", str(vae_run(tmp_path / "vae")), "--data", "phantom:40", "--threads", "1")
-    run, verified, ensure = RunDir(c.run), [], script.ensure_latents
+    run, verified, ensure, threads = RunDir(c.run), [], script.ensure_latents, []
     run.create()
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(runtime, "default_threads", lambda ranks: 7 * ranks)
     monkeypatch.setattr(script, "ensure_latents", lambda *a, **k: verified.append(k["verify"]) or ensure(*a, **k))
     packs, latents = script.open_data(c, run, runtime.Meeting(), lambda *_: None)
     assert [p.meta["split"] for p in packs] == ["train", "val"]
@@ -338,6 +340,8 @@ def test_slices_of_training_and_of_other_patients_and_their_latents(tmp_path, mo
     monkeypatch.setattr(script, "adopt_vae", lambda *_: pytest.fail("not on this rank"))
     again = script.open_data(c, run, types.SimpleNamespace(rank=1, world=2, local_rank=1), lambda *_: None)
     assert [x.path for x in again[1]] == [x.path for x in latents] and verified == [True, True, False, False]
+    script.encode_packs(dataclasses.replace(c, threads=0), run, packs, runtime.Meeting(), lambda *_: None)
+    assert threads == [1, 1, 7]
     for flags, splits in ((("--split", "val", "--val-split", "test"), ["val", "test"]), (("--val-split", "none"), ["train"])):
         c = config("--run", str(tmp_path / "run"), "--space", "pixel", "--data", "phantom:40", *flags)
         packs, latents = script.open_data(c, run, runtime.Meeting(), lambda *_: None)

@@ -180,7 +180,7 @@ def test_hinge_losses():
 
 def test_the_adversarial_weight_equalises_the_gradients_and_is_bounded():
     assert float(v.balanced_weight(torch.tensor(3.0), torch.tensor(1.5))) == pytest.approx(2.0, rel=1e-3)
-    assert float(v.balanced_weight(torch.tensor(1e9), torch.tensor(0.0))) == v.MAX_GAN_WEIGHT
+    assert float(v.balanced_weight(torch.tensor(1e9), torch.tensor(0.0))) == 1e4
 
 
 def test_the_patch_discriminator_sees_patches():
@@ -207,6 +207,13 @@ def test_latent_figures():
     assert figures["latent_std_min"] == pytest.approx(float(stds.min()), rel=0.02)
     assert figures["latent_std_max"] == pytest.approx(float(stds.max()), rel=0.02)
     assert figures["latent_std"] == pytest.approx(float(stds.square().mean().sqrt()), rel=0.02)
+
+
+def test_a_channel_counts_as_active_from_a_variance_of_a_hundredth():
+    """Burda 2016, section 2: the posterior means' variance over the data, whatever the posteriors' own."""
+    variance = torch.tensor([0.005, 0.009, 0.011, 0.5], dtype=torch.float64)
+    mean, ones = torch.full((4,), 3.0).double(), torch.ones(4).double()
+    assert v.latent_figures(mean, mean**2 + variance, ones, ones)["active_channels"] == 2
 
 
 def test_it_learns_to_reconstruct():
