@@ -153,6 +153,13 @@ def test_losses_before_and_after_the_discriminator_joins_are_not_compared(pack):
     assert steps(config(*flags), pack, 9).counters["lr_factor"] == 0.5
 
 
+def test_nor_where_it_joins_just_between_two_windows(pack):
+    """The second window is a plateau beside the first; the third, the first with the discriminator, is compared with nothing."""
+    flags = (*PLATEAU, "--gan-start-kimg", "0.048")
+    for number, factor in ((6, 0.5), (9, 0.5), (12, 0.25)):
+        assert steps(config(*flags), pack, number).counters["lr_factor"] == factor
+
+
 def test_gradients_are_clipped_before_the_step(pack):
     """SGD in place of AdamW shows the gradient that the step took: its norm is the bound, not the raw norm."""
     c = dataclasses.replace(config(), gan_weight=0.0, clip=0.01, warmup_kimg=0.0, decay_kimg=0.0)

@@ -162,9 +162,8 @@ class ByHand:
 
     def plateau(self, nimg: int, loss: float) -> None:
         self.window.append(loss)
-        begins = 1000 * self.c.gan_start_kimg
-        if self.c.gan_weight and nimg - self.c.batch < begins <= nimg:
-            self.best = math.inf
+        if self.c.gan_weight and nimg - 2 * self.c.batch < 1000 * self.c.gan_start_kimg <= nimg - self.c.batch:
+            self.best = math.inf  # in this step the discriminator took part for the first time
         if nimg // (1000 * self.c.plateau_kimg) > (nimg - self.c.batch) // (1000 * self.c.plateau_kimg):
             mean, self.window = sum(self.window) / len(self.window), []
             if mean >= 0.99 * self.best:
@@ -186,7 +185,7 @@ CASES = {
     "it joins after the third step": "--gan-start-kimg 0.04 --clip 4.2",
     "it is there; squares; no structure; parts; a loss scale": "--gan-start-kimg 0 --loss mse --structure-weight 0 --accumulate 2 --clip 0.3",
     "none; VGG; plateau": "--gan-weight 0 --perceptual-weight 0.7 --perceptual-file VGG --decay plateau --plateau-kimg 0.02 --clip 100",
-    "it joins in a window; VGG; plateau; parts; a loss scale": "--gan-start-kimg 0.036 --perceptual-weight 0.3 --perceptual-file VGG "
+    "it joins between two windows; VGG; plateau; parts; a loss scale": "--gan-start-kimg 0.032 --perceptual-weight 0.3 --perceptual-file VGG "
     "--decay plateau --plateau-kimg 0.016 --accumulate 4 --down 2 --latent-channels 3 --clip 4",
 }  # fmt: skip
 

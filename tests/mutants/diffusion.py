@@ -35,6 +35,7 @@ DRY, LARGE = (
     f"{REFERENCE}test_grids_of_large_slices_are_smaller",
 )
 NETWORK, SAMPLERS = "tests/test_unet.py::test_it_is_the_network_of_the_papers_layer_by_layer", "tests/test_diffusion.py"
+FLAGS = f"{REFERENCE}test_the_network_and_its_loss_scale_are_those_of_the_flags"
 SCRIPT = "train_diffusion.py"
 CACHE = "tests/test_latents.py"
 
@@ -85,7 +86,7 @@ FAULTS = [
     of(SCRIPT, "betas=(0.9, 0.99))", "betas=(0.99, 0.9))", STEPS),
     of(SCRIPT, 'runtime.seed_of(c.seed, 0, "weights")', 'runtime.seed_of(0, 0, "weights")', START),
     of(SCRIPT, "unet_ema.eval().requires_grad_(False).load_state_dict(unet.state_dict())", "unet_ema.eval().requires_grad_(False)", START),
-    of(SCRIPT, "num_res=c.num_res, dropout=c.dropout,", "num_res=c.num_res, dropout=0.0,", STEPS),
+    of(SCRIPT, "num_res=c.num_res, dropout=c.dropout,", "num_res=c.num_res, dropout=0.0,", FLAGS),
     of(SCRIPT, 'return {"lr": self.opt.param_groups[0]["lr"]}', 'return {"lr": self.opt.defaults["lr"]}', STEPS),
     of(SCRIPT, "return self.scale.normalise(posterior_sample(mean, logvar, noise)), labels", "return posterior_sample(mean, logvar, noise), labels", STEPS),
     of(SCRIPT, "return self.scale.normalise(posterior_sample(mean, logvar, noise)), labels", "return self.scale.normalise(mean), labels", STEPS),
@@ -96,6 +97,14 @@ FAULTS = [
     of(SCRIPT, "self.decoder(scale.restore(part)).float()", "self.decoder(part).float()", SEEN),
     of(SCRIPT, "self.decoder(scale.restore(part)).float() for part in x0.split(CHUNK)]).clamp(-1, 1)", "self.decoder(scale.restore(part)).float() for part in x0.split(CHUNK)])", f"{UNIT}test_images_of_clean_samples_lie_between_black_and_white"),
     of(SCRIPT, "            return x0.clamp(-1, 1)\n", "            return x0\n", f"{UNIT}test_images_of_clean_samples_lie_between_black_and_white"),
+    of(SCRIPT, "widths=specs.numbers(c.widths, \"widths\"), num_res=c.num_res, dropout", "widths=specs.numbers(c.widths, \"widths\"), dropout", FLAGS),
+    of(SCRIPT, 'specs.numbers(c.attention, "attention")', 'specs.numbers("4", "attention")', FLAGS),
+    of(SCRIPT, "head_dim=c.head_dim, num_classes", "num_classes", FLAGS),
+    of(SCRIPT, "runtime.precision_dtype(c.precision, device) == torch.float16", "runtime.precision_dtype(c.precision, device) == torch.bfloat16", FLAGS),
+    of(SCRIPT, "GRID_CHUNK = 16", "GRID_CHUNK = 12", SEEN),
+    of(SCRIPT, "torch.set_num_threads(c.threads or runtime", "torch.set_num_threads(runtime", DATA),
+    of(SCRIPT, 'schedule, pack = diffusion.make_schedule(c.schedule), packs[0]', 'schedule, pack = diffusion.make_schedule("flow"), packs[0]', RUN),
+    of(SCRIPT, "torch.autocast(x0.device.type, dtype, enabled=dtype != torch.float32)", "torch.autocast(x0.device.type, dtype, enabled=dtype == torch.float32)", TYPE),
     # --- what a person sees
     of(SCRIPT, 'gen = runtime.generator(c.seed, 0, "grid", rt.device)', 'gen = runtime.generator(0, 1, "grid", rt.device)', SEEN),
     of(SCRIPT, "torch.arange(self.number, device=rt.device) // self.columns % len(pack.classes)", "torch.arange(self.number, device=rt.device) % len(pack.classes)", SEEN),

@@ -25,6 +25,8 @@ NETWORK, PATCHES = (
     "tests/test_vae.py::test_the_networks_are_those_of_rombach_2022",
     "tests/test_vae.py::test_the_discriminator_is_that_of_isola_2017",
 )
+BETWEEN = "tests/test_pretrain_vae.py::test_nor_where_it_joins_just_between_two_windows"
+FLAGS = f"{REFERENCE}test_networks_and_loss_scales_are_those_of_the_flags"
 SCRIPT = "pretrain_vae.py"
 
 
@@ -80,7 +82,9 @@ FAULTS = [
     of(SCRIPT, "ema_beta(step.nimg + c.batch, c.batch,", "ema_beta(step.position + c.batch, c.batch,", STEPS),
     of(SCRIPT, "update_ema(s.vae_ema, s.vae, ema_beta(", "update_ema(s.vae, s.vae_ema, ema_beta(", STEPS),
     of(SCRIPT, "c.ema_kimg, c.ema_rampup))", "c.ema_kimg))", STEPS),
-    of(SCRIPT, "step.nimg < c.gan_start_kimg * 1000 <= nimg", "step.nimg <= c.gan_start_kimg * 1000 < nimg", "tests/test_pretrain_vae.py::test_losses_before_and_after_the_discriminator_joins_are_not_compared"),
+    of(SCRIPT, "if step.adversarial and step.nimg - c.batch < c.gan_start_kimg", "if step.adversarial and step.nimg < c.gan_start_kimg", BETWEEN),
+    of(SCRIPT, "if step.adversarial and step.nimg - c.batch < c.gan_start_kimg", "if step.adversarial and step.nimg - c.batch > c.gan_start_kimg", BETWEEN),
+    of(SCRIPT, "if step.adversarial and step.nimg - c.batch < c.gan_start_kimg * 1000:", "if c.gan_weight and step.nimg < c.gan_start_kimg * 1000 <= nimg:", BETWEEN),
     of(SCRIPT, '        s.counters["best_window"] = math.inf', "        pass", STEPS),
     of(SCRIPT, "due(nimg, c.batch, c.plateau_kimg)", "due(step.nimg, c.batch, c.plateau_kimg)", STEPS),
     of(SCRIPT, "after = after_window(total / images,", "after = after_window(total / c.batch,", STEPS),
@@ -94,6 +98,11 @@ FAULTS = [
     of(SCRIPT, '{"gan_balance": float(self.gan_balance), "lr": self.opt_vae.param_groups[0]["lr"]}', '{"gan_balance": float(self.gan_balance), "lr": self.opt_vae.defaults["lr"]}', STEPS),
     of(SCRIPT, "return {step.adversarial: count_flops(partial(train_step, s, step)) for step in steps}", "return {not step.adversarial: count_flops(partial(train_step, s, step)) for step in steps}", FLOPS),
     of(SCRIPT, "replace(c, batch=1, accumulate=1, gan_start_kimg=1)", "replace(c, batch=2, accumulate=1, gan_start_kimg=1)", FLOPS),
+    of(SCRIPT, "width=c.width, down=c.down, num_res=c.num_res)", "width=c.width, down=c.down)", FLAGS),
+    of(SCRIPT, "PatchDiscriminator(c.channels, c.disc_width)", "PatchDiscriminator(c.channels)", FLAGS),
+    of(SCRIPT, "runtime.precision_dtype(c.precision, device) == torch.float16", "runtime.precision_dtype(c.precision, device) == torch.bfloat16", FLAGS),
+    of(SCRIPT, "LOOKED_AT = 256", "LOOKED_AT = 32", SEEN),
+    of(SCRIPT, 'NEXT = "reconstruct --run {run}"', 'NEXT = "generate --run {run}"', RUN),
     # --- what a person sees
     of(SCRIPT, "source = pack if held_out is None else held_out", "source = pack", SEEN),
     of(SCRIPT, "torch.linspace(0, len(source.labels) - 1, self.count).round()", "torch.arange(self.count)", SEEN),
