@@ -102,7 +102,7 @@ def two_ranks(monkeypatch, work) -> list:
 
     The global random stream is one for both: for work that does not draw from it.
     """
-    barrier, sent, found, wrong = threading.Barrier(2, timeout=60), {}, {}, []
+    barrier, sent, found, wrong = threading.Barrier(2, timeout=300), {}, {}, []
 
     def all_reduce(tensor, **_):
         rank = int(threading.current_thread().name[-1])
