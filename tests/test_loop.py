@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
+import signal
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -482,6 +484,33 @@ def test_checkpoints_of_a_collapsed_run_are_not_healthy_ones(bench, clock):
     b.s.counters["healthy"] = True
     b.save(40)
     assert b.markers() == {32: False, 40: True} and not aside.exists()
+
+
+def test_weights_from_before_a_collapse_are_whole_or_not_there(bench, clock):
+    """No file can be as large as they are: the copy is begun, fails, and is made anew when there is room."""
+    b = bench()
+    with torch.no_grad():
+        b.s.ema.weight.fill_(8.0)
+    b.s.ema.register_buffer("much", torch.ones(100_000))
+    b.save(8)
+    size = b.run.weights.stat().st_size
+    b.s.ema.much = torch.ones(1)
+    with torch.no_grad():
+        b.s.ema.weight.fill_(16.0)
+    aside, about = b.run.path / "weights-healthy.safetensors", {"config": {}, "job": "x"}
+    new = {"ema": b.s.ema.state_dict()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+        with pytest.raises(OSError):
+            loop.replace_weights(b.run, new, about, healthy=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert not aside.exists() and read_weights(b.run.weights)[0]["ema.weight"].eq(8).all()
+    loop.replace_weights(b.run, new, about, healthy=False)
+    assert read_weights(aside)[0]["ema.weight"].eq(8).all() and read_weights(b.run.weights)[0]["ema.weight"].eq(16).all()
 
 
 def test_the_first_checkpoint_finds_a_full_disk_at_once_and_a_later_one_does_not_stop_the_run(
