@@ -254,6 +254,7 @@ FLOPS = {"plain": 2e9, "heavy": 6e9}
 def test_rows_hold_means_and_speeds_since_the_row_before(bench, clock, capsys, world):
     """Steps of 8 images and half a second: 16 images per second, 8 GFLOPs x 8 images per second and device."""
     b, waited, looked = bench(world=world), {"data_wait": 100.0}, []
+    b.run.metrics.write_text('{"nimg": 0, "note": "of an attempt that was killed before its first checkpoint"}\n')
     record = b.record(-1, lambda: dict(waited), FLOPS, lambda: {"reals": Image.new("L", (4, 4))})
     b.attempt.begin(0, 48, {})
     drive(b, record, clock, [0, 8], waited, looked)
@@ -297,6 +298,13 @@ def test_a_resumed_record_goes_on_where_the_checkpoint_was(bench, clock):
     last = rows(b)[-1]
     assert (last["nimg"], last["loss"], looked) == (32, 28.0, [32])
     assert (last["img_per_s"], last["data_wait"]) == (16 / 4.0, 0.1 / 4.0)  # of 3 s and two steps
+
+
+def test_a_run_that_has_its_first_checkpoint_is_not_a_fresh_one(bench, clock):
+    b = bench()
+    b.run.metrics.write_text('{"nimg": 0}\n{"nimg": 16}\n')
+    record = b.record(0, pictures=lambda: pytest.fail("the pictures of a fresh run"))
+    assert rows(b) == [{"nimg": 0}] and record.board.purge_step == 1
 
 
 def test_after_a_roll_back_the_later_rows_never_were(bench, clock):
