@@ -314,11 +314,22 @@ def test_after_a_roll_back_the_later_rows_never_were(bench, clock):
     drive(b, record, clock, [0, 8, 16, 24, 32, 40], waited, looked)
     clock.now += 100.0
     record.rewind(16)
-    assert [row["nimg"] for row in rows(b)] == [0, 16]
     b.s.averages.reset()
+    record.tick(16, b.s, lambda nimg: pytest.fail("the row of that place is there"), dict)
+    assert [row["nimg"] for row in rows(b)] == [0, 16]
     drive(b, record, clock, [24, 32], waited, looked)
     assert [row["nimg"] for row in rows(b)] == [0, 16, 32] and looked == [0, 32, 32]
     assert rows(b)[-1]["img_per_s"] == 16.0 and rows(b)[-1]["tflops"] == pytest.approx(0.064)
+
+
+def test_the_bar_moves_with_every_step_and_back_with_a_roll_back(bench, clock):
+    b, places = bench(), []
+    record = b.record(-1)
+    record.progress = SimpleNamespace(update=places.append)
+    for nimg in (8, 16):
+        record.step_done(nimg)
+    record.rewind(8)
+    assert places == [8, 16, 8]
 
 
 def test_another_rank_looks_at_the_run_and_writes_nothing(bench, clock):
@@ -441,6 +452,7 @@ def test_a_save_is_the_state_and_the_weights_that_go_with_it(bench, clock, monke
     gate.set()
     b.checkpoints.wait(raise_errors=True)
     assert (b.upkeep.saved_at, b.upkeep.saved_time) == (16, clock.now)
+    assert b.upkeep.waits() == {"checkpoint_wait": b.checkpoints.blocked_seconds} and b.checkpoints.blocked_seconds > 0
     nimg, state = b.checkpoints.load_latest()
     assert nimg == 16 and set(state) == set(vars(b.s)) and torch.equal(state["net"]["weight"], held["weight"])
     assert state["counters"]["best"] == 0.5
@@ -518,7 +530,9 @@ def test_weights_from_before_a_collapse_are_whole_or_not_there(bench, clock):
         signal.signal(signal.SIGXFSZ, before)
     assert not aside.exists() and read_weights(b.run.weights)[0]["ema.weight"].eq(8).all()
     loop.replace_weights(b.run, new, about, healthy=False)
-    assert read_weights(aside)[0]["ema.weight"].eq(8).all() and read_weights(b.run.weights)[0]["ema.weight"].eq(16).all()
+    assert (
+        read_weights(aside)[0]["ema.weight"].eq(8).all() and read_weights(b.run.weights)[0]["ema.weight"].eq(16).all()
+    )
 
 
 def test_the_first_checkpoint_finds_a_full_disk_at_once_and_a_later_one_does_not_stop_the_run(
