@@ -137,6 +137,7 @@ BUDGET = [
     ("one after progress", 8, [said(8)], 0, 20, "requeue"),
     ("two after progress", 8, [said(8), said(8)], 0, 20, "stuck"),
     ("a link of a chain is an attempt too", 8, [said(8), CHAIN], 0, 20, "stuck"),
+    ("a single image is progress", 1, [said(0)], 0, 20, "requeue"),
     ("one more image is progress", 9, [said(8), said(8)], 0, 20, "requeue"),
     ("fewer images are none", 4, [said(8), said(8)], 0, 20, "stuck"),
     ("progress in between", 16, [said(8), said(8), said(16)], 0, 20, "requeue"),
@@ -489,6 +490,17 @@ def test_a_controller_that_stays_silent_is_not_waited_for_without_end(run, conne
     assert requeue._ask("", 85) is None
 
 
+def test_without_a_job_id_nothing_is_asked_and_waited_for(run, connect, monkeypatch):
+    controller = connect(Controller(SlurmError("'' is not a Slurm job id")))
+    controller.refuse = "'' is not a Slurm job id"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    write_jobs(run)
+    heartbeat(run, None, state="continue", reason="USR2", code=85)
+    (run.checkpoints / "00000008.json").touch()
+    assert requeue.finish(run.path, 85) == 85 and run.clock[0] < 1
+    assert run.read_status()["state"] == "failed" and "start it again" in run.read_status()["reason"]
+
+
 def test_a_requeue_is_tried_until_slurm_has_done_it(run, connect, monkeypatch):
     controller = connect(Controller([job(), SILENT, job(), job("RUNNING", restarts=2)]))
     controller.refuse = "Socket timed out"
@@ -575,7 +587,7 @@ def test_only_a_link_follows_a_job(run, connect):
     write_jobs(run, entry("6"), entry("7", "chain"))
     assert requeue.begin(run.path, "chain") == "" and not run.stop_requested()
     connect(Controller([SILENT, job()]))
-    write_jobs(run, entry("6"), entry("7", "chain", after="6; touch x"))
+    write_jobs(run, entry("6", "chain", after="5"), entry("7", "chain", after="6; touch x"))
     assert requeue.begin(run.path, "chain") == "export PREDECESSOR_JOB='6; touch x'"
 
 
@@ -592,12 +604,15 @@ def test_a_second_job_on_a_live_run_leaves(run, connect, monkeypatch, kind, rest
 @pytest.mark.parametrize(
     ("allowed", "queue", "queued"), [(True, {}, 0), (False, {}, 1), (False, WAITING, 0), (True, WAITING, 0)]
 )
-def test_a_successor_stands_ready_where_requeueing_is_forbidden(run, connect, monkeypatch, allowed, queue, queued):
+def test_a_successor_stands_ready_where_requeueing_is_forbidden(
+    run, connect, monkeypatch, capsys, allowed, queue, queued
+):
     connect(Controller(job(requeue=allowed), queue))
     write_jobs(run, entry("7"), LINK)
     asked = []
     monkeypatch.setattr(requeue, "queue_successor", lambda *a: asked.append(a) or "9")
     assert requeue.begin(run.path, "main") == "" and len(asked) == queued
+    assert capsys.readouterr().out == ""  # env.sh evaluates what is printed
     if queued:
         ((its_run, about, its_job),) = asked
         assert its_run.path == run.path and about["job"] == "stylegan2" and its_job.id == "7"

@@ -524,6 +524,8 @@ def test_resume_goes_on_with_the_options_it_had(world):
         "q",
         "--lr",
         "0.001",
+        "--total-kimg",
+        "5",
         "--shared",
     )
     world.over("one", "stopped")

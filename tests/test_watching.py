@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs import show, slurm, terminal, watch, why
+from jobs import show, slurm, specs, terminal, watch, why
 from jobs.rundir import LOCK_STALE, RunDir, process_space, process_start
 from jobs.sites import Site
 from jobs.slurm import Job, SlurmError
@@ -99,7 +99,7 @@ def test_the_state_of_a_run(run, own, slurms, shown):
     [
         ("running", "RUNNING", "old", ""), ("new", "RUNNING", "own", "own"), ("running", "COMPLETING", "old", ""), ("failed", "RUNNING", "old", ""),
         ("stopped", "", "STOP file", ""), ("stopped", "", "TERM", "TERM"), ("failed", "", "own words", "own words"),
-        ("failed", "", "", "python launch.py why brains"), ("done", "", "finished", ""), ("running", "", "x", "python launch.py why brains"),
+        ("failed", "", "", "python launch.py why brains"), ("diverged", "", "", "python launch.py why brains"), ("stuck", "", "", "python launch.py why brains"), ("done", "", "finished", ""), ("running", "", "x", "python launch.py why brains"),
         ("continue", "", "USR2", "saved (USR2) and not continued; python launch.py resume brains"), ("waiting", "", "first ended", "first ended"),
     ],
 )  # fmt: skip
@@ -107,6 +107,19 @@ def test_the_note_beside_it(run, own, slurms, reason, note):
     tell(run, state=own, reason=reason)
     assert view(run, *([running(state=slurms)] if slurms else [])).note.endswith(note)
     assert (view(run, *([running(state=slurms)] if slurms else [])).note == "") == (note == "")
+
+
+def test_the_job_of_a_run_that_did_not_begin(run):
+    tell(run, jobs=[("41", "main"), ("42", "chain")])
+    assert (view(run).state, view(run).job_id, view(run).restarts) == ("new", "42", 0)
+    tell(run, jobs=[], state="failed", job_id=None)
+    assert view(run).job_id == ""
+
+
+def test_the_states_by_name():
+    over = "done stopped failed diverged stuck waiting interrupted".split()
+    assert {*over, "cut off"} == watch.FINAL and {"running", "starting", "saving", "queued"} == watch.GONE
+    assert watch.RUNS.name == "runs" and watch.RUNS.parent == specs.ROOT
 
 
 def test_a_heartbeat_before_the_start_is_of_the_attempt_before(run):
@@ -161,6 +174,8 @@ def test_a_process_that_holds_the_lock(run, holder, state):
     assert found.state == state
     if state == "running":
         assert found.note == "" and found.node == holder.get("host", HOST) and 85 < found.elapsed_s < 400
+    lock(run, since="early", **holder)
+    assert view(run).elapsed_s is None
     (run.path / "LOCK").write_text("[]")
     assert watch.live_process(run.path) is None
 
@@ -194,8 +209,12 @@ def test_a_local_process_before_it_holds_the_lock(run, monkeypatch):
     )
     assert watch.starting_process(run.path) == pid
     assert (view(run).state, view(run).job_id) == ("starting", pid)
-    tell(run, jobs=[(pid, "local")], state="failed")
-    assert view(run).state == "failed"
+    for own in ("starting", "new"):
+        tell(run, jobs=[(pid, "local")], state=own)
+        assert (view(run).state, view(run).job_id) == ("starting", pid)
+    for own in ("failed", "running", "stopped"):
+        tell(run, jobs=[(pid, "local")], state=own)
+        assert view(run).state == {"running": "cut off"}.get(own, own)
     tell(run, jobs=[(pid, "main")], state="queued")
     assert watch.starting_process(run.path) == ""
     tell(run, jobs=[(pid, "local"), ("4194305", "local")], state="queued")
@@ -319,6 +338,27 @@ def test_a_run_by_what_a_person_types(tmp_path, monkeypatch):
 def test_a_pending_reason_in_words(reason, words, tag):
     found = watch.pending_words(Job("1", "PENDING", reason=reason))
     assert words in found and found.endswith(f"({tag})")
+
+
+REASONS = {
+    # what a person can do about it -> Slurm's reasons
+    "": "Priority Resources Dependency BeginTime Cleaning PartitionDown PartitionInactive Reservation NodeDown JobArrayTaskLimit QOSMaxJobsPerUserLimit "
+    "QOSMaxSubmitJobPerUserLimit QOSMaxGRESPerUser AssocMaxJobsLimit AssocGrpGRES MaxJobsPerAccount JobLaunchFailure",
+    "queue it again": "DependencyNeverSatisfied PartitionConfig AccountNotAllowed InvalidAccount InvalidQOS PartitionTimeLimit PartitionNodeLimit "
+    "ReservationDeleted BadConstraints QOSMaxWallDurationPerJobLimit QOSMinGRES",
+    "scontrol release": "JobHeldUser launch_failed_requeued_held JobHoldMaxRequeue",
+    "shorter --time": "PartitionTimeLimit QOSMaxWallDurationPerJobLimit ReqNodeNotAvail",
+    "--account": "PartitionConfig AccountNotAllowed InvalidAccount", "--qos": "InvalidQOS", "--nodes": "PartitionNodeLimit", "ask them": "JobHeldAdmin",
+    "never start": "PartitionTimeLimit PartitionNodeLimit BadConstraints QOSMaxWallDurationPerJobLimit",
+}  # fmt: skip
+
+
+def test_every_reason_says_what_a_person_can_do():
+    named = {reason for reasons in REASONS.values() for reason in reasons.split()}
+    assert named == set(watch.PENDING)
+    for words, reasons in REASONS.items():
+        if words:
+            assert {reason for reason in named if words in watch.PENDING[reason]} == set(reasons.split()), words
 
 
 def test_pending_words_name_the_job_and_the_hour():
@@ -598,6 +638,10 @@ def test_what_is_added_to_the_logs(run, capsys):
     called = []
     end.show(lambda: called.append(1))
     assert capsys.readouterr().out == "new\nother\n" and len(called) == 2
+    with open(first, "a") as file:
+        file.write("last\n")
+    end.show()
+    assert capsys.readouterr().out == "last\n"
 
 
 @pytest.mark.parametrize(
