@@ -38,41 +38,41 @@ MEANS = {
     "D": ("done", False, False), "X": ("stopped", False, False), "F": ("failed", False, False),
 }  # fmt: skip
 TABLE = [
-    #                                                            0 1 2 3 75 77 78 85 126 127 129 130 137 143
-    ("nothing special: the code decides", job(), "",            "X F F F C F F C F F F C X C C"),
-    ("the controller is silent", None, "",                      "X F F F C F F C F F F C X C C"),
-    ("silent, and the process heard TERM", None, "TERM",        "X F F F C F F C F F F C X C C"),
-    ("suspended", job("SUSPENDED"), "",                         "X F F F C F F C F F F C X C C"),
-    ("Slurm's warning", job(), "USR2",                          "X F F F C F F C F F F C X C C"),
-    ("pre-empted", job(preempt_time=NOW - 5), "TERM",           "X F F F R F F R F F F R X R R"),
-    ("pre-empted, ending", job("COMPLETING", preempt_time=NOW), "", "X F F F R F F R F F F R X R R"),
-    ("pre-empted as it began", job(preempt_time=NOW - 3600), "", "X F F F R F F R F F F R X R R"),
-    ("pre-empted, start unknown", job(preempt_time=1.0, start=None), "", "X F F F R F F R F F F R X R R"),
-    ("pre-empted before this start", job(preempt_time=NOW - 3601), "", "X F F F C F F C F F F C X C C"),
-    ("... and cancelled now", job("COMPLETING", preempt_time=NOW - 3601), "", "X F F F X F F X F F F X X X X"),
-    ("pre-empted in its last minute", job(preempt_time=NOW, reason="TimeLimit"), "", "X F F F R F F R F F F R X R R"),
-    ("ended by its time limit", job("TIMEOUT", end=NOW), "",    "X F F F C F F C F F F C X C C"),
-    ("... still ending", job("COMPLETING", reason="TimeLimit"), "TERM", "X F F F C F F C F F F C X C C"),
-    ("... while it runs", job(reason="TimeLimit"), "TERM",      "X F F F C F F C F F F C X C C"),
-    ("scancel", job("CANCELLED", end=NOW), "TERM",              "X F F F X F F X F F F X X X X"),
-    ("scancel, still ending", job("COMPLETING", end=NOW), "",   "X F F F X F F X F F F X X X X"),
-    ("a person's TERM", job(), "TERM",                          "X F F F C F F X F F F C X C C"),
-    ("TERM a minute before the end", job(end=NOW + 60), "TERM", "X F F F C F F X F F F C X C C"),
-    ("TERM in the last minute", job(end=NOW + 59), "TERM",      "X F F F C F F C F F F C X C C"),
-    ("TERM, no end known", job(end=None), "TERM",               "X F F F C F F X F F F C X C C"),
-    ("the node failed", job("NODE_FAIL"), "",                   "R R F R R F F R R R R R X R R"),
-    ("... after TERM, near the end", job("NODE_FAIL", end=NOW), "TERM", "R R F R R F F R R R R R X R R"),
-    ("put back by Slurm", job("PENDING", restarts=2), "",       "S S S S S S S S S S S S S S S"),
-    ("... running again", job("RUNNING", restarts=2), "TERM",   "S S S S S S S S S S S S S S S"),
-    ("... twice, pre-empted", job("COMPLETING", restarts=3, preempt_time=NOW), "", "S S S S S S S S S S S S S S S"),
+    # what Slurm says; the tasks left with                                       0 1 2 3 75 77 78 85 126 127 128 129 130 137 143
+    ("nothing special: the code decides", job(), "",                            "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("the controller is silent", None, "",                                      "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("silent, and the process heard TERM", None, "TERM",                        "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("suspended", job("SUSPENDED"), "",                                         "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("Slurm's warning", job(), "USR2",                                          "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("pre-empted", job(preempt_time=NOW - 5), "TERM",                           "X F F F R  F  F  R  F   F   F   R   X   R   R"),
+    ("pre-empted, ending", job("COMPLETING", preempt_time=NOW), "",             "X F F F R  F  F  R  F   F   F   R   X   R   R"),
+    ("pre-empted as it began", job(preempt_time=NOW - 3600), "",                "X F F F R  F  F  R  F   F   F   R   X   R   R"),
+    ("pre-empted, start unknown", job(preempt_time=1.0, start=None), "",        "X F F F R  F  F  R  F   F   F   R   X   R   R"),
+    ("pre-empted before this start", job(preempt_time=NOW - 3601), "",          "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("... and cancelled now", job("COMPLETING", preempt_time=NOW - 3601), "",   "X F F F X  F  F  X  F   F   F   X   X   X   X"),
+    ("pre-empted in its last minute", job(preempt_time=NOW, reason="TimeLimit"), "", "X F F F R  F  F  R  F   F   F   R   X   R   R"),
+    ("ended by its time limit", job("TIMEOUT", end=NOW), "",                    "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("... still ending", job("COMPLETING", reason="TimeLimit"), "TERM",         "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("... while it runs", job(reason="TimeLimit"), "TERM",                      "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("scancel", job("CANCELLED", end=NOW), "TERM",                              "X F F F X  F  F  X  F   F   F   X   X   X   X"),
+    ("scancel, still ending", job("COMPLETING", end=NOW), "",                   "X F F F X  F  F  X  F   F   F   X   X   X   X"),
+    ("a person's TERM", job(), "TERM",                                          "X F F F C  F  F  X  F   F   F   C   X   C   C"),
+    ("TERM a minute before the end", job(end=NOW + 60), "TERM",                 "X F F F C  F  F  X  F   F   F   C   X   C   C"),
+    ("TERM in the last minute", job(end=NOW + 59), "TERM",                      "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("TERM, no end known", job(end=None), "TERM",                               "X F F F C  F  F  X  F   F   F   C   X   C   C"),
+    ("the node failed", job("NODE_FAIL"), "",                                   "R R F R R  F  F  R  R   R   R   R   X   R   R"),
+    ("... after TERM, near the end", job("NODE_FAIL", end=NOW), "TERM",         "R R F R R  F  F  R  R   R   R   R   X   R   R"),
+    ("put back by Slurm", job("PENDING", restarts=2), "",                       "S S S S S  S  S  S  S   S   S   S   S   S   S"),
+    ("... running again", job("RUNNING", restarts=2), "TERM",                   "S S S S S  S  S  S  S   S   S   S   S   S   S"),
+    ("... twice, pre-empted", job("COMPLETING", restarts=3, preempt_time=NOW), "", "S S S S S  S  S  S  S   S   S   S   S   S   S"),
 ]  # fmt: skip
 DONE_TABLE = [
-    ("nothing special", job(),                                  "D F F F D F F D F F F D D D D"),
-    ("silent", None,                                            "D F F F D F F D F F F D D D D"),
-    ("scancel during the last plot", job("CANCELLED"),          "D F F F D F F D F F F D D D D"),
-    ("pre-empted", job(preempt_time=NOW),                       "D F F F D F F D F F F D D D D"),
-    ("the node failed", job("NODE_FAIL"),                       "D D F D D F F D D D D D D D D"),
-    ("put back by Slurm", job("PENDING", restarts=2),           "D D F D D F F D D D D D D D D"),
+    ("nothing special", job(),                                                  "D F F F D  F  F  D  F   F   F   D   D   D   D"),
+    ("silent", None,                                                            "D F F F D  F  F  D  F   F   F   D   D   D   D"),
+    ("scancel during the last plot", job("CANCELLED"),                          "D F F F D  F  F  D  F   F   F   D   D   D   D"),
+    ("pre-empted", job(preempt_time=NOW),                                       "D F F F D  F  F  D  F   F   F   D   D   D   D"),
+    ("the node failed", job("NODE_FAIL"),                                       "D D F D D  F  F  D  D   D   D   D   D   D   D"),
+    ("put back by Slurm", job("PENDING", restarts=2),                           "D D F D D  F  F  D  D   D   D   D   D   D   D"),
 ]  # fmt: skip
 
 
@@ -557,13 +557,15 @@ MARKS = [
 
 
 @pytest.mark.parametrize(("kind", "restarts", "marks", "leaves", "stopped"), MARKS)
-def test_whether_a_start_has_something_to_do(run, connect, monkeypatch, kind, restarts, marks, leaves, stopped):
+def test_whether_a_start_has_something_to_do(run, connect, monkeypatch, capsys, kind, restarts, marks, leaves, stopped):
     connect(Controller(job()))
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
     write_jobs(run, entry("7", kind))
     for mark in marks.split():
         (run.path / mark).write_text("me")
     assert (requeue.begin(run.path, kind) == "exit 0") == leaves
+    shown = capsys.readouterr()
+    assert shown.out == "" and ("nothing to do" in shown.err) == leaves
     assert run.stop_requested() == stopped and run.done() == ("DONE" in marks)
     lifted = [line["text"] for line in run.read_attempts() if line["event"] == "stop lifted"]
     assert lifted == (["me"] if "STOP" in marks and not stopped else [])
