@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -202,6 +202,12 @@ def test_partitions_and_their_largest_nodes():
         slurm.parse_partitions("PartitionName=a MaxTime=1\n", "")
 
 
+def test_what_a_command_does_not_tell():
+    unknown = dict.fromkeys("array_task elapsed_s limit_s start end exit_code exit_signal preempt_time".split())
+    texts = dict.fromkeys("name user reason partition nodes command workdir dependency stdout gres".split(), "")
+    assert asdict(Job("1", "X")) == {"id": "1", "state": "X", "restarts": 0, "requeue": False} | unknown | texts
+
+
 # --- Slurm's commands -------------------------------------------------------------------------------------------------
 class Commands:
     """In place of running a command: what was asked, and the answers."""
@@ -231,9 +237,9 @@ def commands(monkeypatch) -> Commands:
 def test_squeue_asks_for_all_of_this_user_or_for_some(commands):
     commands.answer = squeue_row()
     assert set(slurm.squeue()) == {"12"}
-    assert commands.last[-2:] == ["-u", str(os.getuid())] and "-r" in commands.last
-    states = commands.last[commands.last.index("-t") + 1]
-    assert states == "all"  # a job that is just over is one to know of
+    columns = "%i %T %r %u %P %N %M %l %S %e %E %j %o %Z".split()  # what the parser takes them for
+    form = FIELD.join(columns) + RECORD
+    assert commands.last == ["squeue", "-h", "-r", "-t", "all", "-o", form, "-u", str(os.getuid())]
     slurm.squeue(["12", "13_4"])
     assert commands.last[-2:] == ["-j", "12,13_4"] and "-u" not in commands.last
     asked = len(commands.calls)
@@ -259,7 +265,9 @@ def test_one_job_is_asked_for_by_its_id(commands):
 
 def test_accounting_that_is_off_is_no_error(commands, monkeypatch):
     assert slurm.sacct(["7"]) == {} and slurm.sacct([]) == {}
-    assert {"-X", "-D", "-n", "-P"} <= set(commands.last) and commands.last[-2:] == ["-j", "7"]
+    columns = "JobID,State,ExitCode,Partition,NodeList,ElapsedRaw,TimelimitRaw,Start,End,User,JobName,Reason,WorkDir"
+    how = ["-X", "-D", "-n", "-P", f"--delimiter={FIELD}", f"--format={columns}"]
+    assert commands.last == ["sacct", *how, "-j", "7"]
     for words in ("Slurm accounting storage is disabled", "sacct: Unable to connect to database"):
         commands.error = words
         assert slurm.sacct(["7"]) is None
@@ -292,8 +300,7 @@ def test_a_script_is_tried_without_being_queued(commands):
 def test_partitions_are_asked_for_with_the_hidden_ones(commands):
     slurm.partitions()
     assert commands.calls[0][0] == ["scontrol", "show", "partition", "--all", "-o"]
-    assert commands.calls[1][0][:3] == ["sinfo", "-h", "--all"]
-    assert commands.calls[1][0][-1] == FIELD.join(("%R", "%D", "%c", "%m", "%G")) + RECORD
+    assert commands.calls[1][0] == ["sinfo", "-h", "--all", "-o", FIELD.join(("%R", "%D", "%c", "%m", "%G")) + RECORD]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import json
 import os
 import runpy
 import signal
+import stat
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -133,6 +135,10 @@ def test_a_run_is_queued_once(world, capsys):
         assert ran(*GAN, "--name", "one") == 0
         assert f"one is {word} already as job 42" in capsys.readouterr().out
     assert len(world.asked) == 1
+    world.lives("one", "PENDING", "queued")
+    ran(*GAN, "--name", "one")
+    assert "higher priority" in capsys.readouterr().out
+    world.lives("one", "COMPLETING", "saving")
     assert ran(*GAN, "--name", "one", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {
         "run": str(world.runs / "one"),
@@ -239,26 +245,21 @@ def test_a_failed_check_queues_nothing(world, capsys):
 
 def test_a_dry_run_queues_nothing(world, capsys):
     for words, checks, code in (
-        ((), [Check("ok", "fine")], 0),
-        ((), [Check("fail", "bad", "fix")], 78),
-        (("--local",), [Check("warn", "odd")], 0),
-    ):
+        ((), [Check("ok", "fine")], 0), ((), [Check("fail", "bad", "fix")], 78), (("--local",), [Check("warn", "odd")], 0),
+    ):  # fmt: skip
         world.checks = checks
         assert ran(*GAN, "--name", "one", "--dry-run", *words) == code
         out = capsys.readouterr().out
-        assert (
-            "Nothing queued" in out
-            and ("refused" in out) == (code == 78)
-            and ("#SBATCH" in out) == (not words)
-            and "train_gan.py" in out * bool(words) + "train_gan.py"
-        )
+        assert "Nothing queued" in out and ("refused" in out) == (code == 78) and ("#SBATCH" in out) == (not words)
+        assert (f"{world.runs}/one/code/train_gan.py --run {world.runs}/one" in out) == bool(words)
+        assert '"data": "phantom:48"' in out and checks[0].text in out
         assert ran(*GAN, "--name", "one", "--dry-run", "--json", *words) == code
         said = json.loads(capsys.readouterr().out)
-        assert (
-            said["runs"][0]["config"]["data"] == "phantom:48"
-            and said["checks"][0]["level"] == checks[0].level
-            and bool(said["sbatch"]) == (not words)
-        )
+        assert said["runs"][0]["config"]["data"] == "phantom:48" and said["runs"][0]["command"][3:5] == [
+            "--run",
+            f"{world.runs}/one",
+        ]
+        assert said["checks"][0]["level"] == checks[0].level and bool(said["sbatch"]) == (not words)
     assert world.asked == [] and list(world.runs.iterdir()) == []
 
 
@@ -378,6 +379,53 @@ def test_a_sweep_is_one_array_of_all_combinations(world, capsys):
     }
     assert ran(*words) == 0 and len(world.asked) == 2 and "4 points are live or done already" in capsys.readouterr().out
     assert ran(*words, "--total-kimg", "100000") == 0 and world.asked[2][1] == [names[0]]  # the finished one goes on
+
+
+def test_a_sweep_of_one_point_is_a_job_like_any(world, monkeypatch):
+    asked = []
+    monkeypatch.setattr(preflight, "check_with_slurm", lambda script: asked.append(script) or [Check("ok", "asked")])
+    assert ran(*GAN, "--name", "grid", "--sweep", "lr=0.1") == 0
+    assert world.asked == [("sbatch", ["grid-lr=0.1"], "", None)] and "--array" not in asked[0]
+    assert not list(world.run("grid-lr=0.1").logs.glob("*.out"))
+    for folder in (world.runs / "grid", world.runs / "grid/logs/submitit", world.runs / "grid-lr=0.1"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_what_is_said_of_a_queued_run(world, capsys, monkeypatch):
+    monkeypatch.setattr(slurm, "partitions", lambda: {"a100": A100, "cpu": replace(A100, name="cpu", gres={})})
+    ran(
+        *GAN,
+        "--name",
+        "one",
+        "--site",
+        "rangpur",
+        "--partition",
+        "a100",
+        "--gpus",
+        "2",
+        "--nodes",
+        "2",
+        "--batch",
+        "128",
+        "--time",
+        "90",
+    )
+    out = capsys.readouterr().out
+    assert (
+        "2 nodes of 2 GPU, 8 cores, 01:30:00 per attempt; it requeues itself" in out
+        and "pre-empted after an hour" in out
+    )
+    ran(*GAN, "--name", "two", "--partition", "cpu")
+    assert "on cpu: no GPU, 4 cores" in capsys.readouterr().out
+    ran(*GAN, "--name", "three", "--local")
+    assert "Started three on this machine (process 123)" in capsys.readouterr().out
+
+
+def test_flags_of_the_two_stages():
+    vae, diffusion = {"lr", "down", "compile"}, {"lr", "steps", "conditional"}
+    flags = ["--lr", "1", "--no-compile", "--steps=2", "--no-conditional", "--down", "4", "--no-typo", "x"]
+    assert launch.flags_for(vae, flags, diffusion) == ["--lr", "1", "--no-compile", "--down", "4", "--no-typo", "x"]
+    assert launch.flags_for(diffusion, flags, vae) == ["--lr", "1", "--steps=2", "--no-conditional", "--no-typo", "x"]
 
 
 def test_a_sweep_is_checked_before_anything_is_queued(world, monkeypatch, capsys):
