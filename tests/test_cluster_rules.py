@@ -36,6 +36,34 @@ def unix(text: str) -> float:
     return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
 
 
+def test_what_holds_where_nobody_says_otherwise():
+    """Defaults of a profile, of a plan and of the waits: a change of one is a change of what every job does."""
+    assert asdict(Site("s")) == dict(
+        name="s", about="", hosts=(), recognise=(), partition="", account="", qos="", time="4:00:00", max_time="", cpus=4, gres="gpu:{gpus}",
+        margin=180, requeue=True, login="", jump="", note="", data={}, partitions={},
+    )  # fmt: skip
+    plan = Plan("vae", None, Path("/r"), (), Site("s"), False)
+    assert (plan.minutes, plan.nodes, plan.gpus, plan.cpus, plan.max_restarts, plan.shared, plan.chain) == (
+        240,
+        1,
+        1,
+        4,
+        20,
+        False,
+        False,
+    )
+    assert (slurm.TIMEOUT_S, preflight.STARTUP_S, preflight.SLACK_GB) == (20, 120, 0.5)
+    assert submit.LOCAL_MINUTES == 365 * 24 * 60 and set(planning.PATH_FIELDS) == {
+        "data",
+        "init_from",
+        "vae",
+        "perceptual_file",
+    }
+    assert set(planning.REMEMBERED) == set(
+        "partition account qos time nodes gpus cpus site shared local max_restarts".split()
+    )
+
+
 # --- Slurm's words ----------------------------------------------------------------------------------------------------
 def test_which_states_are_of_a_job_that_is_not_over():
     over = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT LAUNCH_FAILED RECONFIG_FAIL"
@@ -103,7 +131,7 @@ SHOWN = """JobId=7 JobName=x
    Requeue=0 Restarts=3 BatchFlag=1 Reboot=0 ExitCode=2:15
    RunTime=00:10:00 TimeLimit=00:20:00 TimeMin=N/A
    StartTime=2026-11-21T07:21:11 EndTime=2026-11-21T07:31:11 Deadline=N/A
-   PreemptEligibleTime=2026-11-21T07:21:11 PreemptTime=None
+   PreemptEligibleTime=2026-11-21T07:21:11 PreemptTime=2026-11-21T07:25:00
    Partition=a100 AllocNode:Sid=login:8181
    NodeList=n1
    Command=(null)
@@ -117,7 +145,7 @@ def test_one_job():
     assert slurm.parse_show_job(SHOWN) == Job(
         "7", "COMPLETING", name="x", user="me", reason="TimeLimit", partition="a100", nodes="n1", elapsed_s=600, limit_s=1200,
         start=unix("2026-11-21T07:21:11"), end=unix("2026-11-21T07:31:11"), exit_code=2, exit_signal=15, restarts=3,
-        preempt_time=None, requeue=False, command="", workdir="/w", dependency="afterany:6(unfulfilled)", stdout="/o", gres="",
+        preempt_time=unix("2026-11-21T07:25:00"), requeue=False, command="", workdir="/w", dependency="afterany:6(unfulfilled)", stdout="/o", gres="",
     )  # fmt: skip
     assert slurm.parse_show_job("") is None and slurm.parse_show_job("\n\n") is None
     with pytest.raises(SlurmError, match="unexpected"):

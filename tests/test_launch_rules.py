@@ -207,6 +207,13 @@ def test_a_name_alone_is_enough_for_a_known_run(world):
     assert error.value.code == 2
 
 
+def test_the_options_by_default():
+    assert vars(launch.queue_parser().parse_args([])) == dict(
+        job=None, preset="", name="", sweep=[], after="", partition="", gpus=None, nodes=None, cpus=None, time="", account="", qos="",
+        max_restarts=20, site="", local=False, wait=False, dry_run=False, shared=False, json=False,
+    )  # fmt: skip
+
+
 def test_training_flags_may_stand_on_either_side(world):
     ran(*GAN, "--name", "one", "--lr", "0.001", "--", "--gamma", "3")
     config = world.plans[0].config

@@ -119,7 +119,7 @@ def test_the_job_of_a_run_that_did_not_begin(run):
 def test_the_states_by_name():
     over = "done stopped failed diverged stuck waiting interrupted".split()
     assert {*over, "cut off"} == watch.FINAL and {"running", "starting", "saving", "queued"} == watch.GONE
-    assert watch.RUNS.name == "runs" and watch.RUNS.parent == specs.ROOT
+    assert watch.HUNG_S == 600 and watch.RUNS.name == "runs" and watch.RUNS.parent == specs.ROOT
 
 
 def test_a_heartbeat_before_the_start_is_of_the_attempt_before(run):
