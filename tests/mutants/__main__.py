@@ -57,14 +57,14 @@ def indented(text: str) -> str:
 
 def trouble(result: Result) -> str:
     """Why the tests of a run without a fault can judge nothing; empty when they are green."""
+    output = "\n" + indented(result.output[-4000:])
+    if result.verdict != "survived":
+        words = " ".join(result.task.tests)
+        return f"{words} is not there{output}" if not result.outcomes else f"{words} is red without a fault{output}"
     for argument in result.task.tests:
         ends = {outcome for test, outcome in result.outcomes.items() if harness.named_by(argument, test)}
-        if ends == {"skipped"}:
-            return f"{argument} is skipped here"
-        if result.verdict != "survived" or "passed" not in ends:
-            return (
-                f"{argument} {'is red without a fault' if ends else 'is not there'}\n{indented(result.output[-4000:])}"
-            )
+        if "passed" not in ends:
+            return f"{argument} is skipped here" if ends else f"{argument} is not there{output}"
     return ""
 
 

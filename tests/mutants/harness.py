@@ -127,10 +127,18 @@ def import_libraries(files: list[Path]) -> None:
 
 
 class Recorder:
-    """A pytest plugin: how each test ended."""
+    """A pytest plugin: how each test ended. Slow tests run only where they are named themselves."""
 
-    def __init__(self) -> None:
+    def __init__(self, arguments: tuple[str, ...] = ()) -> None:
         self.outcomes: dict[str, str] = {}
+        self.named = [argument for argument in arguments if "::" in argument]
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        def wanted(item: pytest.Item) -> bool:
+            named = any(named_by(argument, item.nodeid) for argument in self.named)
+            return not item.get_closest_marker("gpu") and (named or not item.get_closest_marker("long"))
+
+        items[:] = filter(wanted, items)
 
     def pytest_runtest_logreport(self, report) -> None:
         if report.when == "call" or report.outcome != "passed":
@@ -203,7 +211,7 @@ def _child(folder: Path, task: Task) -> None:
         os.environ[name] = str(folder / value)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     tempfile.tempdir = None
-    recorder = Recorder()
+    recorder = Recorder(task.tests)
     options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir=.", f"--basetemp={folder / 'pytest'}"]
     if "hypothesis" in sys.modules:
         options.append("--hypothesis-seed=0")  # the same verdict tomorrow
