@@ -33,7 +33,7 @@ def test_every_fault_applies_to_the_code_as_it_is(name):
 
 
 def test_no_two_faults_are_the_same():
-    planted = Counter((fault.file, harness.faulty_text(fault)) for fault in FAULTS if not harness.misfits([fault]))
+    planted = Counter((fault.file, harness.faulty_text(fault)) for fault in FAULTS)
     assert [file for (file, _), count in planted.items() if count > 1] == []
 
 

@@ -48,9 +48,9 @@ def collect() -> dict[str, list[Fault]]:
     }
 
 
-def faulty_text(fault: Fault, root: Path = ROOT) -> str:
+def faulty_text(fault: Fault) -> str:
     """The file's text with the fault in it; HarnessError where the fault does not apply."""
-    path = root / fault.file
+    path = ROOT / fault.file
     if not path.is_file():
         raise HarnessError(f"{fault.file}: there is no such file")
     text = path.read_text()
@@ -58,23 +58,21 @@ def faulty_text(fault: Fault, root: Path = ROOT) -> str:
         raise HarnessError(f"{fault.file}: stands there {count} times, not once: {fault.before!r}")
     if fault.before == fault.after:
         raise HarnessError(f"{fault.file}: the fault changes nothing: {fault.before!r}")
-    text = text.replace(fault.before, fault.after)
-    if path.suffix == ".py":
-        try:
-            compile(text, fault.file, "exec", dont_inherit=True)
-        except SyntaxError as error:
-            raise HarnessError(f"{fault.file}: not Python any more with {fault.after!r}: {error}") from error
-    return text
+    return text.replace(fault.before, fault.after)
 
 
 def misfits(faults: list[Fault]) -> list[str]:
-    """What is wrong with them, one line each."""
+    """What is wrong with them, one line each: they do not apply, or leave what is no Python."""
     found = []
     for fault in faults:
         try:
-            faulty_text(fault)
+            text = faulty_text(fault)
+            if fault.file.endswith(".py"):
+                compile(text, fault.file, "exec", dont_inherit=True)
         except HarnessError as error:
             found.append(str(error))
+        except SyntaxError as error:
+            found.append(f"{fault.file}: not Python any more with {fault.after!r}: {error}")
     return found
 
 
