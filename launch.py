@@ -31,7 +31,7 @@ from pathlib import Path
 
 from data.files import atomic_write
 from jobs.cluster import doctor, preflight, show, slurm, status, submit, terminal, why
-from jobs.cluster.plan import REMEMBERED, Plan, make_plan
+from jobs.cluster.plan import REMEMBERED, Plan, is_given, make_plan
 from jobs.cluster.sites import choose_site
 from jobs.cluster.status import FINAL, RUNS
 from jobs.cluster.terminal import facts, paint
@@ -599,7 +599,7 @@ def resume_command(argv: list[str]) -> int:
     if given.partition:  # a run of this machine moves to the cluster
         options.local = False
     for name, value in vars(given).items():
-        if value not in ("", None, False) and (name != "max_restarts" or value != 20):
+        if is_given(value) and (name != "max_restarts" or value != 20):
             setattr(options, name, value)
     options.job, options.after = recorded.get("job") or job_of(run), recorded.get("after", "")
     check_numbers(options)
