@@ -74,7 +74,7 @@ def _run_and_preset(argv: list[str]) -> tuple[str | None, str | None]:
 
 def _base(cls: type[Config], run: str | None, preset: str | None) -> Config:
     """The values below the flags: of the named preset, else of the stored run, else of the default preset."""
-    stored = Path(run, "config.json") if run else None
+    stored = Path(run, "config.json").expanduser() if run else None
     if preset is None and stored is not None and stored.is_file():
         base = from_dict(cls, read_json(stored))
     else:

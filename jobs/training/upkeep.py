@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from data.files import atomic_write
 from jobs.config import kinds, parsing, specs
 from jobs.run import stopping
 from jobs.run.attempt import Attempt
@@ -335,7 +336,7 @@ def replace_weights(run: RunDir, weights: dict, about: dict, healthy: bool) -> N
     if healthy:
         aside.unlink(missing_ok=True)
     elif run.weights.exists() and not aside.exists():
-        shutil.copyfile(run.weights, aside)
+        atomic_write(aside, run.weights.read_bytes())  # whole or not there: it is made only once
     write_weights(run.weights, weights, about)
 
 
