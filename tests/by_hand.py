@@ -13,7 +13,7 @@ import threading
 import pytest
 import torch
 
-from jobs.training import ranks
+from jobs.training import collectives, ranks
 
 CPU = torch.device("cpu")
 ALONE = ranks.Runtime(0, 1, 0, CPU, 1)
@@ -118,7 +118,7 @@ def two_ranks(monkeypatch, work) -> list:
             wrong.append(error)
             barrier.abort()
 
-    monkeypatch.setattr(runtime.dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(collectives.dist, "all_reduce", all_reduce)
     threads = [threading.Thread(target=one, args=(r,), name=f"rank {r}") for r in (0, 1)]
     for t in threads:
         t.start()

@@ -21,6 +21,7 @@ from PIL import Image
 
 from jobs.config import parsing, specs
 from jobs.config.specs import ConfigError
+from jobs.run import attempt as attempts
 from jobs.run import rundir, stopping
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.lock import process_space
@@ -265,7 +266,7 @@ def alone(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setattr(rundir, "STATUS_BEAT", 0.0)
     clock = SimpleNamespace(now=700.0)
-    monkeypatch.setattr(attempt, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(attempts, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 

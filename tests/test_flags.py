@@ -39,7 +39,7 @@ from jobs.config import kinds, parsing, presets, rules, specs
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
-from jobs.training import upkeep
+from jobs.training import randomness, upkeep
 from jobs.training.upkeep import Record
 from jobs.training.weights import read_weights
 from models import diffusion, loading
@@ -361,7 +361,7 @@ class Bench:
         patches = [
             (target, name, noting(getattr(target, name), seeds, of))
             for target, name, of in (
-                (runtime, "seed_of", lambda seed, *_: seed), (batches, "flip_coins", lambda seed, *_: seed),
+                (randomness, "seed_of", lambda seed, *_: seed), (batches, "flip_coins", lambda seed, *_: seed),
                 (batches, "sample_order", lambda n, seed, *_: seed), (latents, "sample_order", lambda n, seed, *_: seed),
             )
         ]  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from jobs.view import grids, plots, progress, tensorboard
+from jobs.view import progress as progress_module
 from jobs.view.grids import image_grid, save_png
 from jobs.view.metrics import Averages, MetricsLog, read_metrics
 from jobs.view.plots import plot_losses
@@ -245,7 +246,7 @@ def test_lines_of_a_small_run_and_of_one_that_has_seen_more_than_it_should(capsy
 
 def test_a_row_without_a_speed_is_told_by_the_speed_since_the_start(capsys, monkeypatch):
     now = [50.0]
-    monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     progress = Progress(20_000, 4_000, interactive=False)
     now[0] += 100.0
     progress.tick(6_000, {})

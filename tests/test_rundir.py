@@ -717,7 +717,7 @@ def test_a_lock_given_back_stays_away(run, monkeypatch):
     """Its heartbeat ends with it: else it would take a lock that nobody holds for one that was deleted by hand."""
     monkeypatch.setattr(lock, "LOCK_BEAT", 0.01)
     run.lock(wait=0)
-    lock = run._lock
+    held = run._lock
     run.unlock()
     lock._beat()  # returns
     lock._restore()

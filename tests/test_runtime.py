@@ -478,7 +478,7 @@ def test_whether_the_cpu_multiplies_bf16(monkeypatch, flags, fast):
             raise FileNotFoundError(path)
         return io.StringIO(f"processor : 0\nmodel name : x\nflags\t\t: {flags}\n" if flags else "processor : 0\n")
 
-    monkeypatch.setattr(runtime, "open", opened, raising=False)
+    monkeypatch.setattr(devices, "open", opened, raising=False)
     assert devices.cpu_has_bf16.__wrapped__() is fast
 
 

@@ -27,7 +27,7 @@ from data.phantom import measure_ventricle
 from jobs.config import parsing
 from jobs.config.specs import ConfigError, DiffusionConfig, VaeConfig
 from jobs.run.rundir import RunDir
-from jobs.training import devices, ranks
+from jobs.training import collectives, devices, ranks
 from jobs.training.weights import read_weights, write_weights
 from models import diffusion
 from models.vae import VAE, LatentScale
@@ -109,7 +109,7 @@ def test_dropped_labels_train_the_unconditional_embedding(pack):
 def test_dropout_repeats_with_the_position_and_differs_between_ranks(pack, monkeypatch):
     """Its only seed is (seed, position, rank): the same step twice has the same masks, on whatever state the process is; another
     position or rank has others. (What two real ranks do with it: test_reference_diffusion.py.)"""
-    monkeypatch.setattr(runtime.dist, "all_reduce", lambda *_, **__: None)  # a rank of two, alone
+    monkeypatch.setattr(collectives.dist, "all_reduce", lambda *_, **__: None)  # a rank of two, alone
     c, data, s = pixels(pack, "--dropout", "0.5")
 
     def masks(nimg: int, rank: int) -> torch.Tensor:

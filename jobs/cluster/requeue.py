@@ -57,13 +57,14 @@ def decide(
 ) -> Decision:
     """What becomes of a run whose tasks left with `code`.
 
-    job: what the controller says, None where it says nothing. restarts: the job's count when this attempt began. reason:
-    the training process's own word for why it stopped. A job that is being ended from outside is COMPLETING while its
-    batch shell still lives; who did it shows in the fields beside it.
+    job: what the controller says, None where it says nothing. restarts: the job's count when this attempt began.
+    reason: the training process's own word for why it stopped. A job that is being ended from outside is COMPLETING
+    while its batch shell still lives; who did it shows in the fields beside it.
 
-    DONE and STOP end the run, whatever else is said. After a node failure srun gives up with 0 or 1, which say nothing of
-    the training and go on; 2, 77 and 78 are its own refusals and do not, nor does 130, a person's Ctrl-C. Where Slurm has
-    put the job back into the queue already, that stands: its next start looks for DONE and STOP, and is decided anew.
+    DONE and STOP end the run, whatever else is said. After a node failure srun gives up with 0 or 1, which say nothing
+    of the training and go on; 2, 77 and 78 are its own refusals and do not, nor does 130, a person's Ctrl-C. Where
+    Slurm has put the job back into the queue already, that stands: its next start looks for DONE and STOP, and is
+    decided anew.
     """
     put_back = job is not None and job.restarts > restarts
     node_failed = put_back or (job is not None and job.state == "NODE_FAIL")
