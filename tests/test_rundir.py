@@ -719,8 +719,8 @@ def test_a_lock_given_back_stays_away(run, monkeypatch):
     run.lock(wait=0)
     held = run._lock
     run.unlock()
-    lock._beat()  # returns
-    lock._restore()
+    held._beat()  # returns
+    held._restore()
     assert rest(run) == []
 
 
