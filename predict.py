@@ -38,7 +38,7 @@ from typing import Any
 
 import torch
 
-from data.sources import DataError
+from data.walk import DataError
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
 from jobs.predict import pages

@@ -31,8 +31,9 @@ import torch
 from data.batches import Batches, to_float, to_uint8
 from data.files import sha256_of
 from data.latents import ensure_latents
-from data.pack import Pack, ensure_held_out, ensure_pack, preview
-from data.sources import DataError
+from data.pack import ensure_held_out, ensure_pack, preview
+from data.packfile import Pack
+from data.walk import DataError
 from jobs.config import parsing, rules, sizes
 from jobs.config.specs import ConfigError, VaeConfig
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code

@@ -32,7 +32,8 @@ import torch
 from data.batches import Batches, to_float, to_uint8
 from data.files import atomic_write, sha256_of
 from data.latents import LatentBatches, Latents, ensure_latents
-from data.pack import Pack, ensure_held_out, ensure_pack, preview
+from data.pack import ensure_held_out, ensure_pack, preview
+from data.packfile import Pack
 from jobs.config import parsing, rules, sizes, specs
 from jobs.config.specs import ConfigError, DiffusionConfig
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
@@ -55,7 +56,7 @@ from jobs.training.upkeep import (
 from jobs.training.weights import read_weights
 from jobs.view.grids import image_grid
 from jobs.view.metrics import Averages
-from models import diffusion, loading
+from models import loading, samplers, schedules, targets
 from models.ema import ema_beta, update_ema
 from models.metrics import class_diversity, diversity_ratio
 from models.optim import adamw, learning_rate, memory_layout
@@ -215,7 +216,7 @@ def build_state(c: DiffusionConfig, data: Data, num_classes: int, device: torch.
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
-def predictor(network: Callable, labels: torch.Tensor | None, dtype: torch.dtype) -> diffusion.Denoise:
+def predictor(network: Callable, labels: torch.Tensor | None, dtype: torch.dtype) -> targets.Denoise:
     """network(x, t, labels) as a function of (x, t), under autocast."""
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -230,7 +231,7 @@ def train_step(
     rt: ranks.Runtime,
     s: TrainState,
     data: Data,
-    schedule: diffusion.Schedule,
+    schedule: schedules.Schedule,
     network: Callable,
     dtype: torch.dtype,
     nimg: int,
@@ -238,7 +239,7 @@ def train_step(
     """One optimizer step and the moving average. Draws are made for the global batch; a rank uses its rows of them."""
     position = nimg + s.counters["skip"]
     gen = randomness.generator(c.seed, position, "diffusion", rt.device)
-    times = diffusion.draw_times(c.batch, c.times, gen, rt.device, c.fast_steps)
+    times = schedules.draw_times(c.batch, c.times, gen, rt.device, c.fast_steps)
     noise, posterior_noise = torch.randn(2, c.batch, *data.shape, generator=gen, device=rt.device)
     drop_gen = randomness.generator(c.seed, position, "class dropout", rt.device)
     torch.manual_seed(randomness.seed_of(c.seed, position, f"dropout {rt.rank}"))
@@ -248,7 +249,7 @@ def train_step(
     for start, stop in randomness.rows(c.batch, rt.rank, rt.world, c.accumulate):
         x0, labels = data.rows(position, start, stop, posterior_noise[start:stop])
         given = torch.where(kept[start:stop], labels, s.unet.num_classes) if c.conditional else None
-        losses = diffusion.diffusion_loss(
+        losses = targets.diffusion_loss(
             predictor(network, given, dtype),
             x0,
             noise[start:stop],
@@ -270,7 +271,7 @@ def step_flops(
     rt: ranks.Runtime,
     num_classes: int,
     shape: tuple,
-    schedule: diffusion.Schedule,
+    schedule: schedules.Schedule,
     dtype: torch.dtype,
 ) -> dict:
     """{None: FLOPs of one image in a step}, counted on a blank one and a copy of the network."""
@@ -292,7 +293,7 @@ class Sampler:
         data: Data,
         held_out: Pack | None,
         held_out_latents: Latents | None,
-        schedule: diffusion.Schedule,
+        schedule: schedules.Schedule,
         rt: ranks.Runtime,
         dtype: torch.dtype,
     ):
@@ -328,8 +329,8 @@ class Sampler:
         # Spread as evenly as can be, over all and over those of any one patient.
         t = (torch.arange(count, device=device) * 0.6180339887498949 + 0.5) % 1
         if self.c.times.startswith("fast-"):
-            steps = torch.tensor(diffusion.fast_steps(self.c.times, self.c.fast_steps), device=device)
-            t = steps[(t * len(steps)).long()].float() / (diffusion.T - 1)
+            steps = torch.tensor(schedules.fast_steps(self.c.times, self.c.fast_steps), device=device)
+            t = steps[(t * len(steps)).long()].float() / (schedules.T - 1)
         return x0, labels, torch.randn(x0.shape, generator=gen, device=device), t
 
     def reals(self):
@@ -363,12 +364,12 @@ class Sampler:
     def samples(self, unet: UNet, scale: LatentScale) -> torch.Tensor:
         """Images (number, C, R, R) in -1 .. 1 of the fixed noise; zero where they are other ranks'."""
         images = torch.zeros(self.number, self.c.channels, self.c.resolution, self.c.resolution, device=self.rt.device)
-        times = diffusion.fast_times(self.c.times, self.c.fast_steps) if self.c.times.startswith("fast-") else None
+        times = schedules.fast_times(self.c.times, self.c.fast_steps) if self.c.times.startswith("fast-") else None
         for i in self.mine(self.number, GRID_CHUNK):
             gen = randomness.generator(self.c.seed, int(i[0]), "ancestral", self.rt.device)
             predict = predictor(unet, None if self.labels is None else self.labels[i], self.dtype)
-            denoise = diffusion.denoiser(predict, self.schedule, self.c.target, clamp=float(self.c.space == "pixel"))
-            x0 = diffusion.sample(
+            denoise = samplers.denoiser(predict, self.schedule, self.c.target, clamp=float(self.c.space == "pixel"))
+            x0 = samplers.sample(
                 denoise,
                 self.noise[i],
                 self.schedule,
@@ -388,7 +389,7 @@ class Sampler:
         losses = torch.zeros(len(x0), device=self.rt.device)
         for i in self.mine(len(x0), CHUNK):
             predict = predictor(unet, None if labels is None else labels[i], self.dtype)
-            losses[i] = diffusion.diffusion_loss(
+            losses[i] = targets.diffusion_loss(
                 predict, x0[i], noise[i], t[i], self.schedule, target=self.c.target, min_snr_gamma=self.c.min_snr_gamma
             )
         losses = collectives.reduce_sum(self.rt, losses)
@@ -414,7 +415,7 @@ def train(
     Returns the process's exit code; raises Diverged. packs: training and, if any, other patients.
     """
     dtype = devices.precision_dtype(c.precision, rt.device)
-    schedule, pack = diffusion.make_schedule(c.schedule), packs[0]
+    schedule, pack = schedules.make_schedule(c.schedule), packs[0]
     vae = load_vae(c, copied_vae(run.path)) if latents else None
     data = Data(c, pack, latents[0] if latents else None, vae, rt.device)
     s = build_state(c, data, len(pack.classes) if c.conditional else 0, rt.device)

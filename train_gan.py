@@ -30,7 +30,8 @@ import torch
 from torch import nn
 
 from data.batches import Batches, to_uint8
-from data.pack import Pack, ensure_pack, preview
+from data.pack import ensure_pack, preview
+from data.packfile import Pack
 from jobs.config import parsing, rules, sizes
 from jobs.config.specs import GanConfig
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code

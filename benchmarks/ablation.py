@@ -19,14 +19,14 @@ import train_gan
 from benchmarks import machine
 from benchmarks.gan import Ours, inference, lazy, make_ours
 from jobs.training import collectives, devices
-from models import stylegan2
+from models import filters, stylegan2
 
 TITLE = "What each decision is worth"
 
 
 def plain_fir(x: torch.Tensor, mode: str, padding: int, gain: float) -> torch.Tensor:
     """The low-pass filter as a depthwise convolution whose derivatives are autograd's own."""
-    kernel = stylegan2._fir_kernel(x.shape[1], gain, x.dtype, x.device)
+    kernel = filters._fir_kernel(x.shape[1], gain, x.dtype, x.device)
     if mode == "up":
         return F.conv_transpose2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
     return F.conv2d(x, kernel, stride=2 if mode == "down" else 1, padding=padding, groups=x.shape[1])
@@ -42,7 +42,7 @@ def grouped_conv(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, *,
     if up:
         modulated = modulated.transpose(1, 2).reshape(batch * inputs, outputs, k, k)
         y = F.conv_transpose2d(x, modulated, stride=2, groups=batch)
-        return stylegan2.blur(y.reshape(batch, outputs, *y.shape[2:]), 1, gain=4.0), d
+        return filters.blur(y.reshape(batch, outputs, *y.shape[2:]), 1, gain=4.0), d
     y = F.conv2d(x, modulated.reshape(batch * outputs, inputs, k, k), padding=1, groups=batch)
     return y.reshape(batch, outputs, *y.shape[2:]), d
 
@@ -60,8 +60,8 @@ def separate_adam(module: torch.nn.Module, lr: float, lazy_interval: int) -> tor
 VARIANTS = {  # name: (module, attribute, what it was chosen over)
     "as it is": None,
     "memory given back to the system": (collectives, "keep_freed_memory", lambda: None),
-    "FIR with autograd's derivatives": (stylegan2, "_fir", plain_fir),
-    "FIR as shifted sums": (stylegan2, "_fir", stylegan2._fir_shifted),
+    "FIR with autograd's derivatives": (filters, "_fir", plain_fir),
+    "FIR as shifted sums": (stylegan2, "_fir", filters._fir_shifted),
     "a weight per sample, grouped convolution": (stylegan2, "modulated_conv", grouped_conv),
     "1x1 convolutions as matrix products": (stylegan2, "pointwise", matrix_product),
     "Adam not fused": (train_gan, "adam", separate_adam),

@@ -23,7 +23,7 @@ from torchvision import datasets, transforms
 
 from benchmarks import machine
 from data.batches import Batches
-from data.pack import build_pack
+from data.build import build_pack
 from data.phantom import CLASSES, phantom_label, phantom_slice
 from data.sources import find_source
 from jobs.training import collectives

@@ -27,10 +27,11 @@ import predict
 import train_diffusion
 from benchmarks import machine
 from data.latents import Latents
-from data.pack import Pack, ensure_pack
+from data.pack import ensure_pack
+from data.packfile import Pack
 from jobs.config.specs import DiffusionConfig
 from jobs.training import collectives, devices
-from models import diffusion, quality
+from models import quality, samplers, schedules
 from models.encoder import train_encoder
 from models.vae import VAE
 
@@ -63,7 +64,7 @@ class Ours:
         self.rt, self.device, self.dtype = rt, rt.device, devices.precision_dtype(precision, rt.device)
         self.name, self.net = f"ours, {str(self.dtype).removeprefix('torch.')}", self.s.unet
         self.networks, self.tasks = (self.net,), {"step": self.step, "sample": self.sample}
-        self.schedule, self.nimg = diffusion.make_schedule("linear"), 0
+        self.schedule, self.nimg = schedules.make_schedule("linear"), 0
 
     def step(self) -> None:
         train_diffusion.train_step(self.c, self.rt, self.s, self.data, self.schedule, self.net, self.dtype, self.nimg)
@@ -72,9 +73,9 @@ class Ours:
     @torch.no_grad()
     def sample(self) -> None:
         predict = train_diffusion.predictor(self.s.unet_ema, None, self.dtype)
-        denoise = diffusion.denoiser(predict, self.schedule, "epsilon")
+        denoise = samplers.denoiser(predict, self.schedule, "epsilon")
         noise = torch.randn(self.c.batch, *SHAPE, device=self.rt.device)
-        diffusion.sample(denoise, noise, self.schedule, "midpoint", CALLS)
+        samplers.sample(denoise, noise, self.schedule, "midpoint", CALLS)
 
 
 class OursEncoding(Ours):
@@ -210,19 +211,19 @@ def exactness() -> str:
 
     Such a denoiser is linear, so noise of ones gives the standard deviation of every component.
     """
-    spread, schedule = spectrum(), diffusion.make_schedule("linear")
+    spread, schedule = spectrum(), schedules.make_schedule("linear")
 
     def denoise(x, t):
         alpha, sigma = (v[:, None].double() for v in schedule.alpha_sigma(t.double()))
         return alpha * spread**2 / (alpha**2 * spread**2 + sigma**2) * x
 
     def epsilon(x, t):
-        time = torch.as_tensor(t).double().reshape(1) / (diffusion.T - 1)
+        time = torch.as_tensor(t).double().reshape(1) / (schedules.T - 1)
         alpha, sigma = schedule.alpha_sigma(time)
         return (x - alpha * denoise(x, time)) / sigma
 
     ones = torch.ones(1, len(spread), dtype=torch.float64)
-    samplers = {f"ours, {name}": lambda n, name=name: diffusion.sample(denoise, ones, schedule, name, n)
+    samplers = {f"ours, {name}": lambda n, name=name: samplers.sample(denoise, ones, schedule, name, n)
                 for name in ("midpoint", "dpmpp-2m", "ddim", "heun")}  # fmt: skip
     solver = "DPMSolverMultistepScheduler"
     samplers |= {

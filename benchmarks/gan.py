@@ -25,7 +25,8 @@ import train_gan
 from benchmarks import machine, peers
 from benchmarks.peers import CHANNEL_BASE, CHANNEL_MAX, MAPPING_LAYERS
 from data.batches import Batches
-from data.pack import Pack, ensure_pack
+from data.pack import ensure_pack
+from data.packfile import Pack
 from jobs.config.specs import GanConfig
 from jobs.training import collectives, devices, ranks
 

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from data.batches import FREE_FRACTION, sample_order, to_float
 from data.files import atomic_write, remove_torn, sha256_of, temporary_for
-from data.pack import Pack, pack_folder
-from data.sources import DataError
+from data.pack import pack_folder
+from data.packfile import Pack
+from data.walk import DataError
 
 VERSION = 1  # of the file format and of what is in it
 HALF_MAX = 65504.0  # largest float16

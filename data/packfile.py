@@ -16,7 +16,7 @@ import numpy as np
 
 from data import images
 from data.files import sha256_of
-from data.sources import DataError
+from data.walk import DataError
 
 MAGIC = b"BRAINPAK"
 VERSION = 1  # of the file format and of the pixels: raise it when decoding or resizing changes

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models import diffusion
+from models import schedules, targets
 from models.stylegan2 import Generator, channels_at, resolutions
 from models.unet import UNet
 from models.vae import VAE, LatentScale
@@ -69,7 +69,7 @@ class Denoiser:
     unet: UNet
     scale: LatentScale
     decoder: nn.Module | None  # None where it was trained on pixels
-    schedule: diffusion.Schedule
+    schedule: schedules.Schedule
     target: str
     times: Tensor | None  # the only times that it knows, falling; None where it knows all
     shape: tuple[int, int, int]  # (C, h, w) of what it denoises
@@ -88,14 +88,14 @@ def load_denoiser(tensors: dict[str, Tensor], about: dict, num_classes: int) -> 
     if not isinstance(shape, list) or len(shape) != 3 or any(type(n) is not int or not 1 <= n <= 4096 for n in shape):
         raise ValueError(f"its shape is malformed; {AGAIN}")
     try:
-        schedule, times = diffusion.make_schedule(str(c.get("schedule"))), str(c.get("times"))
-        if c.get("target") not in diffusion.TARGETS or times not in diffusion.TIME_SETS:
+        schedule, times = schedules.make_schedule(str(c.get("schedule"))), str(c.get("times"))
+        if c.get("target") not in targets.TARGETS or times not in schedules.TIME_SETS:
             raise ValueError(f"target {c.get('target')!r}, times {times!r}")
         widths, sides = whole_numbers(c, "widths"), whole_numbers(c, "attention")
         num_res, head_dim = (bounded(c, name, 4096) for name in ("num_res", "head_dim"))
         if not 1 <= len(widths) <= 8 or max(widths) > 8192 or num_res > 16:
             raise ValueError(f"widths {c.get('widths')!r}, num_res {num_res}")
-        known = diffusion.fast_times(times, bounded(c, "fast_steps", 1000)) if times.startswith("fast-") else None
+        known = schedules.fast_times(times, bounded(c, "fast_steps", 1000)) if times.startswith("fast-") else None
         with torch.device("meta"):
             unet = UNet(
                 shape[-1],

@@ -101,7 +101,9 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 
 # --- readers: each yields (seed file's content, read(content), expected errors) ---------------------------------------
 def pack(folder: Path) -> Iterator[tuple[bytes, Callable, tuple]]:
-    from data.pack import DataError, ensure_pack, open_pack
+    from data.pack import ensure_pack
+    from data.packfile import open_pack
+    from data.walk import DataError
 
     made = ensure_pack("phantom:6", resolution=16, split="all", cache_dir=folder, log=lambda *_: None, progress=False)
     content, path = Path(made.path).read_bytes(), folder / "hostile.pack"

@@ -42,7 +42,7 @@ from jobs.run.rundir import RunDir
 from jobs.training import randomness, upkeep
 from jobs.training.upkeep import Record
 from jobs.training.weights import read_weights
-from models import diffusion, loading
+from models import loading, samplers
 
 # --- what is promised, written out again ------------------------------------------------------------------------------
 FREE = set(
@@ -887,14 +887,14 @@ def see_sampler(bench: Bench) -> None:
 
 def see_steps(bench: Bench) -> None:
     observed(bench)
-    calls, sample = [], diffusion.sample
+    calls, sample = [], samplers.sample
 
     def counting(denoise, *args, **kwargs):
         return sample(lambda *a: (calls.append(1), denoise(*a))[1], *args, **kwargs)
 
     for steps in (2, 6):
         calls.clear()
-        bench.run("--steps", str(steps), *NO_STEP, patch=[(diffusion, "sample", counting)])
+        bench.run("--steps", str(steps), *NO_STEP, patch=[(samplers, "sample", counting)])
         assert len(calls) == 3 * steps  # one picture, in three chunks
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from data.images import BadFile
 from data.latents import build_latents, ensure_latents, open_latents
 from data.pack import ensure_pack
-from data.sources import DataError
+from data.walk import DataError
 from jobs.training.checkpoint import CheckpointError, Checkpoints, check_archive
 from jobs.training.weights import WeightsError, read_weights, write_weights
 

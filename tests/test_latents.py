@@ -14,7 +14,7 @@ import torch
 from data.batches import to_float
 from data.latents import LatentBatches, ensure_latents, latents_path, open_latents
 from data.pack import ensure_pack
-from data.sources import DataError
+from data.walk import DataError
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,13 @@ import numpy as np
 import pytest
 from bad_folder import WIDTH, make_adni, make_bad_folder, make_oasis, picture, save
 
-from data import pack as packs
-from data.pack import build_pack, ensure_pack, open_pack, restore
-from data.packfile import ALIGN, MAGIC, PREAMBLE, VERSION
-from data.sources import ROOM, DataError, find_source
+from data.build import build_pack
+from data.files import TORN_AGE
+from data.pack import ensure_pack
+from data.packfile import ALIGN, MAGIC, PREAMBLE, VERSION, open_pack, restore
+from data.records import ROOM
+from data.sources import find_source
+from data.walk import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -405,7 +408,7 @@ def test_no_space_is_said_before_anything_is_written(tmp_path, cache, monkeypatc
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(packs.shutil, "disk_usage", lambda _: usage(1, 1, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 1000))
     with pytest.raises(DataError, match=r"not enough space.*BRAIN_PACK_DIR"):
         ensure("phantom:2", 16)
     monkeypatch.undo()
@@ -419,7 +422,7 @@ def test_full_disk_while_writing_leaves_nothing(tmp_path, cache, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packs.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DataError, match="disk or your quota is full"):
         ensure("phantom:2", 16)
     assert not list(cache.iterdir())
@@ -446,10 +449,10 @@ def test_racing_builds_all_end_with_a_valid_file(tmp_path, cache):
 def test_abandoned_temporary_files_are_removed_and_fresh_ones_kept(tmp_path, cache):
     out = tmp_path / "o" / "x.pack"
     out.parent.mkdir()
-    old, fresh = (out.parent / f".x.pack.host.{i}.abcd.tmp" for i in (1, 2))
+    old, fresh = (out.parent / f".x.pack.tmp.another-host.{i}.0" for i in (1, 2))
     for f in (old, fresh):
         f.write_bytes(b"x")
-    os.utime(old, (1, time.time() - 2 * packs.STALE))
+    os.utime(old, (1, time.time() - 2 * TORN_AGE))
     ensure("phantom:2", 16, out=out)
     assert not old.exists() and fresh.exists()
 

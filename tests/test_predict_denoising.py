@@ -16,7 +16,7 @@ from jobs.config import parsing, specs
 from jobs.config.specs import DiffusionConfig, VaeConfig
 from jobs.run import stopping
 from jobs.training.weights import write_weights
-from models import diffusion, encoder
+from models import encoder, samplers, schedules
 from models.metrics import psnr, ssim
 from models.unet import UNet
 from models.vae import VAE, LatentScale
@@ -100,7 +100,7 @@ def test_generate_makes_pictures_at_the_slices_size_that_repeat_in_any_company(w
     )
 
 
-@pytest.mark.parametrize("sampler", diffusion.SAMPLERS)
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 def test_every_sampler_and_a_folder_of_other_settings_is_refused(weights, tmp_path, sampler, capsys):
     assert (
         run("generate", "--weights", weights, "--out", tmp_path, "--number", 1, "--steps", 4, "--sampler", sampler)
@@ -138,8 +138,8 @@ def test_it_denoises_as_the_sampler_itself_does(weights):
     noise = torch.randn(2, 8, 8, generator=predict.runtime.generator(0, 3, "predict z"))[None]
     with torch.no_grad():
         guess = lambda x, t: model.net.unet(x, t, torch.tensor([1]))  # noqa: E731
-        denoise = diffusion.denoiser(guess, diffusion.make_schedule("flow"), "flow")
-        x0 = diffusion.sample(denoise, noise, diffusion.make_schedule("flow"), "ddim", 4)
+        denoise = samplers.denoiser(guess, schedules.make_schedule("flow"), "flow")
+        x0 = samplers.sample(denoise, noise, schedules.make_schedule("flow"), "ddim", 4)
         expected = predict.to_uint8(model.net.decoder(x0)).numpy()
     assert np.abs(model.pictures(args, [3]).astype(int) - expected.astype(int)).max() <= 1
 

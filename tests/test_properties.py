@@ -15,8 +15,8 @@ from data import images
 from data.batches import flip_coins, sample_order
 from data.files import is_number
 from data.packfile import check_geometry, restore
-from data.sources import DataError, find_source
-from data.walk import class_name
+from data.sources import find_source
+from data.walk import DataError, class_name
 from jobs.cluster import requeue, slurm
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.config import parsing

@@ -33,7 +33,7 @@ from jobs.training import randomness, ranks
 from jobs.training.checkpoint import Checkpoints
 from jobs.training.throughput import count_flops
 from jobs.training.weights import read_weights, write_weights
-from models import diffusion
+from models import schedules
 from models.vae import VAE
 
 SCRIPT = "train_diffusion.py"
@@ -195,7 +195,7 @@ def prepared(c: DiffusionConfig, pack):
     wake(s.unet, 1)
     s.unet_ema.load_state_dict(s.unet.state_dict())
     s.counters["skip"] = SKIP
-    return data, latents, s, diffusion.make_schedule(c.schedule)
+    return data, latents, s, schedules.make_schedule(c.schedule)
 
 
 def run_steps(c, data, s, schedule, number: int, rt=ALONE, dtype=torch.float32) -> None:
@@ -455,7 +455,7 @@ def test_grids_diversity_and_losses_by_hand(pack, monkeypatch, name):
             train,
             data,
             *((None, None) if alone else (other, held)),
-            diffusion.make_schedule(c.schedule),
+            schedules.make_schedule(c.schedule),
             rt,
             torch.float32,
         )
@@ -505,7 +505,7 @@ def test_grids_of_large_slices_are_smaller(side, columns, number):
     latents = Latents("", values, pack.labels, np.zeros(2), np.ones(2))
     c = config("--resolution", str(side), "--no-conditional")
     data = script.Data(c, pack, latents, None, CPU)
-    seen = script.Sampler(c, pack, data, None, None, diffusion.make_schedule(c.schedule), ALONE, torch.float32)
+    seen = script.Sampler(c, pack, data, None, None, schedules.make_schedule(c.schedule), ALONE, torch.float32)
     assert (seen.columns, seen.number, len(seen.noise)) == (columns, number, number)
 
 

@@ -25,7 +25,7 @@ from test_perceptual import narrow
 import pretrain_vae as script
 from data.batches import Batches, flip_coins, sample_order
 from data.pack import ensure_pack
-from data.sources import DataError
+from data.walk import DataError
 from jobs.config import parsing
 from jobs.config.specs import VaeConfig
 from jobs.run import stopping

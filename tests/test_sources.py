@@ -13,7 +13,9 @@ import pytest
 from bad_folder import make_adni, make_bad_folder, make_oasis, picture, save
 
 from data import images
-from data.sources import ROOM, DataError, find_source
+from data.records import ROOM
+from data.sources import find_source
+from data.walk import DataError
 
 
 def scans(source) -> set[str]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import stylegan2
+from models import filters, stylegan2
 from models.gan_losses import gradient_penalty, path_lengths
 from models.stylegan2 import Discriminator, Generator, mix_styles
 
@@ -55,7 +55,7 @@ def fir_by_loops(x: np.ndarray, mode: str, padding: int, gain: float) -> np.ndar
 FIR_CASES = [("up", 1, 4.0), ("down", 1, 1.0), ("same", 1, 4.0), ("same", 2, 1.0)]
 
 
-@pytest.mark.parametrize("function", [stylegan2._SelfAdjointFir.apply, stylegan2._fir_shifted])
+@pytest.mark.parametrize("function", [filters._SelfAdjointFir.apply, filters._fir_shifted])
 @pytest.mark.parametrize(("mode", "padding", "gain"), FIR_CASES)
 def test_fir_equals_loops(function, mode, padding, gain):
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64)
@@ -66,7 +66,7 @@ def test_fir_equals_loops(function, mode, padding, gain):
 @pytest.mark.parametrize(("mode", "padding", "gain"), FIR_CASES)
 def test_fir_backward_is_the_adjoint_and_twice_differentiable(mode, padding, gain):
     def fir(x):
-        return stylegan2._SelfAdjointFir.apply(x, mode, padding, gain)
+        return filters._SelfAdjointFir.apply(x, mode, padding, gain)
 
     x = torch.randn(1, 2, 4, 6, dtype=torch.float64, requires_grad=True)
     y = torch.randn_like(fir(x))
@@ -79,18 +79,18 @@ def test_fir_backward_is_the_adjoint_and_twice_differentiable(mode, padding, gai
 def test_fir_double_backward_is_one_convolution_and_not_a_loop_over_channels():
     x = torch.randn(1, 32, 8, 8, requires_grad=True)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        (grad,) = torch.autograd.grad(stylegan2.downsample(x).square().sum(), x, create_graph=True)
+        (grad,) = torch.autograd.grad(filters.downsample(x).square().sum(), x, create_graph=True)
         grad.square().sum().backward()
     assert sum(e.count for e in profile.key_averages() if e.key == "aten::convolution") <= 6
 
 
 def test_resampling_keeps_a_constant_image_and_its_mean_place():
     flat = torch.ones(1, 2, 8, 8)
-    for y in (stylegan2.upsample(flat), stylegan2.downsample(flat)):
+    for y in (filters.upsample(flat), filters.downsample(flat)):
         torch.testing.assert_close(y[:, :, 2:-2, 2:-2], torch.ones_like(y[:, :, 2:-2, 2:-2]))
     bump = torch.zeros(1, 1, 8, 8)
     bump[..., 3:5, 3:5] = 1  # symmetric about the centre stays so: no shift by half a pixel
-    for y in (stylegan2.upsample(bump), stylegan2.downsample(bump)):
+    for y in (filters.upsample(bump), filters.downsample(bump)):
         torch.testing.assert_close(y, y.flip(2, 3))
 
 
@@ -513,7 +513,7 @@ def test_plain_and_eager_filters_give_the_same_networks(monkeypatch):
 
     eager = results()
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr(stylegan2._SelfAdjointFir, "apply", None)
+    monkeypatch.setattr(filters._SelfAdjointFir, "apply", None)
     for ours, theirs in zip(results(), eager, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 

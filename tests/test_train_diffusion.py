@@ -29,7 +29,7 @@ from jobs.config.specs import ConfigError, DiffusionConfig, VaeConfig
 from jobs.run.rundir import RunDir
 from jobs.training import collectives, devices, ranks
 from jobs.training.weights import read_weights, write_weights
-from models import diffusion
+from models import schedules
 from models.vae import VAE, LatentScale
 
 SCRIPT = "train_diffusion.py"
@@ -56,7 +56,7 @@ def pixels(pack, *flags: str):
 
 def step(c, data, s, nimg=0, rank=0, world=1):
     rt = ranks.Runtime(rank, world, rank, CPU, 1)
-    script.train_step(c, rt, s, data, diffusion.make_schedule(c.schedule), s.unet, torch.float32, nimg)
+    script.train_step(c, rt, s, data, schedules.make_schedule(c.schedule), s.unet, torch.float32, nimg)
 
 
 def test_gradients_are_clipped_before_the_step(pack):
@@ -188,7 +188,7 @@ def test_the_loss_on_other_patients_repeats_and_is_told_by_noise_level(pack):
     other = ensure_pack(
         "phantom:160", resolution=32, split="val", log=lambda *_: None, cache_dir=Path(pack.path).parent
     )
-    schedule = diffusion.make_schedule(c.schedule)
+    schedule = schedules.make_schedule(c.schedule)
     sampler = script.Sampler(c, pack, data, other, None, schedule, rt, torch.float32)
     first = sampler.validate(s.unet)
     torch.manual_seed(1)

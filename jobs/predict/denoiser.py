@@ -11,7 +11,7 @@ import torch
 
 from jobs.predict.trained import Trained, UsageError
 from jobs.training import randomness
-from models import diffusion, loading
+from models import loading, samplers
 from models.loading import Denoiser
 from models.styles import slerp
 from models.unet import guided
@@ -118,7 +118,7 @@ class DiffusionModel(Trained):
                 there = guided(self.net.unet, x, t, towards, way.guidance).float()
             return here + share.view(-1, 1, 1, 1) * (there - here)
 
-        estimate = diffusion.denoiser(
+        estimate = samplers.denoiser(
             predict, self.net.schedule, self.net.target, clamp=float(self.net.decoder is None)
         )
 
@@ -131,7 +131,7 @@ class DiffusionModel(Trained):
         def fresh(x: torch.Tensor) -> torch.Tensor:
             return torch.stack([torch.randn(self.net.shape, generator=g) for g in streams]).to(x)
 
-        x0 = diffusion.sample(
+        x0 = samplers.sample(
             denoise, noise, self.net.schedule, way.sampler, way.steps, times=self.net.times, fresh=fresh
         )
         return self.decode(x0)

@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from data.files import sha256_of
-from data.pack import Pack, ensure_pack
+from data.pack import ensure_pack
+from data.packfile import Pack
 from jobs.config.specs import ConfigError
 from jobs.predict.trained import Trained, UsageError
 from jobs.training import collectives, ranks

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.pack import Pack, ensure_pack
+from data.pack import ensure_pack
+from data.packfile import Pack
 from jobs.predict.features import data_of, rows_of, shape_of
 from jobs.predict.gan import GanModel
 from jobs.predict.output import Output

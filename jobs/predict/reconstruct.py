@@ -7,8 +7,9 @@ import torch
 from tqdm import tqdm
 
 from data.batches import to_float
-from data.pack import Pack, ensure_held_out, ensure_pack
-from data.sources import DataError
+from data.pack import ensure_held_out, ensure_pack
+from data.packfile import Pack
+from data.walk import DataError
 from jobs.config.specs import ConfigError
 from jobs.predict.autoencoder import VaeModel
 from jobs.predict.features import rows_of

@@ -18,7 +18,7 @@ import torch
 from data.batches import to_uint8
 from data.files import sha256_of
 from data.packfile import check_geometry, restore
-from data.sources import DataError
+from data.walk import DataError
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
 from jobs.run.find import find_run
