@@ -1,6 +1,6 @@
 """Train a diffusion U-Net on the latents of a VAE, or on pixels (Ho 2020; Rombach 2022; Lipman 2023).
 
-    python pretrain_vae.py    --preset quickstart && \\
+    python pretrain_vae.py    --preset quickstart && \
     python train_diffusion.py --preset quickstart                                  # phantoms, two CPU cores, minutes
     python train_diffusion.py --preset adni256-ldm --data /path/to/ADNI            # the newest VAE that fits; one GPU
     torchrun --nproc-per-node 4 -- train_diffusion.py --preset adni256-ldm --data ... # several GPUs of one machine
@@ -9,33 +9,26 @@ Run the same command again to resume. Time is counted in images seen (`nimg`): s
 data and every random draw are functions of it, so a resumed run is the run that was not interrupted.
 """
 
-import sys
-
-if sys.version_info < (3, 11):
-    sys.exit("train_diffusion.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
-
-from jobs.run import stopping
-
-if __name__ == "__main__":
-    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
+from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from data.batches import Batches, to_float, to_uint8
-from data.files import atomic_write, sha256_of
-from data.latents import LatentBatches, Latents, ensure_latents
+from data.latents import Latents
 from data.pack import ensure_held_out, ensure_pack, preview
 from data.packfile import Pack
 from jobs.config import parsing, rules, sizes, specs
 from jobs.config.specs import ConfigError, DiffusionConfig
+from jobs.predict.diffusion_look import Sampler, predictor
+from jobs.predict.latent_space import Data, about_vae, adopt_vae, encode_packs, load_vae
+from jobs.run import stopping
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
@@ -53,113 +46,20 @@ from jobs.training.upkeep import (
     load_initial_weights,
     optimizer_step,
 )
-from jobs.training.weights import read_weights
-from jobs.view.grids import image_grid
 from jobs.view.metrics import Averages
-from models import loading, samplers, schedules, targets
+from models import schedules, targets
 from models.ema import ema_beta, update_ema
-from models.metrics import class_diversity, diversity_ratio
 from models.optim import adamw, learning_rate, memory_layout
 from models.unet import UNet, drop_labels
-from models.vae import VAE, LatentScale, posterior_sample
+from models.vae import LatentScale
+
+if sys.version_info < (3, 11):
+    sys.exit("train_diffusion.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
+
+if __name__ == "__main__":
+    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 NEXT = "generate --run {run} --number 64"
-LOOKED_AT = 256  # slices of other patients that the validation loss is taken over
-CHUNK = 32  # of them go through the network at once; ranks take chunks in turn
-GRID_CHUNK = 16  # the same for the slices of a grid
-BINS = 4  # of noise levels, each with a validation loss of its own
-
-
-# --- the VAE ----------------------------------------------------------------------------------------------------------
-def adopt_vae(c: DiffusionConfig, run: RunDir, say: Callable[[str], None]) -> None:
-    """Rank 0: copy the VAE's weights into this run, once. What becomes of the VAE's run later does not matter to it."""
-    mine = copied_vae(run.path)
-    if mine.exists():
-        return
-    source = find_vae(c)
-    load_vae(c, source)
-    if not source.with_name("DONE").exists():
-        say(f"WARNING: the VAE of {source.parent} is not finished; its weights are taken as they are now")
-    atomic_write(mine, source.read_bytes())
-    say(f"VAE: {source}, copied to {mine.name}")
-
-
-def load_vae(c: DiffusionConfig, path: Path) -> VAE:
-    """The VAE in a weights file; ConfigError where it does not fit this run."""
-    tensors, about = read_weights(path)
-    of_vae = about["config"]
-    if about.get("job") != "vae":
-        raise ConfigError(f"--vae {path}: the weights of a {about.get('job')} run; name a run of pretrain_vae.py")
-    for name in ("resolution", "channels", "crop"):
-        if of_vae.get(name) != getattr(c, name):
-            raise ConfigError(
-                f"--vae {path}: trained with --{name} {of_vae.get(name)}, this run has --{name} {getattr(c, name)}; "
-                "make them equal"
-            )
-    try:
-        return loading.load_vae(tensors, of_vae)
-    except ValueError as error:
-        raise ConfigError(f"--vae {path}: {error}") from None
-
-
-def encode_packs(c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: ranks.Meeting, say) -> list[Latents]:
-    """The cached latents of each pack, encoded where they are not there yet."""
-    sha = sha256_of(copied_vae(run.path))
-    torch.set_num_threads(c.threads or devices.default_threads(ranks.local_world(meeting.world)))
-    devices.keep_freed_memory()
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", meeting.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
-    vae = load_vae(c, copied_vae(run.path)).to(device)
-    verify = meeting.rank == 0
-    return [
-        ensure_latents(pack, vae.encode, sha, device=device, poll=stopping.raise_if_asked, log=say, verify=verify)
-        for pack in packs
-    ]
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
-class Data:
-    """Clean samples to diffuse, normalised, and the way back to images.
-
-    Latents are sampled anew each time they are seen.
-    """
-
-    def __init__(self, c: DiffusionConfig, pack: Pack, latents: Latents | None, vae: VAE | None, device: torch.device):
-        self.latents, self.device, self.classes = latents, device, pack.classes
-        self.batches: Any
-        self.decoder = None if vae is None else vae.decoder.to(device)
-        if latents is None:
-            self.batches = Batches(pack, seed=c.seed, batch=c.batch, device=device)
-            self.shape = (c.channels, c.resolution, c.resolution)
-            mean, std = torch.zeros(c.channels), torch.ones(c.channels)
-        else:
-            self.batches = LatentBatches(latents, seed=c.seed, device=device)
-            self.shape = tuple(latents.values.shape[2:])
-            mean, std = torch.from_numpy(latents.mean), torch.from_numpy(latents.std)
-        self.scale = LatentScale(mean, std).to(device)
-
-    def rows(self, position: int, start: int, stop: int, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(x0, labels) of rows start..stop of a global batch; `noise` (stop - start, ...) picks the sample of the
-        posterior."""
-        if self.latents is None:
-            return self.batches.rows(position, start, stop)
-        mean, logvar, labels = self.batches.rows(position, start, stop)
-        return self.scale.normalise(posterior_sample(mean, logvar, noise)), labels
-
-    def to_images(self, x0: torch.Tensor, scale: LatentScale, dtype: torch.dtype) -> torch.Tensor:
-        """Images (B, C, R, R) in -1 .. 1 of clean samples."""
-        if self.decoder is None:
-            return x0.clamp(-1, 1)
-        with torch.no_grad(), torch.autocast(x0.device.type, dtype, enabled=dtype != torch.float32):
-            return torch.cat([self.decoder(scale.restore(part)).float() for part in x0.split(CHUNK)]).clamp(-1, 1)
-
-    @property
-    def waited(self) -> float:
-        return getattr(self.batches, "waited", 0.0)
-
-    def close(self) -> None:
-        if self.latents is None:
-            self.batches.close()
 
 
 # --- the network and everything that a checkpoint holds --------------------------------------------------------------
@@ -213,17 +113,6 @@ def build_state(c: DiffusionConfig, data: Data, num_classes: int, device: torch.
         scaler=torch.amp.GradScaler(device.type, enabled=fp16),
         averages=Averages(),
     )
-
-
-# --- one step ---------------------------------------------------------------------------------------------------------
-def predictor(network: Callable, labels: torch.Tensor | None, dtype: torch.dtype) -> targets.Denoise:
-    """network(x, t, labels) as a function of (x, t), under autocast."""
-
-    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
-            return network(x.contiguous(memory_format=memory_layout(x.device)), t, labels).float()
-
-    return predict
 
 
 def train_step(
@@ -280,130 +169,6 @@ def step_flops(
     data: Any = SimpleNamespace(shape=shape, scale=None, rows=lambda *_: (blank, label))
     s = build_state(c, data, num_classes, rt.device)
     return {None: count_flops(lambda: train_step(c, rt, s, data, schedule, s.unet, dtype, 0))}
-
-
-# --- what a person sees -----------------------------------------------------------------------------------------------
-class Sampler:
-    """Grids from fixed noise, their diversity, and the loss on other patients at fixed times and noise."""
-
-    def __init__(
-        self,
-        c: DiffusionConfig,
-        pack: Pack,
-        data: Data,
-        held_out: Pack | None,
-        held_out_latents: Latents | None,
-        schedule: schedules.Schedule,
-        rt: ranks.Runtime,
-        dtype: torch.dtype,
-    ):
-        self.c, self.data, self.schedule, self.rt, self.dtype = c, data, schedule, rt, dtype
-        self.classes = pack.classes
-        self.columns = 8 if c.resolution <= 128 else 6
-        self.number = self.columns * (6 if c.resolution <= 128 else 4)
-        gen = randomness.generator(c.seed, 0, "grid", rt.device)
-        self.noise = torch.randn(self.number, *data.shape, generator=gen, device=rt.device)
-        self.labels = None
-        if c.conditional:  # whole rows of one class
-            self.labels = torch.arange(self.number, device=rt.device) // self.columns % len(pack.classes)
-        count = min(64, len(pack.labels))
-        pick = torch.linspace(0, len(pack.labels) - 1, count).round().long().tolist()
-        self.real = to_float(torch.stack([torch.from_numpy(pack.images[i].copy()) for i in pick])).to(rt.device)
-        self.real_labels = torch.tensor([int(pack.labels[i]) for i in pick], device=rt.device)
-        self.prefix = "train_loss" if held_out is None else "val_loss"
-        looked_at = (pack, data.latents) if held_out is None else (held_out, held_out_latents)
-        self.looked_at = self._fixed(*looked_at, rt.device)
-
-    def _fixed(self, pack: Pack, latents: Latents | None, device: torch.device) -> tuple:
-        """(x0, labels, noise, t) of slices spread over the patients, always the same."""
-        count = min(LOOKED_AT, len(pack.labels))
-        pick = torch.linspace(0, len(pack.labels) - 1, count).round().long().numpy()
-        gen = randomness.generator(self.c.seed, 0, "validation", device)
-        if latents is None:
-            x0 = to_float(torch.from_numpy(pack.images[pick])).to(device)
-        else:
-            mean, logvar = torch.from_numpy(latents.values[pick]).to(device).float().unbind(1)
-            sample = posterior_sample(mean, logvar, torch.randn(mean.shape, generator=gen, device=device))
-            x0 = self.data.scale.normalise(sample)
-        labels = torch.from_numpy(pack.labels[pick]).to(device) if self.c.conditional else None
-        # Spread as evenly as can be, over all and over those of any one patient.
-        t = (torch.arange(count, device=device) * 0.6180339887498949 + 0.5) % 1
-        if self.c.times.startswith("fast-"):
-            steps = torch.tensor(schedules.fast_steps(self.c.times, self.c.fast_steps), device=device)
-            t = steps[(t * len(steps)).long()].float() / (schedules.T - 1)
-        return x0, labels, torch.randn(x0.shape, generator=gen, device=device), t
-
-    def reals(self):
-        captions = None
-        if self.labels is not None:
-            captions = [self.classes[int(k)] for k in self.real_labels[: self.number]]
-        return image_grid(to_uint8(self.real[: self.number]).cpu().numpy(), self.columns, labels=captions)
-
-    def mine(self, number: int, size: int) -> list[torch.Tensor]:
-        """The chunks of 0 .. number - 1 that this rank takes. A chunk is the same for any number of ranks."""
-        chunks = torch.arange(number, device=self.rt.device).split(size)
-        return list(chunks[self.rt.rank :: self.rt.world])
-
-    @torch.no_grad()
-    def __call__(self, unet: UNet, scale: LatentScale, nimg: int):
-        """(picture of the grid or None, {figures}), on all ranks at once. Diversity is 1 where generated slices vary as
-        much as real ones."""
-        images = collectives.reduce_sum(self.rt, self.samples(unet, scale))
-        figures = self.validate(unet)
-        if nimg:  # an untrained network's noise says nothing
-            figures["diversity"] = float(diversity_ratio(images, self.real))
-            real = class_diversity(self.real, self.real_labels)
-            for k, value in class_diversity(images, self.labels).items() if self.labels is not None else ():
-                if real.get(k):
-                    figures[f"diversity_{self.classes[k]}"] = float(value / real[k])
-        if self.rt.rank:
-            return None, figures
-        captions = None if self.labels is None else [self.classes[int(k)] for k in self.labels]
-        return image_grid(to_uint8(images).cpu().numpy(), self.columns, labels=captions), figures
-
-    def samples(self, unet: UNet, scale: LatentScale) -> torch.Tensor:
-        """Images (number, C, R, R) in -1 .. 1 of the fixed noise; zero where they are other ranks'."""
-        images = torch.zeros(self.number, self.c.channels, self.c.resolution, self.c.resolution, device=self.rt.device)
-        times = schedules.fast_times(self.c.times, self.c.fast_steps) if self.c.times.startswith("fast-") else None
-        for i in self.mine(self.number, GRID_CHUNK):
-            gen = randomness.generator(self.c.seed, int(i[0]), "ancestral", self.rt.device)
-            predict = predictor(unet, None if self.labels is None else self.labels[i], self.dtype)
-            denoise = samplers.denoiser(predict, self.schedule, self.c.target, clamp=float(self.c.space == "pixel"))
-            x0 = samplers.sample(
-                denoise,
-                self.noise[i],
-                self.schedule,
-                self.c.sampler,
-                self.c.steps,
-                times=times,
-                fresh=partial(noise_like, gen),
-            )
-            images[i] = self.data.to_images(x0, scale, self.dtype)
-        return images
-
-    @torch.no_grad()
-    def validate(self, unet: UNet) -> dict[str, float]:
-        """Loss on other patients (where there are any), over all and over each quarter of the times (0: least
-        noise)."""
-        x0, labels, noise, t = self.looked_at
-        losses = torch.zeros(len(x0), device=self.rt.device)
-        for i in self.mine(len(x0), CHUNK):
-            predict = predictor(unet, None if labels is None else labels[i], self.dtype)
-            losses[i] = targets.diffusion_loss(
-                predict, x0[i], noise[i], t[i], self.schedule, target=self.c.target, min_snr_gamma=self.c.min_snr_gamma
-            )
-        losses = collectives.reduce_sum(self.rt, losses)
-        figures = {self.prefix: float(losses.mean())}
-        for k in range(BINS):
-            inside = (t * BINS).long().clamp(max=BINS - 1) == k
-            if bool(inside.any()):
-                figures[f"{self.prefix}_{k}"] = float(losses[inside].mean())
-        return figures
-
-
-def noise_like(gen: torch.Generator, x: torch.Tensor) -> torch.Tensor:
-    """Fresh Gaussian noise of the shape of x."""
-    return torch.randn(x.shape, generator=gen, device=x.device)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -466,14 +231,6 @@ def train(
         train_step(c, rt, s, data, schedule, network, dtype, nimg)
         nimg += c.batch
         record.step_done(nimg)
-
-
-def about_vae(run: RunDir, vae: VAE | None) -> dict | None:
-    """What predict.py needs to build the decoder."""
-    if vae is None:
-        return None
-    of_vae = read_weights(copied_vae(run.path))[1]["config"]
-    return {k: of_vae[k] for k in loading.VAE_FIELDS}
 
 
 def dry_run(c: DiffusionConfig) -> int:

@@ -8,18 +8,10 @@ Run the same command again to resume. Time is counted in images seen (`nimg`): s
 data and every random draw are functions of it, so a resumed run is the run that was not interrupted.
 """
 
-import sys
+from __future__ import annotations
 
-if sys.version_info < (3, 11):
-    sys.exit("train_gan.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
-
-from jobs.run import stopping
-
-if __name__ == "__main__":
-    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
-
-import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,11 +21,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.batches import Batches, to_uint8
+from data.batches import Batches
 from data.pack import ensure_pack, preview
 from data.packfile import Pack
 from jobs.config import parsing, rules, sizes
 from jobs.config.specs import GanConfig
+from jobs.predict.gan_look import Sampler
+from jobs.run import stopping
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
@@ -41,13 +35,18 @@ from jobs.training import collectives, devices, randomness, ranks
 from jobs.training.checkpoint import Checkpoints, Diverged
 from jobs.training.throughput import count_flops
 from jobs.training.upkeep import FRESH_COUNTERS, Record, State, Upkeep, already_done, compiles, load_initial_weights
-from jobs.view.grids import image_grid
 from jobs.view.metrics import Averages
 from models import augment as ada
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
-from models.metrics import COLLAPSE_FLOOR, COLLAPSE_RATIO, class_diversity, diversity_ratio
+from models.metrics import COLLAPSE_FLOOR, COLLAPSE_RATIO
 from models.stylegan2 import Discriminator, Generator, mix_styles
+
+if sys.version_info < (3, 11):
+    sys.exit("train_gan.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
+
+if __name__ == "__main__":
+    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
 GENERATE = "generate --run {run} --number 64"  # what to do with a finished run
@@ -337,49 +336,6 @@ def step_flops(c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.d
         )
     )
     return {(p, g): main + p * path_length + g * gradient for p in (False, True) for g in (False, True)}
-
-
-# --- what a person sees -----------------------------------------------------------------------------------------------
-class Sampler:
-    """Grids from fixed latents, and the diversity of generated against real slices."""
-
-    def __init__(
-        self, c: GanConfig, s: TrainState, pack: Pack, batches: Batches, rt: ranks.Runtime, dtype: torch.dtype
-    ):
-        self.columns = 8 if c.resolution <= 128 else 6
-        self.number, self.dtype, self.classes = self.columns * (6 if c.resolution <= 128 else 4), dtype, pack.classes
-        gen = randomness.generator(c.seed, 0, "grid", rt.device)
-        self.z = torch.randn(self.number, c.z_dim, generator=gen, device=rt.device)
-        self.labels = None
-        if c.conditional:  # whole rows of one class
-            rows = torch.arange(self.number, device=rt.device) // self.columns
-            self.labels = rows % len(pack.classes)
-        count = min(64, len(pack.labels))
-        self.real, self.real_labels = batches.rows(0, 0, count)
-
-    def reals(self):
-        captions = None
-        if self.labels is not None:
-            captions = [self.classes[int(k)] for k in self.real_labels[: self.number]]
-        return image_grid(to_uint8(self.real[: self.number]).cpu().numpy(), self.columns, labels=captions)
-
-    def __call__(self, G_ema: Generator):
-        """(grid picture, {diversity figures}); diversity is 1 where generated slices vary as much as real ones."""
-        with torch.no_grad():
-            parts = torch.arange(self.number, device=self.z.device).split(8)
-            labels = self.labels
-            images = torch.cat(
-                [G_ema(self.z[i], None if labels is None else labels[i], dtype=self.dtype) for i in parts]
-            )
-        ratio = diversity_ratio(images, self.real)
-        figures = {} if math.isnan(ratio) else {"diversity": ratio}
-        if labels is not None:
-            real = class_diversity(self.real, self.real_labels)
-            for k, value in class_diversity(images, labels).items():
-                if real.get(k):
-                    figures[f"diversity_{self.classes[k]}"] = float(value / real[k])
-        captions = None if labels is None else [self.classes[int(k)] for k in labels]
-        return image_grid(to_uint8(images).cpu().numpy(), self.columns, labels=captions), figures
 
 
 def look(s: TrainState, sampler: Sampler, nimg: int, attempt: Attempt):

@@ -30,6 +30,7 @@ from data.latents import Latents
 from data.pack import ensure_pack
 from data.packfile import Pack
 from jobs.config.specs import DiffusionConfig
+from jobs.predict import diffusion_look, latent_space
 from jobs.training import collectives, devices
 from models import quality, samplers, schedules
 from models.encoder import train_encoder
@@ -59,7 +60,7 @@ class Ours:
         rng = np.random.default_rng(0)
         values = rng.standard_normal((64, 2, *SHAPE)).astype(np.float16)
         latents = Latents("", values, np.zeros(64, np.int64), np.zeros(4), np.ones(4))
-        self.data = train_diffusion.Data(self.c, types.SimpleNamespace(classes=[]), latents, None, rt.device)
+        self.data = latent_space.Data(self.c, types.SimpleNamespace(classes=[]), latents, None, rt.device)
         self.s = train_diffusion.build_state(self.c, self.data, 0, rt.device)
         self.rt, self.device, self.dtype = rt, rt.device, devices.precision_dtype(precision, rt.device)
         self.name, self.net = f"ours, {str(self.dtype).removeprefix('torch.')}", self.s.unet
@@ -72,7 +73,7 @@ class Ours:
 
     @torch.no_grad()
     def sample(self) -> None:
-        predict = train_diffusion.predictor(self.s.unet_ema, None, self.dtype)
+        predict = diffusion_look.predictor(self.s.unet_ema, None, self.dtype)
         denoise = samplers.denoiser(predict, self.schedule, "epsilon")
         noise = torch.randn(self.c.batch, *SHAPE, device=self.rt.device)
         samplers.sample(denoise, noise, self.schedule, "midpoint", CALLS)

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from ventricles import measure_ventricle, phantom_anatomy
 
 from data import phantom
-from data.phantom import CLASSES, measure_ventricle, phantom_anatomy, phantom_label, phantom_slice
+from data.phantom import CLASSES, phantom_label, phantom_slice
 
 SEED = 3
 COUNT = 80

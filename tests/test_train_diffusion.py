@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from ventricles import measure_ventricle
 
 import predict
 import train_diffusion as script
 from data.latents import Latents, latents_path
 from data.pack import ensure_pack
-from data.phantom import measure_ventricle
 from jobs.config import parsing
 from jobs.config.specs import ConfigError, DiffusionConfig, VaeConfig
 from jobs.run.rundir import RunDir

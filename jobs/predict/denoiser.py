@@ -118,9 +118,7 @@ class DiffusionModel(Trained):
                 there = guided(self.net.unet, x, t, towards, way.guidance).float()
             return here + share.view(-1, 1, 1, 1) * (there - here)
 
-        estimate = samplers.denoiser(
-            predict, self.net.schedule, self.net.target, clamp=float(self.net.decoder is None)
-        )
+        estimate = samplers.denoiser(predict, self.net.schedule, self.net.target, clamp=float(self.net.decoder is None))
 
         def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             x0 = estimate(x, t)
