@@ -377,7 +377,7 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
         load_initial_weights(s, ("G", "D", "G_ema"), c.init_from, attempt.say)
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip)
     label_pool = torch.from_numpy(pack.labels).to(rt.device)
-    sampler = Sampler(c, s, pack, batches, rt, dtype)
+    sampler = Sampler(c, pack, batches, rt, dtype)
     record = Record(
         c,
         rt,

@@ -13,16 +13,13 @@ from jobs.training import randomness, ranks
 from jobs.view.grids import image_grid
 from models.metrics import class_diversity, diversity_ratio
 from models.stylegan2 import Generator
-from train_gan import TrainState
 
 
 # --- what a person sees -----------------------------------------------------------------------------------------------
 class Sampler:
     """Grids from fixed latents, and the diversity of generated against real slices."""
 
-    def __init__(
-        self, c: GanConfig, s: TrainState, pack: Pack, batches: Batches, rt: ranks.Runtime, dtype: torch.dtype
-    ):
+    def __init__(self, c: GanConfig, pack: Pack, batches: Batches, rt: ranks.Runtime, dtype: torch.dtype):
         self.columns = 8 if c.resolution <= 128 else 6
         self.number, self.dtype, self.classes = self.columns * (6 if c.resolution <= 128 else 4), dtype, pack.classes
         gen = randomness.generator(c.seed, 0, "grid", rt.device)
