@@ -8,11 +8,18 @@ Run the same command again to resume. Time is counted in images seen (`nimg`): s
 data and every random draw are functions of it, so a resumed run is the run that was not interrupted.
 """
 
-from __future__ import annotations
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("pretrain_vae.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
+
+from jobs.run import stopping
+
+if __name__ == "__main__":
+    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 import math
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +37,6 @@ from data.walk import DataError
 from jobs.config import parsing, rules, sizes
 from jobs.config.specs import ConfigError, VaeConfig
 from jobs.predict.vae_look import Reconstructions
-from jobs.run import stopping
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
@@ -64,12 +70,6 @@ from models.vae import (
     reconstruction_loss,
     structure_loss,
 )
-
-if sys.version_info < (3, 11):
-    sys.exit("pretrain_vae.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
-
-if __name__ == "__main__":
-    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 NEXT = "reconstruct --run {run}"
 BALANCE_PACE = 0.1  # share of each step's measurement in the running weight of the adversarial gradient

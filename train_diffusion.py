@@ -9,10 +9,17 @@ Run the same command again to resume. Time is counted in images seen (`nimg`): s
 data and every random draw are functions of it, so a resumed run is the run that was not interrupted.
 """
 
-from __future__ import annotations
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("train_diffusion.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
+
+from jobs.run import stopping
+
+if __name__ == "__main__":
+    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +35,6 @@ from jobs.config import parsing, rules, sizes, specs
 from jobs.config.specs import ConfigError, DiffusionConfig
 from jobs.predict.diffusion_look import Sampler, predictor
 from jobs.predict.latent_space import Data, about_vae, adopt_vae, encode_packs, load_vae
-from jobs.run import stopping
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
@@ -52,12 +58,6 @@ from models.ema import ema_beta, update_ema
 from models.optim import adamw, learning_rate, memory_layout
 from models.unet import UNet, drop_labels
 from models.vae import LatentScale
-
-if sys.version_info < (3, 11):
-    sys.exit("train_diffusion.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
-
-if __name__ == "__main__":
-    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 NEXT = "generate --run {run} --number 64"
 

@@ -8,10 +8,17 @@ Run the same command again to resume. Time is counted in images seen (`nimg`): s
 data and every random draw are functions of it, so a resumed run is the run that was not interrupted.
 """
 
-from __future__ import annotations
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("train_gan.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
+
+from jobs.run import stopping
+
+if __name__ == "__main__":
+    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +34,6 @@ from data.packfile import Pack
 from jobs.config import parsing, rules, sizes
 from jobs.config.specs import GanConfig
 from jobs.predict.gan_look import Sampler
-from jobs.run import stopping
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
@@ -41,12 +47,6 @@ from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
 from models.metrics import COLLAPSE_FLOOR, COLLAPSE_RATIO
 from models.stylegan2 import Discriminator, Generator, mix_styles
-
-if sys.version_info < (3, 11):
-    sys.exit("train_gan.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
-
-if __name__ == "__main__":
-    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
 GENERATE = "generate --run {run} --number 64"  # what to do with a finished run
