@@ -18,6 +18,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_profiles_of_ones_own(tmp_path_factory):
+    """Profiles of clusters in the home of whoever runs the tests change nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("xdg")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def cluster():
     """A private Slurm cluster (tests/cluster.py), shared by all tests: each leaves its queue empty."""
