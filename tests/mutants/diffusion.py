@@ -146,6 +146,7 @@ FAULTS = [
     of(SCRIPT, "            record.rewind(nimg)\n", "", RUN),
     of(SCRIPT, '("unet", "unet_ema"), c.init_from', '("unet",), c.init_from', AGAIN),
     of(SCRIPT, "return {k: of_vae[k] for k in loading.VAE_FIELDS}", "return {k: of_vae[k] for k in loading.VAE_FIELDS[1:]}", RUN),
+    of(SCRIPT, "first_pictures=lambda: {\"reals\": sampler.reals()},", "first_pictures=lambda: {},", RUN),
     of(SCRIPT, "if found < 0 and c.init_from:", "if c.init_from:", AGAIN),
     of(SCRIPT, "8 if c.resolution <= 128 else 6", "8 if c.resolution < 128 else 6", LARGE),
     of(SCRIPT, "self.columns * (6 if c.resolution <= 128 else 4)", "self.columns * 6", LARGE),
