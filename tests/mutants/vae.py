@@ -182,6 +182,8 @@ FAULTS = [
     of("models/perceptual.py", "return total / len(wanted)", "return total", STEPS),
     of("models/perceptual.py", "x = ((images + 1) / 2 - self.mean) / self.std", "x = (images - self.mean) / self.std", STEPS),
     of("models/perceptual.py", "(a - b).square().sum(1)", "(a - b).square().mean(1)", STEPS),
+    of("models/optim.py", "return min(best, mean_loss), max(", "return best, max(", "tests/test_optim.py"),
+    of("models/optim.py", "PLATEAU_FLOOR = 0.5, 0.01", "PLATEAU_FLOOR = 0.5, 0.0", "tests/test_optim.py"),
     of("models/optim.py", "FLOOR = 0.1 ", "FLOOR = 0.0 ", "tests/test_optim.py"),
     of("models/optim.py", "(nimg + batch) / max(warmup_kimg", "nimg / max(warmup_kimg", STEPS),
     of("models/optim.py", "if mean_loss < (1 - PLATEAU_GAIN) * best:", "if mean_loss < best:", "tests/test_optim.py"),
