@@ -89,6 +89,10 @@ FAULTS = [
     of(SCRIPT, "due(nimg, c.batch, c.plateau_kimg)", "due(step.nimg, c.batch, c.plateau_kimg)", STEPS),
     of(SCRIPT, "after = after_window(total / images,", "after = after_window(total / c.batch,", STEPS),
     of(SCRIPT, "        s.window.zero_()", "        s.window[0] = 0", STEPS),
+    of(SCRIPT, "torch.cat([images, outputs])", "torch.cat([outputs, images])", STEPS),
+    of(SCRIPT, 'if c.decay == "plateau":', 'if c.decay != "plateau":', STEPS),
+    of(SCRIPT, "total, images = s.window.tolist()", "images, total = s.window.tolist()", STEPS),
+    of(SCRIPT, 's.averages.add({"grad_norm": norm})', 's.averages.add({"grad_norm": norm.clamp(max=c.clip)})', STEPS),
     # --- the state
     of(SCRIPT, "opt_vae=adamw(vae, c.lr, c.weight_decay, betas=(0.9, 0.99))", "opt_vae=adamw(vae, c.lr, c.weight_decay, betas=(0.9, 0.999))", STEPS),
     of(SCRIPT, "opt_D=adamw(D, c.lr, c.weight_decay, betas=(0.5, 0.99))", "opt_D=adamw(D, c.lr, c.weight_decay, betas=(0.9, 0.99))", STEPS),
