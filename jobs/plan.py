@@ -130,7 +130,7 @@ def resolve(options, flags: list[str], site: Site) -> tuple[object, list[str]]:
         flags += ["--run", named]
     run = flag_value(flags, "run")
     preset = options.preset or flag_value(flags, "preset")
-    exists = run is not None and Path(run, "config.json").is_file()
+    exists = run is not None and Path(run, "config.json").expanduser().is_file()
     if not preset and not exists:
         preset = specs.DEFAULT_PRESET[cls]
     if preset and flag_value(flags, "preset") != preset:

@@ -320,7 +320,7 @@ def parse(cls, argv: list[str] | None = None):
     argv = list(sys.argv[1:] if argv is None else argv)
     preset, run = _flag(argv, "preset"), _flag(argv, "run")
     base = cls()
-    stored = Path(run, "config.json") if run else None
+    stored = Path(run, "config.json").expanduser() if run else None
     if preset is None and stored is not None and stored.is_file():
         base = from_dict(cls, read_json(stored))
     else:
