@@ -126,6 +126,46 @@ def test_two_ranks_from_torchrun_variables():
     check_collectives(results(start(COLLECTIVES, torchrun_variables(2))))
 
 
+@pytest.fixture
+def twins(monkeypatch):
+    """All-reduce and broadcast of two ranks in this process: the other holds twice what this one holds, and 1."""
+    asked = []
+
+    def all_reduce(tensor, op=dist.ReduceOp.SUM, group=None):
+        asked.append((op, group, tensor.numel()))
+        tensor.copy_(tensor * 3 if op == dist.ReduceOp.SUM else (tensor * 2).maximum(tensor))
+
+    def broadcast(tensor, src, group=None):
+        asked.append((src, group, tensor.numel()))
+        tensor.mul_(2) if src else None
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "broadcast", broadcast)
+    monkeypatch.setattr(runtime, "_gloo", "side group")
+    return asked
+
+
+def test_gradients_are_the_mean_over_the_ranks(twins):
+    """One flat reduction per type; a gradient that is missing is zero, as it may be there on another rank."""
+    rt = runtime.Runtime(0, 2, 0, CPU, 1)
+    net = torch.nn.ModuleList([torch.nn.Linear(3, 2), torch.nn.Linear(2, 2).double(), torch.nn.Linear(4, 1)])
+    before = []
+    for i, p in enumerate(net.parameters()):
+        p.grad = None if i > 3 else torch.arange(p.numel()).reshape(p.shape).to(p.dtype) + i
+        before.append(torch.zeros_like(p) if p.grad is None else p.grad.clone())
+    runtime.reduce_mean_gradients(rt, net.parameters())
+    for p, old in zip(net.parameters(), before, strict=True):
+        assert torch.equal(p.grad, old * 1.5) and p.grad.dtype == p.dtype
+    assert [number for _, _, number in twins] == [6 + 2 + 4 + 1, 4 + 2]
+
+
+def test_decisions_are_the_largest_and_rank_0s_on_the_side_group(twins):
+    rt = runtime.Runtime(0, 2, 0, CPU, 1)
+    assert runtime.agree_max(rt, [0, 3, 2**60]) == [0, 6, 2**61] and runtime.from_rank_0(rt, 40) == 40
+    assert runtime.reduce_sum(rt, torch.tensor([2.0])).tolist() == [6.0]
+    assert twins == [(dist.ReduceOp.MAX, "side group", 3), (0, "side group", 1), (dist.ReduceOp.SUM, None, 1)]
+
+
 def slurm_variables(world: int, job: int, **more: str) -> list[dict]:
     return [
         dict(SLURM_JOB_ID=str(job), SLURM_STEP_ID="0", SLURM_PROCID=str(r), SLURM_LOCALID=str(r), SLURM_STEP_NUM_TASKS=str(world),
