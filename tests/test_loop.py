@@ -562,6 +562,8 @@ def test_resuming_takes_the_newest_checkpoint_on_every_rank(bench, clock, monkey
     for rank in (0, 1):
         peers(monkeypatch, loaded=8)  # rank 0 may have found the newest one damaged: its word counts
         again = bench(rank=rank, world=2)
+        if rank:
+            monkeypatch.setattr(again.checkpoints, "load_latest", lambda: pytest.fail("rank 0 judges what is newest"))
         found = again.upkeep.resume()
         assert found == again.upkeep.saved_at == (16 if rank == 0 else 8)
         assert float(again.s.mean) == (3.0 if rank == 0 else 2.0)
