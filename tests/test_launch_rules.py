@@ -96,6 +96,7 @@ def world(tmp_path, monkeypatch) -> World:
     world.runs.mkdir(parents=True)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(launch.socket, "gethostname", lambda: "login")  # of no cluster that has a profile
     monkeypatch.setattr(specs, "ROOT", world.root)
     for module in (launch, watch, show):
         monkeypatch.setattr(module, "RUNS", world.runs)
