@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import train_gan
 from data.batches import Batches
 from data.pack import ensure_pack
-from jobs import runtime, specs
+from jobs import loop, runtime, specs
 from jobs.loop import Record
 from jobs.weights import read_weights
 from models.stylegan2 import Generator
@@ -31,8 +31,10 @@ NO_CHECKPOINTS = ("--checkpoint-kimg", "0", "--log-kimg", "1", "--sample-kimg", 
 
 
 @pytest.fixture(autouse=True)
-def no_gpu(monkeypatch):
+def cheap(monkeypatch):
+    """On the CPU, without the plot of the losses at the end (test_log.py has it)."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(loop, "plot_losses", lambda *args: None)
 
 
 def config(*flags: str) -> specs.GanConfig:
@@ -145,17 +147,18 @@ def test_the_convolutions_of_each_phase_run_in_its_type(pack, monkeypatch):
     assert [train_gan.exact_dtype(t) for t in (half, torch.bfloat16, full)] == [full, torch.bfloat16, full]
 
 
-def test_each_networks_loss_scale_is_undone_before_its_step(pack):
+@pytest.mark.parametrize("phase", ["generator_step", "path_length_step", "discriminator_step", "gradient_penalty_step"])
+def test_a_loss_scale_is_undone_before_the_step_and_penalties_have_none(pack, phase):
     """Adam's first step does not depend on the size of a gradient, its mean squares do."""
-    squares = {}
+    squares = []
     for precision in ("fp32", "fp16"):
         s, step = one_step(pack, config(*SMALL, "--precision", precision))
         if precision == "fp16":
             s.scaler_G, s.scaler_D = (torch.amp.GradScaler("cpu", init_scale=2.0**k) for k in (6, 9))
-        train_gan.generator_step(s, step)
-        train_gan.discriminator_step(s, step)
-        squares[precision] = [sum(float(v["exp_avg_sq"].sum()) for v in o.state.values()) for o in (s.opt_G, s.opt_D)]
-    assert squares["fp16"] == pytest.approx(squares["fp32"], rel=0.1)
+        getattr(train_gan, phase)(s, step)
+        stepped = s.opt_G if phase in ("generator_step", "path_length_step") else s.opt_D
+        squares.append(sum(float(moments["exp_avg_sq"].sum()) for moments in stepped.state.values()))
+    assert squares[1] == pytest.approx(squares[0], rel=0.1)
 
 
 def test_the_compiled_networks_are_for_the_losses_alone(packs, tmp_path, monkeypatch):
