@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_predict import call as code_of
 from test_predict_figures import GEOMETRY, Blocks, data, packs, slices_in  # noqa: F401  (fixtures)
-from test_written import CLASSES, call, diffusion_file, gan_file
+from test_written import CLASSES, call, diffusion_file, gan_file, pixels
 
 import predict
 from data.pack import ensure_pack
@@ -312,3 +312,111 @@ def test_whatever_changes_a_picture_of_a_diffusion_network_is_a_setting(tmp_path
     again = [str(x) for pair in flags.items() for x in pair]
     assert code_of("generate", "--weights", path, "--number", 1, *again, "--out", tmp_path / "out") == 78
     assert "pictures of other settings" in capsys.readouterr().err
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+def test_captions_say_which_picture_is_which(tmp_path, data, monkeypatch):  # noqa: F811
+    """They are pixels in the end, so they are read where they are handed over."""
+    asked: list[dict] = []
+    grid, strip = predict.image_grid, predict.denoise_strip
+
+    def spy(images, columns, **captions):
+        asked.append(captions | {"columns": columns})
+        return grid(images, columns, **captions)
+
+    monkeypatch.setattr(predict, "image_grid", spy)
+    path, plain = gan_file(tmp_path / "w.safetensors"), gan_file(tmp_path / "p.safetensors", conditional=False)
+    call("generate", "--weights", path, "--number", 5, "--square", "--out", tmp_path / "g")
+    call("generate", "--weights", plain, "--number", 2, "--square", "--out", tmp_path / "p")
+    call("generate", "--weights", path, "--number", 2, "--class", "MCI", "--square", "--out", tmp_path / "m")
+    assert asked == [{"labels": ["NC", "AD", "MCI", "NC", "AD"], "columns": 3}, {"labels": None, "columns": 2},
+                     {"labels": ["MCI", "MCI"], "columns": 2}]  # fmt: skip
+    asked.clear()
+    call("mix", "--weights", path, "--rows", 2, "--cols", 2, "--square", "--out", tmp_path / "x")
+    call("interpolate", "--weights", plain, "--number", 2, "--steps", 2, "--square", "--out", tmp_path / "i")
+    call("interpolate", "--weights", path, "--number", 3, "--steps", 2, "--square", "--out", tmp_path / "j")
+    flags = ("--rows", 1, "--steps", 4, "--strength", 1.5, "--from", "MCI", "--to", "NC", "--device", "cpu")
+    call("direction", "--weights", path, *flags, "--out", tmp_path / "d")
+    assert asked == [
+        {"column_labels": ["", "2 MCI", "3 NC"], "row_labels": ["", "0 NC", "1 AD"], "columns": 3},
+        {"row_labels": ["0", "1"], "columns": 2}, {"row_labels": ["0 NC", "1 AD", "2 MCI"], "columns": 2},
+        {"column_labels": ["MCI", "0.5", "NC (1)", "1.5"], "columns": 4},
+    ]  # fmt: skip
+    asked.clear()
+    trained = gan_file(tmp_path / "q.safetensors", geometry=GEOMETRY, classes=["AD", "NC"])
+    monkeypatch.setattr(predict.projection, "CANDIDATES", 4)
+    call(
+        "project",
+        "--weights",
+        trained,
+        "--data",
+        data,
+        "--number",
+        2,
+        "--steps",
+        1,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "r",
+    )
+    psnr = [f"{s['psnr']:.1f} dB" for s in json.loads((tmp_path / "r/project.json").read_text())["slices"]]
+    assert asked == [
+        {"row_labels": psnr, "column_labels": ["real slice", "projection", "difference x 2"], "columns": 3}
+    ]
+
+    monkeypatch.setattr(predict, "denoise_strip", lambda *args: asked.append(args[1:]) or strip(*args))
+    asked.clear()
+    net = diffusion_file(tmp_path / "n.safetensors", "flow", "flow")
+    call(
+        "denoise",
+        "--weights",
+        net,
+        "--number",
+        2,
+        "--steps",
+        4,
+        "--sampler",
+        "ddim",
+        "--square",
+        "--out",
+        tmp_path / "n",
+    )
+    assert asked[0] == (["100 % noise", "90 % noise", "50 % noise", "10 % noise", "result"], ["0 NC", "1 AD"])
+
+
+# --- colour and half precision ----------------------------------------------------------------------------------------
+def test_colour_is_kept_in_every_file(tmp_path):
+    path = gan_file(tmp_path / "w.safetensors", channels=3)
+    call("generate", "--weights", path, "--number", 3, "--npz", "--out", tmp_path / "out")
+    with np.load(tmp_path / "out/slices.npz") as file:
+        assert file["images"].shape == (3, 3, 60, 64)
+        for i, picture in enumerate(sorted((tmp_path / "out").glob("0*.png"))):
+            np.testing.assert_array_equal(file["images"][i].transpose(1, 2, 0), pixels(picture))
+            assert not np.array_equal(file["images"][i, 0], file["images"][i, 2])
+    call("interpolate", "--weights", path, "--number", 2, "--steps", 1, "--square", "--out", tmp_path / "film")
+    strip = pixels(tmp_path / "film/strip.png")
+    call("generate", "--weights", path, "--number", 2, "--square", "--noise", "fixed", "--out", tmp_path / "square")
+    for i, picture in enumerate(sorted((tmp_path / "square").glob("0*.png"))):
+        np.testing.assert_array_equal(strip[2 + 34 * i : 34 + 34 * i, -34:-2], pixels(picture))
+
+
+@pytest.mark.parametrize("kind", ["stylegan2", "diffusion"])
+def test_half_precision_is_near_and_not_the_same(tmp_path, kind):
+    path = tmp_path / "w.safetensors"
+    gan_file(path) if kind == "stylegan2" else diffusion_file(path, "flow", "flow")
+    for precision in ("fp32", "bf16"):
+        call(
+            "generate",
+            "--weights",
+            path,
+            "--number",
+            1,
+            "--precision",
+            precision,
+            "--square",
+            "--out",
+            tmp_path / precision,
+        )
+    a, b = (pixels(tmp_path / p / "000000_NC.png").astype(int) for p in ("fp32", "bf16"))
+    assert 0 < np.abs(a - b).max() < 40 and np.abs(a - b).mean() < 4

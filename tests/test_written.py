@@ -22,9 +22,11 @@ CROPPED = {"source_height": 50, "source_width": 44, "square": 56, "crop": 40, "r
 VAE_SIZES = {"channels": 1, "latent_channels": 2, "width": 8, "down": 4, "num_res": 1}
 
 
-def gan_file(path, conditional=True, geometry=ADNI, classes=CLASSES):
+def gan_file(path, conditional=True, geometry=ADNI, classes=CLASSES, channels=1):
     """Random weights, away from the start of training, and those of another network under a name that nothing reads."""
-    sizes = dict(resolution=32, channels=1, z_dim=16, w_dim=12, mapping_layers=2, channel_base=128, channel_max=8)
+    sizes = dict(
+        resolution=32, channels=channels, z_dim=16, w_dim=12, mapping_layers=2, channel_base=128, channel_max=8
+    )
     torch.manual_seed(1)
     states = {}
     for name in ("G", "G_ema"):
