@@ -108,9 +108,9 @@ def test_sizes_and_weights():
 
 
 def test_a_view_is_moved_lit_and_hidden_in_part():
-    """Each of 300 views undone: a shift by at most 6 % (it wraps), one factor on the light of all, one dark rectangle."""
+    """Each of 120 views undone: a shift by at most 6 % (it wraps), one factor on the light of all, one dark rectangle."""
     x = torch.rand(1, 1, 50, 50, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.9
-    views = random_view(x.expand(300, -1, -1, -1), torch.Generator().manual_seed(1))
+    views = random_view(x.expand(120, -1, -1, -1), torch.Generator().manual_seed(1))
     shifts, factors, heights, widths = [], [], [], []
     shifted = {(dy, dx): x[0, 0].roll((dy, dx), (0, 1)) for dy in range(-4, 5) for dx in range(-4, 5)}
     for view in views[:, 0]:
@@ -129,11 +129,9 @@ def test_a_view_is_moved_lit_and_hidden_in_part():
         factors.append(float(ratios[best].mean()))
     assert {dy for dy, _ in shifts} == {dx for _, dx in shifts} == set(range(-3, 4))  # 6 % of 50 px
     assert any(dy != dx for dy, dx in shifts)
-    assert 0.7 <= min(factors) < 0.78 and 1.22 < max(factors) <= 1.3 and abs(np.mean(factors) - 1) < 0.03
-    assert (
-        5 <= min(heights) <= 7 and 18 <= max(heights) <= 21 and set(heights) != {5} and heights != widths
-    ) or heights == widths
-    assert min(widths) >= 5 and max(widths) <= 21
+    assert 0.7 <= min(factors) < 0.8 and 1.2 < max(factors) <= 1.3 and abs(np.mean(factors) - 1) < 0.04
+    for lengths in (heights, widths):  # a tenth to four tenths of 50 px
+        assert 5 <= min(lengths) < 9 and 15 < max(lengths) <= 21
 
 
 # --- networks of others -----------------------------------------------------------------------------------------------

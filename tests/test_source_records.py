@@ -14,7 +14,7 @@ from bad_folder import make_adni, picture, save
 from data import sources
 from data.phantom import phantom_label
 from data.sources import DataError, Record, Source, find_source
-from data.walk import class_name, walk_folder
+from data.walk import Found, class_name, walk_folder
 
 
 def fill(root: Path, *names: str, size=(16, 18)) -> Path:
@@ -304,3 +304,49 @@ def test_too_many_entries_stop_the_walk(tmp_path, monkeypatch):
     monkeypatch.setattr("data.walk.MAX_FILES", 2)
     with pytest.raises(DataError, match="more than 2 entries"):
         walk_folder(tmp_path)
+
+
+def test_all_that_is_found_is_sorted_by_its_whole_path(tmp_path):
+    """Also where a folder's own files come before those of the folders in it."""
+    walk = walk_folder(fill(tmp_path, "z_1.png", "b/c/p_1.png", "b/a_1.png", "b-1.png"))
+    assert [f.relative for f in walk.pictures] == ["b-1.png", "b/a_1.png", "b/c/p_1.png", "z_1.png"]
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    import os
+
+    fill(tmp_path, "a/p1_1.png", "locked/p2_1.png")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr("data.walk.os.scandir", refuse)
+    assert walk_folder(tmp_path).bad == [("locked", "folder: Permission denied")]
+
+
+def test_stems_are_names_without_what_readers_append():
+    found = [
+        Found("/x", (), name, 1, 1).stem
+        for name in ("a_1.PNG", "case_001_slice_0.nii.png", "b.nii.gz", "c.NII.GZ", "d.png.png", "e")
+    ]
+    assert found == ["a_1", "case_001_slice_0", "b", "c", "d.png", "e"]
+
+
+@pytest.mark.parametrize(("files", "expected", "kind"), [
+    (["sub-01_T1.nii", "sub-01_T2.nii", "sub-02_T1.nii"], ["sub-01", "sub-01", "sub-02"], "patient"),
+    (["OAS1_0001_MR1.nii.gz", "OAS30002_MR2.nii"], ["OAS1_0001", "OAS30002"], "patient"),
+    (["011_S_0002/a.nii", "011_S_0003/b.nii"], ["011_S_0002", "011_S_0003"], "patient"),
+    (["brain.nii", "s01_T1.nii", "s01_T2.nii"], ["brain", "s01", "s01"], "scan"),
+    (["sub-01_T1.nii", "x_T1.nii"], ["sub-01", "x_T1"], "scan"),
+    (["one/T1.nii", "one/T2.nii", "two/T1.nii"], ["one", "one", "two"], "scan"),
+])  # fmt: skip
+def test_the_subject_of_a_volume(tmp_path, files, expected, kind):
+    """BIDS, OASIS and ADNI names; else its folder, else a beginning with a number, else the whole name."""
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"not read here")
+    source = find_source(str(tmp_path), "all")
+    assert (subjects(source), source.subject_kind, source.kind) == (expected, kind, "volumes") and source.classes == []
