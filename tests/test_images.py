@@ -43,6 +43,8 @@ def test_sixteen_bits_use_their_full_range_in_every_format():
     Image.fromarray(values).save(png, "PNG")
     for data in (png.getvalue(), pgm):
         np.testing.assert_array_equal(decode(data)[:, :, 0], expected)
+    dark = b"P5 3 1 65535\n" + values[0, [0, 2, 1]].astype(">u2").tobytes()  # not taken for 8 bits
+    assert decode(dark)[:, :, 0].tolist() == [[0, 1, 0]]
 
 
 @pytest.mark.parametrize(("values", "expected"), [
@@ -118,6 +120,7 @@ def test_a_crop_is_cut_before_resizing():
     np.testing.assert_array_equal(fit_square(picture, 64, 20, 20), picture[20:40, 22:42])
     np.testing.assert_array_equal(fit_square(picture, 64, 20, 10), resize(picture[20:40, 22:42], 10, 10))
     np.testing.assert_array_equal(fit_square(picture, 64, 0, 64)[2:62], picture)
+    np.testing.assert_array_equal(fit_square(picture, 64, 0, 32), resize(pad_or_crop(picture, 64, 64), 32, 32))
 
 
 GOOD = dict(source_height=60, source_width=64, square=64, crop=0, resolution=32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import replace
@@ -420,3 +421,60 @@ def test_half_precision_is_near_and_not_the_same(tmp_path, kind):
         )
     a, b = (pixels(tmp_path / p / "000000_NC.png").astype(int) for p in ("fp32", "bf16"))
     assert 0 < np.abs(a - b).max() < 40 and np.abs(a - b).mean() < 4
+
+
+# --- passes of several pictures, as on a GPU --------------------------------------------------------------------------
+@pytest.fixture
+def threes(monkeypatch) -> list[list[int]]:
+    """Passes of three pictures also on a CPU; which pictures were made, pass by pass."""
+    made, opened, real = [], predict.open_model, predict.GanModel.pictures
+    monkeypatch.setattr(predict, "open_model", lambda *a, **k: replace(opened(*a, **k), batch=3))
+    monkeypatch.setattr(
+        predict.GanModel, "pictures", lambda self, args, indices: made.append(indices) or real(self, args, indices)
+    )
+    return made
+
+
+def test_the_last_pass_is_cut_and_only_what_is_missing_is_made(tmp_path, threes, capsys):
+    path = gan_file(tmp_path / "w.safetensors")
+    flags = ("generate", "--weights", path, "--square", "--out", tmp_path / "out")
+    call(*flags, "--number", 4)
+    names = [f"00000{i}_{CLASSES[i % 3]}.png" for i in range(5)]
+    assert sorted(p.name for p in (tmp_path / "out").glob("0*.png")) == names[:4] and threes == [[0, 1, 2], [3]]
+    before = [pixels(tmp_path / "out" / name) for name in names[:4]]
+    (tmp_path / "out" / names[1]).unlink()
+    threes.clear()
+    capsys.readouterr()
+    call(*flags, "--number", 5)
+    assert threes == [[1], [3 + 1]] and "5 pictures (3 were there already)" in capsys.readouterr().out
+    for name, picture in zip(names, before, strict=False):
+        assert np.abs(pixels(tmp_path / "out" / name).astype(int) - picture).max() <= 1
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_computed(tmp_path, threes, monkeypatch, capsys):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(predict.tempfile, "TemporaryFile", refuse)
+    path = gan_file(tmp_path / "w.safetensors")
+    assert code_of("generate", "--weights", path, "--number", 2, "--out", tmp_path / "out") == 78
+    assert "Permission denied" in capsys.readouterr().err and threes == []
+
+
+def test_a_setting_that_nobody_noted_is_another_setting(tmp_path, capsys):
+    """Pictures of an older version, whose generate.json knows less."""
+    path = gan_file(tmp_path / "w.safetensors")
+    call("generate", "--weights", path, "--number", 1, "--out", tmp_path / "out")
+    about = json.loads((tmp_path / "out/generate.json").read_text())
+    del about["settings"]["noise"]
+    (tmp_path / "out/generate.json").write_text(json.dumps(about))
+    assert code_of("generate", "--weights", path, "--number", 1, "--out", tmp_path / "out") == 78
+    assert "noise None -> random" in capsys.readouterr().err
+
+
+def test_settings_name_the_precision_the_size_and_the_file(tmp_path):
+    path = gan_file(tmp_path / "w.safetensors")
+    call("generate", "--weights", path, "--number", 1, "--precision", "bf16", "--out", tmp_path / "out")
+    settings = json.loads((tmp_path / "out/generate.json").read_text())["settings"]
+    sha = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (settings["precision"], settings["size"], settings["weights_sha256"]) == ("bfloat16", "64x60", sha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -111,6 +112,9 @@ def test_generate_draws_what_the_file_holds(tmp_path, conditional, flags, psi, c
         square = gan.draw(gan.w(gan.z(11, i), label), psi, cutoff, noise)
         name = f"00000{i}_{CLASSES[i % 3]}.png" if conditional else f"00000{i}.png"
         np.testing.assert_array_equal(pixels(tmp_path / "out" / name), restored(square, CROPPED))
+        sha = hashlib.sha256(path.read_bytes()).hexdigest()
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert picture.text == {"index": str(i), "seed": "11", "weights_sha256": sha}
         assert square.std() > 10
     about = json.loads((tmp_path / "out/generate.json").read_text())
     assert about["z_seeds"] == [seed_of(11, i, "predict z") for i in range(4)] and about["number"] == 4
@@ -323,6 +327,9 @@ def test_denoise_shows_estimates_above_states(tmp_path):
             alike(strip[2 * i + 1, j], seen[1])
     about = json.loads((tmp_path / "out/denoise.json").read_text())
     assert about["noise"] == pytest.approx([1 - shares[k] for k in steps], abs=1e-6) and about["frames"] == 5
+    with Image.open(tmp_path / "out/denoise.gif") as gif:
+        gif.seek(1)
+        assert gif.info["duration"] == 250
     # The film: one picture a row, its noisy state, then the estimate beside it.
     for j in (0, 3):
         shown = cells(film[j], 3, 2)
