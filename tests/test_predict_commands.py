@@ -423,6 +423,15 @@ def test_half_precision_is_near_and_not_the_same(tmp_path, kind):
     assert 0 < np.abs(a - b).max() < 40 and np.abs(a - b).mean() < 4
 
 
+def test_films_are_bounded_by_their_frames(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "MAX_FRAMES", 6)
+    path = gan_file(tmp_path / "w.safetensors")
+    flags = ("interpolate", "--weights", path, "--square", "--out", tmp_path)
+    call(*flags, "--number", 3, "--steps", 2)
+    assert code_of(*flags, "--number", 3, "--steps", 3) == 2
+    assert "more than 6 frames" in capsys.readouterr().err
+
+
 # --- passes of several pictures, as on a GPU --------------------------------------------------------------------------
 @pytest.fixture
 def threes(monkeypatch) -> list[list[int]]:

@@ -179,6 +179,8 @@ def test_the_film_walks_by_equal_steps(tmp_path, space, choice):
             alike(frames[3 * k + j], gan.draw(w0 + j / 3 * (w1 - w0), 0.8, 4))
     strip = cells(pixels(tmp_path / "out/strip.png"), 3, 3)
     np.testing.assert_array_equal(strip.reshape(9, 32, 32), frames)
+    with Image.open(tmp_path / "out/interpolate.gif") as gif:
+        assert gif.info["duration"] == 100 and gif.info["loop"] == 0
     about = json.loads((tmp_path / "out/interpolate.json").read_text())
     assert about["frames"] == 9 and about["settings"]["space"] == (space or "w")
     assert about["settings"]["frames_per_latent"] == 3 and about["settings"]["fps"] == 10
