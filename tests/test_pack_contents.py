@@ -312,3 +312,50 @@ def test_space_for_the_whole_pack_is_asked_for(tmp_path, cache, monkeypatch):
         else:
             with pytest.raises(DataError, match="not enough space"):
                 ensure("phantom:4", 64)
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_phantoms_of_a_split_are_drawn_from_its_own_seed(cache, split):
+    from data.phantom import phantom_label, phantom_slice
+
+    pack, seed = ensure("phantom:30", 32, split=split), {"test": 1, "val": 2}[split]
+    np.testing.assert_array_equal(pack.images[:, 0], [phantom_slice(seed, i, 32) for i in range(3)])
+    assert pack.labels.tolist() == [phantom_label(seed, i) for i in range(3)]
+
+
+def test_a_crop_may_be_as_large_as_the_square(tmp_path, cache):
+    save(tmp_path / "x/1_1.png", picture(0, 40, 44))
+    whole, cropped = ensure(tmp_path / "x", 44), ensure(tmp_path / "x", 44, crop=44)
+    np.testing.assert_array_equal(whole.images, cropped.images)
+    with pytest.raises(DataError, match="choose at most 44"):
+        ensure(tmp_path / "x", 44, crop=45)
+
+
+@pytest.mark.parametrize(("scans", "kept"), [(9, 9), (10, 9)])
+def test_few_scans_have_no_dark_ones(tmp_path, cache, scans, kept):
+    """The median of a few says nothing."""
+    for scan in range(scans):
+        for z in range(2):
+            save(tmp_path / "x" / f"{scan}_{z}.png", np.full((32, 32), 5 if scan == 3 else 200 + scan, np.uint8) + z)
+    assert len(ensure(tmp_path / "x", 32, split="all")) == 2 * kept
+
+
+def test_a_slice_is_as_bright_as_its_source():
+    """Not as what is packed of it: padding would make it darker."""
+    pixels = np.full((20, 64, 1), 90, np.uint8)
+    geometry = dict(source_height=20, source_width=64, square=64, crop=0, resolution=16)
+    row, packed = packs._row(find_source("phantom:1").records[0], "name", pixels, geometry, 3)
+    assert (row.mean, row.size, row.name) == (90.0, (20, 64), "name") and len(packed) == 3 * 16 * 16
+
+
+def test_room_is_made_for_every_slice_of_every_volume(tmp_path, cache):
+    from test_sources import head, save_nifti
+
+    (tmp_path / "x").mkdir()
+    for name, depth in (("sub-01_T1.nii.gz", 12), ("sub-02_T1.nii", 20)):
+        save_nifti(tmp_path / "x" / name, head((40, 48, depth)))
+    count, text = packs._upper_bounds(find_source(str(tmp_path / "x")))
+    assert count == 32 and text > 32 * (len("sub-01_T1.nii.gz#000") + len("sub-01") + 60)
+    pack = ensure(tmp_path / "x", 48)
+    indices = [int(name[-3:]) for name in pack.names]
+    assert indices == [*range(2, 10), *range(3, 17)] and pack.subjects == ["sub-01"] * 8 + ["sub-02"] * 14
