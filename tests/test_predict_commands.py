@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from by_hand import Gan
 from test_predict import call as code_of
 from test_predict_figures import GEOMETRY, Blocks, data, packs, slices_in  # noqa: F401  (fixtures)
-from test_written import CLASSES, call, diffusion_file, gan_file, pixels
+from test_written import CLASSES, call, cells, diffusion_file, gan_file, pixels
 
 import predict
 from data.pack import ensure_pack
@@ -254,6 +255,53 @@ def test_figures_are_measured_on_what_other_ranks_found(monkeypatch):
     images = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
     features, thumbs = predict.measure(alone(), Blocks(), lambda r: images[r.start : r.stop], 3, "x")
     assert bool((features == 1).all()) and bool((thumbs == 1).all())
+
+
+# --- a direction without classes -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("of_start", [8, 7])
+def test_a_direction_between_samples_that_look_like_the_classes(tmp_path, data, monkeypatch, capsys, of_start):  # noqa: F811
+    """A network without classes: samples are sorted by a probe on real slices, which then judges the strip. With fewer than
+    eight of a class there is no mean to go by."""
+    path = gan_file(tmp_path / "w.safetensors", conditional=False, geometry=GEOMETRY)
+    trained, shown = [], []
+    kinds = torch.tensor([1] * of_start + [0] * 12)[
+        torch.randperm(of_start + 12, generator=torch.Generator().manual_seed(0))
+    ]
+
+    class Probe:
+        def __init__(self, features, labels, classes):
+            trained.append((features, labels, classes))
+
+        def predict(self, features):
+            shown.append(features)
+            return kinds if len(shown) == 1 else torch.tensor([1, 0, 0, 1, 1, 0])
+
+    monkeypatch.setattr(predict.quality, "LinearProbe", Probe)
+    monkeypatch.setattr(predict, "open_features", lambda given, train, out, rt: (Blocks(), "six blocks"))
+    monkeypatch.setattr(predict, "DIRECTION_SAMPLES", len(kinds))
+    flags = ("--from", "NC", "--to", "AD", "--rows", 2, "--steps", 3, "--strength", 2, "--seed", 5, "--device", "cpu")
+    code = code_of("direction", "--weights", path, "--data", data, *flags, "--out", tmp_path)
+    if of_start < 8:
+        assert code == 78 and "look like NC or like AD" in capsys.readouterr().err
+        return
+    gan = Gan(path)
+    w = torch.cat([gan.w(gan.z(5, i), None) for i in range(20)])
+    step = w[kinds == 0].mean(0) - w[kinds == 1].mean(0)
+    strip = cells(pixels(tmp_path / "direction.png"), 2, 3)
+    for r, start in enumerate(w[kinds == 1][:2]):
+        for j, amount in enumerate((0, 1, 2)):
+            assert np.abs(strip[r, j].astype(int) - gan.draw((start + amount * step)[None])).max() <= 1
+    found = json.loads((tmp_path / "direction.json").read_text())
+    assert found["recognised_as_end"] == [0.0, 0.5, 1.0] and found["length"] == pytest.approx(
+        float(step.norm()), rel=1e-4
+    )
+    features, labels, classes = trained[
+        0
+    ]  # the end is class 0, AD; of the strip's three columns 1 0 0 and 1 1 0 are not it
+    images, _, _, expected = slices_in(data, "train")
+    assert labels.tolist() == expected and classes == 2 and len(features) == len(images)
+    drawn = torch.from_numpy(np.stack([gan.draw(row[None]) for row in w]))[:, None]
+    torch.testing.assert_close(shown[0], Blocks()(drawn), rtol=0, atol=0.02)
 
 
 # --- plot -------------------------------------------------------------------------------------------------------------

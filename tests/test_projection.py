@@ -49,6 +49,12 @@ def test_the_rate_rises_stays_and_falls():
         assert projection.learning_rate(done) == pytest.approx(0.05 * (1 - math.cos(math.pi * (1 - done) / 0.25)) / 2)
 
 
+def test_the_search_has_these_numbers():
+    """Candidates, rate, its rise and fall, when layers part, and how much it costs to go far."""
+    assert (projection.CANDIDATES, projection.LR, projection.WARM_UP, projection.COOL_DOWN) == (256, 0.05, 0.05, 0.25)
+    assert (projection.FREE_AT, projection.REGULARISE) == (0.3, 0.002)
+
+
 def test_the_start_is_the_candidate_whose_picture_is_nearest(G):
     draw = torch.Generator().manual_seed(1)
     w, targets = torch.randn(11, 6, generator=draw), torch.rand(3, 1, 32, 32, generator=draw) * 2 - 1

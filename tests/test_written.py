@@ -232,6 +232,7 @@ def test_a_direction_is_the_mean_over_the_same_latents(tmp_path):
     about = json.loads((tmp_path / "out/direction.json").read_text())
     assert about["amounts"] == [0, 0.5, 1, 1.5] and about["length"] == pytest.approx(float(step.norm()), rel=1e-3)
     assert (about["settings"]["from"], about["settings"]["to"]) == ("MCI", "NC") and "recognised_as_end" not in about
+    assert (about["settings"]["truncation"], about["settings"]["noise"], about["settings"]["class"]) == (1.0, "fixed", "all")
 
 
 @pytest.mark.parametrize(
