@@ -205,7 +205,7 @@ def transformer(registers: int = 0, scaled: bool = True, places: int = 9) -> tup
     return made, dict(made.state_dict())
 
 
-def by_hand(state: dict, images: torch.Tensor, registers: bool, scaled: bool) -> torch.Tensor:
+def written_by_hand(state: dict, images: torch.Tensor, registers: bool, scaled: bool) -> torch.Tensor:
     """Dosovitskiy 2021 with softmax(q k / sqrt(64)) v written out; layer scale of Touvron 2021, registers of Darcet 2024."""
 
     def normed(x: torch.Tensor, name: str) -> torch.Tensor:
@@ -241,7 +241,7 @@ def test_the_transformer_written_out(registers, scaled):
     made, state = transformer(registers, scaled)
     images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        torch.testing.assert_close(made(images), by_hand(state, images, bool(registers), scaled), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(made(images), written_by_hand(state, images, bool(registers), scaled), rtol=1e-3, atol=1e-4)
     rebuilt, name = vit.build_transformer(state | {"mask_token": torch.zeros(1), "head.weight": torch.zeros(1)})
     with torch.no_grad():
         torch.testing.assert_close(rebuilt(images), made(images))

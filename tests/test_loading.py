@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from by_hand import read_file
+from written_by_hand import read_file
 from test_written import VAE_SIZES, diffusion_file, gan_file
 
 from models import loading

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from by_hand import stream
+from written_by_hand import stream
 from test_predict_figures import copies, frechet, jackknife, kernel, manifold, ridge_accuracy, similarity
 
 from models import quality

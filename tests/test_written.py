@@ -1,4 +1,4 @@
-"""What predict.py draws is, pixel for pixel, a sample drawn by hand from the weights file (tests/by_hand.py)."""
+"""What predict.py draws is, pixel for pixel, a sample drawn by hand from the weights file (tests/written_by_hand.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from by_hand import Diffusion, Gan, angle_walk, as_bytes, ddim, flow_midpoint, restored, seed_of, signal_shares, stream
+from written_by_hand import Diffusion, Gan, angle_walk, as_bytes, ddim, flow_midpoint, restored, seed_of, signal_shares, stream
 from PIL import Image
 
 import predict
