@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from written_by_hand import read_file
 from test_written import VAE_SIZES, diffusion_file, gan_file
+from written_by_hand import read_file
 
 from models import loading
 from models.vae import VAE

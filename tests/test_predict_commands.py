@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from written_by_hand import Gan
 from test_predict import call as code_of
 from test_predict_figures import GEOMETRY, Blocks, data, packs, slices_in  # noqa: F401  (fixtures)
 from test_written import CLASSES, call, cells, diffusion_file, gan_file, pixels
+from written_by_hand import Gan
 
 import predict
 from data.pack import ensure_pack

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from written_by_hand import Gan, as_bytes, module_of, read_file, stream
 from PIL import Image
 from test_written import call, cells, gan_file, pixels
+from written_by_hand import Gan, as_bytes, module_of, read_file, stream
 
 import predict
 from jobs.weights import write_weights

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from written_by_hand import stream
 from test_predict_figures import copies, frechet, jackknife, kernel, manifold, ridge_accuracy, similarity
+from written_by_hand import stream
 
 from models import quality
 

@@ -8,8 +8,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from written_by_hand import Diffusion, Gan, angle_walk, as_bytes, ddim, flow_midpoint, restored, seed_of, signal_shares, stream
 from PIL import Image
+from written_by_hand import (
+    Diffusion,
+    Gan,
+    angle_walk,
+    as_bytes,
+    ddim,
+    flow_midpoint,
+    restored,
+    seed_of,
+    signal_shares,
+    stream,
+)
 
 import predict
 from jobs.weights import write_weights
