@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import inspect
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -323,6 +325,23 @@ def test_an_attempt_that_was_refused_before_its_start_leaves_no_record(alone, tm
     with pytest.raises(ConfigError), Attempt(run, config(), 0):
         raise ConfigError("another architecture")
     assert run.read_attempts() == [] and run.read_status() == {} and not run.lockfile.exists()
+
+
+def test_an_attempt_waits_until_the_host_of_another_is_silent_for_long_enough(alone, tmp_path, monkeypatch):
+    """The first look finds a heartbeat of 20 s ago; by the second look it is 200 s old."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    of_another = {"token": "0" * 16, "host": "node9", "space": "s", "pid": 5, "start": "77", "job": None}
+    run.lockfile.write_text(json.dumps(of_another))
+    os.utime(run.lockfile, (time.time() - 20,) * 2)
+
+    def sleep(seconds: float) -> None:
+        os.utime(run.lockfile, (time.time() - 200,) * 2)
+
+    monkeypatch.setattr(rundir, "time", SimpleNamespace(sleep=sleep, time=time.time, monotonic=time.monotonic))
+    with Attempt(run, config(), 0):
+        assert json.loads(run.lockfile.read_text())["pid"] == os.getpid()
+    assert inspect.signature(RunDir.lock).parameters["wait"].default > rundir.LOCK_STALE
 
 
 def test_other_ranks_say_and_write_nothing(alone, tmp_path, capsys):
