@@ -1030,10 +1030,11 @@ def test_the_starter_of_a_local_run(tmp_path, monkeypatch, shared, umask):
     found, turned, went = Executor(), [], []
     monkeypatch.setattr(submitit, "LocalExecutor", found)
     reader, writer = os.pipe()
-    monkeypatch.setattr(submit.os, "dup", lambda fd: writer)
-    monkeypatch.setattr(submit.os, "dup2", lambda old, new: turned.append(new))
-    monkeypatch.setattr(submit.os, "chdir", went.append)
-    submit.start_local(plan.run, 2, ["/usr/bin/python", "x"])
+    with monkeypatch.context() as patch:  # pytest's own capture uses them too
+        patch.setattr(submit.os, "dup", lambda fd: writer)
+        patch.setattr(submit.os, "dup2", lambda old, new: turned.append(new))
+        patch.setattr(submit.os, "chdir", went.append)
+        submit.start_local(plan.run, 2, ["/usr/bin/python", "x"])
     os.close(writer)
     with os.fdopen(reader) as answer:
         assert answer.read() == "7"
