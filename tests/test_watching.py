@@ -512,15 +512,16 @@ def test_colours_are_for_terminals_alone(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     assert terminal.paint("x", "red", Terminal()) == "x"
-    assert terminal.COLOURS == dict(red=31, green=32, yellow=33, blue=34, grey=90, bold=1)
+    assert dict(red=31, green=32, yellow=33, blue=34, grey=90, bold=1) == terminal.COLOURS
     states = {
         "green": "running saving starting", "blue": "done", "yellow": "queued waiting ending interrupted",
         "red": "failed diverged stuck hanging", "": "stopped new",
     }  # fmt: skip
     for colour, names in states.items():
         assert {terminal.STATE_COLOURS.get(name, "") for name in names.split()} == {colour}
-    assert terminal.STATE_COLOURS["cut off"] == "red" and terminal.LEVEL_COLOURS == dict(
-        ok="green", warn="yellow", fail="red"
+    assert (
+        terminal.STATE_COLOURS["cut off"] == "red"
+        and dict(ok="green", warn="yellow", fail="red") == terminal.LEVEL_COLOURS
     )
 
 
