@@ -133,7 +133,7 @@ def test_a_heartbeat_before_the_start_is_of_the_attempt_before(run):
     assert view(run, running(start=None)).state == "ending"
 
 
-@pytest.mark.parametrize(("state", "age", "shown"), [("running", 590, "running"), ("running", 610, "hanging"), ("saving", 610, "hanging"), ("starting", 610, "starting")])  # fmt: skip
+@pytest.mark.parametrize(("state", "age", "shown"), [("running", 500, "running"), ("running", 610, "hanging"), ("saving", 610, "hanging"), ("starting", 610, "starting")])  # fmt: skip
 def test_a_heartbeat_that_stopped(run, state, age, shown):
     tell(run, state=state, updated=time.time() - age)
     found = view(run, running(start=time.time() - 7200))
