@@ -1030,10 +1030,11 @@ def test_the_starter_of_a_local_run(tmp_path, monkeypatch, shared, umask):
     found, turned, went = Executor(), [], []
     monkeypatch.setattr(submitit, "LocalExecutor", found)
     reader, writer = os.pipe()
-    monkeypatch.setattr(submit.os, "dup", lambda fd: writer)
-    monkeypatch.setattr(submit.os, "dup2", lambda old, new: turned.append(new))
-    monkeypatch.setattr(submit.os, "chdir", went.append)
-    submit.start_local(plan.run, 2, ["/usr/bin/python", "x"])
+    with monkeypatch.context() as patch:  # pytest's own capture uses them too
+        patch.setattr(submit.os, "dup", lambda fd: writer)
+        patch.setattr(submit.os, "dup2", lambda old, new: turned.append(new))
+        patch.setattr(submit.os, "chdir", went.append)
+        submit.start_local(plan.run, 2, ["/usr/bin/python", "x"])
     os.close(writer)
     with os.fdopen(reader) as answer:
         assert answer.read() == "7"
@@ -1093,6 +1094,35 @@ def test_what_slurm_offers_is_compared(tmp_path, about, asked, there, expected, 
     checks = preflight.check_resources(plan, PARTITIONS | {"a100": replace(A100, **there)})
     assert levels(checks) == expected
     assert words in " ".join(check.fix for check in checks)
+
+
+def test_words_of_the_checks(tmp_path):
+    plan = small(tmp_path)
+
+    def words(plan: Plan = plan, **there) -> str:
+        checks = preflight.check_resources(plan, PARTITIONS | {"a100": replace(A100, **there)})
+        return " | ".join(f"{check.text} -> {check.fix}" for check in checks)
+
+    assert "RealMemory=1, so no --mem" in words(real_memory_mb=1) and "RealMemory" not in words(real_memory_mb=2)
+    assert "a100 needs an account" in words(allow_accounts=("x",))
+    assert "account z may not use a100" in words(replace(plan, account="z"), allow_accounts=("x",))
+    assert "did you mean a100? there are a100, cpu" in words(replace(plan, partition="a10"))
+    assert (
+        "did you mean" not in words(replace(plan, partition="xyz"))
+        and "none is up" in preflight.check_partition(plan, "a100", {"a100": replace(A100, up=False)})[0].fix
+    )
+    assert "it has gpu:a100; " in words(replace(plan, gres="gpu:h100:1"), gres={"gpu:a100": 2, "craynetwork": 4})
+    assert "it has gpu:a100, craynetwork; " in words(
+        replace(plan, gres="shard:1"), gres={"gpu:a100": 2, "craynetwork": 4}
+    )
+    assert "up, 10 nodes of 8 cores and gpu:a100:2, at most 1-00:00:00" in words()
+
+
+def test_places_and_kinds_of_files_by_name():
+    shared = "nfs nfs4 lustre gpfs beegfs ceph cephfs cifs smb3 panfs pvfs2 orangefs afs 9p virtiofs glusterfs wekafs"
+    assert set(shared.split()) == preflight.SHARED_FILESYSTEMS and {"tmpfs", "ramfs"} == preflight.MEMORY_FILESYSTEMS
+    assert set(preflight.NODE_LOCAL) == {"/tmp", "/var/tmp", "/scratch", "/dev/shm", "/run"}
+    assert set(preflight.IMAGES) == {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".pack"}
 
 
 def test_limits_that_only_the_profile_knows(tmp_path):

@@ -676,6 +676,8 @@ def test_status(world, capsys):
     assert ran("status") == 0 and "No runs in" in capsys.readouterr().out
     ran(*GAN, "--name", "one")
     ran(*GAN, "--name", "grid", "--sweep", "lr=0.1,0.2")
+    for i, name in enumerate(("one", "grid-lr=0.1", "grid-lr=0.2")):  # the order in which they were touched
+        os.utime(world.runs / name, (1e9 + i,) * 2)
     capsys.readouterr()
     assert ran("status") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [

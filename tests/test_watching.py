@@ -133,7 +133,7 @@ def test_a_heartbeat_before_the_start_is_of_the_attempt_before(run):
     assert view(run, running(start=None)).state == "ending"
 
 
-@pytest.mark.parametrize(("state", "age", "shown"), [("running", 590, "running"), ("running", 610, "hanging"), ("saving", 610, "hanging"), ("starting", 610, "starting")])  # fmt: skip
+@pytest.mark.parametrize(("state", "age", "shown"), [("running", 500, "running"), ("running", 610, "hanging"), ("saving", 610, "hanging"), ("starting", 610, "starting")])  # fmt: skip
 def test_a_heartbeat_that_stopped(run, state, age, shown):
     tell(run, state=state, updated=time.time() - age)
     found = view(run, running(start=time.time() - 7200))
@@ -512,7 +512,17 @@ def test_colours_are_for_terminals_alone(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     assert terminal.paint("x", "red", Terminal()) == "x"
-    assert set(terminal.STATE_COLOURS.values()) <= set(terminal.COLOURS)
+    assert dict(red=31, green=32, yellow=33, blue=34, grey=90, bold=1) == terminal.COLOURS
+    states = {
+        "green": "running saving starting", "blue": "done", "yellow": "queued waiting ending interrupted",
+        "red": "failed diverged stuck hanging", "": "stopped new",
+    }  # fmt: skip
+    for colour, names in states.items():
+        assert {terminal.STATE_COLOURS.get(name, "") for name in names.split()} == {colour}
+    assert (
+        terminal.STATE_COLOURS["cut off"] == "red"
+        and dict(ok="green", warn="yellow", fail="red") == terminal.LEVEL_COLOURS
+    )
 
 
 def test_checks_and_facts(monkeypatch, capsys):
