@@ -198,6 +198,10 @@ def _no_space(out: Path, error: OSError) -> DataError:
     )
 
 
+class _Bar(tqdm):
+    disable = True  # of one that Ctrl-C leaves half made: tqdm's __del__ would end it with a traceback
+
+
 def _decode_all(source: Source, file, offset, geometry, channels, workers, progress, poll):
     """Stream all slices into `file` from `offset` on: (rows, bad, notes, SHA-256 of the data)."""
 
@@ -209,7 +213,7 @@ def _decode_all(source: Source, file, offset, geometry, channels, workers, progr
     notes: list[str] = []
     sha = hashlib.sha256()
     file.seek(offset)
-    bar = tqdm(
+    bar = _Bar(
         total=len(source.records), desc="packing", unit=" files", disable=None if progress else True, leave=False
     )
     with bar:

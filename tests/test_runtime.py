@@ -451,7 +451,7 @@ from jobs import runtime
 if sys.argv[1] == "kept":
     runtime.init_runtime(1)
 x = torch.ones(1 << 24)  # 64 MiB: glibc maps every such block anew
-for _ in range(10):
+for _ in range(40):  # until a block of this size lies where nothing small comes between
     y = x * 2
     del y
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
