@@ -29,7 +29,7 @@ def test_nothing_happens_at_p_0():
 
 
 def test_a_shift_moves_whole_pixels_and_fills_with_black():
-    x = picture(64)
+    x = torch.rand(64, 1, R, R, generator=torch.Generator().manual_seed(1)) * 2 - 1  # bright up to its edges
     params = drawn(64, 1.0, kinds=("shift",))
     y = augment(x, params)
     moved = 0
@@ -141,11 +141,11 @@ def test_derivatives_of_the_warp():
 
 def test_controller_against_a_plain_loop_and_over_a_resume():
     signs = [0.9, 0.8, 0.9, 1.0, 0.1, 0.2, 0.1, 0.0, 1.0, 1.0, 1.0, 1.0]
-    c = AdaController(target=0.6, speed_kimg=1.0, interval=4)
+    c = AdaController(target=0.6, speed_kimg=1.0)  # every four steps (Karras 2020b, section 3)
     expected, p = [], 0.0
     for i, s in enumerate(signs):
         if i == 6:  # a resume in the middle of an interval
-            state, c = c.state_dict(), AdaController(target=0.6, speed_kimg=1.0, interval=4)
+            state, c = c.state_dict(), AdaController(target=0.6, speed_kimg=1.0)
             c.load_state_dict(state)
         c.add(torch.tensor(s * 8), 8)
         c.update(8)

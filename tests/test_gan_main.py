@@ -144,6 +144,9 @@ def test_the_convolutions_of_each_phase_run_in_its_type(pack, monkeypatch):
         step.synthesis = s.G.synthesis
         phase(s, step)
         assert seen == types, phase.__name__
+    seen.clear()
+    train_gan.Sampler(step.c, s, pack, step.batches, step.rt, step.dtype)(s.G_ema)
+    assert seen == {("G", half)}
     assert [train_gan.exact_dtype(t) for t in (half, torch.bfloat16, full)] == [full, torch.bfloat16, full]
 
 
@@ -164,13 +167,15 @@ def test_a_loss_scale_is_undone_before_the_step_and_penalties_have_none(pack, ph
 def test_the_compiled_networks_are_for_the_losses_alone(packs, tmp_path, monkeypatch):
     """Penalties take the plain ones: a compiled network has no gradient of its gradient."""
     calls: list[str] = []
+    types: set[torch.dtype] = set()
 
     def compiled(function):
         name = "D" if isinstance(function, torch.nn.Module) else "G"
 
-        def call(*args, **kwargs):
+        def call(*args, dtype):
             calls.append(name)
-            return function(*args, **kwargs)
+            types.add(dtype)
+            return function(*args, dtype=dtype)
 
         return call
 
@@ -187,9 +192,12 @@ def test_the_compiled_networks_are_for_the_losses_alone(packs, tmp_path, monkeyp
     monkeypatch.setattr(train_gan, "compiles", lambda asked, *_: asked)
     monkeypatch.setattr(torch, "compile", compiled)
     flags = ("--total-kimg", "0.008", "--loss", "rpgan", *NO_CHECKPOINTS)
-    assert run_main("train_gan.py", "--run", str(tmp_path / "a"), "--compile", *flags, packs=packs).code == 0
+    half = ("--compile", "--precision", "bf16")
+    assert run_main("train_gan.py", "--run", str(tmp_path / "a"), *half, *flags, packs=packs).code == 0
     both, none = {"G", "D"}, set()
     assert phases == dict(generator_step=both, path_length_step=none, discriminator_step=both, gradient_penalty_step=none)  # fmt: skip
+    assert types == {torch.bfloat16}
+    assert json.loads((tmp_path / "a" / "provenance.json").read_text())["precision"] == "bfloat16"
     calls.clear()
     assert run_main("train_gan.py", "--run", str(tmp_path / "b"), *flags, packs=packs).code == 0
     assert not calls

@@ -329,10 +329,11 @@ def test_six_steps_of_main_are_those_of_the_reference(packs, tmp_path, case):
     assert all(torch.equal(written[f"G_ema.{key}"], value) for key, value in saved["G_ema"].items())
 
 
-def test_after_a_divergence_main_goes_on_with_other_data_and_draws(packs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("log_kimg", [0.008, 1])  # it is a row that finds it, or else a checkpoint
+def test_after_a_divergence_main_goes_on_with_other_data_and_draws(packs, tmp_path, monkeypatch, log_kimg):
     """The batch at position 24 is poison. Back to 16 images, past what was seen up to 32, and to the end with code 0."""
     flags = flags_of("--loss logistic --conditional --ada mri --ada-kimg 1 --pl-weight 2 --pl-interval 3 --gamma 1 --r1-interval 2 "
-                     "--ema-kimg 0.02 --ema-rampup 0.5 --log-kimg 0.032 --checkpoint-kimg 0.016")  # fmt: skip
+                     f"--ema-kimg 0.02 --ema-rampup 0.5 --log-kimg {log_kimg} --checkpoint-kimg 0.016")  # fmt: skip
     real, asked, run = Batches.rows, [], tmp_path / "run"
 
     def poisoned(self, nimg, start, stop):
@@ -349,12 +350,16 @@ def test_after_a_divergence_main_goes_on_with_other_data_and_draws(packs, tmp_pa
     reference = Reference(c, pack_of(c, packs))
     first = networks(reference)
     for nimg, position in zip(range(0, BATCH * STEPS, BATCH), [0, 8, *positions[4:]], strict=True):
-        reference.step(nimg, position)
+        logged = reference.step(nimg, position)
     saved = checkpoint(run, BATCH * STEPS)
     assert_near(networks(saved), networks(reference), first, "after the divergence")
     assert saved["counters"]["skip"] == 16 and saved["counters"]["rollbacks"] == 1
-    rows = [json.loads(line)["nimg"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert rows == [0, 32, 48]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    if log_kimg == 1:
+        assert [row["nimg"] for row in rows] == [0, 48]
+        return
+    assert [row["nimg"] for row in rows] == [0, 8, 16, 24, 32, 40, 48]  # the row of what was undone is gone
+    assert {name: rows[-1][name] for name in logged} == pytest.approx(logged, rel=2e-4, abs=2e-5)
 
 
 # --- several ranks ---------------------------------------------------------------------------------------------------
