@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -196,6 +197,21 @@ def test_the_state_of_the_teacher_is_taken(tmp_path, outer):
     assert encoder.read_state(tmp_path / "w.pth")["a"].tolist() == [1]
 
 
+@pytest.mark.parametrize(("name", "fine"), [
+    ("torch FloatStorage", True), ("collections OrderedDict", True), ("torch._utils _rebuild_tensor_v2", True), ("torch._utils _rebuild_parameter", True),
+    ("collections OrderedDictionary", False), ("os system", False), ("torch FloatStorage2", False), ("mytorch FloatStorage", False),
+    ("torch._utils _rebuild_tensor_v2x", False), ("builtins bytearray", False),
+])  # fmt: skip
+def test_only_the_names_of_tensors_may_stand_in_a_weights_file(name, fine):
+    """Whole names: one that only begins like one of these is another one."""
+    nothing, module = b"\x80\x02K\x01.", name.split()
+    file = io.BytesIO(3 * nothing + f"c{module[0]}\n{module[1]}\n.".encode() + nothing)
+    if fine:
+        return encoder.check_names(file)
+    with pytest.raises(ValueError, match="it names"):
+        encoder.check_names(file)
+
+
 # --- the transformer --------------------------------------------------------------------------------------------------
 def transformer(registers: int = 0, scaled: bool = True, places: int = 9) -> tuple[vit.VisionTransformer, dict]:
     torch.manual_seed(0)
@@ -239,9 +255,13 @@ def written_by_hand(state: dict, images: torch.Tensor, registers: bool, scaled: 
 @pytest.mark.parametrize(("registers", "scaled"), [(0, False), (0, True), (3, True)])
 def test_the_transformer_written_out(registers, scaled):
     made, state = transformer(registers, scaled)
-    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1)).double()
+    made.double()
+    state = {k: v.double() for k, v in state.items()}
     with torch.no_grad():
-        torch.testing.assert_close(made(images), written_by_hand(state, images, bool(registers), scaled), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(made(images), written_by_hand(state, images, bool(registers), scaled), rtol=1e-7, atol=1e-7)
+    made.float()
+    images = images.float()
     rebuilt, name = vit.build_transformer(state | {"mask_token": torch.zeros(1), "head.weight": torch.zeros(1)})
     with torch.no_grad():
         torch.testing.assert_close(rebuilt(images), made(images))

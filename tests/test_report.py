@@ -13,6 +13,7 @@ from test_predict import call, one_line
 
 from jobs.report import (
     attempts_table,
+    common_curves,
     digits,
     evaluations,
     facts,
@@ -371,3 +372,23 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path):
     assert run_names(runs) == [str(r.path) for r in runs] and run_names(runs[:1]) == ["same"]
     page = write_page(runs)
     assert "<h1>2 runs</h1>" in page and list(cells_of(page, "state")) == ["", *(str(r.path) for r in runs)]
+
+
+def test_configuration_and_provenance_are_folded_tables(tmp_path):
+    run = make_run(tmp_path)
+    (run.path / "provenance.json").write_text(json.dumps({"torch": "2.6", "argv": ["--lr", "1"]}))
+    page = write_page([run])
+    for title, rows in (("Configuration", {"data": ["phantom:20"], "lr": ["0.002"], "preset": ["quickstart"], "resolution": ["32"]}),
+                        ("Provenance", {"argv": ["[&quot;--lr&quot;, &quot;1&quot;]"], "torch": ["2.6"]})):  # fmt: skip
+        found = re.search(rf"<details><summary>{title}</summary>(.*?)</details>", page, re.S)
+        table = dict(re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td></tr>", found[1]))
+        assert {k: [v] for k, v in table.items()} == rows
+
+
+def test_only_runs_that_log_the_same_losses_are_drawn_over_each_other(tmp_path):
+    one, two, vae, empty = (make_run(tmp_path, name) for name in ("one", "two", "vae", "empty"))
+    vae.metrics.write_text('{"nimg": 500, "loss_pixels": 0.5}\n')
+    empty.metrics.write_text('{"nimg": 500, "diversity": 0.5}\n')
+    runs, names = [one, two, vae, empty], ["one", "two", "vae", "empty"]
+    assert [re.search('alt="(.*?)"', part)[1] for part in common_curves(runs, names)] == ["one, two"]
+    assert common_curves([one, vae], ["one", "vae"]) == [] and common_curves([empty, empty], ["a", "b"]) == []

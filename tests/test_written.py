@@ -25,6 +25,7 @@ from written_by_hand import (
 import predict
 from jobs.weights import write_weights
 from models.stylegan2 import Generator
+from models.styles import slerp
 from models.unet import UNet
 from models.vae import VAE, LatentScale
 
@@ -243,7 +244,11 @@ def test_a_direction_is_the_mean_over_the_same_latents(tmp_path):
     about = json.loads((tmp_path / "out/direction.json").read_text())
     assert about["amounts"] == [0, 0.5, 1, 1.5] and about["length"] == pytest.approx(float(step.norm()), rel=1e-3)
     assert (about["settings"]["from"], about["settings"]["to"]) == ("MCI", "NC") and "recognised_as_end" not in about
-    assert (about["settings"]["truncation"], about["settings"]["noise"], about["settings"]["class"]) == (1.0, "fixed", "all")
+    assert (about["settings"]["truncation"], about["settings"]["noise"], about["settings"]["class"]) == (
+        1.0,
+        "fixed",
+        "all",
+    )
 
 
 @pytest.mark.parametrize(
@@ -255,6 +260,15 @@ def test_default_classes_of_a_direction(classes, expected):
     assert predict.end_classes(args, classes) == expected
     args = predict.parse_args(["direction", "--run", "x", "--from", expected[1], "--to", expected[0]])
     assert predict.end_classes(args, classes) == expected[::-1]
+
+
+def test_walks_between_parallel_vectors_are_straight():
+    """No one great circle leads from a to a multiple of it, or to its opposite."""
+    a, t = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.25]])
+    torch.testing.assert_close(slerp(a, 3 * a, t), 1.5 * a)
+    torch.testing.assert_close(slerp(a, -a, t), 0.5 * a)
+    b = torch.tensor([[-4.0, 3.0]])  # a right angle away: an eighth of a turn halfway
+    torch.testing.assert_close(slerp(a, b, torch.tensor([[0.5]])), (a + b) / 2**0.5)
 
 
 # --- diffusion --------------------------------------------------------------------------------------------------------
