@@ -876,7 +876,8 @@ def see_max_bad(bench: Bench) -> None:
 
 def see_accumulate(bench: Bench) -> None:
     """Micro-batches of half the size; the result stays the same but for rounding."""
-    run, base = bench.once("--accumulate", "2", *short(12)), bench.once()
+    under = ("--clip", "1000", *short(12)) if bench.cls is VaeConfig else ()  # a gradient that is cut off tells no size
+    run, base = bench.once(*under, "--accumulate", "2", *short(12)), bench.once(*under)
     trained = [{cut for cut in r.cuts if cut[1] <= 4} for r in (run, base)]  # not the reals beside the GAN's samples
     assert trained == [{(0, 2), (2, 4)}, {(0, 4)}]
     for a, b in zip(run.rows()[:3], base.rows()[:3], strict=True):  # later, Adam has blown rounding up
