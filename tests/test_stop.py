@@ -178,5 +178,33 @@ def test_reasons_of_other_ranks_have_words(no_job):
     assert "another rank" in watch.describe(2) and "person" in watch.describe(3)
 
 
+@pytest.mark.parametrize(("heard", "reason"), [("USR1", "USR1"), ("USR2", "USR2"), ("TERM", "TERM"), ("INT", "Ctrl-C")])
+def test_a_signal_that_reaches_another_rank_first_is_named_as_if_it_had_come_here(no_job, monkeypatch, heard, reason):
+    """What is done about a stop depends on its reason (jobs/requeue.py), and rank 0 may hear of it from rank 1 alone."""
+    here, there = stop.StopWatch(), stop.StopWatch()
+    told = [here.tell()]
+    monkeypatch.setattr(stop, "_received", [heard])
+    level = here.hear(max([*told, there.tell()]))
+    assert told == [0] and level == (3 if heard == "INT" else 2)
+    monkeypatch.setattr(stop, "_received", [])
+    assert here.describe(level) == reason and here.poll() == 0
+
+
+def test_of_two_ranks_reasons_a_persons_counts(no_job, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 60))
+    by_clock = stop.StopWatch(margin=120)
+    monkeypatch.delenv("SLURM_JOB_END_TIME")
+    (tmp_path / "STOP").touch()
+    by_person, silent = stop.StopWatch(RunDir(tmp_path)), stop.StopWatch()
+    told = [by_clock.tell(), by_person.tell(), silent.tell()]
+    for watch in (by_clock, by_person, silent):
+        level = watch.hear(max(told))
+        assert level == 3 and watch.describe(level) == "STOP file"
+    (tmp_path / "SAVE").touch()
+    (tmp_path / "STOP").unlink()
+    saving = stop.StopWatch(RunDir(tmp_path))
+    assert silent.hear(max(saving.tell(), stop.StopWatch().tell())) == stop.SAVE and silent.describe(1) == "SAVE file"
+
+
 def test_exit_codes_are_the_documented_ones():
     assert (stop.DONE, stop.USAGE, stop.TRANSIENT, stop.DIVERGED, stop.BAD, stop.CONTINUE) == (0, 2, 75, 77, 78, 85)
