@@ -284,6 +284,14 @@ def test_local_world_of_a_slurm_step(environment, layout, node, expected):
     assert runtime.local_world(8) == 7
 
 
+def test_ranks_of_nobody_are_alone_on_their_nodes(environment):
+    """RANK and WORLD_SIZE set by hand, also in the batch shell of a job: nothing says how many there are on each node."""
+    environment(RANK="2", WORLD_SIZE="4")
+    assert runtime.local_world(4) == 1 and runtime.local_world(1) == 1
+    environment(SLURM_STEP_TASKS_PER_NODE="4", SLURM_NODEID="0")
+    assert runtime.local_world(4) == 1
+
+
 @pytest.mark.parametrize(("nodes", "first"), [
     ("a100-3", "a100-3"), ("a100-[3-5,7],b1", "a100-3"), ("n[01-04]", "n01"), ("b1,a[2-3]", "b1"), ("n[7,9]", "n7"), ("r[1-2]n[3-4]", "r1n3"),
     ("gpu-a.example.org,x", "gpu-a.example.org"), ("", ""),
@@ -336,7 +344,13 @@ def test_neighbouring_jobs_and_steps_have_ports_of_their_own(environment, monkey
             environment(SLURM_JOB_ID=str(job), SLURM_STEP_ID=str(step))
             runtime.slurm_rendezvous()
             ports.add(int(os.environ["MASTER_PORT"]))
-    assert len(ports) == 1500 and min(ports) >= 15000 and max(ports) < 55000
+    assert len(ports) == 1500
+    for job in range(0, 10_000, 37):  # all over the range
+        monkeypatch.delenv("MASTER_PORT")
+        environment(SLURM_JOB_ID=str(job))
+        runtime.slurm_rendezvous()
+        ports.add(int(os.environ["MASTER_PORT"]))
+    assert min(ports) < 17000 and max(ports) > 53000 and min(ports) >= 15000 and max(ports) < 55000
 
 
 def test_world_without_a_meeting_point_is_one_line(environment):
