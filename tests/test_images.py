@@ -216,3 +216,14 @@ def test_voxels_that_are_no_numbers_are_black(nifti):
     slices, notes = volumes.read_volume(nifti(voxels))
     shown = slices[1][1].T[::-1, ::-1]
     assert shown[4, 5] == shown[4, 6] == 0 and "not finite" in notes[0]
+
+
+def test_a_fourth_axis_of_one_is_no_axis(nifti):
+    voxels = np.random.default_rng(5).uniform(100, 1000, (12, 14, 3)).astype(np.float32)
+    plain, _ = volumes.read_volume(nifti(voxels))
+    more, _ = volumes.read_volume(nifti(voxels[..., None], name="y.nii"))
+    assert len(plain) == len(more) == 3
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(plain, more, strict=True))
+    assert volumes.volume_frame(nifti(voxels[..., None], name="y.nii")) == ((14, 12), 3)
+    with pytest.raises(BadFile, match="4-D"):
+        volumes.read_volume(nifti(np.stack([voxels] * 2, 3)))

@@ -350,3 +350,52 @@ def test_the_subject_of_a_volume(tmp_path, files, expected, kind):
         (tmp_path / name).write_bytes(b"not read here")
     source = find_source(str(tmp_path), "all")
     assert (subjects(source), source.subject_kind, source.kind) == (expected, kind, "volumes") and source.classes == []
+
+
+def test_volumes_beside_pictures_are_said_and_not_used(tmp_path):
+    fill(tmp_path, "p1_1.png", "p2_1.png")
+    (tmp_path / "v.nii").write_bytes(b"x")
+    source = find_source(str(tmp_path))
+    assert source.kind == "images" and len(source.records) == 2
+    assert any("1 NIfTI volumes beside the pictures are not used" in w for w in source.warnings)
+    assert not any("NIfTI" in w for w in find_source(str(fill(tmp_path / "pictures", "p1_1.png"))).warnings)
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    fill(tmp_path, "train/p1_1.png", "test/p2_1.png")
+    with pytest.raises(DataError, match=r"--split val: .* has no such folder, only test, train"):
+        find_source(str(tmp_path), "val")
+
+
+def test_broken_links_are_bad_where_they_are_called_like_pictures(tmp_path):
+    fill(tmp_path, "a/p1_1.png")
+    for name in ("b.png", "c.nii", "notes.txt", "folder"):
+        (tmp_path / "a" / name).symlink_to("nowhere")
+    assert [name for name, _ in walk_folder(tmp_path).bad] == ["a/b.png", "a/c.nii"]
+
+
+def test_folders_called_like_pictures_are_bad_and_not_entered(tmp_path):
+    fill(tmp_path, "a/p1_1.png", "a/x.png/p2_1.png", "y.nii.gz/p3_1.png")
+    walk = walk_folder(tmp_path)
+    assert [f.relative for f in walk.pictures] == ["a/p1_1.png"] and [name for name, _ in walk.bad] == [
+        "a/x.png",
+        "y.nii.gz",
+    ]
+    assert all("folder" in reason for _, reason in walk.bad)
+
+
+def test_mask_folders_are_not_entered(tmp_path):
+    walk = walk_folder(fill(tmp_path, "a/p1_1.png", "segs/p2_1.png", "a/Validate_Segmentations/p3_1.png"))
+    assert [f.relative for f in walk.pictures] == ["a/p1_1.png"] and sorted(walk.masks) == [
+        "a/Validate_Segmentations",
+        "segs",
+    ]
+    assert [name for _, name in walk.folders] == ["a"]
+
+
+def test_pictures_do_not_hang_on_how_phantoms_are_drawn(tmp_path, monkeypatch):
+    root = fill(tmp_path / "x", "p1_1.png")
+    before = find_source(str(root)).digest()
+    (tmp_path / "phantom.py").write_text("another way to draw")
+    monkeypatch.setattr(sources, "ROOM", tmp_path)
+    assert find_source(str(root)).digest() == before
