@@ -393,6 +393,7 @@ def test_a_finished_or_stopped_run_is_left_alone(packs, tmp_path):
     longer = ("--run", str(run), "--total-kimg", "0.016", *NO_CHECKPOINTS)
     outcome = run_main("train_gan.py", *longer, packs=packs, SLURM_JOB_ID="1", SLURM_RESTART_COUNT="1")
     assert outcome.code == 0 and sorted(sidecars(run)) == [0, 8] and (run / "STOP").exists()
+    assert json.loads((run / "config.json").read_text())["total_kimg"] == 0.008 and (run / "DONE").exists()
     assert run_main("train_gan.py", *longer, packs=packs).code == 0
     assert sorted(sidecars(run)) == [8, 16] and not (run / "STOP").exists()
 
