@@ -225,9 +225,9 @@ def test_slices_of_training_and_of_other_patients(tmp_path, monkeypatch):
 # --- whole runs -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def reference(packs, tmp_path_factory) -> Path:
-    """The run that nobody disturbed."""
+    """The run that nobody disturbed, from a new interpreter."""
     run = tmp_path_factory.mktemp("reference") / "run"
-    assert tiny.train(run, *LENGTH, packs=packs, script=SCRIPT) == 0, tiny.output(run)
+    assert tiny.train(run, *LENGTH, packs=packs, script=SCRIPT, anew=True) == 0, tiny.output(run)
     return run
 
 
