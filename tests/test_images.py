@@ -51,6 +51,7 @@ def test_sixteen_bits_use_their_full_range_in_every_format():
     ([[0.0, 0.5, 1.0]], [[0, 128, 255]]),  # 0..1
     ([[0.0, 0.5, 1.5]], [[0, 0, 2]]),  # 0..255 as it is; halves to the even one
     ([[0.0, 255.0, 300.0]], [[0, 1, 1]]),  # 16 bits
+    ([[0.0, 256.0]], [[0, 1]]),
     ([[-1.0, 0.0, 1.0]], [[0, 128, 255]]),  # anything else: from its least to its greatest
     ([[0.0, float("nan"), float("inf")], [0.25, 1.0, 0.75]], [[0, 0, 0], [64, 255, 191]]),
 ])  # fmt: skip

@@ -171,7 +171,8 @@ def test_slices_of_unknown_subjects_are_their_own():
 def test_classes_must_be_those_of_the_model_in_their_order(data, classes, fits):  # noqa: F811
     """The label that a network learnt as 0 is the first class."""
     if fits:
-        return opened(data, classes)
+        assert opened(data, classes).train.classes == ["AD", "NC"]
+        return
     with pytest.raises(ConfigError, match="its classes are AD, NC"):
         opened(data, classes)
 
@@ -181,7 +182,8 @@ def test_few_held_out_slices_are_refused(data, monkeypatch, least, enough):  # n
     assert predict.MIN_HELDOUT == 20
     monkeypatch.setattr(predict, "MIN_HELDOUT", least)
     if enough:
-        return opened(data)
+        assert len(opened(data).heldout) == 27
+        return
     with pytest.raises(ConfigError, match="only 27 held-out slices"):
         opened(data)
 
