@@ -30,7 +30,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from jobs import preflight, show, slurm, specs, submit, terminal, watch, why
-from jobs.plan import REMEMBERED, Plan, make_plan
+from jobs.plan import REMEMBERED, Plan, is_given, make_plan
 from jobs.rundir import RunDir, RunDirError, atomic_write
 from jobs.sites import choose_site
 from jobs.specs import ConfigError
@@ -596,7 +596,7 @@ def resume_command(argv: list[str]) -> int:
     if given.partition:  # a run of this machine moves to the cluster
         options.local = False
     for name, value in vars(given).items():
-        if value not in ("", None, False) and (name != "max_restarts" or value != 20):
+        if is_given(value) and (name != "max_restarts" or value != 20):
             setattr(options, name, value)
     options.job, options.after = recorded.get("job") or job_of(run), recorded.get("after", "")
     check_numbers(options)

@@ -237,7 +237,7 @@ def look_for_plateau(s: TrainState, step: Step, loss: torch.Tensor) -> None:
     """
     c, nimg = step.c, step.nimg + step.c.batch
     s.window += torch.stack([loss.double() * c.batch, torch.full_like(loss, c.batch, dtype=torch.float64)])
-    if c.gan_weight and step.nimg < c.gan_start_kimg * 1000 <= nimg:
+    if step.adversarial and step.nimg - c.batch < c.gan_start_kimg * 1000:  # its first step
         s.counters["best_window"] = math.inf
     if due(nimg, c.batch, c.plateau_kimg):
         total, images = s.window.tolist()

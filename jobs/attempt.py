@@ -48,7 +48,8 @@ class Attempt:
         """Tell status.json where the run is; also when the images per second are not known yet (0)."""
         self.nimg = nimg
         if self.rank == 0:
-            eta = (self.total - nimg) / images_per_second if images_per_second > 0 else None
+            left = max(self.total - nimg, 0)  # the last batch may go beyond
+            eta = left / images_per_second if images_per_second > 0 else None
             step = nimg // self.config.batch
             self.run.status(
                 state="running", step=step, kimg=nimg / 1000, total_kimg=self.total / 1000,

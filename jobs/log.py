@@ -53,8 +53,11 @@ class MetricsLog:
 
     def truncate(self, nimg: int | None) -> None:
         """Drop the rows after `nimg`, and a line that a killed process left unfinished."""
-        self._pending = b"".join(line for line, row in _rows_of(self._pending) if nimg is None or row["nimg"] <= nimg)
-        kept = b"".join(line for line, row in _lines(self.path) if nimg is None or row["nimg"] <= nimg)
+        whole = {row["nimg"]: line for line, row in _lines(self.path) if nimg is None or row["nimg"] <= nimg}
+        waiting = {row["nimg"]: line for line, row in _rows_of(self._pending) if nimg is None or row["nimg"] <= nimg}
+        # A write that failed at its fsync has left its rows in the file: they wait no longer.
+        self._pending = b"".join(line for at, line in waiting.items() if at not in whole)
+        kept = b"".join(whole.values())
         self._size = len(kept)
         if self.path.exists() and self.path.stat().st_size != len(kept):
             atomic_write(self.path, kept)

@@ -20,7 +20,7 @@ from jobs import runtime, specs, stop
 from jobs.attempt import Attempt
 from jobs.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.log import Averages, MetricsLog, Progress, TensorBoard, plot_losses, read_metrics, save_png
-from jobs.rundir import RunDir, RunDirError
+from jobs.rundir import RunDir, RunDirError, atomic_write
 from jobs.throughput import device_peak
 from jobs.weights import write_weights
 
@@ -309,7 +309,7 @@ def replace_weights(run: RunDir, weights: dict, about: dict, healthy: bool) -> N
     if healthy:
         aside.unlink(missing_ok=True)
     elif run.weights.exists() and not aside.exists():
-        shutil.copyfile(run.weights, aside)
+        atomic_write(aside, run.weights.read_bytes())  # whole or not there: it is made only once
     write_weights(run.weights, weights, about)
 
 

@@ -16,7 +16,7 @@ from jobs.sites import Site
 from jobs.specs import ConfigError
 
 # Fields of the configs that hold paths. They are made absolute at submit: the job runs in another folder.
-PATH_FIELDS = ("data", "init_from", "vae")
+PATH_FIELDS = ("data", "init_from", "vae", "perceptual_file")
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,17 @@ def make_plan(options, flags: list[str], site: Site, partitions: dict[str, slurm
             raise ConfigError(
                 f"--{name} {str(getattr(plan, name))!r}: a control character, or no text; use letters and digits"
             )
-    typed = {name: getattr(options, name) for name in REMEMBERED if getattr(options, name)}
+    typed = {name: getattr(options, name) for name in REMEMBERED if is_given(getattr(options, name))}
     return replace(plan, max_restarts=options.max_restarts, shared=options.shared, after=options.after, options=typed)
 
 
 # Options of launch.py that `resume` uses again.
 REMEMBERED = "partition account qos time nodes gpus cpus site shared local max_restarts".split()
+
+
+def is_given(value) -> bool:
+    """Whether a person gave this option of launch.py; 0, as in --gpus 0, is a value."""
+    return value is not None and value is not False and value != ""
 
 
 def resolve(options, flags: list[str], site: Site) -> tuple[object, list[str]]:
@@ -130,7 +135,7 @@ def resolve(options, flags: list[str], site: Site) -> tuple[object, list[str]]:
         flags += ["--run", named]
     run = flag_value(flags, "run")
     preset = options.preset or flag_value(flags, "preset")
-    exists = run is not None and Path(run, "config.json").is_file()
+    exists = run is not None and Path(run, "config.json").expanduser().is_file()
     if not preset and not exists:
         preset = specs.DEFAULT_PRESET[cls]
     if preset and flag_value(flags, "preset") != preset:

@@ -55,14 +55,20 @@ def decide(
     job: what the controller says, None where it says nothing. restarts: the job's count when this attempt began. reason:
     the training process's own word for why it stopped. A job that is being ended from outside is COMPLETING while its
     batch shell still lives; who did it shows in the fields beside it.
+
+    DONE and STOP end the run, whatever else is said. After a node failure srun gives up with 0 or 1, which say nothing of
+    the training and go on; 2, 77 and 78 are its own refusals and do not, nor does 130, a person's Ctrl-C. Where Slurm has
+    put the job back into the queue already, that stands: its next start looks for DONE and STOP, and is decided anew.
     """
-    if done and (code in (0, stop.CONTINUE, stop.TRANSIENT) or code > 128):
+    put_back = job is not None and job.restarts > restarts
+    node_failed = put_back or (job is not None and job.state == "NODE_FAIL")
+    if done and (code in (0, stop.CONTINUE, stop.TRANSIENT) or code > 128 or (node_failed and code not in REFUSALS)):
         return Decision("done", "the run is finished")
     if stop_file:
         return Decision("stopped", "stopped by a person (STOP)")
-    if job is not None and job.restarts > restarts:
+    if put_back and not done:
         return Decision("requeue", "Slurm requeued the job", by_slurm=True)
-    if job is not None and job.state == "NODE_FAIL":
+    if node_failed and code not in (*REFUSALS, 130):
         return Decision("requeue", "the node failed")
     if code in (0, 130):
         return Decision("stopped", "the tasks left as if stopped by a person")
@@ -86,6 +92,7 @@ def decide(
     return Decision("requeue", f"a task was killed by {name}", counted=True)
 
 
+REFUSALS = (stop.USAGE, stop.DIVERGED, stop.BAD)
 FAILURES = {
     1: "the training script failed with a traceback",
     stop.USAGE: "wrong training flags (exit code 2)",

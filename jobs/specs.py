@@ -320,7 +320,7 @@ def parse(cls, argv: list[str] | None = None):
     argv = list(sys.argv[1:] if argv is None else argv)
     preset, run = _flag(argv, "preset"), _flag(argv, "run")
     base = cls()
-    stored = Path(run, "config.json") if run else None
+    stored = Path(run, "config.json").expanduser() if run else None
     if preset is None and stored is not None and stored.is_file():
         base = from_dict(cls, read_json(stored))
     else:
@@ -425,6 +425,8 @@ def check(config) -> None:
         value = getattr(config, field.name)
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"--{field.name.replace('_', '-')} {value}: must be a finite number")
+        if isinstance(value, str) and "\0" in value:  # no path can hold it: some file functions raise ValueError
+            raise ConfigError(f"--{field.name.replace('_', '-')} {value!r}: a control character; leave it out")
     if not 0 <= config.max_bad <= 1:
         raise ConfigError(f"--max-bad {config.max_bad}: a fraction, from 0 to 1")
     _check_init_from(config)

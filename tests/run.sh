@@ -1,9 +1,43 @@
 #!/usr/bin/env bash
-# Everything the tests need, then all the tests:   bash tests/run.sh [--long] [pytest arguments]
+# Everything the tests need, then all the tests:
+#
+#     bash tests/run.sh [--long] [--python VERSION] [--lowest] [pytest arguments]
+#
+# --long: the slow tests too; then, unless pytest arguments or a version are given, the suite on the other promised
+#     versions that are found here, and the planted faults (python -m tests.mutants).
+# --python 3.13: with that Python, in .venv-3.13.
+# --lowest: with the oldest packages that requirements.txt allows, in .venv-lowest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source jobs/venv.sh
-ensure_venv requirements.txt tests/requirements.txt
+
+long="" version="" lowest=""
+while [ $# -gt 0 ]; do
+    case $1 in
+        --long) long=yes ;;
+        --python) version=${2:?--python needs a version, such as 3.13}; shift ;;
+        --python=*) version=${1#*=} ;;
+        --lowest) lowest=yes ;;
+        *) break ;;
+    esac
+    shift
+done
+# The oldest packages have no wheels for newer Pythons. 3.11 is the oldest promised.
+if [ -n "$lowest" ] && [ -z "$version" ]; then wanted=3.11; else wanted=$version; fi
+if [ -n "$wanted" ]; then PYTHON=$(find_python "$wanted") || exit 2; fi
+VENV=.venv${lowest:+-lowest}${version:+-$version}
+requirements=requirements.txt
+if [ -n "$lowest" ]; then
+    mkdir -p "$VENV"
+    requirements=$VENV/requirements.txt
+    sed 's/>=/==/' requirements.txt >"$requirements"
+    # Without CUDA torch is a tenth of the size, where its own index can be reached.
+    cpu=https://download.pytorch.org/whl/cpu
+    if "$PYTHON" -c "import urllib.request as r; r.urlopen('$cpu/torch/', timeout=10)" 2>/dev/null; then
+        export PIP_EXTRA_INDEX_URL=$cpu
+    fi
+fi
+ensure_venv "$requirements" tests/requirements.txt
 
 # The tests of jobs run on a real Slurm, on this machine. Where it cannot be installed they are skipped with the reason.
 have_slurm() { local tool; for tool in slurmctld slurmd munged sbatch; do PATH=$PATH:/usr/sbin command -v $tool >/dev/null || return 1; done; }
@@ -22,11 +56,32 @@ if have_slurm && ! have_accounts && [ "$(id -u)" = 0 ] && command -v apt-get >/d
 fi
 
 selection=(-m "not long and not gpu")
-if [ "${1:-}" = "--long" ]; then
-    shift
-    selection=(-m "not gpu")
-fi
+if [ -n "$long" ]; then selection=(-m "not gpu"); fi
 "$PYTHON" -m ruff check .
 export MPLBACKEND=Agg PYTHONDONTWRITEBYTECODE=1
 # The files of tests in turn on two processes: most tests wait for one training process of one thread.
-exec "$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${selection[@]}" "$@"
+tests=("$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${selection[@]}")
+if [ -z "$long" ] || [ $# -gt 0 ] || [ -n "$version$lowest" ]; then exec "${tests[@]}" "$@"; fi
+
+# The long form: all of it, also behind a failure, which is then named again at the end.
+failed=""
+"${tests[@]}" || failed="the tests"
+own=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+for other in 3.11 3.12 3.13 lowest; do
+    case $other in
+        "$own") continue ;;
+        lowest) options=(--lowest) needed=3.11 ;;
+        *) options=(--python "$other") needed=$other ;;
+    esac
+    if (unset PYTHON; find_python "$needed") >/dev/null 2>&1; then
+        echo "The suite again: ${options[*]}"
+        env -u PYTHON bash tests/run.sh "${options[@]}" || failed="$failed, ${options[*]}"
+    else
+        echo "No Python $needed here: ${options[*]} is left out"
+    fi
+done
+"$PYTHON" -m tests.mutants || failed="$failed, tests.mutants"
+if [ -n "$failed" ]; then
+    echo "FAILED: ${failed#, }" >&2
+    exit 1
+fi

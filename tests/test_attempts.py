@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import inspect
 import io
 import json
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +21,14 @@ import tiny
 import torch
 from PIL import Image
 
-from jobs.checkpoint import Checkpoints
+from jobs import attempt, rundir, specs, stop
+from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
+from jobs.checkpoint import CheckpointError, Checkpoints, Diverged
 from jobs.log import Averages
 from jobs.loop import FRESH_COUNTERS, State
-from jobs.rundir import process_space
+from jobs.rundir import RunDir, process_space
+from jobs.runtime import PeerLost
+from jobs.specs import ConfigError
 
 SHORT = ("--total-kimg", "0.04", "--log-kimg", "0.008")
 
@@ -234,18 +244,222 @@ def test_a_damaged_pack_in_the_cache_is_built_again(packs, tmp_path):
     assert tiny.weights_hash(run) == tiny.weights_hash(tmp_path / "again")
 
 
-def test_eta_stays_in_the_heartbeat(packs, tmp_path):
-    run = tmp_path / "run"
-    (process,) = tiny.start(run, "--total-kimg", "40", packs=packs)
-    try:
-        tiny.wait_until(
-            lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) > 3
-        )
-        time.sleep(6)  # a heartbeat is written every few seconds at most
-        status = json.loads((run / "status.json").read_text())
-    finally:
-        tiny.kill([process])
-    assert status["state"] == "running" and status["eta_s"] > 0
+# --- one attempt, in this process -------------------------------------------------------------------------------------
+def config(**fields) -> specs.GanConfig:
+    return dataclasses.replace(specs.parse(specs.GanConfig, tiny.TINY), total_kimg=0.4, **fields)
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Outside any job, every heartbeat is written, and time is the test's."""
+    for name in [k for k in os.environ if k.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(rundir, "STATUS_BEAT", 0.0)
+    clock = SimpleNamespace(now=700.0)
+    monkeypatch.setattr(attempt, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def test_an_attempt_leaves_its_start_its_heartbeats_and_its_end(alone, tmp_path, monkeypatch):
+    """The numbers that `status` and `why` show. The time left stays in the heartbeats between two rows."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    monkeypatch.setattr(sys, "argv", ["train_gan.py", "--run", "x"])
+    run = RunDir(tmp_path / "run")
+    with Attempt(run, config(), 0) as a:
+        assert json.loads(run.lockfile.read_text())["pid"] == os.getpid()
+        a.begin(16, 400, {"cuda": "13.0"}, precision="float32", world=2)
+        about = {"state": "running", "kimg": 0.016, "total_kimg": 0.4, "reason": "", "attempt": 1, "job_id": "7"}
+        assert about.items() <= run.read_status().items() and "eta_s" not in run.read_status()
+        a.heartbeat(40)  # how fast it goes is known from the first row on
+        assert {"kimg": 0.04, "step": 5, "total_kimg": 0.4}.items() <= run.read_status().items()
+        assert "eta_s" not in run.read_status()
+        a.heartbeat(80, 16.0)
+        assert {"kimg": 0.08, "step": 10, "eta_s": 20}.items() <= run.read_status().items()
+        a.heartbeat(88)
+        assert {"kimg": 0.088, "step": 11, "eta_s": 20}.items() <= run.read_status().items()
+        for nimg in (400, 408):  # the last batch may go beyond
+            a.heartbeat(nimg, 0.5)
+            assert run.read_status()["eta_s"] == 0
+        a.heartbeat(96, 16.0)
+        alone.now += 12.34
+        assert a.end(85, "continue", "USR2") == 85 and a.end(85, "continue", "USR2") == 85
+    assert not run.lockfile.exists()
+    start, end = run.read_attempts()  # one end, whatever is called how often
+    of_both = {"attempt": 1, "job_id": "7", "restart_count": 2, "node": socket.gethostname(), "pid": os.getpid()}
+    assert (of_both | {"event": "start", "nimg": 16, "precision": "float32", "world": 2}).items() <= start.items()
+    assert (of_both | {"event": "end", "nimg": 96, "reason": "USR2", "seconds": 12.3, "code": 85}).items() <= end.items()
+    assert {"state": "continue", "reason": "USR2", "code": 85, "kimg": 0.096}.items() <= run.read_status().items()
+    about = json.loads((run.path / "provenance.json").read_text())
+    assert about["argv"] == [sys.executable, "train_gan.py", "--run", "x"] and about["cuda"] == "13.0"
+
+
+@pytest.mark.parametrize(("error", "code", "state"), [
+    (Diverged("x"), 77, "diverged"), (PeerLost("x"), 75, "continue"), (OSError(errno.ESTALE, "x"), 75, "continue"),
+    (OSError(errno.ENOSPC, "x"), 78, "failed"), (CheckpointError("x"), 78, "failed"), (ConfigError("x"), 78, "failed"),
+    (ValueError("x\nmore"), 1, "failed"), (KeyboardInterrupt("x"), 130, "failed"), (SystemExit(75), 75, "continue"),
+])  # fmt: skip
+def test_an_attempt_that_fails_says_how(alone, tmp_path, error, code, state):
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(type(error)), Attempt(run, config(), 0) as a:
+        a.begin(8, 400, {})
+        a.heartbeat(24)
+        raise error
+    end, status = run.read_attempts()[-1], run.read_status()
+    assert (end["event"], end["code"], end["nimg"]) == ("end", code, 24)
+    assert end["reason"].startswith(f"{type(error).__name__}: ") and "\n" not in end["reason"]
+    assert (status["state"], status["code"], status["reason"]) == (state, code, end["reason"])
+    assert not run.lockfile.exists()
+
+
+def test_an_attempt_that_was_refused_before_its_start_leaves_no_record(alone, tmp_path):
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(ConfigError), Attempt(run, config(), 0):
+        raise ConfigError("another architecture")
+    assert run.read_attempts() == [] and run.read_status() == {} and not run.lockfile.exists()
+
+
+def test_an_attempt_waits_until_the_host_of_another_is_silent_for_long_enough(alone, tmp_path, monkeypatch):
+    """The first look finds a heartbeat of 20 s ago; by the second look it is 200 s old."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    of_another = {"token": "0" * 16, "host": "node9", "space": "s", "pid": 5, "start": "77", "job": None}
+    run.lockfile.write_text(json.dumps(of_another))
+    os.utime(run.lockfile, (time.time() - 20,) * 2)
+
+    def sleep(seconds: float) -> None:
+        os.utime(run.lockfile, (time.time() - 200,) * 2)
+
+    monkeypatch.setattr(rundir, "time", SimpleNamespace(sleep=sleep, time=time.time, monotonic=time.monotonic))
+    with Attempt(run, config(), 0):
+        assert json.loads(run.lockfile.read_text())["pid"] == os.getpid()
+    assert inspect.signature(RunDir.lock).parameters["wait"].default > rundir.LOCK_STALE
+
+
+def test_other_ranks_say_and_write_nothing(alone, tmp_path, capsys):
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(Diverged), Attempt(run, config(), 1) as a:
+        a.begin(8, 400, {})
+        a.heartbeat(24, 5.0)
+        a.say("a word")
+        assert a.end(85, "continue", "USR2") == 85
+        raise Diverged("x")
+    assert not run.path.exists() and capsys.readouterr().out == ""
+    with Attempt(run, config(), 0) as a:
+        a.say("a word")
+    assert capsys.readouterr().out == "a word\n"
+
+
+def test_flags_are_compared_with_those_that_the_run_began_with(alone, tmp_path):
+    run, c = RunDir(tmp_path / "run"), config()
+    run.create()
+    assert compare_with_run(run, dataclasses.replace(c, gamma=7.0)) == ""  # nothing is stored yet
+    run.write_config(dataclasses.asdict(c))
+
+    def compared(**fields) -> str:
+        return compare_with_run(run, dataclasses.replace(c, **fields))
+
+    assert compared() == compared(total_kimg=9.0, keep=7, log_kimg=1.0, run="elsewhere", override=True) == ""
+    with pytest.raises(ConfigError, match=r"--gamma 0\.1 -> 7\.0.*--override"):
+        compared(gamma=7.0)
+    assert compared(gamma=7.0, override=True, total_kimg=9.0) == "--gamma 0.1 -> 7.0"
+    for override in (False, True):
+        with pytest.raises(ConfigError, match=r"another architecture \(--channel-max 8 -> 4\); use another --run"):
+            compared(gamma=7.0, channel_max=4, override=override)
+
+
+def test_a_run_is_not_made_shorter_than_what_it_has_seen(alone, tmp_path):
+    run, c = RunDir(tmp_path / "run"), config()
+    run.create()
+    run.write_config(dataclasses.asdict(c))  # 0.4 kimg
+    (run.checkpoints / f"{200:012d}.json").write_text("{}")
+    for total in (0.2, 0.3, 0.8):
+        assert compare_with_run(run, dataclasses.replace(c, total_kimg=total)) == ""
+    with pytest.raises(ConfigError, match=r"has seen 0\.2 kimg already, more than --total-kimg 0\.192"):
+        compare_with_run(run, dataclasses.replace(c, total_kimg=0.192))
+
+
+@pytest.mark.parametrize(("job", "restarts", "goes_on"), [
+    (None, None, True), ("7", None, True), ("7", "0", True), ("7", "", True), ("7", "1", False), ("7", "12", False), (None, "1", True),
+])  # fmt: skip
+def test_a_stop_holds_for_what_slurm_starts_by_itself_and_a_person_lifts_it(
+    alone, tmp_path, monkeypatch, job, restarts, goes_on
+):
+    for name, value in (("SLURM_JOB_ID", job), ("SLURM_RESTART_COUNT", restarts)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    run, said = RunDir(tmp_path / "run"), []
+    run.create()
+    (run.path / "STOP").write_text("enough")
+    assert prepare_run(run, config(), said.append) is goes_on and len(said) == 1
+    assert run.stop_requested() is not goes_on
+    assert [line["event"] for line in run.read_attempts()] == (["stop lifted"] if goes_on else [])
+    assert prepare_run(RunDir(tmp_path / "run"), config(), said.append) is goes_on
+
+
+def test_a_run_keeps_the_config_that_it_began_with_until_nothing_can_be_refused_any_more(alone, tmp_path):
+    run, c, said = RunDir(tmp_path / "run"), config(), []
+    run.create()
+    assert prepare_run(run, c, said.append) and run.read_config() == dataclasses.asdict(c) and not said
+    run.mark_done()
+    other = dataclasses.replace(c, gamma=7.0, total_kimg=0.8, override=True)
+    assert prepare_run(run, other, said.append)
+    assert run.read_config() == dataclasses.asdict(c) and run.done()  # its data may still be refused
+    assert "--gamma 0.1 -> 7.0" in said[0]
+    assert [(e["event"], e["changed"]) for e in run.read_attempts()] == [("override", "--gamma 0.1 -> 7.0")]
+    adopt_config(run, other)
+    assert run.read_config() == dataclasses.asdict(other) and not run.done()
+
+
+def test_data_are_those_that_the_run_began_with(alone, tmp_path):
+    """By the digest of each split; classes count where the run learns them."""
+    run, said = RunDir(tmp_path / "run"), []
+    run.create()
+    c, by_class, anyway = config(), config(conditional=True), config(override=True)
+
+    def stored() -> dict:
+        return json.loads((run.path / "data.json").read_text())
+
+    check_data(run, c, ["a", "b"], {"train": "1"}, said.append)
+    check_data(run, c, ["a", "b"], {"val": "5"}, said.append)  # another split joins
+    assert stored() == {"classes": ["a", "b"], "digests": {"train": "1", "val": "5"}}
+    check_data(run, c, ["a", "b"], {"train": "1"}, said.append)
+    check_data(run, c, ["other"], {"train": "1"}, said.append)  # names that the run does not learn
+    with pytest.raises(ConfigError, match=r"the slices \(train\)"):
+        check_data(run, c, ["a", "b"], {"train": "2", "val": "5"}, said.append)
+    for classes in (["a", "b", "z"], ["b", "a"]):
+        with pytest.raises(ConfigError, match="the run learns the classes a, b, the data have"):
+            check_data(run, dataclasses.replace(by_class, override=True), classes, {"train": "1"}, said.append)
+    assert stored()["digests"] == {"train": "1", "val": "5"} and not said and not run.read_attempts()
+    check_data(run, anyway, ["a", "b"], {"train": "2"}, said.append)
+    assert stored()["digests"] == {"train": "2", "val": "5"} and "train" in said[0]
+    assert [(e["event"], e["changed"]) for e in run.read_attempts()] == [("override", "slices (train)")]
+
+
+@pytest.mark.parametrize(("error", "code", "line"), [
+    (ConfigError("--lr nan: no number"), 78, "error: --lr nan: no number"),
+    (PeerLost("another rank is gone"), 75, "error: PeerLost: another rank is gone"),
+    (Diverged("loss not finite"), 77, "error: Diverged: loss not finite"),
+    (KeyboardInterrupt(), 130, "interrupted; the same command goes on from the last checkpoint"),
+    (stop.Stopped("TERM"), 85, "Stopped before the training began (TERM). The same command goes on from here."),
+    (stop.Stopped("INT"), 0, "Stopped before the training began (Ctrl-C). The same command goes on from here."),
+])  # fmt: skip
+def test_what_main_raises_is_one_line_and_a_code(error, code, line, capsys):
+    def main():
+        raise error
+
+    assert report_and_code(main) == code
+    assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(capsys):
+    def main():
+        raise ValueError("x")
+
+    with pytest.raises(ValueError, match="x"):
+        report_and_code(main)
+    assert capsys.readouterr().err == "error: ValueError: x\n"
+    assert report_and_code(lambda: 85) == 85
 
 
 LEAVE = """

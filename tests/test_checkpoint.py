@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import threading
+import time
 from collections import OrderedDict, defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,8 +73,6 @@ def test_a_training_state_comes_back_bit_for_bit(tmp_path):
 
 
 def test_names_and_sidecar(tmp_path):
-    import hashlib
-
     saved(tmp_path, 12800)
     assert names(tmp_path) == ["000000012800.json", "000000012800.pt"]
     about = json.loads((tmp_path / "000000012800.json").read_text())
@@ -147,9 +148,9 @@ def test_no_tensors_at_all_is_finite():
 
 
 # --- killed -----------------------------------------------------------------------------------------------------------
-def killed_while_saving(folder: Path, function: str, call: int) -> None:
-    """In a process of its own: save 24 and die by SIGKILL after the given call of os.fsync or os.replace (before it if
-    `call` is negative), or after the save if it never comes to that call."""
+def killed_while_saving(folder: Path, function: str, call: int, nimg: int = 24) -> None:
+    """In a process of its own: save `nimg` and die by SIGKILL after the given call of os.fsync, os.replace or os.unlink
+    (before it if `call` is negative), or after the save if it never comes to that call."""
     pid = os.fork()  # not a new interpreter: importing torch takes seconds
     if pid == 0:
         real, calls = getattr(os, function), [0]
@@ -164,10 +165,17 @@ def killed_while_saving(folder: Path, function: str, call: int) -> None:
 
         setattr(os, function, fatal)
         checkpoints = Checkpoints(folder, keep=2)
-        checkpoints.save(24, state_at(24))
+        checkpoints.save(nimg, state_at(nimg))
         checkpoints.wait()
         os.kill(os.getpid(), signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def assert_markers_have_their_files(folder: Path) -> None:
+    """What a marker says is there and whole, at any moment: else it is counted among those to keep, and is none."""
+    for marker in folder.glob("*.json"):
+        content, about = marker.with_suffix(".pt").read_bytes(), json.loads(marker.read_text())
+        assert hashlib.sha256(content).hexdigest() == about["sha256"] and len(content) == about["size"], marker.name
 
 
 @pytest.mark.parametrize(("function", "call", "newest"), [
@@ -178,11 +186,19 @@ def killed_while_saving(folder: Path, function: str, call: int) -> None:
     ("fsync", -3, 16),  # sidecar written to its temporary file
     ("replace", 2, 24),  # sidecar has its name: committed
     ("fsync", 4, 24),
+    ("unlink", -1, 16),  # before a marker of an earlier write at this place would be removed
+    ("unlink", -2, 24),  # before the marker of 8 is removed
+    ("unlink", 2, 24),  # it is, its data are not
+    ("unlink", 3, 24),  # both are
     ("fsync", 99, 24),  # not at all
 ])  # fmt: skip
 def test_killed_at_every_step_of_a_write(tmp_path, function, call, newest):
     saved(tmp_path, 8, 16, keep=2)
     killed_while_saving(tmp_path, function, call)
+    assert_markers_have_their_files(tmp_path)
+    left = {n: (tmp_path / f"{8:012d}.{n}").exists() for n in ("json", "pt")}
+    if function == "unlink":
+        assert list(left.values()) == {-1: [True, True], -2: [True, True], 2: [False, True], 3: [False, False]}[call]
     said = []
     checkpoints = Checkpoints(tmp_path, keep=2, say=said.append)
     nimg, state = checkpoints.load_latest()
@@ -190,6 +206,7 @@ def test_killed_at_every_step_of_a_write(tmp_path, function, call, newest):
     assert not any("WARNING" in line for line in said)
     orphan = (tmp_path / "000000000024.pt").exists() and newest == 16
     assert any("000000000024.pt" in line for line in said) == orphan
+    assert any("000000000008.pt" in line for line in said) == (left == {"json": False, "pt": True})
     # The next attempt goes on, cleans up, and ends with exactly two whole checkpoints.
     for n in (newest + 8, newest + 16):
         checkpoints.save(n, state_at(n))
@@ -199,13 +216,28 @@ def test_killed_at_every_step_of_a_write(tmp_path, function, call, newest):
     assert Checkpoints(tmp_path).load_latest()[0] == newest + 16
 
 
+@pytest.mark.parametrize(("function", "call", "newest"), [
+    ("unlink", -1, 16), ("unlink", 1, 8), ("replace", -1, 8), ("replace", 1, 8), ("replace", 2, 16),
+])  # fmt: skip
+def test_killed_while_writing_at_a_place_that_has_a_checkpoint(tmp_path, function, call, newest):
+    """The old marker goes before the new data take their name: it never stands beside data that are not its own."""
+    saved(tmp_path, 8, 16, keep=2)
+    before = (tmp_path / "000000000016.pt").read_bytes()
+    killed_while_saving(tmp_path, function, call, nimg=16)
+    assert_markers_have_their_files(tmp_path)
+    said = []
+    assert Checkpoints(tmp_path, say=said.append).load_latest()[0] == newest
+    assert not any("WARNING" in line for line in said)
+    assert call > 0 or (tmp_path / "000000000016.pt").read_bytes() == before
+
+
 # --- damaged ----------------------------------------------------------------------------------------------------------
 def test_nothing_at_all_is_a_fresh_start(tmp_path):
     assert Checkpoints(tmp_path).load_latest() is None
     assert Checkpoints(tmp_path / "no folder").load_latest() is None
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone", "sidecar empty", "sidecar hash", "sidecar list"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone", "sidecar empty", "sidecar hash", "sidecar size", "sidecar list"])
 def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
     saved(tmp_path, 8, 16)
     path, sidecar = tmp_path / "000000000016.pt", tmp_path / "000000000016.json"
@@ -219,12 +251,34 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
         path.unlink()
     elif damage == "sidecar hash":
         sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"sha256": "0" * 64}))
+    elif damage == "sidecar size":
+        sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"size": path.stat().st_size - 1}))
     else:
         sidecar.write_text("" if damage == "sidecar empty" else "[1]")
     said = []
-    nimg, state = Checkpoints(tmp_path, say=said.append).load_latest()
+    checkpoints = Checkpoints(tmp_path, keep=1, say=said.append)
+    nimg, state = checkpoints.load_latest()
     assert nimg == 8 and state["G"]["weight"].eq(8).all()
     assert len(said) == 1 and "WARNING" in said[0] and "000000000016" in said[0]
+    checkpoints.save(24, state_at(24))
+    checkpoints.wait(raise_errors=True)
+    assert names(tmp_path) == ["000000000024.json", "000000000024.pt"] and len(said) == 1
+
+
+def test_the_only_one_damaged_is_no_fresh_start(tmp_path):
+    saved(tmp_path, 8)
+    flip_a_byte(tmp_path / "000000000008.pt")
+    with pytest.raises(CheckpointError, match="000000000008"):
+        Checkpoints(tmp_path, say=lambda text: None).load_latest()
+
+
+def test_unfinished_writes_beside_a_whole_checkpoint_are_passed_over(tmp_path):
+    saved(tmp_path, 8, 16, 24)
+    for nimg in (16, 24):
+        (tmp_path / f"{nimg:012d}.json").unlink()
+    said = []
+    assert Checkpoints(tmp_path, say=said.append).load_latest()[0] == 8
+    assert ["000000000016.pt" in said[0], "000000000024.pt" in said[1], len(said)] == [True, True, 2]
 
 
 def test_all_damaged_is_an_error_and_never_a_fresh_start(tmp_path):
@@ -248,26 +302,38 @@ def test_one_unfinished_first_write_is_a_fresh_start_but_a_copy_without_sidecars
     assert len(said) == 1
 
 
-def test_code_in_a_checkpoint_is_not_run(tmp_path):
-    """A pickle with a correct checksum is refused all the same."""
-    import hashlib
+class Call:
+    """Unpickled by an ordinary loader it calls a function."""
 
-    class Evil:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "owned"),)
+    def __init__(self, function, *args):
+        self.function, self.args = function, args
 
+    def __reduce__(self):
+        return self.function, self.args
+
+
+def with_marker(path: Path, content: object) -> None:
+    """A checkpoint with a correct checksum."""
+    torch.save(content, path)
+    about = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size, "healthy": True}
+    path.with_suffix(".json").write_text(json.dumps(about | {"nimg": int(path.stem)}))
+
+
+@pytest.mark.parametrize("without", ["nothing", "check_archive"])
+def test_code_in_a_checkpoint_is_not_run(tmp_path, monkeypatch, without):
+    """Refused by the look at the archive, and again by the loader that takes tensors alone."""
     saved(tmp_path, 8)
-    path = tmp_path / "000000000016.pt"
-    torch.save({"a": Evil()}, path)
-    about = {
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "size": path.stat().st_size,
-        "nimg": 16,
-        "healthy": True,
-    }
-    path.with_suffix(".json").write_text(json.dumps(about))
+    with_marker(tmp_path / "000000000016.pt", {"a": Call(os.mkdir, str(tmp_path / "owned"))})
+    if without == "check_archive":
+        monkeypatch.setattr(checkpoint, "check_archive", lambda file: None)
     assert Checkpoints(tmp_path, say=lambda text: None).load_latest()[0] == 8
     assert not (tmp_path / "owned").exists()
+
+
+def test_an_object_that_the_loader_would_take_is_refused_in_the_archive(tmp_path):
+    saved(tmp_path, 8)
+    with_marker(tmp_path / "000000000016.pt", {"a": Call(bytearray, 10)})
+    assert Checkpoints(tmp_path, say=lambda text: None).load_latest()[0] == 8
 
 
 def test_load_of_one_waits_for_a_slow_file_server(tmp_path):
@@ -321,6 +387,37 @@ def test_a_write_that_keeps_failing_is_reported_and_the_one_before_stays(tmp_pat
     assert checkpoints.last_error is None and checkpoints.load_latest()[0] == 24
 
 
+def test_between_two_tries_the_writer_pauses(tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr(checkpoint, "PAUSE", 2.0)
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(sleep=slept.append, monotonic=time.monotonic))
+    monkeypatch.setattr(rundir.os, "fsync", failing(99, os.fsync))
+    checkpoints = Checkpoints(tmp_path, say=lambda text: None)
+    checkpoints.save(8, state_at(8))
+    checkpoints.wait()
+    assert slept == [2.0, 2.0] and checkpoint.RETRIES == 2
+
+
+def test_a_write_that_failed_throws_nothing_away(tmp_path, monkeypatch):
+    """Nor does it count as the place from which to keep: what lies ahead stays."""
+    saved(tmp_path, 8, 16, 24)
+    checkpoints = Checkpoints(tmp_path, keep=1, say=lambda text: None)
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 0)
+    checkpoints.save(20, state_at(20))
+    checkpoints.wait()
+    assert list(checkpoints.committed()) == [8, 16, 24]
+
+
+@pytest.mark.parametrize(("spare", "written"), [(0, True), (-1, False), (-4000, False)])
+def test_a_checkpoint_needs_its_own_bytes_and_room_for_the_rest(tmp_path, monkeypatch, spare, written):
+    """8 KB of float64 beyond the room that stays free for weights, logs and pictures."""
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: checkpoint.ROOM + 8000 + spare)
+    checkpoints = Checkpoints(tmp_path, say=lambda text: None)
+    checkpoints.save(8, {"a": {"b": [torch.zeros(600, dtype=torch.float64), torch.zeros(400, dtype=torch.float64)]}})
+    checkpoints.wait()
+    assert ([*checkpoints.committed()] == [8]) is written and checkpoint.ROOM == 16 << 20
+
+
 def test_free_space_is_checked_before_writing(tmp_path, monkeypatch):
     said = []
     checkpoints = saved(tmp_path, 8, say=said.append)
@@ -344,10 +441,31 @@ def test_then_comes_before_the_commit(tmp_path):
     assert "ZeroDivisionError" in checkpoints.last_error and checkpoints.load_latest()[0] == 8
 
 
-def test_saves_queue_up_one_behind_the_other(tmp_path):
-    checkpoints = saved(tmp_path, *range(0, 80, 8))
-    assert list(checkpoints.committed()) == list(range(0, 80, 8))
-    assert checkpoints.blocked_seconds > 0
+def test_saves_queue_up_one_behind_the_other(tmp_path, monkeypatch):
+    """The second waits until the first is on disk, and no exception of the loop tears the one under way."""
+    gate, real, order = threading.Event(), checkpoint.free_bytes, []
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: gate.wait(20) and real(folder))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(8, state_at(8), then=lambda: order.append(8))
+    (writer,) = [t for t in threading.enumerate() if t.name == "checkpoint writer"]
+    assert not writer.daemon
+    threading.Timer(0.2, gate.set).start()
+    checkpoints.save(16, state_at(16), then=lambda: order.append(names(tmp_path)))
+    assert order[0] == 8 and not writer.is_alive()
+    checkpoints.wait(raise_errors=True)
+    assert order[1] == ["000000000008.json", "000000000008.pt", "000000000016.pt"]
+    assert list(checkpoints.committed()) == [8, 16]
+
+
+def test_what_the_loop_waits_for_saves_is_counted(tmp_path, monkeypatch):
+    """A clock that is five seconds further at each look: one look at the begin and one at the end of each call."""
+    clock = iter(range(0, 1000, 5))
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(sleep=time.sleep, monotonic=lambda: next(clock)))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(8, state_at(8))
+    assert checkpoints.blocked_seconds == 5
+    checkpoints.wait()
+    assert checkpoints.blocked_seconds == 10
 
 
 # --- pruning ----------------------------------------------------------------------------------------------------------

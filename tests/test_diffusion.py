@@ -69,7 +69,7 @@ def test_terminal_signal():
     left = {s.name: s.terminal_alpha for s in all_schedules()}
     assert left["linear"] == pytest.approx(0.00635, rel=1e-2)
     assert left["scaled-linear"] == pytest.approx(0.0119, rel=2e-2)
-    assert left["cosine"] == pytest.approx(d.MIN_ALPHA, rel=1e-3)
+    assert left["cosine"] == pytest.approx(1e-3, rel=1e-3)
     assert left["zero-snr"] == left["flow"] == 0
     assert float(d.make_schedule("zero-snr").alpha_sigma(torch.ones(1, dtype=torch.float64))[0]) < 1e-8
 

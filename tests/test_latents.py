@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +78,60 @@ def test_a_damaged_cache_is_built_again(pack, tmp_path, damage):
     assert open_latents(path, pack, "a" * 64) is None
     again = ensure_latents(pack, Encoder(), "a" * 64, **quiet)
     assert np.array_equal(again.values, before)
+
+
+CHANGES = {
+    "version": {"version": 0}, "encoder": {"encoder": "e" * 64}, "pack": {"pack": "f" * 64}, "shape": {"shape": [41, 2, 2, 4]},
+    "one mean": {"mean": [0.0]}, "one deviation": {"std": [1.0]}, "no deviation": {"std": [1.0, 0.0]},
+    "no number": {"mean": [0.0, float("nan")]}, "endless": {"std": [1.0, float("inf")]}, "text": {"mean": "x"}, "lists": {"std": [[1.0], [1.0, 2.0]]},
+    "three channels": {"mean": [0.0] * 3, "std": [1.0] * 3}, "hash": {"sha256": "0" * 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_sidecar_that_does_not_fit_is_not_believed(pack, tmp_path, name):
+    """Each for one entry alone. The hash is compared where all is read."""
+    latents = ensure_latents(pack, Encoder(), "a" * 64, device="cpu", cache_dir=tmp_path, log=lambda *_: None)
+    path, sidecar = Path(latents.path), Path(latents.path).with_suffix(".json")
+    assert open_latents(path, pack, "a" * 64) is not None
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | CHANGES[name]))
+    assert open_latents(path, pack, "a" * 64) is None
+    assert (open_latents(path, pack, "a" * 64, verify=False) is not None) == (name == "hash")
+
+
+def test_an_array_that_does_not_fit_is_not_believed(pack, tmp_path):
+    latents = ensure_latents(pack, Encoder(), "a" * 64, device="cpu", cache_dir=tmp_path, log=lambda *_: None)
+    path, good = Path(latents.path), np.array(latents.values)
+    for bad in (good.astype(np.float32), good[:40], good.reshape(41, 4, 4, 4)):
+        np.save(path, bad)
+        about = json.loads(path.with_suffix(".json").read_text())
+        path.with_suffix(".json").write_text(json.dumps(about | {"shape": list(bad.shape)}))
+        assert open_latents(path, pack, "a" * 64, verify=False) is None
+    np.save(path, good)
+    path.with_suffix(".json").write_text(json.dumps(about | {"shape": list(good.shape)}))
+    assert open_latents(path, pack, "a" * 64, verify=False) is not None
+
+
+def test_what_half_precision_cannot_hold_is_refused_and_a_dead_channel_has_a_scale(pack, tmp_path):
+    def encode(images, factor=1.0, logvar=-30.0):
+        mean = torch.zeros(len(images), 2, 4, 4)
+        mean[:, 0] = factor
+        return mean, torch.full_like(mean, logvar)
+
+    quiet = dict(device="cpu", cache_dir=tmp_path, log=lambda *_: None)
+    with pytest.raises(DataError, match="too large"):
+        ensure_latents(pack, lambda images: encode(images, -7e4), "c" * 64, **quiet)
+    with pytest.raises(DataError, match="not finite"):
+        ensure_latents(pack, lambda images: encode(images, 1.0, float("inf")), "c" * 64, **quiet)
+    assert not list(tmp_path.glob("*latents*"))
+    latents = ensure_latents(pack, encode, "c" * 64, **quiet)
+    assert np.allclose(latents.mean, [1, 0]) and np.allclose(latents.std, 1e-4)
+
+
+def test_the_name_tells_encoder_slices_and_size(pack, tmp_path):
+    other = ensure_pack("phantom:40", resolution=32, cache_dir=tmp_path, log=lambda *_: None)
+    names = {latents_path(p, sha, tmp_path).name for p in (pack, other) for sha in ("a" * 64, "b" * 64)}
+    assert len(names) == 4 and all(name.startswith("latents-32px-") for name in names)
 
 
 def test_latents_that_are_not_finite_are_refused(pack, tmp_path):

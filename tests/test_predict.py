@@ -193,8 +193,12 @@ def test_other_settings_in_the_same_folder_are_refused(run, tmp_path, capsys):
 
 def test_truncation_zero_is_the_average_picture(run, tmp_path):
     flags = ("generate", "--run", run, "--number", 4, "--truncation", 0)
-    assert call(*flags, "--noise", "fixed", "--out", tmp_path / "fixed") == 0
-    assert len({read(p).tobytes() for p in (tmp_path / "fixed").glob("0*.png")}) == 1
+    assert call(*flags, "--noise", "fixed", "--square", "--out", tmp_path / "fixed") == 0
+    G = make_generator()
+    with torch.no_grad():
+        average = G.synthesis(G.w_avg.expand(1, G.num_ws, -1))[0, 0]
+    expected = ((average.clamp(-1, 1) + 1) * 127.5).round().byte().numpy().tobytes()
+    assert [read(p).tobytes() for p in (tmp_path / "fixed").glob("0*.png")] == 4 * [expected]
     assert call(*flags, "--out", tmp_path / "random") == 0
     assert len({read(p).tobytes() for p in (tmp_path / "random").glob("0*.png")}) == 4
     assert call(*flags, "--noise", "fixed", "--truncation-cutoff", 2, "--out", tmp_path / "cut") == 0

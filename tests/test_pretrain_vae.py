@@ -153,6 +153,13 @@ def test_losses_before_and_after_the_discriminator_joins_are_not_compared(pack):
     assert steps(config(*flags), pack, 9).counters["lr_factor"] == 0.5
 
 
+def test_nor_where_it_joins_just_between_two_windows(pack):
+    """The second window is a plateau beside the first; the third, the first with the discriminator, is compared with nothing."""
+    flags = (*PLATEAU, "--gan-start-kimg", "0.048")
+    for number, factor in ((6, 0.5), (9, 0.5), (12, 0.25)):
+        assert steps(config(*flags), pack, number).counters["lr_factor"] == factor
+
+
 def test_gradients_are_clipped_before_the_step(pack):
     """SGD in place of AdamW shows the gradient that the step took: its norm is the bound, not the raw norm."""
     c = dataclasses.replace(config(), gan_weight=0.0, clip=0.01, warmup_kimg=0.0, decay_kimg=0.0)
@@ -191,6 +198,28 @@ def test_a_checkpoint_names_every_live_object_and_restores_it(pack):
 def test_wrong_values_are_refused(flags, says):
     with pytest.raises(ConfigError, match=says):
         config(*flags)
+
+
+def test_slices_of_training_and_of_other_patients(tmp_path, monkeypatch):
+    """The split that was asked for, of the size that was asked for; rank 0 alone reads all of a pack."""
+    monkeypatch.setenv("BRAIN_PACK_DIR", str(tmp_path))
+    for flags, splits in (
+        ((), ("train", "val")), (("--split", "val"), ("val", "test")), (("--val-split", "none"), ("train", None)),
+    ):  # fmt: skip
+        found = script.open_data(config("--data", "phantom:40", *flags), 0, lambda *_: None)
+        assert tuple(pack and pack.meta["split"] for pack in found) == splits
+        assert all(pack.images.shape[1:] == (1, 32, 32) for pack in found if pack)
+    asked = []
+    for name in ("ensure_pack", "ensure_held_out"):
+        monkeypatch.setattr(script, name, lambda *args, **parameters: asked.append((args, parameters)))
+    c = config("--data", "phantom:40", "--crop", "24", "--channels", "3", "--max-bad", "0.3")
+    for rank in (0, 1):
+        script.open_data(c, rank, print)
+    assert [args for args, _ in asked] == 2 * [("phantom:40",), ("phantom:40", "auto")]
+    assert [p.get("split", p.get("train_split")) for _, p in asked] == 4 * ["train"]
+    assert [(p["verify"], p["progress"]) for _, p in asked] == [(True, True)] * 2 + [(False, False)] * 2
+    for _, p in asked:
+        assert (p["resolution"], p["channels"], p["crop"], p["max_bad"]) == (32, 3, 24, 0.3)
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------

@@ -217,9 +217,12 @@ jobs = st.none() | st.builds(
 )  # fmt: skip
 
 
+codes = st.sampled_from([0, 1, 2, TRANSIENT, 77, 78, CONTINUE, 126, 130, 137, 143]) | st.integers(0, 255)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
-    code=st.integers(0, 255),
+    code=codes,
     done=st.booleans(),
     stopped=st.booleans(),
     job=jobs,
@@ -230,13 +233,21 @@ jobs = st.none() | st.builds(
 def test_a_run_never_goes_on_against_a_person_or_after_a_refusal(code, done, stopped, job, restarts, reason, now):
     decision = requeue.decide(code, done, stopped, job, restarts, reason, now)
     assert decision.verdict in ("requeue", "done", "stopped", "failed")
-    if decision.by_slurm:  # Slurm has put the job back already; its next start looks for STOP and DONE
-        assert job.restarts > restarts
-        return
-    if stopped or code in (0, 2, 77, 78, 130, 1):
+    put_back = job is not None and job.restarts > restarts
+    node_failed = job is not None and job.state == "NODE_FAIL"
+    assert decision.by_slurm == (put_back and not done and not stopped)
+    if done or stopped:
         assert decision.verdict != "requeue"
-    if decision.verdict == "requeue":
+    elif put_back:  # by Slurm already; its next start looks for STOP and DONE
+        assert decision.verdict == "requeue" and not decision.counted
+    elif code in (2, 77, 78, 130):
+        assert decision.verdict == ("stopped" if code == 130 else "failed")
+    elif node_failed:  # srun gives up with 0 or 1, and neither is the training's own word
+        assert decision.verdict == "requeue" and not decision.counted
+    elif decision.verdict == "requeue":
         assert code in (CONTINUE, TRANSIENT) or code > 128
+    if decision.verdict != "requeue":
+        assert not decision.counted
 
 
 @few

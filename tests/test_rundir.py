@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,17 +93,92 @@ def test_readers_never_see_half_a_file(tmp_path):
     assert seen
 
 
+def test_a_file_takes_its_name_when_all_of_it_is_on_disk(tmp_path, monkeypatch):
+    """Contents first, then the name, then the folder that holds the name."""
+    path, steps = tmp_path / "file", []
+
+    def fsync(handle):
+        about = os.fstat(handle)
+        steps.append("folder" if stat.S_ISDIR(about.st_mode) else about.st_size)
+        if stat.S_ISDIR(about.st_mode):
+            assert about.st_ino == tmp_path.stat().st_ino
+
+    monkeypatch.setattr(rundir.os, "fsync", fsync)
+    real = os.replace
+    monkeypatch.setattr(rundir.os, "replace", lambda a, b: (steps.append(Path(b).name), real(a, b)))
+    atomic_write(path, "ä" * 1000)
+    assert steps == [2000, "file", "folder"]
+
+
+@pytest.mark.parametrize(("number", "matters"), [("EINVAL", False), ("ENOTSUP", False), ("EBADF", False), ("EACCES", False), ("EIO", True)])  # fmt: skip
+def test_a_file_system_that_does_not_sync_folders_is_no_error(tmp_path, monkeypatch, number, matters):
+    def fsync(handle):
+        raise OSError(getattr(rundir.errno, number), "no")
+
+    monkeypatch.setattr(rundir.os, "fsync", fsync)
+    if matters:
+        with pytest.raises(OSError):
+            rundir.sync_folder(tmp_path)
+    else:
+        rundir.sync_folder(tmp_path)
+
+
+def test_free_bytes_are_those_that_a_user_may_still_write(monkeypatch):
+    monkeypatch.setattr(rundir.shutil, "disk_usage", lambda folder: SimpleNamespace(total=900, used=800, free=7))
+    assert rundir.free_bytes(Path("/")) == 7
+
+
+def test_the_start_of_a_process_is_told_in_ticks_since_boot():
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        seconds = int(process_start(child.pid)) / os.sysconf("SC_CLK_TCK")
+        assert 0 <= float(Path("/proc/uptime").read_text().split()[0]) - seconds < 60
+        assert process_start(child.pid) == process_start(child.pid)
+    finally:
+        child.kill()
+        child.wait()
+    assert process_start(child.pid) == ""
+
+
+@pytest.mark.parametrize(("owner", "mode", "own_group", "reason"), [
+    (500, 0o640, False, ""), (500, 0o755, False, ""), (0, 0o644, False, ""), (501, 0o600, False, "it belongs to"),
+    (500, 0o602, True, "everybody may write"), (500, 0o777, True, "everybody may write"), (0, 0o666, True, "everybody may write"),
+    (500, 0o620, False, "its group may write"), (500, 0o620, True, ""), (0, 0o664, False, "its group may write"),
+])  # fmt: skip
+def test_whose_work_a_file_may_be(monkeypatch, owner, mode, own_group, reason):
+    """For user 500: root is trusted, others are not; a group that is the user's own counts as nobody else."""
+    monkeypatch.setattr(rundir.os, "getuid", lambda: 500)
+    monkeypatch.setattr(rundir, "_group_of_one", lambda gid: own_group)
+    about = SimpleNamespace(st_uid=owner, st_gid=77, st_mode=stat.S_IFREG | mode)
+    monkeypatch.setattr(Path, "stat", lambda path: about)
+    said = rundir.others_may_replace(Path("x"))
+    assert said.startswith(reason) and bool(said) == bool(reason)
+
+
+@pytest.mark.parametrize("mode", [0o710, 0o701, 0o750, 0o705])
+def test_a_folder_that_lets_others_through_is_looked_into(run, mode):
+    run.path.chmod(mode)
+    run.check_private()
+    (run.checkpoints / "000000000008.pt").touch()
+    (run.checkpoints / "000000000008.pt").chmod(0o666)
+    with pytest.raises(RunDirError, match="everybody may write"):
+        run.check_private()
+
+
 def test_torn_files_of_dead_writers_are_removed_and_no_others(tmp_path):
     host = socket.gethostname()
     dead = subprocess.Popen(["true"])
     dead.wait()
     old = [tmp_path / f".a.pt.tmp.{host}.{dead.pid}.0", tmp_path / f".a.pt.tmp.{host}.{os.getpid()}.99999"]
     other_old, other_new = tmp_path / ".a.pt.tmp.other-host.1.0", tmp_path / ".b.pt.tmp.other-host.1.0"
+    other_slow = tmp_path / ".c.pt.tmp.other-host.1.0"  # a large file on slow storage
     alive = tmp_path / f".a.pt.tmp.{host}.{os.getppid()}.0"
     foreign = [tmp_path / ".hidden", tmp_path / "a.tmp.txt", tmp_path / ".x.tmp.y", other_new, alive]
+    foreign.append(other_slow)
     for path in [*old, other_old, *foreign]:
         path.touch()
-    os.utime(other_old, (1, 1))
+    os.utime(other_old, (time.time() - 700,) * 2)
+    os.utime(other_slow, (time.time() - 300,) * 2)
     with rundir.atomic_file(tmp_path / "now") as file:
         file.write(b"x")
         assert sorted(remove_torn(tmp_path)) == sorted(p.name for p in [*old, other_old])
@@ -142,6 +218,9 @@ def test_compare_names_and_sorts_differences():
         ("batch", 8, 16, "other"), ("resolution", 64, 32, "architecture"), ("total", 10, 20, "free"), ("gone", 1, None, "other"),
     ]  # fmt: skip
     assert str(found[0]) == "--batch 8 -> 16"
+    (new_one,) = compare({}, {"ema_kimg": 2}, architecture=set(), free=set())
+    assert (new_one.old, new_one.new, str(new_one)) == (None, 2, "--ema-kimg None -> 2")
+    assert compare({"a": 1}, {"a": 2}, architecture={"a"}, free={"a"})[0].kind == "architecture"
     assert compare(old, dict(old), {"resolution"}, set()) == []
 
 
@@ -153,6 +232,8 @@ def test_provenance_keeps_first_and_latest(run):
     assert about["argv"][-1] == "--third" and about["first"]["argv"] == ["python", "train.py"]
     assert about["first"]["cuda"] == "13.0" and "first" not in about["first"]
     assert about["packages"]["torch"] and about["host"] == socket.gethostname()
+    assert about["python"] == ".".join(map(str, sys.version_info[:3])) and abs(about["time"] - time.time()) < 60
+    assert {k: about[k] for k in ("git_commit", "git_dirty")} == rundir.git_state(ROOT)
 
 
 def git(folder: Path, *args: str) -> str:
@@ -193,14 +274,67 @@ def test_status_is_throttled_but_never_late_for_a_new_state(run):
     assert abs(seen["updated"] - time.time()) < 5 and {"job_id", "attempt", "host", "pid"} <= set(seen)
 
 
+def test_the_heartbeat_is_written_every_few_seconds(run, monkeypatch):
+    """By the monotonic clock; what was said in between is in the next one."""
+    now = [100.0]
+    monkeypatch.setattr(rundir, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: 1.8e9 + now[0]))
+    seen = []
+    for i in range(12):
+        run.status(state="running", kimg=float(i))
+        seen.append(run.read_status()["kimg"])
+        now[0] += 2.0
+    assert seen == [0, 0, 0, 3, 3, 3, 6, 6, 6, 9, 9, 9]
+    assert run.read_status()["updated"] == 1.8e9 + 118
+
+
+def test_the_heartbeat_names_attempt_and_job(run, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "5")
+    for number in (1, 2):
+        run = RunDir(run.path)
+        run.attempt_start(nimg=0)
+        run.status(state="running")
+        seen = run.read_status()
+        about = (number, "7", os.getpid(), socket.gethostname())
+        assert (seen["attempt"], seen["job_id"], seen["pid"], seen["host"]) == about
+        run.attempt_end(nimg=0, reason="x", seconds=1.0, code=85)
+
+
 def test_status_on_a_full_disk_warns_once_and_goes_on(run, monkeypatch, capsys):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(rundir, "atomic_write", full)
+    with monkeypatch.context() as patch:
+        patch.setattr(rundir, "atomic_write", full)
+        run.status(state="running")
+        run.status(state="saving")
+        assert capsys.readouterr().err.count("No space left") == 1
     run.status(state="running")
+    assert run.read_status()["state"] == "running" and capsys.readouterr().err == ""
+    monkeypatch.setattr(rundir, "atomic_write", full)  # full again: said again
     run.status(state="saving")
     assert capsys.readouterr().err.count("No space left") == 1
+
+
+@pytest.mark.parametrize("line", [
+    '{"event": 3}', '{"nimg": 8}', "[1]", "7", '{"event": "start", "nimg": "8"}', '{"event": "start", "nimg": true}',
+    '{"event": "start", "nimg": 1e300}', '{"event": "start", "nimg": NaN}', '{"event": "start", "seconds": [1]}', '{"event": "start", "time": false}',
+    '{"event": "start", "nimg": 0', "[" * 50_000, "\x00",
+])  # fmt: skip
+def test_lines_that_are_no_attempts_are_left_out(run, line):
+    good = [{"event": "start", "nimg": None, "time": 5}, {"event": "note", "seconds": 0.5}]
+    run.attempts.write_text("\n".join([json.dumps(good[0]), line, json.dumps(good[1])]) + "\n")
+    assert run.read_attempts() == good
+
+
+def test_a_line_is_on_disk_when_note_returns(run, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(rundir.os, "fsync", lambda handle: sizes.append(os.fstat(handle).st_size))
+    run.note("start", nimg=8)
+    run.note("end", nimg=8)
+    content = run.attempts.read_bytes()
+    assert sizes == [content.index(b"\n") + 1, len(content)] and content.count(b"\n") == 2
+    assert all(abs(line["time"] - time.time()) < 60 for line in run.read_attempts())
 
 
 def test_attempts_tell_how_each_one_ended(run, monkeypatch):
@@ -224,16 +358,52 @@ def test_attempts_tell_how_each_one_ended(run, monkeypatch):
     died = lines[3]
     assert died["inferred"] and "without a word" in died["reason"] and 0 <= died["seconds"] < 60
     assert "inferred" not in lines[1]
+    assert (died["job_id"], died["node"]) == ("7", socket.gethostname())
+    assert lines[1]["restart_count"] == 2 and (lines[1]["reason"], lines[1]["seconds"], lines[1]["code"]) == ("USR2", 3.0, 85)
+
+
+def test_how_long_an_attempt_lived_that_died_without_a_word(run):
+    """Until its last heartbeat; unknown where the heartbeat is another attempt's. It kept its newest checkpoint."""
+    for nimg in (8, 24, 16):
+        (run.checkpoints / f"{nimg:012d}.json").write_text("{}")
+        (run.checkpoints / f"{64:012d}.pt").touch()  # never committed
+    for of_status, seconds in ((1, 90.0), (2, None)):
+        run.attempts.write_text(json.dumps({"event": "start", "attempt": 1, "time": 1000.0, "nimg": 0}) + "\n")
+        (run.path / "status.json").write_text(json.dumps({"attempt": of_status, "updated": 1090.0}))
+        RunDir(run.path).attempt_start(nimg=24)
+        died = run.read_attempts()[1]
+        assert (died["event"], died["attempt"], died["seconds"], died["nimg"]) == ("end", 1, seconds, 24)
+
+
+@pytest.mark.parametrize("state", ["running", "saving", "continue", None])
+def test_the_marks_of_a_finished_run_are_completed(run, state):
+    before = {"kimg": 0.4, "total_kimg": 0.4, "reason": "x"} | ({"state": state} if state else {})
+    (run.path / "status.json").write_text(json.dumps(before))
+    run.note("start", attempt=1, nimg=0)
+    run.complete_marks()
+    assert run.read_status() == before | {"state": "done", "reason": "finished", "code": 0}
+    assert [line["event"] for line in run.read_attempts()] == ["start", "end"]
+    stamp = os.stat(run.path / "status.json").st_ino
+    run.complete_marks()
+    assert len(run.read_attempts()) == 2 and os.stat(run.path / "status.json").st_ino == stamp
 
 
 def test_stop_is_lifted_into_the_record(run):
     run.lift_stop()  # nothing there: nothing to say
     assert run.read_attempts() == []
     (run.path / "STOP").write_text("enough for today\n")
+    os.utime(run.path / "STOP", (1.7e9, 1.7e9))
     assert run.stop_requested()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rundir.os, "fsync", lambda handle: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run.lift_stop()
+    assert run.stop_requested()  # killed before the record is on disk: not lifted
+    run.attempts.unlink()
     run.lift_stop()
     assert not run.stop_requested()
-    assert run.read_attempts()[0]["event"] == "stop lifted" and run.read_attempts()[0]["text"] == "enough for today"
+    lifted = {"event": "stop lifted", "text": "enough for today", "made": 1.7e9}
+    assert lifted.items() <= run.read_attempts()[0].items()
 
 
 def test_done_and_save(run):
@@ -481,6 +651,115 @@ def test_the_job_before_in_a_chain_is_taken_over(run, monkeypatch):
     monkeypatch.setenv("PREDECESSOR_JOB", "123")
     run.lock(wait=0)
     run.unlock()
+
+
+@pytest.fixture
+def naps(monkeypatch) -> list[float]:
+    """The seconds that a taker of a lock sleeps; none of them pass."""
+    slept = []
+    fake = SimpleNamespace(sleep=slept.append, time=time.time, monotonic=time.monotonic)
+    monkeypatch.setattr(rundir, "time", fake)
+    return slept
+
+
+@pytest.mark.parametrize(("about", "age", "seconds"), [
+    ({}, 1000.0, 0),  # a dead host's: nobody is left to notice
+    ({"job": "7", "restart": 0}, 1.0, 2 * rundir.LOCK_BEAT),  # of our job before it was requeued: it may live on
+    ({"job": "7", "restart": 0}, 3 * rundir.LOCK_BEAT + 5, 0),  # its heartbeat has ended
+    ({"job": "6"}, 1.0, 2 * rundir.LOCK_BEAT),  # of the job before in the chain
+])  # fmt: skip
+def test_only_of_a_holder_that_may_live_on_it_is_waited_for(run, monkeypatch, naps, about, age, seconds):
+    for name, value in (("SLURM_JOB_ID", "7"), ("SLURM_RESTART_COUNT", "1"), ("PREDECESSOR_JOB", "6")):
+        monkeypatch.setenv(name, value)
+    write_lock(run, age=age, **about)
+    run.lock(wait=0)
+    assert sum(naps) == seconds
+    run.unlock()
+
+
+@pytest.mark.parametrize(("about", "mine"), [
+    ({"job": None}, {}),  # neither is a job's
+    ({"job": None, "restart": 0}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}),
+    ({"job": "8", "restart": 0}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}),
+    ({"job": "7", "restart": 1}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}),
+    ({"job": "7", "restart": "x"}, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}),
+    ({"job": "7"}, {"SLURM_JOB_ID": "7", "PREDECESSOR_JOB": "6"}),
+])  # fmt: skip
+def test_a_living_holder_is_none_of_ours(run, monkeypatch, naps, about, mine):
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "PREDECESSOR_JOB"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in mine.items():
+        monkeypatch.setenv(name, value)
+    write_lock(run, age=1.0, **about)
+    with pytest.raises(Locked):
+        run.lock(wait=0)
+    assert json.loads(run.lockfile.read_text())["host"] == "node9" and rest(run) == ["LOCK"]
+
+
+def test_a_holder_on_this_host_is_not_waited_for(run, naps):
+    """Whether it lives is certain here: a second start is told at once, and a dead one costs no time."""
+    mine = rundir.Lock(run.lockfile).mine
+    about = {"host": mine["host"], "space": mine["space"], "pid": os.getppid()}
+    write_lock(run, age=500.0, **about, start=process_start(os.getppid()))
+    with pytest.raises(Locked):
+        run.lock(wait=1000)
+    write_lock(run, age=0.1, **about, start="1")  # a namesake
+    run.lock(wait=0)
+    assert sum(naps) == 0
+    run.unlock()
+
+
+def test_a_lock_that_is_just_being_written_is_waited_for(run):
+    run.lockfile.touch()
+    os.utime(run.lockfile, (time.time() - 9.7,) * 2)
+    run.lock(wait=60)
+    run.unlock()
+
+
+def test_locking_twice_is_locking_once(run):
+    run.lock(wait=0)
+    run.lock(wait=0)
+    run.unlock()
+    assert rest(run) == []
+
+
+def test_a_lock_given_back_stays_away(run, monkeypatch):
+    """Its heartbeat ends with it: else it would take a lock that nobody holds for one that was deleted by hand."""
+    monkeypatch.setattr(rundir, "LOCK_BEAT", 0.01)
+    run.lock(wait=0)
+    lock = run._lock
+    run.unlock()
+    lock._beat()  # returns
+    lock._restore()
+    assert rest(run) == []
+
+
+def test_a_link_that_was_made_although_the_server_says_it_exists(run, monkeypatch):
+    real = os.link
+
+    def link(a, b):
+        real(a, b)
+        raise FileExistsError(17, "File exists")
+
+    monkeypatch.setattr(rundir.os, "link", link)
+    run.lock(wait=0)
+    assert json.loads(run.lockfile.read_text())["pid"] == os.getpid()
+    run.unlock()
+
+
+def test_a_lock_that_cannot_be_written_is_one_line(run, monkeypatch):
+    def link(a, b):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rundir.os, "link", link)
+    with pytest.raises(RunDirError, match=r"No space left on device.*another --run"):
+        run.lock(wait=0)
+    assert rest(run) == []
+
+
+def test_the_paces_fit_each_other():
+    """Several heartbeats fit into the silence after which a host counts as dead."""
+    assert (rundir.LOCK_BEAT, rundir.LOCK_STALE, rundir.STATUS_BEAT) == (5.0, 120.0, 5.0)
 
 
 def wait_until(condition, seconds: float = 300) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import forks
 import pytest
 import torch
+import torch.distributed as dist
 
-from jobs import runtime
+from jobs import loop, runtime
 from jobs.runtime import PeerLost
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,6 +126,46 @@ def test_two_ranks_from_torchrun_variables():
     check_collectives(results(start(COLLECTIVES, torchrun_variables(2))))
 
 
+@pytest.fixture
+def twins(monkeypatch):
+    """All-reduce and broadcast of two ranks in this process: the other holds twice what this one holds, and 1."""
+    asked = []
+
+    def all_reduce(tensor, op=dist.ReduceOp.SUM, group=None):
+        asked.append((op, group, tensor.numel()))
+        tensor.copy_(tensor * 3 if op == dist.ReduceOp.SUM else (tensor * 2).maximum(tensor))
+
+    def broadcast(tensor, src, group=None):
+        asked.append((src, group, tensor.numel()))
+        tensor.mul_(2) if src else None
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    monkeypatch.setattr(dist, "broadcast", broadcast)
+    monkeypatch.setattr(runtime, "_gloo", "side group")
+    return asked
+
+
+def test_gradients_are_the_mean_over_the_ranks(twins):
+    """One flat reduction per type; a gradient that is missing is zero, as it may be there on another rank."""
+    rt = runtime.Runtime(0, 2, 0, CPU, 1)
+    net = torch.nn.ModuleList([torch.nn.Linear(3, 2), torch.nn.Linear(2, 2).double(), torch.nn.Linear(4, 1)])
+    before = []
+    for i, p in enumerate(net.parameters()):
+        p.grad = None if i > 3 else torch.arange(p.numel()).reshape(p.shape).to(p.dtype) + i
+        before.append(torch.zeros_like(p) if p.grad is None else p.grad.clone())
+    runtime.reduce_mean_gradients(rt, net.parameters())
+    for p, old in zip(net.parameters(), before, strict=True):
+        assert torch.equal(p.grad, old * 1.5) and p.grad.dtype == p.dtype
+    assert [number for _, _, number in twins] == [6 + 2 + 4 + 1, 4 + 2]
+
+
+def test_decisions_are_the_largest_and_rank_0s_on_the_side_group(twins):
+    rt = runtime.Runtime(0, 2, 0, CPU, 1)
+    assert runtime.agree_max(rt, [0, 3, 2**60]) == [0, 6, 2**61] and runtime.from_rank_0(rt, 40) == 40
+    assert runtime.reduce_sum(rt, torch.tensor([2.0])).tolist() == [6.0]
+    assert twins == [(dist.ReduceOp.MAX, "side group", 3), (0, "side group", 1), (dist.ReduceOp.SUM, None, 1)]
+
+
 def slurm_variables(world: int, job: int, **more: str) -> list[dict]:
     return [
         dict(SLURM_JOB_ID=str(job), SLURM_STEP_ID="0", SLURM_PROCID=str(r), SLURM_LOCALID=str(r), SLURM_STEP_NUM_TASKS=str(world),
@@ -220,6 +265,9 @@ STEP = dict(
     (dict(SLURM_JOB_ID="5", SLURM_PROCID="0", SLURM_NTASKS="4", SLURM_LOCALID="0"), (0, 1, 0)),  # the batch shell
     (STEP | dict(SLURM_STEP_ID="4294967290", SLURM_PROCID="0"), (0, 1, 0)),  # an salloc shell (interactive step)
     (dict(SLURM_JOB_ID="5", SLURM_NTASKS="4", SLURM_NNODES="2"), (0, 1, 0)),
+    (dict(RANK="2"), (0, 1, 0)), (dict(WORLD_SIZE="4"), (0, 1, 0)),
+    (dict(RANK="2", WORLD_SIZE="4"), (2, 4, 0)),
+    ({k: v for k, v in STEP.items() if k != "SLURM_STEP_NUM_TASKS"}, (3, 4, 1)),  # an older Slurm
 ])  # fmt: skip
 def test_ranks_from_the_environment(environment, variables, expected):
     environment(**variables)
@@ -234,6 +282,14 @@ def test_local_world_of_a_slurm_step(environment, layout, node, expected):
     assert runtime.local_world(4) == expected
     environment(LOCAL_WORLD_SIZE="7")
     assert runtime.local_world(8) == 7
+
+
+def test_ranks_of_nobody_are_alone_on_their_nodes(environment):
+    """RANK and WORLD_SIZE set by hand, also in the batch shell of a job: nothing says how many there are on each node."""
+    environment(RANK="2", WORLD_SIZE="4")
+    assert runtime.local_world(4) == 1 and runtime.local_world(1) == 1
+    environment(SLURM_STEP_TASKS_PER_NODE="4", SLURM_NODEID="0")
+    assert runtime.local_world(4) == 1
 
 
 @pytest.mark.parametrize(("nodes", "first"), [
@@ -262,6 +318,22 @@ def test_rendezvous_of_several_nodes(environment, monkeypatch):
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("given", "1234")
 
 
+@pytest.mark.parametrize(("variables", "address"), [
+    (dict(SLURM_STEP_NUM_NODES="1", SLURM_NNODES="4", SLURM_STEP_NODELIST="10.1.0.1"), "127.0.0.1"),  # a step on one node
+    (dict(SLURM_NNODES="1", SLURM_JOB_NODELIST="10.1.0.1"), "127.0.0.1"),
+    (dict(SLURM_NNODES="2", SLURM_JOB_NODELIST="10.2.0.1,10.2.0.2"), "10.2.0.1"),
+    (dict(SLURM_STEP_NUM_NODES="2", SLURM_STEP_NODELIST="10.1.0.1,10.1.0.2", SLURM_JOB_NODELIST="10.2.0.1"), "10.1.0.1"),
+    (dict(SLURM_STEP_NUM_NODES="2", SLURM_LAUNCH_NODE_IPADDR="10.0.0.9"), "10.0.0.9"),
+])  # fmt: skip
+def test_where_rank_0_is(environment, monkeypatch, variables, address):
+    environment(**variables)
+    monkeypatch.setenv("MASTER_ADDR", "")
+    monkeypatch.delenv("MASTER_ADDR")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    runtime.slurm_rendezvous()
+    assert os.environ["MASTER_ADDR"] == address
+
+
 def test_neighbouring_jobs_and_steps_have_ports_of_their_own(environment, monkeypatch):
     ports = set()
     monkeypatch.setenv("MASTER_ADDR", "x")
@@ -272,7 +344,13 @@ def test_neighbouring_jobs_and_steps_have_ports_of_their_own(environment, monkey
             environment(SLURM_JOB_ID=str(job), SLURM_STEP_ID=str(step))
             runtime.slurm_rendezvous()
             ports.add(int(os.environ["MASTER_PORT"]))
-    assert len(ports) == 1500 and min(ports) >= 15000 and max(ports) < 55000
+    assert len(ports) == 1500
+    for job in range(0, 10_000, 37):  # all over the range
+        monkeypatch.delenv("MASTER_PORT")
+        environment(SLURM_JOB_ID=str(job))
+        runtime.slurm_rendezvous()
+        ports.add(int(os.environ["MASTER_PORT"]))
+    assert min(ports) < 17000 and max(ports) > 53000 and min(ports) >= 15000 and max(ports) < 55000
 
 
 def test_world_without_a_meeting_point_is_one_line(environment):
@@ -290,6 +368,94 @@ def test_default_threads(environment, monkeypatch):
     assert runtime.default_threads(1) == 8  # more than it may use
 
 
+def test_threads_are_pinned_and_told(environment, monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch, "set_num_threads", pinned.append)
+    monkeypatch.setattr(runtime, "default_threads", lambda here: 40 + here)
+    assert (runtime.init_runtime(3).threads, runtime.init_runtime().threads, pinned) == (3, 41, [3, 41])
+    about = runtime.facts(runtime.Runtime(1, 4, 1, CPU, 3))
+    assert about == {"torch": torch.__version__, "threads": 3, "world": 4, "device": "cpu"}
+
+
+def test_a_rank_joins_with_its_own_numbers(environment, monkeypatch):
+    """Two of four ranks are here; the group hears where all ranks are on one node."""
+    joined = []
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    monkeypatch.setattr(runtime, "_join_ranks", lambda *args: joined.append(args))
+    environment(RANK="2", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2")
+    rt = runtime.init_runtime(3, SimpleNamespace(store="store"))
+    assert (rt.rank, rt.world, rt.local_rank, rt.threads) == (2, 4, 1, 3)
+    environment(LOCAL_WORLD_SIZE="4")
+    runtime.init_runtime(3, SimpleNamespace(store="store"))
+    cuda = torch.cuda.is_available()
+    assert joined == [("store", 2, 4, False, cuda), ("store", 2, 4, True, cuda)]
+
+
+def test_a_hanging_collective_ends_before_the_watchdog_bites():
+    assert timedelta(minutes=5) <= runtime.COLLECTIVE_TIMEOUT < timedelta(seconds=loop.HANG_SECONDS)
+
+
+# --- the meeting before there is a group ------------------------------------------------------------------------------
+def meetings(monkeypatch, world: int = 2) -> list[runtime.Meeting]:
+    """Of ranks in one process, at a store of its own."""
+    store, made = dist.HashStore(), []
+    monkeypatch.setattr(runtime, "slurm_rendezvous", lambda: None)
+    monkeypatch.setattr(dist, "rendezvous", lambda url, rank, world, timeout: iter([(store, rank, world)]))
+    monkeypatch.setattr(runtime.time, "sleep", lambda seconds, real=time.sleep: real(0.001))
+    for rank in range(world):
+        for name, value in dict(RANK=rank, WORLD_SIZE=world, MASTER_ADDR="x", MASTER_PORT=1).items():
+            monkeypatch.setenv(name, str(value))
+        made.append(runtime.Meeting())
+    return made
+
+
+def test_rank_0_works_first_and_the_others_find_what_it_made(environment, monkeypatch):
+    first, second = meetings(monkeypatch)
+    order, answers = [], []
+    other = threading.Thread(target=lambda: answers.extend(
+        [second.first(lambda: order.append(1) or "b"), second.first(lambda: order.append(1) or "d")]))  # fmt: skip
+    other.start()
+    time.sleep(0.05)
+    assert first.first(lambda: order.append(0) or "a") == "a"
+    while len(order) < 2:
+        time.sleep(0)
+    time.sleep(0.05)
+    assert order == [0, 1]  # the second piece of work waits for rank 0 anew
+    assert first.first(lambda: order.append(0) or "c") == "c"
+    other.join(20)
+    assert order == [0, 1, 0, 1] and answers == ["b", "d"]
+
+
+@pytest.mark.parametrize(("error", "code"), [(ValueError("x"), 1), (PeerLost("x"), 75), (SystemExit(78), 78), (None, 0)])
+def test_a_rank_0_that_leaves_takes_the_others_along(environment, monkeypatch, error, code):
+    first, *others = meetings(monkeypatch, world=3)
+    codes = []
+
+    def wait(meeting) -> None:
+        try:
+            meeting.first(lambda: pytest.fail("there is nothing to find"))
+        except SystemExit as leaving:
+            codes.append(leaving.code)
+
+    threads = [threading.Thread(target=wait, args=(meeting,)) for meeting in others]
+    for thread in threads:
+        thread.start()
+    try:
+        with first:
+            if error is not None:
+                raise error
+    except (Exception, SystemExit) as raised:
+        assert raised is error
+    for thread in threads:
+        thread.join(20)
+    assert codes == [code, code] and first.store.add("seen", 0) == 2  # it has waited for both to see it
+
+
+def test_one_process_meets_nobody(environment):
+    meeting = runtime.Meeting()
+    assert meeting.store is None and meeting.first(lambda: "a") == "a"
+
+
 # --- randomness and rows ----------------------------------------------------------------------------------------------
 FREED = """
 import resource, sys, torch
@@ -297,7 +463,7 @@ from jobs import runtime
 if sys.argv[1] == "kept":
     runtime.init_runtime(1)
 x = torch.ones(1 << 24)  # 64 MiB: glibc maps every such block anew
-for _ in range(10):
+for _ in range(40):  # until a block of this size lies where nothing small comes between
     y = x * 2
     del y
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -332,8 +498,9 @@ def test_a_generator_is_a_function_of_its_arguments():
     a = torch.randn(5, generator=runtime.generator(1, 64, "z", CPU))
     torch.manual_seed(99)
     assert torch.equal(a, torch.randn(5, generator=runtime.generator(1, 64, "z", CPU)))
-    for other in [(2, 64, "z"), (1, 128, "z"), (1, 64, "w")]:
+    for other in [(2, 64, "z"), (1, 128, "z"), (1, 64, "w"), (64, 1, "z")]:
         assert not torch.equal(a, torch.randn(5, generator=runtime.generator(*other, CPU)))
+    assert runtime.generator(1, 64, "z").initial_seed() == runtime.seed_of(1, 64, "z")
 
 
 @pytest.mark.parametrize(("batch", "world", "accumulate"), [(8, 1, 1), (8, 2, 1), (24, 2, 3), (64, 4, 4)])
@@ -353,6 +520,20 @@ def test_rows_that_do_not_divide_name_the_numbers(batch, world, accumulate):
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("flags", "fast"), [
+    ("fpu avx512f avx512_bf16", True), ("fpu amx_bf16 amx_tile", True), ("fpu avx2 avx512f bf16", False), (None, False), ("", False),
+])  # fmt: skip
+def test_whether_the_cpu_multiplies_bf16(monkeypatch, flags, fast):
+    def opened(path):
+        assert path == "/proc/cpuinfo"
+        if flags is None:
+            raise FileNotFoundError(path)
+        return io.StringIO(f"processor : 0\nmodel name : x\nflags\t\t: {flags}\n" if flags else "processor : 0\n")
+
+    monkeypatch.setattr(runtime, "open", opened, raising=False)
+    assert runtime.cpu_has_bf16.__wrapped__() is fast
+
+
 def test_precision(monkeypatch):
     assert runtime.precision_dtype("fp32", CPU) is torch.float32
     assert runtime.precision_dtype("bf16", "cpu") is torch.bfloat16

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -136,6 +138,44 @@ def test_a_persons_stop_outranks_the_time_limit(tmp_path, no_job, clock, monkeyp
     assert watch.poll() == stop.STOP_BY_PERSON and watch.reason == "STOP file"
 
 
+def test_what_is_there_at_the_first_look_counts_and_a_stop_stays(tmp_path, no_job, clock):
+    (tmp_path / "STOP").touch()
+    watch = stop.StopWatch(RunDir(tmp_path))
+    assert [watch.poll(), watch.poll()] == [stop.STOP_BY_PERSON] * 2  # the second within the same second
+
+
+def test_a_stop_leaves_the_save_file_to_the_next_attempt(tmp_path, no_job, clock, monkeypatch):
+    monkeypatch.setattr(stop, "_received", ["USR2"])
+    (tmp_path / "SAVE").touch()
+    watch = stop.StopWatch(RunDir(tmp_path))
+    assert watch.poll() == stop.STOP_AND_CONTINUE and (tmp_path / "SAVE").exists()
+
+
+def test_ranks_without_a_run_see_signals_alone(tmp_path, no_job, monkeypatch):
+    monkeypatch.setattr(stop, "_received", [])
+    watch = stop.StopWatch()
+    assert watch.poll() == stop.NOTHING
+    stop._received.append("TERM")
+    assert [watch.poll(), watch.poll()] == [stop.STOP_AND_CONTINUE] * 2
+
+
+def test_the_first_reason_of_a_level_is_the_reason(no_job, monkeypatch):
+    monkeypatch.setattr(stop, "_received", ["USR1", "TERM"])
+    watch = stop.StopWatch()
+    watch.poll()
+    stop._received.append("USR2")
+    assert watch.poll() == 2 and watch.describe(2) == "USR1"
+    assert "person" in watch.describe(3) and watch.describe(1) == "SAVE file"  # other ranks' levels
+    stop._received.append("INT")
+    assert watch.poll() == 3 and watch.describe(3) == "Ctrl-C" and "another rank" in watch.describe(2)
+
+
+@pytest.mark.parametrize(("left", "level"), [(130, 0), (110, 2)])
+def test_two_minutes_are_left_for_the_save(no_job, monkeypatch, left, level):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + left))
+    assert stop.StopWatch().poll() == level
+
+
 @pytest.mark.parametrize(("end", "margin", "level"), [(+200, 120, 0), (+100, 120, 2), (+100, 50, 0), (-10, 120, 0)])
 def test_job_end_from_the_environment(no_job, monkeypatch, end, margin, level):
     """An end in the past belongs to a job that is over; its variable must not stop a run by hand."""
@@ -158,6 +198,17 @@ def test_job_end_from_squeue(no_job, monkeypatch, tmp_path):
     assert stop.job_end_time() == end
     monkeypatch.setenv("SLURM_PROCID", "3")
     assert stop.job_end_time() is None  # one question per job, not one per rank
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert stop.job_end_time() == end
+
+
+def test_squeue_speaks_in_local_time(no_job, monkeypatch, tmp_path):
+    fake_squeue(tmp_path, "echo 2030-01-02T03:04:05", monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Etc/GMT-10")  # ten hours east of Greenwich
+        time.tzset()
+        assert stop.job_end_time() == datetime(2030, 1, 1, 17, 4, 5, tzinfo=UTC).timestamp()
+    time.tzset()
 
 
 @pytest.mark.parametrize("body", ["echo N/A", "exit 1", "echo", "echo 9999999-99-99T00:00:00"])
@@ -180,3 +231,33 @@ def test_reasons_of_other_ranks_have_words(no_job):
 
 def test_exit_codes_are_the_documented_ones():
     assert (stop.DONE, stop.USAGE, stop.TRANSIENT, stop.DIVERGED, stop.BAD, stop.CONTINUE) == (0, 2, 75, 77, 78, 85)
+    assert (stop.NOTHING, stop.SAVE, stop.STOP_AND_CONTINUE, stop.STOP_BY_PERSON) == (0, 1, 2, 3)  # the ranks take the largest
+
+
+class Foreseen(Exception):
+    exit_code = 77
+
+
+class ForeseenBySystem(OSError):
+    exit_code = 77
+
+
+@pytest.mark.parametrize(("error", "code"), [
+    (None, 0), (SystemExit(), 0), (SystemExit(85), 85), (SystemExit("a text"), 1), (KeyboardInterrupt(), 130), (ValueError(), 1), (Foreseen(), 77),
+    *((OSError(getattr(errno, name), ""), 78) for name in "ENOSPC EDQUOT EROFS EACCES EPERM".split()),
+    *((OSError(getattr(errno, name), ""), 75) for name in "EIO ESTALE ETIMEDOUT EREMOTEIO ENOTCONN ENOLCK".split()),
+    (OSError(errno.ENOENT, ""), 1), (OSError("no number"), 1), (ForeseenBySystem(), 77),
+])  # fmt: skip
+def test_what_an_exception_means(error, code):
+    """A person has to make room or give a permission (78); a file server may be back for the next attempt (75)."""
+    assert stop.exit_code(error) == code
+
+
+def test_long_work_before_the_loop_stops_for_the_first_signal(monkeypatch):
+    monkeypatch.setattr(stop, "_received", [])
+    stop.raise_if_asked()
+    for names, code, says in ((["USR1"], 85, "USR1"), (["TERM", "INT"], 85, "TERM"), (["INT", "TERM"], 0, "Ctrl-C")):
+        monkeypatch.setattr(stop, "_received", names)
+        with pytest.raises(stop.Stopped, match=f"^{says}$") as asked:
+            stop.raise_if_asked()
+        assert stop.exit_code(asked.value) == code

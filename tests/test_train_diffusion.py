@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -20,7 +21,7 @@ import torch
 
 import predict
 import train_diffusion as script
-from data.latents import Latents
+from data.latents import Latents, latents_path
 from data.pack import ensure_pack
 from data.phantom import measure_ventricle
 from jobs import runtime, specs
@@ -28,7 +29,7 @@ from jobs.rundir import RunDir
 from jobs.specs import ConfigError, DiffusionConfig, VaeConfig
 from jobs.weights import read_weights, write_weights
 from models import diffusion
-from models.vae import VAE
+from models.vae import VAE, LatentScale
 
 SCRIPT = "train_diffusion.py"
 LENGTH = ("--total-kimg", "0.4")
@@ -104,17 +105,25 @@ def test_dropped_labels_train_the_unconditional_embedding(pack):
         assert bool((s.unet.embed_class.weight[-1] != before[-1]).any()) == moves
 
 
-def test_dropout_repeats_with_the_position_and_differs_between_ranks(pack):
-    """Its only seed is (seed, position, rank): the same step twice is the same, on whatever state the process is."""
+def test_dropout_repeats_with_the_position_and_differs_between_ranks(pack, monkeypatch):
+    """Its only seed is (seed, position, rank): the same step twice has the same masks, on whatever state the process is; another
+    position or rank has others. (What two real ranks do with it: test_reference_diffusion.py.)"""
+    monkeypatch.setattr(runtime.dist, "all_reduce", lambda *_, **__: None)  # a rank of two, alone
     c, data, s = pixels(pack, "--dropout", "0.5")
-    states = []
-    for _ in range(2):
-        torch.manual_seed(os.getpid())
-        other = copy.deepcopy(s)
-        step(c, data, other, nimg=8)
-        states.append(other)
-    for a, b in zip(states[0].unet.parameters(), states[1].unet.parameters(), strict=True):
-        assert torch.equal(a, b)
+
+    def masks(nimg: int, rank: int) -> torch.Tensor:
+        other, seen = copy.deepcopy(s), []
+        other.unet.middle[0].dropout.register_forward_hook(lambda _, x, out: seen.append((out == 0) & (x[0] != 0)))
+        torch.manual_seed(len(drawn))
+        step(c, data, other, nimg, rank, world=2)
+        return torch.stack(seen)
+
+    drawn: list[torch.Tensor] = []
+    for nimg, rank in ((8, 0), (8, 0), (8, 1), (16, 0)):
+        drawn.append(masks(nimg, rank))
+    first, again, of_rank_1, later = drawn
+    assert torch.equal(first, again) and 0.4 < float(first.float().mean()) < 0.6
+    assert all(float((first != other).float().mean()) > 0.4 for other in (of_rank_1, later))
 
 
 def test_a_checkpoint_names_every_live_object_and_restores_it(pack):
@@ -149,6 +158,27 @@ def test_latents_are_scaled_by_their_own_figures():
     assert torch.allclose(x0.mean((0, 2, 3)), torch.zeros(2), atol=0.01)
     assert torch.allclose(x0.std((0, 2, 3)), torch.ones(2), atol=0.01)
     assert not hasattr(data, "encoder") and torch.allclose(data.scale.restore(x0).mean((0, 2, 3)), torch.tensor(latents.mean).float(), atol=0.05)  # fmt: skip
+
+
+def test_images_of_clean_samples_lie_between_black_and_white(pack):
+    """Pixels and decoded latents alike, 70 at once in parts that fit the device; latents by the scale that is given."""
+    seen = []
+
+    def decode(z):
+        seen.append(len(z))
+        return z[:, :1]
+
+    values = np.zeros((24, 2, 2, 4, 4), np.float16)
+    latents = Latents("", values, np.zeros(24, np.int64), np.array([1.0, 0.0]), np.array([2.0, 1.0]))
+    vae = types.SimpleNamespace(decoder=types.SimpleNamespace(to=lambda _: decode))
+    x = torch.randn(70, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    data = script.Data(config(), pack, latents, vae, CPU)
+    assert torch.allclose(data.to_images(x, data.scale, torch.float32), (2 * x[:, :1] + 1).clamp(-1, 1), atol=1e-6)
+    other = LatentScale(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 1.0]))
+    assert torch.allclose(data.to_images(x, other, torch.float32), (3 * x[:, :1]).clamp(-1, 1), atol=1e-6)
+    assert seen == 2 * [32, 32, 6]
+    plain = script.Data(config("--space", "pixel"), pack, None, None, CPU)
+    assert torch.equal(plain.to_images(3 * x, plain.scale, torch.float32), (3 * x).clamp(-1, 1))
 
 
 def test_the_loss_on_other_patients_repeats_and_is_told_by_noise_level(pack):
@@ -206,30 +236,130 @@ def test_the_newest_finished_vae_that_fits_is_taken(tmp_path):
     c = config("--run", str(tmp_path / "diffusion"))
     with pytest.raises(ConfigError, match="pipeline"):
         script.find_vae(c)
-    for age, (name, fields) in enumerate({
-        "old": {}, "good": {}, "other-size": {"resolution": 64}, "other-data": {"data": "phantom:7"}, "unfinished": {"done": False},
-    }.items()):  # fmt: skip
-        folder = vae_run(tmp_path / name, **fields)
-        if (folder / "DONE").exists():
-            os.utime(folder / "DONE", (1e9 + age, 1e9 + age))
-    assert script.find_vae(c) == tmp_path / "good" / "weights.safetensors"
-    named = dataclasses.replace(c, vae=str(tmp_path / "old"))
-    assert script.find_vae(named) == tmp_path / "old" / "weights.safetensors"
-    with pytest.raises(ConfigError, match="--resolution 64"):
-        script.load_vae(c, tmp_path / "other-size" / "weights.safetensors")
+    for age, name in ((3, "a"), (5, "b"), (4, "c")):
+        os.utime(vae_run(tmp_path / name) / "DONE", (1e9 + age, 1e9 + age))
+        os.utime(tmp_path / name / "weights.safetensors", (1e9 - age, 1e9 - age))
+    assert script.find_vae(c) == tmp_path / "b" / "weights.safetensors"
+    for named in (tmp_path / "a", tmp_path / "a" / "weights.safetensors"):
+        assert script.find_vae(dataclasses.replace(c, vae=str(named))) == tmp_path / "a" / "weights.safetensors"
+
+
+def of_another_job(folder: Path) -> None:
+    stored = json.loads((folder / "config.json").read_text())
+    del stored["latent_channels"]
+    (folder / "config.json").write_text(json.dumps(stored))
+
+
+UNFIT = {
+    "data": {"data": "phantom:7"}, "resolution": {"resolution": 64}, "channels": {"channels": 3}, "crop": {"crop": 16},
+    "unfinished": {"done": False}, "no weights": lambda f: (f / "weights.safetensors").unlink(),
+    "another job": of_another_job, "damaged": lambda f: (f / "config.json").write_text("{"),
+    "anybody's": lambda f: f.chmod(0o777),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_vae_run_that_does_not_fit_is_passed_over(tmp_path, name):
+    """Each for one reason alone; and an older one that fits is taken instead."""
+    c = config("--run", str(tmp_path / "diffusion"))
+    unfit = UNFIT[name]
+    folder = vae_run(tmp_path / "unfit", **(unfit if isinstance(unfit, dict) else {}))
+    if not isinstance(unfit, dict):
+        assert script.find_vae(c).parent == folder
+        unfit(folder)
+    with pytest.raises(ConfigError, match="pipeline"):
+        script.find_vae(c)
+    os.utime(vae_run(tmp_path / "old") / "DONE", (1e9, 1e9))
+    assert script.find_vae(c) == tmp_path / "old" / "weights.safetensors"
+
+
+@pytest.mark.parametrize("name", ["resolution", "channels", "crop"])
+def test_weights_of_a_vae_for_other_images_are_refused(tmp_path, name):
+    folder = vae_run(tmp_path / "vae", **UNFIT[name])
+    with pytest.raises(ConfigError, match=f"trained with --{name} {UNFIT[name][name]}, this run has --{name} "):
+        script.load_vae(config(), folder / "weights.safetensors")
+
+
+def test_weights_that_are_of_no_vae_are_refused(tmp_path):
+    folder = vae_run(tmp_path / "vae")
+    path = folder / "weights.safetensors"
+    tensors, about = read_weights(path)
+    del about["sha256"]
+    vae = script.load_vae(config(), path)
+    assert all(torch.equal(v, tensors[f"vae.{k}"]) for k, v in vae.state_dict().items())
+    write_weights(path, {"vae": vae.state_dict()}, about | {"job": "diffusion"})
+    with pytest.raises(ConfigError, match="weights of a diffusion run"):
+        script.load_vae(config(), path)
+    write_weights(path, {"vae": vae.encoder.state_dict()}, about)
+    with pytest.raises(ConfigError, match="--vae"):
+        script.load_vae(config(), path)
 
 
 def test_the_vae_is_copied_once_so_that_its_run_may_go_on(tmp_path):
-    c = config("--run", str(tmp_path / "diffusion"))
+    c, said = config("--run", str(tmp_path / "diffusion")), []
     vae = vae_run(tmp_path / "vae")
     run = RunDir(c.run)
     run.create()
-    script.adopt_vae(c, run, print)
+    script.adopt_vae(c, run, said.append)
     first = script.vae_file(run).read_bytes()
-    assert first == (vae / "weights.safetensors").read_bytes()
+    assert first == (vae / "weights.safetensors").read_bytes() and not any("WARNING" in line for line in said)
     vae_run(vae, latent_channels=3)
-    script.adopt_vae(c, run, print)
-    assert script.vae_file(run).read_bytes() == first
+    script.adopt_vae(c, run, said.append)
+    assert script.vae_file(run).read_bytes() == first and len(said) == 1
+    other = RunDir(tmp_path / "other")
+    other.create()
+    (vae / "DONE").unlink()
+    script.adopt_vae(dataclasses.replace(c, run=str(other.path), vae=str(vae)), other, said.append)
+    assert "WARNING" in said[1] and script.vae_file(other).read_bytes() == (vae / "weights.safetensors").read_bytes()
+
+
+def test_one_that_does_not_fit_is_never_copied(tmp_path):
+    c = config("--run", str(tmp_path / "diffusion"), "--vae", str(vae_run(tmp_path / "vae", resolution=64)))
+    run = RunDir(c.run)
+    run.create()
+    with pytest.raises(ConfigError, match="--resolution 64"):
+        script.adopt_vae(c, run, print)
+    assert not script.vae_file(run).exists()
+
+
+# --- packs and latents ------------------------------------------------------------------------------------------------
+def test_slices_of_training_and_of_other_patients_and_their_latents(tmp_path, monkeypatch):
+    """In this order, under the copied VAE; rank 0 alone chooses the VAE and reads all of a cache."""
+    monkeypatch.setenv("BRAIN_PACK_DIR", str(tmp_path / "packs"))
+    c = config("--run", str(tmp_path / "run"), "--vae", str(vae_run(tmp_path / "vae")), "--data", "phantom:40", "--threads", "1")
+    run, verified, ensure, threads = RunDir(c.run), [], script.ensure_latents, []
+    run.create()
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(runtime, "default_threads", lambda ranks: 7 * ranks)
+    monkeypatch.setattr(script, "ensure_latents", lambda *a, **k: verified.append(k["verify"]) or ensure(*a, **k))
+    packs, latents = script.open_data(c, run, runtime.Meeting(), lambda *_: None)
+    assert [p.meta["split"] for p in packs] == ["train", "val"]
+    sha = hashlib.sha256(script.vae_file(run).read_bytes()).hexdigest()
+    for pack, found in zip(packs, latents, strict=True):
+        assert found.path == str(latents_path(pack, sha)) and np.array_equal(found.labels, pack.labels)
+    monkeypatch.setattr(script, "adopt_vae", lambda *_: pytest.fail("not on this rank"))
+    again = script.open_data(c, run, types.SimpleNamespace(rank=1, world=2, local_rank=1), lambda *_: None)
+    assert [x.path for x in again[1]] == [x.path for x in latents] and verified == [True, True, False, False]
+    script.encode_packs(dataclasses.replace(c, threads=0), run, packs, runtime.Meeting(), lambda *_: None)
+    assert threads == [1, 1, 7]
+    for flags, splits in ((("--split", "val"), ["val", "test"]), (("--val-split", "none"), ["train"])):
+        c = config("--run", str(tmp_path / "run"), "--space", "pixel", "--data", "phantom:40", *flags)
+        packs, latents = script.open_data(c, run, runtime.Meeting(), lambda *_: None)
+        assert [p.meta["split"] for p in packs] == splits and latents == []
+
+
+def test_a_conditional_run_needs_a_class_for_every_slice(tmp_path, monkeypatch):
+    labels = np.array([0, 1, 1, -1])
+    found = types.SimpleNamespace(classes=["AD", "NC"], labels=labels)
+    monkeypatch.setattr(script, "ensure_pack", lambda *_, **__: found)
+    monkeypatch.setattr(script, "ensure_held_out", lambda *_, **__: None)
+    c = config("--space", "pixel", "--conditional", "--run", str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="without a class"):
+        script.open_data(c, RunDir(c.run), runtime.Meeting(), print)
+    plain = dataclasses.replace(c, conditional=False)
+    assert script.open_data(plain, RunDir(c.run), runtime.Meeting(), print) == ([found], [])
+    labels[3] = 0
+    assert script.open_data(c, RunDir(c.run), runtime.Meeting(), print) == ([found], [])
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------

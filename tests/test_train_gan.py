@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import signal
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 import tiny
+from inprocess import run_main
+
+import train_gan
 
 LENGTH = ("--total-kimg", "0.4")
 
@@ -76,28 +83,54 @@ def test_one_of_two_ranks_killed(reference2, packs, tmp_path):
     tiny.assert_same_run(tmp_path / "run", reference2)
 
 
-def test_killed_inside_a_checkpoint_write(reference, packs, tmp_path):
-    """The writer is slowed by a FIFO-free trick: kill as soon as its temporary file is on disk."""
-    run = tmp_path / "run"
-    hits = 0
-    for _ in range(4):
-        processes = tiny.start(run, *LENGTH, packs=packs)
-        folder = run / "checkpoints"
-        done = {p.name for p in folder.glob("*.json")} if folder.exists() else set()
-        while processes[0].poll() is None:
-            names = {p.name for p in folder.glob("*")} if folder.exists() else set()
-            if (
-                any(n.startswith(".") or ".tmp" in n for n in names)
-                and len({n for n in names if n.endswith(".json")} - done) >= 1
-            ):
-                hits += 1
-                break
-        tiny.kill(processes)
-        if (run / "DONE").exists():
-            break
-    assert hits >= 1
-    assert tiny.train(run, *LENGTH, packs=packs) == 0, tiny.output(run)
-    tiny.assert_same_run(run, reference)
+def die_in_writer(run: Path, function: str, suffix: str, before: bool, call: int) -> None:
+    """From now on this process dies when the checkpoint writer comes for the `call`th time to, or from, os.replace or
+    os.unlink of a file of this kind (that is there)."""
+    real, calls = getattr(os, function), []
+
+    def fatal(*args, **kwargs):
+        target = os.fspath(args[-1])
+        hit = threading.current_thread().name == "checkpoint writer" and target.endswith(suffix)
+        if hit and (function == "replace" or os.path.exists(target)):
+            calls.append(target)
+        dies = hit and len(calls) == call
+        if dies and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*args, **kwargs)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(os, function, fatal)
+
+
+def test_killed_inside_a_checkpoint_write(packs, tmp_path):
+    """Before and after each name that a write makes or takes away, one kill after the other; forked, not started anew."""
+    flags = ("--total-kimg", "0.144", "--checkpoint-kimg", "0.016", "--log-kimg", "0.016")
+    run, whole, newest = tmp_path / "run", tmp_path / "whole", -1
+    outcome = run_main("train_gan.py", "--run", str(whole), *flags, packs=packs)
+    assert outcome.code == 0, outcome.said
+    for function, suffix, before, call in [
+        ("replace", ".pt", True, 2), ("replace", ".pt", False, 2), ("replace", ".safetensors", False, 1), ("replace", ".json", True, 1),
+        ("unlink", ".json", True, 1), ("unlink", ".json", False, 1), ("unlink", ".pt", False, 1),
+    ]:  # fmt: skip
+        sys.stdout.flush()
+        if not (pid := os.fork()):
+            die_in_writer(run, function, suffix, before, call)
+            run_main("train_gan.py", "--run", str(run), *flags, packs=packs)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL, (function, suffix, before)
+        saved = {}
+        for marker in (run / "checkpoints").glob("*.json"):  # a marker never stands without its whole file
+            saved[int(marker.stem)] = json.loads(marker.read_text())["sha256"]
+            assert hashlib.sha256(marker.with_suffix(".pt").read_bytes()).hexdigest() == saved[int(marker.stem)]
+        assert saved and max(saved) >= newest  # nor is a newer one given away
+        newest = max(saved)
+    outcome = run_main("train_gan.py", "--run", str(run), *flags, packs=packs)
+    assert outcome.code == 0 and newest > 0, outcome.said
+    assert tiny.weights_hash(run) == tiny.weights_hash(whole) and tiny.rows(run) == tiny.rows(whole)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == sorted(
+        p.name for p in (whole / "checkpoints").iterdir()
+    )
 
 
 def test_one_and_two_ranks_give_the_same_losses(packs, tmp_path):
@@ -164,14 +197,36 @@ def test_save_file_makes_a_checkpoint_and_is_consumed(packs, tmp_path):
     tiny.kill(processes)
 
 
-def test_longer_total_extends_a_finished_run(packs, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert tiny.train(whole, "--total-kimg", "0.32", packs=packs) == 0
-    assert tiny.train(parts, "--total-kimg", "0.16", packs=packs) == 0
-    assert tiny.train(parts, "--total-kimg", "0.32", packs=packs) == 0, tiny.output(parts)
-    whole_weights = (whole / "weights.safetensors").read_bytes().split(b'"__metadata__"')
-    assert tiny.rows(whole) == tiny.rows(parts)
-    assert len(whole_weights) == 2
+def test_longer_total_extends_a_finished_run(packs, tmp_path, monkeypatch):
+    """It is then the run that was that long from the start, to the last bit; while it goes on it is not done."""
+    whole, parts, done = tmp_path / "whole", tmp_path / "parts", []
+
+    def go(run: Path, kimg: str) -> str:
+        flags = ("--total-kimg", kimg, "--sample-kimg", "0.048")  # a run ends with a grid; here one is due there
+        outcome = run_main("train_gan.py", "--run", str(run), *flags, packs=packs)
+        assert outcome.code == 0, outcome.said
+        return outcome.out
+
+    def marks(run: Path) -> tuple:
+        status = json.loads((run / "status.json").read_text())
+        total = json.loads((run / "config.json").read_text())["total_kimg"]
+        return status["state"], status["kimg"], status["total_kimg"], total, (run / "DONE").exists()
+
+    real = train_gan.train_step
+    monkeypatch.setattr(train_gan, "train_step", lambda *args: (done.append((parts / "DONE").exists()), real(*args)))
+    go(parts, "0.048")
+    assert marks(parts) == ("done", 0.048, 0.048, 0.048, True) and done == [False] * 6
+    short = tiny.weights_hash(parts)
+    go(parts, "0.096")
+    assert marks(parts) == ("done", 0.096, 0.096, 0.096, True) and done == [False] * 12
+    go(whole, "0.096")
+    assert tiny.weights_hash(parts) == tiny.weights_hash(whole) != short
+    assert tiny.rows(parts) == tiny.rows(whole)
+    attempts = [json.loads(line) for line in (parts / "attempts.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["attempt"], e["nimg"]) for e in attempts] == [
+        ("start", 1, 0), ("end", 1, 48), ("start", 2, 48), ("end", 2, 96),
+    ]  # fmt: skip
+    assert "is done" in go(parts, "0.096") and len(done) == 24  # nothing is left to do
 
 
 def test_other_flags_are_refused_with_a_diff(reference, packs):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from test_vae import Tensors, awake
 
 from models.unet import UNet, drop_labels, guided, time_embedding
 
@@ -29,6 +31,49 @@ def test_parameter_counts_are_those_of_the_published_layout(size, channels, widt
     assert round(count, 4 if millions == 16.0576 else 1) == millions
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("widths", "num_res", "sides", "head_dim"), [((8, 16), 1, (4,), 8), ((8, 16, 16), 2, (8, 2), 4)])
+def test_it_is_the_network_of_the_papers_layer_by_layer(widths, num_res, sides, head_dim):
+    """Ho 2020 and Dhariwal 2021: the embedding is added between the two halves of a block, every map of the way down is
+    joined on the way up, one block more per resolution."""
+    model = awake(UNet(8, 2, widths=widths, num_res=num_res, attention_sides=sides, head_dim=head_dim, num_classes=2))
+    gen = torch.Generator().manual_seed(1)
+    x, time, labels = torch.randn(3, 2, 8, 8, generator=gen), torch.rand(3, generator=gen), torch.tensor([0, 2, 1])
+    t = Tensors(model)
+    linear = lambda name, v: F.linear(v, t.values[f"{name}.weight"], t.values[f"{name}.bias"])  # noqa: E731
+    phase = 1000 * time[:, None] * 10000 ** (-torch.arange(widths[0] // 2) / (widths[0] // 2))
+    emb = linear("embed_time.2", F.silu(linear("embed_time.0", torch.cat([phase.sin(), phase.cos()], 1))))
+    emb = emb + t.values["embed_class.weight"][labels]
+
+    def block(name, h):
+        y = t.conv(f"{name}.conv1", F.silu(t.norm(f"{name}.norm1", h)), padding=1)
+        y = y + linear(f"{name}.emb", F.silu(emb))[:, :, None, None]
+        y = t.conv(f"{name}.conv2", F.silu(t.norm(f"{name}.norm2", y)), padding=1)
+        return y + (t.conv(f"{name}.skip", h) if f"{name}.skip.weight" in t.values else h)
+
+    def seen(name, h):
+        heads = max(h.shape[1] // head_dim, 1)
+        return t.attention(name, h, heads) if h.shape[-1] in sides or "middle" in name else h
+
+    h = t.conv("conv_in", x, padding=1)
+    maps = [h]
+    for i in range(len(widths)):
+        for j in range(num_res):
+            h = seen(f"down.{i}.attentions.{j}", block(f"down.{i}.blocks.{j}", h))
+            maps.append(h)
+        if i < len(widths) - 1:
+            h = t.conv(f"downsample.{i}", h, stride=2, padding=1)
+            maps.append(h)
+    h = block("middle.2", seen("middle.1", block("middle.0", h)))
+    for i in range(len(widths)):
+        for j in range(num_res + 1):
+            h = seen(f"up.{i}.attentions.{j}", block(f"up.{i}.blocks.{j}", torch.cat([h, maps.pop()], 1)))
+        if i < len(widths) - 1:
+            h = t.conv(f"upsample.{i}", h.repeat_interleave(2, 2).repeat_interleave(2, 3), padding=1)
+    expected = t.conv("conv_out", F.silu(t.norm("norm_out", h)), padding=1)
+    assert not maps and expected.abs().max() > 0.1 and torch.allclose(model(x, time, labels), expected, atol=1e-4)
+
+
 def test_it_starts_at_zero_and_as_identity_blocks():
     model = UNet(8, 2, widths=(8, 16), num_res=1, attention_sides=(4,), head_dim=8)
     x = torch.randn(2, 2, 8, 8)
@@ -50,6 +95,17 @@ def test_time_and_class_matter():
     out = [model(x, torch.tensor([t]), torch.tensor([k])) for t, k in ((0.1, 0), (0.9, 0), (0.1, 1), (0.1, 2))]
     assert all((out[0] - other).abs().max() > 1e-4 for other in out[1:])
     assert torch.equal(model(x, torch.tensor([0.1]), None), out[3])  # no label is the class "no class"
+
+
+def test_conditioning_on_the_sum_of_the_embeddings_of_time_and_class():
+    """What the blocks see of them is one vector, the sum (Dhariwal and Nichol 2021, section 4)."""
+    model, seen = tiny(num_classes=2), []
+    model.middle[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    t, labels = torch.rand(3), torch.tensor([0, 1, 2])
+    model(torch.randn(3, 2, 8, 8), t, labels)
+    phase = 1000 * t[:, None] * 10000 ** (-torch.arange(4) / 4)
+    of_time = model.embed_time(torch.cat([phase.sin(), phase.cos()], dim=1))
+    assert torch.allclose(seen[0], of_time + model.embed_class.weight[labels], atol=1e-4)
 
 
 def test_the_time_embedding_tells_neighbouring_steps_apart():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models import vae as v
 
@@ -20,6 +21,103 @@ def test_shapes(down, channels, latent):
     assert torch.equal(output, model.decode(mean + (logvar / 2).exp() * noise))
     with pytest.raises(ValueError, match="2, 4 or 8"):
         v.VAE(down=3)
+
+
+# --- the networks, layer by layer from their tensors ------------------------------------------------------------------
+class Tensors:
+    """A state dict whose layers are applied by name."""
+
+    def __init__(self, module: torch.nn.Module):
+        self.values = module.state_dict()
+
+    def conv(self, name: str, x, **kwargs):
+        return F.conv2d(x, self.values[f"{name}.weight"], self.values[f"{name}.bias"], **kwargs)
+
+    def norm(self, name: str, x):
+        """GroupNorm of 32 groups; fewer where they do not divide the channels or would have less than two in each."""
+        groups = next(g for g in (32, 16, 8, 4, 2, 1) if x.shape[1] % (2 * g) == 0)
+        return F.group_norm(x, groups, self.values[f"{name}.weight"], self.values[f"{name}.bias"], eps=1e-6)
+
+    def block(self, name: str, x):
+        """He 2016 with the norm first: two times norm, SiLU, 3 x 3; the input is added, by 1 x 1 where the channels change."""
+        h = self.conv(f"{name}.conv1", F.silu(self.norm(f"{name}.norm1", x)), padding=1)
+        h = self.conv(f"{name}.conv2", F.silu(self.norm(f"{name}.norm2", h)), padding=1)
+        return h + (self.conv(f"{name}.skip", x) if f"{name}.skip.weight" in self.values else x)
+
+    def attention(self, name: str, x, heads: int):
+        """Vaswani 2017 over the pixels, on the normalised input, which is added to the result."""
+        n, c, h, w = x.shape
+        flat = self.norm(f"{name}.norm", x).reshape(n, c, h * w).permute(0, 2, 1)
+        qkv = F.linear(flat, self.values[f"{name}.qkv.weight"], self.values[f"{name}.qkv.bias"])
+        q, k, v = (t.reshape(n, h * w, heads, c // heads).transpose(1, 2) for t in qkv.chunk(3, dim=2))
+        weights = (q @ k.transpose(2, 3) / (c // heads) ** 0.5).softmax(-1)
+        out = (weights @ v).transpose(1, 2).reshape(n, h * w, c)
+        out = F.linear(out, self.values[f"{name}.out.weight"], self.values[f"{name}.out.bias"])
+        return x + out.permute(0, 2, 1).reshape(n, c, h, w)
+
+
+def awake(module: torch.nn.Module) -> torch.nn.Module:
+    """Layers that start at zero get weights, all biases and norms other numbers than 0 and 1."""
+    gen = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.dim() == 1 or not p.any():
+                p.add_(0.3 * torch.randn(p.shape, generator=gen))
+    return module.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("down", "width", "heads"), [(2, 8, 1), (4, 8, 1), (8, 32, 2)])
+def test_the_networks_are_those_of_rombach_2022(down, width, heads):
+    """Two residual blocks per resolution, widths 1, 2, 4, 4, strided and nearest-neighbour resampling, attention in the middle."""
+    model = awake(v.VAE(1, 3, width=width, down=down, num_res=2))
+    images = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    t, levels = Tensors(model), {2: 2, 4: 3, 8: 4}[down]
+    number = iter(range(100))
+    name = lambda half: f"{half}.{next(number)}"  # noqa: E731
+
+    x = t.conv(name("encoder"), images, padding=1)
+    for level in range(levels):
+        for _ in range(2):
+            x = t.block(name("encoder"), x)
+        assert x.shape[1:] == (width * (1, 2, 4, 4)[level], 16 >> level, 16 >> level)
+        x = t.conv(name("encoder"), x, stride=2, padding=1) if level < levels - 1 else x
+    x = t.block(name("encoder"), x)
+    x = t.attention(name("encoder"), x, heads)
+    x = t.block(name("encoder"), x)
+    x = F.silu(t.norm(name("encoder"), x))
+    next(number)  # the SiLU has a number of its own
+    mean, logvar = t.conv(name("encoder"), x, padding=1).chunk(2, dim=1)
+    for ours, theirs in zip(model.encode(images), (mean, logvar), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+    number = iter(range(100))
+    x = t.conv(name("decoder"), mean, padding=1)
+    x = t.block(name("decoder"), x)
+    x = t.attention(name("decoder"), x, heads)
+    x = t.block(name("decoder"), x)
+    for level in reversed(range(levels)):
+        for _ in range(2):
+            x = t.block(name("decoder"), x)
+        if level:
+            x = t.conv(f"{name('decoder')}.conv", x.repeat_interleave(2, 2).repeat_interleave(2, 3), padding=1)
+    x = F.silu(t.norm(name("decoder"), x))
+    next(number)
+    assert torch.allclose(model.decode(mean), t.conv(name("decoder"), x, padding=1), atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_discriminator_is_that_of_isola_2017():
+    """4 x 4 convolutions: three of stride 2, one of stride 1, one to a logit per patch; slope 0.2, no norm in the first."""
+    model = awake(v.PatchDiscriminator(1, width=8))
+    images = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    t = Tensors(model)
+    x = F.leaky_relu(t.conv("model.0", images, stride=2, padding=1), 0.2)
+    for place, stride, width in ((2, 2, 16), (5, 2, 32), (8, 1, 64)):
+        x = F.leaky_relu(t.norm(f"model.{place + 1}", t.conv(f"model.{place}", x, stride=stride, padding=1)), 0.2)
+        assert x.shape[1] == width
+    assert torch.allclose(model(images), t.conv("model.11", x, padding=1), atol=1e-5)
+    assert v.PatchDiscriminator(1, width=8, layers=5).model[-1].weight.shape[1] == 64  # never wider than 8 times
 
 
 def test_rows_are_independent_and_every_parameter_learns():
@@ -53,6 +151,8 @@ def test_logvar_is_bounded():
     model = v.VAE(1, 2, width=8, down=2, num_res=1)
     torch.nn.init.constant_(model.encoder[-1].bias, 1e6)
     assert model.encode(torch.zeros(1, 1, 8, 8))[1].max() == 20
+    torch.nn.init.constant_(model.encoder[-1].bias, -1e6)
+    assert model.encode(torch.zeros(1, 1, 8, 8))[1].min() == -30
 
 
 def test_reconstruction_losses():
@@ -80,7 +180,7 @@ def test_hinge_losses():
 
 def test_the_adversarial_weight_equalises_the_gradients_and_is_bounded():
     assert float(v.balanced_weight(torch.tensor(3.0), torch.tensor(1.5))) == pytest.approx(2.0, rel=1e-3)
-    assert float(v.balanced_weight(torch.tensor(1e9), torch.tensor(0.0))) == v.MAX_GAN_WEIGHT
+    assert float(v.balanced_weight(torch.tensor(1e9), torch.tensor(0.0))) == 1e4
 
 
 def test_the_patch_discriminator_sees_patches():
@@ -109,6 +209,13 @@ def test_latent_figures():
     assert figures["latent_std"] == pytest.approx(float(stds.square().mean().sqrt()), rel=0.02)
 
 
+def test_a_channel_counts_as_active_from_a_variance_of_a_hundredth():
+    """Burda 2016, section 2: the posterior means' variance over the data, whatever the posteriors' own."""
+    variance = torch.tensor([0.005, 0.009, 0.011, 0.5], dtype=torch.float64)
+    mean, ones = torch.full((4,), 3.0).double(), torch.ones(4).double()
+    assert v.latent_figures(mean, mean**2 + variance, ones, ones)["active_channels"] == 2
+
+
 def test_it_learns_to_reconstruct():
     """A few steps on smooth blobs: the error falls far below that of the mean image."""
     torch.manual_seed(0)
@@ -125,3 +232,15 @@ def test_it_learns_to_reconstruct():
         optimizer.step()
     error = v.reconstruction_loss(model.decode(model.encode(images)[0]), images, "mse").mean()
     assert error < 0.1 * images.var(0, unbiased=False).mean()
+
+
+def test_the_structure_term_is_the_mean_over_the_scales_that_there_are():
+    """At 8 px there is one scale, at 16 two: below 8 no window fits."""
+    for side, scales in ((8, 1), (16, 2), (32, 3), (64, 3)):
+        a, b = (2 * torch.rand(2, 2, 1, side, side, generator=torch.Generator().manual_seed(0)) - 1).unbind(0)
+        parts = []
+        for _ in range(scales):
+            parts.append(v.structure_loss(a, b, scales=1))
+            a, b = (torch.nn.functional.avg_pool2d(x, 2) for x in (a, b))
+        whole = (2 * torch.rand(2, 2, 1, side, side, generator=torch.Generator().manual_seed(0)) - 1).unbind(0)
+        assert torch.allclose(v.structure_loss(*whole), sum(parts) / scales, atol=1e-5)

@@ -15,6 +15,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -40,13 +41,13 @@ def kill_at(nimg: int, number: int = signal.SIGKILL) -> None:
     at(nimg, lambda: os.kill(os.getpid(), number))
 
 
-def in_writer(step: int, action: Callable[[], None], checkpoint: int = 2) -> list[int]:
+def in_writer(step: int, action: Callable[[], None], checkpoint: int = 2) -> list[str]:
     """Call `action` at the given step of the write of the given checkpoint (counted from 1).
 
-    Steps are the calls that change the disk: open for writing, write of a quarter MB, fsync, rename, unlink. Returns a
-    list that grows by one at each step, so that a run without an action can count them.
+    Steps are the calls that change the disk: open for writing, fsync, rename, unlink, until the next write begins. Returns
+    a list of them that grows, as `unlink 000000000008.json`, so that a run without an action can count them.
     """
-    seen: list[int] = []
+    seen: list[str] = []
     writes = [0]
     real_write = loop.Checkpoints._write_once
 
@@ -56,15 +57,16 @@ def in_writer(step: int, action: Callable[[], None], checkpoint: int = 2) -> lis
 
     loop.Checkpoints._write_once = write_once
 
-    def passing() -> None:
+    def passing(name: str, *args) -> None:
         if threading.current_thread().name == "checkpoint writer" and writes[0] == checkpoint:
-            seen.append(1)
+            path = next((Path(os.fsdecode(a)).name for a in args[::-1] if isinstance(a, (str, bytes, os.PathLike))), "")
+            seen.append(f"{name} {path}")
             if len(seen) == step:
                 action()
 
     for name in ("fsync", "replace", "unlink"):
-        setattr(os, name, _announced(getattr(os, name), passing))
-    _patch_open(lambda path, mode: passing() if set(mode) & set("wxa+") else None)
+        setattr(os, name, _announced(getattr(os, name), partial(passing, name)))
+    _patch_open(lambda path, mode: passing("open", path) if set(mode) & set("wxa+") else None)
     return seen
 
 
@@ -85,7 +87,7 @@ def failed_write() -> threading.Event:
 
 def _announced(real: Callable, passing: Callable) -> Callable:
     def call(*args, **kwargs):
-        passing()
+        passing(*args)
         return real(*args, **kwargs)
 
     return call

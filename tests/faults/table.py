@@ -87,26 +87,34 @@ def sigkill(lab: Lab, script: str, count: int, rng: random.Random, name: str) ->
 
 
 def sigkill_in_writer(lab: Lab, script: str, count: int, rng: random.Random, name: str) -> int:
-    """Before each of the calls that change the disk while one checkpoint is written; `count` of them, spread evenly."""
+    """Before each of the calls that change the disk while one checkpoint is written; `count` of them, spread evenly.
+
+    The fourth, at 48: it is the second that removes an old one. The two steps of that removal are always among them.
+    """
     counted = lab.folder / "runs" / f"{name}-steps"
     run = lab.new(f"{name}-count")
 
     def count_steps(rank: int) -> None:
-        seen = inject.in_writer(1 << 30, lambda: None)
-        inject.at(48, lambda: counted.write_text(str(len(seen))))
+        seen = inject.in_writer(1 << 30, lambda: None, checkpoint=4)
+        inject.at(80, lambda: counted.write_text("\n".join(seen)))
 
     lab.attempt(run, script, hook=count_steps)
     same_as(run, lab.reference(script))
     clear(run)
-    steps = int(counted.read_text())
-    require(steps >= 8, f"only {steps} steps of the writer were seen")
-    count = min(count, steps)
-    chosen = sorted({round(1 + i * (steps - 1) / max(count - 1, 1)) for i in range(count)})
-    for step in chosen:
+    steps = counted.read_text().splitlines()
+    removals = [i for i, step in enumerate(steps, 1) if step in (f"unlink {16:012d}.json", f"unlink {16:012d}.pt")]
+    require(len(steps) >= 10 and len(removals) == 2, f"steps of the writer: {steps}")
+    others = [i for i in range(1, len(steps) + 1) if i not in removals]
+    more = max(min(count, len(steps)) - 2, 0)
+    chosen = {*removals, *(others[round(i * (len(others) - 1) / max(more - 1, 1))] for i in range(more))}
+    for step in sorted(chosen):
         run = lab.new(f"{name}-{step}")
-        lab.attempt(run, script, expect=(KILLED,),
-                    hook=lambda rank, step=step: inject.in_writer(step, lambda: os.kill(os.getpid(), signal.SIGKILL)))  # fmt: skip
-        require(newest_whole(run) in (0, 16), f"{run.name}: step {step} left a checkpoint at {newest_whole(run)}")
+        lab.attempt(run, script, expect=(KILLED,), hook=lambda rank, step=step: inject.in_writer(
+            step, lambda: os.kill(os.getpid(), signal.SIGKILL), checkpoint=4))  # fmt: skip
+        place = f"{run.name}: killed before {steps[step - 1]}"
+        require(newest_whole(run) in (32, 48), f"{place} it has a checkpoint at {newest_whole(run)}")
+        markers = sorted((run / "checkpoints").glob("*.json"))
+        require(all(m.with_suffix(".pt").exists() for m in markers), f"{place} a marker without its file: {markers}")
         lab.finish(run, script)
         clear(run)
     return len(chosen)
@@ -560,7 +568,7 @@ FAULTS = [
         TRANSPARENT,
         sigkill_in_writer,
         {GAN: 99, VAE: 99, DIFFUSION: 99},
-        {GAN: 3},
+        {GAN: 4},
     ),
     Fault("ENOSPC in mid-run", TRANSPARENT, full_disk, all_scripts(4), {VAE: 1}),
     Fault("ENOSPC at the start", REFUSED, full_disk_at_start, all_scripts(2), {}),

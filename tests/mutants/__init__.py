@@ -2,8 +2,14 @@
 
     python -m tests.mutants [--only TEXT] [--jobs N] [--list]
 
-Every module here but `__main__` holds a list FAULTS. A fault is planted in a copy of the project, its tests run there,
-and it must turn them red.
+Every module here but `__main__` and `harness` holds a list FAULTS. A fault is planted in a copy of the project, its
+tests run there, and one of them must turn red. To add a fault:
+
+1. Append `Fault(file, before, after, tests)` to the list that fits, or make a new module with a list: it finds itself.
+2. `python -m tests.mutants --only TEXT`, where TEXT is part of the fault. If it survives, write the test that notices it.
+
+Record what a person could really get wrong (a sign, two arguments exchanged, `>` for `>=`, a write left out), and name
+the fastest tests that notice it. A fault that breaks the import or changes nothing shows nothing.
 """
 
 from __future__ import annotations
