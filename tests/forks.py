@@ -101,22 +101,22 @@ def run(words: list, env: dict[str, str], timeout: float = 500) -> subprocess.Co
     return subprocess.CompletedProcess(process.args, process.returncode, *texts)
 
 
-_server: tuple[subprocess.Popen, socket.socket] | None = None
+_server: tuple[int, socket.socket, subprocess.Popen] | None = None
 
 
 def _ask(request: dict, files: list[int] = ()):
     """The server's answer; it is started where there is none."""
     global _server
-    if _server is None:
+    if _server is None or _server[0] != os.getpid():  # a fork of this process needs one of its own
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         env = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
         process = subprocess.Popen(
             [sys.executable, __file__, str(its.fileno())], cwd=ROOT, env=env, pass_fds=[its.fileno()]
         )
         its.close()
-        _server = process, ours
+        _server = os.getpid(), ours, process
         atexit.register(ours.close)  # upon which it leaves
-    _, ours = _server
+    ours = _server[1]
     socket.send_fds(ours, [json.dumps(request).encode()], files)
     answer = ours.recv(100)
     assert answer, "the server of forked processes is gone"
