@@ -198,6 +198,10 @@ def _no_space(out: Path, error: OSError) -> DataError:
     )
 
 
+class _Bar(tqdm):
+    disable = True  # of one that Ctrl-C leaves half made: tqdm's __del__ would end it with a traceback
+
+
 def _decode_all(source: Source, file, offset, geometry, channels, workers, progress, poll):
     """Stream all slices into `file` from `offset` on: (rows, bad, notes, SHA-256 of the data)."""
 
@@ -209,7 +213,7 @@ def _decode_all(source: Source, file, offset, geometry, channels, workers, progr
     notes: list[str] = []
     sha = hashlib.sha256()
     file.seek(offset)
-    bar = tqdm(
+    bar = _Bar(
         total=len(source.records), desc="packing", unit=" files", disable=None if progress else True, leave=False
     )
     with bar:
@@ -500,7 +504,10 @@ def ensure_held_out(spec: str, val_split: str, *, train_split: str = "train", lo
             if split == train_split:
                 continue
             try:
-                find_source(spec, split)
+                if any(r.split == train_split for r in find_source(spec, split).records):  # val, where there is no test
+                    raise DataError(
+                        f"--split {split}: {spec} has only the {train_split} folder, which is trained on; use --val-split none"
+                    )
             except DataError as error:
                 if val_split != "auto":
                     raise
