@@ -195,6 +195,10 @@ def _no_space(out: Path, error: OSError) -> DataError:
     )
 
 
+class _Bar(tqdm):
+    disable = True  # of one that Ctrl-C leaves half made: tqdm's __del__ would end it with a traceback
+
+
 def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing):
     """Stream all slices into `file` from `offset` on: (rows, bad, notes, SHA-256 of the data)."""
 
@@ -208,7 +212,7 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing)
     notes: list[str] = []
     sha = hashlib.sha256()
     file.seek(offset)
-    bar = tqdm(
+    bar = _Bar(
         total=len(source.records),
         desc="packing",
         unit=" files",

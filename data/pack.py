@@ -121,7 +121,10 @@ def ensure_held_out(
             if split == train_split:
                 continue
             try:
-                find_source(spec, split)
+                if any(r.split == train_split for r in find_source(spec, split).records):  # val, where there is no test
+                    raise DataError(
+                        f"--split {split}: {spec} has only the {train_split} folder, which is trained on; use --val-split none"
+                    )
             except DataError as error:
                 if val_split != "auto":
                     raise

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,11 +83,11 @@ class Cluster:
     def restarts(self, job: str) -> int:
         return int(self.show(job).get("Restarts", -1))
 
-    def wait(self, condition, what: str, seconds: float = 600) -> None:
+    def wait(self, condition, what: str, seconds: float = 600, every: float = 0.25) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, f"waited {seconds} s for {what}\n{self.run('squeue')}"
-            time.sleep(0.25)
+            time.sleep(every)
 
     def wait_over(self, job: str, seconds: float = 600) -> str:
         """Wait until the job has left the queue for good; its last state."""
@@ -101,7 +102,37 @@ class Cluster:
     def cancel_all(self) -> None:
         with contextlib.suppress(AssertionError):
             self.run("scancel", "-u", str(os.getuid()))
-            self.wait(lambda: not self.run("squeue", "-h"), "an empty queue", 60)
+            self.wait(lambda: not self.run("squeue", "-h"), "an empty queue", 300)
+
+
+def ranks(run: Path) -> dict[int, int]:
+    """{rank: pid} of the training processes of a run on the nodes."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if str(run).encode() in words and any(
+                word.endswith((b"train_gan.py", b"train_diffusion.py", b"pretrain_vae.py")) for word in words
+            ):
+                for variable in (process / "environ").read_bytes().split(b"\0"):
+                    if variable.startswith(b"SLURM_PROCID="):
+                        found[int(variable.partition(b"=")[2])] = int(process.name)
+    return found
+
+
+@contextlib.contextmanager
+def held(run: Path):
+    """The training does not move meanwhile: however slow or fast the machine is, it is not over before it is told to stop."""
+    pids = ranks(run).values()
+    try:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def leftovers(run: Path) -> list[str]:

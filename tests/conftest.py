@@ -26,6 +26,14 @@ def no_profiles_of_ones_own(tmp_path_factory):
         yield
 
 
+# The files that take longest begin first: tests/run.sh gives files to two processes in turn, and none is to end alone.
+LONGEST = "test_slurm_training test_launch_slurm test_faults test_train_gan test_pretrain_vae test_train_diffusion test_launch".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def cluster():
     """A private Slurm cluster (tests/cluster.py), shared by all tests: each leaves its queue empty."""

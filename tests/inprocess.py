@@ -1,4 +1,4 @@
-"""The train scripts' main() in this process: what a command line does, for the price of its work and not of its imports."""
+"""The scripts' main() in this process: what a command line does, for the price of its work and not of its imports."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tiny import FLAGS, ROOT
 
 from jobs.run import stopping
 from jobs.run.attempt import report_and_code
+from jobs.training import watchdog
 
 # Ranks and jobs of whoever runs the tests are not those of the run under test.
 FOREIGN = ("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_")
@@ -35,28 +36,54 @@ class Outcome:
         return self.out + self.err
 
 
-def run_main(script: str, *flags: str, packs: Path, tiny: bool = True, **env: str) -> Outcome:
+def run_main(script: str, *flags, packs: Path, tiny: bool = True, **env: str) -> Outcome:
     """`python SCRIPT FLAGS` without a new process. `tiny`: after the flags of tests/tiny.py, which the given ones override.
 
-    Signals that were noted, exception hooks and the thread count are put back, so that calls do not see each other.
+    Signals that were noted, exception hooks and the thread count are put back, so that calls do not see each other. What
+    only a process of its own has is not there: handlers of signals, the exit itself, ranks beside this one.
     """
     module = importlib.import_module(script.removesuffix(".py"))
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)} | {"BRAIN_PACK_DIR": str(packs)} | env
-    argv = [str(ROOT / script), *(FLAGS[script] if tiny else ()), *flags]
+    argv = [str(ROOT / script), *(FLAGS[script] if tiny else ()), *map(str, flags)]
+    return _outcome(lambda: report_and_code(module.main), argv, {"BRAIN_PACK_DIR": str(packs)} | env)
+
+
+def run_predict(*words, packs: Path, **env: str) -> Outcome:
+    """`python predict.py WORDS` without a new process, on the CPU with one thread."""
+    module = importlib.import_module("predict")
+    argv = [str(ROOT / "predict.py"), *map(str, words)]
+    variables = {"BRAIN_PACK_DIR": str(packs), "CUDA_VISIBLE_DEVICES": "", "SLURM_CPUS_PER_TASK": "1"} | env
+    return _outcome(lambda: module.main(module.parse_args(argv[1:])), argv, variables)
+
+
+def _outcome(main, argv: list[str], env: dict[str, str]) -> Outcome:
+    """Call main() as the process of a command line would, under a clean environment with `env` added.
+
+    A watchdog that a run which raised has left behind would end this process half an hour later: it is stopped.
+    """
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)} | env
     out, err, threads, hook = io.StringIO(), io.StringIO(), torch.get_num_threads(), threading.excepthook
+    watchdogs, begin = [], watchdog.Watchdog.__init__
+
+    def noted(watchdog: watchdog.Watchdog, seconds: float) -> None:
+        watchdogs.append(watchdog)
+        begin(watchdog, seconds)
+
     stopping._received.clear()
     try:
         with (
+            mock.patch.object(watchdog.Watchdog, "__init__", noted),
             mock.patch.dict(os.environ, clean, clear=True), mock.patch.object(sys, "argv", argv),
             contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
         ):  # fmt: skip
-            code = report_and_code(module.main)
+            code = main()
     except SystemExit as error:
         code = stopping.exit_code(error)
     except Exception as error:
         code = stopping.exit_code(error)
         err.write(f"\nTraceback: {error!r}\n")
     finally:
+        for watchdog in watchdogs:
+            watchdog.stop()
         stopping._received.clear()
         torch.set_num_threads(threads)
         threading.excepthook = hook

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import inspect
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +24,7 @@ from PIL import Image
 from jobs.config import parsing, specs
 from jobs.config.specs import ConfigError
 from jobs.run import attempt as attempts
-from jobs.run import rundir, stopping
+from jobs.run import lock, rundir, stopping
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.lock import process_space
 from jobs.run.resume import compare_with_run
@@ -57,7 +59,7 @@ def pictures(folder, count: int, shade: int = 0) -> None:
 def test_all_ranks_leave_when_rank_0_refuses(finished, packs, tmp_path):
     run = copy(finished, tmp_path / "run")
     processes = tiny.start(run, *SHORT, "--total-kimg", "0.08", "--gamma", "9", packs=packs, ranks=2)
-    assert tiny.finish(processes, seconds=60) == [78, 78]
+    assert tiny.finish(processes) == [78, 78]
     assert "--gamma 0.1 -> 9" in tiny.output(run, 0) and "error" not in tiny.output(run, 1)
 
 
@@ -66,7 +68,7 @@ def test_a_divergence_in_the_optimizer_alone_ends_all_ranks_alike(packs, tmp_pat
     for ranks in (1, 2):
         run = tmp_path / str(ranks)
         flags = ("--total-kimg", "0.4", "--gamma", "1e25", "--r1-interval", "2")
-        assert tiny.finish(tiny.start(run, *flags, packs=packs, ranks=ranks), seconds=120) == [77] * ranks
+        assert tiny.finish(tiny.start(run, *flags, packs=packs, ranks=ranks)) == [77] * ranks
         assert "again after a roll-back" in tiny.output(run)
 
 
@@ -192,7 +194,7 @@ def test_stopping_while_packing(tmp_path, number, code):
     (process,) = tiny.start(run, "--data", "phantom:100000", "--resolution", "64", packs=packs)
     tiny.wait_until(lambda: list(packs.glob(".*.tmp")))
     process.send_signal(number)
-    assert process.wait(30) == code, tiny.output(run)
+    assert process.wait(300) == code, tiny.output(run)
     assert "before the training began" in tiny.output(run) and "Traceback" not in tiny.output(run)
     assert not list(packs.iterdir())
 
@@ -205,28 +207,20 @@ def test_stopping_while_packing(tmp_path, number, code):
 def test_dry_run_finds_what_the_run_would(flags, text, tmp_path, packs):
     data = tmp_path / "data"
     pictures(data, 5)
-    command = [sys.executable, "train_gan.py", *tiny.TINY, "--data", str(data), *flags, "--dry-run", "--run", str(tmp_path / "run")]  # fmt: skip
-    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, env=tiny.environment(packs))
+    words = ["train_gan.py", *tiny.TINY, "--data", data, *flags, "--dry-run", "--run", tmp_path / "run"]
+    done = tiny.forks.run(words, tiny.environment(packs))
     assert done.returncode == 78 and "Traceback" not in done.stderr
     assert (text or "--crop 300 is larger than the slices") in done.stderr
     assert not (tmp_path / "run").exists()
 
 
 def test_dry_run_compares_with_the_run_and_shows_warnings(finished, tmp_path, packs):
-    command = [sys.executable, "train_gan.py", *tiny.TINY, "--run", str(finished), "--gamma", "77", "--dry-run"]
-    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, env=tiny.environment(packs))
+    words = ["train_gan.py", *tiny.TINY, "--run", finished, "--gamma", "77", "--dry-run"]
+    done = tiny.forks.run(words, tiny.environment(packs))
     assert done.returncode == 78 and "--gamma 0.1 -> 77" in done.stderr
     pictures(tmp_path / "data" / "train" / "AD", 5)
-    command = [
-        sys.executable,
-        "train_gan.py",
-        *tiny.TINY,
-        "--data",
-        str(tmp_path / "data"),
-        "--conditional",
-        "--dry-run",
-    ]
-    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, env=tiny.environment(packs))
+    words = ["train_gan.py", *tiny.TINY, "--data", tmp_path / "data", "--conditional", "--dry-run"]
+    done = tiny.forks.run(words, tiny.environment(packs))
     assert done.returncode == 78 and "fewer than two classes" in done.stderr
 
 
@@ -327,6 +321,23 @@ def test_an_attempt_that_was_refused_before_its_start_leaves_no_record(alone, tm
     with pytest.raises(ConfigError), Attempt(run, config(), 0):
         raise ConfigError("another architecture")
     assert run.read_attempts() == [] and run.read_status() == {} and not run.lockfile.exists()
+
+
+def test_an_attempt_waits_until_the_host_of_another_is_silent_for_long_enough(alone, tmp_path, monkeypatch):
+    """The first look finds a heartbeat of 20 s ago; by the second look it is 200 s old."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    of_another = {"token": "0" * 16, "host": "node9", "space": "s", "pid": 5, "start": "77", "job": None}
+    run.lockfile.write_text(json.dumps(of_another))
+    os.utime(run.lockfile, (time.time() - 20,) * 2)
+
+    def sleep(seconds: float) -> None:
+        os.utime(run.lockfile, (time.time() - 200,) * 2)
+
+    monkeypatch.setattr(rundir, "time", SimpleNamespace(sleep=sleep, time=time.time, monotonic=time.monotonic))
+    with Attempt(run, config(), 0):
+        assert json.loads(run.lockfile.read_text())["pid"] == os.getpid()
+    assert inspect.signature(RunDir.lock).parameters["wait"].default > lock.LOCK_STALE
 
 
 def test_other_ranks_say_and_write_nothing(alone, tmp_path, capsys):
@@ -486,10 +497,10 @@ def test_no_rank_leaves_before_rank_0_has_written(tmp_path, dead, codes):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", LEAVE, tmp_path, dead], cwd=tiny.ROOT, stderr=subprocess.DEVNULL,
+        tiny.forks.Forked(
+            ["-c", LEAVE, tmp_path, dead],
             env=tiny.environment(tmp_path, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                                 MASTER_ADDR="127.0.0.1", MASTER_PORT=port, PYTHONPATH=str(tiny.ROOT)),
+                                 MASTER_ADDR="127.0.0.1", MASTER_PORT=port),
         )
         for rank in range(2)
     ]  # fmt: skip

@@ -29,7 +29,7 @@ def test_nothing_happens_at_p_0():
 
 
 def test_a_shift_moves_whole_pixels_and_fills_with_black():
-    x = picture(64)
+    x = torch.rand(64, 1, R, R, generator=torch.Generator().manual_seed(1)) * 2 - 1  # bright up to its edges
     params = drawn(64, 1.0, kinds=("shift",))
     y = augment(x, params)
     moved = 0
@@ -103,6 +103,30 @@ def test_draws_do_not_depend_on_p():
     assert on.any() and torch.equal(low["contrast"][on], high["contrast"][on])
 
 
+@pytest.mark.parametrize("p", [1.0, 0.5])
+def test_every_number_drawn_against_the_papers_constants(p):
+    """Content is mirrored, magnified, turned, then shifted; the grid is the inverse of that, drawn in this order. The
+    draws may never change, or a run would not go on as it began (constants: Karras 2020b, appendix B; turns of a head)."""
+    n = 64
+    g = torch.Generator().manual_seed(3)
+    u, v, coins = torch.rand(n, 6, generator=g), torch.randn(n, 4, generator=g), torch.rand(n, 7, generator=g) < p
+    params = drawn(n, p, KINDS["mri-flip"], seed=3)
+    for i in range(n):
+        mirror, scale, stretch, turn, shift, bright, contrast = (bool(c) for c in coins[i])
+        m = -1.0 if mirror and u[i, 0] < 0.5 else 1.0
+        size = 2 ** (0.2 * float(v[i, 0])) if scale else 1.0
+        wide = 2 ** (0.2 * float(v[i, 1])) if stretch else 1.0
+        angle = math.radians(15 * (2 * float(u[i, 1]) - 1)) if turn else 0.0
+        moved = [round((2 * float(x) - 1) * 0.125 * R) * 2 / R if shift else 0.0 for x in u[i, 2:4]]
+        turned = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        inverse = torch.diag(torch.tensor([m / (size * wide), wide / size])) @ turned.T  # of turned @ diag(...)
+        expected = torch.cat([inverse, -(inverse @ torch.tensor(moved))[:, None]], 1)
+        assert torch.allclose(params["grid"][i], expected, atol=1e-5)
+        assert float(params["brightness"][i]) == pytest.approx(0.2 * float(v[i, 2]) if bright else 0.0, rel=1e-5)
+        assert float(params["contrast"][i]) == pytest.approx(2 ** (0.5 * float(v[i, 3])) if contrast else 1.0, rel=1e-5)
+        assert bool(params["warped"][i]) is (mirror or scale or stretch or turn or shift)
+
+
 def test_derivatives_of_the_warp():
     """Against a central difference: the warp is linear in the image, so the difference is exact up to rounding."""
     x = picture(2).requires_grad_(True)
@@ -117,11 +141,11 @@ def test_derivatives_of_the_warp():
 
 def test_controller_against_a_plain_loop_and_over_a_resume():
     signs = [0.9, 0.8, 0.9, 1.0, 0.1, 0.2, 0.1, 0.0, 1.0, 1.0, 1.0, 1.0]
-    c = AdaController(target=0.6, speed_kimg=1.0, interval=4)
+    c = AdaController(target=0.6, speed_kimg=1.0)  # every four steps (Karras 2020b, section 3)
     expected, p = [], 0.0
     for i, s in enumerate(signs):
         if i == 6:  # a resume in the middle of an interval
-            state, c = c.state_dict(), AdaController(target=0.6, speed_kimg=1.0, interval=4)
+            state, c = c.state_dict(), AdaController(target=0.6, speed_kimg=1.0)
             c.load_state_dict(state)
         c.add(torch.tensor(s * 8), 8)
         c.update(8)

@@ -107,6 +107,42 @@ def test_flip_is_left_right_never_vertical_and_half_the_time(pack):
     assert all(len(s) == 2 for s in per_image.values()), "the coin hangs on the image, not on the position"
 
 
+def test_the_seed_changes_the_order_and_the_coins(pack):
+    """Runs of other seeds see other batches, flipped otherwise."""
+    for seed in (1, 2):
+        assert not np.array_equal(flip_coins(0, 0, 64), flip_coins(seed, 0, 64))
+    plain = [Batches(pack, seed=s, batch=N, device="cpu").rows(0, 0, N)[0] for s in (0, 1)]
+    assert not torch.equal(*plain)
+
+
+@pytest.mark.parametrize("place", ["device", "host"])
+def test_a_flip_leaves_the_label_and_an_unknown_class_stays_unknown(pack, place):
+    pack.labels = np.arange(N, dtype=np.int64) % 4 - 1
+    plain, flipped = (Batches(pack, seed=3, batch=N, device="cpu", hflip=h, place=place) for h in (False, True))
+    labels = flipped.rows(N, 0, N)[1]
+    assert torch.equal(plain.rows(N, 0, N)[1], labels) and int(labels.min()) == -1
+    assert labels.tolist() == [int(k) % 4 - 1 for k in sample_order(N, 3, N, N)]
+    plain.close(), flipped.close()
+
+
+def test_the_thread_reads_one_batch_ahead_and_every_piece_once(pack):
+    """A step may ask for its rows twice (D, then G); the next batch is under way before anybody asks for it."""
+    gathered = []
+
+    class Counting(Batches):
+        def _gather(self, first, count):
+            gathered.append((first, count))
+            return super()._gather(first, count)
+
+    batches = Counting(pack, seed=5, batch=8, device="cpu", place="host")
+    for nimg in (0, 8, 16):
+        for _ in range(2):
+            batches.rows(nimg, 2, 6)
+        assert (nimg + 8, 2, 6) in batches._pending
+    batches.close()
+    assert sorted(gathered) == [(2, 4), (10, 4), (18, 4), (26, 4)] or sorted(gathered) == [(2, 4), (10, 4), (18, 4)]
+
+
 def test_prefetch_changes_nothing(pack):
     a, b = (Batches(pack, seed=5, batch=4, device="cpu", place="host") for _ in range(2))
     for nimg in (0, 4, 8, 100, 4):  # also jumps: a roll-back skips data

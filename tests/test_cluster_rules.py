@@ -33,6 +33,7 @@ HOUR, DAY = 3600, 86400
 @pytest.fixture(autouse=True)
 def no_own_profiles(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(sites.socket, "gethostname", lambda: "login")  # of no cluster that has a profile
 
 
 def unix(text: str) -> float:
@@ -119,6 +120,14 @@ def test_generic_resources(text, found):
 )
 def test_exit_codes(text, code, number):
     assert slurm._exit(text) == (code, number)
+
+
+def test_words_that_stand_for_nothing():
+    assert {slurm._text(word) for word in ("(null)", "None", "N/A", "None assigned", "Unknown", "")} == {""}
+    assert slurm._text("none") == "none" and slurm._number("007") == 7
+    for text in ("", "x", "-1", "1.5", "9" * 19, "\u0663"):
+        with pytest.raises(SlurmError, match="is not a number"):
+            slurm._number(text)
 
 
 def test_a_date_is_local_time_and_nothing_is_nothing():
@@ -809,6 +818,33 @@ def test_what_git_does_not_track_is_named(tmp_path):
     assert submit.untracked_code(tmp_path) == [] and "new.py" in submit.tracked_files(tmp_path)
 
 
+def test_without_git_only_the_toolkits_own_files_are_taken(tmp_path):
+    ours = [
+        "README.md",
+        "data/pack.py",
+        "jobs/env.sh",
+        "jobs/sites.toml",
+        "jobs/cluster/why.py",
+        "launch.py",
+        "models/a.sh",
+        "requirements.txt",
+        "s.toml",
+    ]
+    for name in (
+        *ours,
+        "data/x.toml",
+        "data/x.sh",
+        "data/AD/b.py",
+        "picture.png",
+        "jobs/notes.md",
+        "runs/a.py",
+        "LICENSE",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert submit.tracked_files(tmp_path) == sorted(ours)
+
+
 class Executor:
     """In place of submitit's: keeps what it was given."""
 
@@ -987,6 +1023,36 @@ def test_a_local_run_is_started_in_a_session_of_its_own(tmp_path, monkeypatch):
         submit.submit_local(plan)
 
 
+@pytest.mark.parametrize(("shared", "umask"), [(False, 0o077), (True, 0o027)])
+def test_the_starter_of_a_local_run(tmp_path, monkeypatch, shared, umask):
+    """In the new session: submitit's local executor, from the snapshot, with a log of its own for what it prints."""
+    import submitit
+
+    plan = ready_folders(make(tmp_path))
+    plan.run.chmod(0o750 if shared else 0o700)
+    found, turned, went = Executor(), [], []
+    monkeypatch.setattr(submitit, "LocalExecutor", found)
+    reader, writer = os.pipe()
+    with monkeypatch.context() as patch:  # pytest's own capture uses them too
+        patch.setattr(submit.os, "dup", lambda fd: writer)
+        patch.setattr(submit.os, "dup2", lambda old, new: turned.append(new))
+        patch.setattr(submit.os, "chdir", went.append)
+        submit.start_local(plan.run, 2, ["/usr/bin/python", "x"])
+    os.close(writer)
+    with os.fdopen(reader) as answer:
+        assert answer.read() == "7"
+    assert turned == [1, 2] and went == [plan.code] and found.umask == umask
+    assert found.parameters == dict(
+        timeout_min=submit.LOCAL_MINUTES, tasks_per_node=1, gpus_per_node=2, stderr_to_stdout=True
+    )
+    assert (
+        found.calls == [(os.execv, "/usr/bin/python", ["/usr/bin/python", "x"])]
+        and found.folder == plan.run / "logs/submitit"
+    )
+    assert {stat.S_IMODE(path.stat().st_mode) for path in found.folder.iterdir()} == {0o600}
+    assert {path.name for path in found.folder.iterdir()} == {"7_submitted.pkl", "controller.out"}
+
+
 # --- checks before queueing -------------------------------------------------------------------------------------------
 def levels(checks) -> list[str]:
     return [check.level for check in checks if check.level != "ok"]
@@ -1031,6 +1097,35 @@ def test_what_slurm_offers_is_compared(tmp_path, about, asked, there, expected, 
     checks = preflight.check_resources(plan, PARTITIONS | {"a100": replace(A100, **there)})
     assert levels(checks) == expected
     assert words in " ".join(check.fix for check in checks)
+
+
+def test_words_of_the_checks(tmp_path):
+    plan = small(tmp_path)
+
+    def words(plan: Plan = plan, **there) -> str:
+        checks = preflight.check_resources(plan, PARTITIONS | {"a100": replace(A100, **there)})
+        return " | ".join(f"{check.text} -> {check.fix}" for check in checks)
+
+    assert "RealMemory=1, so no --mem" in words(real_memory_mb=1) and "RealMemory" not in words(real_memory_mb=2)
+    assert "a100 needs an account" in words(allow_accounts=("x",))
+    assert "account z may not use a100" in words(replace(plan, account="z"), allow_accounts=("x",))
+    assert "did you mean a100? there are a100, cpu" in words(replace(plan, partition="a10"))
+    assert (
+        "did you mean" not in words(replace(plan, partition="xyz"))
+        and "none is up" in preflight.check_partition(plan, "a100", {"a100": replace(A100, up=False)})[0].fix
+    )
+    assert "it has gpu:a100; " in words(replace(plan, gres="gpu:h100:1"), gres={"gpu:a100": 2, "craynetwork": 4})
+    assert "it has gpu:a100, craynetwork; " in words(
+        replace(plan, gres="shard:1"), gres={"gpu:a100": 2, "craynetwork": 4}
+    )
+    assert "up, 10 nodes of 8 cores and gpu:a100:2, at most 1-00:00:00" in words()
+
+
+def test_places_and_kinds_of_files_by_name():
+    shared = "nfs nfs4 lustre gpfs beegfs ceph cephfs cifs smb3 panfs pvfs2 orangefs afs 9p virtiofs glusterfs wekafs"
+    assert set(shared.split()) == preflight.SHARED_FILESYSTEMS and {"tmpfs", "ramfs"} == preflight.MEMORY_FILESYSTEMS
+    assert set(preflight.NODE_LOCAL) == {"/tmp", "/var/tmp", "/scratch", "/dev/shm", "/run"}
+    assert set(preflight.IMAGES) == {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".pack"}
 
 
 def test_limits_that_only_the_profile_knows(tmp_path):

@@ -727,6 +727,7 @@ def test_a_refused_successor_is_not_written_down(run, sbatch):
 def test_sbatch_comes_to_the_run_of_launch_py(run, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("SLURM_JOB_PARTITION", "comp3710")
+    monkeypatch.setattr(sites.socket, "gethostname", lambda: "login")
     seen = []
     on = sites.Site.on
     monkeypatch.setattr(

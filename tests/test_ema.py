@@ -17,6 +17,7 @@ def test_beta_halves_after_the_half_life_whatever_the_batch():
 
 
 def test_ramp_up_limits_the_half_life_at_the_start():
+    assert ema_beta(1000, 32, 10) == ema_beta(1000, 32, 10, 0.05)
     assert ema_beta(1000, 32, 10, 0.05) == pytest.approx(0.5 ** (32 / 50))
     assert ema_beta(200_000, 32, 10, 0.05) == pytest.approx(0.5 ** (32 / 10_000))
     assert ema_beta(1000, 32, 10, None) == ema_beta(1000, 32, 10, 0) == pytest.approx(0.5 ** (32 / 10_000))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 import sys
 
+import forks
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from test_predict import call, make_generator, one_line, write
 from tiny import environment
@@ -96,20 +95,19 @@ def test_repeats_and_depends_on_the_seed(run):
 
 
 def test_two_ranks_give_the_same_figures(run, packs, tmp_path):
-    command = [sys.executable, "predict.py", "evaluate", "--run", str(run), "--number", "120", "--out"]
+    command = ["predict.py", "evaluate", "--run", run, "--number", "120", "--out"]
     env = environment(packs, CUDA_VISIBLE_DEVICES="", SLURM_CPUS_PER_TASK="1")
-    alone = subprocess.run([*command, str(tmp_path / "one")], cwd=ROOT, env=env, capture_output=True, text=True)
+    alone = forks.run([*command, tmp_path / "one"], env)
     assert alone.returncode == 0, alone.stderr
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     processes = [
-        subprocess.Popen([*command, str(tmp_path / "two")], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                         env=env | dict(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                                        MASTER_ADDR="127.0.0.1", MASTER_PORT=port))
+        forks.Forked([*command, tmp_path / "two"], env=env | dict(
+            RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port))
         for r in range(2)
     ]  # fmt: skip
-    outputs = [p.communicate(timeout=300) for p in processes]
+    outputs = [p.communicate(timeout=500) for p in processes]
     assert [p.returncode for p in processes] == [0, 0], outputs
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert (one["ranks"], two["ranks"]) == (1, 2)

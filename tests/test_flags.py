@@ -208,7 +208,7 @@ def test_a_runs_name_and_its_weights_tell_exactly_what_changes_the_result(cls, n
     base, other = cls(), replace(cls(), **{name: another(cls, name)})
     assert parsing.result_fields(base) == {k: v for k, v in DEFAULTS[cls].items() if k not in FREE}
     assert list(parsing.result_fields(base)) == sorted(parsing.result_fields(base))
-    differs = name not in FREE or name == "init_from"  # another start is another result, which a resumed run has behind it
+    differs = name not in FREE or name == "init_from"  # another start, which a run that resumes has behind it
     assert (parsing.config_hash(other) != parsing.config_hash(base)) == differs
     assert parsing.default_name(other) == f"{JOB_NAME[cls]}-{parsing.config_hash(other)}"
     assert (parsing.result_fields(other) != parsing.result_fields(base)) == (name not in FREE)
@@ -348,7 +348,15 @@ class Bench:
         self.known: dict[tuple, Run] = {}
         self.count = 0
 
-    def run(self, *flags: str, to: Path | None = None, base: bool = True, light: bool = True, patch: Iterable = ()) -> Run:
+    def run(
+        self,
+        *flags: str,
+        to: Path | None = None,
+        base: bool = True,
+        light: bool = True,
+        patch: Iterable = (),
+        **env: str,
+    ) -> Run:
         """main() with the base's flags and these. `to`: the run directory, which may be there already; `light`: without what
         is for people only and costs more than the training; `patch`: (object, name, value)."""
         self.count += 1
@@ -380,7 +388,7 @@ class Bench:
             for target, name, value in [*patches, (torch, "set_num_threads", threads.append), *patch]:
                 stack.enter_context(mock.patch.object(target, name, value))
             argv = [*(self.base if base else []), *flags, "--run", str(path)]
-            outcome = run_main(self.script, *argv, packs=self.room / "packs", tiny=False)
+            outcome = run_main(self.script, *argv, packs=self.room / "packs", tiny=False, **env)
         return Run(path, outcome, threads[:-1], seeds, cuts)  # the last number puts back what was
 
     def once(self, *flags: str) -> Run:
@@ -413,14 +421,25 @@ def room(tmp_path_factory) -> Path:
     return room
 
 
+class Benches(dict):
+    """{script: its bench}, made when it is first asked for."""
+
+    def __init__(self, room: Path):
+        self.room = room
+
+    def __missing__(self, script: str) -> Bench:
+        more = ""
+        if script == "train_diffusion.py":
+            for name, flags in (("vae", ()), ("other_vae", ("--seed", "7"))):
+                (self.room / name).symlink_to(self["pretrain_vae.py"].once(*NO_STEP, *flags).path)
+            more = f"--vae {self.room / 'vae'}"
+        self[script] = Bench(script, self.room, more)
+        return self[script]
+
+
 @pytest.fixture(scope="module")
-def benches(room) -> dict[str, Bench]:
-    made = {script: Bench(script, room) for script in ("train_gan.py", "pretrain_vae.py")}
-    vae = made["pretrain_vae.py"]
-    for name, flags in (("vae", ()), ("other_vae", ("--seed", "7"))):
-        (room / name).symlink_to(vae.once(*NO_STEP, *flags).path)
-    made["train_diffusion.py"] = Bench("train_diffusion.py", room, f"--vae {room / 'vae'}")
-    return made
+def benches(room) -> Benches:
+    return Benches(room)
 
 
 # --- what changes the result ------------------------------------------------------------------------------------------
@@ -452,10 +471,10 @@ def kept_share(run: Run, network: str, nimg: int) -> float:
     return float(left @ whole / (whole @ whole))
 
 
-def first_moment(run: Run, nimg: int, optimizer: str) -> float:
-    """Norm of an optimizer's first moments: after one step the clipped gradient's, times 1 - beta1."""
+def moment_of(run: Run, nimg: int, optimizer: str, name: str = "exp_avg") -> float:
+    """Norm of an optimizer's moments: after one step the first are the clipped gradient, times 1 - beta1."""
     states = run.state(nimg)[optimizer]["state"].values()
-    return math.sqrt(sum(float(s["exp_avg"].square().sum()) for s in states))
+    return math.sqrt(sum(float(s[name].square().sum()) for s in states))
 
 
 def steps_done(run: Run, nimg: int, optimizer: str) -> float:
@@ -510,16 +529,22 @@ def learnt_from(what: str, base: str = "") -> dict[str, list[Row]]:
     }  # fmt: skip
 
 
-def precise(changes: str) -> list[Row]:
-    return [Row("--precision bf16", {0: "", 4: changes}, lambda o, b: (
-        o.attempts("start")[0]["precision"] == "bfloat16", b.attempts("start")[0]["precision"] == "float32",
-    ))]  # fmt: skip
+def precise(changes: str, scaler: str) -> list[Row]:
+    """The type that the networks run in; fp16 alone scales its losses."""
+    return [
+        Row("--precision bf16", {0: "", 4: changes}, lambda o, b: (
+            o.attempts("start")[0]["precision"] == "bfloat16", b.attempts("start")[0]["precision"] == "float32",
+        )),
+        Row("--precision fp16", {0: scaler}, lambda o, b: (
+            all(o.state(0)[name]["scale"] > 1 and not b.state(0)[name] for name in scaler.split()),
+        )),
+    ]  # fmt: skip
 
 
 D_STEP = "D opt_D.moments ada?"  # D's step alone: G sees it in the next one
 BOTH = "G G_ema opt_G.moments D opt_D.moments ada?"
 GAN: dict[str, list[Row]] = {
-    **learnt_from(D_STEP), **averaged("G"), "precision": precise(f"{BOTH} pl_mean G.w_avg? G_ema.w_avg?"),
+    **learnt_from(D_STEP), **averaged("G"), "precision": precise(f"{BOTH} pl_mean G.w_avg? G_ema.w_avg?", "scaler_G scaler_D"),
     "hflip": [Row("--hflip", {0: "", 4: D_STEP})],
     "seed": [Row("--seed 5", {4: f"{BOTH} pl_mean G.w_avg G_ema.w_avg"}, lambda o, b: (o.seeds == {5}, b.seeds == {0}))],
     "batch": [Row("--batch 8", see=lambda o, b: (
@@ -615,8 +640,8 @@ def rated(network: str, optimizer: str, both: str = "") -> dict[str, list[Row]]:
             for name in (optimizer, *both.split()) for run, group, value in ((o, 0, 0.3), (b, 0, 0.01), (o, 1, 0), (b, 1, 0))
         ))],
         "clip": [Row("--clip 0.001", {0: "", 4: f"{network} {network}_ema {optimizer}.moments"}, lambda o, b: (
-            first_moment(o, 4, optimizer) == near(0.1 * 0.001, 1e-3), first_moment(b, 4, optimizer) > 0.1 * 0.002,
-            *([first_moment(o, 12, "opt_D") == near(0.5 * 0.001, 1e-3)] if both else []),
+            moment_of(o, 4, optimizer) == near(0.1 * 0.001, 1e-3), moment_of(b, 4, optimizer) > 0.1 * 0.002,
+            *([moment_of(o, 12, "opt_D") == near(0.5 * 0.001, 1e-3)] if both else []),
         ), until=12 if both else 4)],
     }  # fmt: skip
 
@@ -624,7 +649,7 @@ def rated(network: str, optimizer: str, both: str = "") -> dict[str, list[Row]]:
 VAE_STEP = "vae vae_ema opt_vae.moments"
 D_JOINS = "D opt_D.rates opt_D.moments gan_balance"
 VAE: dict[str, list[Row]] = {
-    **learnt_from(VAE_STEP), **averaged("vae"), **rated("vae", "opt_vae", "opt_D.rates"), "precision": precise(VAE_STEP),
+    **learnt_from(VAE_STEP), **averaged("vae"), **rated("vae", "opt_vae", "opt_D.rates"), "precision": precise(VAE_STEP, "scaler_vae scaler_D"),
     "hflip": [Row("--hflip", {0: "", 4: VAE_STEP})],
     "seed": [Row("--seed 5", {0: "vae vae_ema D", 4: f"{VAE_STEP} D"}, lambda o, b: (o.seeds == {5}, b.seeds == {0}))],
     "batch": [Row("--batch 8", see=lambda o, b: (
@@ -688,7 +713,7 @@ VAE: dict[str, list[Row]] = {
 UNET_STEP = "unet unet_ema opt.moments"
 PIXELS, FAST = "--space pixel --vae=", "--sampler ddim --times fast-uniform"
 DIFFUSION: dict[str, list[Row]] = {
-    **learnt_from(UNET_STEP, PIXELS), **averaged("unet"), **rated("unet", "opt"), "precision": precise(UNET_STEP),
+    **learnt_from(UNET_STEP, PIXELS), **averaged("unet"), **rated("unet", "opt"), "precision": precise(UNET_STEP, "scaler"),
     "seed": [Row("--seed 5", {0: "unet unet_ema", 4: UNET_STEP}, lambda o, b: (o.seeds == {5}, b.seeds == {0}))],
     "batch": [Row("--batch 8", see=lambda o, b: (
         o.saved() == [0, 8], o.cuts == {(0, 8)}, b.cuts == {(0, 4)}, steps_done(o, 8, "opt") == 1,
@@ -853,13 +878,20 @@ def see_max_bad(bench: Bench) -> None:
 
 def see_accumulate(bench: Bench) -> None:
     """Micro-batches of half the size; the result stays the same but for rounding."""
-    run, base = bench.once("--accumulate", "2", *short(12)), bench.once()
-    trained = [{cut for cut in r.cuts if cut[1] <= 4} for r in (run, base)]  # GAN: not what the samples are compared with
+    under = ("--clip", "1000", *short(12)) if bench.cls is VaeConfig else ()  # a gradient that is cut off tells no size
+    run, base = bench.once(*under, "--accumulate", "2", *short(12)), bench.once(*under)
+    trained = [{cut for cut in r.cuts if cut[1] <= 4} for r in (run, base)]  # not the reals beside the GAN's samples
     assert trained == [{(0, 2), (2, 4)}, {(0, 4)}]
     for a, b in zip(run.rows()[:3], base.rows()[:3], strict=True):  # later, Adam has blown rounding up
         assert set(a) == set(b)
         for key in set(a) - TIMING:
             assert a[key] == pytest.approx(b[key], rel=5e-3, abs=1e-4), (a["nimg"], key)
+    # Adam forgets how large a gradient is; its moments tell.
+    for name in [name for name in base.state(4) if name.startswith("opt")]:
+        for nimg in (4, 12):
+            for moment in ("exp_avg", "exp_avg_sq"):
+                a, b = (moment_of(r, nimg, name, moment) for r in (run, base))
+                assert a == pytest.approx(b, rel=0.05, abs=1e-12), (nimg, name, moment)
     assert name_of(run) == name_of(base)
 
 
@@ -940,9 +972,20 @@ def see_init_from(bench: Bench) -> None:
 
 
 def see_dry_run(bench: Bench) -> None:
+    """Nothing is made; what a run would refuse is refused: the slices, the flags of the run, and how much memory it takes."""
+    base = bench.once()
     run = bench.run("--dry-run")
     assert run.outcome.code == 0 and not run.path.exists()
-    assert json.loads(run.outcome.out) == bench.once().config() | {"dry_run": True, "run": str(run.path)}
+    assert json.loads(run.outcome.out) == base.config() | {"dry_run": True, "run": str(run.path)}
+    assert "19 slices (AD 10, NC 9)" in run.outcome.err and "split train" in run.outcome.err
+    other = bench.run("--dry-run", "--split", "test")
+    assert "6 slices (AD 3, NC 3)" in other.outcome.err and "split test" in other.outcome.err
+    for flags in (("--crop", "99"), ("--data", str(bench.room / "nowhere")), ("--split", "half")):
+        refused = bench.run("--dry-run", *flags)
+        assert refused.outcome.code in (78, 2) and flags[0] in refused.outcome.said and not refused.path.exists()
+    before = base.config()
+    refused = bench.run("--dry-run", "--lr", "0.5", to=base.path)
+    assert refused.outcome.code == 78 and "--lr 0.001 -> 0.5" in refused.outcome.err and base.config() == before
 
 
 def see_run(bench: Bench) -> None:
@@ -950,6 +993,9 @@ def see_run(bench: Bench) -> None:
     base = bench.once()
     run = bench.run(*short(4), to=bench.folder / "else where" / "run")
     assert run.config() == base.config() | {"run": str(run.path), "total_kimg": 0.004}
+    kept = {k: v for k, v in run.config().items() if k not in FREE}
+    about = run.about()
+    assert (about["job"], about["nimg"], about["config"]) == (JOB_NAME[bench.cls], 4, kept)
     assert_same_result(run, base)
     unnamed = run_main(bench.script, *bench.base, "--dry-run", packs=bench.room / "packs", tiny=False)
     assert json.loads(unnamed.out)["run"] == str(specs.ROOT / "runs" / name_of(run))
@@ -967,10 +1013,14 @@ def see_preset(bench: Bench) -> None:
     assert run.config() == config | {"preset": other, "run": str(run.path), "total_kimg": 0.004}
     assert_same_result(run, bench.once())
     bare = ["--space", "pixel"] if bench.cls is DiffusionConfig else []  # which needs no VAE
-    dry = bench.run("--preset", other, "--data", "phantom:9", "--dry-run", *bare, base=False)
+    ranks = dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2")
+    dry = bench.run("--preset", other, "--data", "phantom:9", "--dry-run", *bare, base=False, **ranks)
     expected = DEFAULTS[bench.cls] | PRESETS[bench.cls][other] | {"preset": other, "data": "phantom:9"}
     differ = {k for k, v in json.loads(dry.outcome.out).items() if v != expected[k]}
     assert differ == {"run", "dry_run"} | ({"space"} if bare else set())
+    config = parsing.from_dict(bench.cls, json.loads(dry.outcome.out))
+    memory = kinds.JOBS[JOB_NAME[bench.cls]].memory_gb(config, 2)
+    assert memory > 1 and f"about {memory:.1f} GB per GPU at --batch {config.batch}, 2 GPU" in dry.outcome.err
 
 
 SEE: dict[str, Callable[[Bench], None]] = dict(
@@ -1055,3 +1105,20 @@ def test_a_wrong_flag_is_named_and_nothing_is_made(benches, script, flags, code,
     assert outcome.code == code and says in outcome.said and "Traceback" not in outcome.said
     assert code == 2 or len([line for line in outcome.err.splitlines() if line.startswith("error: ")]) == 1
     assert says == "nowhere" or not folder.exists()
+
+
+@pytest.mark.parametrize("script", ["train_gan.py", "train_diffusion.py"])
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_without_classes_there_is_nothing_to_condition_on(benches, script, flags):
+    bench = benches[script]
+    one = ("--data", str(bench.room / "data" / "val" / "AD"), "--conditional", *flags)
+    refused = bench.run(*one)
+    assert refused.outcome.code == 78 and "--conditional" in refused.outcome.err
+    assert not (refused.path / "config.json").exists() or not (refused.path / "metrics.jsonl").exists()
+    assert bench.run(*one, "--no-conditional", "--dry-run").outcome.code == 0
+
+
+def test_a_perceptual_file_that_is_no_vgg_is_refused_before_a_run(benches, room):
+    other = room / "data" / "train" / "AD" / "p1899_1.png"
+    refused = benches["pretrain_vae.py"].run("--dry-run", "--perceptual-file", str(other))
+    assert refused.outcome.code == 78 and "cannot be read as weights" in refused.outcome.err

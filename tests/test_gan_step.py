@@ -89,16 +89,46 @@ def test_the_generator_learns_what_the_discriminator_prefers(pack):
     assert bench.s.D(bench.s.G(z)).mean().item() > before + 0.1
 
 
-def test_every_live_object_is_in_the_checkpoint(pack):
-    bench = Bench(pack)
-    state = bench.s.state_dict()
-    assert set(state) == {f.name for f in dataclasses.fields(bench.s)}
-    bench.run(0, 24)
-    live = [v for v in vars(bench.s).values() if isinstance(v, torch.nn.Module)]
-    named = sum(len(bench.s.state_dict()[name]) for name in ("G", "D", "G_ema"))
-    assert named == sum(len(module.state_dict()) for module in live)
+def equal(a, b) -> bool:
+    """Whether two nested states are the same to the bit."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return False
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def test_every_live_object_is_in_the_checkpoint(pack, tmp_path):
+    """All that six steps have changed is in the file, and a state that was another one is this one after loading it."""
+    fresh, bench, checkpoints = Bench(pack), Bench(pack), Checkpoints(tmp_path)
+    bench.run(0, 48)
+    checkpoints.save(48, bench.s.state_dict())
+    checkpoints.wait(raise_errors=True)
+    nimg, saved = checkpoints.load_latest()
+    fields = "G D G_ema opt_G opt_D scaler_G scaler_D ada averages pl_mean counters"
+    assert nimg == 48 and set(saved) == set(fields.split()) == {f.name for f in dataclasses.fields(bench.s)}
+    for name in ("G", "D", "G_ema"):
+        module = getattr(bench.s, name)
+        live = dict(module.named_parameters()) | dict(module.named_buffers())  # those left out of state_dicts as well
+        assert live.keys() == saved[name].keys() and all(torch.equal(live[k], saved[name][k]) for k in live)
     for name in ("opt_G", "opt_D"):  # Adam's moments of every parameter, the mapping network's included
-        assert len(bench.s.state_dict()[name]["state"]) == len(list(getattr(bench.s, name[-1]).parameters()))
+        moments = saved[name]["state"].values()
+        assert len(moments) == len(list(getattr(bench.s, name[-1]).parameters()))
+        assert all({"step", "exp_avg", "exp_avg_sq"} <= set(m) and m["exp_avg_sq"].isfinite().all() for m in moments)
+    for name in ("ada", "averages"):
+        now, before = vars(getattr(bench.s, name)), vars(getattr(fresh.s, name))
+        changed = {key for key in now if not equal(now[key], before[key])}
+        assert changed and changed <= set(saved[name]), name
+    other = Bench(pack, "--seed", "9")
+    other.run(0, 8)
+    assert not any(equal(other.s.state_dict()[name], bench.s.state_dict()[name]) for name in ("G", "opt_D", "ada", "pl_mean"))  # fmt: skip
+    other.s.load_state_dict(saved)
+    for name, value in to_host(bench.s.state_dict()).items():
+        assert equal(to_host(other.s.state_dict())[name], value), name
 
 
 def test_a_state_that_went_through_a_checkpoint_steps_alike(pack):
@@ -171,15 +201,28 @@ def test_divergence_skips_the_data_that_caused_it(pack, tmp_path, monkeypatch):
     upkeep.watchdog.stop()
 
 
-def test_collapse_is_said_and_marks_the_checkpoint():
-    counters, said = {"best_diversity": 0.0, "healthy": True}, []
-    train_gan.judge_health({"diversity": 0.1}, counters, 8000, said.append)
-    assert counters["healthy"] and not said  # a young generator is not a collapsed one
-    train_gan.judge_health({"diversity": 0.95}, counters, 8000, said.append)
-    train_gan.judge_health({"diversity": 0.2}, counters, 8000, said.append)
-    assert not counters["healthy"] and "MODE COLLAPSE" in said[0]
-    train_gan.judge_health({"diversity": 0.9}, counters, 8000, said.append)
-    assert counters["healthy"]
+def test_collapse_is_said_and_marks_the_checkpoint(pack, tmp_path):
+    bench, said, run = Bench(pack), [], RunDir(tmp_path / "run")
+    run.create()
+    attempt = type("Attempt", (), {"say": staticmethod(said.append)})
+    upkeep = Upkeep(bench.c, bench.rt, run, bench.s, Checkpoints(run.checkpoints, keep=9), attempt)
+    marks = {}
+    # A young generator is not a collapsed one; one that varied once and varies no more is, until it varies again.
+    for nimg, (diversity, healthy) in {8: (0.1, True), 16: (0.95, True), 24: (0.2, False), 32: (0.9, True)}.items():
+        said.clear()
+        bench.s.G_ema.const.fill_(nimg)
+        train_gan.judge_health({"diversity": diversity}, bench.s.counters, nimg, said.append)
+        upkeep.save(nimg, {"G_ema": bench.s.G_ema}, {})
+        upkeep.checkpoints.wait(raise_errors=True)
+        assert any("MODE COLLAPSE" in line for line in said) is not healthy
+        aside = run.weights.with_name("weights-healthy.safetensors")
+        assert float(read_weights(run.weights)[0]["G_ema.const"].mean()) == nimg
+        assert aside.exists() is not healthy
+        if not healthy:
+            assert float(read_weights(aside)[0]["G_ema.const"].mean()) == 16
+        marks[nimg] = healthy
+    assert {nimg: about["healthy"] for nimg, about in upkeep.checkpoints.committed().items()} == marks
+    upkeep.watchdog.stop()
 
 
 def test_a_generator_that_never_varied_is_collapsed_too():

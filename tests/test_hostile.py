@@ -15,6 +15,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import tiny
@@ -80,7 +81,12 @@ def test_commands_answer_hostile_files_with_one_line(tmp_path, command, name, co
     path.write_bytes(content)
     words = command.format(file=path, folder=tmp_path).split()
     env = tiny.environment(tmp_path / "packs", XDG_CONFIG_HOME=str(tmp_path))
-    done = subprocess.run([sys.executable, *words], cwd=tiny.ROOT, capture_output=True, text=True, env=env, timeout=500)
+    if words[0] in forks.SCRIPTS:
+        done = forks.run(words, env)
+    else:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tiny.ROOT, capture_output=True, text=True, env=env, timeout=500
+        )
     assert done.returncode in (2, 78) and "Traceback" not in done.stderr, done.stderr
     assert sum("error: " in line for line in done.stderr.splitlines()) == 1, done.stderr
 

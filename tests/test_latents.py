@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data.batches import to_float
-from data.latents import LatentBatches, ensure_latents, latents_path, open_latents
+from data.latents import LatentBatches, build_latents, ensure_latents, latents_path, open_latents
 from data.pack import ensure_pack
 from data.walk import DataError
 
@@ -45,6 +45,9 @@ def test_it_holds_every_slice_in_order_and_the_spread_of_samples(pack, tmp_path)
     assert np.allclose(latents.mean, z.mean((0, 1, 3, 4)), atol=0.01)
     assert np.allclose(latents.std, z.permute(2, 0, 1, 3, 4).flatten(1).std(1), rtol=0.01)
     assert np.array_equal(latents.labels, pack.labels)
+    # However it is cut: parts of 8 end with a single slice.
+    parts = build_latents(pack, Encoder(), "b" * 64, latents_path(pack, "b" * 64, tmp_path), device="cpu", batch=8, log=said.append)  # fmt: skip
+    assert np.array_equal(parts.values, latents.values) and np.allclose(parts.std, latents.std)
 
 
 def test_it_is_encoded_once_and_again_when_weights_or_slices_change(pack, tmp_path):
@@ -126,6 +129,25 @@ def test_what_half_precision_cannot_hold_is_refused_and_a_dead_channel_has_a_sca
     assert not list(tmp_path.glob("*latents*"))
     latents = ensure_latents(pack, encode, "c" * 64, **quiet)
     assert np.allclose(latents.mean, [1, 0]) and np.allclose(latents.std, 1e-4)
+
+
+def test_a_sidecar_never_vouches_for_another_array(pack, tmp_path, monkeypatch):
+    """A cache that is built again, by a process that dies between array and sidecar: the old sidecar is gone by then."""
+    quiet = dict(device="cpu", cache_dir=tmp_path, log=lambda *_: None)
+    path = Path(ensure_latents(pack, Encoder(), "a" * 64, **quiet).path)
+    path.write_bytes(path.read_bytes()[:500])
+    replace = os.replace
+
+    def dies(source, target):
+        if str(target).endswith(".json"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt):
+        ensure_latents(pack, Encoder(), "a" * 64, **quiet)
+    assert path.exists() and not path.with_suffix(".json").exists()
+    assert open_latents(path, pack, "a" * 64, verify=False) is None
 
 
 def test_the_name_tells_encoder_slices_and_size(pack, tmp_path):

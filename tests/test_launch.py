@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny import ROOT, TINY, copy_toolkit, environment, wait_until, weights_hash
+from tiny import ROOT, TINY, copy_toolkit, environment, output, train, wait_until, weights_hash
 
 from jobs.cluster import plan as planning
 from jobs.cluster import preflight, queueing, show, sites, status, submit, terminal, why
@@ -55,7 +55,7 @@ def env(tmp_path_factory) -> dict[str, str]:
 
 def launch(clone: Path, env: dict, *words, code: int | None = 0) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        [sys.executable, clone / "launch.py", *map(str, words)], env=env, capture_output=True, text=True, timeout=240
+        [sys.executable, clone / "launch.py", *map(str, words)], env=env, capture_output=True, text=True, timeout=600
     )
     assert code is None or done.returncode == code, f"{done.returncode}: {done.stdout}{done.stderr}"
     return done
@@ -538,6 +538,24 @@ ONE = ("--local", "--wait", "--job", "stylegan2", "--name", "one", *TINY)
 
 
 @pytest.fixture(scope="module")
+def swept(clone, env) -> None:
+    """Two runs of another sweep value each, which the group may read."""
+    words = (
+        "--job",
+        "stylegan2",
+        "--sweep",
+        "lr=0.001,0.002",
+        "--name",
+        "lrs",
+        "--shared",
+        *TINY,
+        "--total-kimg",
+        "0.016",
+    )
+    launch(clone, env, "--local", "--wait", *words)
+
+
+@pytest.fixture(scope="module")
 def finished(clone, env) -> tuple[Path, str]:
     """A run that launch.py started on this machine and waited for, and what that printed."""
     return clone / "runs" / "one", launch(clone, env, *ONE, "--total-kimg", "0.08").stdout
@@ -567,22 +585,8 @@ def test_pickle_is_private_and_holds_only_the_command(finished):
     assert stat.S_IMODE(finished[0].stat().st_mode) == 0o700
 
 
-def test_shared_lets_the_group_read_and_nobody_write(clone, env):
-    launch(
-        clone,
-        env,
-        "--local",
-        "--wait",
-        "--job",
-        "stylegan2",
-        "--name",
-        "shared",
-        "--shared",
-        *TINY,
-        "--total-kimg",
-        "0.016",
-    )
-    run = clone / "runs" / "shared"
+def test_shared_lets_the_group_read_and_nobody_write(clone, swept):
+    run = clone / "runs" / "lrs-lr=0.001"
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [run, *run.iterdir()] if path.name != "code"}
     assert modes[run] == modes[run / "samples"] == modes[run / "checkpoints"] == 0o750
     assert modes[run / "weights.safetensors"] == 0o640 and modes[run / "metrics.jsonl"] == 0o640
@@ -591,19 +595,26 @@ def test_shared_lets_the_group_read_and_nobody_write(clone, env):
 
 
 def test_stop_and_resume_give_the_weights_of_an_undisturbed_run(clone, env):
-    flags = ("--job", "stylegan2", *TINY, "--total-kimg", "0.64")
+    length = ("--total-kimg", "0.4")
+    flags = ("--job", "stylegan2", *TINY, *length)
     launch(clone, env, "--local", "--name", "two", *flags)
     run = RunDir(clone / "runs" / "two")
     wait_until(lambda: run.newest_checkpoint() > 0)
-    assert "already" in launch(clone, env, "--local", "--name", "two", *flags).stdout  # a live run is not doubled
-    assert "saves and stops" in launch(clone, env, "stop", "two").stdout
+    pid = status.live_process(run.path)["pid"]
+    os.kill(pid, signal.SIGSTOP)  # it is not over before it is told to stop
+    try:
+        assert "already" in launch(clone, env, "--local", "--name", "two", *flags).stdout  # a live run is not doubled
+        assert "saves and stops" in launch(clone, env, "stop", "two").stdout
+    finally:
+        os.kill(pid, signal.SIGCONT)
     wait_until(lambda: run.read_status().get("state") == "stopped" and status.live_process(run.path) is None)
     assert not run.done() and run.stop_requested()
     assert "a person" in launch(clone, env, "why", "two").stdout
     launch(clone, env, "resume", "two", "--wait")
     assert run.done() and not run.stop_requested()
-    launch(clone, env, "--local", "--wait", "--name", "undisturbed", *flags)
-    assert weights_hash(run.path) == weights_hash(clone / "runs" / "undisturbed")
+    undisturbed = clone / "runs" / "undisturbed"
+    assert train(undisturbed, *length, packs=Path(env["BRAIN_PACK_DIR"])) == 0, output(undisturbed)
+    assert weights_hash(run.path) == weights_hash(undisturbed)
     assert sum(line["event"] == "start" for line in run.read_attempts()) == 2
 
 
@@ -665,25 +676,11 @@ def test_logs_follow_through_a_requeue_until_ctrl_c(clone, env):
         assert next(lines) == "another job\n"
     finally:
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=100)
+        process.communicate(timeout=400)
     assert process.returncode == 0
 
 
-def test_sweep_on_this_machine(clone, env):
-    words = (
-        "--local",
-        "--wait",
-        "--job",
-        "stylegan2",
-        "--sweep",
-        "lr=0.001,0.002",
-        "--name",
-        "lrs",
-        *TINY,
-        "--total-kimg",
-        "0.04",
-    )
-    launch(clone, env, *words)
+def test_sweep_on_this_machine(clone, env, swept):
     shown = launch(clone, env, "status", "lrs").stdout.splitlines()
     assert shown[0].split()[:2] == ["LR", "STATE"] and [line.split()[0] for line in shown[1:]] == ["0.001", "0.002"]
     assert all(" done " in line for line in shown[1:])
@@ -723,7 +720,7 @@ def test_tensorboard_serves_on_loopback_and_prints_the_tunnel(clone, env, finish
         assert addresses <= {"0100007F"}
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=100)
+        process.communicate(timeout=400)
     assert not runs()
 
 

@@ -97,6 +97,7 @@ def world(tmp_path, monkeypatch) -> World:
     world.runs.mkdir(parents=True)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(launch.socket, "gethostname", lambda: "login")  # of no cluster that has a profile
     monkeypatch.setattr(specs, "ROOT", world.root)
     for module in (launch, status, show):
         monkeypatch.setattr(module, "RUNS", world.runs)
@@ -676,6 +677,8 @@ def test_status(world, capsys):
     assert ran("status") == 0 and "No runs in" in capsys.readouterr().out
     ran(*GAN, "--name", "one")
     ran(*GAN, "--name", "grid", "--sweep", "lr=0.1,0.2")
+    for i, name in enumerate(("one", "grid-lr=0.1", "grid-lr=0.2")):  # the order in which they were touched
+        os.utime(world.runs / name, (1e9 + i,) * 2)
     capsys.readouterr()
     assert ran("status") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [

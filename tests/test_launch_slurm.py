@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, leftovers, missing_accounts
+from cluster import Cluster, held, leftovers, missing_accounts
 from tiny import COMMON, TINY, copy_toolkit, finish, output, start, wait_until, weights_hash
 
 from jobs.run.rundir import RunDir
@@ -35,7 +35,7 @@ def queue(cluster):
 def launch(cluster: Cluster, clone: Path, *words, code: int | None = 0, **env) -> subprocess.CompletedProcess:
     done = subprocess.run(
         [sys.executable, clone / "launch.py", *map(str, words)], env=cluster.env | {"XDG_CONFIG_HOME": str(clone), "COLUMNS": "200"} | env,
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert code is None or done.returncode == code, f"{done.returncode}: {done.stdout}{done.stderr}"
     return done
@@ -71,7 +71,7 @@ def drain(cluster: Cluster) -> None:
 
 
 def test_queued_run_goes_through_two_stops_to_the_weights_of_an_undisturbed_one(queue, clone, tmp_path):
-    flags = ("--total-kimg", "0.8")
+    flags = ("--total-kimg", "0.48")
     undisturbed = tmp_path / "undisturbed"
     assert finish(start(undisturbed, *flags, packs=queue.dir / "packs")) == [0], output(undisturbed)
     shown = launch(queue, clone, *GAN, *flags, "--name", "through").stdout
@@ -82,14 +82,15 @@ def test_queued_run_goes_through_two_stops_to_the_weights_of_an_undisturbed_one(
         wait_until(lambda n=attempt: sum(x["event"] == "start" for x in run.read_attempts()) == n)
         before = run.newest_checkpoint()
         wait_until(lambda b=before: run.newest_checkpoint() > b)
-        queue.run("scancel", "--signal=USR2", job)  # what Slurm sends before the time limit
+        with held(run.path):
+            queue.run("scancel", "--signal=USR2", job)  # what Slurm sends before the time limit
         wait_until(lambda n=attempt: sum(x["event"] == "decision" for x in run.read_attempts()) == n)
     assert queue.wait_over(job) == "COMPLETED", log(run.path)
     assert run.done() and queue.restarts(job) == 2, log(run.path)
     assert weights_hash(run.path) == weights_hash(undisturbed)
     assert not leftovers(run.path)
     about = view(queue, clone, "through")
-    assert (about["state"], about["restarts"], about["kimg"]) == ("done", 2, 0.8)
+    assert (about["state"], about["restarts"], about["kimg"]) == ("done", 2, 0.48)
     assert "is done" in launch(queue, clone, *GAN, *flags, "--name", "through").stdout and ids(run.path) == [job]
     # submitit has noted nothing: no result that would call a requeue the end, no state of its own.
     kept = [path.name for path in (run.path / "logs" / "submitit").iterdir()]
@@ -162,7 +163,7 @@ def test_stop_saves_and_resume_goes_on_with_the_same_options(queue, clone):
 
 
 def test_sweep_is_one_array_with_a_run_per_point(queue, clone):
-    words = (*GAN, "--name", "lrs", "--sweep", "lr=0.001,0.002", "--total-kimg", "0.08")
+    words = (*GAN, "--name", "lrs", "--sweep", "lr=0.001,0.002", "--total-kimg", "0.04")
     shown = launch(queue, clone, *words).stdout
     runs = [clone / "runs" / f"lrs-lr={lr}" for lr in ("0.001", "0.002")]
     first, second = (ids(run)[0] for run in runs)
@@ -240,13 +241,14 @@ def test_pending_reasons_of_a_real_queue(queue, clone):
 
 
 def test_two_nodes_stop_together_and_go_on(queue, clone, tmp_path):
-    flags, undisturbed = ("--total-kimg", "0.64"), tmp_path / "undisturbed"
+    flags, undisturbed = ("--total-kimg", "0.4"), tmp_path / "undisturbed"
     assert finish(start(undisturbed, *flags, packs=queue.dir / "packs", ranks=2)) == [0, 0], output(undisturbed)
     launch(queue, clone, *GAN, "--name", "nodes", "--nodes", "2", *flags)
     run = RunDir(clone / "runs" / "nodes")
     (job,) = ids(run.path)
     wait_until(lambda: run.newest_checkpoint() > 0)
-    queue.run("scancel", "--signal=USR2", job)
+    with held(run.path):
+        queue.run("scancel", "--signal=USR2", job)
     wait_done(queue, run)
     queue.wait_over(job)
     lines = run.read_attempts()
@@ -262,7 +264,8 @@ def test_scancel_saves_and_the_same_command_goes_on(queue, clone):
     run = RunDir(clone / "runs" / "cancelled")
     wait_until(lambda: run.newest_checkpoint() > 0)
     (job,) = ids(run.path)
-    queue.run("scancel", job)
+    with held(run.path):
+        queue.run("scancel", job)
     queue.wait(lambda: view(queue, clone, "cancelled")["state"] == "stopped", f"the stop\n{log(run.path)}")
     kept = run.newest_checkpoint()
     (end,) = [line for line in run.read_attempts() if line["event"] == "end"]

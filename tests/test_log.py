@@ -111,15 +111,17 @@ def test_truncate_after_a_roll_back(tmp_path):
     assert read_metrics(tmp_path / "m") == [{"nimg": 8}, {"nimg": 16, "again": 1}]
 
 
-def test_rows_that_wait_for_a_full_disk_can_be_taken_back_too(tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", ["open", "fsync"])
+def test_rows_that_wait_for_a_full_disk_can_be_taken_back_too(tmp_path, monkeypatch, at):
+    """Whether nothing of them has reached the file, or all of it and only the fsync failed."""
     log_ = MetricsLog(tmp_path / "m", -1, say=lambda text: None)
 
-    def full(fd):
+    def full(*args):
         raise OSError(28, "No space left on device")
 
     log_.append({"nimg": 8})
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
+        patch.setattr(log if at == "open" else os, at, full, raising=False)
         for nimg in (16, 24, 32):
             log_.append({"nimg": nimg})
     log_.truncate(24)

@@ -116,3 +116,59 @@ def test_on_a_black_background_only_the_masked_figure_says_something():
     a[..., 20:44, 20:44] = 0.2 + 0.8 * torch.rand(1, 1, 24, 24, generator=gen)
     b[..., 20:44, 20:44] = 0.2 + 0.8 * torch.rand(1, 1, 24, 24, generator=gen)
     assert metrics.ssim(a, b) > 0.6 and metrics.ssim(a, b, metrics.head_mask(a)) < 0.4
+
+
+def test_the_background_comes_in_from_every_side_and_ends_at_five_hundredths():
+    """A head that touches all borders but one gap: what is dark behind the gap is background, from whichever side."""
+    for turn in range(4):
+        image = torch.full((1, 1, 12, 12), 0.6)
+        image[..., 0:4, 5] = 0.049  # a gap in the upper border
+        image[..., 6:8, 5:7] = 0.0  # dark and shut in
+        image[..., 2, 8] = 0.051  # not dark enough, and beside no gap
+        mask = metrics.head_mask(image.rot90(turn, (2, 3))).rot90(-turn, (2, 3))[0, 0]
+        assert (~mask).nonzero().tolist() == [[r, 5] for r in range(4)]
+    edge = torch.full((1, 1, 12, 12), 0.051)
+    assert bool(metrics.head_mask(edge).all()) and not metrics.head_mask(edge - 0.002).any()
+
+
+def test_what_is_bright_in_one_colour_is_no_background():
+    image = torch.zeros(1, 3, 8, 8)
+    image[:, 1, 2:5, 2:5] = 0.5
+    assert int(metrics.head_mask(image).sum()) == 9
+
+
+def test_figures_of_colour_are_means_over_the_colours():
+    gen = torch.Generator().manual_seed(2)
+    x, y = torch.rand(2, 2, 3, 16, 16, generator=gen)
+    error = (x - y).double().square().mean((1, 2, 3))
+    assert torch.allclose(metrics.psnr(x, y), -10 * error.log10())
+    apart = torch.stack([metrics.ssim(x[:, c : c + 1], y[:, c : c + 1]) for c in range(3)])
+    assert torch.allclose(metrics.ssim(x, y), apart.mean(0), atol=1e-5)
+
+
+def test_collapse_thresholds_and_what_cannot_be_said():
+    """Everybody's logs and checkpoints hang on these numbers."""
+    assert (metrics.COLLAPSE_RATIO, metrics.COLLAPSE_FLOOR, metrics.SIZE) == (0.35, 0.1, 16)
+    same, varied = torch.ones(8, 1, 32, 32), blobs(8, 0.4)
+    assert math.isnan(diversity_ratio(varied, same)) and diversity_ratio(same, varied) == pytest.approx(0, abs=1e-9)
+    assert diversity_ratio(varied, 0.5 * varied) == pytest.approx(2, rel=1e-6)
+    labels = torch.tensor([0, 0, 0, 1, 2, 2, 2, 2])  # one slice of class 1 has no diversity
+    assert set(class_diversity(varied, labels)) == {0, 2}
+    assert class_diversity(varied, labels)[2] == pytest.approx(diversity(varied[4:]))
+    small = blobs(4, 0.4)[..., :8, :8].contiguous()  # below 16 px as it is
+    pairs = [((small[i] - small[j]).double() ** 2).mean() for i in range(4) for j in range(4) if i != j]
+    assert diversity(small) == pytest.approx(math.sqrt(sum(pairs) / len(pairs)))
+
+
+def test_subjects_weigh_alike_and_are_in_order():
+    """Mean over each subject's slices, then mean and deviation over the subjects; what is not finite is left out and counted."""
+    inf, nan = float("inf"), float("nan")
+    scores = {"a": [1.0, 3.0, 10.0, inf, 5.0, nan], "b": [nan, nan, 1.0, 2.0, 4.0, 4.0]}
+    figures, table = metrics.by_subject(scores, ["y", "y", "x", "x", "z", "z"])
+    assert table == [["x", 2, 10.0, 1.5], ["y", 2, 2.0, None], ["z", 2, 5.0, 4.0]]
+    found = figures["mean and sd over subjects"]
+    assert found["a"] == pytest.approx([17 / 3, np.std([10, 2, 5], ddof=1)]) and found["b"] == pytest.approx(
+        [2.75, np.std([1.5, 4], ddof=1)]
+    )
+    assert figures["subjects"] == 3 and figures["left out"] == {"a": 2, "b": 2}
+    assert metrics.by_subject({"a": [nan]}, ["x"])[0]["mean and sd over subjects"] == {"a": [None, 0.0]}

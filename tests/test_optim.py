@@ -26,6 +26,8 @@ def test_a_plateau_halves_the_rate_and_progress_does_not():
         best, factor = after_window(loss, best, factor)
         factors.append(factor)
     assert factors == [1.0, 1.0, 0.5, 0.5, 0.25, 0.25] and best == 0.87
+    # What is lower by less than 1 % is the next one's mark all the same.
+    assert after_window(0.895, 0.9, 1.0) == (0.895, 0.5) and after_window(0.95, 0.9, 1.0) == (0.9, 0.5)
     for _ in range(20):
         best, factor = after_window(0.87, best, factor)
     assert factor == 0.01

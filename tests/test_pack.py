@@ -50,7 +50,7 @@ def ensure(spec, resolution=WIDTH, **options):
 
 
 def cli(*args, **env) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "data.pack", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=120,
+    return subprocess.run([sys.executable, "-m", "data.pack", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=500,
                           env=os.environ | env)  # fmt: skip
 
 
@@ -438,7 +438,7 @@ def test_racing_builds_all_end_with_a_valid_file(tmp_path, cache):
     for t in threads:
         t.start()
     for t in threads:
-        t.join(60)
+        t.join(500)
     assert len(results) == 4 and len({p.digest for p in results}) == 1
     for p in results:  # each holds what it opened, whoever renamed last
         assert p.images.sum() == results[0].images.sum()
@@ -495,11 +495,11 @@ def test_interrupt_leaves_nothing_and_no_traceback(tmp_path):
     out = tmp_path / "o" / "x.pack"
     process = subprocess.Popen([sys.executable, "-m", "data.pack", "phantom:100000", "--resolution", "64", "--out", out], cwd=ROOT,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c)  # fmt: skip
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 400
     while not list(tmp_path.glob("o/.x.pack.*")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=400)
     assert process.returncode == 130 and "Traceback" not in stderr and "interrupted" in stderr
     assert not list((tmp_path / "o").iterdir())

@@ -205,7 +205,7 @@ def test_slices_of_training_and_of_other_patients(tmp_path, monkeypatch):
     """The split that was asked for, of the size that was asked for; rank 0 alone reads all of a pack."""
     monkeypatch.setenv("BRAIN_PACK_DIR", str(tmp_path))
     for flags, splits in (
-        ((), ("train", "val")), (("--split", "val", "--val-split", "test"), ("val", "test")), (("--val-split", "none"), ("train", None)),
+        ((), ("train", "val")), (("--split", "val"), ("val", "test")), (("--val-split", "none"), ("train", None)),
     ):  # fmt: skip
         found = script.open_data(config("--data", "phantom:40", *flags), 0, lambda *_: None)
         assert tuple(pack and pack.meta["split"] for pack in found) == splits
@@ -226,9 +226,9 @@ def test_slices_of_training_and_of_other_patients(tmp_path, monkeypatch):
 # --- whole runs -------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def reference(packs, tmp_path_factory) -> Path:
-    """The run that nobody disturbed."""
+    """The run that nobody disturbed, from a new interpreter."""
     run = tmp_path_factory.mktemp("reference") / "run"
-    assert tiny.train(run, *LENGTH, packs=packs, script=SCRIPT) == 0, tiny.output(run)
+    assert tiny.train(run, *LENGTH, packs=packs, script=SCRIPT, anew=True) == 0, tiny.output(run)
     return run
 
 

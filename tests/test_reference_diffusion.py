@@ -611,6 +611,8 @@ def test_a_run_logs_and_writes_just_that_and_steps_over_a_poisoned_batch(finishe
         if nimg < 48:
             hand.step(nimg, nimg + (16 if nimg >= 16 else 0))
 
+    pictures = {p.name for p in (finished / "samples").iterdir()}
+    assert pictures == {"reals.png", "00000.000.png", "00000.024.png", "00000.048.png"}
     tensors, about = read_weights(finished / "weights.safetensors")
     assert {k for k in tensors if not k.startswith("unet.")} == {"latent_scale.mean", "latent_scale.std"} | {
         f"vae_decoder.{k}" for k in network.decoder.state_dict()
@@ -646,12 +648,14 @@ def test_a_dry_run_checks_all_and_makes_nothing(finished, vae, packs, tmp_path):
     """The VAE is this run's own copy where there is one, else the one that a run would take."""
     run = tmp_path / "run"
 
+    common = ("--run", str(run), "--data", "phantom:24", "--total-kimg", "0.008", "--dry-run")
+
     def dry(*flags):
-        return run_main(SCRIPT, "--run", str(run), "--data", "phantom:24", *flags, "--dry-run", packs=packs)
+        return run_main(SCRIPT, *common, *flags, packs=packs)
 
     assert dry().code == 78 and "pretrain_vae.py" in dry().err
     done = dry("--vae", str(vae))
-    expected = dataclasses.asdict(config("--run", str(run), "--data", "phantom:24", "--vae", str(vae), "--dry-run"))
+    expected = dataclasses.asdict(config(*common, "--vae", str(vae)))
     assert done.code == 0 and json.loads(done.out) == expected and "memory" in done.err and not run.exists()
     assert dry("--vae", str(vae), "--resolution", "64").code == 78
     assert dry("--space", "pixel", "--widths", "8,8").code == 0

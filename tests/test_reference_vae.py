@@ -7,6 +7,7 @@ Esser 2021 (the balance of gradients), Wang 2004 (SSIM), Zhang 2018 (distance in
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -24,6 +25,7 @@ from test_perceptual import narrow
 
 import pretrain_vae as script
 from data.batches import Batches, flip_coins, sample_order
+from data.latents import latents_path, open_latents
 from data.pack import ensure_pack
 from data.walk import DataError
 from jobs.config import parsing
@@ -466,6 +468,11 @@ def test_a_run_logs_and_writes_just_that_and_steps_over_a_poisoned_batch(finishe
     written.load_state_dict({k.removeprefix("vae."): v for k, v in tensors.items()})
     assert_same(written, hand.ema, start["vae"], hand.opt, "weights")
     assert all(torch.equal(v, state["vae_ema"][k]) for k, v in written.state_dict().items())
+    sha = hashlib.sha256((finished / "weights.safetensors").read_bytes()).hexdigest()
+    for source in (pack, other):  # for the diffusion that follows
+        assert open_latents(latents_path(source, sha, packs), source, sha) is not None
+    pictures = {p.name for p in (finished / "samples").iterdir()}
+    assert pictures == {"reals.png", "00000.000.png", "00000.024.png", "00000.048.png"}
     assert {"job": "vae", "nimg": 48, "classes": list(pack.classes), "geometry": pack.geometry}.items() <= about.items()
 
 
@@ -511,11 +518,11 @@ def test_latents_are_written_by_a_finished_run_alone_and_their_lack_is_no_failur
 
 def test_a_dry_run_checks_all_and_makes_nothing(finished, packs, tmp_path):
     run = tmp_path / "run"
-    done = run_main(SCRIPT, "--run", str(run), "--data", "phantom:24", "--dry-run", packs=packs)
-    expected = dataclasses.asdict(config("--run", str(run), "--data", "phantom:24", "--dry-run"))
+    flags = ("--run", str(run), "--data", "phantom:24", "--total-kimg", "0.008", "--dry-run")
+    done, expected = run_main(SCRIPT, *flags, packs=packs), dataclasses.asdict(config(*flags))
     assert done.code == 0 and json.loads(done.out) == expected and "memory" in done.err and not run.exists()
     (tmp_path / "none.pth").write_bytes(b"")
     for wrong in (("--perceptual-file", str(tmp_path / "none.pth")), ("--data", str(tmp_path / "none"))):
-        assert run_main(SCRIPT, "--run", str(run), *wrong, "--dry-run", packs=packs).code == 78
+        assert run_main(SCRIPT, *flags, *wrong, packs=packs).code == 78
     other = run_main(SCRIPT, "--run", str(finished), *FLAGS, "--width", "16", "--dry-run", packs=packs)
     assert other.code == 78 and "--width 8 -> 16" in other.said

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forks
 import numpy as np
 import pytest
 import tiny
@@ -118,7 +119,7 @@ def test_a_run_of_any_name_is_one_word_of_the_batch_script(tmp_path, name):
     text = submit.sbatch_text([plan_of(run)])
     assert text.startswith("#!/bin/bash")
     env = {"PATH": os.environ["PATH"], "SEEN": str(tmp_path / "seen"), "SLURM_ARRAY_TASK_ID": "0"}
-    subprocess.run(["bash", "-c", text], cwd=tmp_path, env=env, timeout=30, capture_output=True)
+    subprocess.run(["bash", "-c", text], cwd=tmp_path, env=env, timeout=300, capture_output=True)
     assert (tmp_path / "seen").read_text() == str(run)
     assert not list(tmp_path.rglob("owned"))
     headers = [line for line in text.splitlines() if line.startswith("#SBATCH")]
@@ -204,7 +205,7 @@ def test_predictions_of_hostile_classes_stay_inside_their_folder(trained):
     before = {p for p in folder.rglob("*") if run / "predictions" not in p.parents}
     for command, out in ((["generate", "--number", "6", "--run"], "generate"), (["report"], "report.html")):
         out = run / "predictions" / out
-        done = subprocess.run([sys.executable, "predict.py", *command, str(run), "--out", str(out)], cwd=ROOT, capture_output=True, text=True, env=tiny.environment(folder / "packs"))  # fmt: skip
+        done = forks.run(["predict.py", *command, run, "--out", out], tiny.environment(folder / "packs"))
         assert done.returncode == 0, done.stderr
     after = {p for p in folder.rglob("*") if run / "predictions" not in p.parents and p != run / "predictions"}
     assert after == before

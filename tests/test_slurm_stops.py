@@ -60,13 +60,17 @@ def starts(run: Path) -> list[dict]:
 
 
 def counting(cluster: Cluster, run: Path, attempt: int = 1) -> None:
-    """Wait until the given attempt has begun to count."""
+    """Wait until the given attempt has begun, and counted an image or two of its own."""
 
     def begun() -> bool:
         assert "failed" not in verdicts(run), log(run)
-        return len(starts(run)) == attempt
+        return len(starts(run)) == attempt and counted(run) > starts(run)[-1]["nimg"] + 1
 
-    cluster.wait(begun, f"attempt {attempt}")
+    cluster.wait(begun, f"attempt {attempt}\n{log(run)}")
+
+
+def counted(run: Path) -> int:
+    return int((run / "counted").read_text()) if (run / "counted").exists() else 0
 
 
 def log(run: Path) -> str:
@@ -89,7 +93,6 @@ def test_scancel_saves_and_ends_the_run(queue, tmp_path):
     run = tmp_path / "run"
     job = submit(queue, run, TOTAL)
     counting(queue, run)
-    time.sleep(0.3)
     queue.run("scancel", job)
     assert queue.wait_over(job) == "CANCELLED"
     queue.wait(lambda: verdicts(run), "the decision")
@@ -122,10 +125,8 @@ def test_time_limit_requeues_within_the_budget(queue, tmp_path):
     run = tmp_path / "run"
     job = submit(queue, run, TOTAL, max_restarts=1)
     counting(queue, run)
-    time.sleep(0.3)
     queue.run("scancel", "--signal=USR2", job)
     counting(queue, run, 2)
-    time.sleep(0.3)
     queue.run("scancel", "--signal=USR2", job)
     assert queue.wait_over(job) == "FAILED"
     assert verdicts(run) == ["requeue", "budget"], log(run)

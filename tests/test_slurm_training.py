@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, leftovers
+from cluster import Cluster, held, leftovers, ranks
 from test_slurm_stops import decisions, starts, verdicts
 from tiny import FLAGS, ROOT, TINY, finish, output, start, wait_until, weights_hash
 
 from jobs.run.rundir import RunDir
 
-LENGTH = ("--total-kimg", "1.2")
+LENGTH = ("--total-kimg", "0.64")
 pytestmark = pytest.mark.timeout(1800)  # seconds on an idle machine, minutes on a busy one
 MARGIN = 120  # seconds before the limit at which the training process stops by itself (jobs/run/stopping.py)
 
@@ -30,22 +30,22 @@ def queue(cluster):
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What runs that nobody stops come to, by number of ranks, and how long they take to begin (seconds)."""
+    """What runs that nobody stops come to, by number of ranks, and how long one takes to begin (seconds)."""
 
     weights: dict[int, str]
-    startup: dict[int, float]
+    startup: float
 
 
 @pytest.fixture(scope="module")
 def undisturbed(cluster, tmp_path_factory):
-    weights, startup = {}, {}
-    for ranks in (1, 2):
+    weights = {}
+    for world in (2, 1):
         run, began = tmp_path_factory.mktemp("undisturbed") / "run", time.monotonic()
-        processes = start(run, *LENGTH, packs=cluster.dir / "packs", ranks=ranks)
+        processes = start(run, *LENGTH, packs=cluster.dir / "packs", ranks=world, anew=world == 1)
         wait_until(lambda run=run: seen(run) > 0, 600)
-        startup[ranks] = time.monotonic() - began
+        startup = time.monotonic() - began
         assert max(finish(processes, 600)) == 0, output(run)
-        weights[ranks] = weights_hash(run)
+        weights[world] = weights_hash(run)
     return Undisturbed(weights, startup)
 
 
@@ -69,27 +69,33 @@ def seen(run: Path) -> int:
 
 def training(cluster: Cluster, run: Path, attempt: int) -> None:
     """Wait until the given attempt has begun and logged something of its own."""
-    cluster.wait(lambda: len(starts(run)) == attempt, f"attempt {attempt}\n{log(run)}")
+    cluster.wait(lambda: len(starts(run)) == attempt, f"attempt {attempt}\n{log(run)}", every=0.05)
     before = starts(run)[-1]["nimg"]
-    cluster.wait(lambda: seen(run) > before, f"progress of attempt {attempt}\n{log(run)}")
+    cluster.wait(lambda: seen(run) > before, f"progress of attempt {attempt}\n{log(run)}", every=0.05)
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_two_time_limits_and_a_killed_rank_change_nothing(queue, undisturbed, tmp_path, nodes):
-    """The first limit is moved near while the process still starts, and so it stops by its own clock; the second stop is
-    Slurm's warning signal. On two nodes a rank is killed as well."""
+    """The first limit is moved near while the process still starts, and so it stops by its own clock, for which it is made
+    to wait where it was quick; the second stop is Slurm's warning signal. On two nodes a rank is killed as well."""
     run = tmp_path / "run"
     job = train(queue, run, "-t", "10", "-N", nodes, "--signal=USR2@1")
     queue.wait(lambda: queue.state(job) == "RUNNING", "the first start")
-    queue.move_limit(job, MARGIN + round(undisturbed.startup[nodes] + 2))
+    near = round(2 * undisturbed.startup + 2)
+    queue.move_limit(job, MARGIN + near)
+    limit = time.monotonic() + near
+    queue.wait(lambda: verdicts(run) or seen(run) > 0, f"the first images\n{log(run)}", every=0.05)
+    with held(run):
+        time.sleep(max(limit + 1 - time.monotonic(), 0))
     queue.wait(lambda: len(verdicts(run)) == 1, f"the time limit\n{log(run)}")
+    queue.run("scontrol", "update", f"jobid={job}", "TimeLimit=60")  # else a slow attempt would meet the near one again
     training(queue, run, 2)
-    queue.run("scancel", "--signal=USR2", job)
+    with held(run):
+        queue.run("scancel", "--signal=USR2", job)
     queue.wait(lambda: len(verdicts(run)) == 2, f"the warning\n{log(run)}")
     if nodes == 2:
         training(queue, run, 3)
-        (rank,) = [p for p in Path("/proc").glob("[0-9]*") if _is_rank(p, run, "1")]
-        os.kill(int(rank.name), signal.SIGKILL)
+        os.kill(ranks(run)[1], signal.SIGKILL)
     assert queue.wait_over(job) == "COMPLETED", log(run)
     assert verdicts(run) == ["requeue"] * (nodes + 1) + ["done"], log(run)
     assert all(line["counted"] and "time limit" in line["why"] for line in decisions(run)[:2])
@@ -100,18 +106,6 @@ def test_two_time_limits_and_a_killed_rank_change_nothing(queue, undisturbed, tm
     assert not leftovers(run)
 
 
-def _is_rank(process: Path, run: Path, rank: str) -> bool:
-    with contextlib.suppress(OSError):
-        variables = (process / "environ").read_bytes().split(b"\0")
-        return f"SLURM_PROCID={rank}".encode() in variables and _trains(process, run)
-    return False
-
-
-def _trains(process: Path, run: Path) -> bool:
-    words = (process / "cmdline").read_bytes().split(b"\0")
-    return str(run).encode() in words and any(word.endswith(b"train_gan.py") for word in words)
-
-
 def test_the_scripts_of_vae_and_diffusion_go_on_after_a_stop(queue, tmp_path):
     """The diffusion takes its VAE by --vae; what stands before the script's name overrides its header."""
     for name, script, flags in (
@@ -120,10 +114,11 @@ def test_the_scripts_of_vae_and_diffusion_go_on_after_a_stop(queue, tmp_path):
     ):
         run = tmp_path / name
         options = ("-p", "cpu", "-t", "30", "--gres=none", "-c", "1", f"--output={tmp_path}/%j.log")
-        job = queue.sbatch(*options, f"jobs/{name}.sh", *FLAGS[script], "--total-kimg", "0.48", "--run", run, *flags)
+        job = queue.sbatch(*options, f"jobs/{name}.sh", *FLAGS[script], "--total-kimg", "0.4", "--run", run, *flags)
         training(queue, run, 1)
         assert queue.show(job)["Partition"] == "cpu" and queue.show(job)["NumCPUs"] == "1"
-        queue.run("scancel", "--signal=USR2", job)
+        with held(run):
+            queue.run("scancel", "--signal=USR2", job)
         assert queue.wait_over(job) == "COMPLETED", log(run)
         assert verdicts(run) == ["requeue", "done"], log(run)
         assert RunDir(run).done() and (run / "weights.safetensors").exists() and not leftovers(run)
@@ -138,11 +133,12 @@ def test_where_requeueing_is_forbidden_a_chain_finishes_the_run(queue, undisturb
     run = tmp_path / "run"
     job = train(queue, run, "--no-requeue", "-t", "10", "--gres=gpu:a100:1", "--job-name=x y")
     training(queue, run, 1)
-    assert len(chain_of(run)) == 2
-    successor = queue.show(chain_of(run)[1])
+    with held(run):
+        assert len(chain_of(run)) == 2
+        successor = queue.show(chain_of(run)[1])
+        queue.run("scancel", "--signal=USR2", job)
     assert successor["JobState"] == "PENDING" and successor["Dependency"].startswith(f"afterany:{job}")
     assert successor["TimeLimit"] == "00:10:00" and successor["TresPerNode"] == "gres:gpu:a100:1"
-    queue.run("scancel", "--signal=USR2", job)
     training(queue, run, 2)
     queue.wait_over(chain_of(run)[1])
     queue.wait(lambda: not queue.run("squeue", "-h"), "the end of the chain")
@@ -156,7 +152,8 @@ def test_a_stop_of_the_first_link_ends_the_whole_chain(queue, tmp_path):
     run = tmp_path / "run"
     job = train(queue, run, "--no-requeue", "-t", "10")
     training(queue, run, 1)
-    queue.run("scancel", job)
+    with held(run):
+        queue.run("scancel", job)
     queue.wait(lambda: not queue.run("squeue", "-h"), "an empty queue")
     assert verdicts(run) == ["stopped"], log(run)
     assert len(starts(run)) == 1
@@ -167,11 +164,12 @@ def test_sbatch_again_resumes_a_stopped_run_and_leaves_a_live_one_alone(queue, u
     run = tmp_path / "run"
     first = train(queue, run)
     training(queue, run, 1)
-    second = train(queue, run)
-    assert queue.wait_over(second) == "COMPLETED"
-    assert f"job {first} works on this run already" in log(run)
-    assert RunDir(run).read_status()["state"] == "running"
-    (run / "STOP").touch()
+    with held(run):
+        second = train(queue, run)
+        assert queue.wait_over(second) == "COMPLETED"
+        assert f"job {first} works on this run already" in log(run)
+        assert RunDir(run).read_status()["state"] == "running"
+        (run / "STOP").touch()
     assert queue.wait_over(first) == "COMPLETED"
     third = train(queue, run)
     assert queue.wait_over(third) == "COMPLETED", log(run)

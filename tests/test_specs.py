@@ -284,7 +284,7 @@ def test_widths_and_sides_are_whole_numbers_with_commas():
                 specs.numbers(text, flag)
             assert f"--{flag}" in refusal(replace(plain(DiffusionConfig), **{flag: text}))
     for text in ("", "  "):
-        assert specs.numbers(text, "attention") == ()  # no attention but in the middle; there is no network without widths
+        assert specs.numbers(text, "attention") == ()  # none but in the middle; no network is without widths
         with pytest.raises(ConfigError, match="--widths"):
             specs.numbers(text, "widths")
 
@@ -372,7 +372,9 @@ def test_the_size_of_a_gan_is_about_that_of_its_networks(preset):
     assert sizes.gan_checkpoint_gb(c) == pytest.approx(tensors(s.G, s.D, once=(s.G_ema,)), rel=0.15)
 
 
-@pytest.mark.parametrize("flags", ["", "--down 4", "--width 128", "--num-res 3", "--disc-width 128", "--gan-weight 0"])
+@pytest.mark.parametrize(
+    "flags", ["", "--down 4", "--width 128", "--num-res 3", "--disc-width 128", "--gan-weight 0 --width 16 --down 4"]
+)
 def test_the_size_of_a_vae_is_about_that_of_its_networks(flags):
     c = parsing.parse_config(VaeConfig, ["--data", "phantom", *flags.split()])
     with torch.device("meta"):
@@ -387,8 +389,8 @@ def test_the_size_of_a_unet_is_about_that_of_the_network(flags):
     c = parsing.parse_config(DiffusionConfig, ["--data", "phantom", *flags.split()])
     with torch.device("meta"):
         unet = train_diffusion.build_unet(c, (8, 32, 32), 2)
-    assert sizes.unet_parameters(c) == pytest.approx(count(unet), rel=0.35)
-    assert sizes.diffusion_checkpoint_gb(c) == pytest.approx(tensors(unet, once=(unet,)), rel=0.35)
+    assert sizes.unet_parameters(c) == pytest.approx(count(unet), rel=0.25)
+    assert sizes.diffusion_checkpoint_gb(c) == pytest.approx(tensors(unet, once=(unet,)), rel=0.25)
 
 
 # What launch.py says before a job; measured figures stand in the README, these are what the formulas promise.

@@ -51,16 +51,16 @@ def start(linger: float = 0.0, before=None, **env: str) -> subprocess.Popen:
 def test_a_signal_only_sets_a_flag(number, expected):
     process = start()
     process.send_signal(number)
-    assert process.communicate(timeout=20)[0].strip() == expected
+    assert process.communicate(timeout=300)[0].strip() == expected
     assert process.returncode == 0
 
 
 def test_second_ctrl_c_ends_at_once_with_130():
-    process = start(linger=60)
+    process = start(linger=600)
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline().startswith("3|")
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(300) == 130
 
 
 def test_a_second_stop_signal_is_no_second_thought():
@@ -69,7 +69,7 @@ def test_a_second_stop_signal_is_no_second_thought():
     assert process.stdout.readline().startswith("2|USR2")
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGUSR2)
-    assert process.wait(20) == 0
+    assert process.wait(300) == 0
 
 
 def ignore_and_block():
@@ -81,7 +81,7 @@ def ignore_and_block():
 def test_inherited_ignored_and_blocked_signals_work_again():
     process = start(before=ignore_and_block)
     process.send_signal(signal.SIGUSR2)
-    assert process.communicate(timeout=20)[0].startswith("2|USR2")
+    assert process.communicate(timeout=300)[0].startswith("2|USR2")
 
 
 def test_handlers_that_a_library_replaced_are_put_back():
@@ -95,7 +95,7 @@ assert watch.poll() == 0
 os.kill(os.getpid(), signal.SIGUSR2)
 assert watch.poll() == 2
 """
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean_environment(), timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean_environment(), timeout=300).returncode == 0
 
 
 @pytest.fixture

@@ -201,6 +201,11 @@ def test_equalised_learning_rate_stores_unit_weights_and_scales_them():
     for weight in (D.blocks[0].conv0.weight, D.blocks[1].skip, D.linear.weight, layer.weight, layer.affine.weight):
         assert weight.std().item() == pytest.approx(1, rel=0.05)
     assert torch.equal(layer.affine.bias, torch.ones(64))
+    assert not any(
+        part.bias.any() for part in (layer, G.to_rgb[0], D.from_rgb, D.blocks[0].conv1, D.conv, D.linear, D.out)
+    )
+    slowed = stylegan2.EqualLinear(3, 4, bias=1.0, lr_multiplier=0.01)
+    torch.testing.assert_close(slowed(torch.zeros(1, 3)), torch.ones(1, 4))
     assert all(layer.noise_strength.item() == 0 for layer in G.layers)
     # With such weights the scale of features neither grows nor falls with depth; padding takes a little.
     x = torch.randn(4, 64, 32, 32).contiguous(memory_format=torch.channels_last)
@@ -221,6 +226,24 @@ def test_mapping_multiplier_slows_the_mapping_network_a_hundredfold():
             layer.weight.sub_(0.01)  # one step of Adam: the same length whatever the gradient
         changes.append((layer(x) - before).norm().item())
     assert changes[1] == pytest.approx(changes[0] / 100, rel=1e-3)
+
+
+def test_mapping_networks_equal_their_formula():
+    """z and the class at a mean square of one, side by side, then layers whose weights and biases are stored a hundred times
+    larger than they are used (Karras 2019, section 3 and appendix C; Karras 2020b), in D the class alone."""
+    G, D = tiny_generator(num_classes=3), tiny_discriminator(num_classes=3)
+    z, labels = 3 * torch.randn(5, 6), torch.tensor([0, 2, 1, 1, 0])
+    for network, parts in ((G.mapping, [z]), (D.mapping, [])):
+        with torch.no_grad():
+            for layer in network.layers:
+                layer.bias.normal_(0, 100)
+        parts = [*parts, network.embedding.detach()[labels]]
+        x = torch.cat([p / p.square().mean(1, keepdim=True).sqrt() for p in parts], 1)
+        for layer in network.layers:
+            assert layer.weight.std().item() == pytest.approx(100, rel=0.4)
+            x = 0.01 * (x @ layer.weight.T / math.sqrt(x.shape[1]) + layer.bias)
+            x = math.sqrt(2) * torch.where(x > 0, x, 0.2 * x)
+        torch.testing.assert_close(network(z if len(parts) > 1 else None, labels), x, atol=1e-5, rtol=1e-4)
 
 
 def test_fixed_noise_is_the_same_everywhere_and_leaves_the_global_stream_alone():
@@ -309,6 +332,8 @@ def test_truncation_moves_towards_the_average_below_the_cutoff():
     ws = torch.randn(2, G.num_ws, 7)
     expected = G.w_avg + 0.6 * (ws - G.w_avg)
     torch.testing.assert_close(G.truncate(ws, 0.6), expected)
+    for psi in (0.99, 1.5):
+        torch.testing.assert_close(G.truncate(ws, psi), G.w_avg + psi * (ws - G.w_avg), atol=1e-5, rtol=1e-6)
     part = G.truncate(ws, 0.6, cutoff=2)
     torch.testing.assert_close(part[:, :2], expected[:, :2])
     assert torch.equal(part[:, 2:], ws[:, 2:])
@@ -371,6 +396,30 @@ def test_discriminator_block_equals_its_formula():
     y = act(F.conv2d(fir(y, "same", 2), block.conv1.weight / math.sqrt(27), block.conv1.bias, stride=2))
     skip = F.conv2d(fir(x, "down", 1), block.skip[:, :, None, None] / math.sqrt(3))
     torch.testing.assert_close(block(x), (y + skip) / math.sqrt(2), atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_before_and_behind_the_blocks_of_the_discriminator_equals_its_formula():
+    """fromRGB, minibatch-std as one more channel, a convolution and a layer with leaky ReLU, one without (Karras 2020a)."""
+    D = tiny_discriminator(channels=3)
+    with torch.no_grad():
+        for part in (D.from_rgb, D.conv, D.linear, D.out):
+            part.bias.normal_()
+    weights = {
+        name: getattr(D, name).weight / math.sqrt(getattr(D, name).weight[0].numel())
+        for name in ("from_rgb", "conv", "linear", "out")
+    }
+
+    def active(y):
+        return math.sqrt(2) * torch.where(y > 0, y, 0.2 * y)
+
+    images = torch.randn(4, 3, 16, 16)
+    x = active(F.conv2d(images, weights["from_rgb"], D.from_rgb.bias))
+    for block in D.blocks:
+        x = block(x)
+    x = torch.cat([x, stylegan2.minibatch_std(x, 2)], 1)
+    x = active(F.conv2d(x, weights["conv"], D.conv.bias, padding=1)).flatten(1)
+    x = active(x @ weights["linear"].T + D.linear.bias) @ weights["out"].T + D.out.bias
+    torch.testing.assert_close(D(images), x.squeeze(1), atol=1e-5, rtol=1e-4)
 
 
 # --- classes -----------------------------------------------------------------------------------------------------------
@@ -526,7 +575,7 @@ def test_both_networks_and_the_loss_trace_without_a_graph_break():
         return F.softplus(-D(G(z))).mean()
 
     expected = torch.autograd.grad(loss(z), G.const)[0]
-    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
     torch.testing.assert_close(torch.autograd.grad(compiled(z), G.const)[0], expected, atol=1e-6, rtol=1e-3)
 
 

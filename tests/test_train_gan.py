@@ -21,9 +21,9 @@ LENGTH = ("--total-kimg", "0.4")
 
 @pytest.fixture(scope="module")
 def reference(packs, tmp_path_factory) -> Path:
-    """The run that nobody disturbed."""
+    """The run that nobody disturbed, from a new interpreter."""
     run = tmp_path_factory.mktemp("reference") / "run"
-    assert tiny.train(run, *LENGTH, packs=packs) == 0, tiny.output(run)
+    assert tiny.train(run, *LENGTH, packs=packs, anew=True) == 0, tiny.output(run)
     return run
 
 
@@ -167,7 +167,7 @@ def test_stopping_saves_and_the_run_goes_on(reference, packs, tmp_path, how, cod
         lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= 2
     )
     (run / "STOP").touch() if how == "STOP" else processes[0].send_signal(how)
-    assert tiny.finish(processes, 60) == [code], tiny.output(run)
+    assert tiny.finish(processes) == [code], tiny.output(run)
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == state
     newest = max(int(p.stem) for p in (run / "checkpoints").glob("*.json"))
@@ -280,7 +280,7 @@ def test_two_processes_on_one_run_the_second_is_refused(packs, tmp_path):
     run = tmp_path / "run"
     first = tiny.start(run, "--total-kimg", "4", packs=packs)
     tiny.wait_until(lambda: (run / "attempts.jsonl").exists())
-    second = tiny.finish(tiny.start(run, "--total-kimg", "4", packs=packs), 60)
+    second = tiny.finish(tiny.start(run, "--total-kimg", "4", packs=packs))
     assert second == [78] and first[0].poll() is None
     tiny.kill(first)
 

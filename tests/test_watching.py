@@ -136,7 +136,7 @@ def test_a_heartbeat_before_the_start_is_of_the_attempt_before(run):
     assert view(run, running(start=None)).state == "ending"
 
 
-@pytest.mark.parametrize(("state", "age", "shown"), [("running", 590, "running"), ("running", 610, "hanging"), ("saving", 610, "hanging"), ("starting", 610, "starting")])  # fmt: skip
+@pytest.mark.parametrize(("state", "age", "shown"), [("running", 500, "running"), ("running", 610, "hanging"), ("saving", 610, "hanging"), ("starting", 610, "starting")])  # fmt: skip
 def test_a_heartbeat_that_stopped(run, state, age, shown):
     tell(run, state=state, updated=time.time() - age)
     found = view(run, running(start=time.time() - 7200))
@@ -515,7 +515,17 @@ def test_colours_are_for_terminals_alone(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     assert terminal.paint("x", "red", Terminal()) == "x"
-    assert set(terminal.STATE_COLOURS.values()) <= set(terminal.COLOURS)
+    assert dict(red=31, green=32, yellow=33, blue=34, grey=90, bold=1) == terminal.COLOURS
+    states = {
+        "green": "running saving starting", "blue": "done", "yellow": "queued waiting ending interrupted",
+        "red": "failed diverged stuck hanging", "": "stopped new",
+    }  # fmt: skip
+    for colour, names in states.items():
+        assert {terminal.STATE_COLOURS.get(name, "") for name in names.split()} == {colour}
+    assert (
+        terminal.STATE_COLOURS["cut off"] == "red"
+        and dict(ok="green", warn="yellow", fail="red") == terminal.LEVEL_COLOURS
+    )
 
 
 def test_checks_and_facts(monkeypatch, capsys):
@@ -545,7 +555,7 @@ def test_one_run_in_detail(wide, run, capsys, monkeypatch):
     run.note("end", attempt=1, nimg=2500, reason="USR2", seconds=100, code=85)
     run.note("decision", decision="requeue", why="the time limit was reached")
     found = View("brains", str(run.path), state="running", job_id="42", node="n1", partition="a100", elapsed_s=61, limit_s=3600, kimg=1.0, total_kimg=4.0,
-                 eta_s=100, restarts=2, updated=time.time() - 30, note="fine", metrics={"loss_G": 1.23456, "loss_D": "x", "kimg": 1})  # fmt: skip
+                 eta_s=100, restarts=2, updated=time.time() - 30, note="fine", metrics={"loss_G": 1.23456, "loss_D": "x", "kimg": 1, "val_loss": 0.5, "loss": 2, "img_per_s": 30.25})  # fmt: skip
     show.show_run(found, run.path)
     out = capsys.readouterr().out
     rows = dict(line.strip().split("  ", 1) for line in out.splitlines() if line.startswith("  "))
@@ -557,7 +567,7 @@ def test_one_run_in_detail(wide, run, capsys, monkeypatch):
         and rows["left"] == "2 min"
     )
     assert (
-        rows["last"] == "loss_G 1.235"
+        rows["last"] == "loss_G 1.235, loss 2, val_loss 0.5, img_per_s 30.25"
         and rows["restarts"] == "2"
         and rows["note"] == "fine"
         and rows["heartbeat"].endswith("s ago")
@@ -577,6 +587,10 @@ def test_one_run_in_detail(wide, run, capsys, monkeypatch):
         and "launch.py why brains" in failed
         and "launch.py resume brains" in failed
     )
+    assert rows["progress"] == "██░░░░░░ 1/4 kimg" and rows["run"] == str(run.path)
+    show.show_run(replace(found, limit_s=None, node="", partition="", metrics={"loss_D": 1}), run.path)
+    bare = capsys.readouterr().out
+    assert "1:01\n" in bare and "  42\n" in bare and "loss_D 1\n" in bare
     show.show_run(replace(found, state="queued", node=""), run.path)
     queued = capsys.readouterr().out
     assert "42 in a100" in queued and "heartbeat" not in queued and "launch.py stop brains" in queued
@@ -727,6 +741,7 @@ PRECEDENCE = [
     (dict(state="stopped", reason="TERM", decision="a person sent TERM"), "a person stopped it"),
     (dict(state="stopped", reason="STOP file", decision="x (scancel)"), "a person stopped it"),
     (dict(state="stopped", log=OOM, code=77), "a person stopped it"),
+    (dict(state="cut off", reason="TERM", decision="cancelled (scancel)"), "cancelled (scancel)"),
     (dict(state="waiting", reason="first ended: resume it", log=OOM), "first ended"),
     (dict(state="stuck", log=OOM, code=77), "no progress in two attempts"),
     (dict(state="diverged", log=OOM), "not a number"), (dict(code=77, log=OOM, job=Job("1", "NODE_FAIL")), "not a number"),
@@ -781,6 +796,19 @@ def test_what_a_line_of_the_log_means(line, words):
 def test_what_slurms_record_means(job, words):
     assert words in cause(job=job).text
     assert ("as the kernel" in cause(job=job).text) == ("as the kernel" in words)
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        (dict(state="stuck", log="error: x\n"), "error: x"), (dict(state="diverged", reason="NaN in G", log="error: x\n"), "NaN in G"),
+        (dict(code=78, log="error: x\n", reason="r"), "error: x"), (dict(code=78, log="fine\n", reason="r"), "r"), (dict(code=2, log="error: x\n"), "error: x"),
+        (dict(code=75, log="error: x\n"), "error: x"), (dict(log=TRACE), "ZeroDivisionError: division by zero"), (dict(log="error: x\n"), "error: x"), (dict(), ""),
+    ],
+)  # fmt: skip
+def test_the_line_that_shows_it(facts, line):
+    found = cause(**facts)
+    assert found.line == line and "resume r1" in found.fix + " resume r1" * (facts.get("state") == "diverged")
 
 
 def test_slurms_record_may_say_nothing():

@@ -20,6 +20,9 @@ DONE, USAGE, TRANSIENT, DIVERGED, BAD, CONTINUE = 0, 2, 75, 77, 78, 85
 NOTHING, SAVE, STOP_AND_CONTINUE, STOP_BY_PERSON = 0, 1, 2, 3
 SIGNALS = {"USR1": signal.SIGUSR1, "USR2": signal.SIGUSR2, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
 
+# What a rank stops for, as it tells the others; a person's wishes stand last, as the highest of all ranks counts.
+REASONS = ("", "USR1", "USR2", "TERM", "time limit", "Ctrl-C", "STOP file")
+
 _received: list[str] = []
 _installed = False
 
@@ -104,7 +107,7 @@ class StopWatch:
     def __init__(self, run=None, margin: float = 120.0):
         """`margin`: seconds before the job's end at which to stop; a save must fit in it."""
         self.run, self.reason = run, ""
-        self._level, self._looked = NOTHING, -1.0
+        self._level, self._looked, self._agreed = NOTHING, -1.0, 0
         end = job_end_time()
         # An end in the past is the variable of a job that is over, inherited by a shell that outlived it.
         self.deadline = end - margin if end is not None and end > time.time() else None
@@ -133,10 +136,23 @@ class StopWatch:
         if level > self._level:
             self._level, self.reason = level, reason
 
+    def tell(self) -> int:
+        """poll() with its reason, as one number for the other ranks: the highest is the one to act upon."""
+        level = self.poll()
+        return level + 10 * REASONS.index(self.reason) if level == self._level else level
+
+    def hear(self, told: int) -> int:
+        """The level in the highest number that a rank has told."""
+        self._agreed = told
+        return told % 10
+
     def describe(self, level: int) -> str:
-        """The reason behind the level that the ranks agreed on, which may be another rank's."""
+        """The reason behind the level that the ranks agreed on. A signal to the whole job may reach another rank a step
+        before this one, and means the same then."""
         if level == self._level and self.reason:
             return self.reason
+        if level == self._agreed % 10 and self._agreed >= 10:
+            return REASONS[self._agreed // 10]
         return {
             SAVE: "SAVE file",
             STOP_AND_CONTINUE: "a signal to another rank",

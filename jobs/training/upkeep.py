@@ -220,7 +220,8 @@ class Upkeep:
         self.watchdog.pat()
         minutes = (time.monotonic() - self.saved_time) / 60
         timed = self.rt.rank == 0 and minutes > self.c.checkpoint_minutes > 0
-        self.level, timed = collectives.agree_max(self.rt, [self.watch.poll(), int(timed)])
+        told, timed = collectives.agree_max(self.rt, [self.watch.tell(), int(timed)])
+        self.level = self.watch.hear(told)
         self.ending = self.level >= 2 or nimg >= self.total
         asked = self.ending or self.level or timed or self.saved_at < 0
         return nimg != self.saved_at and bool(asked or due(nimg, self.c.batch, self.c.checkpoint_kimg))

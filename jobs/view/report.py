@@ -261,7 +261,8 @@ def mean_and_sd(value) -> str:
 
 def digits(value: float, count: int) -> str:
     """So many significant digits, and all before the point."""
-    return f"{value:.0f}" if abs(value) >= 10**count else f"{value:.{count}g}"
+    text = f"{value:.{count}g}"
+    return f"{value:.0f}" if abs(float(text)) >= 10**count else text  # 999.6 too, which would become 1e+03
 
 
 def figures_of(found: dict) -> list[str]:

@@ -2,7 +2,7 @@
 
     counter.py RUN TOTAL [SECONDS_PER_STEP] [--deaf] [--idle]
 
-A checkpoint is its commit marker alone. --deaf: dies on signals, as a process does that never installed handlers. --idle:
+A checkpoint is its commit marker alone; the file `counted` says how far it is. --deaf: dies on signals, as a process does that never installed handlers. --idle:
 stops at once and asks to go on.
 """
 
@@ -48,6 +48,8 @@ def main() -> int:
                 )
             nimg += 1
             attempt.heartbeat(nimg)
+            if rank == 0:
+                atomic_write(run.path / "counted", str(nimg))
             time.sleep(pause)
 
 

@@ -1,0 +1,38 @@
+"""The HTML page."""
+
+from tests.mutants import Fault
+
+FAULTS = [
+    Fault('jobs/view/report.py',
+          'if path.stat().st_size <= MAX_PICTURE else b""',
+          '',
+          ('tests/test_report.py::test_samples_from_the_first_to_the_last_and_real_slices_behind_them',)),
+    Fault('jobs/view/report.py',
+          'if len(runs) > 1:\n        parts.append',
+          'if len(runs) > 2:\n        parts.append',
+          ('tests/test_report.py::test_two_runs_of_one_name_are_told_apart',)),
+    Fault('jobs/view/report.py',
+          'if p.name[0].isdigit()',
+          'if True',
+          ('tests/test_report.py::test_samples_from_the_first_to_the_last_and_real_slices_behind_them',)),
+    Fault('jobs/view/report.py',
+          'return [kimg for kimg in starts if kimg]',
+          'return starts',
+          ('tests/test_report.py::test_restarts_are_later_attempts',)),
+    Fault('jobs/view/report.py',
+          'state = "done" if run.done() else',
+          'state = "done" if not run.done() else',
+          ('tests/test_report.py::test_the_page_has_all_and_loads_nothing',)),
+    Fault('jobs/view/report.py',
+          '"hours on a CPU" if device == "cpu" else "GPU hours" if device',
+          '"hours on a CPU" if device != "cpu" else "GPU hours" if device',
+          ('tests/test_report.py::test_the_page_has_all_and_loads_nothing',)),
+    Fault('jobs/view/report.py',
+          'world * max(status["updated"] - open_start["time"], 0)',
+          'max(status["updated"] - open_start["time"], 0)',
+          ('tests/test_report.py::test_the_page_has_all_and_loads_nothing',)),
+    Fault('jobs/view/report.py',
+          "sum(a.get('event') == 'start' for a in attempts)",
+          'len(attempts)',
+          ('tests/test_report.py::test_the_page_has_all_and_loads_nothing',)),
+]  # fmt: skip
