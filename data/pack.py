@@ -122,9 +122,8 @@ def ensure_held_out(
                 continue
             try:
                 if any(r.split == train_split for r in find_source(spec, split).records):  # val, where there is no test
-                    raise DataError(
-                        f"--split {split}: {spec} has only the {train_split} folder, which is trained on; use --val-split none"
-                    )
+                    why = f"{spec} has only the {train_split} folder, which is trained on"
+                    raise DataError(f"--split {split}: {why}; use --val-split none")
             except DataError as error:
                 if val_split != "auto":
                     raise

@@ -62,11 +62,11 @@ def _outcome(main, argv: list[str], env: dict[str, str]) -> Outcome:
     """
     clean = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)} | env
     out, err, threads, hook = io.StringIO(), io.StringIO(), torch.get_num_threads(), threading.excepthook
-    watchdogs, begin = [], watchdog.Watchdog.__init__
+    dogs, begin = [], watchdog.Watchdog.__init__
 
-    def noted(watchdog: watchdog.Watchdog, seconds: float) -> None:
-        watchdogs.append(watchdog)
-        begin(watchdog, seconds)
+    def noted(dog: watchdog.Watchdog, seconds: float) -> None:
+        dogs.append(dog)
+        begin(dog, seconds)
 
     stopping._received.clear()
     try:
@@ -82,8 +82,8 @@ def _outcome(main, argv: list[str], env: dict[str, str]) -> Outcome:
         code = stopping.exit_code(error)
         err.write(f"\nTraceback: {error!r}\n")
     finally:
-        for watchdog in watchdogs:
-            watchdog.stop()
+        for dog in dogs:
+            dog.stop()
         stopping._received.clear()
         torch.set_num_threads(threads)
         threading.excepthook = hook

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.view import grids, plots, progress, tensorboard
+from jobs.view import grids, metrics, plots, progress, tensorboard
 from jobs.view import progress as progress_module
 from jobs.view.grids import image_grid, save_png
 from jobs.view.metrics import Averages, MetricsLog, read_metrics
@@ -121,7 +121,7 @@ def test_rows_that_wait_for_a_full_disk_can_be_taken_back_too(tmp_path, monkeypa
 
     log_.append({"nimg": 8})
     with monkeypatch.context() as patch:
-        patch.setattr(log if at == "open" else os, at, full, raising=False)
+        patch.setattr(metrics if at == "open" else os, at, full, raising=False)
         for nimg in (16, 24, 32):
             log_.append({"nimg": nimg})
     log_.truncate(24)

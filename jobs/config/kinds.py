@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from jobs.config import columns, presets
+from jobs.config import columns, presets, rules, sizes
 from jobs.config.columns import Column
-from jobs.config.sizes import (
-    diffusion_checkpoint_gb,
-    diffusion_memory_gb,
-    gan_checkpoint_gb,
-    gan_memory_gb,
-    vae_checkpoint_gb,
-    vae_memory_gb,
-)
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, TrainConfig, VaeConfig
 
 
@@ -29,6 +22,7 @@ class Job:
     config: type[TrainConfig]
     presets: Mapping[str, dict]
     default_preset: str
+    check: Callable[..., None]  # refuses values of its own fields that cannot work: check(config)
     memory_gb: Callable[..., float]
     checkpoint_gb: Callable[..., float]
     columns: tuple[Column, ...]
@@ -56,19 +50,42 @@ def _diffusion() -> type:
 
 JOBS: dict[str, Job] = {
     "stylegan2": Job(
-        "train_gan.py", GanConfig, presets.GAN_PRESETS, "adni256", gan_memory_gb, gan_checkpoint_gb,
-        columns.GAN, ("generate", "interpolate", "mix", "project", "direction", "evaluate", "tsne"), _gan,
+        script="train_gan.py",
+        config=GanConfig,
+        presets=presets.GAN_PRESETS,
+        default_preset="adni256",
+        check=rules.check_gan,
+        memory_gb=sizes.gan_memory_gb,
+        checkpoint_gb=sizes.gan_checkpoint_gb,
+        columns=columns.GAN,
+        predicts=("generate", "interpolate", "mix", "project", "direction", "evaluate", "tsne"),
+        model=_gan,
     ),
     "vae": Job(
-        "pretrain_vae.py", VaeConfig, presets.VAE_PRESETS, "adni256-ldm", vae_memory_gb, vae_checkpoint_gb,
-        columns.VAE, ("reconstruct", "tsne"), _vae,
+        script="pretrain_vae.py",
+        config=VaeConfig,
+        presets=presets.VAE_PRESETS,
+        default_preset="adni256-ldm",
+        check=rules.check_vae,
+        memory_gb=sizes.vae_memory_gb,
+        checkpoint_gb=sizes.vae_checkpoint_gb,
+        columns=columns.VAE,
+        predicts=("reconstruct", "tsne"),
+        model=_vae,
     ),
     "diffusion": Job(
-        "train_diffusion.py", DiffusionConfig, presets.DIFFUSION_PRESETS, "adni256-ldm", diffusion_memory_gb,
-        diffusion_checkpoint_gb, columns.DIFFUSION,
-        ("generate", "interpolate", "denoise", "direction", "evaluate", "tsne"), _diffusion,
+        script="train_diffusion.py",
+        config=DiffusionConfig,
+        presets=presets.DIFFUSION_PRESETS,
+        default_preset="adni256-ldm",
+        check=rules.check_diffusion,
+        memory_gb=sizes.diffusion_memory_gb,
+        checkpoint_gb=sizes.diffusion_checkpoint_gb,
+        columns=columns.DIFFUSION,
+        predicts=("generate", "interpolate", "denoise", "direction", "evaluate", "tsne"),
+        model=_diffusion,
     ),
-}  # fmt: skip
+}
 
 
 def job(name: str) -> Job:
@@ -82,6 +99,13 @@ def name_of(config: TrainConfig | type[TrainConfig]) -> str:
     """The name of the job that a config, or a class of configs, is of."""
     cls = config if isinstance(config, type) else type(config)
     return next(name for name, row in JOBS.items() if row.config is cls)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse values that cannot work, each with one line that names the fix. Raises ConfigError."""
+    rules.check_common(config)
+    JOBS[name_of(config)].check(config)
+    rules.check_world(config, world=int(os.environ.get("WORLD_SIZE", 1)))
 
 
 def known_columns() -> list[Column]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.config import kinds
-from jobs.config.rules import FREE, check
+from jobs.config.rules import FREE
 from jobs.config.specs import ROOT, ConfigError, TrainConfig, read_json
 from jobs.config.version import version
 
@@ -58,7 +58,7 @@ def parse_known(
     paths: dict[str, Any] = {name: _absolute(value) for name in PATH_FIELDS if (value := getattr(config, name, ""))}
     config = replace(config, **paths)
     config = replace(config, run=_absolute(config.run) if config.run else str(ROOT / "runs" / default_name(config)))
-    check(config)
+    kinds.check(config)
     return config, unknown
 
 

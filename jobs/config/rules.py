@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from jobs.config.specs import ConfigError, GanConfig, VaeConfig, numbers, read_json
+from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig, numbers, read_json
 
 # A checkpoint fits only networks for which all of these agree.
 ARCHITECTURE = frozenset(
@@ -31,8 +30,8 @@ def check_classes(config, classes: list[str]) -> None:
         raise ConfigError("--conditional: the data has fewer than two classes; use a folder with one folder per class")
 
 
-def check(config) -> None:
-    """Refuse values that cannot work, each with one line that names the fix."""
+def check_common(config) -> None:
+    """Refuse values that no job can work with, each with one line that names the fix."""
     r = config.resolution
     if not 32 <= r <= 512 or r & (r - 1):
         raise ConfigError(f"--resolution {r}: must be a power of two from 32 to 512")
@@ -51,11 +50,11 @@ def check(config) -> None:
     _check_init_from(config)
     if config.batch < 1 or config.accumulate < 1:
         raise ConfigError(f"--batch {config.batch} and --accumulate {config.accumulate} must be at least 1")
-    if isinstance(config, GanConfig):
-        _check_gan(config)
-    else:
-        _check_denoising(config)
-    check_world(config, world=int(os.environ.get("WORLD_SIZE", 1)))
+    _check_numbers(
+        config,
+        "total_kimg log_kimg sample_kimg keep",
+        "ema_kimg ema_rampup checkpoint_minutes checkpoint_kimg threads crop",
+    )
 
 
 def _check_init_from(config) -> None:
@@ -82,15 +81,15 @@ def _check_numbers(config, positive: str, not_negative: str) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must not be negative")
 
 
-def _check_gan(config: GanConfig) -> None:
+def check_gan(config: GanConfig) -> None:
+    """The rules of a StyleGAN2's fields."""
     r = config.resolution
     if config.mbstd_group < 1:
         raise ConfigError(f"--mbstd-group {config.mbstd_group}: must be at least 1")
     _check_numbers(
         config,
-        "total_kimg log_kimg sample_kimg lr channel_base channel_max z_dim w_dim mapping_layers r1_interval "
-        "pl_interval keep",
-        "gamma pl_weight style_mixing ema_kimg ema_rampup ada_kimg checkpoint_minutes checkpoint_kimg threads crop",
+        "lr channel_base channel_max z_dim w_dim mapping_layers r1_interval pl_interval",
+        "gamma pl_weight style_mixing ada_kimg",
     )
     for name in ("style_mixing", "pl_decay"):
         if not 0 <= getattr(config, name) <= 1:
@@ -103,24 +102,22 @@ def _check_gan(config: GanConfig) -> None:
         )
 
 
-def _check_denoising(config) -> None:
+def check_vae(config: VaeConfig) -> None:
+    """The rules of a VAE's fields."""
     _check_numbers(
         config,
-        "total_kimg log_kimg sample_kimg lr clip keep num_res",
-        "warmup_kimg decay_kimg weight_decay ema_kimg ema_rampup checkpoint_minutes checkpoint_kimg threads crop",
+        "lr clip num_res latent_channels width disc_width plateau_kimg",
+        "warmup_kimg decay_kimg weight_decay kl_weight structure_weight perceptual_weight gan_weight gan_start_kimg",
     )
-    if isinstance(config, VaeConfig):
-        _check_numbers(
-            config,
-            "latent_channels width disc_width plateau_kimg",
-            "kl_weight structure_weight perceptual_weight gan_weight gan_start_kimg",
+    if config.perceptual_file and not Path(config.perceptual_file).expanduser().is_file():
+        raise ConfigError(
+            f"--perceptual-file {config.perceptual_file}: no such file; name the weights of torchvision's vgg16"
         )
-        if config.perceptual_file and not Path(config.perceptual_file).expanduser().is_file():
-            raise ConfigError(
-                f"--perceptual-file {config.perceptual_file}: no such file; name the weights of torchvision's vgg16"
-            )
-        return
-    _check_numbers(config, "steps head_dim", "min_snr_gamma")
+
+
+def check_diffusion(config: DiffusionConfig) -> None:
+    """The rules of a diffusion network's fields."""
+    _check_numbers(config, "lr clip num_res steps head_dim", "warmup_kimg decay_kimg weight_decay min_snr_gamma")
     for name in ("dropout", "class_dropout"):
         if not 0 <= getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: a probability below 1")
