@@ -42,13 +42,11 @@ from data.walk import DataError
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
 from jobs.predict import pages
-from jobs.predict.autoencoder import VaeModel
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.direction import Strip, direction
 from jobs.predict.evaluate import evaluate
 from jobs.predict.features import Reference
 from jobs.predict.films import check_frames, denoise, interpolate, mix
-from jobs.predict.gan import GanModel
 from jobs.predict.generate import generate
 from jobs.predict.output import Output
 from jobs.predict.project import project, targets_of
@@ -58,20 +56,8 @@ from jobs.predict.tsne import tsne
 from jobs.run import stopping
 from jobs.training import ranks
 
+
 # --- from flags to arguments ------------------------------------------------------------------------------------------
-# What only one kind of model has: the flag, its name here, the argument of the model's methods, and the unset value.
-OF_GANS = (
-    ("--truncation", "truncation", 1.0),
-    ("--truncation-cutoff", "truncation_cutoff", None),
-    ("--noise", "noise", None),
-    ("--space", "space", None),
-)
-OF_DIFFUSION = (("--sampler", "sampler", None), ("--steps", "calls", None), ("--guidance", "guidance", None))
-KINDS = ((GanModel, OF_DIFFUSION, "diffusion networks; this is a StyleGAN2, see --truncation"),
-         (DiffusionModel, OF_GANS, "StyleGAN2; this is a diffusion network, see --guidance"),
-         (VaeModel, (*OF_DIFFUSION, *OF_GANS), "generators; this is a VAE"))  # fmt: skip
-
-
 def model_of(args: argparse.Namespace) -> Any:
     """The model that --run or --weights names, of a job that this command takes.
 
@@ -97,25 +83,21 @@ def opening(args: argparse.Namespace) -> dict:
 
 
 def check_flags(args: argparse.Namespace, model: Trained) -> None:
-    """UsageError for a flag that this kind of model does not have."""
-    for kind, flags, of_what in KINDS:
-        for flag, name, unset in flags:
-            if isinstance(model, kind) and getattr(args, name, unset) != unset:
-                named = "--calls" if name == "calls" and args.command in CALLS_COMMANDS else flag
-                raise UsageError(f"{named} is a flag of {of_what}")
+    """UsageError for a flag that only other kinds of model have."""
+    own = {flag.name for flag in model.FLAGS}
+    others: list[type[Trained]] = [job.model() for job in kinds.JOBS.values()]
+    for kind in others:
+        for flag in kind.FLAGS:
+            if flag.name not in own and getattr(args, flag.place, flag.unset) != flag.unset:
+                named = "--calls" if flag.place == "calls" and args.command in CALLS_COMMANDS else flag.name
+                see = f", see {model.FLAGS[0].name}" if model.FLAGS else ""
+                raise UsageError(f"{named} is a flag of a {kind.KIND}; this is a {model.KIND}{see}")
 
 
 def how_of(args: argparse.Namespace, model: Trained) -> dict:
-    """What `sample` of this kind of model takes, as asked."""
-    if isinstance(model, GanModel):
-        return {
-            "truncation": args.truncation,
-            "truncation_cutoff": args.truncation_cutoff,
-            "noise": args.noise or "random",
-        }
-    if isinstance(model, DiffusionModel):
-        return {"sampler": args.sampler, "steps": args.calls, "guidance": args.guidance}
-    return {}
+    """What `sample` of this kind of model takes, as far as it was asked for."""
+    asked = {flag.argument: getattr(args, flag.place) for flag in model.FLAGS if flag.argument}
+    return {argument: value for argument, value in asked.items() if value is not None}
 
 
 def output(args: argparse.Namespace) -> Output:
@@ -129,8 +111,7 @@ def run_generate(args: argparse.Namespace) -> None:
     model = model_of(args)
     model.labels(args.label, [0])  # a wrong class is found before anything is written
     how = how_of(args, model)
-    if isinstance(model, DiffusionModel):
-        model.way(**how)
+    model.settings(**how)  # and what this model cannot do
     generate(
         model,
         output(args),

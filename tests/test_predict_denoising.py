@@ -341,7 +341,7 @@ def test_tsne_of_a_vae_is_of_its_latents(packs, tmp_path):
 @pytest.mark.parametrize(("argv", "code", "says"), [
     (("mix",), 78, "needs those of a stylegan2 run"), (("project",), 78, "needs those of a stylegan2 run"),
     (("reconstruct",), 78, "needs those of a vae run"), (("denoise", "--class", "MCI"), 2, "choose all, NC (0), AD (1)"),
-    (("interpolate", "--space", "w"), 2, "--space is a flag of StyleGAN2"),
+    (("interpolate", "--space", "w"), 2, "--space is a flag of a StyleGAN2"),
     (("interpolate", "--sampler", "ancestral"), 2, "ancestral"), (("direction", "--sampler", "ancestral"), 2, "ancestral"),
     (("direction", "--to", "MCI"), 2, "choose from NC, AD"), (("evaluate", "--truncation", "0.5"), 2, "--guidance"),
     (("evaluate", "--data", "nowhere-at-all"), 78, "nowhere-at-all"),

@@ -17,6 +17,8 @@ from models.vae import VAE
 class VaeModel(Trained):
     """A trained VAE."""
 
+    KIND = "VAE"
+
     vae: VAE
 
     @staticmethod

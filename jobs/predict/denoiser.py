@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from jobs.predict.trained import Trained, UsageError
+from jobs.predict.trained import Flag, Trained, UsageError
 from jobs.training import randomness
 from models import loading, samplers
 from models.loading import Denoiser
@@ -28,6 +28,13 @@ class Way(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class DiffusionModel(Trained):
     """A trained denoising network with its decoder."""
+
+    KIND = "diffusion network"
+    FLAGS = (
+        Flag("--guidance", "guidance", "guidance"),
+        Flag("--sampler", "sampler", "sampler"),
+        Flag("--steps", "calls", "steps"),
+    )
 
     net: Denoiser
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data.batches import to_float
-from jobs.predict.trained import Trained
+from jobs.predict.trained import Flag, Trained
 from jobs.training import randomness
 from models import loading, projection
 from models.stylegan2 import Generator
@@ -20,6 +20,14 @@ from models.styles import slerp
 @dataclass(frozen=True, kw_only=True)
 class GanModel(Trained):
     """A trained StyleGAN2."""
+
+    KIND = "StyleGAN2"
+    FLAGS = (
+        Flag("--truncation", "truncation", "truncation", 1.0),
+        Flag("--truncation-cutoff", "truncation_cutoff", "truncation_cutoff"),
+        Flag("--noise", "noise", "noise"),
+        Flag("--space", "space"),
+    )
 
     G: Generator
 

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,9 +32,22 @@ class UsageError(Exception):
     """A flag or an argument that does not fit this model; the text is one line that names the fix. Exit code 2."""
 
 
+@dataclass(frozen=True)
+class Flag:
+    """A flag of predict.py that only some kinds of model have."""
+
+    name: str
+    place: str  # in the parsed arguments
+    argument: str = ""  # of `sample`, where that takes it
+    unset: object = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """What a weights file says of its network, and how to run it. `load` makes one."""
+
+    KIND: ClassVar[str]  # what a person calls such a model
+    FLAGS: ClassVar[tuple[Flag, ...]] = ()
 
     job: str
     path: str
