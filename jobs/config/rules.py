@@ -50,7 +50,7 @@ def check_common(config) -> None:
     _check_init_from(config)
     if config.batch < 1 or config.accumulate < 1:
         raise ConfigError(f"--batch {config.batch} and --accumulate {config.accumulate} must be at least 1")
-    _check_numbers(
+    check_numbers(
         config,
         "total_kimg log_kimg sample_kimg keep",
         "ema_kimg ema_rampup checkpoint_minutes checkpoint_kimg threads crop",
@@ -72,7 +72,8 @@ def _check_init_from(config) -> None:
         raise ConfigError(f"--init-from {start}: another architecture ({text}); use its values")
 
 
-def _check_numbers(config, positive: str, not_negative: str) -> None:
+def check_numbers(config, positive: str, not_negative: str) -> None:
+    """Refuse the first of these fields (names with spaces between) that is not positive, or is negative."""
     for name in positive.split():
         if not getattr(config, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be greater than 0")
@@ -86,7 +87,7 @@ def check_gan(config: GanConfig) -> None:
     r = config.resolution
     if config.mbstd_group < 1:
         raise ConfigError(f"--mbstd-group {config.mbstd_group}: must be at least 1")
-    _check_numbers(
+    check_numbers(
         config,
         "lr channel_base channel_max z_dim w_dim mapping_layers r1_interval pl_interval",
         "gamma pl_weight style_mixing ada_kimg",
@@ -104,7 +105,7 @@ def check_gan(config: GanConfig) -> None:
 
 def check_vae(config: VaeConfig) -> None:
     """The rules of a VAE's fields."""
-    _check_numbers(
+    check_numbers(
         config,
         "lr clip num_res latent_channels width disc_width plateau_kimg",
         "warmup_kimg decay_kimg weight_decay kl_weight structure_weight perceptual_weight gan_weight gan_start_kimg",
@@ -117,7 +118,7 @@ def check_vae(config: VaeConfig) -> None:
 
 def check_diffusion(config: DiffusionConfig) -> None:
     """The rules of a diffusion network's fields."""
-    _check_numbers(config, "lr clip num_res steps head_dim", "warmup_kimg decay_kimg weight_decay min_snr_gamma")
+    check_numbers(config, "lr clip num_res steps head_dim", "warmup_kimg decay_kimg weight_decay min_snr_gamma")
     for name in ("dropout", "class_dropout"):
         if not 0 <= getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: a probability below 1")

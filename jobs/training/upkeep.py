@@ -389,7 +389,8 @@ def announce(run: RunDir, generate: str) -> None:
     """Where everything is, and what to do next; `generate` is the predict.py subcommand with its flags."""
     grids = sorted(p for p in run.samples.glob("[0-9]*.png"))
     print(f"  samples      {grids[-1] if grids else 'none'}")
-    print(f"  real slices  {run.samples / 'reals.png'}")
+    if (run.samples / "reals.png").exists():
+        print(f"  real slices  {run.samples / 'reals.png'}")
     print(f"  losses       {run.plots / 'losses.png'}")
     print(f"  next         {command('predict.py')} {generate.format(run=run.path)}")
     print(f"  TensorBoard  {Path(sys.executable).with_name('tensorboard')} --logdir {run.tensorboard}")
