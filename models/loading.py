@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models import schedules, targets
+from models import names, schedules
 from models.stylegan2 import Generator, channels_at, resolutions
 from models.unet import UNet
 from models.vae import VAE, LatentScale
@@ -89,7 +89,7 @@ def load_denoiser(tensors: dict[str, Tensor], about: dict, num_classes: int) -> 
         raise ValueError(f"its shape is malformed; {AGAIN}")
     try:
         schedule, times = schedules.make_schedule(str(c.get("schedule"))), str(c.get("times"))
-        if c.get("target") not in targets.TARGETS or times not in schedules.TIME_SETS:
+        if c.get("target") not in names.TARGETS or times not in names.TIME_SETS:
             raise ValueError(f"target {c.get('target')!r}, times {times!r}")
         widths, sides = whole_numbers(c, "widths"), whole_numbers(c, "attention")
         num_res, head_dim = (bounded(c, name, 4096) for name in ("num_res", "head_dim"))
@@ -152,10 +152,10 @@ def check_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     other = [k for k in expected if k in state and tuple(state[k].shape) != expected[k]]
     bad = [k for k, v in state.items() if v.dtype not in FLOATS or not bool(torch.isfinite(v).all())]
     found = {"lacks": missing, "has unknown": unknown, "has another shape of": other, "has no finite numbers in": bad}
-    for what, names in found.items():
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            listed = ", ".join(names[:3]) + more
+    for what, keys in found.items():
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            listed = ", ".join(keys[:3]) + more
             raise ValueError(f"{what} {listed}; use weights that this version's train scripts wrote")
 
 

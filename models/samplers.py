@@ -9,10 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from models.names import OF_LISTED_TIMES, SAMPLERS
 from models.schedules import Schedule, trailing_times
 from models.targets import Denoise, to_x0
-
-SAMPLERS = ("midpoint", "dpmpp-2m", "ddim", "ancestral", "heun")
 
 
 # --- samplers ---------------------------------------------------------------------------------------------------------
@@ -165,6 +164,10 @@ def heun(
     return y
 
 
+# By the names in models/names.py; those that go through listed times are one algorithm, DDIM.
+ALGORITHMS: dict[str, Callable[..., Tensor]] = {"midpoint": midpoint, "dpmpp-2m": dpmpp_2m, "heun": heun}
+
+
 def sample(
     denoise: Denoise,
     noise: Tensor,
@@ -182,17 +185,15 @@ def sample(
     ancestral take them. `fresh(x)` draws the noise that ancestral sampling adds. `watch(x0)` is called with each
     estimate of x0.
     """
-    if times is not None and sampler not in ("ddim", "ancestral"):
-        raise ValueError(f"a network trained on a list of steps samples with ddim or ancestral, not {sampler}")
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
+    kind = SAMPLERS[sampler]
+    if times is not None and not kind.listed_times:
+        known = " or ".join(OF_LISTED_TIMES)
+        raise ValueError(f"a network trained on a list of steps samples with {known}, not {sampler}")
     if calls < 1:
         raise ValueError(f"{calls} calls: at least 1 is needed")
-    if sampler in ("ddim", "ancestral"):
+    if kind.listed_times:
         times = trailing_times(calls) if times is None else times
-        return ddim(denoise, noise, schedule, times, eta=float(sampler == "ancestral"), fresh=fresh, watch=watch)
-    if sampler == "dpmpp-2m":
-        return dpmpp_2m(denoise, noise, schedule, calls, watch=watch)
-    if sampler == "midpoint":
-        return midpoint(denoise, noise, schedule, calls, watch=watch)
-    if sampler == "heun":
-        return heun(denoise, noise, schedule, calls, watch=watch)
-    raise ValueError(f"sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
+        return ddim(denoise, noise, schedule, times, eta=float(kind.fresh_noise), fresh=fresh, watch=watch)
+    return ALGORITHMS[sampler](denoise, noise, schedule, calls, watch=watch)

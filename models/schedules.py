@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.names import SCHEDULES
+
 T = 1000  # discrete steps of the tabulated schedules; step k is t = k / (T - 1)
-SCHEDULES = ("linear", "scaled-linear", "cosine", "zero-snr", "flow")
-TIME_SETS = ("uniform", "logit-normal", "fast-uniform", "fast-nonuniform")
 FEWEST_FAST_STEPS = {"fast-uniform": 2, "fast-nonuniform": 4}  # with fewer the list would not reach the noisiest step
 MIN_ALPHA = 1e-3  # of the cosine schedule, which would end at no signal at all
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from models.names import TARGETS
 from models.schedules import Schedule, _like, add_noise
-
-TARGETS = ("epsilon", "x0", "v", "flow")
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, ...), t (B,)) -> estimate of x0 (B, ...)
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from models import samplers, schedules, targets
+from models import names, samplers, schedules, targets
 
 SPREAD = torch.tensor([2.0, 1.0, 0.7, 0.5, 0.3, 0.15], dtype=torch.float64)  # standard deviations, a falling spectrum
 
 
 def all_schedules():
-    return [schedules.make_schedule(name) for name in schedules.SCHEDULES]
+    return [schedules.make_schedule(name) for name in names.SCHEDULES]
 
 
 def gaussian_denoiser(schedule, spread=SPREAD):
@@ -80,7 +80,7 @@ def test_no_schedule_starts_from_noise_that_still_holds_the_image():
 
 
 # --- targets and loss -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("target", targets.TARGETS)
+@pytest.mark.parametrize("target", names.TARGETS)
 @pytest.mark.parametrize("schedule", all_schedules(), ids=lambda s: s.name)
 def test_the_exact_prediction_gives_back_x0_and_noise(schedule, target):
     gen = torch.Generator().manual_seed(1)
@@ -98,10 +98,12 @@ def test_where_no_signal_is_left_x0_is_still_finite(name, target):
     schedule, t = schedules.make_schedule(name), torch.ones(3)
     x0, noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(2))
     x = schedules.add_noise(x0, noise, t, schedule)
-    assert torch.allclose(targets.to_x0(targets.target_of(x0, noise, t, schedule, target), x, t, schedule, target), x0, atol=1e-5)
+    assert torch.allclose(
+        targets.to_x0(targets.target_of(x0, noise, t, schedule, target), x, t, schedule, target), x0, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("target", targets.TARGETS)
+@pytest.mark.parametrize("target", names.TARGETS)
 @pytest.mark.parametrize("name", ["linear", "flow"])
 def test_min_snr_weights_are_one_weight_on_the_error_of_x0(name, target):
     """Whatever the target, weight x its squared error = min(SNR, 5) x the squared error of the implied x0."""
@@ -129,7 +131,9 @@ def test_the_loss_is_the_error_of_the_prediction():
     assert torch.allclose(loss, noise.square().mean((1, 2, 3)))
     assert torch.allclose(seen["x"], schedules.add_noise(x0, noise, t, schedule))
     weighted = targets.diffusion_loss(predict, x0, noise, t, schedule, target="epsilon", min_snr_gamma=5.0)
-    assert torch.allclose(weighted, loss * targets.min_snr_weight(t, schedule, "epsilon", 5.0)) and (weighted < loss).any()
+    assert (
+        torch.allclose(weighted, loss * targets.min_snr_weight(t, schedule, "epsilon", 5.0)) and (weighted < loss).any()
+    )
 
 
 # --- times ------------------------------------------------------------------------------------------------------------
@@ -137,7 +141,10 @@ def test_fast_ddpm_lists():
     assert schedules.fast_steps("fast-uniform", 10) == [0, 99, 199, 299, 399, 499, 599, 699, 799, 899, 999]
     assert schedules.fast_steps("fast-nonuniform", 10) == [0, 199, 399, 599, 699, 799, 849, 899, 949, 999]
     assert schedules.fast_steps("fast-uniform", 30)[-1] == 989 and schedules.fast_steps("fast-uniform", 6)[-1] == 995
-    assert schedules.fast_steps("fast-nonuniform", 20)[:3] == [0, 88, 175] and schedules.fast_steps("fast-nonuniform", 20)[-1] == 999
+    assert (
+        schedules.fast_steps("fast-nonuniform", 20)[:3] == [0, 88, 175]
+        and schedules.fast_steps("fast-nonuniform", 20)[-1] == 999
+    )
     for n in (5, 12, 20, 50, 100):  # the authors' program, in NumPy
         early, late = np.linspace(0, 699, int(0.4 * n) + 1)[:-1], np.linspace(699, 999, int(0.6 * n))
         assert schedules.fast_steps("fast-nonuniform", n) == [*np.ceil(early).astype(int), *np.ceil(late).astype(int)]
@@ -367,3 +374,12 @@ def test_the_denoiser_clamps_pixels_only_if_asked():
     x, t = torch.zeros(1, 4), torch.tensor([0.5])
     assert samplers.denoiser(predict, schedule, "x0")(x, t).max() == 5
     assert samplers.denoiser(predict, schedule, "x0", clamp=1.0)(x, t).max() == 1
+
+
+def test_every_name_of_a_sampler_has_its_algorithm_and_the_other_way_round():
+    assert set(names.SAMPLERS) == set(samplers.ALGORITHMS) | {"ddim", "ancestral"}
+    assert names.OF_LISTED_TIMES == ("ddim", "ancestral") and names.SAMPLERS["ancestral"].fresh_noise
+    noise = torch.zeros(1, 1, 4, 4)
+    for sampler in names.SAMPLERS:
+        there = samplers.sample(lambda x, t: x * 0, noise, schedules.make_schedule("flow"), sampler, 4)
+        assert there.shape == noise.shape

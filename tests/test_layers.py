@@ -14,7 +14,7 @@ from tiny import ROOT
 MAY_IMPORT = {
     "data": set(),
     "models": set(),
-    "jobs.config": {"data.files"},
+    "jobs.config": {"data.files", "models.names"},
     "jobs.run": {"data.files", "jobs.config"},
     "jobs.view": {"data.files", "jobs.config", "jobs.run"},
     "jobs.training": {"data.files", "jobs.config", "jobs.run", "jobs.view"},
@@ -26,7 +26,7 @@ LAZY = {("jobs.config.kinds", "jobs.predict.gan"), ("jobs.config.kinds", "jobs.p
         ("jobs.config.kinds", "jobs.predict.denoiser")}  # fmt: skip
 HEAVY = {"torch", "torchvision", "numpy", "PIL", "matplotlib", "tensorboard"}
 TORCH_FREE_ROOMS = ("jobs.config", "jobs.run", "jobs.cluster")
-TORCH_FREE_FILES = ("data.files", "jobs.predict.flags", "jobs.view.progress", "launch")
+TORCH_FREE_FILES = ("data.files", "models.names", "jobs.predict.flags", "jobs.view.progress", "launch")
 SCRIPTS = ("launch.py", "train_gan.py", "pretrain_vae.py", "train_diffusion.py", "predict.py")
 MOST_LINES, MOST_PARAMETERS, MOST_FUNCTION_LINES = 500, 8, 80
 

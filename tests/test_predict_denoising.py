@@ -16,7 +16,7 @@ from jobs.config import parsing, specs
 from jobs.config.specs import DiffusionConfig, VaeConfig
 from jobs.run import stopping
 from jobs.training.weights import write_weights
-from models import encoder, samplers, schedules
+from models import encoder, names, samplers, schedules
 from models.metrics import psnr, ssim
 from models.unet import UNet
 from models.vae import VAE, LatentScale
@@ -100,7 +100,7 @@ def test_generate_makes_pictures_at_the_slices_size_that_repeat_in_any_company(w
     )
 
 
-@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+@pytest.mark.parametrize("sampler", names.SAMPLERS)
 def test_every_sampler_and_a_folder_of_other_settings_is_refused(weights, tmp_path, sampler, capsys):
     assert (
         run("generate", "--weights", weights, "--out", tmp_path, "--number", 1, "--steps", 4, "--sampler", sampler)

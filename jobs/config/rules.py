@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig, numbers, read_json
+from models.names import OF_LISTED_TIMES
 
 # A checkpoint fits only networks for which all of these agree.
 ARCHITECTURE = frozenset(
@@ -132,10 +133,9 @@ def check_diffusion(config: DiffusionConfig) -> None:
     fewest = 4 if config.times == "fast-nonuniform" else 2  # with fewer the list would not reach the noisiest step
     if config.times.startswith("fast-") and not fewest <= config.fast_steps <= 1000:
         raise ConfigError(f"--fast-steps {config.fast_steps}: choose from {fewest} to 1000 for --times {config.times}")
-    if config.times.startswith("fast-") and config.sampler not in ("ddim", "ancestral"):
-        raise ConfigError(
-            f"--times {config.times} trains a few times only, where --sampler ddim or ancestral can go; set one"
-        )
+    if config.times.startswith("fast-") and config.sampler not in OF_LISTED_TIMES:
+        fitting = " or ".join(OF_LISTED_TIMES)
+        raise ConfigError(f"--times {config.times} trains a few times only, where --sampler {fitting} can go; set one")
     if any(w % config.head_dim and w > config.head_dim for w in widths):
         raise ConfigError(f"--head-dim {config.head_dim} must divide the --widths {config.widths}; use 32 or 64")
     if config.space == "pixel" and config.vae:

@@ -9,7 +9,24 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+from models.names import SAMPLERS, SCHEDULES, TARGETS, TIME_SETS
+
+if TYPE_CHECKING:  # a checker takes no Literal of names that it would have to look up
+    from typing import TypeAlias
+
+    Schedule: TypeAlias = str
+    Target: TypeAlias = str
+    Times: TypeAlias = str
+    Sampler: TypeAlias = str
+else:
+    Schedule, Target, Times, Sampler = (
+        Literal[SCHEDULES],
+        Literal[TARGETS],
+        Literal[TIME_SETS],
+        Literal[tuple(SAMPLERS)],
+    )
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -240,20 +257,20 @@ class DiffusionConfig(DenoisingConfig):
     """Dropout inside the residual blocks; 0.2 for fewer than 10,000 slices."""
 
     # --- diffusion ----------------------------------------------------------------------------------------------------
-    schedule: Literal["linear", "scaled-linear", "cosine", "zero-snr", "flow"] = "flow"
+    schedule: Schedule = "flow"
     """Noise schedule.
 
     flow: straight lines from data to noise; zero-snr: scaled-linear, rescaled to end at pure noise.
     """
-    target: Literal["epsilon", "x0", "v", "flow"] = "flow"
+    target: Target = "flow"
     """What the network predicts."""
-    times: Literal["uniform", "logit-normal", "fast-uniform", "fast-nonuniform"] = "logit-normal"
+    times: Times = "logit-normal"
     """Training times. fast-*: only the steps of Fast-DDPM, for its own few-step sampling."""
     fast_steps: int = 10
     """Steps of fast-uniform and fast-nonuniform."""
     min_snr_gamma: float = 0.0
     """Weight the loss by min(SNR, this) on x0 (0: off). 5 suits uniform times with epsilon or v."""
-    sampler: Literal["midpoint", "dpmpp-2m", "ddim", "ancestral", "heun"] = "midpoint"
+    sampler: Sampler = "midpoint"
     """Sampler of the grids while training."""
     steps: int = 20
     """Network calls per sample of the grids."""

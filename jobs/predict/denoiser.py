@@ -13,6 +13,7 @@ from jobs.predict.trained import Flag, Trained, UsageError
 from jobs.training import randomness
 from models import loading, samplers
 from models.loading import Denoiser
+from models.names import OF_LISTED_TIMES, SAMPLERS
 from models.styles import slerp
 from models.unet import guided
 
@@ -48,11 +49,10 @@ class DiffusionModel(Trained):
         strength, known = 1.0 if guidance is None else guidance, self.net.times
         if known is None:
             return Way(sampler or "midpoint", steps or 20, strength)
-        if sampler not in (None, "ddim", "ancestral") or steps not in (None, len(known)):
+        if sampler not in (None, *OF_LISTED_TIMES) or steps not in (None, len(known)):
             raise UsageError(
                 f"this network knows the {len(known)} steps of Fast-DDPM alone; leave the number of network calls "
-                "out, and "
-                "use --sampler ddim or ancestral"
+                f"out, and use --sampler {' or '.join(OF_LISTED_TIMES)}"
             )
         return Way(sampler or "ddim", len(known), strength)
 
@@ -81,7 +81,7 @@ class DiffusionModel(Trained):
     ) -> np.ndarray:
         """uint8 (B, C, H, W): pictures 0 to number - 1 of a seed, or those in `indices`.
 
-        sampler: midpoint, dpmpp-2m, ddim, ancestral, heun. steps: network calls per picture. guidance: classifier-free
+        sampler: one of models.names.SAMPLERS. steps: network calls per picture. guidance: classifier-free
         guidance (Ho 2022); 1 samples what was learnt.
         """
         indices, way = list(range(number)) if indices is None else list(indices), self.way(sampler, steps, guidance)
@@ -178,10 +178,9 @@ class DiffusionModel(Trained):
 
     def still_way(self, sampler: str | None, calls: int | None, guidance: float | None) -> Way:
         """The way for pictures that belong together: new noise in each would make them flicker."""
-        if sampler == "ancestral":
-            raise UsageError(
-                "--sampler ancestral adds new noise to every picture; leave it out, or use midpoint, dpmpp-2m or ddim"
-            )
+        if sampler is not None and SAMPLERS[sampler].fresh_noise:
+            still = ", ".join(name for name, kind in SAMPLERS.items() if not kind.fresh_noise)
+            raise UsageError(f"--sampler {sampler} adds new noise to every picture; leave it out, or use {still}")
         return self.way(sampler, calls, guidance)
 
     def denoise(

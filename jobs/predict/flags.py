@@ -6,6 +6,7 @@ import argparse
 import math
 
 from jobs.config.version import version
+from models.names import SAMPLERS
 
 MAX_NUMBER = 10**7  # pictures in one folder
 CALLS_COMMANDS = ("interpolate", "direction")  # where --steps counts pictures, and network calls are --calls
@@ -86,7 +87,7 @@ def diffusion_flags(calls: str = "--steps") -> argparse.ArgumentParser:
     """Flags of every subcommand that samples a diffusion network; `calls`: the flag for the network calls."""
     p = argparse.ArgumentParser(add_help=False)
     group = p.add_argument_group("diffusion")
-    group.add_argument("--sampler", choices=("midpoint", "dpmpp-2m", "ddim", "ancestral", "heun"),
+    group.add_argument("--sampler", choices=tuple(SAMPLERS),
                        help="default midpoint; ddim where the network was trained on Fast-DDPM's steps")
     group.add_argument(calls, dest="calls", type=whole(1, 10000), metavar="N", help="network calls per picture "
                                                                                     "(default 20)")
