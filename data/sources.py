@@ -14,8 +14,10 @@ import os
 import re
 import stat
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from data import images
 from data.files import PICTURES, VOLUMES
@@ -240,37 +242,72 @@ def _record(p: Placed, classes: list[str], subject: str, scan: str) -> Record:
     return Record(f.path, f.relative, label, subject, scan, p.split, -1, f.size, f.mtime_ns)
 
 
+class Pictures(NamedTuple):
+    """2-D pictures that a layout is looked for in."""
+
+    root: Path
+    placed: list[Placed]
+    classes: list[str]
+    scans: list[str]  # of each picture; '' where its name has none
+
+    def mostly(self, pattern: re.Pattern) -> bool:
+        """Whether more than half of the file names are of this pattern."""
+        return sum(bool(pattern.fullmatch(p.file.stem)) for p in self.placed) > len(self.placed) / 2
+
+
+class Layout(NamedTuple):
+    """One way in which slices lie in folders: the first in LAYOUTS that fits is what `--data` is taken for."""
+
+    name: str
+    fits: Callable[[Pictures], bool]
+    subjects: Callable[[Pictures, list[str]], tuple[list[str], str]]  # (pictures, warnings) -> (subjects, their kind)
+
+
+def _subjects_by_scan(pictures: Pictures, warnings: list[str]) -> tuple[list[str], str]:
+    named = sum(bool(s) for s in pictures.scans)
+    if 0 < named < len(pictures.placed):
+        warnings.append(
+            f"{len(pictures.placed) - named:,} files have no subject in their names; each counts as its own"
+        )
+    return pictures.scans, "scan" if named else "none"
+
+
+def _subjects_of_oasis(pictures: Pictures, warnings: list[str]) -> tuple[list[str], str]:
+    return pictures.scans, "scan" if any(pictures.scans) else "none"
+
+
+def _subjects_of_adni(pictures: Pictures, warnings: list[str]) -> tuple[list[str], str]:
+    patients = _adni_patients(pictures.root, {s for s in pictures.scans if s}, warnings)
+    if patients:
+        return [patients.get(_image_id(s), s) for s in pictures.scans], "patient"
+    warnings.append(
+        "the split is SCAN-LEVEL: without meta_data_with_label.json beside AD_NC patients cannot be told "
+        "apart, and in the "
+        "course's ADNI 216 patients are in both train and test; figures on the test split will look too good"
+    )
+    return pictures.scans, "scan" if any(pictures.scans) else "none"
+
+
+LAYOUTS = (
+    Layout("OASIS", lambda p: p.mostly(OASIS_NAME), _subjects_of_oasis),
+    Layout(
+        "ADNI",
+        lambda p: bool(p.classes) and set(p.classes) <= set(DIAGNOSES.values()) and p.mostly(ADNI_NAME),
+        _subjects_of_adni,
+    ),
+    Layout("class folders", lambda p: bool(p.classes), _subjects_by_scan),
+    Layout("flat folders", lambda p: any(placed.split for placed in p.placed), _subjects_by_scan),
+    Layout("flat folder", lambda p: True, _subjects_by_scan),
+)
+
+
 def _picture_records(root: Path, placed: list[Placed], warnings: list[str]):
     """(layout, classes, records, subject kind) of 2-D pictures."""
-    classes = sorted({p.name for p in placed if p.name})
-    split_level = any(p.split for p in placed)
-    diagnoses = bool(classes) and set(classes) <= set(DIAGNOSES.values())
-    numbered = sum(bool(ADNI_NAME.fullmatch(p.file.stem)) for p in placed) > len(placed) / 2
-    oasis = sum(bool(OASIS_NAME.fullmatch(p.file.stem)) for p in placed) > len(placed) / 2
-    scans = _scans(placed)
-    named = sum(bool(s) for s in scans)
-    if oasis:
-        layout = "OASIS"
-    elif diagnoses and numbered:
-        layout = "ADNI"
-    elif classes:
-        layout = "class folders"
-    else:
-        layout = "flat folders" if split_level else "flat folder"
-    subjects, kind = scans, "scan" if named else "none"
-    if layout == "ADNI":
-        patients = _adni_patients(root, {s for s in scans if s}, warnings)
-        if patients:
-            subjects, kind = [patients.get(_image_id(s), s) for s in scans], "patient"
-        else:
-            warnings.append(
-                "the split is SCAN-LEVEL: without meta_data_with_label.json beside AD_NC patients cannot be told "
-                "apart, and in the "
-                "course's ADNI 216 patients are in both train and test; figures on the test split will look too good"
-            )
-    elif kind == "scan" and not oasis and named < len(placed):
-        warnings.append(f"{len(placed) - named:,} files have no subject in their names; each counts as its own")
-    return layout, classes, [_record(p, classes, u, s) for p, u, s in zip(placed, subjects, scans, strict=True)], kind
+    pictures = Pictures(root, placed, sorted({p.name for p in placed if p.name}), _scans(placed))
+    layout = next(layout for layout in LAYOUTS if layout.fits(pictures))
+    subjects, kind = layout.subjects(pictures, warnings)
+    records = [_record(p, pictures.classes, u, s) for p, u, s in zip(placed, subjects, pictures.scans, strict=True)]
+    return layout.name, pictures.classes, records, kind
 
 
 def _scans(placed: list[Placed]) -> list[str]:
