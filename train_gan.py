@@ -470,7 +470,8 @@ def main() -> int:
         )
         rules.check_classes(c, pack.classes)
         if rank == 0:
-            check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
+            drawn = None if c.ada == "off" else ada.fingerprint(ada.KINDS[c.ada])
+            check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say, augmentation=drawn)
             adopt_config(run, c)
         rt = collectives.init_runtime(c.threads, meeting)
         code = train(c, rt, run, pack, attempt)

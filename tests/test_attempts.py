@@ -33,6 +33,7 @@ from jobs.training.checkpoint import CheckpointError, Checkpoints, Diverged
 from jobs.training.ranks import PeerLost
 from jobs.training.upkeep import FRESH_COUNTERS, State
 from jobs.view.metrics import Averages
+from models import augment
 
 SHORT = ("--total-kimg", "0.04", "--log-kimg", "0.008")
 
@@ -438,6 +439,34 @@ def test_data_are_those_that_the_run_began_with(alone, tmp_path):
     check_data(run, anyway, ["a", "b"], {"train": "2"}, said.append)
     assert stored()["digests"] == {"train": "2", "val": "5"} and "train" in said[0]
     assert [(e["event"], e["changed"]) for e in run.read_attempts()] == [("override", "slices (train)")]
+
+
+def test_augmentations_are_drawn_as_when_the_run_began(alone, tmp_path):
+    """Also from a run that was begun before they were written down. The last digit is the machine's."""
+    run, said = RunDir(tmp_path / "run"), []
+    run.create()
+
+    def check(augmentation, **flags) -> dict:
+        check_data(run, config(**flags), ["a"], {"train": "1"}, said.append, augmentation=augmentation)
+        return json.loads((run.path / "data.json").read_text())
+
+    assert "augmentation" not in check(None)
+    assert check([0.5, 1.0])["augmentation"] == [0.5, 1.0]
+    assert check([0.501, 1.0])["augmentation"] == check(None)["augmentation"] == [0.5, 1.0]
+    for other in ([0.5, 1.01], [0.5], [0.5, 1.0, 0.0]):
+        with pytest.raises(ConfigError, match="the random augmentations are not those that the run began with"):
+            check(other)
+    assert not said and check([0.5, 2.0], override=True)["augmentation"] == [0.5, 2.0] and "augmentations" in said[0]
+
+
+def test_what_ada_draws_has_a_fingerprint():
+    """Any other distribution, order of draws or set of kinds is another."""
+    of = {name: augment.fingerprint(kinds) for name, kinds in augment.KINDS.items()}
+    assert of["mri"] != of["mri-flip"] and of["mri"] == augment.fingerprint(augment.KINDS["mri"])
+    for name, value in dict(SHIFT=0.2, ROTATE=20.0, SCALE_STD=0.3, CONTRAST_STD=0.4, BRIGHTNESS_STD=0.3).items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(augment, name, value)
+            assert augment.fingerprint(augment.KINDS["mri"]) != of["mri"], name
 
 
 @pytest.mark.parametrize(("error", "code", "line"), [

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from data.files import atomic_write
+from data.files import atomic_write, is_number
 from jobs.config import specs
 from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import stopping
@@ -113,8 +113,11 @@ def adopt_config(run: RunDir, config: TrainConfig) -> None:
     write_config(run, config)
 
 
-def check_data(run: RunDir, config, classes: list[str], digests: dict[str, str], say) -> None:
-    """Rank 0: the data are those that the run began with, else ConfigError. `digests` of their contents, by split."""
+def check_data(
+    run: RunDir, config, classes: list[str], digests: dict[str, str], say, augmentation: list[float] | None = None
+) -> None:
+    """Rank 0: the data are those that the run began with, else ConfigError. `digests` of their contents, by split;
+    `augmentation`: what this code draws for it, as numbers."""
     path = run.path / "data.json"
     before = specs.read_json(path) if path.exists() else {}
     if before and getattr(config, "conditional", False) and before.get("classes") != classes:
@@ -123,19 +126,30 @@ def check_data(run: RunDir, config, classes: list[str], digests: dict[str, str],
             f"{', '.join(classes)}; "
             "restore them, or use another --run"
         )
-    old = before.get("digests", {})
-    differ = [split for split, digest in digests.items() if old.get(split, digest) != digest]
+    old, drawn = before.get("digests", {}), before.get("augmentation")
+    differ = [f"slices ({split})" for split, digest in digests.items() if old.get(split, digest) != digest]
+    if drawn is not None and augmentation is not None and not _close(drawn, augmentation):
+        differ.append("random augmentations")  # another version of the code draws otherwise
     if differ and not config.override:
         raise ConfigError(
-            f"{run.path}: the slices ({', '.join(differ)}) are not those that the run began with; restore them, use "
-            "another --run, "
-            "or go on with the new ones: --override"
+            f"{run.path}: the {' and the '.join(differ)} are not those that the run began with; restore them, use "
+            "another --run, or go on with the new ones: --override"
         )
     if differ:
-        say(f"Override: other slices ({', '.join(differ)})")
-        run.note("override", changed=f"slices ({', '.join(differ)})")
-    if differ or not before or set(digests) - set(old):
-        atomic_write(path, json.dumps({"classes": classes, "digests": old | digests}, indent=2, sort_keys=True) + "\n")
+        say(f"Override: other {' and '.join(differ)}")
+        run.note("override", changed=", ".join(differ))
+    after: dict = {"classes": classes, "digests": old | digests}
+    if augmentation is not None or drawn is not None:
+        after["augmentation"] = augmentation if differ or drawn is None else drawn
+    if differ or not before or set(digests) - set(old) or (drawn is None and augmentation is not None):
+        atomic_write(path, json.dumps(after, indent=2, sort_keys=True) + "\n")
+
+
+def _close(a, b) -> bool:
+    """Whether two lists of numbers are the same but for the last digit, which is the machine's."""
+    if not isinstance(a, list) or not isinstance(b, list) or len(a) != len(b):
+        return False
+    return all(is_number(x) and abs(x - y) < 0.0015 for x, y in zip(a, b, strict=True))
 
 
 def report_and_code(main) -> int:
