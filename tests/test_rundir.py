@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -117,7 +118,7 @@ def test_a_file_takes_its_name_when_all_of_it_is_on_disk(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("number", "matters"), [("EINVAL", False), ("ENOTSUP", False), ("EBADF", False), ("EACCES", False), ("EIO", True)])  # fmt: skip
 def test_a_file_system_that_does_not_sync_folders_is_no_error(tmp_path, monkeypatch, number, matters):
     def fsync(handle):
-        raise OSError(getattr(rundir.errno, number), "no")
+        raise OSError(getattr(errno, number), "no")
 
     monkeypatch.setattr(os, "fsync", fsync)
     if matters:
@@ -128,7 +129,7 @@ def test_a_file_system_that_does_not_sync_folders_is_no_error(tmp_path, monkeypa
 
 
 def test_free_bytes_are_those_that_a_user_may_still_write(monkeypatch):
-    monkeypatch.setattr(rundir.shutil, "disk_usage", lambda folder: SimpleNamespace(total=900, used=800, free=7))
+    monkeypatch.setattr(owners.shutil, "disk_usage", lambda folder: SimpleNamespace(total=900, used=800, free=7))
     assert owners.free_bytes(Path("/")) == 7
 
 
@@ -295,7 +296,7 @@ def test_status_on_a_full_disk_warns_once_and_goes_on(run, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "atomic_write", full)
+        patch.setattr(rundir, "atomic_write", full)
         run.status(state="running")
         run.status(state="saving")
         assert capsys.readouterr().err.count("No space left") == 1
@@ -349,7 +350,11 @@ def test_attempts_tell_how_each_one_ended(run, monkeypatch):
     assert died["inferred"] and "without a word" in died["reason"] and 0 <= died["seconds"] < 60
     assert "inferred" not in lines[1]
     assert (died["job_id"], died["node"]) == ("7", socket.gethostname())
-    assert lines[1]["restart_count"] == 2 and (lines[1]["reason"], lines[1]["seconds"], lines[1]["code"]) == ("USR2", 3.0, 85)
+    assert lines[1]["restart_count"] == 2 and (lines[1]["reason"], lines[1]["seconds"], lines[1]["code"]) == (
+        "USR2",
+        3.0,
+        85,
+    )
 
 
 def test_how_long_an_attempt_lived_that_died_without_a_word(run):
@@ -650,7 +655,7 @@ def naps(monkeypatch) -> list[float]:
     """The seconds that a taker of a lock sleeps; none of them pass."""
     slept = []
     fake = SimpleNamespace(sleep=slept.append, time=time.time, monotonic=time.monotonic)
-    monkeypatch.setattr(rundir, "time", fake)
+    monkeypatch.setattr(lock, "time", fake)
     return slept
 
 
