@@ -30,8 +30,36 @@ def no_profiles_of_ones_own(tmp_path_factory):
 LONGEST = "test_slurm_training test_launch_slurm test_faults test_train_gan test_pretrain_vae test_train_diffusion test_launch".split()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+SLOW = Path(__file__).with_name("slow.txt")  # what --fast leaves out; written by --note-slow
+A_SECOND = 1.0
+_seconds: dict[str, float] = {}  # of each test, with the fixtures that it is the first to use
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="without the tests in tests/slow.txt")
+    parser.addoption("--note-slow", action="store_true", help="add what takes a second or more to tests/slow.txt")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    if config.getoption("--fast"):
+        slow = set(SLOW.read_text().split())
+        left_out = [item for item in items if item.nodeid.partition("[")[0] in slow or "cluster" in item.fixturenames]
+        items[:] = [item for item in items if item not in set(left_out)]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    name = report.nodeid.partition("[")[0]
+    _seconds[report.nodeid] = _seconds.get(report.nodeid, 0.0) + report.duration
+    _seconds[name] = max(_seconds.get(name, 0.0), _seconds[report.nodeid])
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--note-slow") and not hasattr(session.config, "workerinput"):
+        known = set(SLOW.read_text().split()) if SLOW.exists() else set()
+        slow = {name for name, seconds in _seconds.items() if seconds >= A_SECOND and "[" not in name}
+        SLOW.write_text("".join(f"{name}\n" for name in sorted(known | slow)))
 
 
 @pytest.fixture(scope="session")
