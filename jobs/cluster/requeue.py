@@ -33,7 +33,7 @@ from jobs.run import stopping
 from jobs.run.find import read_jobs
 from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir
-from jobs.run.states import RunDirError
+from jobs.run.states import RunDirError, RunState, Verdict
 
 STUCK_AFTER = 2  # attempts in a row that ended by themselves and saw no new image
 RETRY_S = 600  # how long a silent controller is asked again
@@ -44,9 +44,9 @@ FORBIDDEN = "presently disabled"  # Slurm's words for Requeue=0
 # --- the decision -----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Decision:
-    """verdict: requeue, done, stopped, failed, stuck, budget. counted: whether it uses up the budget of restarts."""
+    """counted: whether it uses up the budget of restarts."""
 
-    verdict: str
+    verdict: Verdict
     why: str
     counted: bool = False
     by_slurm: bool = False  # Slurm has put the job back into the queue itself
@@ -71,33 +71,35 @@ def decide(
     if done and (
         code in (0, stopping.CONTINUE, stopping.TRANSIENT) or code > 128 or (node_failed and code not in REFUSALS)
     ):
-        return Decision("done", "the run is finished")
+        return Decision(Verdict.DONE, "the run is finished")
     if stop_file:
-        return Decision("stopped", "stopped by a person (STOP)")
+        return Decision(Verdict.STOPPED, "stopped by a person (STOP)")
     if put_back and not done:
-        return Decision("requeue", "Slurm requeued the job", by_slurm=True)
+        return Decision(Verdict.REQUEUE, "Slurm requeued the job", by_slurm=True)
     if node_failed and code not in (*REFUSALS, 130):
-        return Decision("requeue", "the node failed")
+        return Decision(Verdict.REQUEUE, "the node failed")
     if code in (0, 130):
-        return Decision("stopped", "the tasks left as if stopped by a person")
+        return Decision(Verdict.STOPPED, "the tasks left as if stopped by a person")
     if code not in (stopping.CONTINUE, stopping.TRANSIENT) and code <= 128:
-        return Decision("failed", FAILURES.get(code, f"the tasks failed with exit code {code}"))
+        return Decision(Verdict.FAILED, FAILURES.get(code, f"the tasks failed with exit code {code}"))
     limit = "the time limit was reached"
     if job is not None and job.preempt_time is not None and (job.start or 0) <= job.preempt_time:
-        return Decision("requeue", "the job was pre-empted")
+        return Decision(Verdict.REQUEUE, "the job was pre-empted")
     if job is not None and (job.state == "TIMEOUT" or job.reason == "TimeLimit"):
-        return Decision("requeue", limit, counted=True)
+        return Decision(Verdict.REQUEUE, limit, counted=True)
     if job is not None and job.state not in ("RUNNING", "SUSPENDED"):
-        return Decision("stopped", "cancelled by a person (scancel)")
+        return Decision(Verdict.STOPPED, "cancelled by a person (scancel)")
     ends_now = job is not None and job.end is not None and now > job.end - 60
     if code == stopping.CONTINUE and reason == "TERM" and job is not None and not ends_now:
-        return Decision("stopped", "a person sent TERM")
+        return Decision(Verdict.STOPPED, "a person sent TERM")
     if code == stopping.CONTINUE:
-        return Decision("requeue", limit if reason in LIMIT_SIGNS else "the run saved and asks to go on", counted=True)
+        return Decision(
+            Verdict.REQUEUE, limit if reason in LIMIT_SIGNS else "the run saved and asks to go on", counted=True
+        )
     if code == stopping.TRANSIENT:
-        return Decision("requeue", f"a fault that may pass ({reason or 'exit code 75'})", counted=True)
+        return Decision(Verdict.REQUEUE, f"a fault that may pass ({reason or 'exit code 75'})", counted=True)
     name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
-    return Decision("requeue", f"a task was killed by {name}", counted=True)
+    return Decision(Verdict.REQUEUE, f"a task was killed by {name}", counted=True)
 
 
 REFUSALS = (stopping.USAGE, stopping.DIVERGED, stopping.BAD)
@@ -118,21 +120,21 @@ def within_budget(decision: Decision, nimg: int, lines: list[dict], since: float
     lines: the decisions in attempts.jsonl; those before `since`, when a person last started the run, do not count.
     nimg: images in the newest checkpoint now. Pre-emptions, node failures and what people requeue by hand cost nothing.
     """
-    if decision.verdict != "requeue" or not decision.counted:
+    if decision.verdict != Verdict.REQUEUE or not decision.counted:
         return decision
     used, idle, seen = 0, 0, 0
     for line in lines:
         before, seen = seen, max(int(line.get("nimg") or 0), seen)
         if (line.get("time") or 0) < since:
             continue
-        counted = bool(line.get("counted")) and line.get("decision") in ("requeue", "chain")
+        counted = bool(line.get("counted")) and line.get("decision") in (Verdict.REQUEUE, Verdict.CHAIN)
         used += counted
         idle = 0 if seen > before else idle + counted
     idle = 0 if nimg > seen else idle + 1
     if idle >= STUCK_AFTER:
-        return Decision("stuck", f"{decision.why}, and {idle} attempts in a row saw no new image")
+        return Decision(Verdict.STUCK, f"{decision.why}, and {idle} attempts in a row saw no new image")
     if used >= max_restarts:
-        return Decision("budget", f"{decision.why}, and all {max_restarts} restarts (--max-restarts) are used up")
+        return Decision(Verdict.BUDGET, f"{decision.why}, and all {max_restarts} restarts (--max-restarts) are used up")
     return decision
 
 
@@ -151,7 +153,7 @@ def finish(path: Path, code: int) -> int:
         print(f"{path}: job {other} works on this run; this one changes nothing")
         return code
     reason, left_with = "", code
-    if mine and status.get("state") == "continue":
+    if mine and status.get("state") == RunState.CONTINUE:
         # srun ends the other ranks as soon as one has left, so that its code may be the signal's; rank 0 knows better,
         # unless it was srun's own TERM that it heard: then another rank died first.
         reason = str(status.get("reason", ""))
@@ -164,29 +166,34 @@ def finish(path: Path, code: int) -> int:
     decision = within_budget(decision, nimg, lines, started_by_person(about), limit)
     verdict, why = decision.verdict, decision.why
     successors = _pending_successors(about, job_id)
-    if verdict == "requeue" and successors:
-        verdict, why = "chain", f"{why}; job {successors[0]} goes on"
-    elif verdict != "requeue" and successors and "scancel" in why:
+    if verdict == Verdict.REQUEUE and successors:
+        verdict, why = Verdict.CHAIN, f"{why}; job {successors[0]} goes on"
+    elif verdict != Verdict.REQUEUE and successors and "scancel" in why:
         atomic_write(path / "STOP", f"{why}, job {job_id}\n")
     facts = dict(job_id=job_id, restart=restarts, code=code, nimg=nimg, counted=decision.counted)
     _note(run, decision=verdict, why=why, **facts)
     if not (decision.by_slurm and job and job.state == "RUNNING"):  # its next start works on the run already
         _write_state(path, verdict, why, status)
     print(f"{path}: {SAYING[verdict]}: {why}", flush=True)
-    if verdict == "requeue" and not decision.by_slurm:
+    if verdict == Verdict.REQUEUE and not decision.by_slurm:
         error = _requeue(job_id, restarts)
         if error is not None:
             verdict = _successor_at_the_end(run, about, job_id, error, facts)
-    elif verdict not in ("requeue", "chain"):
+    elif not verdict.goes_on:
         for successor in successors:
             _try(slurm.cancel, successor)
-    return code if verdict in ("failed", "stuck", "budget") else 0
+    return code if verdict in (Verdict.FAILED, Verdict.STUCK, Verdict.BUDGET) else 0
 
 
 SAYING = {
-    "requeue": "goes on in this job, back in the queue", "chain": "goes on in the next job", "done": "done",
-    "stopped": "stopped", "failed": "failed", "stuck": "stuck, not started again", "budget": "not started again",
-}  # fmt: skip
+    Verdict.REQUEUE: "goes on in this job, back in the queue",
+    Verdict.CHAIN: "goes on in the next job",
+    Verdict.DONE: "done",
+    Verdict.STOPPED: "stopped",
+    Verdict.FAILED: "failed",
+    Verdict.STUCK: "stuck, not started again",
+    Verdict.BUDGET: "not started again",
+}
 
 
 def started_by_person(about: dict) -> float:
@@ -231,13 +238,16 @@ def _requeue(job_id: str, restarts: int) -> SlurmError | None:
         time.sleep(2)
 
 
-def _successor_at_the_end(run: RunDir, about: dict, job_id: str, error: SlurmError, facts: dict) -> str:
+def _successor_at_the_end(run: RunDir, about: dict, job_id: str, error: SlurmError, facts: dict) -> Verdict:
     """Requeueing turned out to be impossible: queue another job for the run. Returns the verdict."""
     try:
         successor = queue_successor(run, about, slurm.show_job(job_id))
-        verdict, why = "chain", f"Slurm does not requeue here ({error}); job {successor} goes on"
+        verdict, why = Verdict.CHAIN, f"Slurm does not requeue here ({error}); job {successor} goes on"
     except (SlurmError, submit.SubmitError) as second:
-        verdict, why = "failed", f"Slurm neither requeues ({error}) nor takes a successor ({second}); start it again"
+        verdict, why = (
+            Verdict.FAILED,
+            f"Slurm neither requeues ({error}) nor takes a successor ({second}); start it again",
+        )
     _note(run, decision=verdict, why=why, **facts | {"counted": False})
     _write_state(run.path, verdict, why, {})
     print(f"{run.path}: {why}", flush=True)
@@ -251,10 +261,10 @@ def _note(run: RunDir, **fields) -> None:
         print(f"WARNING: {run.attempts} cannot be written ({error.strerror})", file=sys.stderr)
 
 
-def _write_state(path: Path, verdict: str, why: str, status: dict) -> None:
+def _write_state(path: Path, verdict: Verdict, why: str, status: dict) -> None:
     """Bring status.json up to date where the training process could not."""
-    state = {"requeue": "queued", "chain": "queued", "budget": "failed"}.get(verdict, verdict)
-    if status.get("state") in ((state, "diverged") if verdict == "failed" else (state,)):
+    state = verdict.state
+    if status.get("state") in ((state, RunState.DIVERGED) if verdict == Verdict.FAILED else (state,)):
         return  # the training process's own words are better
     try:
         submit.write_state(path, state, why)

@@ -17,7 +17,7 @@ from jobs.cluster.terminal import facts, paint, table
 from jobs.config import kinds
 from jobs.run.find import RUNS
 from jobs.run.rundir import RunDir
-from jobs.run.states import FINAL, RunState
+from jobs.run.states import FINAL, RunState, Verdict
 from jobs.run.stopping import DONE
 
 
@@ -122,13 +122,13 @@ def show_run(view, run: Path) -> None:
     next_steps(run, view.state)
 
 
-OUTCOMES = {
-    "requeue": "requeued",
-    "chain": "next job",
-    "budget": "out of restarts",
-    "done": "",
-    "stopped": "",
-    "failed": "",
+OUTCOMES: dict[str, str] = {
+    Verdict.REQUEUE: "requeued",
+    Verdict.CHAIN: "next job",
+    Verdict.BUDGET: "out of restarts",
+    Verdict.DONE: "",
+    Verdict.STOPPED: "",
+    Verdict.FAILED: "",
 }
 
 

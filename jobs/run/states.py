@@ -33,6 +33,29 @@ class RunState(StrEnum):
     CUT_OFF = "cut off"  # ended without saying so
 
 
+class Verdict(StrEnum):
+    """What becomes of a run whose tasks have left. A value is what stands in attempts.jsonl."""
+
+    REQUEUE = "requeue"  # in this job, back in the queue
+    CHAIN = "chain"  # in the next job
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    STUCK = "stuck"
+    BUDGET = "budget"  # out of restarts
+
+    @property
+    def goes_on(self) -> bool:
+        return self in (Verdict.REQUEUE, Verdict.CHAIN)
+
+    @property
+    def state(self) -> RunState:
+        """Of a run of which this is the last that is known."""
+        if self.goes_on:
+            return RunState.QUEUED
+        return RunState.FAILED if self == Verdict.BUDGET else RunState(self.value)
+
+
 # Nothing works on the run.
 FINAL = frozenset(
     (
