@@ -199,7 +199,8 @@ def test_a_row_is_in_tensorboards_file_at_once(tmp_path):
 @pytest.mark.parametrize(("group", "names"), [
     ("loss", "loss loss_G loss_D loss_pixels"), ("discriminator", "logits_real logits_fake sign_real"),
     ("regularisers", "r1 r2 path_length pl_penalty pl_mean kl"), ("health", "diversity diversity_AD ada_p"),
-    ("speed", "img_per_s sec_per_kimg gpu_gb gpu_util data_wait checkpoint_wait tflops peak_share"), ("other", "lr grad_norm val_psnr"),
+    ("speed", "img_per_s sec_per_kimg gpu_gb gpu_util data_wait checkpoint_wait tflops peak_share"), ("optimiser", "lr grad_norm"),
+    ("validation", "val_psnr"), ("other", "what_nobody_named"),
 ])  # fmt: skip
 def test_columns_of_a_kind_stand_together_in_tensorboard(group, names):
     assert [tensorboard._tag(name) for name in names.split()] == [f"{group}/{name}" for name in names.split()]
@@ -237,7 +238,14 @@ def test_plain_lines_in_a_log_file(capsys):
 
 def test_lines_of_a_small_run_and_of_one_that_has_seen_more_than_it_should(capsys):
     progress = Progress(1_000, 0, interactive=False)
-    row = {"img_per_s": 10.0, "peak_share": 0.312, "data_wait": 0.005, "checkpoint_wait": 0.002, "loss_G": 1.0, "kl": 20.0}
+    row = {
+        "img_per_s": 10.0,
+        "peak_share": 0.312,
+        "data_wait": 0.005,
+        "checkpoint_wait": 0.002,
+        "loss_G": 1.0,
+        "kl": 20.0,
+    }
     progress.tick(250, row)
     progress.tick(1_500, {"img_per_s": 10.0})
     assert capsys.readouterr().out.splitlines() == [
@@ -326,7 +334,11 @@ def test_each_caption_stands_at_its_own_place():
     rows, columns = ["I", "WWWWW"], ["l", "WWW", "WWWWW"]
     grid = np.asarray(image_grid(images, 3, labels=texts, row_labels=rows, column_labels=columns)) > 100
     left = grid.shape[1] - (3 * 42 + 2)
-    below = [grid[14 + 54 * r + 40 : 14 + 54 * r + 52, left + 42 * c : left + 42 * c + 44].sum() for r in range(2) for c in range(3)]
+    below = [
+        grid[14 + 54 * r + 40 : 14 + 54 * r + 52, left + 42 * c : left + 42 * c + 44].sum()
+        for r in range(2)
+        for c in range(3)
+    ]
     assert below[0] < below[3] < below[1] and below[2] < below[3] < below[4] and below[5] == 0
     beside = [grid[14 + 54 * r : 14 + 54 * r + 40, :left].sum() for r in range(2)]
     above = [grid[:12, left + 42 * c : left + 42 * c + 44].sum() for c in range(3)]
@@ -395,12 +407,17 @@ def drawn(monkeypatch) -> list:
     from matplotlib.figure import Figure
 
     figures, real = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: (figures.append(self), real(self, *args, **kwargs)))
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **kwargs: (figures.append(self), real(self, *args, **kwargs))
+    )
     return figures
 
 
 def test_panels_hold_the_columns_of_their_kind(tmp_path, drawn):
-    row = dict.fromkeys("loss_G loss_D logits_real r1 path_length pl_mean diversity diversity_AD ada_p val_psnr train_psnr lr".split(), 1.0)
+    row = dict.fromkeys(
+        "loss_G loss_D logits_real r1 path_length pl_mean diversity diversity_AD ada_p val_psnr train_psnr lr".split(),
+        1.0,
+    )
     row |= {"val_loss": 1.0, "val_loss_0": 1.0, "lossless": 1.0, "latent_std": 1.0, "note": "x"}
     plot_losses([{"nimg": 0, **row}, {"nimg": 2000, **row}], tmp_path / "p.png")
     panels = {axis.get_title(loc="left"): sorted(line.get_label() for line in axis.lines) for axis in drawn[0].axes}
@@ -415,7 +432,9 @@ def test_curves_are_values_over_kimg_inside_the_window_with_lines_where_attempts
     data = [{"nimg": i * 1000, "loss": float(i * i)} for i in range(30)]
     plot_losses({"a": data, "b": data[:5]}, tmp_path / "p.png", from_kimg=3, to_kimg=12, restarts=[5.5, 8.0])
     lines = drawn[0].axes[0].lines
-    assert list(lines[0].get_xdata()) == list(range(3, 13)) and list(lines[0].get_ydata()) == [i * i for i in range(3, 13)]
+    assert list(lines[0].get_xdata()) == list(range(3, 13)) and list(lines[0].get_ydata()) == [
+        i * i for i in range(3, 13)
+    ]
     assert (list(lines[1].get_xdata()), [line.get_label() for line in lines[:2]]) == ([3, 4], ["a loss", "b loss"])
     assert [list(line.get_xdata()) for line in lines[2:]] == [[5.5, 5.5], [8.0, 8.0]]
 

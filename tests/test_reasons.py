@@ -45,7 +45,10 @@ def test_of_two_ranks_reasons_a_persons_counts(monkeypatch, tmp_path):
     (tmp_path / "SAVE").touch()
     (tmp_path / "STOP").unlink()
     saving = stopping.StopWatch(RunDir(tmp_path))
-    assert silent.hear(max(saving.tell(), stopping.StopWatch().tell())) == stopping.SAVE and silent.describe(1) == "SAVE file"
+    assert (
+        silent.hear(max(saving.tell(), stopping.StopWatch().tell())) == stopping.SAVE
+        and silent.describe(1) == "SAVE file"
+    )
 
 
 def test_ranks_tell_each_other_why_they_stop(monkeypatch):

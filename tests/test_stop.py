@@ -230,8 +230,20 @@ def test_reasons_of_other_ranks_have_words(no_job):
 
 
 def test_exit_codes_are_the_documented_ones():
-    assert (stopping.DONE, stopping.USAGE, stopping.TRANSIENT, stopping.DIVERGED, stopping.BAD, stopping.CONTINUE) == (0, 2, 75, 77, 78, 85)
-    assert (stopping.NOTHING, stopping.SAVE, stopping.STOP_AND_CONTINUE, stopping.STOP_BY_PERSON) == (0, 1, 2, 3)  # the ranks take the largest
+    assert (stopping.DONE, stopping.USAGE, stopping.TRANSIENT, stopping.DIVERGED, stopping.BAD, stopping.CONTINUE) == (
+        0,
+        2,
+        75,
+        77,
+        78,
+        85,
+    )
+    assert (stopping.NOTHING, stopping.SAVE, stopping.STOP_AND_CONTINUE, stopping.STOP_BY_PERSON) == (
+        0,
+        1,
+        2,
+        3,
+    )  # the ranks take the largest
 
 
 class Foreseen(Exception):

@@ -32,8 +32,8 @@ GENERATIVE = (
     Column("diversity_*", "health", DIVERSITY),
 )
 GAN = (
-    Column("loss_G", "loss", LOSS, "G", told=True),
     Column("loss_D", "loss", LOSS, "D", told=True),
+    Column("loss_G", "loss", LOSS, "G", told=True),
     Column("logits_real", "discriminator", "D's logits"),
     Column("logits_fake", "discriminator", "D's logits"),
     Column("sign_real", "discriminator"),
