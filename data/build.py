@@ -71,6 +71,11 @@ class Packing(TypedDict, total=False):
     poll: Callable[[], None] | None
 
 
+def packing_of(config) -> Packing:
+    """What a pack for a run of this configuration is made of."""
+    return Packing(resolution=config.resolution, channels=config.channels, crop=config.crop, max_bad=config.max_bad)
+
+
 def shape_of(how: Packing) -> tuple[int, int, int]:
     """(resolution, channels, crop), checked. Raises DataError for what cannot be, with the flag to mend."""
     shape = how["resolution"], how.get("channels", 1), how.get("crop", 0)
@@ -120,7 +125,8 @@ def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
             }
             write_header(file, offset, rows, source.classes, geometry, channels, sha, meta)
             file.flush()
-            pack = open_pack(file.name, verify=True)  # what is in the file is what was decoded
+            os.fsync(file.fileno())
+            pack = open_pack(file.name, verify=True)  # what is on the disk is what was decoded
         pack.path = str(out)
         return pack
     except OSError as error:

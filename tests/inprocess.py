@@ -52,7 +52,7 @@ def run_predict(*words, packs: Path, **env: str) -> Outcome:
     module = importlib.import_module("predict")
     argv = [str(ROOT / "predict.py"), *map(str, words)]
     variables = {"BRAIN_PACK_DIR": str(packs), "CUDA_VISIBLE_DEVICES": "", "SLURM_CPUS_PER_TASK": "1"} | env
-    return _outcome(lambda: module.main(module.parse_args(argv[1:])), argv, variables)
+    return _outcome(lambda: module.main(module.parse_args(module.__doc__, argv[1:])), argv, variables)
 
 
 def _outcome(main, argv: list[str], env: dict[str, str]) -> Outcome:

@@ -11,7 +11,7 @@ from PIL import Image
 from data import images, volumes
 from data.images import BadFile, decode, fit_square, image_size, pad_or_crop, resize
 from data.packfile import check_geometry, restore
-from data.sources import DataError
+from data.walk import DataError
 
 
 def noise(height: int, width: int, channels: int = 1, seed: int = 0) -> np.ndarray:

@@ -13,11 +13,13 @@ from bad_folder import picture, save
 from PIL import Image
 from test_pack import ensure, quiet, rewrite
 
-from data import pack as packs
+from data import build, pack
+from data.build import build_pack
 from data.images import fit_square
-from data.pack import build_pack, ensure_held_out, open_pack
-from data.packfile import ALIGN, PREAMBLE, Row, write_header
-from data.sources import DataError, find_source
+from data.pack import ensure_held_out
+from data.packfile import ALIGN, PREAMBLE, Row, open_pack, write_header
+from data.sources import find_source
+from data.walk import DataError
 
 
 @pytest.fixture
@@ -164,18 +166,18 @@ def test_whatever_changes_a_pixel_is_in_the_key(tmp_path, cache, monkeypatch):
     for i in range(3):
         save(root / f"p{i}_1.png", picture(i))
     source = find_source(str(root))
-    keys = [packs.pack_key(source, *sizes) for sizes in ((32, 1, 0), (64, 1, 0), (32, 3, 0), (32, 1, 16), (32, 1, 20))]
-    monkeypatch.setattr(packs, "VERSION", packs.VERSION + 1)
-    keys.append(packs.pack_key(source, 32, 1, 0))
+    keys = [build.pack_key(source, *sizes) for sizes in ((32, 1, 0), (64, 1, 0), (32, 3, 0), (32, 1, 16), (32, 1, 20))]
+    monkeypatch.setattr(build, "VERSION", build.VERSION + 1)
+    keys.append(build.pack_key(source, 32, 1, 0))
     monkeypatch.undo()
     os.utime(root / "p1_1.png", ns=(0, 5))
-    keys.append(packs.pack_key(find_source(str(root)), 32, 1, 0))
+    keys.append(build.pack_key(find_source(str(root)), 32, 1, 0))
     os.rename(root / "p1_1.png", root / "p3_1.png")
-    keys.append(packs.pack_key(find_source(str(root)), 32, 1, 0))
+    keys.append(build.pack_key(find_source(str(root)), 32, 1, 0))
     assert len(set(keys)) == len(keys)
-    assert packs.pack_key(find_source(str(root)), 32, 1, 0) == keys[-1]
+    assert build.pack_key(find_source(str(root)), 32, 1, 0) == keys[-1]
     phantoms = [
-        packs.pack_key(find_source(*spec), 32, 1, 0)
+        build.pack_key(find_source(*spec), 32, 1, 0)
         for spec in (("phantom:30",), ("phantom:31",), ("phantom:30", "test"), ("phantom:30", "all"))
     ]
     assert len(set(phantoms)) == 4
@@ -196,28 +198,28 @@ def test_where_packs_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("BRAIN_PACK_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert packs.pack_folder() == tmp_path / "home/.cache/brain-slices"
+    assert pack.pack_folder() == tmp_path / "home/.cache/brain-slices"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert packs.pack_folder() == tmp_path / "xdg/brain-slices"
+    assert pack.pack_folder() == tmp_path / "xdg/brain-slices"
     monkeypatch.setenv("BRAIN_PACK_DIR", str(tmp_path / "packs"))
-    assert packs.pack_folder() == tmp_path / "packs"
-    assert packs.pack_folder(tmp_path / "given") == tmp_path / "given"
+    assert pack.pack_folder() == tmp_path / "packs"
+    assert pack.pack_folder(tmp_path / "given") == tmp_path / "given"
 
 
 def test_a_new_folder_and_a_new_pack_are_whole_before_they_have_their_name(tmp_path, monkeypatch):
     """Synced to the disk, read back and verified, and only then renamed; nobody else may look into a new folder."""
     events, out = [], tmp_path / "new" / "x.pack"
-    replace, sync, read = os.replace, os.fsync, packs.open_pack
-    monkeypatch.setattr(packs.os, "replace", lambda a, b: (events.append(("replace", Path(b).name)), replace(a, b)))
-    monkeypatch.setattr(packs.os, "fsync", lambda handle: (events.append(("sync",)), sync(handle)))
+    replace, sync, read = os.replace, os.fsync, build.open_pack
+    monkeypatch.setattr(build.os, "replace", lambda a, b: (events.append(("replace", Path(b).name)), replace(a, b)))
+    monkeypatch.setattr(build.os, "fsync", lambda handle: (events.append(("sync",)), sync(handle)))
 
     def reading(path, verify=False):
         events.append(("read", verify, Path(path) == out))
         return read(path, verify)
 
-    monkeypatch.setattr(packs, "open_pack", reading)
+    monkeypatch.setattr(build, "open_pack", reading)
     build_pack(find_source("phantom:2"), out, resolution=16, progress=False, log=quiet)
-    assert events == [("sync",), ("read", True, False), ("replace", "x.pack"), ("sync",)]
+    assert events == [("sync",), ("read", True, False), ("sync",), ("replace", "x.pack"), ("sync",)]
     assert out.parent.stat().st_mode & 0o777 == 0o700
 
 
@@ -260,9 +262,9 @@ def test_how_many_bad_files_stop_the_run(count, total, share, stops):
     """More than the share; below a hundred files one is let through, unless none may; all of them is another error."""
     bad = [(f"{i}.png", "zero bytes") for i in range(min(count, 3))]
     if not stops:
-        return packs.check_bad("data", bad, count, total, share)
+        return build.check_bad("data", bad, count, total, share)
     with pytest.raises(DataError, match=f"{count} of {total} files"):
-        packs.check_bad("data", bad, count, total, share)
+        build.check_bad("data", bad, count, total, share)
 
 
 @pytest.mark.parametrize(("brightness", "kept"), [(0.31, 24), (0.29, 22)])
@@ -306,7 +308,7 @@ def test_space_for_the_whole_pack_is_asked_for(tmp_path, cache, monkeypatch):
 
     needed = 4 * 64 * 64
     for spare, enough in ((16 << 20) + needed, False), ((16 << 20) + needed + (1 << 20), True):
-        monkeypatch.setattr(packs.shutil, "disk_usage", lambda _, spare=spare: SimpleNamespace(free=spare))
+        monkeypatch.setattr(build.shutil, "disk_usage", lambda _, spare=spare: SimpleNamespace(free=spare))
         if enough:
             assert len(ensure("phantom:4", 64)) == 4
         else:
@@ -344,7 +346,7 @@ def test_a_slice_is_as_bright_as_its_source():
     """Not as what is packed of it: padding would make it darker."""
     pixels = np.full((20, 64, 1), 90, np.uint8)
     geometry = dict(source_height=20, source_width=64, square=64, crop=0, resolution=16)
-    row, packed = packs._row(find_source("phantom:1").records[0], "name", pixels, geometry, 3)
+    row, packed = build._row(find_source("phantom:1").records[0], "name", pixels, geometry, 3)
     assert (row.mean, row.size, row.name) == (90.0, (20, 64), "name") and len(packed) == 3 * 16 * 16
 
 
@@ -354,7 +356,7 @@ def test_room_is_made_for_every_slice_of_every_volume(tmp_path, cache):
     (tmp_path / "x").mkdir()
     for name, depth in (("sub-01_T1.nii.gz", 12), ("sub-02_T1.nii", 20)):
         save_nifti(tmp_path / "x" / name, head((40, 48, depth)))
-    count, text = packs._upper_bounds(find_source(str(tmp_path / "x")))
+    count, text = build._upper_bounds(find_source(str(tmp_path / "x")))
     assert count == 32 and text > 32 * (len("sub-01_T1.nii.gz#000") + len("sub-01") + 60)
     pack = ensure(tmp_path / "x", 48)
     indices = [int(name[-3:]) for name in pack.names]

@@ -19,9 +19,11 @@ from written_by_hand import Gan
 import predict
 from data.pack import ensure_pack
 from jobs.config.specs import ConfigError
+from jobs.predict import direction, features, films, generate, output, pages, project, trained
+from jobs.predict.gan import GanModel
 from jobs.training import collectives, ranks
 from jobs.training.weights import read_weights, write_weights
-from models import encoder
+from models import encoder, projection
 
 MODEL = {"run": "RUN", "weights": None, "out": None, "seed": 0, "device": "auto", "precision": "fp32", "batch": 32}
 OF_CLASS, DIFFUSION = {"label": "all"}, {"sampler": None, "calls": None, "guidance": None}
@@ -44,7 +46,7 @@ DEFAULTS = {
 
 @pytest.mark.parametrize("command", DEFAULTS)
 def test_defaults(command):
-    args = vars(predict.parse_args([command, "RUN"] if command == "report" else [command, "--run", "RUN"]))
+    args = vars(predict.parse_args(predict.__doc__, [command, "RUN"] if command == "report" else [command, "--run", "RUN"]))
     assert args == DEFAULTS[command] | {"command": command}
 
 
@@ -53,30 +55,34 @@ def test_defaults(command):
 ])  # fmt: skip
 def test_bounds_are_among_the_values(flag, low, high, capsys):
     for value in (low, high):
-        predict.parse_args(["generate", "--run", "x", flag, str(value)])
+        predict.parse_args(predict.__doc__, ["generate", "--run", "x", flag, str(value)])
     for value in (low - 1, high + 1, "x", "1e3"):
         with pytest.raises(SystemExit):
-            predict.parse_args(["generate", "--run", "x", f"{flag}={value}"])
+            predict.parse_args(predict.__doc__, ["generate", "--run", "x", f"{flag}={value}"])
     for value in ("nan", "inf", "-inf", "x"):
         with pytest.raises(SystemExit):
-            predict.parse_args(["generate", "--run", "x", f"--guidance={value}"])
+            predict.parse_args(predict.__doc__, ["generate", "--run", "x", f"--guidance={value}"])
     capsys.readouterr()
 
 
 def test_sampling_without_flags(tmp_path):
     """midpoint in 20 calls; on a list of times, DDIM over all of it."""
-    args = predict.parse_args(["generate", "--run", "x"])
-    load = lambda path: predict.load_model(path, torch.device("cpu"))  # noqa: E731
-    assert load(diffusion_file(tmp_path / "a", "flow", "flow")).way(args) == ("midpoint", 20, 1.0)
+    args = predict.parse_args(predict.__doc__, ["generate", "--run", "x"])
+
+    def way_of(model, sampler=None, calls=None):
+        return model.way(**predict.how_of(SimpleNamespace(**vars(args) | {"sampler": sampler, "calls": calls}), model))
+
+    load = lambda path: trained.read_model(path, torch.device("cpu"))  # noqa: E731
+    assert way_of(load(diffusion_file(tmp_path / "a", "flow", "flow"))) == ("midpoint", 20, 1.0)
     fast = load(diffusion_file(tmp_path / "b", "linear", "epsilon", times="fast-nonuniform"))
-    assert fast.way(args) == ("ddim", 10, 1.0)
+    assert way_of(fast) == ("ddim", 10, 1.0)
     ways = (("ancestral", None), ("ddim", None), ("ddim", 10), (None, 10))
-    assert [fast.way(SimpleNamespace(**vars(args) | {"sampler": s, "calls": c})) for s, c in ways] == [
+    assert [way_of(fast, s, c) for s, c in ways] == [
         (s or "ddim", 10, 1.0) for s, _ in ways
     ]
     for s, c in (("midpoint", None), ("ddim", 9), (None, 20), ("heun", 10)):
-        with pytest.raises(predict.UsageError, match="--steps"):
-            fast.way(SimpleNamespace(**vars(args) | {"sampler": s, "calls": c}))
+        with pytest.raises(predict.UsageError, match="leave the number of network calls out"):
+            way_of(fast, s, c)
 
 
 # --- exit codes -------------------------------------------------------------------------------------------------------
@@ -91,14 +97,14 @@ def test_exit_codes(monkeypatch, capsys, error, code, says):
     def fail(args):
         raise error
 
-    monkeypatch.setattr(predict, "generate", fail)
+    monkeypatch.setitem(predict.COMMANDS, "generate", fail)
     assert code_of("generate", "--run", "x") == code
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
 
 
 def test_what_nobody_foresaw_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(predict, "generate", lambda args: 1 // 0)
+    monkeypatch.setitem(predict.COMMANDS, "generate", lambda args: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         code_of("generate", "--run", "x")
 
@@ -132,10 +138,10 @@ def test_a_gpu_is_asked_for_where_there_is_none(tmp_path, monkeypatch, capsys):
 def test_one_picture_a_pass_on_a_cpu(tmp_path):
     """How sums are rounded hangs on the number of rows: alone, a picture is the same bits in any company."""
     path = gan_file(tmp_path / "w.safetensors")
-    args = predict.parse_args(
+    args = predict.parse_args(predict.__doc__,
         ["generate", "--weights", str(path), "--batch", "8", "--device", "cpu", "--precision", "bf16"]
     )
-    model = predict.open_model(args, "stylegan2")
+    model = predict.model_of(args)
     assert model.batch == 1 and model.dtype == torch.bfloat16 and model.nimg == 5000 and model.classes == CLASSES
 
 
@@ -144,7 +150,7 @@ def opened(data, classes=("AD", "NC"), **config):  # noqa: F811
     model = SimpleNamespace(
         config={"data": str(data), **config}, classes=list(classes), resolution=32, channels=1, path="w"
     )
-    return predict.open_data(SimpleNamespace(data=None), model, lambda line: None)
+    return features.open_data(model, say=lambda line: None)
 
 
 def test_the_train_folder_is_the_training_set_and_the_test_folder_is_held_out(data):  # noqa: F811
@@ -161,7 +167,7 @@ def test_the_train_folder_is_the_training_set_and_the_test_folder_is_held_out(da
 
 def test_slices_of_unknown_subjects_are_their_own():
     pack = SimpleNamespace(subjects=["", "a", "", "a", "slice x"], names=["x", "y", "z", "u", "v"])
-    found = predict.RealSlices(None, None).subjects(pack).tolist()
+    found = features.RealSlices(None, None).subjects(pack).tolist()
     assert found[1] == found[3] and len({found[0], found[1], found[2]}) == 3
 
 
@@ -179,8 +185,8 @@ def test_classes_must_be_those_of_the_model_in_their_order(data, classes, fits):
 
 @pytest.mark.parametrize(("least", "enough"), [(27, True), (28, False)])
 def test_few_held_out_slices_are_refused(data, monkeypatch, least, enough):  # noqa: F811
-    assert predict.MIN_HELDOUT == 20
-    monkeypatch.setattr(predict, "MIN_HELDOUT", least)
+    assert features.MIN_HELDOUT == 20
+    monkeypatch.setattr(features, "MIN_HELDOUT", least)
     if enough:
         assert len(opened(data).heldout) == 27
         return
@@ -202,7 +208,7 @@ def test_a_feature_encoder_is_kept_for_its_own_slices_alone(tmp_path, data, monk
         return real(images, labels, classes, steps=1, seed=options["seed"])
 
     monkeypatch.setattr(encoder, "train_encoder", counting)
-    open_it = lambda pack=train: predict.open_features(None, pack, tmp_path / "out", alone())  # noqa: E731
+    open_it = lambda pack=train: features.open_features(None, pack, tmp_path / "out", alone())  # noqa: E731
     network, name = open_it()
     assert trained == [(45, train.labels.tolist(), 2, 0)] and train.digest[:12] in name and "told apart AD, NC" in name
     (path,) = tmp_path.glob("encoder-*")
@@ -218,14 +224,14 @@ def test_a_feature_encoder_is_kept_for_its_own_slices_alone(tmp_path, data, monk
     shape = about["config"]
     for spoilt in ({"pack": "f" * 64}, {"config": shape | {"size": 16}}):
         write_weights(path, {"encoder": state}, {"config": shape, "pack": train.digest} | spoilt)
-        assert predict.read_encoder(path, shape, train.digest) is None
+        assert features.read_encoder(path, shape, train.digest) is None
     write_weights(
         path, {"encoder": {k: v for k, v in state.items() if k != "mean"}}, {"config": shape, "pack": train.digest}
     )
-    assert predict.read_encoder(path, shape, train.digest) is None
+    assert features.read_encoder(path, shape, train.digest) is None
     write_weights(path, {"encoder": state}, {"config": shape, "pack": train.digest})
-    assert torch.equal(predict.read_encoder(path, shape, train.digest)(x), network(x))
-    assert predict.open_features((network, "given"), train, tmp_path, alone()) == (network, "given")
+    assert torch.equal(features.read_encoder(path, shape, train.digest)(x), network(x))
+    assert features.open_features((network, "given"), train, tmp_path, alone()) == (network, "given")
 
 
 def test_ranks_take_chunks_in_turn_and_the_sum_is_the_whole(monkeypatch):
@@ -239,15 +245,15 @@ def test_ranks_take_chunks_in_turn_and_the_sum_is_the_whole(monkeypatch):
         asked.append((rows.start, rows.stop))
         return images[rows.start : rows.stop]
 
-    whole = predict.measure(alone(), Blocks(), images_of, 120, "x")
+    whole = features.measure(alone(), Blocks(), images_of, 120, "x")
     torch.testing.assert_close(whole[0], Blocks()(images))
     assert torch.equal(whole[1], images.flatten(1)) and asked == [(0, 50), (50, 100), (100, 120)]
     asked.clear()
-    parts = [predict.measure(alone(rank, 2), Blocks(), images_of, 120, "x") for rank in range(2)]
+    parts = [features.measure(alone(rank, 2), Blocks(), images_of, 120, "x") for rank in range(2)]
     assert asked == [(0, 50), (100, 120), (50, 100)]
     for k in range(2):
         assert torch.equal(parts[0][k] + parts[1][k], whole[k])
-    idle = predict.measure(alone(3, 4), Blocks(), images_of, 120, "x")
+    idle = features.measure(alone(3, 4), Blocks(), images_of, 120, "x")
     assert not idle[0].any() and not idle[1].any() and [i.shape for i in idle] == [w.shape for w in whole]
 
 
@@ -255,8 +261,8 @@ def test_figures_are_measured_on_what_other_ranks_found(monkeypatch):
     """Both the features and the thumbnails are summed over the ranks."""
     monkeypatch.setattr(collectives, "reduce_sum", lambda rt, x: x + 1)
     images = torch.zeros(3, 1, 32, 32, dtype=torch.uint8)
-    features, thumbs = predict.measure(alone(), Blocks(), lambda r: images[r.start : r.stop], 3, "x")
-    assert bool((features == 1).all()) and bool((thumbs == 1).all())
+    found, thumbs = features.measure(alone(), Blocks(), lambda r: images[r.start : r.stop], 3, "x")
+    assert bool((found == 1).all()) and bool((thumbs == 1).all())
 
 
 # --- a direction without classes -----------------------------------------------------------------------------------------
@@ -278,9 +284,9 @@ def test_a_direction_between_samples_that_look_like_the_classes(tmp_path, data, 
             shown.append(features)
             return kinds if len(shown) == 1 else torch.tensor([1, 0, 0, 1, 1, 0])
 
-    monkeypatch.setattr(predict.quality, "LinearProbe", Probe)
-    monkeypatch.setattr(predict, "open_features", lambda given, train, out, rt: (Blocks(), "six blocks"))
-    monkeypatch.setattr(predict, "DIRECTION_SAMPLES", len(kinds))
+    monkeypatch.setattr(direction.quality, "LinearProbe", Probe)
+    monkeypatch.setattr(direction, "open_features", lambda given, train, out, rt: (Blocks(), "six blocks"))
+    monkeypatch.setattr(direction, "SAMPLES", len(kinds))
     flags = ("--from", "NC", "--to", "AD", "--rows", 2, "--steps", 3, "--strength", 2, "--seed", 5, "--device", "cpu")
     code = code_of("direction", "--weights", path, "--data", data, *flags, "--out", tmp_path)
     if of_start < 8:
@@ -297,11 +303,11 @@ def test_a_direction_between_samples_that_look_like_the_classes(tmp_path, data, 
     assert found["recognised_as_end"] == [0.0, 0.5, 1.0] and found["length"] == pytest.approx(
         float(step.norm()), rel=1e-4
     )
-    features, labels, classes = trained[
+    shown_features, labels, classes = trained[
         0
     ]  # the end is class 0, AD; of the strip's three columns 1 0 0 and 1 1 0 are not it
     images, _, _, expected = slices_in(data, "train")
-    assert labels.tolist() == expected and classes == 2 and len(features) == len(images)
+    assert labels.tolist() == expected and classes == 2 and len(shown_features) == len(images)
     drawn = torch.from_numpy(np.stack([gan.draw(row[None]) for row in w]))[:, None]
     torch.testing.assert_close(shown[0], Blocks()(drawn), rtol=0, atol=0.02)
 
@@ -310,7 +316,7 @@ def test_a_direction_between_samples_that_look_like_the_classes(tmp_path, data, 
 def test_what_is_plotted(tmp_path, monkeypatch):
     """The rows of the runs, the part asked for, and the restarts of a single run that lie in it."""
     asked = []
-    monkeypatch.setattr(predict, "plot_losses", lambda *args: asked.append(args))
+    monkeypatch.setattr(pages, "plot_losses", lambda *args: asked.append(args))
     rows = {}
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -369,13 +375,14 @@ def test_whatever_changes_a_picture_of_a_diffusion_network_is_a_setting(tmp_path
 def test_captions_say_which_picture_is_which(tmp_path, data, monkeypatch):  # noqa: F811
     """They are pixels in the end, so they are read where they are handed over."""
     asked: list[dict] = []
-    grid, strip = predict.image_grid, predict.denoise_strip
+    grid, strip = generate.image_grid, films.denoise_strip
 
     def spy(images, columns, **captions):
         asked.append(captions | {"columns": columns})
         return grid(images, columns, **captions)
 
-    monkeypatch.setattr(predict, "image_grid", spy)
+    for module in (generate, films, direction, project):
+        monkeypatch.setattr(module, "image_grid", spy)
     path, plain = gan_file(tmp_path / "w.safetensors"), gan_file(tmp_path / "p.safetensors", conditional=False)
     call("generate", "--weights", path, "--number", 5, "--square", "--out", tmp_path / "g")
     call("generate", "--weights", plain, "--number", 2, "--square", "--out", tmp_path / "p")
@@ -395,7 +402,7 @@ def test_captions_say_which_picture_is_which(tmp_path, data, monkeypatch):  # no
     ]  # fmt: skip
     asked.clear()
     trained = gan_file(tmp_path / "q.safetensors", geometry=GEOMETRY, classes=["AD", "NC"])
-    monkeypatch.setattr(predict.projection, "CANDIDATES", 4)
+    monkeypatch.setattr(projection, "CANDIDATES", 4)
     call(
         "project",
         "--weights",
@@ -416,7 +423,7 @@ def test_captions_say_which_picture_is_which(tmp_path, data, monkeypatch):  # no
         {"row_labels": psnr, "column_labels": ["real slice", "projection", "difference x 2"], "columns": 3}
     ]
 
-    monkeypatch.setattr(predict, "denoise_strip", lambda *args: asked.append(args[1:]) or strip(*args))
+    monkeypatch.setattr(films, "denoise_strip", lambda *args: asked.append(args[1:]) or strip(*args))
     asked.clear()
     net = diffusion_file(tmp_path / "n.safetensors", "flow", "flow")
     call(
@@ -474,7 +481,7 @@ def test_half_precision_is_near_and_not_the_same(tmp_path, kind):
 
 
 def test_films_are_bounded_by_their_frames(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(predict, "MAX_FRAMES", 6)
+    monkeypatch.setattr(films, "MAX_FRAMES", 6)
     path = gan_file(tmp_path / "w.safetensors")
     flags = ("interpolate", "--weights", path, "--square", "--out", tmp_path)
     call(*flags, "--number", 3, "--steps", 2)
@@ -486,10 +493,10 @@ def test_films_are_bounded_by_their_frames(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def threes(monkeypatch) -> list[list[int]]:
     """Passes of three pictures also on a CPU; which pictures were made, pass by pass."""
-    made, opened, real = [], predict.open_model, predict.GanModel.pictures
+    made, opened, real = [], predict.open_model, GanModel.sample
     monkeypatch.setattr(predict, "open_model", lambda *a, **k: replace(opened(*a, **k), batch=3))
     monkeypatch.setattr(
-        predict.GanModel, "pictures", lambda self, args, indices: made.append(indices) or real(self, args, indices)
+        GanModel, "sample", lambda self, *, indices, **how: made.append(indices) or real(self, indices=indices, **how)
     )
     return made
 
@@ -514,7 +521,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_anything_is_computed(tm
     def refuse(dir):
         raise PermissionError(13, "Permission denied", str(dir))
 
-    monkeypatch.setattr(predict.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(output.tempfile, "TemporaryFile", refuse)
     path = gan_file(tmp_path / "w.safetensors")
     assert code_of("generate", "--weights", path, "--number", 2, "--out", tmp_path / "out") == 78
     assert "Permission denied" in capsys.readouterr().err and threes == []

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from bad_folder import make_adni, picture, save
 
-from data import sources
+from data import records
 from data.phantom import phantom_label
-from data.sources import DataError, Record, Source, find_source
-from data.walk import Found, class_name, walk_folder
+from data.records import Record, Source
+from data.sources import find_source
+from data.walk import DataError, Found, class_name, walk_folder
 
 
 def fill(root: Path, *names: str, size=(16, 18)) -> Path:
@@ -61,7 +62,7 @@ def test_the_digest_does_not_see_where_the_slices_lie():
 def test_phantoms_that_are_drawn_otherwise_are_other_data(tmp_path, monkeypatch):
     before = find_source("phantom:3").digest()
     (tmp_path / "phantom.py").write_text("another way to draw")
-    monkeypatch.setattr(sources, "ROOM", tmp_path)
+    monkeypatch.setattr(records, "ROOM", tmp_path)
     assert find_source("phantom:3").digest() != before
 
 
@@ -397,5 +398,5 @@ def test_pictures_do_not_hang_on_how_phantoms_are_drawn(tmp_path, monkeypatch):
     root = fill(tmp_path / "x", "p1_1.png")
     before = find_source(str(root)).digest()
     (tmp_path / "phantom.py").write_text("another way to draw")
-    monkeypatch.setattr(sources, "ROOM", tmp_path)
+    monkeypatch.setattr(records, "ROOM", tmp_path)
     assert find_source(str(root)).digest() == before

@@ -147,10 +147,13 @@ def weights_of(run: str | Path) -> Path:
 
 
 def run_of(text: str) -> Path:
-    """The run directory that a person means. ConfigError where there is none."""
+    """The run directory that a person means, or a folder with a part of one, such as its weights alone. ConfigError where
+    there is none."""
     try:
         return find_run(text)
     except LookupError as error:
+        if Path(text).is_dir():
+            return Path(text).absolute()
         raise ConfigError(f"--run {text}: {error.args[0]}") from None
 
 
