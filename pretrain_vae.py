@@ -19,7 +19,6 @@ if __name__ == "__main__":
     stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,16 +28,17 @@ from typing import Any
 import torch
 
 from data.batches import Batches
+from data.build import packing_of
 from data.files import sha256_of
 from data.latents import ensure_latents
 from data.pack import ensure_held_out, ensure_pack, preview
 from data.packfile import Pack
 from data.walk import DataError
-from jobs.config import parsing, rules, sizes
+from jobs.config import parsing, rules
 from jobs.config.specs import ConfigError, VaeConfig
 from jobs.predict.vae_look import Reconstructions
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
-from jobs.run.resume import compare_with_run
+from jobs.run.resume import end_dry_run
 from jobs.run.rundir import RunDir
 from jobs.training import collectives, devices, randomness, ranks
 from jobs.training.checkpoint import Checkpoints, Diverged
@@ -290,14 +290,7 @@ def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pa
         record.show("reals.png", "reals", reconstructions.reals(), 0)
     network = torch.compile(s.vae) if compiles(c.compile, rt.device, attempt.say) else s.vae
 
-    nimg, total = max(found, 0), upkeep.total
-    machine = devices.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
-    attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
-    attempt.say(
-        f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
-        f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {batches.placement}"
-    )
-
+    nimg = upkeep.begin(found, dtype, batches.placement)
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
@@ -344,35 +337,18 @@ def write_latents(c: VaeConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack
 
 
 def dry_run(c: VaeConfig) -> int:
-    """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard
-    error."""
+    """Check flags, data, run directory and memory, and change nothing."""
     say = partial(print, file=sys.stderr)
-    preview(
-        c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, max_bad=c.max_bad, log=say
-    )
-    compare_with_run(RunDir(c.run), c)
+    preview(c.data, split=c.split, **packing_of(c) | {"log": say})
     open_perceptual(c, torch.device("cpu"))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    say(f"memory: about {sizes.vae_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
-    print(parsing.to_json(c))
-    return stopping.DONE
+    return end_dry_run(c, say)
 
 
 def open_data(c: VaeConfig, rank: int, say) -> tuple[Pack, Pack | None]:
     """The training slices and those of other patients, packed where they are not yet."""
-    shape = dict(
-        resolution=c.resolution,
-        channels=c.channels,
-        crop=c.crop,
-        max_bad=c.max_bad,
-        progress=rank == 0,
-        log=say,
-        poll=stopping.raise_if_asked,
-        verify=rank == 0,
-    )
-    return ensure_pack(c.data, split=c.split, **shape), ensure_held_out(
-        c.data, c.val_split, train_split=c.split, **shape
-    )
+    how = packing_of(c) | {"log": say, "progress": rank == 0, "poll": stopping.raise_if_asked}
+    pack = ensure_pack(c.data, split=c.split, verify=rank == 0, **how)
+    return pack, ensure_held_out(c.data, c.val_split, train_split=c.split, verify=rank == 0, **how)
 
 
 def main() -> int:

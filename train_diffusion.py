@@ -19,7 +19,6 @@ from jobs.run import stopping
 if __name__ == "__main__":
     stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,15 +27,16 @@ from typing import Any
 
 import torch
 
+from data.build import packing_of
 from data.latents import Latents
 from data.pack import ensure_held_out, ensure_pack, preview
 from data.packfile import Pack
-from jobs.config import parsing, rules, sizes, specs
+from jobs.config import parsing, rules, specs
 from jobs.config.specs import ConfigError, DiffusionConfig
 from jobs.predict.diffusion_look import Sampler, predictor
 from jobs.predict.latent_space import Data, about_vae, adopt_vae, encode_packs, load_vae
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
-from jobs.run.resume import compare_with_run
+from jobs.run.resume import end_dry_run
 from jobs.run.rundir import RunDir
 from jobs.run.vae import copied_vae, find_vae
 from jobs.training import collectives, devices, randomness, ranks
@@ -206,14 +206,7 @@ def train(
     weights = {"unet": s.unet_ema, "latent_scale": s.scale} | ({} if vae is None else {"vae_decoder": vae.decoder})
     about = {"classes": pack.classes, "geometry": pack.geometry, "shape": list(data.shape), "vae": about_vae(run, vae)}
 
-    nimg, total = max(found, 0), upkeep.total
-    machine = devices.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
-    attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
-    attempt.say(
-        f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
-        f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {data.batches.placement}"
-    )
-
+    nimg = upkeep.begin(found, dtype, data.batches.placement)
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
@@ -234,48 +227,29 @@ def train(
 
 
 def dry_run(c: DiffusionConfig) -> int:
-    """Check flags, data, VAE, run directory and memory; the resolved config goes to standard output, all else to
-    standard error."""
+    """Check flags, data, VAE, run directory and memory, and change nothing."""
     say = partial(print, file=sys.stderr)
-    run = RunDir(c.run)
-    rules.check_classes(
-        c,
-        preview(
-            c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, max_bad=c.max_bad, log=say
-        ),
-    )
-    compare_with_run(run, c)
+    rules.check_classes(c, preview(c.data, split=c.split, **packing_of(c) | {"log": say}))
     if c.space == "latent":
-        source = copied_vae(run.path) if copied_vae(run.path).exists() else find_vae(c)
+        copied = copied_vae(RunDir(c.run).path)
+        source = copied if copied.exists() else find_vae(c)
         load_vae(c, source)
         say(f"VAE: {source}")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    say(f"memory: about {sizes.diffusion_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
-    print(parsing.to_json(c))
-    return stopping.DONE
+    return end_dry_run(c, say)
 
 
 def open_data(c: DiffusionConfig, run: RunDir, meeting: ranks.Meeting, say) -> tuple[list[Pack], list[Latents]]:
     """Packs of the training slices and of those of other patients, and their latents; all made where they are not there
     yet."""
     main = meeting.rank == 0
-    shape = dict(
-        resolution=c.resolution,
-        channels=c.channels,
-        crop=c.crop,
-        max_bad=c.max_bad,
-        progress=main,
-        log=say,
-        poll=stopping.raise_if_asked,
-        verify=main,
-    )
+    how = packing_of(c) | {"log": say, "progress": main, "poll": stopping.raise_if_asked}
     if c.space == "latent" and main:
         adopt_vae(c, run, say)
-    packs = [ensure_pack(c.data, split=c.split, **shape)]
+    packs = [ensure_pack(c.data, split=c.split, verify=main, **how)]
     rules.check_classes(c, packs[0].classes)
     if c.conditional and (packs[0].labels < 0).any():
         raise ConfigError("--conditional: the data has slices without a class; use a folder with one folder per class")
-    held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, **shape)
+    held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, verify=main, **how)
     packs += [held_out] if held_out is not None else []
     return packs, encode_packs(c, run, packs, meeting, say) if c.space == "latent" else []
 

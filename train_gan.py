@@ -18,7 +18,6 @@ from jobs.run import stopping
 if __name__ == "__main__":
     stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,13 +28,14 @@ import torch
 from torch import nn
 
 from data.batches import Batches
+from data.build import packing_of
 from data.pack import ensure_pack, preview
 from data.packfile import Pack
-from jobs.config import parsing, rules, sizes
+from jobs.config import parsing, rules
 from jobs.config.specs import GanConfig
 from jobs.predict.gan_look import Sampler
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
-from jobs.run.resume import compare_with_run
+from jobs.run.resume import end_dry_run
 from jobs.run.rundir import RunDir
 from jobs.training import collectives, devices, randomness, ranks
 from jobs.training.checkpoint import Checkpoints, Diverged
@@ -393,14 +393,7 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
     compiled = compiles(c.compile, rt.device, attempt.say)
     synthesis, critic = (torch.compile(s.G.synthesis), torch.compile(s.D)) if compiled else (s.G.synthesis, s.D)
 
-    nimg, total = max(found, 0), upkeep.total
-    machine = devices.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
-    attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
-    attempt.say(
-        f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
-        f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {batches.placement}"
-    )
-
+    nimg = upkeep.begin(found, dtype, batches.placement)
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
@@ -424,20 +417,10 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
 
 
 def dry_run(c: GanConfig) -> int:
-    """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard
-    error."""
+    """Check flags, data, run directory and memory, and change nothing."""
     say = partial(print, file=sys.stderr)
-    rules.check_classes(
-        c,
-        preview(
-            c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, max_bad=c.max_bad, log=say
-        ),
-    )
-    compare_with_run(RunDir(c.run), c)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    say(f"memory: about {sizes.gan_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
-    print(parsing.to_json(c))
-    return stopping.DONE
+    rules.check_classes(c, preview(c.data, split=c.split, **packing_of(c) | {"log": say}))
+    return end_dry_run(c, say)
 
 
 def main() -> int:
@@ -453,21 +436,8 @@ def main() -> int:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
         # The pack is built before the process group exists: no collective waits for minutes of decoding.
-        pack = meeting.first(
-            partial(
-                ensure_pack,
-                c.data,
-                resolution=c.resolution,
-                channels=c.channels,
-                crop=c.crop,
-                split=c.split,
-                max_bad=c.max_bad,
-                log=attempt.say,
-                progress=rank == 0,
-                poll=stopping.raise_if_asked,
-                verify=rank == 0,
-            )
-        )
+        how = packing_of(c) | {"log": attempt.say, "progress": rank == 0, "poll": stopping.raise_if_asked}
+        pack = meeting.first(partial(ensure_pack, c.data, split=c.split, verify=rank == 0, **how))
         rules.check_classes(c, pack.classes)
         if rank == 0:
             drawn = None if c.ada == "off" else ada.fingerprint(ada.KINDS[c.ada])

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
-from jobs.config import parsing, rules
+from jobs.config import kinds, parsing, rules
 from jobs.config.specs import ConfigError, TrainConfig
+from jobs.run import stopping
 from jobs.run.rundir import RunDir
+
+
+def end_dry_run(config: TrainConfig, say: Callable[[str], None]) -> int:
+    """The last part of a script's --dry-run: the run it would go on with, and the memory it needs. The resolved config
+    goes to standard output, all else through `say`."""
+    compare_with_run(RunDir(config.run), config)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    memory = kinds.JOBS[kinds.name_of(config)].memory_gb(config, world)
+    say(f"memory: about {memory:.1f} GB per GPU at --batch {config.batch}, {world} GPU(s)")
+    print(parsing.to_json(config))
+    return stopping.DONE
 
 
 def compare_with_run(run: RunDir, config: TrainConfig) -> str:

@@ -212,6 +212,17 @@ class Upkeep:
             self.s.load_state_dict(state)
         return self.saved_at
 
+    def begin(self, found: int, dtype: torch.dtype, placement: str) -> int:
+        """Write down and say what starts, where, and with what. Returns the images seen so far."""
+        nimg, precision = max(found, 0), str(dtype).removeprefix("torch.")
+        machine = devices.facts(self.rt) | {"precision": precision}
+        self.attempt.begin(nimg, self.total, machine, precision=precision, world=self.rt.world, threads=self.rt.threads)
+        self.attempt.say(
+            f"{self.run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of "
+            f"{self.total / 1000:g} kimg, {precision} on {self.rt.world} x {self.rt.device.type}, data in {placement}"
+        )
+        return nimg
+
     def agree(self, nimg: int) -> bool:
         """Whether all ranks save now. Sets `ending` when they also leave.
 

@@ -11,6 +11,7 @@ import torch
 from models.toy import Toy
 
 from data.batches import Batches
+from data.build import packing_of
 from data.pack import ensure_pack
 from jobs.config import parsing, rules
 from jobs.config.specs import ToyConfig
@@ -45,8 +46,7 @@ def train(c: ToyConfig, rt: ranks.Runtime, run: RunDir, pack, attempt: Attempt) 
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device)
     record = Record(c, rt, run, attempt, found, torch.float32, flops=lambda: {None: 1.0}, waits=upkeep.waits)
     about = {"classes": pack.classes, "geometry": pack.geometry}
-    nimg, total = max(found, 0), upkeep.total
-    attempt.begin(nimg, total, {}, precision="fp32", world=rt.world, threads=rt.threads)
+    nimg = upkeep.begin(found, torch.float32, batches.placement)
 
     def look(nimg: int):
         images = toy.pictures(torch.randn(16, c.channels, c.resolution, c.resolution)).detach()
@@ -79,8 +79,7 @@ def main() -> int:
     with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
-        shape = dict(resolution=c.resolution, channels=c.channels, crop=c.crop, max_bad=c.max_bad, log=attempt.say)
-        pack = meeting.first(partial(ensure_pack, c.data, split=c.split, **shape))
+        pack = meeting.first(partial(ensure_pack, c.data, split=c.split, **packing_of(c) | {"log": attempt.say}))
         check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
         adopt_config(run, c)
         rt = collectives.init_runtime(c.threads, meeting)
