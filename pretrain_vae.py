@@ -171,6 +171,7 @@ def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor
     c, side = step.c, step.c.resolution // step.c.down
     gen = randomness.generator(c.seed, step.position, "posterior", step.rt.device)
     noise = torch.randn(c.batch, c.latent_channels, side, side, generator=gen, device=step.rt.device)
+    # The loss scale of fp16, as a factor: gradients with respect to the image are taken by hand below.
     scale, pairs = s.scaler_vae.scale(torch.ones((), device=step.rt.device)), []
     s.D.requires_grad_(False)
     for start, stop in step.rows():
@@ -182,6 +183,7 @@ def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor
         image = output.detach().requires_grad_(True)
         pixels = reconstruction_loss(image, images, c.loss)
         structure = structure_loss(image, images) if c.structure_weight else torch.zeros_like(pixels)
+        # Down to the image only: the decoder is passed through once, with the sum of all that pushes at the image.
         (gradient,) = torch.autograd.grad((pixels + c.structure_weight * structure).sum(), image)
         if step.perceptual is not None:
             with step.autocast():
@@ -197,6 +199,7 @@ def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor
             step.add("grad_pixels", gradient.flatten(1).norm(dim=1))
             step.add("grad_adversarial", push.flatten(1).norm(dim=1))
             step.add("loss_adversarial", adversarial)
+            # gan_balance makes the adversarial push as long as the reconstruction's, whatever the logits' scale is.
             gradient = gradient + c.gan_weight * s.gan_balance * push
         share = scale / (len(images) * c.accumulate)
         torch.autograd.backward([output, kl], [gradient * share, torch.full_like(kl, c.kl_weight) * share])
@@ -226,6 +229,7 @@ def train_step(s: TrainState, step: Step) -> None:
     pairs = vae_step(s, step)
     if step.adversarial:
         discriminator_step(s, step, pairs)
+    # One reduction for all that the ranks must agree on: balance, plateau, and the log.
     names = sorted(step.stats)
     total = collectives.reduce_sum(step.rt, torch.stack([step.stats[name] for name in names]))
     stats = dict(zip(names, total, strict=True))
@@ -234,6 +238,7 @@ def train_step(s: TrainState, step: Step) -> None:
     s.averages.add(stats)
     if c.decay == "plateau":
         look_for_plateau(s, step, stats["loss_pixels"])
+    # Latents and reconstructions are made with the average of the weights.
     update_ema(s.vae_ema, s.vae, ema_beta(step.nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
 
 
@@ -270,6 +275,7 @@ def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pa
     dtype = devices.precision_dtype(c.precision, rt.device)
     s = build_state(c, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
+    # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.
     found = upkeep.resume()
     if found < 0 and c.init_from:
         load_initial_weights(s, ("vae", "vae_ema", "D"), c.init_from, attempt.say)
@@ -286,6 +292,7 @@ def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pa
         flops=lambda: step_flops(c, rt, dtype, perceptual),
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
     )
+    # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
     if found < 0 and rt.rank == 0:
         record.show("reals.png", "reals", reconstructions.reals(), 0)
     network = torch.compile(s.vae) if compiles(c.compile, rt.device, attempt.say) else s.vae
@@ -295,12 +302,13 @@ def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pa
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
             record.tick(nimg, s, look=lambda _: reconstructions(s.vae_ema), extra=s.log_extra)
+            # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
                 upkeep.save(nimg, {"vae": s.vae_ema}, {"classes": pack.classes, "geometry": pack.geometry})
             if upkeep.ending:
                 batches.close()
                 return upkeep.leave(record, nimg, NEXT)
-        except Diverged as error:
+        except Diverged as error:  # once back to the last good checkpoint, past the data that led here
             nimg = upkeep.roll_back(nimg, error, "lower --lr, or use --precision fp32")
             record.rewind(nimg)
             continue
@@ -360,6 +368,7 @@ def main() -> int:
     run = RunDir(c.run)
     if already_done(c, run, rank, NEXT):
         return stopping.DONE
+    # From here on the run directory is locked, and whatever ends this process is written down in it.
     with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
@@ -367,6 +376,7 @@ def main() -> int:
         pack, held_out = meeting.first(partial(open_data, c, rank, attempt.say))
         if rank == 0:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
+            # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
         rt = collectives.init_runtime(c.threads, meeting)
         code = train(c, rt, run, pack, held_out, attempt)

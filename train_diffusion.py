@@ -128,10 +128,13 @@ def train_step(
     """One optimizer step and the moving average. Draws are made for the global batch; a rank uses its rows of them."""
     position = nimg + s.counters["skip"]
     gen = randomness.generator(c.seed, position, "diffusion", rt.device)
+    # A time and a noise for each image of the global batch, the same for any number of ranks.
     times = schedules.draw_times(c.batch, c.times, gen, rt.device, c.fast_steps)
     noise, posterior_noise = torch.randn(2, c.batch, *data.shape, generator=gen, device=rt.device)
     drop_gen = randomness.generator(c.seed, position, "class dropout", rt.device)
+    # Dropout draws from torch's global stream, so each rank gets one of its own for this step.
     torch.manual_seed(randomness.seed_of(c.seed, position, f"dropout {rt.rank}"))
+    # Without its class now and then the network also learns to denoise without one; guidance needs both.
     kept = drop_labels(torch.zeros(c.batch, dtype=torch.int64, device=rt.device), 1, c.class_dropout, drop_gen) == 0
 
     total = torch.zeros((), device=rt.device)
@@ -152,6 +155,7 @@ def train_step(
     rate = learning_rate(nimg, c.batch, c.lr, c.warmup_kimg, c.decay_kimg)
     norm = optimizer_step(rt, s.unet, s.opt, s.scaler, rate, c.clip)
     s.averages.add({"loss": collectives.reduce_sum(rt, total), "grad_norm": norm})
+    # Samples are drawn with the average of the weights.
     update_ema(s.unet_ema, s.unet, ema_beta(nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
 
 
@@ -185,6 +189,7 @@ def train(
     data = Data(c, pack, latents[0] if latents else None, vae, rt.device)
     s = build_state(c, data, len(pack.classes) if c.conditional else 0, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
+    # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.
     found = upkeep.resume()
     if found < 0 and c.init_from:
         load_initial_weights(s, ("unet", "unet_ema"), c.init_from, attempt.say)
@@ -200,6 +205,7 @@ def train(
         flops=lambda: step_flops(c, rt, s.unet.num_classes, data.shape, schedule, dtype),
         waits=lambda: {"data_wait": data.waited, **upkeep.waits()},
     )
+    # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
     if found < 0 and rt.rank == 0:
         record.show("reals.png", "reals", sampler.reals(), 0)
     network = torch.compile(s.unet) if compiles(c.compile, rt.device, attempt.say) else s.unet
@@ -211,12 +217,13 @@ def train(
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
             record.tick(nimg, s, look=partial(sampler, s.unet_ema, s.scale), extra=s.log_extra)
+            # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
                 upkeep.save(nimg, weights, about)
             if upkeep.ending:
                 data.close()
                 return upkeep.leave(record, nimg, NEXT)
-        except Diverged as error:
+        except Diverged as error:  # once back to the last good checkpoint, past the data that led here
             nimg = upkeep.roll_back(nimg, error, "lower --lr, or use --precision fp32")
             record.rewind(nimg)
             continue
@@ -263,6 +270,7 @@ def main() -> int:
     run = RunDir(c.run)
     if already_done(c, run, rank, NEXT):
         return stopping.DONE
+    # From here on the run directory is locked, and whatever ends this process is written down in it.
     with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
@@ -270,6 +278,7 @@ def main() -> int:
         packs, latents = meeting.first(partial(open_data, c, run, meeting, attempt.say))
         if rank == 0:
             check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)
+            # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
         rt = collectives.init_runtime(c.threads, meeting)
         code = train(c, rt, run, packs, latents, attempt)

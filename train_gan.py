@@ -189,7 +189,9 @@ def optimizer_step(step: Step, module: nn.Module, optimizer, scaler=None) -> Non
 def generator_step(s: TrainState, step: Step) -> None:
     """Adversarial loss of G: the gradient flows through D's input into G; D itself is held."""
     c = step.c
+    # Draws are a function of (seed, position, purpose): every phase has its own, and a resumed run the same.
     draws, params = draw_latents(step, s.G, c.batch, "G"), draw_augmentation(step, s.ada.p, "G")
+    # D's weights need no gradient here; without this autograd would compute and keep them, a third of the step's work.
     s.D.requires_grad_(False)
     for start, stop in step.rows(c.batch):
         latents, noise = rows_of(draws, start, stop)
@@ -203,6 +205,7 @@ def generator_step(s: TrainState, step: Step) -> None:
                 real_logits = step.critic(
                     augmented(real, params, start, stop), labels if c.conditional else None, dtype=step.dtype
                 )
+        # The mean over micro-batches is the mean over the batch, so --accumulate changes rounding alone.
         losses = generator_loss(logits, real_logits, kind=c.loss)
         s.scaler_G.scale(losses.mean() / c.accumulate).backward()
         step.add("loss_G", losses, c.batch)
@@ -221,9 +224,11 @@ def path_length_step(s: TrainState, step: Step) -> None:
     for start, stop in step.rows(batch):
         latents, noise = rows_of(draws, start, stop)
         ws, _ = styles_of(s.G, **latents)
+        # The plain synthesis, not the compiled one: torch.compile cannot differentiate a gradient again.
         images = s.G.synthesis(ws, noise, dtype=exact_dtype(step.dtype))
         lengths = path_lengths(images, ws, pl_noise[start:stop])
         penalty = path_length_penalty(lengths, s.pl_mean)
+        # Due once in pl_interval steps, so it counts that many times as much (lazy regularisation).
         (penalty.mean() * (c.pl_weight * c.pl_interval / c.accumulate)).backward()
         step.add("path_length", lengths, batch)
         step.add("pl_penalty", penalty, batch)
@@ -237,6 +242,7 @@ def discriminator_step(s: TrainState, step: Step) -> None:
     real_params = draw_augmentation(step, s.ada.p, "D real")
     for start, stop in step.rows(c.batch):
         latents, noise = rows_of(draws, start, stop)
+        # No gradient to G from D's step, and reals augmented as generated ones are: else D would tell them by that.
         with torch.no_grad():
             fake = step.synthesis(styles_of(s.G, **latents)[0], noise, dtype=step.dtype)
             fake = augmented(fake, params, start, stop)
@@ -309,12 +315,15 @@ def train_step(s: TrainState, step: Step, nimg: int) -> None:
     total = collectives.reduce_sum(step.rt, torch.cat([step.w_sum, torch.stack([step.stats[name] for name in names])]))
     stats = dict(zip(names, total[c.w_dim :], strict=True))
     s.averages.add(stats)
+    # The average w is where truncation pulls to; it follows G over a few hundred steps.
     s.G.update_w_avg(total[: c.w_dim], W_AVG_BETA)
     if "path_length" in stats:
         s.pl_mean.lerp_(stats["path_length"], c.pl_decay)
+    # The more often D is right on reals, the more it has learnt them by heart, and the more is augmented.
     if c.ada != "off":
         s.ada.add(stats["sign_real"] * c.batch, c.batch)
         s.ada.update(c.batch)
+    # Pictures are made with the average of the weights: G itself circles around a better place than it is at.
     update_ema(s.G_ema, s.G, ema_beta(nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
 
 
@@ -372,6 +381,7 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
     dtype = devices.precision_dtype(c.precision, rt.device)
     s = build_state(c, len(pack.classes) if c.conditional else 0, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
+    # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.
     found = upkeep.resume()
     if found < 0 and c.init_from:
         load_initial_weights(s, ("G", "D", "G_ema"), c.init_from, attempt.say)
@@ -388,6 +398,7 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
         flops=lambda: step_flops(c, rt, s.G.num_classes, dtype),
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
     )
+    # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
     if found < 0 and rt.rank == 0:
         record.show("reals.png", "reals", sampler.reals(), 0)
     compiled = compiles(c.compile, rt.device, attempt.say)
@@ -398,12 +409,13 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
             record.tick(nimg, s, look=lambda nimg: look(s, sampler, nimg, attempt), extra=s.log_extra)
+            # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
                 upkeep.save(nimg, {"G_ema": s.G_ema}, {"classes": pack.classes, "geometry": pack.geometry})
             if upkeep.ending:
                 batches.close()
                 return upkeep.leave(record, nimg, GENERATE)
-        except Diverged as error:
+        except Diverged as error:  # once back to the last good checkpoint, past the data that led here
             nimg = upkeep.roll_back(nimg, error, "lower --lr, raise --gamma, or use --precision fp32")
             record.rewind(nimg)
             continue
@@ -432,6 +444,7 @@ def main() -> int:
     run = RunDir(c.run)
     if already_done(c, run, rank, GENERATE):
         return stopping.DONE
+    # From here on the run directory is locked, and whatever ends this process is written down in it.
     with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
@@ -442,6 +455,7 @@ def main() -> int:
         if rank == 0:
             drawn = None if c.ada == "off" else ada.fingerprint(ada.KINDS[c.ada])
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say, augmentation=drawn)
+            # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
         rt = collectives.init_runtime(c.threads, meeting)
         code = train(c, rt, run, pack, attempt)
