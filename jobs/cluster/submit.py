@@ -60,9 +60,10 @@ def tracked_files(root: Path) -> list[str]:
                 os.fsdecode(name) for name in out.stdout.split(b"\0") if name and (root / os.fsdecode(name)).is_file()
             ]
     found = [path for path in root.iterdir() if path.is_file() and path.suffix in (".py", ".toml", ".txt", ".md")]
-    for room in ("data", "models", "jobs"):  # of data/ only code: images that somebody put there must not be copied
+    # Of data/ only the code at its top: what somebody put there must be neither copied nor walked through.
+    for room, pattern in (("data", "*"), ("models", "*"), ("jobs", "**/*")):
         suffixes = (".py",) if room == "data" else (".py", ".sh", ".toml")
-        found += [path for path in (root / room).rglob("*") if path.suffix in suffixes]
+        found += [path for path in (root / room).glob(pattern) if path.suffix in suffixes]
     return sorted(str(path.relative_to(root)) for path in found)
 
 
