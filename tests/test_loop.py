@@ -108,9 +108,9 @@ class Bench:
         monkeypatch.setattr(upkeep, "TensorBoard", Board)
         monkeypatch.setattr(upkeep, "device_peak", lambda device, dtype: 1e12)
 
-    def record(self, found: int, waits=dict, flops=None, pictures=dict) -> Record:
+    def record(self, found: int, waits=dict, flops=None) -> Record:
         flops = {None: 1e9} if flops is None else flops
-        return Record(self.c, self.rt, self.run, self.attempt, found, torch.float32, lambda: flops, pictures, waits)
+        return Record(self.c, self.rt, self.run, self.attempt, found, torch.float32, lambda: flops, waits)
 
     def save(self, nimg: int) -> None:
         self.upkeep.save(nimg, {"ema": self.s.ema}, {"classes": ["a"]})
@@ -257,7 +257,8 @@ def test_rows_hold_means_and_speeds_since_the_row_before(bench, clock, capsys, w
     """Steps of 8 images and half a second: 16 images per second, 8 GFLOPs x 8 images per second and device."""
     b, waited, looked = bench(world=world), {"data_wait": 100.0}, []
     b.run.metrics.write_text('{"nimg": 0, "note": "of an attempt that was killed before its first checkpoint"}\n')
-    record = b.record(-1, lambda: dict(waited), FLOPS, lambda: {"reals": Image.new("L", (4, 4))})
+    record = b.record(-1, lambda: dict(waited), FLOPS)
+    record.show("reals.png", "reals", Image.new("L", (4, 4)), 0)
     b.attempt.begin(0, 48, {})
     drive(b, record, clock, [0, 8], waited, looked)
     status = b.run.read_status()  # a step is a sign of life; how long it will take is not known yet
@@ -290,7 +291,7 @@ def test_a_resumed_record_goes_on_where_the_checkpoint_was(bench, clock):
     b, looked = bench(total_kimg=1.0), []
     b.run.metrics.write_text("".join(json.dumps({"nimg": n, "loss": 0.0}) + "\n" for n in (0, 16, 32)))
     waited = {"data_wait": 7.0}
-    record = b.record(16, lambda: dict(waited), FLOPS, lambda: pytest.fail("the pictures of a fresh run"))
+    record = b.record(16, lambda: dict(waited), FLOPS)
     b.attempt.begin(16, 1000, {})
     assert [row["nimg"] for row in rows(b)] == [0, 16] and record.board.purge_step == 17
     clock.now += 3.0  # until the first step
@@ -305,7 +306,7 @@ def test_a_resumed_record_goes_on_where_the_checkpoint_was(bench, clock):
 def test_a_run_that_has_its_first_checkpoint_is_not_a_fresh_one(bench, clock):
     b = bench()
     b.run.metrics.write_text('{"nimg": 0}\n{"nimg": 16}\n')
-    record = b.record(0, pictures=lambda: pytest.fail("the pictures of a fresh run"))
+    record = b.record(0)
     assert rows(b) == [{"nimg": 0}] and record.board.purge_step == 1
 
 
@@ -338,7 +339,8 @@ def test_another_rank_looks_at_the_run_and_writes_nothing(bench, clock):
     """Whether the run is healthy must be known on all ranks; means are taken back on all of them."""
     b, waited, looked = bench(rank=1, world=2), {"data_wait": 0.0}, []
     before = sorted(p.name for p in b.run.path.rglob("*"))
-    record = b.record(-1, lambda: dict(waited), FLOPS, lambda: pytest.fail("pictures"))
+    record = b.record(-1, lambda: dict(waited), FLOPS)
+    record.show("reals.png", "reals", Image.new("L", (4, 4)), 0)
     drive(b, record, clock, [0, 8, 16, 24, 32], waited, looked)
     record.rewind(16)
     assert looked == [0, 32] and b.s.averages.means() == {}
