@@ -193,7 +193,7 @@ def test_less_than_was_seen_is_refused(finished, packs, tmp_path):
 def test_stopping_while_packing(tmp_path, number, code):
     run, packs = tmp_path / "run", tmp_path / "packs"
     (process,) = tiny.start(run, "--data", "phantom:100000", "--resolution", "64", packs=packs)
-    tiny.wait_until(lambda: list(packs.glob(".*.tmp")))
+    tiny.wait_until(lambda: list(packs.glob(".*.tmp.*")))
     process.send_signal(number)
     assert process.wait(300) == code, tiny.output(run)
     assert "before the training began" in tiny.output(run) and "Traceback" not in tiny.output(run)
@@ -335,7 +335,7 @@ def test_an_attempt_waits_until_the_host_of_another_is_silent_for_long_enough(al
     def sleep(seconds: float) -> None:
         os.utime(run.lockfile, (time.time() - 200,) * 2)
 
-    monkeypatch.setattr(rundir, "time", SimpleNamespace(sleep=sleep, time=time.time, monotonic=time.monotonic))
+    monkeypatch.setattr(lock, "time", SimpleNamespace(sleep=sleep, time=time.time, monotonic=time.monotonic))
     with Attempt(run, config(), 0):
         assert json.loads(run.lockfile.read_text())["pid"] == os.getpid()
     assert inspect.signature(RunDir.lock).parameters["wait"].default > lock.LOCK_STALE

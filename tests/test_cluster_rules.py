@@ -18,6 +18,7 @@ from tiny import ROOT
 
 from jobs.cluster import doctor, preflight, sites, slurm, submit
 from jobs.cluster import plan as planning
+from jobs.cluster.options import REMEMBERED, Options
 from jobs.cluster.plan import Plan
 from jobs.cluster.sites import Site
 from jobs.cluster.slurm import FIELD, RECORD, Job, Partition, SlurmError
@@ -46,7 +47,7 @@ def test_what_holds_where_nobody_says_otherwise():
         name="s", about="", hosts=(), recognise=(), partition="", account="", qos="", time="4:00:00", max_time="", cpus=4, gres="gpu:{gpus}",
         margin=180, requeue=True, login="", jump="", note="", data={}, partitions={},
     )  # fmt: skip
-    plan = Plan("vae", None, Path("/r"), (), Site("s"), False)
+    plan = Plan("vae", None, Path("/r"), Site("s"), False)
     assert (plan.minutes, plan.nodes, plan.gpus, plan.cpus, plan.max_restarts, plan.shared, plan.chain) == (
         240,
         1,
@@ -57,13 +58,13 @@ def test_what_holds_where_nobody_says_otherwise():
         False,
     )
     assert (slurm.TIMEOUT_S, preflight.STARTUP_S, preflight.SLACK_GB) == (20, 120, 0.5)
-    assert submit.LOCAL_MINUTES == 365 * 24 * 60 and set(planning.PATH_FIELDS) == {
+    assert submit.LOCAL_MINUTES == 365 * 24 * 60 and set(parsing.PATH_FIELDS) == {
         "data",
         "init_from",
         "vae",
         "perceptual_file",
     }
-    assert set(planning.REMEMBERED) == set(
+    assert set(REMEMBERED) == set(
         "partition account qos time nodes gpus cpus site shared local max_restarts".split()
     )
 
@@ -481,14 +482,13 @@ PARTITIONS = {"a100": A100, "cpu": CPU}
 SITE = Site("s", partition="a100", cpus=3, gres="gpu:a100:{gpus}")
 
 
-def options(**given) -> SimpleNamespace:
-    base = dict(job="stylegan2", preset="", name="", partition="", gpus=None, nodes=None, cpus=None, time="", account="", qos="",
-                max_restarts=20, site="", local=False, shared=False, after="")  # fmt: skip
-    return SimpleNamespace(**base | given)
+def options(**given) -> Options:
+    return Options(**{"job": "stylegan2"} | given)
 
 
 def resources(site: Site = SITE, partitions=PARTITIONS, **given) -> Plan:
-    return planning.slurm_plan(options(**given), site, partitions)
+    config = parsing.parse_config(specs.GanConfig, ["--data", "phantom", "--run", "/runs/r"])
+    return planning.slurm_plan("stylegan2", config, options(**given), site, partitions)
 
 
 def make(tmp_path, *flags, site: Site = SITE, partitions=PARTITIONS, **given) -> Plan:
@@ -616,45 +616,52 @@ def test_control_characters_begin_no_line_of_the_script(tmp_path, given):
         make(tmp_path, partitions=None, **given)
 
 
-def test_flags_that_a_job_gets(tmp_path, monkeypatch):
+def test_what_a_job_gets(tmp_path, monkeypatch):
+    """Everything is resolved here, its paths absolute; the command names the run, whose config.json has the rest."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vgg.pth").write_text("")
-    vae = planning.make_plan(
-        options(job="vae"), ["--data=slices", "--perceptual-file", "vgg.pth", "--run", "r", "--lr=0.001"], SITE, None
-    )
-    here = str(tmp_path)
-    assert vae.run == tmp_path / "r"
-    flags = list(vae.flags)
-    assert flags[:3] == ["--preset", "adni256-ldm", "--lr=0.001"] and "--run" not in flags
-    assert flags[3:] == ["--data", f"{here}/slices", "--perceptual-file", f"{here}/vgg.pth"]
-    config = SimpleNamespace(data="/d", init_from="", vae="/v")
-    typed = ["--run=x", "--batch", "8", "--data", "d", "--init_from=y", "--vae", "v", "--no-compile"]
-    assert planning.absolute_flags(typed, config) == ("--batch", "8", "--no-compile", "--data", "/d", "--vae", "/v")
+    typed = ["--data=slices", "--perceptual-file", "vgg.pth", "--run", "r", "--lr=0.001", "--hflip"]
+    vae = planning.make_plan(options(job="vae"), typed, SITE, None)
+    here, c = str(tmp_path), vae.config
+    assert vae.run == tmp_path / "r" and c.run == f"{here}/r"
+    assert (c.preset, c.lr, c.hflip) == ("adni256-ldm", 0.001, True)
+    assert (c.data, c.perceptual_file) == (f"{here}/slices", f"{here}/vgg.pth")
+    command = [sys.executable, "-u", f"{here}/r/code/pretrain_vae.py", "--run", f"{here}/r"]
+    assert vae.command() == command
+    assert replace(vae, config=replace(c, override=True)).command() == [*command, "--override"]
+    typed = ["--run=x", "--batch", "8", "--data", "d", "--vae", "v", "--no-compile", "--data", "e"]
+    other = planning.make_plan(options(job="diffusion"), typed, SITE, None).config
+    assert (other.batch, other.data, other.vae, other.init_from) == (8, f"{here}/e", f"{here}/v", "")
+    monkeypatch.setattr(submit, "take_snapshot", lambda run: (run / "code").mkdir(exist_ok=True))
+    submit.prepare(vae)
+    monkeypatch.chdir("/")
+    assert parsing.parse_config(specs.VaeConfig, vae.command()[3:]) == c  # as the node will read it
 
 
-def test_the_preset_is_said_aloud_and_leads_to_the_data(tmp_path):
+def test_the_preset_is_resolved_and_leads_to_the_data(tmp_path):
     site = replace(SITE, data={"adni": "/data/adni"})
 
-    def resolved(*flags, **given):
-        config, flags = planning.resolve(options(**given), list(flags), site)
-        return config, flags
+    def resolved(*flags, name="", preset=""):
+        return planning.resolve("stylegan2", name, preset, list(flags), site)
 
-    config, flags = resolved()
-    assert flags == ["--preset", "adni256", "--data", "/data/adni"] and config.data == "/data/adni"
-    assert resolved("--data", "/mine")[1] == ["--preset", "adni256", "--data", "/mine"]
-    assert resolved(preset="adni128")[1][:2] == ["--preset", "adni128"]
-    assert resolved("--preset", "adni128")[1] == ["--preset", "adni128", "--data", "/data/adni"]
-    assert resolved("--preset=adni128", preset="adni128")[1] == ["--preset=adni128", "--data", "/data/adni"]
-    assert resolved(preset="quickstart")[0].data == "phantom:2000"  # the preset's own
-    named = resolved(name="mine")
-    assert named[0].run == str(ROOT / "runs" / "mine") and named[1][-4:-2] == ["--run", named[0].run]
-    with pytest.raises(ConfigError, match="leave one of them out"):
-        resolved("--run", "x", name="mine")
+    def of(config) -> tuple[str, str]:
+        return config.preset, config.data
+
+    assert of(resolved()) == ("adni256", "/data/adni")
+    assert of(resolved("--data", "/mine")) == ("adni256", "/mine")
+    assert of(resolved(preset="adni128")) == ("adni128", "/data/adni") and resolved(preset="adni128").resolution == 128
+    assert of(resolved("--preset", "adni128")) == ("adni128", "/data/adni")
+    assert of(resolved("--preset=adni128", preset="adni128")) == ("adni128", "/data/adni")
+    assert of(resolved(preset="quickstart")) == ("quickstart", "phantom:2000")  # the preset's own
+    assert resolved(name="mine").run == str(ROOT / "runs" / "mine")
+    for flags in (["--run", "x"], ["--run=x"]):
+        with pytest.raises(ConfigError, match="leave one of them out"):
+            resolved(*flags, name="mine")
     run = RunDir(tmp_path / "old")
     run.create()
     run.write_config(json.loads(parsing.to_json(make(tmp_path, "--lr", "0.001").config)))
-    old, flags = resolved("--run", str(run.path))  # an existing run has a config of its own
-    assert flags == ["--run", str(run.path)] and (old.data, old.lr) == ("phantom", 0.001)
+    old = resolved("--run", str(run.path))  # an existing run has a config of its own
+    assert (old.run, old.data, old.lr) == (str(run.path), "phantom", 0.001)
 
 
 # --- the sbatch text and its parameters -------------------------------------------------------------------------------
@@ -721,9 +728,8 @@ def test_the_record_of_a_run(tmp_path):
     submit.note_submitted(plan.run, [("7", "main"), ("8", "local")])
     submit.write_jobs(replace(plan, max_restarts=3))
     about = submit.read_jobs(plan.run)
-    assert (about["job"], about["argv"], about["max_restarts"], about["chain"], about["after"]) == (
+    assert (about["job"], about["max_restarts"], about["chain"], about["after"]) == (
         "stylegan2",
-        list(plan.flags),
         3,
         True,
         "/runs/first",
@@ -739,8 +745,8 @@ def test_the_record_of_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", {}), ("[]", {}), ("{", {}), ("{}", {"submitted": [], "argv": []}), ('{"submitted": 3, "argv": 4}', {"submitted": [], "argv": []}),
-        ('{"submitted": [{"id": "7"}, {"id": 7}, 3, {}], "argv": ["a", 1]}', {"submitted": [{"id": "7"}], "argv": ["a", "1"]}),
+        ("", {}), ("[]", {}), ("{", {}), ("{}", {"submitted": []}), ('{"submitted": 3, "job": "vae"}', {"submitted": [], "job": "vae"}),
+        ('{"submitted": [{"id": "7"}, {"id": 7}, 3, {}]}', {"submitted": [{"id": "7"}]}),
     ],
 )  # fmt: skip
 def test_a_record_that_others_wrote(tmp_path, text, expected):
@@ -1351,7 +1357,7 @@ def test_flags_against_those_of_the_run(tmp_path):
         level("--lr", "0.1", "--override"),
         level("--z-dim", "8", "--override"),
         level("--total-kimg", "9"),
-    ] == ["fail", "ok", "fail", "ok"]
+    ] == ["fail", "warn", "fail", "ok"]
     run.config.write_text("{")
     (broken,) = preflight.check_config(plan)
     assert broken.level == "fail"

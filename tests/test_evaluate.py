@@ -14,7 +14,11 @@ from PIL import Image
 from test_predict import call, make_generator, one_line, write
 from tiny import environment
 
-import predict
+from data.batches import to_uint8
+from jobs.predict import direction, evaluate
+from jobs.predict.gan import GanModel
+from jobs.predict.output import Output
+from jobs.predict.trained import read_model
 from jobs.view.pictures import scatter_plots
 from models import encoder
 from models.stylegan2 import Generator
@@ -48,7 +52,7 @@ def packs(tmp_path_factory):
 def small(packs, monkeypatch):
     monkeypatch.setenv("BRAIN_PACK_DIR", str(packs))
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")  # threads
-    monkeypatch.setattr(predict, "PAIRS", 100)
+    monkeypatch.setattr(evaluate, "PAIRS", 100)
 
 
 @pytest.fixture
@@ -126,7 +130,7 @@ def test_a_generator_that_copies_is_caught(run, monkeypatch):
 
     train = ensure_pack(DATA, resolution=32, log=lambda line: None, progress=False)
     order = [int(np.flatnonzero(train.labels == i % 2)[i // 2]) for i in range(60)]  # the class asked for
-    monkeypatch.setattr(predict, "generated", lambda model, args: lambda indices: torch.from_numpy(
+    monkeypatch.setattr(evaluate, "generated", lambda model, seed, label, how: lambda indices: torch.from_numpy(
         np.stack([train.images[order[i]] for i in indices])))  # fmt: skip
     assert call("evaluate", "--run", run, "--number", 60, "--device", "cpu") == 0
     found = metrics(run)
@@ -142,13 +146,13 @@ def test_a_generator_that_copies_is_caught(run, monkeypatch):
 
 
 def test_a_collapsed_generator_is_caught(run, monkeypatch):
-    whole = predict.generated
+    whole = evaluate.generated
 
-    def collapsed(model, args):
-        images_of = whole(model, args)
+    def collapsed(*args):
+        images_of = whole(*args)
         return lambda indices: images_of([i % 2 for i in indices])  # one picture of each class, whatever the latent
 
-    monkeypatch.setattr(predict, "generated", collapsed)
+    monkeypatch.setattr(evaluate, "generated", collapsed)
     assert call("evaluate", "--run", run, "--number", 60, "--device", "cpu") == 0
     found = metrics(run)
     for sides in found["ms_ssim"].values():
@@ -211,18 +215,18 @@ def test_scatter_names_frequent_subjects_and_csv_quotes(tmp_path):
         ("real", 1, 2, "NC", f"rare {i}") for i in range(40)
     ]
     assert scatter_plots(table, "features", "x", most=3).startswith(b"\x89PNG")
-    predict.write_csv(tmp_path / "t.csv", ["a", "b"], [['a "b", c', 1.23456789], ["plain", None]])
+    Output("tsne", tmp_path).csv("t.csv", ["a", "b"], [['a "b", c', 1.23456789], ["plain", None]])
     assert (tmp_path / "t.csv").read_text() == 'a,b\n"a ""b"", c",1.23457\nplain,\n'
 
 
 def test_project_finds_a_picture_of_its_own(tmp_path):
     """A slice that the generator drew itself comes back much better than the best of the candidates."""
     run = write_run(tmp_path / "run", make_generator())
-    model = predict.load_model(run / "weights.safetensors", torch.device("cpu"), square=True)
+    model = read_model(run / "weights.safetensors", torch.device("cpu"), square=True)
     with torch.no_grad():
         w = model.G.mapping(torch.randn(1, 16, generator=torch.Generator().manual_seed(5)), torch.tensor([1]))
         target = model.G.synthesis(model.G.broadcast(w)).clamp(-1, 1)
-    Image.fromarray(predict.to_uint8(target)[0, 0].numpy()).save(tmp_path / "own.png")
+    Image.fromarray(to_uint8(target)[0, 0].numpy()).save(tmp_path / "own.png")
     flags = ("--run", run, "--data", tmp_path / "own.png", "--device", "cpu")
     psnr = []
     for steps in (1, 120):
@@ -232,7 +236,7 @@ def test_project_finds_a_picture_of_its_own(tmp_path):
     assert len(found["slices"]) == 1 and psnr[1] > psnr[0] + 4
     assert found["loss"][-1] < 0.6 * found["loss"][0]
     ws = np.load(run / "predictions" / "project" / "project.npz")["ws"]
-    drawn = predict.synthesise(model, torch.from_numpy(ws))[0, 0].astype(float)
+    drawn = model.synthesise(torch.from_numpy(ws))[0, 0].astype(float)
     error = ((drawn - np.asarray(Image.open(tmp_path / "own.png"), float)) ** 2).mean()
     assert 10 * np.log10(255**2 / error) == pytest.approx(psnr[1], abs=0.01)  # the styles are those of the figure
 
@@ -253,12 +257,12 @@ def test_direction_is_the_mean_difference_of_the_classes(run):
     assert call("direction", *flags, "--device", "cpu") == 0
     out = run / "predictions" / "direction"
     found = json.loads((out / "direction.json").read_text())
-    model = predict.load_model(run / "weights.safetensors", torch.device("cpu"), square=True)
-    z = predict.draw_z(model, 0, list(range(predict.DIRECTION_SAMPLES)))
+    model = read_model(run / "weights.safetensors", torch.device("cpu"), square=True)
+    z = model.draw_z(0, list(range(direction.SAMPLES)))
     with torch.no_grad():
         nc, ad = (model.G.mapping(z, torch.full((len(z),), k)) for k in (0, 1))
         assert found["length"] == pytest.approx(float((ad - nc).mean(0).norm()), rel=1e-3)
-        last = predict.to_uint8(model.G.synthesis(model.G.broadcast(nc[1:2] + (ad - nc).mean(0))))[0, 0].numpy()
+        last = to_uint8(model.G.synthesis(model.G.broadcast(nc[1:2] + (ad - nc).mean(0))))[0, 0].numpy()
     picture = np.asarray(Image.open(out / "direction.png"))
     shown = picture[12 + 2 + 34 : 12 + 2 + 34 + 32, 2 + 2 * 34 : 2 + 2 * 34 + 32]
     assert np.abs(shown.astype(int) - last).max() <= 1 and found["amounts"] == [0, 0.5, 1]
@@ -275,7 +279,7 @@ def test_direction_without_classes_goes_by_features(tmp_path, monkeypatch):
     def drawn(model, ws, noise=None):
         return np.stack([slices[int(w[0, 0] > 0)][int(16 * float(w[0, 1].abs())) % 16] for w in ws])
 
-    monkeypatch.setattr(predict, "synthesise", drawn)
+    monkeypatch.setattr(GanModel, "synthesise", drawn)
     assert call("direction", "--run", run, "--rows", 4, "--steps", 5, "--strength", 3, "--device", "cpu") == 0
     found = json.loads((run / "predictions" / "direction" / "direction.json").read_text())
     assert (found["settings"]["from"], found["settings"]["to"]) == ("AD", "NC")

@@ -22,6 +22,7 @@ import train_gan
 from data.batches import Batches
 from data.pack import ensure_pack
 from jobs.config import parsing, sizes, specs
+from jobs.predict import gan_look
 from jobs.training import devices, randomness, ranks, upkeep
 from jobs.training.upkeep import Record
 from jobs.training.weights import read_weights
@@ -146,7 +147,7 @@ def test_the_convolutions_of_each_phase_run_in_its_type(pack, monkeypatch):
         phase(s, step)
         assert seen == types, phase.__name__
     seen.clear()
-    train_gan.Sampler(step.c, s, pack, step.batches, step.rt, step.dtype)(s.G_ema)
+    gan_look.Sampler(step.c, s, pack, step.batches, step.rt, step.dtype)(s.G_ema)
     assert seen == {("G", half)}
     assert [train_gan.exact_dtype(t) for t in (half, torch.bfloat16, full)] == [full, torch.bfloat16, full]
 
@@ -234,7 +235,7 @@ def test_grids_and_diversity_are_of_fixed_latents_against_the_first_reals(condit
     )  # fmt: skip
     s = train_gan.build_state(c, 3 if conditional else 0, CPU)
     batches, rt = Batches(pack, seed=c.seed, batch=16, device=CPU), ranks.Runtime(0, 1, 0, CPU, 1)
-    sampler = train_gan.Sampler(c, s, pack, batches, rt, torch.float32)
+    sampler = gan_look.Sampler(c, s, pack, batches, rt, torch.float32)
     with torch.no_grad():
         for p in s.G.parameters():
             p.zero_()  # only the moving average is looked at
@@ -272,12 +273,12 @@ def test_grids_of_large_slices_are_smaller_and_equal_reals_have_no_diversity():
     rt, batches = ranks.Runtime(0, 1, 0, CPU, 1), Batches(pack, seed=0, batch=16, device=CPU)
     sizes = {}
     for side in (32, 128, 256):
-        sampler = train_gan.Sampler(replace(c, resolution=side), None, pack, batches, rt, torch.float32)
+        sampler = gan_look.Sampler(replace(c, resolution=side), None, pack, batches, rt, torch.float32)
         sizes[side] = (sampler.columns, len(sampler.z))
     assert sizes == {32: (8, 48), 128: (8, 48), 256: (6, 24)}
     s = train_gan.build_state(c, 0, CPU)
     said: list[str] = []
-    sampler = train_gan.Sampler(c, s, pack, batches, rt, torch.float32)
+    sampler = gan_look.Sampler(c, s, pack, batches, rt, torch.float32)
     assert train_gan.look(s, sampler, 10**6, SimpleNamespace(say=said.append))[1] == {}
     assert s.counters["healthy"] and not said  # nothing to compare with, no verdict
 

@@ -15,13 +15,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from tiny import ROOT
 
 import launch
-from jobs.cluster import doctor, preflight, show, slurm, status, submit, why
+from jobs.cluster import doctor, preflight, serve, show, sites, slurm, status, steer, submit, sweep, why
+from jobs.cluster.options import OF_SLURM, Options
 from jobs.cluster.preflight import Check
 from jobs.cluster.slurm import Job, Partition
 from jobs.config import kinds, parsing, specs
@@ -97,9 +97,10 @@ def world(tmp_path, monkeypatch) -> World:
     world.runs.mkdir(parents=True)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(launch.socket, "gethostname", lambda: "login")  # of no cluster that has a profile
-    monkeypatch.setattr(specs, "ROOT", world.root)
-    for module in (launch, status, show):
+    monkeypatch.setattr(sites.socket, "gethostname", lambda: "login")  # of no cluster that has a profile
+    for module in (specs, parsing):
+        monkeypatch.setattr(module, "ROOT", world.root)
+    for module in (launch, sweep, serve, show):
         monkeypatch.setattr(module, "RUNS", world.runs)
     monkeypatch.setattr(slurm, "available", lambda: True)
     monkeypatch.setattr(slurm, "partitions", lambda: {"a100": A100})
@@ -191,9 +192,9 @@ def test_waiting_for_it(world):
     ran(*GAN, "--name", "one", "--wait")
     ran(*GAN, "--name", "two", "--local", "--wait")
     assert world.waited == [
-        ("one", False, launch.stop_run),
-        ("one", False, launch.stop_run),
-        ("two", True, launch.stop_run),
+        ("one", False, steer.stop_run),
+        ("one", False, steer.stop_run),
+        ("two", True, steer.stop_run),
     ]
     world.over("one", "done", 9e9)
     ran(*GAN, "--name", "one", "--wait")
@@ -212,7 +213,7 @@ def test_a_name_alone_is_enough_for_a_known_run(world):
 def test_the_options_by_default():
     assert vars(launch.queue_parser().parse_args([])) == dict(
         job=None, preset="", name="", sweep=[], after="", partition="", gpus=None, nodes=None, cpus=None, time="", account="", qos="",
-        max_restarts=20, site="", local=False, wait=False, dry_run=False, shared=False, json=False,
+        max_restarts=None, site="", local=False, wait=False, dry_run=False, shared=False, json=False,
     )  # fmt: skip
 
 
@@ -288,10 +289,15 @@ def test_the_lowest_numbers(world, flag, lowest):
         ran(*GAN, "--name", "one", "--dry-run", flag, str(lowest - 1))
 
 
-def test_this_machine_is_one_node(world):
-    assert ran(*GAN, "--local", "--dry-run", "--nodes", "1") == 0
-    with pytest.raises(ConfigError, match="--nodes"):
-        ran(*GAN, "--local", "--dry-run", "--nodes", "2")
+@pytest.mark.parametrize("name", OF_SLURM)
+def test_this_machine_is_no_cluster(world, name):
+    """--local would ignore what only Slurm can do; each such option is refused by its name, whatever its value."""
+    flag, values = f"--{name.replace('_', '-')}", ("0", "1") if name == "max_restarts" else ("1", "2")
+    for value in values:
+        with pytest.raises(ConfigError, match=f"leave out {flag}:"):
+            ran(*GAN, "--local", "--dry-run", flag, value)
+        assert ran(*GAN, "--dry-run", flag, value) == 0
+    assert ran(*GAN, "--local", "--dry-run", "--gpus", "0") == 0
 
 
 def test_a_flag_that_was_meant_for_launch(world, capsys):
@@ -430,11 +436,20 @@ def test_what_is_said_of_a_queued_run(world, capsys, monkeypatch):
     assert "Started three on this machine (process 123)" in capsys.readouterr().out
 
 
-def test_flags_of_the_two_stages():
-    vae, diffusion = {"lr", "down", "compile"}, {"lr", "steps", "conditional"}
-    flags = ["--lr", "1", "--no-compile", "--steps=2", "--no-conditional", "--down", "4", "--no-typo", "x"]
-    assert launch.flags_for(vae, flags, diffusion) == ["--lr", "1", "--no-compile", "--down", "4", "--no-typo", "x"]
-    assert launch.flags_for(diffusion, flags, vae) == ["--lr", "1", "--steps=2", "--no-conditional", "--no-typo", "x"]
+def test_flags_of_the_two_stages(world, capsys):
+    """Each goes to the stage that knows it; one that neither knows is refused by name, and nothing is queued."""
+    words = ["--job", "pipeline", "--name", "p", "--data", "phantom:48"]
+    flags = ["--lr", "0.003", "--no-compile", "--steps=2", "--no-conditional", "--down", "4"]
+    assert ran(*words, *flags) == 0
+    vae, diffusion = (plan.config for plan in world.plans)
+    assert (vae.lr, vae.compile, vae.down) == (0.003, False, 4)
+    assert (diffusion.lr, diffusion.compile, diffusion.steps, diffusion.conditional) == (0.003, False, 2, False)
+    asked = list(world.asked)
+    for typo in (["--no-typo"], ["--typo", "x"], ["x"]):
+        with pytest.raises(SystemExit) as error:
+            ran(*words[:3], "q", *words[4:], *flags, *typo)
+        assert error.value.code == 2 and typo[0] in capsys.readouterr().err
+    assert world.asked == asked and [path.name for path in world.runs.iterdir() if path.name[0] == "q"] == []
 
 
 def test_a_sweep_is_checked_before_anything_is_queued(world, monkeypatch, capsys):
@@ -461,8 +476,8 @@ def test_a_sweep_on_this_machine_reports_its_worst_end(world, monkeypatch):
 @pytest.mark.parametrize("words", [["lr"], ["lr="], ["lr=1,,2"], ["nope=1,2"], ["lr=1,1"], ["run=a,b"], ["preset=a,b"], ["dry-run=a,b"], ["lr=1,2", "lr=3,4"]])  # fmt: skip
 def test_sweeps_that_make_no_sense(words):
     with pytest.raises(ConfigError, match=r"^--sweep "):
-        launch.parse_sweep(SimpleNamespace(job="stylegan2", sweep=words), [])
-    assert launch.parse_sweep(SimpleNamespace(job="stylegan2", sweep=["--z_dim=8,16"]), []) == (
+        sweep.parse_sweep(Options(job="stylegan2", sweep=tuple(words)))
+    assert sweep.parse_sweep(Options(job="stylegan2", sweep=("--z_dim=8,16",))) == (
         ["z-dim"],
         [("8",), ("16",)],
     )
@@ -493,7 +508,7 @@ def test_a_pipeline_is_the_vae_and_diffusion_behind_it(world):
         0.001,
     )
     assert diffusion.config.vae == diffusion.after == str(vae.run) and vae.after == ""
-    assert world.waited == [("p", False, launch.stop_run)]  # one wait, for the end of both
+    assert world.waited == [("p", False, steer.stop_run)]  # one wait, for the end of both
     with pytest.raises(ConfigError, match="--sweep"):
         ran(*words, "--sweep", "lr=1,2")
 
@@ -544,18 +559,18 @@ def test_stop_of_what_does_not_run(world, capsys):
 @pytest.mark.parametrize(("now", "host", "kills"), [(False, "here", 0), (True, "here", 1), (True, "elsewhere", 0)])
 def test_stop_of_a_local_process(world, monkeypatch, now, host, kills):
     killed = []
-    monkeypatch.setattr(launch.socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(steer.socket, "gethostname", lambda: "here")
     monkeypatch.setattr(status, "live_process", lambda run: {"host": host, "pid": 123})
-    monkeypatch.setattr(launch.os, "kill", lambda *a: killed.append((*a, world.run("one").stop_requested())))
+    monkeypatch.setattr(steer.os, "kill", lambda *a: killed.append((*a, world.run("one").stop_requested())))
     world.run("one").create()
-    assert launch.stop_run(world.runs / "one", now) == 0
+    assert steer.stop_run(world.runs / "one", now) == 0
     assert killed == [(123, signal.SIGTERM, True)] * kills and world.run("one").stop_requested()
 
 
 def test_stop_of_a_process_that_only_starts(world, monkeypatch):
     monkeypatch.setattr(status, "starting_process", lambda run: "123")
     world.run("one").create()
-    launch.stop_run(world.runs / "one", False)
+    steer.stop_run(world.runs / "one", False)
     assert world.run("one").stop_requested() and world.run("one").read_status() == {}
 
 
@@ -655,11 +670,11 @@ def test_resume_of_a_run_that_launch_py_did_not_start(world):
             kinds.JOBS[job].config, ["--data", "phantom", "--run", str(run.path), "--preset", "quickstart", *flags]
         )
         run.write_config(json.loads(parsing.to_json(config)))
-        assert launch.job_of(run.path) == job
+        assert steer.job_of(run.path) == job
     assert ran("resume", "one") == 0 and world.plans[-1].config.data == "phantom"
     run.write_config({"odd": 1})
     with pytest.raises(ConfigError, match="no job of this version"):
-        launch.job_of(run.path)
+        steer.job_of(run.path)
 
 
 def test_resume_of_a_sweep_resumes_its_points(world):
@@ -752,7 +767,7 @@ def test_doctor(world, monkeypatch, capsys, level, code):
 def test_tensorboard_shows_all_runs_or_those_named(world, monkeypatch, capsys):
     served = []
 
-    def serve(command):
+    def served_with(command):
         folder = Path(command[command.index("--logdir") + 1])
         links = {path.name: os.readlink(path) for path in folder.iterdir() if path.is_symlink()}
         served.append(
@@ -760,7 +775,7 @@ def test_tensorboard_shows_all_runs_or_those_named(world, monkeypatch, capsys):
         )
         return 0
 
-    monkeypatch.setattr(launch, "serve", serve)
+    monkeypatch.setattr(serve, "serve", served_with)
     monkeypatch.setattr(show, "say_tunnel", lambda site, port: served.append((site.name, port)))
     ran(*GAN, "--name", "grid", "--sweep", "lr=0.1,0.2")
     assert ran("tensorboard", "--port", "7007", "--site", "rangpur") == 0
@@ -782,7 +797,7 @@ def test_serve_hides_notices_and_ends_its_process(capfd):
     code = "import sys; print('TensorFlow installation not found', file=sys.stderr); print('\\nreal words', file=sys.stderr); sys.exit(3)"
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        assert launch.serve([sys.executable, "-c", code]) == 3
+        assert serve.serve([sys.executable, "-c", code]) == 3
         assert all(signal.getsignal(number) is not before[number] for number in before)
     finally:
         for number, handler in before.items():

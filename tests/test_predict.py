@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 import predict
 from data.images import fit_square
 from jobs.config.specs import ConfigError
+from jobs.predict import generate, trained
+from jobs.predict.gan import GanModel
 from jobs.training.weights import write_weights
 from jobs.view.grids import BACKGROUND
 from jobs.view.pictures import gif_of
@@ -64,7 +66,7 @@ def run(tmp_path_factory):
 
 
 def call(*argv) -> int:
-    return predict.main(predict.parse_args([str(a) for a in argv]))
+    return predict.main(predict.parse_args(predict.__doc__, [str(a) for a in argv]))
 
 
 def read(path) -> np.ndarray:
@@ -136,14 +138,12 @@ def test_batch_and_number_do_not_change_a_picture(run, tmp_path, noise):
 def test_passes_of_several_pictures_agree_within_rounding(run):
     """What a GPU does: the same pictures, computed in passes of 3, with class and noise of each in its own row."""
     cpu = torch.device("cpu")
-    one, three = (predict.load_model(run / "weights.safetensors", cpu, batch=b) for b in (1, 3))
-    args = predict.parse_args(["generate", "--run", str(run)])
+    one, three = (trained.read_model(run / "weights.safetensors", cpu, batch=b) for b in (1, 3))
     indices = [4, 9, 2, 7, 5]
-    noise = predict.draw_noise(one, 0, indices)
-    a = predict.synthesise(one, predict.styles_of(one, args, indices), noise)
-    b = predict.synthesise(three, predict.styles_of(three, args, indices), noise)
+    noise = one.draw_noise(0, indices)
+    a, b = (model.synthesise(model.styles(indices), noise) for model in (one, three))
     assert np.abs(a.astype(int) - b).max() <= 1
-    alone = predict.synthesise(one, predict.styles_of(one, args, [2]), predict.draw_noise(one, 0, [2]))
+    alone = one.synthesise(one.styles([2]), one.draw_noise(0, [2]))
     np.testing.assert_array_equal(a[2:3], alone)
 
 
@@ -417,7 +417,7 @@ def test_plot_overlays_runs(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "code", "says"),
     [
-        (("--run", "none"), 78, "no such run"),
+        (("--run", "none"), 78, "there is no run"),
         (("--run", "empty"), 78, "metrics.jsonl"),
         (("--run", "a", "--from-kimg", "50"), 2, "0 to 5"),
         (("--run", "a", "--from-kimg", "5", "--to-kimg", "1"), 2, "--to-kimg"),
@@ -449,12 +449,12 @@ def test_plot_that_cannot_be(tmp_path, monkeypatch, capsys, flags, code, says):
 )
 def test_wrong_flags_exit_with_2(argv, capsys):
     with pytest.raises(SystemExit) as stopped:
-        predict.parse_args(argv)
+        predict.parse_args(predict.__doc__, argv)
     assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
 
 
 def test_missing_places(run, tmp_path, capsys):
-    assert "no such run" in one_line(capsys, call("generate", "--run", tmp_path / "none"), 78)
+    assert "there is no run" in one_line(capsys, call("generate", "--run", tmp_path / "none"), 78)
     assert "no such weights" in one_line(capsys, call("generate", "--weights", tmp_path / "none"), 78)
     assert "first checkpoint" in one_line(capsys, call("mix", "--run", tmp_path), 78)
     (tmp_path / "file").touch()
@@ -519,7 +519,7 @@ def test_a_huge_network_is_refused_without_building_it(tmp_path, monkeypatch, cl
     weights = write(tmp_path / "w.safetensors", make_generator(), **claims)
     monkeypatch.setattr(loading, "Generator", None)
     with pytest.raises(ConfigError, match="too small"):
-        predict.load_model(weights, torch.device("cpu"))
+        trained.read_model(weights, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -538,7 +538,7 @@ def test_damaged_weights_give_one_line(tmp_path, capsys, name):
 
 
 def test_loaded_network_is_the_saved_one(run):
-    loaded = predict.load_model(run / "weights.safetensors", torch.device("cpu")).G.state_dict()
+    loaded = trained.read_model(run / "weights.safetensors", torch.device("cpu")).G.state_dict()
     saved = make_generator().state_dict()
     assert loaded.keys() == saved.keys() and all(torch.equal(loaded[k], saved[k]) for k in saved)
 
@@ -546,7 +546,7 @@ def test_loaded_network_is_the_saved_one(run):
 def test_weights_replaced_while_they_are_read(run, tmp_path, monkeypatch):
     """The SHA-256 in generate.json is that of the tensors in use, even when a run replaces the file in between."""
     path = write(tmp_path / "w.safetensors", make_generator(0))
-    real, swaps = predict.read_weights, iter([True, False])
+    real, swaps = trained.read_weights, iter([True, False])
 
     def read_then_replace(p):
         found = real(p)
@@ -554,15 +554,15 @@ def test_weights_replaced_while_they_are_read(run, tmp_path, monkeypatch):
             write(path, make_generator(1))
         return found
 
-    monkeypatch.setattr(predict, "read_weights", read_then_replace)
-    model = predict.load_model(path, torch.device("cpu"))
+    monkeypatch.setattr(trained, "read_weights", read_then_replace)
+    model = trained.read_model(path, torch.device("cpu"))
     assert model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert torch.equal(model.G.const, make_generator(1).const)
     monkeypatch.setattr(
-        predict, "read_weights", lambda p: (write(path, make_generator(time.monotonic_ns() % 10**6)), real(p))[1]
+        trained, "read_weights", lambda p: (write(path, make_generator(time.monotonic_ns() % 10**6)), real(p))[1]
     )
     with pytest.raises(ConfigError, match="changes all the time"):
-        predict.load_model(path, torch.device("cpu"))
+        trained.read_model(path, torch.device("cpu"))
 
 
 # --- as a process ----------------------------------------------------------------------------------------------------
@@ -603,7 +603,7 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(run, tmp_path):
 def test_pictures_are_dropped_once_written(run, tmp_path, monkeypatch):
     """Flat memory: however many pictures are asked for, only those of two passes are alive."""
     refs, most = [], []
-    real = predict.synthesise
+    real = GanModel.synthesise
 
     def synthesise(*args):
         images = real(*args)
@@ -615,8 +615,8 @@ def test_pictures_are_dropped_once_written(run, tmp_path, monkeypatch):
         time.sleep(0.03)
         write_picture(*args)
 
-    write_picture = predict.write_picture
-    monkeypatch.setattr(predict, "write_picture", slow_write)  # slower than the network: nothing may pile up
-    monkeypatch.setattr(predict, "synthesise", synthesise)
+    write_picture = generate.write_picture
+    monkeypatch.setattr(generate, "write_picture", slow_write)  # slower than the network: nothing may pile up
+    monkeypatch.setattr(GanModel, "synthesise", synthesise)
     assert call("generate", "--run", run, "--number", 40, "--square", "--out", tmp_path) == 0
     assert len(most) == 40 and max(most) <= 4

@@ -12,12 +12,15 @@ import torch
 from PIL import Image
 
 import predict
+from data.batches import to_uint8
 from jobs.config import parsing, specs
 from jobs.config.specs import DiffusionConfig, VaeConfig
+from jobs.predict import evaluate, trained
 from jobs.run import stopping
+from jobs.training import randomness
 from jobs.training.weights import write_weights
 from models import encoder, names, samplers, schedules
-from models.metrics import psnr, ssim
+from models.metrics import by_subject, psnr, ssim
 from models.unet import UNet
 from models.vae import VAE, LatentScale
 
@@ -69,7 +72,7 @@ def weights(tmp_path_factory):
 
 
 def run(*argv) -> int:
-    return predict.main(predict.parse_args([str(a) for a in argv]))
+    return predict.main(predict.parse_args(predict.__doc__, [str(a) for a in argv]))
 
 
 def pixels(path) -> np.ndarray:
@@ -113,17 +116,22 @@ def test_every_sampler_and_a_folder_of_other_settings_is_refused(weights, tmp_pa
     assert "steps 4 -> 6" in capsys.readouterr().err
 
 
+def drawn(model, args, indices) -> np.ndarray:
+    """The pictures that generate would write with these flags."""
+    return model.sample(indices=indices, seed=args.seed, label=args.label, **predict.how_of(args, model))
+
+
 def test_ancestral_noise_belongs_to_the_picture_not_to_its_batch(weights, tmp_path):
-    args = predict.parse_args(["generate", "--weights", str(weights), "--sampler", "ancestral", "--steps", "3"])
-    model = predict.open_model(args, "stylegan2", "diffusion")
-    both = model.pictures(args, [4, 5])
-    assert np.abs(both[1].astype(int) - model.pictures(args, [5])[0].astype(int)).max() <= 1
+    args = predict.parse_args(predict.__doc__, ["generate", "--weights", str(weights), "--sampler", "ancestral", "--steps", "3"])
+    model = predict.model_of(args)
+    both = drawn(model, args, [4, 5])
+    assert np.abs(both[1].astype(int) - drawn(model, args, [5])[0].astype(int)).max() <= 1
 
 
 def test_guidance_and_class_change_the_picture(weights):
     def one(*flags):
-        args = predict.parse_args(["generate", "--weights", str(weights), "--steps", "2", *flags])
-        return predict.open_model(args, "stylegan2", "diffusion").pictures(args, [0]).astype(int)
+        args = predict.parse_args(predict.__doc__, ["generate", "--weights", str(weights), "--steps", "2", *flags])
+        return drawn(predict.model_of(args), args, [0]).astype(int)
 
     plain = one("--class", "NC")
     assert not np.array_equal(plain, one("--class", "AD"))
@@ -133,15 +141,15 @@ def test_guidance_and_class_change_the_picture(weights):
 
 def test_it_denoises_as_the_sampler_itself_does(weights):
     """The picture is the decoder's, of what the free function makes of the same noise."""
-    args = predict.parse_args(["generate", "--weights", str(weights), "--steps", "4", "--sampler", "ddim", "--square"])
-    model = predict.open_model(args, "stylegan2", "diffusion")
-    noise = torch.randn(2, 8, 8, generator=predict.runtime.generator(0, 3, "predict z"))[None]
+    args = predict.parse_args(predict.__doc__, ["generate", "--weights", str(weights), "--steps", "4", "--sampler", "ddim", "--square"])
+    model = predict.model_of(args)
+    noise = torch.randn(2, 8, 8, generator=randomness.generator(0, 3, "predict z"))[None]
     with torch.no_grad():
         guess = lambda x, t: model.net.unet(x, t, torch.tensor([1]))  # noqa: E731
         denoise = samplers.denoiser(guess, schedules.make_schedule("flow"), "flow")
         x0 = samplers.sample(denoise, noise, schedules.make_schedule("flow"), "ddim", 4)
-        expected = predict.to_uint8(model.net.decoder(x0)).numpy()
-    assert np.abs(model.pictures(args, [3]).astype(int) - expected.astype(int)).max() <= 1
+        expected = to_uint8(model.net.decoder(x0)).numpy()
+    assert np.abs(drawn(model, args, [3]).astype(int) - expected.astype(int)).max() <= 1
 
 
 def test_denoise_shows_every_stage(weights, tmp_path):
@@ -189,7 +197,7 @@ def test_a_file_that_is_not_what_it_says_gets_one_line(tmp_path, about, capsys):
 def test_reconstruct_reports_psnr_and_ssim_by_subject(tmp_path, monkeypatch):
     monkeypatch.setenv("BRAIN_PACK_DIR", str(tmp_path / "packs"))
     path = vae_file(tmp_path / "w.safetensors")
-    vae = predict.load_model(path, torch.device("cpu")).vae
+    vae = trained.read_model(path, torch.device("cpu")).vae
     assert run("reconstruct", "--weights", path, "--out", tmp_path / "out", "--data", "phantom:40") == stopping.DONE
     figures = json.loads((tmp_path / "out" / "reconstruct.json").read_text())
     assert figures["slices"] == figures["subjects"] == 4 and "split val" in figures["data"]
@@ -213,7 +221,7 @@ def test_reconstruct_reports_psnr_and_ssim_by_subject(tmp_path, monkeypatch):
 
 
 def test_subjects_count_once_however_many_slices_they_have():
-    figures, table = predict.by_subject({"psnr": [10.0, 20.0, 40.0, float("inf")]}, ["a", "a", "b", "b"])
+    figures, table = by_subject({"psnr": [10.0, 20.0, 40.0, float("inf")]}, ["a", "a", "b", "b"])
     assert figures["mean and sd over subjects"]["psnr"][0] == pytest.approx((15 + 40) / 2)
     assert figures["left out"]["psnr"] == 1 and figures["subjects"] == 2
     assert table == [["a", 2, 15.0], ["b", 2, 40.0]]
@@ -226,7 +234,7 @@ def packs(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("BRAIN_PACK_DIR", str(folder))
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")  # threads
     monkeypatch.setattr(encoder.train_encoder, "__kwdefaults__", {**encoder.train_encoder.__kwdefaults__, "steps": 5})
-    monkeypatch.setattr(predict, "PAIRS", 50)
+    monkeypatch.setattr(evaluate, "PAIRS", 50)
 
 
 @pytest.fixture(scope="module")

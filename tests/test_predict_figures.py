@@ -16,7 +16,7 @@ from PIL import Image
 from test_written import call, cells, gan_file, pixels
 from written_by_hand import Gan, as_bytes, module_of, read_file, stream
 
-import predict
+from jobs.predict import evaluate, trained, tsne
 from jobs.training.weights import write_weights
 from models import projection
 from models.vae import VAE
@@ -186,8 +186,8 @@ def ridge_accuracy(train, labels, test, truth) -> float:
 @pytest.mark.parametrize("number", [33, 51])
 def test_every_figure_of_evaluate_by_hand(tmp_path, data, monkeypatch, number):
     """33: fewer generated than training slices, so these are a spread over all patients; 51: more, so the first 45 are compared."""
-    monkeypatch.setattr(predict, "open_features", lambda given, train, out, rt: (Blocks(), "six blocks"))
-    monkeypatch.setattr(predict, "PAIRS", 9)
+    monkeypatch.setattr(evaluate, "open_features", lambda given, train, out, rt: (Blocks(), "six blocks"))
+    monkeypatch.setattr(evaluate, "PAIRS", 9)
     path = gan_file(tmp_path / "w.safetensors", geometry=GEOMETRY, classes=["AD", "NC"])
     flags = ("--number", number, "--seed", 6, "--truncation", 0.7, "--device", "cpu", "--out", tmp_path)
     call("evaluate", "--weights", path, "--data", data, *flags)
@@ -262,8 +262,8 @@ def test_every_figure_of_evaluate_by_hand(tmp_path, data, monkeypatch, number):
 
 
 def test_only_one_class_is_generated_where_one_is_asked_for(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(predict, "open_features", lambda given, train, out, rt: (Blocks(), "six blocks"))
-    monkeypatch.setattr(predict, "PAIRS", 9)
+    monkeypatch.setattr(evaluate, "open_features", lambda given, train, out, rt: (Blocks(), "six blocks"))
+    monkeypatch.setattr(evaluate, "PAIRS", 9)
     path = gan_file(tmp_path / "w.safetensors", geometry=GEOMETRY, classes=["AD", "NC"])
     call(
         "evaluate",
@@ -293,7 +293,7 @@ def test_notes_name_what_spoils_the_figures():
     def notes(split="train", heldout=("a", "b"), compared=10, number=10, dim=1):
         real = types.SimpleNamespace(heldout=types.SimpleNamespace(subjects=list(heldout), __len__=None))
         real.heldout = type("Pack", (), {"subjects": list(heldout), "__len__": lambda self: 50})()
-        return " ".join(predict.notes_on(types.SimpleNamespace(config={"split": split}), real, compared, number, dim))
+        return " ".join(evaluate.notes_on(types.SimpleNamespace(config={"split": split}), real, compared, number, dim))
 
     assert "--split all" in notes("all") and "--split all" not in notes()
     assert "subjects of 2 held-out slices are unknown" in notes(heldout=("", "a", "")) and "unknown" not in notes()
@@ -322,7 +322,7 @@ def seen(monkeypatch) -> list:
 
 
 def test_tsne_is_given_held_out_and_generated_slices_and_w(tmp_path, data, monkeypatch, seen):
-    monkeypatch.setattr(predict, "open_features", lambda given, train, out, rt: (Blocks(), "six blocks"))
+    monkeypatch.setattr(tsne, "open_features", lambda given, train, out, rt: (Blocks(), "six blocks"))
     path = gan_file(tmp_path / "w.safetensors", geometry=GEOMETRY, classes=["AD", "NC"])
     flags = ("--number", 14, "--seed", 3, "--truncation", 0.5, "--device", "cpu", "--out", tmp_path)
     call("tsne", "--weights", path, "--data", data, *flags)
@@ -521,7 +521,7 @@ def test_projections_are_of_held_out_slices_and_measured_in_bytes(tmp_path, data
 def test_a_file_of_two_networks_gives_the_averaged_one(tmp_path):
     """What stands in the file under G_ema, not under G."""
     tensors, _ = read_file(gan_file(tmp_path / "w.safetensors"))
-    loaded = predict.load_model(tmp_path / "w.safetensors", torch.device("cpu")).G.state_dict()
+    loaded = trained.read_model(tmp_path / "w.safetensors", torch.device("cpu")).G.state_dict()
     state = module_of(tensors, "G_ema")
     assert loaded.keys() == state.keys() and all(torch.equal(loaded[k], state[k]) for k in state)
     assert not torch.equal(state["const"], module_of(tensors, "G")["const"]) and as_bytes(torch.zeros(1)).tolist() == [

@@ -371,7 +371,7 @@ def test_default_threads(environment, monkeypatch):
 def test_threads_are_pinned_and_told(environment, monkeypatch):
     pinned = []
     monkeypatch.setattr(torch, "set_num_threads", pinned.append)
-    monkeypatch.setattr(devices, "default_threads", lambda here: 40 + here)
+    monkeypatch.setattr(collectives, "default_threads", lambda here: 40 + here)
     assert (collectives.init_runtime(3).threads, collectives.init_runtime().threads, pinned) == (3, 41, [3, 41])
     about = devices.facts(ranks.Runtime(1, 4, 1, CPU, 3))
     assert about == {"torch": torch.__version__, "threads": 3, "world": 4, "device": "cpu"}
@@ -401,7 +401,7 @@ def meetings(monkeypatch, world: int = 2) -> list[ranks.Meeting]:
     store, made = dist.HashStore(), []
     monkeypatch.setattr(ranks, "slurm_rendezvous", lambda: None)
     monkeypatch.setattr(dist, "rendezvous", lambda url, rank, world, timeout: iter([(store, rank, world)]))
-    monkeypatch.setattr(collectives.time, "sleep", lambda seconds, real=time.sleep: real(0.001))
+    monkeypatch.setattr(ranks.time, "sleep", lambda seconds, real=time.sleep: real(0.001))
     for rank in range(world):
         for name, value in dict(RANK=rank, WORLD_SIZE=world, MASTER_ADDR="x", MASTER_PORT=1).items():
             monkeypatch.setenv(name, str(value))

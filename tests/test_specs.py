@@ -16,12 +16,14 @@ import pretrain_vae
 import train_diffusion
 import train_gan
 from jobs.cluster import plan
+from jobs.cluster.sites import choose_site
 from jobs.config import kinds, parsing, presets, rules, sizes, specs
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
 from jobs.run.rundir import RunDir
 
 CONFIGS = (GanConfig, VaeConfig, DiffusionConfig)
 EACH = pytest.mark.parametrize("cls", CONFIGS)
+JOB = {job.config: job for job in kinds.JOBS.values()}
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def parsed(cls, *flags: str):
 def refusal(config, world: int | None = None) -> str:
     """The one line with which a config is refused, '' where it is not."""
     try:
-        rules.check(config) if world is None else rules.check_world(config, world)
+        kinds.check(config) if world is None else rules.check_world(config, world)
     except ConfigError as error:
         assert error.exit_code == 78 and len(str(error).splitlines()) == 1
         return str(error)
@@ -49,9 +51,9 @@ def refusal(config, world: int | None = None) -> str:
 @EACH
 def test_a_flag_rules_over_the_preset_and_the_preset_over_the_default(cls):
     quick, other = parsed(cls), parsing.parse_config(cls, ["--data", "phantom"])
-    assert quick == replace(cls(), **presets.PRESETS[cls]["quickstart"], preset="quickstart", run=quick.run)
-    default = presets.DEFAULT_PRESET[cls]
-    assert other == replace(cls(), **presets.PRESETS[cls][default], preset=default, run=other.run, data="phantom")
+    assert quick == replace(cls(), **JOB[cls].presets["quickstart"], preset="quickstart", run=quick.run)
+    default = JOB[cls].default_preset
+    assert other == replace(cls(), **JOB[cls].presets[default], preset=default, run=other.run, data="phantom")
     flagged = parsed(cls, "--resolution", "32", "--log-kimg", "7", "--keep=5")
     assert flagged == replace(quick, resolution=32, log_kimg=7.0, keep=5, run=flagged.run)
     assert parsing.parse_config(cls, ["--preset", default, "--preset=quickstart"]).resolution == quick.resolution
@@ -61,7 +63,7 @@ def test_a_flag_rules_over_the_preset_and_the_preset_over_the_default(cls):
 def test_an_unknown_preset_is_refused_with_those_that_there_are(cls):
     with pytest.raises(ConfigError) as error:
         parsing.parse_config(cls, ["--preset", "adni999"])
-    assert all(name in str(error.value) for name in ("adni999", *presets.PRESETS[cls])) and error.value.exit_code == 78
+    assert all(name in str(error.value) for name in ("adni999", *JOB[cls].presets)) and error.value.exit_code == 78
 
 
 @EACH
@@ -69,13 +71,13 @@ def test_run_alone_resumes_with_the_runs_own_config(cls, run):
     """Flags are laid over what is stored; with --preset over that preset, whatever is stored."""
     config = parsed(cls, "--lr", "0.3", "--run", str(run.path))
     new = parsing.parse_config(cls, ["--data", "phantom", "--run", str(run.path)])  # nothing is stored yet: the default preset
-    assert new.preset == presets.DEFAULT_PRESET[cls] and new.lr != 0.3
+    assert new.preset == JOB[cls].default_preset and new.lr != 0.3
     run.write_config(asdict(config))
     for flags in (["--run", str(run.path)], [f"--run={run.path}"], ["--run", "elsewhere", "--run", str(run.path)]):
         assert parsing.parse_config(cls, flags) == config
     assert parsing.parse_config(cls, ["--run", str(run.path), "--keep", "9"]) == replace(config, keep=9)
     again = parsing.parse_config(cls, ["--preset", "quickstart", "--run", str(run.path)])
-    assert again == replace(config, lr=presets.PRESETS[cls]["quickstart"].get("lr", cls().lr))
+    assert again == replace(config, lr=JOB[cls].presets["quickstart"].get("lr", cls().lr))
 
 
 @EACH
@@ -127,8 +129,7 @@ def test_a_run_in_the_home_folder_is_found_by_its_short_name(tmp_path, monkeypat
     config = parsed(GanConfig, "--gamma", "3", "--run", str(run.path))
     run.write_config(asdict(config))
     assert parsing.parse_config(GanConfig, ["--run=~/run"]) == config
-    options = type("Options", (), {"job": "stylegan2", "name": "", "preset": ""})
-    assert plan.resolve(options, ["--run=~/run"], None)[0] == config
+    assert plan.resolve("stylegan2", "", "", ["--run=~/run"], choose_site("", None, local=True)) == config
 
 
 @EACH
@@ -403,7 +404,7 @@ MEMORY_GB = {
 @pytest.mark.parametrize(("cls", "preset"), MEMORY_GB, ids=[f"{c.__name__}-{p}" for c, p in MEMORY_GB])
 def test_memory_grows_with_what_a_step_holds(cls, preset):
     """Linear in the images of a micro-batch, whichever flag makes it smaller; the weights stay."""
-    job = kinds.JOBS[parsing.JOB_NAME[cls]]
+    job = JOB[cls]
     c = parsing.parse_config(cls, ["--preset", preset, "--data", "phantom"])
     whole = job.memory_gb(c)
     assert whole == job.memory_gb(c, 1) == pytest.approx(MEMORY_GB[cls, preset], rel=0.05)
@@ -425,7 +426,7 @@ def test_memory_grows_with_the_networks():
         (vae, dict(num_res=3)), (vae, dict(disc_width=128)), (unet, dict(widths="64,128,512")), (unet, dict(num_res=3)),
     ]  # fmt: skip
     for config, change in larger:
-        job = kinds.JOBS[parsing.JOB_NAME[type(config)]]
+        job = JOB[type(config)]
         for size in (job.memory_gb, job.checkpoint_gb):
             assert size(replace(config, **change)) > size(config), change
     activations = sizes.vae_memory_gb(replace(vae, perceptual_file="vgg.pth")) - sizes.vae_memory_gb(vae)

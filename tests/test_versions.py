@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from data import pack
+from data import build
 from jobs.config import parsing, specs
 
 
@@ -75,6 +75,6 @@ def test_a_nul_in_a_flag_is_refused_on_every_python(flag):
 
 def test_a_bar_that_is_interrupted_while_it_is_made_ends_quietly():
     """Newer tqdm does so itself."""
-    bar = pack._Bar.__new__(pack._Bar)
+    bar = build._Bar.__new__(build._Bar)
     assert bar.disable
     bar.close()

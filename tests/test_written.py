@@ -23,6 +23,9 @@ from written_by_hand import (
 )
 
 import predict
+from data.batches import to_uint8
+from data.packfile import restore
+from jobs.predict.direction import end_classes
 from jobs.training.weights import write_weights
 from models.stylegan2 import Generator
 from models.styles import slerp
@@ -77,7 +80,7 @@ def diffusion_file(path, schedule, target, *, pixel=False, conditional=True, tim
 
 
 def call(*argv) -> None:
-    assert predict.main(predict.parse_args([str(a) for a in argv])) == 0
+    assert predict.main(predict.parse_args(predict.__doc__, [str(a) for a in argv])) == 0
 
 
 def pixels(path) -> np.ndarray:
@@ -256,10 +259,8 @@ def test_a_direction_is_the_mean_over_the_same_latents(tmp_path):
     [(CLASSES, ("AD", "NC")), (["b", "a", "c"], ("b", "a")), (["MCI", "AD"], ("MCI", "AD"))],
 )
 def test_default_classes_of_a_direction(classes, expected):
-    args = predict.parse_args(["direction", "--run", "x"])
-    assert predict.end_classes(args, classes) == expected
-    args = predict.parse_args(["direction", "--run", "x", "--from", expected[1], "--to", expected[0]])
-    assert predict.end_classes(args, classes) == expected[::-1]
+    assert end_classes(("", ""), classes) == expected
+    assert end_classes(expected[::-1], classes) == expected[::-1]
 
 
 def test_walks_between_parallel_vectors_are_straight():
@@ -402,12 +403,12 @@ def test_a_direction_of_a_diffusion_network_blends_predictions_at_the_same_noise
 def test_floats_become_the_nearest_bytes():
     """0 is -1 and 255 is 1; halves go to the even one, what lies outside is cut."""
     steps = torch.tensor([-9.0, -1.0, -1 + 0.4 / 127.5, -1 + 0.6 / 127.5, 0.0, 1.0, 9.0])
-    assert predict.to_uint8(steps).tolist() == [0, 0, 0, 1, 128, 255, 255] == as_bytes(steps).tolist()
+    assert to_uint8(steps).tolist() == [0, 0, 0, 1, 128, 255, 255] == as_bytes(steps).tolist()
 
 
 @pytest.mark.parametrize("geometry", [ADNI, CROPPED, {**CROPPED, "crop": 41}, {**ADNI, "source_height": 33}])
 def test_restored_pictures_lie_where_the_slices_lay(geometry):
     square = np.random.default_rng(0).integers(0, 256, (2, 1, 32, 32), np.uint8)
-    back = predict.restore(square, geometry)
+    back = restore(square, geometry)
     for image, original in zip(back, square, strict=True):
         np.testing.assert_array_equal(image[0], restored(original[0], geometry))

@@ -54,6 +54,7 @@ def direction(
 
     ends: the classes; AD and NC, or the first two, where they are ''. `how`: of a diffusion network, as its `way`.
     """
+    out.make()
     rows, steps, strength = strip
     amounts = [strength * j / (steps - 1) for j in range(steps)]
     more: dict = {}

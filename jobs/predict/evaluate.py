@@ -59,6 +59,7 @@ def evaluate(
     labels = model.labels(label, list(range(number)))
     given = given_features(reference.feature_weights)
     real = open_data(model, reference.data, print if rt.rank == 0 else lambda text: None)
+    out.make()
     network, features_name = open_features(given, real.train, out.folder, rt)
     images_of = generated(model, seed, label, how)
     clock.append(time.monotonic())

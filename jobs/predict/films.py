@@ -40,6 +40,7 @@ def interpolate(
     `how`: what model.interpolate takes beside steps, seed and label.
     """
     check_frames(number, steps)
+    out.make()
     keys, frames, strip = list(range(number)), [], []
     columns = min(steps, STRIP_COLUMNS)
     shown = [steps * j // columns for j in range(columns)]
@@ -83,6 +84,7 @@ def mix(
         first, last = style_layers(model.G, styles)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    out.make()
     at_left, on_top = list(range(rows)), list(range(rows, rows + cols))
     left, top = (model.styles(indices, seed, label, **how) for indices in (at_left, on_top))
     top_images = model.synthesise(top)
@@ -106,6 +108,7 @@ def denoise(
     model: DiffusionModel, out: Output, *, number: int = 4, seed: int = 0, label: str = "all", fps: int = 5, **how
 ) -> None:
     """The way from noise to pictures: what the network is given at each call, and above it what it makes of that."""
+    out.make()
     indices = list(range(number))
     stages: list[np.ndarray] = []
     noise_share: list[float] = []

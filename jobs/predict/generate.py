@@ -43,6 +43,7 @@ def generate(
     `how`: what model.sample takes beside number, seed and label.
     """
     settings = model.settings(seed=seed, label=label, **how)
+    out.make()
     claimed = max(number, claim(out, settings, overwrite))  # more of the same may be added, never less
     out.json("generate.json", model, settings, number=claimed)
     made = 0

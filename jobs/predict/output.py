@@ -16,12 +16,14 @@ from jobs.predict.trained import Trained
 
 @dataclass(frozen=True)
 class Output:
-    """The folder of one command. Made, and found to be writable, before anything is computed."""
+    """The folder of one command."""
 
     command: str
     folder: Path
 
-    def __post_init__(self) -> None:
+    def make(self) -> None:
+        """Make the folder, and find out whether it is writable: once all that was asked for is right, before anything is
+        computed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.folder):
             pass

@@ -20,6 +20,7 @@ from jobs.view.grids import image_grid, save_png
 
 def project(model: GanModel, pack: Pack, out: Output, *, number: int = 4, steps: int = 300, seed: int = 0) -> None:
     """Slices of `pack` in W+: target, result and difference, with the PSNR of each and the styles found."""
+    out.make()
     rows = torch.linspace(0, len(pack) - 1, min(number, len(pack))).round().long().unique()
     targets = rows_of(pack, rows.numpy()).numpy()
     with tqdm(total=len(rows) * steps, unit=" steps", disable=None) as bar:

@@ -27,6 +27,7 @@ def reconstruct(
 
     number: how many, spread over the pack (default all). `split` is what the pack is of, for the file of settings.
     """
+    out.make()
     number = min(number or len(pack), len(pack))
     pick = np.linspace(0, len(pack) - 1, number).round().astype(int)
     scores: dict[str, list[float]] = {name: [] for name in ("l1", "psnr", "ssim", "psnr_head", "ssim_head")}

@@ -52,6 +52,7 @@ def tsne(
     labels = model.labels(label, list(range(number)))
     given = given_features(reference.feature_weights)
     real = open_data(model, reference.data, print)
+    out.make()
     rows = torch.linspace(0, len(real.heldout) - 1, min(number, len(real.heldout))).round().long()
 
     def embed(x: torch.Tensor) -> np.ndarray:
