@@ -46,7 +46,9 @@ DEFAULTS = {
 
 @pytest.mark.parametrize("command", DEFAULTS)
 def test_defaults(command):
-    args = vars(predict.parse_args(predict.__doc__, [command, "RUN"] if command == "report" else [command, "--run", "RUN"]))
+    args = vars(
+        predict.parse_args(predict.__doc__, [command, "RUN"] if command == "report" else [command, "--run", "RUN"])
+    )
     assert args == DEFAULTS[command] | {"command": command}
 
 
@@ -77,9 +79,7 @@ def test_sampling_without_flags(tmp_path):
     fast = load(diffusion_file(tmp_path / "b", "linear", "epsilon", times="fast-nonuniform"))
     assert way_of(fast) == ("ddim", 10, 1.0)
     ways = (("ancestral", None), ("ddim", None), ("ddim", 10), (None, 10))
-    assert [way_of(fast, s, c) for s, c in ways] == [
-        (s or "ddim", 10, 1.0) for s, _ in ways
-    ]
+    assert [way_of(fast, s, c) for s, c in ways] == [(s or "ddim", 10, 1.0) for s, _ in ways]
     for s, c in (("midpoint", None), ("ddim", 9), (None, 20), ("heun", 10)):
         with pytest.raises(predict.UsageError, match="leave the number of network calls out"):
             way_of(fast, s, c)
@@ -138,8 +138,8 @@ def test_a_gpu_is_asked_for_where_there_is_none(tmp_path, monkeypatch, capsys):
 def test_one_picture_a_pass_on_a_cpu(tmp_path):
     """How sums are rounded hangs on the number of rows: alone, a picture is the same bits in any company."""
     path = gan_file(tmp_path / "w.safetensors")
-    args = predict.parse_args(predict.__doc__,
-        ["generate", "--weights", str(path), "--batch", "8", "--device", "cpu", "--precision", "bf16"]
+    args = predict.parse_args(
+        predict.__doc__, ["generate", "--weights", str(path), "--batch", "8", "--device", "cpu", "--precision", "bf16"]
     )
     model = predict.model_of(args)
     assert model.batch == 1 and model.dtype == torch.bfloat16 and model.nimg == 5000 and model.classes == CLASSES

@@ -122,7 +122,9 @@ def drawn(model, args, indices) -> np.ndarray:
 
 
 def test_ancestral_noise_belongs_to_the_picture_not_to_its_batch(weights, tmp_path):
-    args = predict.parse_args(predict.__doc__, ["generate", "--weights", str(weights), "--sampler", "ancestral", "--steps", "3"])
+    args = predict.parse_args(
+        predict.__doc__, ["generate", "--weights", str(weights), "--sampler", "ancestral", "--steps", "3"]
+    )
     model = predict.model_of(args)
     both = drawn(model, args, [4, 5])
     assert np.abs(both[1].astype(int) - drawn(model, args, [5])[0].astype(int)).max() <= 1
@@ -141,7 +143,9 @@ def test_guidance_and_class_change_the_picture(weights):
 
 def test_it_denoises_as_the_sampler_itself_does(weights):
     """The picture is the decoder's, of what the free function makes of the same noise."""
-    args = predict.parse_args(predict.__doc__, ["generate", "--weights", str(weights), "--steps", "4", "--sampler", "ddim", "--square"])
+    args = predict.parse_args(
+        predict.__doc__, ["generate", "--weights", str(weights), "--steps", "4", "--sampler", "ddim", "--square"]
+    )
     model = predict.model_of(args)
     noise = torch.randn(2, 8, 8, generator=randomness.generator(0, 3, "predict z"))[None]
     with torch.no_grad():
@@ -336,7 +340,10 @@ def test_direction_goes_from_the_prediction_of_one_class_to_that_of_the_other(co
 def test_tsne_of_a_vae_is_of_its_latents(packs, tmp_path):
     pytest.importorskip("sklearn")
     path = vae_file(tmp_path / "w.safetensors")
-    assert run("tsne", "--weights", path, "--data", "phantom:200", "--number", 15, "--out", tmp_path / "t") == stopping.DONE
+    assert (
+        run("tsne", "--weights", path, "--data", "phantom:200", "--number", 15, "--out", tmp_path / "t")
+        == stopping.DONE
+    )
     lines = (tmp_path / "t" / "tsne.csv").read_text().splitlines()
     assert (
         lines[0] == "source,x,y,class,subject"

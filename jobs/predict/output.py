@@ -22,8 +22,8 @@ class Output:
     folder: Path
 
     def make(self) -> None:
-        """Make the folder, and find out whether it is writable: once all that was asked for is right, before anything is
-        computed."""
+        """Make the folder, and find out whether it can be written: when all flags are known to be right, and before
+        anything is computed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.folder):
             pass

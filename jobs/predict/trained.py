@@ -147,8 +147,10 @@ def weights_of(run: str | Path) -> Path:
 
 
 def run_of(text: str) -> Path:
-    """The run directory that a person means, or a folder with a part of one, such as its weights alone. ConfigError where
-    there is none."""
+    """The run directory that a person means, or a folder with a part of one, such as its weights alone.
+
+    ConfigError where there is none.
+    """
     try:
         return find_run(text)
     except LookupError as error:
