@@ -1131,7 +1131,8 @@ def test_places_and_kinds_of_files_by_name():
     shared = "nfs nfs4 lustre gpfs beegfs ceph cephfs cifs smb3 panfs pvfs2 orangefs afs 9p virtiofs glusterfs wekafs"
     assert set(shared.split()) == preflight.SHARED_FILESYSTEMS and {"tmpfs", "ramfs"} == preflight.MEMORY_FILESYSTEMS
     assert set(preflight.NODE_LOCAL) == {"/tmp", "/var/tmp", "/scratch", "/dev/shm", "/run"}
-    assert set(preflight.IMAGES) == {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".pack"}
+    pictures = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
+    assert {*preflight.PICTURES, *preflight.VOLUMES, preflight.PACK} == pictures | {".nii", ".nii.gz", ".pack"}
 
 
 def test_limits_that_only_the_profile_knows(tmp_path):
@@ -1425,8 +1426,8 @@ def machine(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "check_versions", lambda: [])
     monkeypatch.setattr(slurm, "available", lambda: True)
     monkeypatch.setattr(slurm, "partitions", lambda: PARTITIONS)
-    monkeypatch.setattr(preflight, "quota_left_gb", lambda path: None)
-    monkeypatch.setattr(preflight, "filesystem", lambda path: "nfs4")
+    monkeypatch.setattr(doctor, "quota_left_gb", lambda path: None)
+    monkeypatch.setattr(doctor, "filesystem", lambda path: "nfs4")
     return monkeypatch
 
 
@@ -1435,12 +1436,12 @@ def test_doctor_of_a_machine(machine, tmp_path):
         return {check.text: check.level for check in doctor.check_machine(site, tmp_path / "no" / "runs")}
 
     assert set(found().values()) == {"ok"} and any("a100, cpu*" in text for text in found())
-    machine.setattr(preflight, "quota_left_gb", lambda path: 5.1)
+    machine.setattr(doctor, "quota_left_gb", lambda path: 5.1)
     assert set(found().values()) == {"ok"}
-    machine.setattr(preflight, "quota_left_gb", lambda path: 4.9)
+    machine.setattr(doctor, "quota_left_gb", lambda path: 4.9)
     assert [text for text, level in found().items() if level == "warn"] == ["your quota leaves only 4.9 GB"]
     assert sum("is not there or not yours" in text for text, level in found("rangpur").items() if level == "warn") == 2
-    machine.setattr(preflight.os, "access", lambda path, mode: False)
+    machine.setattr(doctor.os, "access", lambda path, mode: False)
     assert [text for text, level in found().items() if level == "fail"] == [f"{tmp_path} cannot be written by you"]
 
 
@@ -1460,8 +1461,8 @@ def test_versions_of_the_packages(monkeypatch):
         return "1.0"
 
     monkeypatch.setattr(preflight.importlib.metadata, "version", version)
-    monkeypatch.setattr(preflight, "torch_cuda", lambda: "12.8")
+    monkeypatch.setattr(doctor, "torch_cuda", lambda: "12.8")
     torch, missing = doctor.check_versions()
     assert torch.level == "ok" and missing.level == "fail" and missing.text.endswith("tyro, pillow")
-    monkeypatch.setattr(preflight, "torch_cuda", lambda: "")
+    monkeypatch.setattr(doctor, "torch_cuda", lambda: "")
     assert doctor.check_versions()[0].level == "warn"

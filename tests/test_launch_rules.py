@@ -88,7 +88,7 @@ class World:
         self.says(name, own)
         if own == "done":
             self.run(name).mark_done()
-            self.run(name).write_config({"total_kimg": total_kimg})
+            self.run(name).write_config((self.run(name).read_config() or {}) | {"total_kimg": total_kimg})
 
 
 @pytest.fixture
