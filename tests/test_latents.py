@@ -168,7 +168,7 @@ def test_latents_that_are_not_finite_are_refused(pack, tmp_path):
 
 def test_what_killed_processes_left_goes_and_a_stop_leaves_nothing(pack, tmp_path):
     path = latents_path(pack, "d" * 64, tmp_path)
-    abandoned, fresh = (path.with_name(f".{path.name}.{n}.tmp") for n in ("1.aa", "2.bb"))
+    abandoned, fresh = (path.with_name(f".{path.name}.tmp.elsewhere.{n}.0") for n in (1, 2))
     for file, age in ((abandoned, 30 * 86400), (fresh, 0)):
         file.write_bytes(b"x")
         os.utime(file, (time.time() - age,) * 2)
