@@ -62,15 +62,6 @@ class Schedule:
         """(alpha, sigma) at times t, of the shape of t."""
         return self.at_angle(self.angle(t))
 
-    def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2)."""
-        return -2 * self.angle(t).tan().log()
-
-    @property
-    def terminal_alpha(self) -> float:
-        """Share of signal that is left at t = 1; 0 means that epsilon cannot be turned into x0 there."""
-        return 0.0 if self.name in ("flow", "zero-snr") else float(self.angles[-1].cos())
-
 
 def make_schedule(name: str) -> Schedule:
     """One of SCHEDULES.

@@ -43,20 +43,6 @@ def to_x0(prediction: Tensor, x: Tensor, t: Tensor, schedule: Schedule, target: 
     raise ValueError(f"target {target!r}: choose from {', '.join(TARGETS)}")
 
 
-def to_epsilon(prediction: Tensor, x: Tensor, t: Tensor, schedule: Schedule, target: str) -> Tensor:
-    """The noise that a prediction implies; for target x0 only where sigma(t) > 0."""
-    alpha, sigma = (_like(c, x) for c in schedule.alpha_sigma(t))
-    if target == "epsilon":
-        return prediction
-    if target == "x0":
-        return (x - alpha * prediction) / sigma
-    if target == "flow":
-        return (x + alpha * prediction) / (alpha + sigma)
-    if target == "v":
-        return (sigma * x + alpha * prediction) / (alpha**2 + sigma**2)
-    raise ValueError(f"target {target!r}: choose from {', '.join(TARGETS)}")
-
-
 def min_snr_weight(t: Tensor, schedule: Schedule, target: str, gamma: float = 5.0) -> Tensor:
     """(B,) min(SNR, gamma) as a weight on the error of x0, written for the error of the target (Hang 2023, section
     3.4).

@@ -145,15 +145,3 @@ def reduce_mean_gradients(rt: Runtime, parameters: Iterable[torch.nn.Parameter])
         means = flat.div_(rt.world).split([g.numel() for g in gradients])
         for g, mean in zip(gradients, means, strict=True):
             g.copy_(mean.view_as(g))
-
-
-def broadcast_module(rt: Runtime, module: torch.nn.Module) -> None:
-    """Give every rank the parameters and buffers of rank 0."""
-    if rt.world == 1:
-        return
-    with torch.no_grad():
-        for group in _by_dtype([*module.parameters(), *module.buffers()]):
-            flat = torch.cat([t.detach().flatten() for t in group])
-            _collective(dist.broadcast, flat, src=0)
-            for t, value in zip(group, flat.split([t.numel() for t in group]), strict=True):
-                t.copy_(value.view_as(t))
