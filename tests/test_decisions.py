@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import subprocess
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from tiny import ROOT
 from jobs.cluster import requeue, sites, slurm, submit
 from jobs.cluster.requeue import Decision, decide, started_by_person, within_budget
 from jobs.cluster.slurm import Job, Partition, SlurmError
-from jobs.config import specs
+from jobs.config import parsing, specs
 from jobs.config.specs import ConfigError
 from jobs.run.rundir import RunDir
 
@@ -665,7 +666,7 @@ def sbatch(monkeypatch):
 
 
 def test_a_successor_gets_what_its_job_had(run, sbatch, monkeypatch):
-    write_jobs(run, entry("7", "sbatch"), argv=["--batch", "32"], chain=True)
+    write_jobs(run, entry("7", "sbatch"), chain=True)
     for name, value in {"JOB_ACCOUNT": "course", "JOB_QOS": "long", "JOB_NUM_NODES": "2", "NTASKS_PER_NODE": "4", "CPUS_PER_TASK": "3"}.items():  # fmt: skip
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("RANK", "3")
@@ -676,7 +677,7 @@ def test_a_successor_gets_what_its_job_had(run, sbatch, monkeypatch):
     assert call.command == [
         "sbatch", "--parsable", "--no-requeue", "--dependency=afterany:7", "--partition=a100", "--gres=gpu:a100:4",
         "--time=04:00:00", "--account=course", "--qos=long", "--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=3",
-        "--job-name=brains", f"--output={run.logs}/%j.out", "jobs/stylegan2.sh", "--run", str(run.path), "--batch", "32",
+        "--job-name=brains", f"--output={run.logs}/%j.out", "jobs/stylegan2.sh", "--run", str(run.path),
     ]  # fmt: skip
     assert call.cwd == specs.ROOT and not any(k.startswith("SLURM_") or k == "RANK" for k in call.env)
     written = submit.read_jobs(run.path)
@@ -736,44 +737,56 @@ def test_sbatch_comes_to_the_run_of_launch_py(run, monkeypatch, tmp_path):
     half = Partition("comp3710", True, None, None, 1, 4, 1, None, False)
     monkeypatch.setattr(slurm, "partitions", lambda: {"comp3710": half, "a100-test": half})
     monkeypatch.chdir(tmp_path)
-    path, flags, text = requeue.begin_sbatch("stylegan2", ["--data=phantom:48", "--lr", "0.001", "--run", "a b"])
-    assert path == tmp_path / "a b" and seen == [("rangpur", "comp3710")]
-    assert flags == ["--preset", "adni256", "--lr", "0.001", "--data", "phantom:48"]
-    shown = subprocess.run(
-        ["bash", "-c", f'{text}\nprintf "%s\\n" "$RUN" "${{COMMAND[@]}}"'], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    assert shown == [str(path), str(ROOT / "train_gan.py"), "--run", str(path), *flags]
+    typed, path = ["--data=phantom:48", "--lr", "0.001", "--run", "a b"], str(tmp_path / "a b")
+    for more in ([], ["--override"]):  # which is of this job alone, so it is said to the script
+        config, text = requeue.begin_sbatch("stylegan2", [*typed, *more])
+        assert (config.run, config.preset, config.lr, config.data) == (path, "adni256", 0.001, "phantom:48")
+        assert set(seen) == {("rangpur", "comp3710")}
+        shown = subprocess.run(
+            ["bash", "-c", f'{text}\nprintf "%s\\n" "$RUN" "${{COMMAND[@]}}"'], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        assert shown == [path, str(ROOT / "train_gan.py"), "--run", path, *more]
     monkeypatch.setattr(slurm, "partitions", lambda: (_ for _ in ()).throw(SILENT))
-    assert requeue.begin_sbatch("vae", ["--data", "phantom", "--run", str(tmp_path / "v")])[0] == tmp_path / "v"
+    config, _ = requeue.begin_sbatch("vae", ["--data", "phantom", "--run", str(tmp_path / "v")])
+    assert config.run == str(tmp_path / "v")
     assert seen[-1] == ("generic", "comp3710")
     with pytest.raises(ConfigError, match="stylegan2, vae, diffusion"):
         requeue.begin_sbatch("gan", [])
 
 
+def of_run(run: RunDir, *flags: str) -> specs.VaeConfig:
+    return parsing.parse_config(specs.VaeConfig, ["--run", str(run.path), "--data", "phantom:48", *flags])
+
+
 def test_an_sbatch_job_enters_itself_once(run, connect, monkeypatch):
     connect(Controller(job()))
     monkeypatch.setattr(requeue, "_keep_diff", lambda path: None)
-    assert requeue.record_sbatch(run.path, "vae", ["--batch", "8"]) == "sbatch"
+    assert requeue.record_sbatch("vae", of_run(run, "--batch", "8")) == "sbatch"
     about = submit.read_jobs(run.path)
     assert about == {
-        "submitted": [entry("7", "sbatch", NOW)], "job": "vae", "argv": ["--batch", "8"], "max_restarts": 20, "chain": False,
+        "submitted": [entry("7", "sbatch", NOW)], "job": "vae", "max_restarts": 20, "chain": False,
     }  # fmt: skip
-    assert requeue.record_sbatch(run.path, "vae", ["--batch", "16"]) == "sbatch"  # the same job after a requeue
-    assert submit.read_jobs(run.path) == about
+    assert of_run(run).batch == 8  # config.json is what every process of the run reads
+    assert requeue.record_sbatch("vae", of_run(run, "--batch", "16")) == "sbatch"  # the same job after a requeue
+    assert submit.read_jobs(run.path) == about and of_run(run).batch == 8
     write_jobs(run, entry("6"), entry("7", "chain", after="6"), max_restarts=3, chain=True)
-    assert requeue.record_sbatch(run.path, "vae", []) == "chain"
+    assert requeue.record_sbatch("vae", of_run(run, "--keep", "9")) == "chain" and of_run(run).keep == 2
     monkeypatch.setenv("SLURM_JOB_ID", "9")
-    assert requeue.record_sbatch(run.path, "vae", ["--batch", "4"]) == "sbatch"
+    with pytest.raises(ConfigError, match="--batch 8 -> 4"):
+        requeue.record_sbatch("vae", of_run(run, "--batch", "4"))
+    assert [e["id"] for e in submit.read_jobs(run.path)["submitted"]] == ["6", "7"] and of_run(run).batch == 8
+    assert requeue.record_sbatch("vae", of_run(run, "--batch", "4", "--override")) == "sbatch"
     after = submit.read_jobs(run.path)
-    assert (after["max_restarts"], after["chain"], after["argv"]) == (3, True, ["--batch", "4"])
+    assert (after["max_restarts"], after["chain"], of_run(run).batch, of_run(run).override) == (3, True, 4, False)
     assert [e["id"] for e in after["submitted"]] == ["6", "7", "9"]
 
 
 def test_an_sbatch_job_on_a_live_run_leaves_its_record_alone(run, connect):
     connect(Controller(job(), {"6": Job("6", "RUNNING")}))
-    write_jobs(run, entry("6"), argv=["--lr", "0.1"])
-    assert requeue.record_sbatch(run.path, "stylegan2", ["--lr", "0.2"]) == "sbatch"
-    assert submit.read_jobs(run.path)["argv"] == ["--lr", "0.1"] and len(submit.read_jobs(run.path)["submitted"]) == 1
+    write_jobs(run, entry("6"))
+    run.write_config(asdict(of_run(run, "--keep", "3")))
+    assert requeue.record_sbatch("vae", of_run(run, "--keep", "4")) == "sbatch"
+    assert of_run(run).keep == 3 and len(submit.read_jobs(run.path)["submitted"]) == 1
 
 
 def test_what_differs_from_the_commit_is_kept(run, sbatch):
@@ -788,18 +801,18 @@ def test_what_differs_from_the_commit_is_kept(run, sbatch):
 
 # --- the command line that jobs/env.sh uses ---------------------------------------------------------------------------
 def test_the_calls_of_env_sh(run, monkeypatch, capsys, tmp_path):
-    called = []
+    called, config = [], of_run(run)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(requeue, "finish", lambda *a: called.append(a) or 85)
     monkeypatch.setattr(requeue, "begin", lambda *a: called.append(a) or "export X=1")
-    monkeypatch.setattr(requeue, "begin_sbatch", lambda *a: called.append(a) or (run.path, ["--b"], "RUN=r"))
+    monkeypatch.setattr(requeue, "begin_sbatch", lambda *a: called.append(a) or (config, "RUN=r"))
     monkeypatch.setattr(requeue, "record_sbatch", lambda *a: called.append(a) or "chain")
     assert requeue.main(["run", "--code", "85"]) == 85 and called.pop() == (tmp_path / "run", 85)
     assert requeue.main(["run", "--code", "0"]) == 85 and called.pop() == (tmp_path / "run", 0)
     assert requeue.main(["--begin", "run"]) == 0 and called.pop() == (tmp_path / "run", "main")
     assert capsys.readouterr().out == "export X=1\n"
     assert requeue.main(["--begin", "--job", "vae", "--", "--batch", "8", "--", "x"]) == 0
-    assert called == [("vae", ["--batch", "8", "--", "x"]), (run.path, "vae", ["--b"]), (run.path, "chain")]
+    assert called == [("vae", ["--batch", "8", "--", "x"]), ("vae", config), (run.path, "chain")]
     assert shlex.split(capsys.readouterr().out) == ["RUN=r", "export", "X=1"]
     monkeypatch.setattr(requeue, "begin", lambda *a: "exit 0")
     assert requeue.main(["--begin", "--job", "vae", "--"]) == 0
