@@ -259,7 +259,9 @@ def test_the_transformer_written_out(registers, scaled):
     made.double()
     state = {k: v.double() for k, v in state.items()}
     with torch.no_grad():
-        torch.testing.assert_close(made(images), written_by_hand(state, images, bool(registers), scaled), rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(
+            made(images), written_by_hand(state, images, bool(registers), scaled), rtol=1e-7, atol=1e-7
+        )
     made.float()
     images = images.float()
     rebuilt, name = vit.build_transformer(state | {"mask_token": torch.zeros(1), "head.weight": torch.zeros(1)})

@@ -13,9 +13,9 @@ import torch
 from inprocess import run_main
 from safetensors import safe_open
 
-import train_gan
 from data.batches import Batches
 from data.latents import LatentBatches
+from jobs.predict import gan_look
 from jobs.run import stopping
 from jobs.run.rundir import RunDir
 from jobs.training import upkeep
@@ -208,7 +208,7 @@ def test_checkpoints_of_a_collapsed_generator_are_marked_and_the_last_healthy_on
     """Its slices vary as real ones at 16 images and no more from 32 on: a checkpoint and weights from before remain."""
     run, ratios = runs.folder / "collapsed", iter([1.0, 1.0, 0.1, 0.1, 0.1])
     flags = "--total-kimg 0.064 --checkpoint-kimg 0.016 --sample-kimg 0.016 --keep 1 --no-conditional".split()
-    with mock.patch.object(train_gan, "diversity_ratio", lambda fake, real: next(ratios)):
+    with mock.patch.object(gan_look, "diversity_ratio", lambda fake, real: next(ratios)):
         outcome = runs.go(run.name, GAN, *flags)
     assert outcome.code == 0 and "MODE COLLAPSE" in outcome.out, outcome.said
     assert markers(run) == {16: True, 64: False}
