@@ -237,7 +237,9 @@ def test_nothing_at_all_is_a_fresh_start(tmp_path):
     assert Checkpoints(tmp_path / "no folder").load_latest() is None
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone", "sidecar empty", "sidecar hash", "sidecar size", "sidecar list"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "cut", "empty", "gone", "sidecar empty", "sidecar hash", "sidecar size", "sidecar list"]
+)
 def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
     saved(tmp_path, 8, 16)
     path, sidecar = tmp_path / "000000000016.pt", tmp_path / "000000000016.json"

@@ -77,7 +77,9 @@ def test_this_file_never_imports_torch_numpy_or_pillow(module):
 def test_the_torch_free_part_is_free_of_torch_when_it_runs():
     """Whatever the files import in turn."""
     names = sorted(m for m in FILES if room_of(m) in TORCH_FREE_ROOMS or m in TORCH_FREE_FILES)
-    code = f"import importlib, sys; [importlib.import_module(m) for m in {names!r}]; print({HEAVY!r} & set(sys.modules))"
+    code = (
+        f"import importlib, sys; [importlib.import_module(m) for m in {names!r}]; print({HEAVY!r} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stdout + done.stderr
 

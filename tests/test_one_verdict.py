@@ -89,7 +89,9 @@ RUNS = [
     pytest.param(("--log-kimg", "1"), None, True, id="another interval"),
     pytest.param((), older_config, True, id="stored before a flag existed"),
     pytest.param((), lambda run: (run / "config.json").write_text("{"), False, id="damaged config"),
-    pytest.param((), lambda run: (run / "config.json").write_text('{"lr": "fast"}'), False, id="config of another type"),
+    pytest.param(
+        (), lambda run: (run / "config.json").write_text('{"lr": "fast"}'), False, id="config of another type"
+    ),
 ]
 
 
@@ -125,7 +127,14 @@ def test_the_state_of_the_data(tmp_path, packs, make, usable):
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(tmp_path, packs):
     """A tenth of the files is empty, which can be seen without decoding any."""
-    asked = ["--run", str(tmp_path / "run"), "--data", str(slices(tmp_path / "s", number=180, empty=20)), "--split", "all"]
+    asked = [
+        "--run",
+        str(tmp_path / "run"),
+        "--data",
+        str(slices(tmp_path / "s", number=180, empty=20)),
+        "--split",
+        "all",
+    ]
     assert script_says(GAN, *asked, packs=packs, dry=True) == 78
     assert script_says(GAN, *asked, packs=packs, dry=False) == 78
     assert script_says(GAN, *asked, "--max-bad", "0.2", packs=packs, dry=True) == 0

@@ -32,7 +32,9 @@ def test_parameter_counts_are_those_of_the_published_layout(size, channels, widt
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("widths", "num_res", "sides", "head_dim"), [((8, 16), 1, (4,), 8), ((8, 16, 16), 2, (8, 2), 4)])
+@pytest.mark.parametrize(
+    ("widths", "num_res", "sides", "head_dim"), [((8, 16), 1, (4,), 8), ((8, 16, 16), 2, (8, 2), 4)]
+)
 def test_it_is_the_network_of_the_papers_layer_by_layer(widths, num_res, sides, head_dim):
     """Ho 2020 and Dhariwal 2021: the embedding is added between the two halves of a block, every map of the way down is
     joined on the way up, one block more per resolution."""
