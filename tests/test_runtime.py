@@ -420,7 +420,9 @@ def test_rank_0_works_first_and_the_others_find_what_it_made(environment, monkey
     assert order == [0, 1, 0, 1] and answers == ["b", "d"]
 
 
-@pytest.mark.parametrize(("error", "code"), [(ValueError("x"), 1), (PeerLost("x"), 75), (SystemExit(78), 78), (None, 0)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(ValueError("x"), 1), (PeerLost("x"), 75), (SystemExit(78), 78), (None, 0)]
+)
 def test_a_rank_0_that_leaves_takes_the_others_along(environment, monkeypatch, error, code):
     first, *others = meetings(monkeypatch, world=3)
     codes = []
