@@ -622,6 +622,8 @@ def test_what_a_job_gets(tmp_path, monkeypatch):
     (tmp_path / "vgg.pth").write_text("")
     typed = ["--data=slices", "--perceptual-file", "vgg.pth", "--run", "r", "--lr=0.001", "--hflip"]
     vae = planning.make_plan(options(job="vae"), typed, SITE, None)
+    typed[1:3] = ["--perceptual_file=vgg.pth"]
+    assert planning.make_plan(options(job="vae"), typed, SITE, None).config == vae.config
     here, c = str(tmp_path), vae.config
     assert vae.run == tmp_path / "r" and c.run == f"{here}/r"
     assert (c.preset, c.lr, c.hflip) == ("adni256-ldm", 0.001, True)

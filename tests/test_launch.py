@@ -194,6 +194,7 @@ def test_names_that_are_no_folder_names_are_refused(tmp_path):
 
 def test_paths_among_the_flags_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(specs, "ROOT", tmp_path)  # where runs/ is
     (tmp_path / "slices").mkdir()
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
     (tmp_path / "old" / "checkpoints" / "00000008.json").write_text("{}")
@@ -202,9 +203,9 @@ def test_paths_among_the_flags_become_absolute(tmp_path, monkeypatch):
         options(name="x"), ["--data=slices", "--batch", "32", "--init-from", "old"], sites.load_sites()["generic"], None
     )
     assert plan.config.data == str(tmp_path / "slices") and plan.config.init_from == str(tmp_path / "old")
+    assert plan.run == tmp_path / "runs" / "x"
     assert plan.command()[2:] == [str(plan.run / "code" / "train_gan.py"), "--run", str(plan.run)]
-    with submit.submit_lock(plan.run):  # what is queued is what the job reads
-        submit.prepare(plan)
+    submit.prepare(plan)  # what is queued is what the job reads
     monkeypatch.chdir("/")
     assert parsing.parse_config(specs.GanConfig, plan.command()[3:]) == plan.config
 

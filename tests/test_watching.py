@@ -19,6 +19,7 @@ from jobs.cluster.sites import Site
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.cluster.status import View
 from jobs.config import specs
+from jobs.run.find import RUNS, find_run, run_folders
 from jobs.run.lock import LOCK_STALE, process_space
 from jobs.run.rundir import RunDir
 
@@ -62,14 +63,14 @@ def lock(run: RunDir, **holder) -> None:
 # --- one state from four sources --------------------------------------------------------------------------------------
 STATES = [
     # the run's own state, Slurm's -> what a person reads
-    ("running", "RUNNING", "running"), ("starting", "RUNNING", "starting"), ("saving", "RUNNING", "saving"), ("queued", "RUNNING", "starting"),
+    ("running", "RUNNING", "running"), ("starting", "RUNNING", "starting"), ("queued", "RUNNING", "starting"),
     ("new", "RUNNING", "new"), ("continue", "RUNNING", "ending"), ("done", "RUNNING", "ending"), ("stopped", "RUNNING", "ending"),
     ("failed", "RUNNING", "ending"), ("diverged", "RUNNING", "ending"), ("stuck", "RUNNING", "ending"),
     ("running", "PENDING", "queued"), ("done", "PENDING", "queued"), ("failed", "PENDING", "queued"),
-    ("running", "COMPLETING", "ending"), ("saving", "COMPLETING", "ending"), ("running", "SUSPENDED", "suspended"), ("queued", "CONFIGURING", "starting"),
+    ("running", "COMPLETING", "ending"), ("running", "SUSPENDED", "suspended"), ("queued", "CONFIGURING", "starting"),
     ("running", "REQUEUED", "running"),
     # no job any more
-    ("running", "COMPLETED", "cut off"), ("running", "NODE_FAIL", "cut off"), ("saving", "", "cut off"), ("starting", "", "cut off"), ("queued", "", "cut off"),
+    ("running", "COMPLETED", "cut off"), ("running", "NODE_FAIL", "cut off"), ("starting", "", "cut off"), ("queued", "", "cut off"),
     ("continue", "TIMEOUT", "interrupted"), ("stopped", "COMPLETED", "stopped"), ("failed", "FAILED", "failed"), ("diverged", "", "diverged"),
     ("stuck", "", "stuck"), ("done", "", "done"), ("waiting", "COMPLETED", "waiting"), ("new", "", "new"),
 ]  # fmt: skip
@@ -92,7 +93,7 @@ def test_the_state_of_a_run(run, own, slurms, shown):
     assert (found.partition, found.node, found.limit_s) == (("a100", "n1", 3600) if live else ("", "old", None))
     assert (found.elapsed_s is not None) == (live and slurms != "PENDING")
     keeps = slurms in ("COMPLETING", "SUSPENDED", "CONFIGURING", "REQUEUED") or (
-        live and shown in ("running", "saving", "starting", "new")
+        live and shown in ("running", "starting", "new")
     )
     assert (found.eta_s is None) == (not keeps)
 
@@ -121,8 +122,8 @@ def test_the_job_of_a_run_that_did_not_begin(run):
 
 def test_the_states_by_name():
     over = "done stopped failed diverged stuck waiting interrupted".split()
-    assert {*over, "cut off"} == status.FINAL and {"running", "starting", "saving", "queued"} == status.GONE
-    assert status.HUNG_S == 600 and status.RUNS.name == "runs" and status.RUNS.parent == specs.ROOT
+    assert {*over, "cut off"} == status.FINAL and {"running", "starting", "queued"} == status.GONE
+    assert status.HUNG_S == 600 and RUNS.name == "runs" and RUNS.parent == specs.ROOT
 
 
 def test_a_heartbeat_before_the_start_is_of_the_attempt_before(run):
@@ -136,7 +137,7 @@ def test_a_heartbeat_before_the_start_is_of_the_attempt_before(run):
     assert view(run, running(start=None)).state == "ending"
 
 
-@pytest.mark.parametrize(("state", "age", "shown"), [("running", 500, "running"), ("running", 610, "hanging"), ("saving", 610, "hanging"), ("starting", 610, "starting")])  # fmt: skip
+@pytest.mark.parametrize(("state", "age", "shown"), [("running", 500, "running"), ("running", 610, "hanging"), ("starting", 610, "starting")])  # fmt: skip
 def test_a_heartbeat_that_stopped(run, state, age, shown):
     tell(run, state=state, updated=time.time() - age)
     found = view(run, running(start=time.time() - 7200))
@@ -194,7 +195,7 @@ def test_a_lock_of_another_host_counts_while_it_is_young(run):
     assert status.live_process(run.path)
 
 
-@pytest.mark.parametrize(("own", "shown"), [("saving", "saving"), ("starting", "starting"), ("queued", "starting"), ("done", "starting"), ("failed", "starting")])  # fmt: skip
+@pytest.mark.parametrize(("own", "shown"), [("running", "running"), ("starting", "starting"), ("queued", "starting"), ("done", "starting"), ("failed", "starting")])  # fmt: skip
 def test_a_process_that_has_just_begun(run, own, shown):
     tell(run, state=own)
     lock(run)
@@ -288,8 +289,8 @@ def test_all_runs_the_ones_touched_last_at_the_end(tmp_path):
         (tmp_path / name / mark).write_text("{}")
         os.utime(tmp_path / name, (1000 - i,) * 2)
     (tmp_path / "jobs.json").write_text("{}")
-    assert [path.name for path in status.run_folders(tmp_path)] == ["b", "a", "c"]
-    assert status.run_folders(tmp_path / "nowhere") == []
+    assert [path.name for path in run_folders(tmp_path)] == ["b", "a", "c"]
+    assert run_folders(tmp_path / "nowhere") == []
 
 
 def test_a_run_by_what_a_person_types(tmp_path, monkeypatch):
@@ -306,7 +307,7 @@ def test_a_run_by_what_a_person_types(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def find(text):
-        return status.find_run(text, root)
+        return find_run(text, root)
 
     assert find("vae-1") == root / "vae-1" and find("g") == root / "gan" and find("plain") == root / "plain"
     assert find("7") == root / "vae-1" and find("8_0") == root / "vae-12" and find("70") == root / "gan"
@@ -421,7 +422,7 @@ def test_progress_and_gpu_of_a_view():
     half = View("r", "/r", state="running", kimg=1234.5, total_kimg=2469.0, gpu_util=87.4, gpu_gb=30.2)
     assert show.progress(half) == "████░░░░ 1234/2469 kimg" and show.progress(View("r", "/r")) == ""
     assert show.progress(View("r", "/r", kimg=2.0)) == " 2/0 kimg"
-    assert show.gpu_use(half) == show.gpu_use(replace(half, state="saving")) == "87% 30 GB"
+    assert show.gpu_use(half) == "87% 30 GB"
     assert show.gpu_use(replace(half, gpu_gb=None)) == "87%" and show.gpu_use(replace(half, gpu_util=0.0)) == "0% 30 GB"
     assert show.gpu_use(replace(half, gpu_util=None)) == show.gpu_use(replace(half, state="done")) == ""
 
@@ -517,7 +518,7 @@ def test_colours_are_for_terminals_alone(monkeypatch):
     assert terminal.paint("x", "red", Terminal()) == "x"
     assert dict(red=31, green=32, yellow=33, blue=34, grey=90, bold=1) == terminal.COLOURS
     states = {
-        "green": "running saving starting", "blue": "done", "yellow": "queued waiting ending interrupted",
+        "green": "running starting", "blue": "done", "yellow": "queued waiting ending interrupted",
         "red": "failed diverged stuck hanging", "": "stopped new",
     }  # fmt: skip
     for colour, names in states.items():
@@ -628,10 +629,10 @@ def test_a_sweep_side_by_side(wide, capsys):
         {"values": {"lr": "0.1", "gamma": "1"}, "run": "/r/a"},
         {"values": {"lr": "0.2", "gamma": "1"}, "run": "/r/b"},
     ]
-    views = [View("a", "/r/a", state="done", kimg=4.0, total_kimg=4.0, metrics={"loss_G": 1.5, "fid": 20.25, "x": 3}), View("b", "/r/b", state="running", metrics={"fid": None})]  # fmt: skip
+    views = [View("a", "/r/a", state="done", kimg=4.0, total_kimg=4.0, metrics={"loss_G": 1.5, "diversity": 20.25, "x": 3}), View("b", "/r/b", state="running", metrics={"diversity": None})]  # fmt: skip
     show.show_sweep(points, views)
     header, a, b = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert header == ["LR", "GAMMA", "STATE", "PROGRESS", "loss_G", "fid", "RUN"]
+    assert header == ["LR", "GAMMA", "STATE", "PROGRESS", "loss_G", "diversity", "RUN"]
     assert a == ["0.1", "1", "done", "████████", "4/4", "kimg", "1.5", "20.25", "a"] and b == [
         "0.2",
         "1",
