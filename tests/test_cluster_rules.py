@@ -1,4 +1,5 @@
-"""The rules of the cluster half, one by one: what Slurm's words mean, what is asked of it, what is refused before queueing."""
+"""The rules of the cluster half, one by one: what Slurm's words mean, what is asked of it, what is refused before
+queueing."""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ def unix(text: str) -> float:
 def test_what_holds_where_nobody_says_otherwise():
     """Defaults of a profile, of a plan and of the waits: a change of one is a change of what every job does."""
     assert asdict(Site("s")) == dict(
-        name="s", about="", hosts=(), recognise=(), partition="", account="", qos="", time="4:00:00", max_time="", cpus=4, gres="gpu:{gpus}",
+        name="s", about="", hosts=(), recognise=(), partition="", account="", qos="", time="4:00:00", max_time="",
+        cpus=4, gres="gpu:{gpus}",
         margin=180, requeue=True, login="", jump="", note="", data={}, partitions={},
     )  # fmt: skip
     plan = Plan("vae", None, Path("/r"), Site("s"), False)
@@ -69,8 +71,14 @@ def test_what_holds_where_nobody_says_otherwise():
 
 # --- Slurm's words ----------------------------------------------------------------------------------------------------
 def test_which_states_are_of_a_job_that_is_not_over():
-    over = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT LAUNCH_FAILED RECONFIG_FAIL"
-    live = "PENDING RUNNING SUSPENDED STOPPED COMPLETING CONFIGURING RESIZING SIGNALING STAGE_OUT REQUEUED REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT RESV_DEL_HOLD"
+    over = (
+        "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT "
+        "LAUNCH_FAILED RECONFIG_FAIL"
+    )
+    live = (
+        "PENDING RUNNING SUSPENDED STOPPED COMPLETING CONFIGURING RESIZING SIGNALING STAGE_OUT REQUEUED REQUEUE_FED "
+        "REQUEUE_HOLD SPECIAL_EXIT RESV_DEL_HOLD"
+    )
     assert all(Job("1", state).active for state in live.split())
     assert not any(Job("1", state).active for state in over.split())
 
@@ -78,8 +86,10 @@ def test_which_states_are_of_a_job_that_is_not_over():
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        ("0", 0), ("1", 60), ("1:01", 61), ("1:00:01", 3601), ("1:01:00", 3660), ("1-0", DAY), ("1-01", DAY + HOUR), ("1-00:01", DAY + 60),
-        ("1-00:00:01", DAY + 1), ("0-00:00:00", 0), (" 2-01:01:01 ", 2 * DAY + 3661), ("infinite", None), ("None", None), ("N/A", None),
+        ("0", 0), ("1", 60), ("1:01", 61), ("1:00:01", 3601), ("1:01:00", 3660), ("1-0", DAY), ("1-01", DAY + HOUR),
+        ("1-00:01", DAY + 60),
+        ("1-00:00:01", DAY + 1), ("0-00:00:00", 0), (" 2-01:01:01 ", 2 * DAY + 3661), ("infinite", None),
+        ("None", None), ("N/A", None),
         ("NOT_SET", None), ("", None), ("unlimited", None),
     ],
 )  # fmt: skip
@@ -95,7 +105,8 @@ def test_what_is_no_duration(text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "00:00:00"), (59.9, "00:00:59"), (60, "00:01:00"), (3599, "00:59:59"), (86399, "23:59:59"), (86400, "1-00:00:00"),
+    [(0, "00:00:00"), (59.9, "00:00:59"), (60, "00:01:00"), (3599, "00:59:59"), (86399, "23:59:59"),
+    (86400, "1-00:00:00"),
      (2 * DAY + 3 * HOUR + 4 * 60 + 5, "2-03:04:05"), (None, "UNLIMITED"), (-5, "00:00:00")],
 )  # fmt: skip
 def test_durations_as_slurm_writes_them(seconds, text):
@@ -105,8 +116,10 @@ def test_durations_as_slurm_writes_them(seconds, text):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("gpu:1", {"gpu": 1}), ("gpu", {"gpu": 1}), ("gpu:a100", {"gpu:a100": 1}), ("gpu:a100:2,gpu:h100:3", {"gpu:a100": 2, "gpu:h100": 3}),
-        ("gpu:a100:2(S:0),gpu:a100:2(S:1)", {"gpu:a100": 4}), ("mps:1k", {"mps": 1024}), ("mps:2M", {"mps": 2 * 1024**2}),
+        ("gpu:1", {"gpu": 1}), ("gpu", {"gpu": 1}), ("gpu:a100", {"gpu:a100": 1}),
+        ("gpu:a100:2,gpu:h100:3", {"gpu:a100": 2, "gpu:h100": 3}),
+        ("gpu:a100:2(S:0),gpu:a100:2(S:1)", {"gpu:a100": 4}), ("mps:1k", {"mps": 1024}),
+        ("mps:2M", {"mps": 2 * 1024**2}),
         ("none", {}), ("", {}), ("n/a", {}), (" gpu:2 , shard:8", {"gpu": 2, "shard": 8}),
     ],
 )  # fmt: skip
@@ -154,9 +167,11 @@ SHOWN = """JobId=7 JobName=x
 
 def test_one_job():
     assert slurm.parse_show_job(SHOWN) == Job(
-        "7", "COMPLETING", name="x", user="me", reason="TimeLimit", partition="a100", nodes="n1", elapsed_s=600, limit_s=1200,
+        "7", "COMPLETING", name="x", user="me", reason="TimeLimit", partition="a100", nodes="n1", elapsed_s=600,
+        limit_s=1200,
         start=unix("2026-11-21T07:21:11"), end=unix("2026-11-21T07:31:11"), exit_code=2, exit_signal=15, restarts=3,
-        preempt_time=unix("2026-11-21T07:25:00"), requeue=False, command="", workdir="/w", dependency="afterany:6(unfulfilled)", stdout="/o", gres="",
+        preempt_time=unix("2026-11-21T07:25:00"), requeue=False, command="", workdir="/w",
+        dependency="afterany:6(unfulfilled)", stdout="/o", gres="",
     )  # fmt: skip
     assert slurm.parse_show_job("") is None and slurm.parse_show_job("\n\n") is None
     with pytest.raises(SlurmError, match="unexpected"):
@@ -171,8 +186,10 @@ def test_an_array_that_has_not_been_split_is_one_job():
 
 
 def squeue_row(**given) -> str:
-    row = dict(id="12", state="RUNNING", reason="None", user="me", partition="p", nodes="n[1-2]", elapsed="1:00", limit="2:00", start="2026-11-21T07:21:11",
-               end="2026-11-21T07:23:11", dependency="(null)", name="brains", command="/c", workdir="/w") | given  # fmt: skip
+    row = dict(id="12", state="RUNNING", reason="None", user="me", partition="p", nodes="n[1-2]", elapsed="1:00",
+        limit="2:00", start="2026-11-21T07:21:11",
+               end="2026-11-21T07:23:11", dependency="(null)", name="brains", command="/c",
+               workdir="/w") | given  # fmt: skip
     return FIELD.join(row.values()) + RECORD + "\n"
 
 
@@ -206,10 +223,12 @@ def test_the_columns_of_sacct():
     )
     (found,) = slurm.parse_sacct(FIELD.join(row) + "\n").values()
     assert found == Job(
-        "7_3", "CANCELLED", array_task=3, name="brains", user="me", partition="p", nodes="n1", elapsed_s=62, limit_s=1200,
+        "7_3", "CANCELLED", array_task=3, name="brains", user="me", partition="p", nodes="n1", elapsed_s=62,
+        limit_s=1200,
         start=unix("2026-11-21T07:21:11"), exit_code=1, exit_signal=15, workdir="/w",
     )  # fmt: skip
-    (blank,) = slurm.parse_sacct(FIELD.join(("7", "PENDING", "0:0", "p", "None assigned", "", "Partition_Limit", *["Unknown"] * 2, *row[9:]))).values()  # fmt: skip
+    (blank,) = slurm.parse_sacct(FIELD.join(("7", "PENDING", "0:0", "p", "None assigned", "", "Partition_Limit",
+        *["Unknown"] * 2, *row[9:]))).values()  # fmt: skip
     assert (blank.nodes, blank.elapsed_s, blank.limit_s, blank.start) == ("", None, None, None)
     three = slurm.parse_sacct(
         "\n".join(FIELD.join(("7", state, *row[2:])) for state in ("PREEMPTED", "TIMEOUT", "FAILED"))
@@ -344,7 +363,8 @@ def test_partitions_are_asked_for_with_the_hidden_ones(commands):
 
 @pytest.mark.parametrize(
     ("answer", "up"),
-    [("Slurmctld(primary) at login is UP", True), ("Slurmctld(primary) at login is DOWN\nSlurmctld(backup) at b is UP", True),
+    [("Slurmctld(primary) at login is UP", True), ("Slurmctld(primary) at login is DOWN\nSlurmctld(backup) at b is UP",
+        True),
      ("Slurmctld(primary) at login is DOWN", False), ("Slurmctld(primary) at UPSTAIRS is DOWN", False)],
 )  # fmt: skip
 def test_whether_a_controller_answers(commands, monkeypatch, answer, up):
@@ -432,8 +452,10 @@ def test_the_longest_key_names_the_data(monkeypatch):
 @pytest.mark.parametrize(
     ("host", "partitions", "local", "name"),
     [
-        ("rangpur-b", None, False, "rangpur"), ("a100-7.compute.eait.uq.edu.au", {"x"}, False, "rangpur"), ("rangpur", None, True, "rangpur"),
-        ("node", {"comp3710", "a100-test"}, False, "rangpur"), ("node", {"comp3710", "cpu"}, False, "generic"), ("node", set(), False, "generic"),
+        ("rangpur-b", None, False, "rangpur"), ("a100-7.compute.eait.uq.edu.au", {"x"}, False, "rangpur"),
+        ("rangpur", None, True, "rangpur"),
+        ("node", {"comp3710", "a100-test"}, False, "rangpur"), ("node", {"comp3710", "cpu"}, False, "generic"),
+        ("node", set(), False, "generic"),
         ("node", None, False, "generic"), ("node", None, True, "local"), ("my-rangpur", None, False, "generic"),
     ],
 )  # fmt: skip
@@ -446,7 +468,8 @@ def test_own_profiles_are_merged_key_by_key():
     own = sites.user_file()
     own.parent.mkdir(parents=True)
     own.write_text(
-        '[rangpur]\ncpus = 8\n[rangpur.data]\nadni = "/mine"\n[rangpur.partitions.a100]\naccount = "me"\n[lab]\nhosts = ["lab"]\n'
+        '[rangpur]\ncpus = 8\n[rangpur.data]\nadni = "/mine"\n'
+        '[rangpur.partitions.a100]\naccount = "me"\n[lab]\nhosts = ["lab"]\n'
     )
     own.chmod(0o600)
     rangpur = sites.load_sites()["rangpur"]
@@ -463,7 +486,8 @@ def test_own_profiles_are_merged_key_by_key():
         sites.load_sites()
 
 
-@pytest.mark.parametrize("text", ['[generic.data]\nadni = 1\n', '[generic]\nhosts = "a"\n', "[generic]\nhosts = [1]\n", "[generic]\nmargin = true\n",
+@pytest.mark.parametrize("text", ['[generic.data]\nadni = 1\n', '[generic]\nhosts = "a"\n', "[generic]\nhosts = [1]\n",
+        "[generic]\nmargin = true\n",
                                   "[generic.partitions.p]\nnope = 1\n", "[generic]\nname = \"x\"\n"])  # fmt: skip
 def test_wrong_values_of_a_profile(text):
     sites.user_file().parent.mkdir(parents=True)
@@ -499,17 +523,20 @@ def make(tmp_path, *flags, site: Site = SITE, partitions=PARTITIONS, **given) ->
     ("site", "given", "expected"),
     [
         # what is asked for, over the profile, within what Slurm reports
-        (SITE, {}, dict(partition="a100", minutes=240, nodes=1, gpus=1, cpus=3, gres="gpu:a100:1", account="", qos="", chain=False)),
+        (SITE, {}, dict(partition="a100", minutes=240, nodes=1, gpus=1, cpus=3, gres="gpu:a100:1", account="", qos="",
+            chain=False)),
         (SITE, dict(gpus=2), dict(gpus=2, cpus=3, gres="gpu:a100:2")),
         (SITE, dict(gpus=4), dict(gpus=4, cpus=2, gres="gpu:a100:4")),  # 8 cores for 4 tasks
         (SITE, dict(gpus=16), dict(gpus=16, cpus=1)),
         (SITE, dict(gpus=0), dict(gpus=0, cpus=3, gres="")),
         (SITE, dict(cpus=5), dict(cpus=5)),
         (SITE, dict(nodes=3), dict(nodes=3)),
-        (SITE, dict(partition="cpu"), dict(partition="cpu", gpus=0, gres="", minutes=120)),  # no GPUs there, two hours at most
+        (SITE, dict(partition="cpu"), dict(partition="cpu", gpus=0, gres="",
+            minutes=120)),  # no GPUs there, two hours at most
         (SITE, dict(partition="cpu", gpus=1), dict(gpus=1, gres="gpu:a100:1")),  # refused by the checks, not changed
         (SITE, dict(partition="a100,cpu"), dict(partition="a100,cpu", minutes=120, gpus=1, cpus=3)),
-        (SITE, dict(time="90"), dict(minutes=90)), (SITE, dict(time="1:30"), dict(minutes=2)), (SITE, dict(time="1:00:00"), dict(minutes=60)),
+        (SITE, dict(time="90"), dict(minutes=90)), (SITE, dict(time="1:30"), dict(minutes=2)),
+        (SITE, dict(time="1:00:00"), dict(minutes=60)),
         (SITE, dict(time="3-0"), dict(minutes=4320)),  # over the limit: refused by the checks, not shortened
         (SITE, dict(account="a", qos="q"), dict(account="a", qos="q")),
         (replace(SITE, account="sa", qos="sq"), {}, dict(account="sa", qos="sq")),
@@ -520,8 +547,10 @@ def make(tmp_path, *flags, site: Site = SITE, partitions=PARTITIONS, **given) ->
         (replace(SITE, time="2-0"), {}, dict(minutes=1440)),
         (replace(SITE, gres=""), {}, dict(gpus=0, gres="")),
         (replace(SITE, partition=""), {}, dict(partition="cpu")),  # Slurm's own default
-        (replace(SITE, partition="p"), {}, dict(partition="p", gpus=1, cpus=3, minutes=240)),  # unknown to Slurm: as the profile says
-        (replace(SITE, partitions={"cpu": {"cpus": 2, "gres": "gpu:x:{gpus}"}}), dict(partition="cpu"), dict(cpus=2, gres="", gpus=0)),
+        (replace(SITE, partition="p"), {}, dict(partition="p", gpus=1, cpus=3,
+            minutes=240)),  # unknown to Slurm: as the profile says
+        (replace(SITE, partitions={"cpu": {"cpus": 2, "gres": "gpu:x:{gpus}"}}), dict(partition="cpu"),
+        dict(cpus=2, gres="", gpus=0)),
         (replace(SITE, partitions={"a100": {"time": "10:00", "account": "x"}}), {}, dict(minutes=10, account="x")),
     ],
 )  # fmt: skip
@@ -597,7 +626,9 @@ def test_processes_and_their_command(tmp_path):
         make(tmp_path, job="gan")
 
 
-@pytest.mark.parametrize(("visible", "listed", "gpus"), [("0", "", 1), ("0,1", "", 1), ("", "GPU 0", 0), ("-1", "GPU 0", 0), (None, "GPU 0: A100", 1), (None, "no devices", 0)])  # fmt: skip
+@pytest.mark.parametrize(("visible", "listed", "gpus"),
+    [("0", "", 1), ("0,1", "", 1), ("", "GPU 0", 0), ("-1", "GPU 0", 0), (None, "GPU 0: A100", 1),
+    (None, "no devices", 0)])  # fmt: skip
 def test_how_many_gpus_a_local_run_takes(monkeypatch, tmp_path, visible, listed, gpus):
     monkeypatch.setattr(planning.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout=listed))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -671,8 +702,10 @@ def test_what_is_asked_of_slurm(tmp_path):
     more, srun = found.pop("additional_parameters"), found.pop("srun_args")
     pattern = f"{plan.run}/logs/%j.out"
     assert found == dict(
-        job_name="run", time=60, nodes=2, ntasks_per_node=2, cpus_per_task=3, signal_delay_s=180, stderr_to_stdout=True, wckey=None,
-        setup=submit.setup_lines([plan]), partition="a100", account="acc", qos="q", gres="gpu:a100:2", dependency="afterany:6",
+        job_name="run", time=60, nodes=2, ntasks_per_node=2, cpus_per_task=3, signal_delay_s=180,
+        stderr_to_stdout=True, wckey=None,
+        setup=submit.setup_lines([plan]), partition="a100", account="acc", qos="q", gres="gpu:a100:2",
+        dependency="afterany:6",
     )  # fmt: skip
     assert more == {"output": pattern, "requeue": True, "chdir": str(plan.code)}
     assert set(srun) == {
@@ -748,7 +781,8 @@ def test_the_record_of_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", {}), ("[]", {}), ("{", {}), ("{}", {"submitted": []}), ('{"submitted": 3, "job": "vae"}', {"submitted": [], "job": "vae"}),
+        ("", {}), ("[]", {}), ("{", {}), ("{}", {"submitted": []}),
+        ('{"submitted": 3, "job": "vae"}', {"submitted": [], "job": "vae"}),
         ('{"submitted": [{"id": "7"}, {"id": 7}, 3, {}]}', {"submitted": [{"id": "7"}]}),
     ],
 )  # fmt: skip
@@ -947,7 +981,8 @@ def test_a_refused_job_is_said_to_be(tmp_path, executor):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("sbatch: error: Batch job submission failed: Invalid qos\n", "Invalid qos"), ("noise\nsbatch: error: A\nsbatch: error: B\nmore", "B"),
+        ("sbatch: error: Batch job submission failed: Invalid qos\n", "Invalid qos"),
+        ("noise\nsbatch: error: A\nsbatch: error: B\nmore", "B"),
         ("plain\nwords\n", "words"), ("", "no message"), ("ERROR: Loud\nx", "ERROR: Loud"),
     ],
 )  # fmt: skip
@@ -976,8 +1011,10 @@ def test_a_later_link_of_a_chain(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("done", "queue", "code", "behind"),
     [
-        (True, {}, 0, None), (False, {}, 1, None), (False, {"6": "RUNNING", "5": "COMPLETED"}, 1, "6"), (False, {"5": "PENDING"}, 1, "5"),
-        (False, {"6": "FAILED"}, 1, None), (False, {"99": "RUNNING"}, 1, None), (True, {"6": "RUNNING"}, 0, None), (False, None, 1, None),
+        (True, {}, 0, None), (False, {}, 1, None), (False, {"6": "RUNNING", "5": "COMPLETED"}, 1, "6"),
+        (False, {"5": "PENDING"}, 1, "5"),
+        (False, {"6": "FAILED"}, 1, None), (False, {"99": "RUNNING"}, 1, None), (True, {"6": "RUNNING"}, 0, None),
+        (False, None, 1, None),
     ],
 )  # fmt: skip
 def test_a_run_behind_another_waits_until_that_is_done(tmp_path, monkeypatch, capsys, done, queue, code, behind):
@@ -1166,11 +1203,15 @@ def test_every_partition_of_a_list_is_looked_at(tmp_path):
 @pytest.mark.parametrize(
     ("accepted", "words", "level", "said"),
     [
-        (True, "sbatch: Job 7 to start at 2026-01-31T12:00:00 using", "ok", "2026-01-31 12:00:00"), (True, "", "ok", "accepts"),
+        (True, "sbatch: Job 7 to start at 2026-01-31T12:00:00 using", "ok", "2026-01-31 12:00:00"),
+        (True, "", "ok", "accepts"),
         (False, "allocation failure: Requested node configuration is not available", "warn", "waits"),
-        (False, "sbatch --test-only: allocation failure: Invalid account or account/partition combination specified", "fail", "--account NAME"),
-        (False, "Invalid qos specification", "fail", "--qos NAME"), (False, "Requested time limit is invalid", "fail", "shorter --time"),
-        (False, "Node count specification invalid", "fail", "fewer --nodes"), (False, "Memory specification can not be satisfied", "fail", "fewer --cpus"),
+        (False, "sbatch --test-only: allocation failure: Invalid account or account/partition combination specified",
+        "fail", "--account NAME"),
+        (False, "Invalid qos specification", "fail", "--qos NAME"),
+        (False, "Requested time limit is invalid", "fail", "shorter --time"),
+        (False, "Node count specification invalid", "fail", "fewer --nodes"),
+        (False, "Memory specification can not be satisfied", "fail", "fewer --cpus"),
         (False, "Something new", "fail", "change the option"), (None, "silent", "warn", "silent"),
     ],
 )  # fmt: skip
@@ -1283,10 +1324,14 @@ def test_the_run_folder_is_written_to(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "where", "alone", "partitions", "level"),
     [
-        ("nfs4", "/tmp", False, PARTITIONS, ""), ("lustre", "/scratch", False, PARTITIONS, ""), ("fuse.sshfs", "/tmp", False, PARTITIONS, ""),
-        ("ext4", "/tmp", False, PARTITIONS, "fail"), ("ext4", "/var/tmp", False, PARTITIONS, "fail"), ("tmpfs", "/dev/shm", False, PARTITIONS, "fail"),
-        ("ext4", "/tmp", True, PARTITIONS, "fail"), ("tmpfs", "/home", False, PARTITIONS, "fail"), ("tmpfs", "/home", True, PARTITIONS, ""),
-        ("ext4", "/home", False, PARTITIONS, "warn"), ("ext4", "/home", True, PARTITIONS, ""), ("ext4", "/tmp", False, None, ""),
+        ("nfs4", "/tmp", False, PARTITIONS, ""), ("lustre", "/scratch", False, PARTITIONS, ""),
+        ("fuse.sshfs", "/tmp", False, PARTITIONS, ""),
+        ("ext4", "/tmp", False, PARTITIONS, "fail"), ("ext4", "/var/tmp", False, PARTITIONS, "fail"),
+        ("tmpfs", "/dev/shm", False, PARTITIONS, "fail"),
+        ("ext4", "/tmp", True, PARTITIONS, "fail"), ("tmpfs", "/home", False, PARTITIONS, "fail"),
+        ("tmpfs", "/home", True, PARTITIONS, ""),
+        ("ext4", "/home", False, PARTITIONS, "warn"), ("ext4", "/home", True, PARTITIONS, ""),
+        ("ext4", "/tmp", False, None, ""),
     ],
 )  # fmt: skip
 def test_a_folder_that_the_nodes_see(tmp_path, monkeypatch, kind, where, alone, partitions, level):
@@ -1313,7 +1358,8 @@ def test_the_file_system_of_a_folder(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "alone"),
-    [("NodeName=a NodeAddr=127.0.0.1\nNodeName=b NodeAddr=localhost\n", True), ("NodeAddr=127.0.0.1\nNodeAddr=10.0.0.7\n", False), ("", False), ("NodeAddr=HERE\n", True)],
+    [("NodeName=a NodeAddr=127.0.0.1\nNodeName=b NodeAddr=localhost\n", True),
+    ("NodeAddr=127.0.0.1\nNodeAddr=10.0.0.7\n", False), ("", False), ("NodeAddr=HERE\n", True)],
 )  # fmt: skip
 def test_whether_this_machine_is_the_cluster(monkeypatch, text, alone):
     monkeypatch.setattr(
@@ -1325,14 +1371,16 @@ def test_whether_this_machine_is_the_cluster(monkeypatch, text, alone):
 @pytest.mark.parametrize(
     ("line", "left"),
     [
-        (" fs 1000000 2000000 3000000 0 0 0 0", 2.048), (" fs 1000000 2000000 0 0 0 0 0", 1.024), (" fs 4000000* 2000000 3000000 0 0 0 0", 0.0),
+        (" fs 1000000 2000000 3000000 0 0 0 0", 2.048), (" fs 1000000 2000000 0 0 0 0 0", 1.024),
+        (" fs 4000000* 2000000 3000000 0 0 0 0", 0.0),
         (" fs 5 0 0 0 0 0 0", None), ("Disk quotas for user x", None), (" fs none", None),
     ],
 )  # fmt: skip
 def test_what_a_quota_leaves(tmp_path, monkeypatch, line, left):
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/quota")
     asked = []
-    monkeypatch.setattr(preflight.subprocess, "run", lambda command, **k: asked.append(command) or SimpleNamespace(stdout=f"Filesystem blocks quota limit\n{line}\n"))  # fmt: skip
+    monkeypatch.setattr(preflight.subprocess, "run",
+        lambda command, **k: asked.append(command) or SimpleNamespace(stdout=f"Filesystem blocks quota limit\n{line}\n"))  # fmt: skip
     found = preflight.quota_left_gb(tmp_path)
     assert found == (left if left is None else pytest.approx(left)) and asked == [
         ["quota", "-w", "-p", "-f", str(tmp_path)]
@@ -1413,7 +1461,8 @@ def test_the_packages_of_the_interpreter(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "cuda"),
-    [("cuda: Optional[str] = '12.8'\n", "12.8"), ('cuda = "11.8"\n', "11.8"), ("cuda: Optional[str] = None\nhip: Optional[str] = '6.1'\n", "6.1"), ("cuda = None\n", "")],
+    [("cuda: Optional[str] = '12.8'\n", "12.8"), ('cuda = "11.8"\n', "11.8"),
+    ("cuda: Optional[str] = None\nhip: Optional[str] = '6.1'\n", "6.1"), ("cuda = None\n", "")],
 )  # fmt: skip
 def test_the_cuda_that_torch_was_built_for(tmp_path, monkeypatch, text, cuda):
     (tmp_path / "version.py").write_text(f"__version__ = '2.6'\n{text}")

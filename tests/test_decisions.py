@@ -34,47 +34,80 @@ def job(state: str = "RUNNING", **fields) -> Job:
 
 # --- the decision -----------------------------------------------------------------------------------------------------
 CODES = (0, 1, 2, 3, 75, 77, 78, 85, 126, 127, 128, 129, 130, 137, 143)
-# R goes on for nothing, C goes on and costs a restart, S goes on since Slurm has seen to it, D done, X stopped, F failed.
+# R goes on for nothing, C goes on and costs a restart, S goes on since Slurm has seen to it, D done, X stopped,
+# F failed.
 MEANS = {
     "R": ("requeue", False, False), "C": ("requeue", True, False), "S": ("requeue", False, True),
     "D": ("done", False, False), "X": ("stopped", False, False), "F": ("failed", False, False),
 }  # fmt: skip
 TABLE = [
     # what Slurm says; the tasks left with                                       0 1 2 3 75 77 78 85 126 127 128 129 130 137 143
-    ("nothing special: the code decides", job(), "",                            "X F F F C  F  F  C  F   F   F   C   X   C   C"),
-    ("the controller is silent", None, "",                                      "X F F F C  F  F  C  F   F   F   C   X   C   C"),
-    ("silent, and the process heard TERM", None, "TERM",                        "X F F F C  F  F  C  F   F   F   C   X   C   C"),
-    ("suspended", job("SUSPENDED"), "",                                         "X F F F C  F  F  C  F   F   F   C   X   C   C"),
-    ("Slurm's warning", job(), "USR2",                                          "X F F F C  F  F  C  F   F   F   C   X   C   C"),
-    ("pre-empted", job(preempt_time=NOW - 5), "TERM",                           "X F F F R  F  F  R  F   F   F   R   X   R   R"),
-    ("pre-empted, ending", job("COMPLETING", preempt_time=NOW), "",             "X F F F R  F  F  R  F   F   F   R   X   R   R"),
-    ("pre-empted as it began", job(preempt_time=NOW - 3600), "",                "X F F F R  F  F  R  F   F   F   R   X   R   R"),
-    ("pre-empted, start unknown", job(preempt_time=1.0, start=None), "",        "X F F F R  F  F  R  F   F   F   R   X   R   R"),
-    ("pre-empted before this start", job(preempt_time=NOW - 3601), "",          "X F F F C  F  F  C  F   F   F   C   X   C   C"),
-    ("... and cancelled now", job("COMPLETING", preempt_time=NOW - 3601), "",   "X F F F X  F  F  X  F   F   F   X   X   X   X"),
-    ("pre-empted in its last minute", job(preempt_time=NOW, reason="TimeLimit"), "", "X F F F R  F  F  R  F   F   F   R   X   R   R"),
-    ("ended by its time limit", job("TIMEOUT", end=NOW), "",                    "X F F F C  F  F  C  F   F   F   C   X   C   C"),
-    ("... still ending", job("COMPLETING", reason="TimeLimit"), "TERM",         "X F F F C  F  F  C  F   F   F   C   X   C   C"),
-    ("... while it runs", job(reason="TimeLimit"), "TERM",                      "X F F F C  F  F  C  F   F   F   C   X   C   C"),
-    ("scancel", job("CANCELLED", end=NOW), "TERM",                              "X F F F X  F  F  X  F   F   F   X   X   X   X"),
-    ("scancel, still ending", job("COMPLETING", end=NOW), "",                   "X F F F X  F  F  X  F   F   F   X   X   X   X"),
-    ("a person's TERM", job(), "TERM",                                          "X F F F C  F  F  X  F   F   F   C   X   C   C"),
-    ("TERM a minute before the end", job(end=NOW + 60), "TERM",                 "X F F F C  F  F  X  F   F   F   C   X   C   C"),
-    ("TERM in the last minute", job(end=NOW + 59), "TERM",                      "X F F F C  F  F  C  F   F   F   C   X   C   C"),
-    ("TERM, no end known", job(end=None), "TERM",                               "X F F F C  F  F  X  F   F   F   C   X   C   C"),
-    ("the node failed", job("NODE_FAIL"), "",                                   "R R F R R  F  F  R  R   R   R   R   X   R   R"),
-    ("... after TERM, near the end", job("NODE_FAIL", end=NOW), "TERM",         "R R F R R  F  F  R  R   R   R   R   X   R   R"),
-    ("put back by Slurm", job("PENDING", restarts=2), "",                       "S S S S S  S  S  S  S   S   S   S   S   S   S"),
-    ("... running again", job("RUNNING", restarts=2), "TERM",                   "S S S S S  S  S  S  S   S   S   S   S   S   S"),
-    ("... twice, pre-empted", job("COMPLETING", restarts=3, preempt_time=NOW), "", "S S S S S  S  S  S  S   S   S   S   S   S   S"),
+    ("nothing special: the code decides", job(), "",
+    "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("the controller is silent", None, "",
+    "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("silent, and the process heard TERM", None, "TERM",
+    "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("suspended", job("SUSPENDED"), "",
+    "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("Slurm's warning", job(), "USR2",
+    "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("pre-empted", job(preempt_time=NOW - 5), "TERM",
+    "X F F F R  F  F  R  F   F   F   R   X   R   R"),
+    ("pre-empted, ending", job("COMPLETING", preempt_time=NOW), "",
+    "X F F F R  F  F  R  F   F   F   R   X   R   R"),
+    ("pre-empted as it began", job(preempt_time=NOW - 3600), "",
+    "X F F F R  F  F  R  F   F   F   R   X   R   R"),
+    ("pre-empted, start unknown", job(preempt_time=1.0, start=None), "",
+    "X F F F R  F  F  R  F   F   F   R   X   R   R"),
+    ("pre-empted before this start", job(preempt_time=NOW - 3601), "",
+    "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("... and cancelled now", job("COMPLETING", preempt_time=NOW - 3601), "",
+    "X F F F X  F  F  X  F   F   F   X   X   X   X"),
+    ("pre-empted in its last minute", job(preempt_time=NOW, reason="TimeLimit"), "",
+    "X F F F R  F  F  R  F   F   F   R   X   R   R"),
+    ("ended by its time limit", job("TIMEOUT", end=NOW), "",
+    "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("... still ending", job("COMPLETING", reason="TimeLimit"), "TERM",
+    "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("... while it runs", job(reason="TimeLimit"), "TERM",
+    "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("scancel", job("CANCELLED", end=NOW), "TERM",
+    "X F F F X  F  F  X  F   F   F   X   X   X   X"),
+    ("scancel, still ending", job("COMPLETING", end=NOW), "",
+    "X F F F X  F  F  X  F   F   F   X   X   X   X"),
+    ("a person's TERM", job(), "TERM",
+    "X F F F C  F  F  X  F   F   F   C   X   C   C"),
+    ("TERM a minute before the end", job(end=NOW + 60), "TERM",
+    "X F F F C  F  F  X  F   F   F   C   X   C   C"),
+    ("TERM in the last minute", job(end=NOW + 59), "TERM",
+    "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("TERM, no end known", job(end=None), "TERM",
+    "X F F F C  F  F  X  F   F   F   C   X   C   C"),
+    ("the node failed", job("NODE_FAIL"), "",
+    "R R F R R  F  F  R  R   R   R   R   X   R   R"),
+    ("... after TERM, near the end", job("NODE_FAIL", end=NOW), "TERM",
+    "R R F R R  F  F  R  R   R   R   R   X   R   R"),
+    ("put back by Slurm", job("PENDING", restarts=2), "",
+    "S S S S S  S  S  S  S   S   S   S   S   S   S"),
+    ("... running again", job("RUNNING", restarts=2), "TERM",
+    "S S S S S  S  S  S  S   S   S   S   S   S   S"),
+    ("... twice, pre-empted", job("COMPLETING", restarts=3, preempt_time=NOW), "",
+    "S S S S S  S  S  S  S   S   S   S   S   S   S"),
 ]  # fmt: skip
 DONE_TABLE = [
-    ("nothing special", job(),                                                  "D F F F D  F  F  D  F   F   F   D   D   D   D"),
-    ("silent", None,                                                            "D F F F D  F  F  D  F   F   F   D   D   D   D"),
-    ("scancel during the last plot", job("CANCELLED"),                          "D F F F D  F  F  D  F   F   F   D   D   D   D"),
-    ("pre-empted", job(preempt_time=NOW),                                       "D F F F D  F  F  D  F   F   F   D   D   D   D"),
-    ("the node failed", job("NODE_FAIL"),                                       "D D F D D  F  F  D  D   D   D   D   D   D   D"),
-    ("put back by Slurm", job("PENDING", restarts=2),                           "D D F D D  F  F  D  D   D   D   D   D   D   D"),
+    ("nothing special", job(),
+    "D F F F D  F  F  D  F   F   F   D   D   D   D"),
+    ("silent", None,
+    "D F F F D  F  F  D  F   F   F   D   D   D   D"),
+    ("scancel during the last plot", job("CANCELLED"),
+    "D F F F D  F  F  D  F   F   F   D   D   D   D"),
+    ("pre-empted", job(preempt_time=NOW),
+    "D F F F D  F  F  D  F   F   F   D   D   D   D"),
+    ("the node failed", job("NODE_FAIL"),
+    "D D F D D  F  F  D  D   D   D   D   D   D   D"),
+    ("put back by Slurm", job("PENDING", restarts=2),
+    "D D F D D  F  F  D  D   D   D   D   D   D   D"),
 ]  # fmt: skip
 
 
@@ -110,7 +143,8 @@ def test_what_becomes_of_a_finished_run(about, seen, row):
         (job(), 85, "USR1", "time limit"), (job(), 85, "USR2", "time limit"), (job(), 85, "time limit", "time limit"),
         (job("TIMEOUT"), 85, "TERM", "time limit"), (job(), 85, "somebody asked", "asks to go on"),
         (job(), 75, "OSError: stale file handle", "OSError: stale file handle"), (job(), 75, "", "exit code 75"),
-        (job(), 137, "", "SIGKILL"), (job(), 139, "", "SIGSEGV"), (job(), 134, "", "SIGABRT"), (job(), 255, "", "signal 127"),
+        (job(), 137, "", "SIGKILL"), (job(), 139, "", "SIGSEGV"), (job(), 134, "", "SIGABRT"),
+        (job(), 255, "", "signal 127"),
         (job(preempt_time=NOW), 85, "TERM", "pre-empted"), (job("NODE_FAIL"), 1, "", "node failed"),
         (job("CANCELLED"), 85, "TERM", "scancel"), (job(), 85, "TERM", "sent TERM"), (job(), 0, "", "by a person"),
         (job("PENDING", restarts=2), 85, "", "Slurm requeued"), (job(), 1, "", "traceback"), (job(), 2, "", "flags"),
@@ -158,7 +192,8 @@ BUDGET = [
     ("... nor idle", 8, [said(8), said(8), said(8)], 101.0, 20, "requeue"),
     ("... but the images were seen", 8, [said(8), said(8), said(8, time=102.0)], 101.0, 20, "stuck"),
     ("at that very moment counts", 80, [said(8)], 100.0, 1, "budget"),
-    ("lines without numbers", 8, [{"decision": "requeue", "counted": True, "nimg": None, "time": None}], 1.0, 1, "requeue"),
+    ("lines without numbers", 8, [{"decision": "requeue", "counted": True, "nimg": None, "time": None}], 1.0, 1,
+    "requeue"),
 ]  # fmt: skip
 
 
@@ -279,7 +314,8 @@ def decisions(run: RunDir) -> list[dict]:
 LINK = entry("8", "chain", after="7")
 WAITING = {"8": Job("8", "PENDING")}
 ENDS = [
-    # what happened, code, the controller's word, successor? -> verdict, counted, state, exit code, requeued, cancelled, STOP
+    # what happened, code, the controller's word, successor?
+    # -> verdict, counted, state, exit code, requeued, cancelled, STOP
     ("time limit", 85, job(), False,                    "requeue", True, "queued", 0, ["7"], [], False),
     ("time limit in a chain", 85, job(), True,          "chain", True, "queued", 0, [], [], False),
     ("pre-empted", 85, job(preempt_time=NOW), False,    "requeue", False, "queued", 0, ["7"], [], False),
@@ -342,7 +378,9 @@ def test_only_links_that_wait_go_on(run, connect):
     assert decisions(run)[0]["decision"] == "requeue" and controller.requeued == ["7"]
 
 
-@pytest.mark.parametrize(("most", "used", "verdict"), [(2, 1, "requeue"), (2, 2, "budget"), (0, 0, "budget"), ("x", 19, "requeue"), ("x", 20, "budget"), (None, 20, "budget")])  # fmt: skip
+@pytest.mark.parametrize(("most", "used", "verdict"),
+    [(2, 1, "requeue"), (2, 2, "budget"), (0, 0, "budget"), ("x", 19, "requeue"), ("x", 20, "budget"),
+    (None, 20, "budget")])  # fmt: skip
 def test_the_budget_of_a_run_is_its_own(run, connect, most, used, verdict):
     controller = connect(Controller(job(), WAITING if verdict == "budget" else {}))
     write_jobs(run, entry("7", time=50.0), LINK, max_restarts=most)
@@ -547,7 +585,8 @@ def test_where_requeueing_is_refused_a_successor_goes_on(run, connect, monkeypat
 # --- the start of a job -----------------------------------------------------------------------------------------------
 MARKS = [
     # kind, restart count, marks -> leaves at once?, STOP afterwards
-    ("main", 0, "", False, False), ("main", 1, "", False, False), ("chain", 0, "", False, False), ("sbatch", 0, "", False, False),
+    ("main", 0, "", False, False), ("main", 1, "", False, False), ("chain", 0, "", False, False),
+    ("sbatch", 0, "", False, False),
     ("main", 0, "DONE", False, False),  # launch.py queues a finished run only to extend it
     ("sbatch", 0, "DONE", False, False),  # the script itself says that it is done, or goes on
     ("main", 1, "DONE", True, False), ("chain", 0, "DONE", True, False), ("sbatch", 2, "DONE", True, False),
@@ -573,7 +612,8 @@ def test_whether_a_start_has_something_to_do(run, connect, monkeypatch, capsys, 
     assert lifted == (["me"] if "STOP" in marks and not stopped else [])
 
 
-@pytest.mark.parametrize(("state", "stops"), [("CANCELLED", True), ("COMPLETED", False), ("TIMEOUT", False), ("FAILED", False)])  # fmt: skip
+@pytest.mark.parametrize(("state", "stops"), [("CANCELLED", True), ("COMPLETED", False), ("TIMEOUT", False), ("FAILED",
+        False)])  # fmt: skip
 def test_a_link_does_not_go_on_behind_a_cancelled_job(run, connect, state, stops):
     connect(Controller(Job("6", state, requeue=True)))
     write_jobs(run, entry("6"), entry("7", "chain", after="6"))
@@ -595,7 +635,8 @@ def test_only_a_link_follows_a_job(run, connect):
     assert requeue.begin(run.path, "chain") == "export PREDECESSOR_JOB='6; touch x'"
 
 
-@pytest.mark.parametrize(("kind", "restarts", "leaves"), [("sbatch", 0, True), ("main", 0, True), ("main", 1, False), ("chain", 0, False)])  # fmt: skip
+@pytest.mark.parametrize(("kind", "restarts", "leaves"),
+    [("sbatch", 0, True), ("main", 0, True), ("main", 1, False), ("chain", 0, False)])  # fmt: skip
 def test_a_second_job_on_a_live_run_leaves(run, connect, monkeypatch, kind, restarts, leaves):
     connect(Controller(job(), {"6": Job("6", "RUNNING")}))
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
@@ -667,7 +708,8 @@ def sbatch(monkeypatch):
 
 def test_a_successor_gets_what_its_job_had(run, sbatch, monkeypatch):
     write_jobs(run, entry("7", "sbatch"), chain=True)
-    for name, value in {"JOB_ACCOUNT": "course", "JOB_QOS": "long", "JOB_NUM_NODES": "2", "NTASKS_PER_NODE": "4", "CPUS_PER_TASK": "3"}.items():  # fmt: skip
+    for name, value in {"JOB_ACCOUNT": "course", "JOB_QOS": "long", "JOB_NUM_NODES": "2", "NTASKS_PER_NODE": "4",
+        "CPUS_PER_TASK": "3"}.items():  # fmt: skip
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("RANK", "3")
     about = submit.read_jobs(run.path)

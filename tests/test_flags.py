@@ -1,11 +1,11 @@
 """Every flag of the three train scripts has an effect, once: main() in process, a few steps, one flag at another value.
 
 A table per script has an entry for every field of its config; a field without one is a failure. What changes the result
-must change exactly those parts of the checkpoints that it should (a half-life the average alone, ADA's speed its p alone).
-What is free must leave the run as it was, to the last bit, and have an effect of its own.
+must change exactly those parts of the checkpoints that it should (a half-life the average alone, ADA's speed its p
+alone). What is free must leave the run as it was, to the last bit, and have an effect of its own.
 
-The state is everything in a checkpoint, in parts: every network (`G.w_avg` apart), of every optimizer its `rates` and its
-`moments`, and all else that the next step depends on. The base runs save at every step, so that a row can say when.
+The state is everything in a checkpoint, in parts: every network (`G.w_avg` apart), of every optimizer its `rates` and
+its `moments`, and all else that the next step depends on. The base runs save at every step, so that a row can say when.
 """
 
 from __future__ import annotations
@@ -46,32 +46,42 @@ from models import loading, samplers
 
 # --- what is promised, written out again ------------------------------------------------------------------------------
 FREE = set(
-    "run preset dry_run override init_from total_kimg compile threads log_kimg sample_kimg checkpoint_minutes checkpoint_kimg "
+    "run preset dry_run override init_from total_kimg compile threads log_kimg sample_kimg checkpoint_minutes "
+    "checkpoint_kimg "
     "keep max_bad val_split sampler steps accumulate".split()
 )
 ARCHITECTURE = set(
-    "resolution channels conditional z_dim w_dim mapping_layers channel_base channel_max mbstd_group down latent_channels width "
+    "resolution channels conditional z_dim w_dim mapping_layers channel_base channel_max mbstd_group down "
+    "latent_channels width "
     "num_res disc_width space vae widths attention head_dim".split()
 )
 _TRAIN = dict(
-    run="", preset="", data="", split="train", max_bad=0.01, seed=0, dry_run=False, override=False, init_from="", resolution=256,
-    channels=1, crop=0, batch=64, accumulate=1, total_kimg=2000.0, ema_kimg=200.0, ema_rampup=0.05, precision="auto", compile=False,
+    run="", preset="", data="", split="train", max_bad=0.01, seed=0, dry_run=False, override=False, init_from="",
+    resolution=256,
+    channels=1, crop=0, batch=64, accumulate=1, total_kimg=2000.0, ema_kimg=200.0, ema_rampup=0.05, precision="auto",
+    compile=False,
     threads=0, log_kimg=4.0, sample_kimg=50.0, checkpoint_minutes=10.0, checkpoint_kimg=0.0, keep=2,
 )  # fmt: skip
 _DENOISING = _TRAIN | dict(val_split="auto", lr=1e-4, warmup_kimg=20.0, decay_kimg=0.0, weight_decay=0.01, clip=1.0)
 DEFAULTS: dict[type, dict] = {
     GanConfig: _TRAIN | dict(
-        total_kimg=5000.0, ema_kimg=20.0, conditional=False, hflip=False, z_dim=512, w_dim=512, mapping_layers=8, channel_base=16384,
-        channel_max=512, mbstd_group=4, loss="logistic", gamma=1.0, r1_interval=16, pl_weight=2.0, pl_interval=4, pl_decay=0.01,
+        total_kimg=5000.0, ema_kimg=20.0, conditional=False, hflip=False, z_dim=512, w_dim=512, mapping_layers=8,
+        channel_base=16384,
+        channel_max=512, mbstd_group=4, loss="logistic", gamma=1.0, r1_interval=16, pl_weight=2.0, pl_interval=4,
+        pl_decay=0.01,
         style_mixing=0.9, ada="mri", ada_target=0.6, ada_kimg=500.0, lr=0.0025,
     ),
     VaeConfig: _DENOISING | dict(
-        down=8, latent_channels=8, width=64, num_res=2, hflip=False, decay="cosine", plateau_kimg=50.0, loss="l1", kl_weight=1e-4,
-        structure_weight=0.1, perceptual_file="", perceptual_weight=0.1, gan_weight=0.5, gan_start_kimg=200.0, disc_width=64,
+        down=8, latent_channels=8, width=64, num_res=2, hflip=False, decay="cosine", plateau_kimg=50.0, loss="l1",
+        kl_weight=1e-4,
+        structure_weight=0.1, perceptual_file="", perceptual_weight=0.1, gan_weight=0.5, gan_start_kimg=200.0,
+        disc_width=64,
     ),
     DiffusionConfig: _DENOISING | dict(
-        space="latent", vae="", conditional=False, class_dropout=0.1, widths="64,128,256", num_res=2, attention="16,8", head_dim=64,
-        dropout=0.1, schedule="flow", target="flow", times="logit-normal", fast_steps=10, min_snr_gamma=0.0, sampler="midpoint",
+        space="latent", vae="", conditional=False, class_dropout=0.1, widths="64,128,256", num_res=2, attention="16,8",
+        head_dim=64,
+        dropout=0.1, schedule="flow", target="flow", times="logit-normal", fast_steps=10, min_snr_gamma=0.0,
+        sampler="midpoint",
         steps=20,
     ),
 }  # fmt: skip
@@ -82,7 +92,8 @@ PRESETS: dict[type, dict[str, dict]] = {
         "oasis128": dict(resolution=128, batch=64, gamma=0.25, total_kimg=3000.0),
         "oasis64": dict(resolution=64, crop=208, batch=64, gamma=0.03, ema_kimg=10.0, total_kimg=2000.0),
         "quickstart": dict(
-            data="phantom:2000", resolution=64, batch=16, total_kimg=28.0, channel_base=1024, channel_max=64, z_dim=64, w_dim=64,
+            data="phantom:2000", resolution=64, batch=16, total_kimg=28.0, channel_base=1024, channel_max=64, z_dim=64,
+            w_dim=64,
             mapping_layers=2, loss="rpgan", gamma=0.5, r1_interval=8, ema_kimg=1.5, ema_rampup=0.1, ada="off", lr=0.004,
             pl_weight=0.0, log_kimg=0.5, sample_kimg=4.0, checkpoint_minutes=1.0,
         ),
@@ -90,19 +101,24 @@ PRESETS: dict[type, dict[str, dict]] = {
     VaeConfig: {
         "adni256-ldm": dict(resolution=256, batch=32, total_kimg=1500.0, decay_kimg=1500.0, ema_kimg=50.0),
         "quickstart": dict(
-            data="phantom:2000", resolution=64, batch=8, total_kimg=12.0, precision="fp32", down=4, latent_channels=8, width=16,
-            num_res=1, gan_weight=0.0, lr=2e-3, warmup_kimg=0.5, decay_kimg=12.0, ema_kimg=0.5, log_kimg=0.5, sample_kimg=4.0,
+            data="phantom:2000", resolution=64, batch=8, total_kimg=12.0, precision="fp32", down=4, latent_channels=8,
+            width=16,
+            num_res=1, gan_weight=0.0, lr=2e-3, warmup_kimg=0.5, decay_kimg=12.0, ema_kimg=0.5, log_kimg=0.5,
+            sample_kimg=4.0,
             checkpoint_minutes=1.0,
         ),
     },
     DiffusionConfig: {
         "adni256-ldm": dict(
-            resolution=256, batch=128, total_kimg=10000.0, lr=2e-4, warmup_kimg=130.0, decay_kimg=10000.0, ema_kimg=500.0,
+            resolution=256, batch=128, total_kimg=10000.0, lr=2e-4, warmup_kimg=130.0, decay_kimg=10000.0,
+            ema_kimg=500.0,
             widths="128,256,256", conditional=True, sample_kimg=200.0, log_kimg=10.0,
         ),
         "quickstart": dict(
-            data="phantom:2000", resolution=64, batch=32, total_kimg=60.0, precision="fp32", lr=1e-3, warmup_kimg=1.0, decay_kimg=60.0,
-            ema_kimg=2.0, widths="48,96", num_res=1, attention="8", head_dim=48, dropout=0.0, conditional=True, log_kimg=1.0,
+            data="phantom:2000", resolution=64, batch=32, total_kimg=60.0, precision="fp32", lr=1e-3, warmup_kimg=1.0,
+            decay_kimg=60.0,
+            ema_kimg=2.0, widths="48,96", num_res=1, attention="8", head_dim=48, dropout=0.0, conditional=True,
+            log_kimg=1.0,
             sample_kimg=12.0, checkpoint_minutes=1.0,
         ),
     },
@@ -176,7 +192,8 @@ def begun(tmp_path_factory) -> dict[type, RunDir]:
 
 @of_field
 def test_a_run_goes_on_with_other_flags_where_they_change_no_result(begun, cls, name):
-    """Free ones may differ; others with --override, which is noted; the architecture never. launch.py says the same first."""
+    """Free ones may differ; others with --override, which is noted; the architecture never. launch.py says the same
+    first."""
     config, run = replace(cls(), **{name: another(cls, name)}), begun[cls]
     text = f"--{name.replace('_', '-')} {DEFAULTS[cls][name]} -> {another(cls, name)}"
     for c in (config, replace(config, override=True)):
@@ -227,16 +244,21 @@ def test_names_of_runs_stay_those_of_earlier_versions():
 # --- one run of main() and what it left -------------------------------------------------------------------------------
 TOTAL = 20  # images of a base run: five steps of four
 COMMON = (
-    "--preset quickstart --resolution 32 --batch 4 --threads 1 --precision fp32 --total-kimg 0.02 --ema-kimg 0.02 --ema-rampup 0 "
+    "--preset quickstart --resolution 32 --batch 4 --threads 1 --precision fp32 --total-kimg 0.02 --ema-kimg 0.02 "
+    "--ema-rampup 0 "
     "--log-kimg 0.004 --sample-kimg 99 --checkpoint-minutes 0 --checkpoint-kimg 0.004 --keep 99 --lr 0.001"
 )
 DENOISING = f"{COMMON} --warmup-kimg 0.008 --decay-kimg 1"
 BASE = {
-    "train_gan.py": f"{COMMON} --channel-base 128 --channel-max 8 --z-dim 8 --w-dim 8 --mapping-layers 2 --mbstd-group 2 "
-    "--loss logistic --gamma 1 --r1-interval 16 --pl-weight 2 --pl-interval 4 --ada mri --ada-target -1 --ada-kimg 0.04",
-    "pretrain_vae.py": f"{DENOISING} --width 4 --down 4 --latent-channels 2 --num-res 1 --gan-weight 0.5 --gan-start-kimg 0.008 "
+    "train_gan.py": f"{COMMON} --channel-base 128 --channel-max 8 --z-dim 8 --w-dim 8 --mapping-layers 2 --mbstd-group "
+    "2 "
+    "--loss logistic --gamma 1 --r1-interval 16 --pl-weight 2 --pl-interval 4 --ada mri --ada-target -1 --ada-kimg "
+    "0.04",
+    "pretrain_vae.py": f"{DENOISING} --width 4 --down 4 --latent-channels 2 --num-res 1 --gan-weight 0.5 "
+    "--gan-start-kimg 0.008 "
     "--disc-width 4",
-    "train_diffusion.py": f"{DENOISING} --widths 8,16 --head-dim 8 --num-res 1 --attention 4 --dropout 0.1 --class-dropout 0.5 "
+    "train_diffusion.py": f"{DENOISING} --widths 8,16 --head-dim 8 --num-res 1 --attention 4 --dropout 0.1 "
+    "--class-dropout 0.5 "
     "--steps 1 --times uniform",
 }
 NO_STEP = ("--total-kimg", "0.0001")  # built, looked at and saved
@@ -358,8 +380,8 @@ class Bench:
         patch: Iterable = (),
         **env: str,
     ) -> Run:
-        """main() with the base's flags and these. `to`: the run directory, which may be there already; `light`: without what
-        is for people only and costs more than the training; `patch`: (object, name, value)."""
+        """main() with the base's flags and these. `to`: the run directory, which may be there already; `light`: without
+        what is for people only and costs more than the training; `patch`: (object, name, value)."""
         self.count += 1
         path = to or self.folder / str(self.count)
         threads, seeds, cuts = [], set(), set()
@@ -371,7 +393,8 @@ class Bench:
             (target, name, noting(getattr(target, name), seeds, of))
             for target, name, of in (
                 (randomness, "seed_of", lambda seed, *_: seed), (batches, "flip_coins", lambda seed, *_: seed),
-                (batches, "sample_order", lambda n, seed, *_: seed), (latents, "sample_order", lambda n, seed, *_: seed),
+                (batches, "sample_order", lambda n, seed, *_: seed),
+                (latents, "sample_order", lambda n, seed, *_: seed),
             )
         ]  # fmt: skip
         for cls in (batches.Batches, latents.LatentBatches):
@@ -401,8 +424,8 @@ class Bench:
 
 
 def slices(folder: Path, shade: int = 0) -> None:
-    """Class folders with given splits of grey noise, 40x36, as different from its mirror image as from any other; one file
-    of train cannot be read."""
+    """Class folders with given splits of grey noise, 40x36, as different from its mirror image as from any other; one
+    file of train cannot be read."""
     for split, number in (("train", 18), ("test", 6), ("val", 5)):
         for i in range(number):
             noise = np.random.default_rng([shade, number, i]).integers(0, 255, (40, 36), np.uint8)
@@ -446,9 +469,9 @@ def benches(room) -> Benches:
 # --- what changes the result ------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Row:
-    """One field at another value, over the flags `base`. `changes`: {images seen: the parts that then differ from the base
-    run, all of them}; those with a question mark may. `see(other, base)`: conditions of what more there is to see. `until`:
-    images to train on, where that is more than `changes` says; 0 for networks that need only be built."""
+    """One field at another value, over the flags `base`. `changes`: {images seen: the parts that then differ from the
+    base run, all of them}; those with a question mark may. `see(other, base)`: conditions of what more there is to see.
+    `until`: images to train on, where that is more than `changes` says; 0 for networks that need only be built."""
 
     flags: str
     changes: dict[int, str] | None = None
@@ -462,8 +485,8 @@ def near(value: float, rel: float = 1e-5):
 
 
 def kept_share(run: Run, network: str, nimg: int) -> float:
-    """What a step left of the moving average's distance from the weights: the decay of that step. Without the mapping network,
-    whose steps are lost in the rounding of its large weights."""
+    """What a step left of the moving average's distance from the weights: the decay of that step. Without the mapping
+    network, whose steps are lost in the rounding of its large weights."""
     average = f"{network}_ema"
     one, before, after = run.state(nimg)[network], run.state(nimg - 4)[average], run.state(nimg)[average]
     keys = [k for k in one if k != "w_avg" and not k.startswith("mapping")]
@@ -509,10 +532,12 @@ def averaged(network: str, extra: str = "") -> dict[str, list[Row]]:
     only = {n: f"{network}_ema" for n in (4, 8)}
     return {
         "ema_kimg": [Row("--ema-kimg 0.005", only, lambda o, b: (
-            kept_share(b, network, 8) == near(0.5 ** (4 / 20), 1e-3), kept_share(o, network, 8) == near(0.5 ** (4 / 5), 1e-3),
+            kept_share(b, network, 8) == near(0.5 ** (4 / 20), 1e-3),
+            kept_share(o, network, 8) == near(0.5 ** (4 / 5), 1e-3),
         ))],
         "ema_rampup": [Row("--ema-rampup 0.5", only, lambda o, b: (
-            kept_share(o, network, 4) == near(0.5 ** (4 / 2), 1e-3), kept_share(o, network, 8) == near(0.5 ** (4 / 4), 1e-3),
+            kept_share(o, network, 4) == near(0.5 ** (4 / 2), 1e-3),
+            kept_share(o, network, 8) == near(0.5 ** (4 / 4), 1e-3),
         ))],
     }  # fmt: skip
 
@@ -545,9 +570,11 @@ def precise(changes: str, scaler: str) -> list[Row]:
 D_STEP = "D opt_D.moments ada?"  # D's step alone: G sees it in the next one
 BOTH = "G G_ema opt_G.moments D opt_D.moments ada?"
 GAN: dict[str, list[Row]] = {
-    **learnt_from(D_STEP), **averaged("G"), "precision": precise(f"{BOTH} pl_mean G.w_avg? G_ema.w_avg?", "scaler_G scaler_D"),
+    **learnt_from(D_STEP), **averaged("G"), "precision": precise(f"{BOTH} pl_mean G.w_avg? G_ema.w_avg?",
+        "scaler_G scaler_D"),
     "hflip": [Row("--hflip", {0: "", 4: D_STEP})],
-    "seed": [Row("--seed 5", {4: f"{BOTH} pl_mean G.w_avg G_ema.w_avg"}, lambda o, b: (o.seeds == {5}, b.seeds == {0}))],
+    "seed": [Row("--seed 5", {4: f"{BOTH} pl_mean G.w_avg G_ema.w_avg"},
+        lambda o, b: (o.seeds == {5}, b.seeds == {0}))],
     "batch": [Row("--batch 8", see=lambda o, b: (
         o.saved() == [0, 8], o.cuts >= {(0, 8)}, b.cuts >= {(0, 4)}, not o.cuts & {(0, 4)},
     ), until=8)],
@@ -585,11 +612,13 @@ GAN: dict[str, list[Row]] = {
     ), until=0)],
     "mbstd_group": [Row("--mbstd-group 4", {0: "", 4: f"{BOTH} pl_mean?"})],
     # --- objective
-    "loss": [Row("--loss rpgan", {0: "", 4: f"{BOTH} pl_mean?"}, lambda o, b: (o.seen("r2") == [4], b.seen("r2") == []))],
+    "loss": [Row("--loss rpgan", {0: "", 4: f"{BOTH} pl_mean?"},
+        lambda o, b: (o.seen("r2") == [4], b.seen("r2") == []))],
     "gamma": [
         Row("--gamma 2", {0: "", 4: "D opt_D.moments"}),
         Row("--gamma 0", {4: "D opt_D.rates opt_D.moments ada?"}, lambda o, b: (
-            o.seen("r1") == [], b.seen("r1") == [4], o.rate(4, "opt_D") == near(0.001), b.rate(4, "opt_D") == near(0.001 * 16 / 17),
+            o.seen("r1") == [], b.seen("r1") == [4], o.rate(4, "opt_D") == near(0.001),
+            b.rate(4, "opt_D") == near(0.001 * 16 / 17),
         )),
     ],
     "r1_interval": [Row("--r1-interval 2", {4: "D opt_D.rates opt_D.moments"}, lambda o, b: (
@@ -602,7 +631,8 @@ GAN: dict[str, list[Row]] = {
         )),
     ],
     "pl_interval": [Row("--pl-interval 2", {4: f"{BOTH} opt_G.rates pl_mean"}, lambda o, b: (
-        o.seen("path_length") == [4, 12], o.rate(4, "opt_G") == near(0.001 * 2 / 3), b.rate(4, "opt_G") == near(0.001 * 4 / 5),
+        o.seen("path_length") == [4, 12], o.rate(4, "opt_G") == near(0.001 * 2 / 3),
+        b.rate(4, "opt_G") == near(0.001 * 4 / 5),
     ), until=16)],
     "pl_decay": [Row("--pl-decay 0.04", {4: "pl_mean", 16: "pl_mean", 20: f"{BOTH} pl_mean"}, lambda o, b: (
         float(o.state(4)["pl_mean"]) == near(0.04 * o.rows()[1]["path_length"]),
@@ -611,20 +641,24 @@ GAN: dict[str, list[Row]] = {
     "style_mixing": [Row("--style-mixing 0", {0: "", 4: f"{BOTH} pl_mean"})],
     "ada": [
         # Without augmentation there is no rounding of a shift to black and back either.
-        Row("--ada off", {0: "", 4: f"{BOTH} pl_mean"}, lambda o, b: (p_of(o, 16) == 0, p_of(b, 16) == near(0.4)), until=16),
+        Row("--ada off", {0: "", 4: f"{BOTH} pl_mean"}, lambda o, b: (p_of(o, 16) == 0, p_of(b, 16) == near(0.4)),
+        until=16),
         Row("--ada mri-flip", {4: "", 16: "", 20: f"{BOTH} pl_mean"}, base="--ada-kimg 0.02"),
     ],
-    "ada_target": [Row("--ada-target 1", {12: "", 16: "ada"}, lambda o, b: (p_of(o, 16) == 0, p_of(b, 16) == near(0.4)))],
-    "ada_kimg": [Row("--ada-kimg 0.08", {12: "", 16: "ada"}, lambda o, b: (p_of(o, 16) == near(0.2), p_of(b, 16) == near(0.4)))],
-    "lr": [Row("--lr 0.002", {0: "opt_G.rates opt_D.rates", 4: f"{BOTH} pl_mean opt_G.rates opt_D.rates"}, lambda o, b: (
+    "ada_target": [Row("--ada-target 1", {12: "", 16: "ada"},
+        lambda o, b: (p_of(o, 16) == 0, p_of(b, 16) == near(0.4)))],
+    "ada_kimg": [Row("--ada-kimg 0.08", {12: "", 16: "ada"},
+        lambda o, b: (p_of(o, 16) == near(0.2), p_of(b, 16) == near(0.4)))],
+    "lr": [Row("--lr 0.002", {0: "opt_G.rates opt_D.rates", 4: f"{BOTH} pl_mean opt_G.rates opt_D.rates"},
+        lambda o, b: (
         o.rate(4, "opt_G") == near(0.002 * 4 / 5), o.rate(4, "opt_D") == near(0.002 * 16 / 17),
     ))],
 }  # fmt: skip
 
 
 def rated(network: str, optimizer: str, both: str = "") -> dict[str, list[Row]]:
-    """What VAE and diffusion share: a rate, decay of weights or limit of the gradient acts in its own step. `both`: the rates
-    of the discriminator's optimizer, which stand in the first checkpoint."""
+    """What VAE and diffusion share: a rate, decay of weights or limit of the gradient acts in its own step. `both`: the
+    rates of the discriminator's optimizer, which stand in the first checkpoint."""
     step = f"{network} {network}_ema {optimizer}.rates"
     return {
         "lr": [Row("--lr 0.002", {0: f"{optimizer}.rates {both}", 4: f"{step} {both}"}, lambda o, b: (
@@ -636,9 +670,11 @@ def rated(network: str, optimizer: str, both: str = "") -> dict[str, list[Row]]:
         "decay_kimg": [Row("--decay-kimg 0.02", {4: "", 8: step}, lambda o, b: (
             o.rate(8, optimizer) == near(0.001 * cosine(4 / 20)), o.rate(12, optimizer) == near(0.001 * cosine(8 / 20)),
         ), until=12)],
-        "weight_decay": [Row("--weight-decay 0.3", {0: f"{optimizer}.rates {both}", 4: f"{step} {both}"}, lambda o, b: tuple(
+        "weight_decay": [Row("--weight-decay 0.3", {0: f"{optimizer}.rates {both}", 4: f"{step} {both}"},
+            lambda o, b: tuple(
             run.rate(4, name.split(".")[0], "weight_decay", group) == value
-            for name in (optimizer, *both.split()) for run, group, value in ((o, 0, 0.3), (b, 0, 0.01), (o, 1, 0), (b, 1, 0))
+            for name in (optimizer, *both.split())
+            for run, group, value in ((o, 0, 0.3), (b, 0, 0.01), (o, 1, 0), (b, 1, 0))
         ))],
         "clip": [Row("--clip 0.001", {0: "", 4: f"{network} {network}_ema {optimizer}.moments"}, lambda o, b: (
             moment_of(o, 4, optimizer) == near(0.1 * 0.001, 1e-3), moment_of(b, 4, optimizer) > 0.1 * 0.002,
@@ -650,7 +686,8 @@ def rated(network: str, optimizer: str, both: str = "") -> dict[str, list[Row]]:
 VAE_STEP = "vae vae_ema opt_vae.moments"
 D_JOINS = "D opt_D.rates opt_D.moments gan_balance"
 VAE: dict[str, list[Row]] = {
-    **learnt_from(VAE_STEP), **averaged("vae"), **rated("vae", "opt_vae", "opt_D.rates"), "precision": precise(VAE_STEP, "scaler_vae scaler_D"),
+    **learnt_from(VAE_STEP), **averaged("vae"), **rated("vae", "opt_vae", "opt_D.rates"),
+    "precision": precise(VAE_STEP, "scaler_vae scaler_D"),
     "hflip": [Row("--hflip", {0: "", 4: VAE_STEP})],
     "seed": [Row("--seed 5", {0: "vae vae_ema D", 4: f"{VAE_STEP} D"}, lambda o, b: (o.seeds == {5}, b.seeds == {0}))],
     "batch": [Row("--batch 8", see=lambda o, b: (
@@ -669,13 +706,15 @@ VAE: dict[str, list[Row]] = {
         o.shape("vae", "decoder.0.weight")[1] == 3, b.shape("vae", "decoder.0.weight")[1] == 2,
     ), until=0)],
     "width": [Row("--width 8", see=lambda o, b: (
-        o.shape("vae", "encoder.0.weight")[0] == 8, b.shape("vae", "encoder.0.weight")[0] == 4, o.shape("D", "model.0.weight")[0] == 4,
+        o.shape("vae", "encoder.0.weight")[0] == 8, b.shape("vae", "encoder.0.weight")[0] == 4,
+        o.shape("D", "model.0.weight")[0] == 4,
     ), until=0)],
     "num_res": [Row("--num-res 2", see=lambda o, b: (  # one more at each of three resolutions, on the way down and up
         len(o.names("vae", "norm1.weight")) - len(b.names("vae", "norm1.weight")) == 2 * 3,
     ), until=0)],
     "disc_width": [Row("--disc-width 8", see=lambda o, b: (
-        o.shape("D", "model.0.weight")[0] == 8, b.shape("D", "model.0.weight")[0] == 4, o.shape("vae", "encoder.0.weight")[0] == 4,
+        o.shape("D", "model.0.weight")[0] == 8, b.shape("D", "model.0.weight")[0] == 4,
+        o.shape("vae", "encoder.0.weight")[0] == 4,
     ), until=0)],
     # --- learning rate
     "decay": [Row("--decay plateau", {0: "", 4: "window", 8: "window vae vae_ema opt_vae.rates"}, lambda o, b: (
@@ -698,7 +737,8 @@ VAE: dict[str, list[Row]] = {
     "perceptual_file": [Row("--perceptual-file {room}/vgg.pth", {0: "", 4: VAE_STEP}, lambda o, b: (
         o.seen("loss_perceptual") == [4, 8], b.seen("loss_perceptual") == [],
     ), until=8)],
-    "perceptual_weight": [Row("--perceptual-weight 0.7", {0: "", 4: VAE_STEP}, base="--perceptual-file {room}/vgg.pth")],
+    "perceptual_weight": [Row("--perceptual-weight 0.7", {0: "", 4: VAE_STEP},
+    base="--perceptual-file {room}/vgg.pth")],
     "gan_weight": [
         # The balance starts at 0, so the first step with a discriminator only measures.
         Row("--gan-weight 1", {8: "", 12: "", 16: VAE_STEP}),
@@ -714,7 +754,8 @@ VAE: dict[str, list[Row]] = {
 UNET_STEP = "unet unet_ema opt.moments"
 PIXELS, FAST = "--space pixel --vae=", "--sampler ddim --times fast-uniform"
 DIFFUSION: dict[str, list[Row]] = {
-    **learnt_from(UNET_STEP, PIXELS), **averaged("unet"), **rated("unet", "opt"), "precision": precise(UNET_STEP, "scaler"),
+    **learnt_from(UNET_STEP, PIXELS), **averaged("unet"), **rated("unet", "opt"),
+    "precision": precise(UNET_STEP, "scaler"),
     "seed": [Row("--seed 5", {0: "unet unet_ema", 4: UNET_STEP}, lambda o, b: (o.seeds == {5}, b.seeds == {0}))],
     "batch": [Row("--batch 8", see=lambda o, b: (
         o.saved() == [0, 8], o.cuts == {(0, 8)}, b.cuts == {(0, 4)}, steps_done(o, 8, "opt") == 1,
@@ -724,7 +765,8 @@ DIFFUSION: dict[str, list[Row]] = {
         o.about()["shape"] == [1, 64, 64], b.about()["shape"] == [1, 32, 32],
     ), base=PIXELS, until=0)],
     "channels": [Row("--channels 3", see=lambda o, b: (
-        o.about()["shape"] == [3, 32, 32], b.about()["shape"] == [1, 32, 32], o.shape("unet", "conv_out.weight")[0] == 3,
+        o.about()["shape"] == [3, 32, 32], b.about()["shape"] == [1, 32, 32],
+        o.shape("unet", "conv_out.weight")[0] == 3,
     ), base=PIXELS, until=0)],
     "space": [Row(PIXELS, see=lambda o, b: (
         o.about()["shape"] == [1, 32, 32], b.about()["shape"] == [2, 8, 8], o.about()["vae"] is None,
@@ -735,7 +777,8 @@ DIFFUSION: dict[str, list[Row]] = {
         for run in (o, b)
     ))],
     "conditional": [Row("--no-conditional", see=lambda o, b: (
-        not o.names("unet", "embed_class.weight"), b.shape("unet", "embed_class.weight")[0] == 3, b.about()["classes"] == ["AD", "NC"],
+        not o.names("unet", "embed_class.weight"), b.shape("unet", "embed_class.weight")[0] == 3,
+        b.about()["classes"] == ["AD", "NC"],
     ), until=0)],
     # --- network; its last layers start at 0, so what is inside it is seen from the second step on
     "widths": [Row("--widths 8,24", see=lambda o, b: (
@@ -899,7 +942,8 @@ def see_accumulate(bench: Bench) -> None:
 
 
 def see_val_split(bench: Bench) -> None:
-    """auto is val, where the data have it; the figures of the others are of other slices, and none has those of train."""
+    """auto is val, where the data have it; the figures of the others are of other slices, and none has those of
+    train."""
     figure = {"pretrain_vae.py": "l1", "train_diffusion.py": "loss"}[bench.script]
     auto = bench.once()
     assert auto.seen(f"val_{figure}") == [0, 20] and not auto.seen(f"train_{figure}")
@@ -975,7 +1019,8 @@ def see_init_from(bench: Bench) -> None:
 
 
 def see_dry_run(bench: Bench) -> None:
-    """Nothing is made; what a run would refuse is refused: the slices, the flags of the run, and how much memory it takes."""
+    """Nothing is made; what a run would refuse is refused: the slices, the flags of the run, and how much memory it
+    takes."""
     base = bench.once()
     run = bench.run("--dry-run")
     assert run.outcome.code == 0 and not run.path.exists()
@@ -1027,7 +1072,8 @@ def see_preset(bench: Bench) -> None:
 
 
 SEE: dict[str, Callable[[Bench], None]] = dict(
-    run=see_run, preset=see_preset, max_bad=see_max_bad, dry_run=see_dry_run, override=see_override, init_from=see_init_from,
+    run=see_run, preset=see_preset, max_bad=see_max_bad, dry_run=see_dry_run, override=see_override,
+    init_from=see_init_from,
     accumulate=see_accumulate, total_kimg=see_total, compile=see_compile, threads=see_threads, log_kimg=see_rows,
     sample_kimg=see_pictures, checkpoint_minutes=see_minutes, checkpoint_kimg=see_checkpoints, keep=see_kept,
 )  # fmt: skip
@@ -1096,8 +1142,10 @@ def test_of_a_run_that_collapsed_the_last_healthy_checkpoint_stays(benches):
 
 @pytest.mark.parametrize("script", CONFIGS)
 @pytest.mark.parametrize(("flags", "code", "says"), [
-    (("--lr", "0"), 78, "--lr"), (("--batch", "6", "--accumulate", "4"), 78, "--batch 6"), (("--preset", "adni999"), 78, "quickstart"),
-    (("--data", "nowhere"), 78, "nowhere"), (("--lr", "fast"), 2, "--lr"), (("--split", "half"), 2, "--split"), (("--bach", "8"), 2, "--batch"),
+    (("--lr", "0"), 78, "--lr"), (("--batch", "6", "--accumulate", "4"), 78, "--batch 6"),
+    (("--preset", "adni999"), 78, "quickstart"),
+    (("--data", "nowhere"), 78, "nowhere"), (("--lr", "fast"), 2, "--lr"), (("--split", "half"), 2, "--split"),
+    (("--bach", "8"), 2, "--batch"),
     (("--run",), 2, "--run"),
 ])  # fmt: skip
 def test_a_wrong_flag_is_named_and_nothing_is_made(benches, script, flags, code, says):

@@ -141,8 +141,8 @@ def test_an_sbatch_script_begins_its_own_job(lab, name):
     lab.bash(f"jobs/{name}.sh", "--data", "a b", "--batch=8", RUN="/inherited", SLURM_CPUS_PER_TASK="3")
     begin, tasks, _ = lab.calls()
     assert (
-        begin
-        == f"python <-m> <jobs.cluster.requeue> <--begin> <--job> <{name}> <--> <--data> <a b> <--batch=8> in {lab.root}"
+        begin == f"python <-m> <jobs.cluster.requeue> <--begin> <--job> <{name}> <--> <--data> <a b> <--batch=8> in "
+        f"{lab.root}"
     )
     options, command = tasks.split(f"<{lab.python}>")
     assert set(options.split()) == {
@@ -276,7 +276,8 @@ def test_quickstart_computes_on_no_login_node(lab, job, answers, code):
     else:
         assert (
             lab.calls()[-1]
-            == f"python <launch.py> <--local> <--wait> <--job> <stylegan2> <--preset> <quickstart> <--name> <quickstart> <--seed> <1 2> in {lab.root}"
+            == f"python <launch.py> <--local> <--wait> <--job> <stylegan2> <--preset> <quickstart> <--name> "
+            f"<quickstart> <--seed> <1 2> in {lab.root}"
         )
 
 
@@ -293,7 +294,8 @@ def test_the_headers_are_what_the_profile_says():
         assert lines[0] == "#!/bin/bash"
         header = [line.removeprefix("#SBATCH --") for line in lines[1:] if line.startswith("#SBATCH")]
         assert header == [
-            f"job-name={name}", "partition=a100", "gres=gpu:1", "nodes=1", "ntasks-per-node=1", "cpus-per-task=4", "time=4:00:00",
+            f"job-name={name}", "partition=a100", "gres=gpu:1", "nodes=1", "ntasks-per-node=1", "cpus-per-task=4",
+            "time=4:00:00",
             "requeue", "open-mode=append", "signal=USR2@180", "output=slurm-%x-%j.out",
         ]  # fmt: skip
         assert lines[1 : len(header) + 1] == [f"#SBATCH --{word}" for word in header]  # before any command

@@ -80,7 +80,8 @@ def no_own_profiles(tmp_path, monkeypatch):
 # --- what is imported, what is printed --------------------------------------------------------------------------------
 def test_launch_never_imports_torch(clone, env):
     code = (
-        "import sys, runpy; sys.argv = ['launch.py', '--partition', 'a100', '--job', 'stylegan2', '--dry-run', '--data', 'phantom']\n"
+        "import sys, runpy; sys.argv = ['launch.py', '--partition', 'a100', '--job', 'stylegan2', '--dry-run', "
+        "'--data', 'phantom']\n"
         "try: runpy.run_path('launch.py', run_name='__main__')\n"
         "except SystemExit as e: assert not e.code, e.code\n"
         "assert 'submitit' in sys.modules and 'torch' not in sys.modules and 'tensorboard' not in sys.modules"
@@ -251,7 +252,8 @@ def test_sites_are_recognised_and_overridden(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("[generic", "TOML"), ("[generic]\ncpu = 4\n", "cpu"), ('[generic]\ncpus = "4"\n', "cpus"), ("generic = 1\n", "table"),
+    [("[generic", "TOML"), ("[generic]\ncpu = 4\n", "cpu"), ('[generic]\ncpus = "4"\n', "cpus"),
+    ("generic = 1\n", "table"),
      ("[generic.partitions]\nx = 1\n", "table"), ("[generic]\nrequeue = 1\n", "requeue")],
 )  # fmt: skip
 def test_a_wrong_profile_is_named(text, word):
@@ -284,8 +286,10 @@ def failures(checks) -> str:
         (dict(partition="a100", cpus=9), A100, "-> --cpus 8"),
         (dict(partition="a100", nodes=16), A100, "--nodes 16: a100 has 10 -> --nodes 10"),
         (dict(partition="cpu", gpus=1), CPU, "cpu has no GPUs"),
-        (dict(partition="a100"), replace(A100, allow_accounts=("comp3710", "x")), "needs an account -> --account comp3710 or --account x"),
-        (dict(partition="a100", account="y"), replace(A100, allow_accounts=("comp3710",)), "account y may not use a100"),
+        (dict(partition="a100"), replace(A100, allow_accounts=("comp3710", "x")),
+        "needs an account -> --account comp3710 or --account x"),
+        (dict(partition="a100", account="y"), replace(A100, allow_accounts=("comp3710",)),
+        "account y may not use a100"),
     ],
 )  # fmt: skip
 def test_requests_that_slurm_cannot_meet(tmp_path, given, partition, words):
@@ -363,7 +367,8 @@ def test_node_local_run_folder(tmp_path, monkeypatch):
 
 
 def test_quota_is_read(tmp_path, monkeypatch):
-    (tmp_path / "quota").write_text("#!/bin/sh\necho 'Disk quotas for user x (uid 1):'\necho ' Filesystem blocks quota limit grace'\n"
+    (tmp_path / "quota").write_text("#!/bin/sh\necho 'Disk quotas for user x (uid 1):'\necho ' Filesystem blocks quota "
+    "limit grace'\n"
                                     "echo ' nfs:/home 15000000* 14000000 16000000 0 7 0 0 0'\nexit 1\n")  # fmt: skip
     (tmp_path / "quota").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -384,10 +389,15 @@ def test_flags_that_differ_from_the_run(tmp_path):
 # --- the words of status and why --------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("reason", "words"),
-    [("PartitionConfig", "--account"), ("QOSMaxJobsPerUserLimit", "as many running jobs as you may"), ("PartitionTimeLimit", "shorter --time"),
-     ("BeginTime", "requeued"), ("Priority", "higher priority"), ("ReqNodeNotAvail, UnavailableNodes:n1", "maintenance"),
-     ("Dependency", "waits for job 41 to end"), ("QOSMaxNodePerUserLimit", "limit of your QOS"), ("launch failed requeued held", "held"),
-     ("SomethingNew", "SomethingNew"), ("Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions", "when one is back"), ("", "just queued")],
+    [("PartitionConfig", "--account"), ("QOSMaxJobsPerUserLimit", "as many running jobs as you may"),
+    ("PartitionTimeLimit", "shorter --time"),
+     ("BeginTime", "requeued"), ("Priority", "higher priority"),
+     ("ReqNodeNotAvail, UnavailableNodes:n1", "maintenance"),
+     ("Dependency", "waits for job 41 to end"), ("QOSMaxNodePerUserLimit", "limit of your QOS"),
+     ("launch failed requeued held", "held"),
+     ("SomethingNew", "SomethingNew"),
+     ("Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions",
+     "when one is back"), ("", "just queued")],
 )  # fmt: skip
 def test_why_a_job_is_pending(tmp_path, reason, words):
     job = Job(
@@ -406,16 +416,20 @@ def ended(**facts) -> why.Cause:
 @pytest.mark.parametrize(
     ("log", "words", "fix"),
     [
-        ("x\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\nsrun: error: n1: task 0: Exited with exit code 1", "GPU ran out of memory", "--accumulate"),
-        ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.", "main memory ran out", "--batch"),
+        ("x\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB\nsrun: error: n1: task 0: Exited "
+        "with exit code 1", "GPU ran out of memory", "--accumulate"),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0. Some of the step tasks have been OOM Killed.",
+        "main memory ran out", "--batch"),
         ("OSError: [Errno 122] Disk quota exceeded", "quota is full", "quota -s"),
         ("OSError: [Errno 28] No space left on device: '/home/x'", "disk is full", "room"),
         ("RuntimeError: CUDA error: uncorrectable ECC error encountered", "GPU or its driver", "administrators"),
         ("[rank1]: Watchdog caught collective operation timeout: WorkNCCL", "ranks lost each other", "resume"),
         ("ModuleNotFoundError: No module named 'tyro'", "package is missing", "pip install"),
         ("sbatch: error: Batch script contains DOS line breaks (\\r\\n)", "CRLF", "sed"),
-        ("slurmstepd: error: execve(): /home/x/.venv/bin/python: No such file or directory", "not found on the node", "doctor"),
-        ("Traceback (most recent call last):\n  File 'a.py', line 1\n    x\nZeroDivisionError: division by zero\n", "Python error", "resume"),
+        ("slurmstepd: error: execve(): /home/x/.venv/bin/python: No such file or directory", "not found on the node",
+        "doctor"),
+        ("Traceback (most recent call last):\n  File 'a.py', line 1\n    x\nZeroDivisionError: division by zero\n",
+        "Python error", "resume"),
     ],
 )  # fmt: skip
 def test_causes_in_the_log(log, words, fix):

@@ -212,7 +212,8 @@ def test_a_name_alone_is_enough_for_a_known_run(world):
 
 def test_the_options_by_default():
     assert vars(launch.queue_parser().parse_args([])) == dict(
-        job=None, preset="", name="", sweep=[], after="", partition="", gpus=None, nodes=None, cpus=None, time="", account="", qos="",
+        job=None, preset="", name="", sweep=[], after="", partition="", gpus=None, nodes=None, cpus=None, time="",
+        account="", qos="",
         max_restarts=None, site="", local=False, wait=False, dry_run=False, shared=False, json=False,
     )  # fmt: skip
 
@@ -221,7 +222,8 @@ def test_training_flags_may_stand_on_either_side(world):
     ran(*GAN, "--name", "one", "--lr", "0.001", "--", "--gamma", "3")
     config = world.plans[0].config
     assert (config.lr, config.gamma) == (0.001, 3.0)
-    ran(*GAN, "--name", "two", "--preset", "adni128", "--gpus", "2", "--nodes", "2", "--cpus", "5", "--time", "60", "--account", "a", "--qos", "q", "--max-restarts", "0", "--shared")  # fmt: skip
+    ran(*GAN, "--name", "two", "--preset", "adni128", "--gpus", "2", "--nodes", "2", "--cpus", "5", "--time", "60",
+        "--account", "a", "--qos", "q", "--max-restarts", "0", "--shared")  # fmt: skip
     two = world.plans[1]
     assert (
         two.config.resolution,
@@ -255,7 +257,8 @@ def test_a_failed_check_queues_nothing(world, capsys):
 
 def test_a_dry_run_queues_nothing(world, capsys):
     for words, checks, code in (
-        ((), [Check("ok", "fine")], 0), ((), [Check("fail", "bad", "fix")], 78), (("--local",), [Check("warn", "odd")], 0),
+        ((), [Check("ok", "fine")], 0), ((), [Check("fail", "bad", "fix")], 78),
+        (("--local",), [Check("warn", "odd")], 0),
     ):  # fmt: skip
         world.checks = checks
         assert ran(*GAN, "--name", "one", "--dry-run", *words) == code
@@ -312,8 +315,11 @@ def test_a_flag_that_was_meant_for_launch(world, capsys):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["status", "nope"], 2, "error: there is no run nope"), (["staus"], 2, "error: staus: there is no such command"), (["--job", "gan", "--data", "x"], 78, "error: --job gan"),
-        (["doctor", "--site", "nowhere"], 78, "error: --site nowhere"), (["--data", "x"], 2, "--job is missing"), ([], 0, ""), (["help"], 0, ""), (["status"], 0, ""),
+        (["status", "nope"], 2, "error: there is no run nope"),
+        (["staus"], 2, "error: staus: there is no such command"),
+        (["--job", "gan", "--data", "x"], 78, "error: --job gan"),
+        (["doctor", "--site", "nowhere"], 78, "error: --site nowhere"), (["--data", "x"], 2, "--job is missing"),
+        ([], 0, ""), (["help"], 0, ""), (["status"], 0, ""),
     ],
 )  # fmt: skip
 def test_exit_codes(world, monkeypatch, capsys, words, code, said):
@@ -323,7 +329,8 @@ def test_exit_codes(world, monkeypatch, capsys, words, code, said):
     assert (error.value.code or 0) == code and said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (slurm.SlurmError("x"), 78), (submit.SubmitError("x"), 78), (ConfigError("x"), 78)])  # fmt: skip
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (slurm.SlurmError("x"), 78),
+        (submit.SubmitError("x"), 78), (ConfigError("x"), 78)])  # fmt: skip
 def test_exit_codes_of_what_goes_wrong(world, monkeypatch, capsys, error, code):
     def fail():
         raise error
@@ -473,7 +480,8 @@ def test_a_sweep_on_this_machine_reports_its_worst_end(world, monkeypatch):
     assert [call[1] for call in world.asked] == ["grid-lr=0.1", "grid-lr=0.2", "grid-lr=0.3"]
 
 
-@pytest.mark.parametrize("words", [["lr"], ["lr="], ["lr=1,,2"], ["nope=1,2"], ["lr=1,1"], ["run=a,b"], ["preset=a,b"], ["dry-run=a,b"], ["lr=1,2", "lr=3,4"]])  # fmt: skip
+@pytest.mark.parametrize("words", [["lr"], ["lr="], ["lr=1,,2"], ["nope=1,2"], ["lr=1,1"], ["run=a,b"], ["preset=a,b"],
+        ["dry-run=a,b"], ["lr=1,2", "lr=3,4"]])  # fmt: skip
 def test_sweeps_that_make_no_sense(words):
     with pytest.raises(ConfigError, match=r"^--sweep "):
         sweep.parse_sweep(Options(job="stylegan2", sweep=tuple(words)))
@@ -794,7 +802,10 @@ def test_tensorboard_shows_all_runs_or_those_named(world, monkeypatch, capsys):
 
 
 def test_serve_hides_notices_and_ends_its_process(capfd):
-    code = "import sys; print('TensorFlow installation not found', file=sys.stderr); print('\\nreal words', file=sys.stderr); sys.exit(3)"
+    code = (
+        "import sys; print('TensorFlow installation not found', file=sys.stderr); print('\\nreal words', "
+        "file=sys.stderr); sys.exit(3)"
+    )
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         assert serve.serve([sys.executable, "-c", code]) == 3

@@ -86,7 +86,8 @@ def test_any_slice_fits_any_square_and_stays_in_range(height, width, square, cro
 
 @few
 @given(geometry=st.fixed_dictionaries({k: st.integers(-5, 1 << 20) | json_values for k in
-                                       ("source_height", "source_width", "square", "crop", "resolution")}) | json_values)  # fmt: skip
+                                       ("source_height", "source_width", "square", "crop",
+                                       "resolution")}) | json_values)  # fmt: skip
 def test_a_geometry_is_refused_or_small(geometry):
     try:
         check_geometry(geometry)
@@ -185,8 +186,10 @@ def test_the_name_of_a_run_depends_on_what_changes_the_result_alone(cls, seed, l
 slurm_text = st.text(string.printable + slurm.FIELD + slurm.RECORD + "é\u0663", max_size=200)
 
 
-@pytest.mark.parametrize("parse", [slurm.parse_squeue, slurm.parse_show_job, slurm.parse_sacct, slurm.parse_time, slurm.parse_gres,
-                                   lambda t: slurm.parse_partitions(t, ""), lambda t: slurm.parse_partitions("", t)])  # fmt: skip
+@pytest.mark.parametrize("parse", [slurm.parse_squeue, slurm.parse_show_job, slurm.parse_sacct, slurm.parse_time,
+        slurm.parse_gres,
+                                   lambda t: slurm.parse_partitions(t, ""),
+                                   lambda t: slurm.parse_partitions("", t)])  # fmt: skip
 @few
 @given(text=slurm_text)
 def test_any_text_of_slurm_is_understood_or_one_line(parse, text):
@@ -216,7 +219,8 @@ def test_names_and_paths_come_through_squeue(name, workdir, command, reason, num
 # --- whether a run goes on --------------------------------------------------------------------------------------------
 jobs = st.none() | st.builds(
     Job, id=st.just("7"), state=st.sampled_from([*sorted(slurm.ACTIVE), "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL"]),
-    reason=word, restarts=st.integers(0, 5), start=st.none() | st.floats(0, 100), end=st.none() | st.floats(0, 1e4), preempt_time=st.none() | st.floats(0, 200),
+    reason=word, restarts=st.integers(0, 5), start=st.none() | st.floats(0, 100), end=st.none() | st.floats(0, 1e4),
+    preempt_time=st.none() | st.floats(0, 200),
 )  # fmt: skip
 
 
@@ -254,10 +258,12 @@ def test_a_run_never_goes_on_against_a_person_or_after_a_refusal(code, done, sto
 
 
 @few
-@given(lines=st.lists(st.dictionaries(st.sampled_from(["event", "time", "nimg", "seconds", "decision", "counted", "attempt"]), json_values, max_size=6), max_size=5),
+@given(lines=st.lists(st.dictionaries(st.sampled_from(["event", "time", "nimg", "seconds", "decision", "counted",
+    "attempt"]), json_values, max_size=6), max_size=5),
        status=json_values, about=json_values)  # fmt: skip
 def test_the_record_of_a_run_may_hold_anything(lines, status, about, tmp_path):
-    """What other hands wrote into attempts.jsonl, status.json and jobs.json keeps no job from its decision and no attempt from its start."""
+    """What other hands wrote into attempts.jsonl, status.json and jobs.json keeps no job from its decision and no
+    attempt from its start."""
     from jobs.run.find import read_jobs
 
     run = RunDir(tmp_path / "run")

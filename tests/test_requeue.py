@@ -116,7 +116,7 @@ def test_a_silent_controller_leaves_it_to_the_code():
         assert decide(code, False, False, None, 0, "TERM", NOW).verdict == "requeue"
 
 
-# --- budget and progress ------------------------------------------------------------------------------------------------
+# --- budget and progress ----------------------------------------------------------------------------------------------
 LIMIT = Decision("requeue", "the time limit was reached", counted=True)
 
 
@@ -160,7 +160,7 @@ def test_only_requeues_are_weighed():
         assert within_budget(found, 0, [line(0), line(0)], 0, 0) is found
 
 
-# --- the end of a job, with a controller that is not there --------------------------------------------------------------
+# --- the end of a job, with a controller that is not there ------------------------------------------------------------
 class Controller:
     """In place of Slurm's commands: says what it is told to say and keeps what was asked of it."""
 

@@ -1,4 +1,5 @@
-"""What Slurm's commands print, parsed: real text of Slurm 22.05, other forms from its manuals, and text that is neither."""
+"""What Slurm's commands print, parsed: real text of Slurm 22.05, other forms from its manuals, and text that is
+neither."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def test_show_job_reads_its_first_record_and_no_field_out_of_a_name():
     assert job == Job(
         id="5246662_0", array_task=0, name="we ird JobState=FAILED|x", user="root", state="RUNNING", partition="a100",
         nodes="n[1-2]", elapsed_s=86403, limit_s=2 * 86400 + 1200, start=unix("2026-11-21T07:21:11"),
-        end=unix("2026-11-21T07:41:11"), exit_code=0, exit_signal=0, restarts=2, preempt_time=unix("2026-11-21T07:21:15"),
+        end=unix("2026-11-21T07:41:11"), exit_code=0, exit_signal=0, restarts=2,
+        preempt_time=unix("2026-11-21T07:21:15"),
         requeue=True, command="/home/me/my runs/job.sbatch a b=c", workdir="/home/me/my runs",
         stdout="/home/me/out put.log", gres="gpu:a100:1",
     )  # fmt: skip
@@ -122,7 +124,8 @@ def test_partitions():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("gpu:4", {"gpu": 4}), ("gpu:a100:2(IDX:0-1)", {"gpu:a100": 2}), ("(null)", {}), ("N/A", {}), ("fast", {"fast": 1}),
+        ("gpu:4", {"gpu": 4}), ("gpu:a100:2(IDX:0-1)", {"gpu:a100": 2}), ("(null)", {}), ("N/A", {}),
+        ("fast", {"fast": 1}),
         ("gpu:a100:1,gpu:a100:1", {"gpu:a100": 2}), ("bandwidth:lustre:4G", {"bandwidth:lustre": 4 * 1024**3}),
     ],
 )  # fmt: skip
@@ -148,7 +151,8 @@ def test_a_written_time_is_read_back(seconds):
 
 HOSTILE = st.one_of(
     st.text(max_size=200),
-    st.lists(st.sampled_from([FIELD, RECORD, "\n", "\n\n", "=", "1", "x", "JobId=1", "JobState=", "²", "9" * 30]), max_size=40).map("".join),
+    st.lists(st.sampled_from([FIELD, RECORD, "\n", "\n\n", "=", "1", "x", "JobId=1", "JobState=", "²", "9" * 30]),
+    max_size=40).map("".join),
 )  # fmt: skip
 
 
@@ -209,7 +213,7 @@ def test_a_users_own_formats_are_switched_off(tmp_path, monkeypatch):
     assert slurm.squeue() == {}
 
 
-# --- the same on a real controller --------------------------------------------------------------------------------------
+# --- the same on a real controller ------------------------------------------------------------------------------------
 @pytest.fixture
 def login(cluster, monkeypatch):
     """This process as one on the login node."""
@@ -224,7 +228,8 @@ def test_on_a_real_cluster(login, tmp_path):
     assert set(found) == {"a100", "a100-test", "cpu"} and found["cpu"].default
     assert found["a100"].gres == {"gpu:a100": 4} and found["a100-test"].max_time_s == 600
     job = login.sbatch(
-        "-p", "a100", "--array=0-1", "--job-name=a JobState=FAILED | b", "--gres=gpu:a100:1", "-o", "/dev/null", "--wrap", "sleep 60",
+        "-p", "a100", "--array=0-1", "--job-name=a JobState=FAILED | b", "--gres=gpu:a100:1", "-o", "/dev/null",
+        "--wrap", "sleep 60",
     )  # fmt: skip
     login.wait(lambda: login.state(f"{job}_0") == "RUNNING", "the start")
     shown, queued = slurm.show_job(f"{job}_0"), slurm.squeue([job])

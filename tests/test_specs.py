@@ -1,4 +1,5 @@
-"""How a config comes to be: presets, stored configs, paths; and what is refused, at the last good and the first bad value."""
+"""How a config comes to be: presets, stored configs, paths; and what is refused, at the last good and the first bad
+value."""
 
 from __future__ import annotations
 
@@ -143,7 +144,8 @@ def test_a_config_comes_back_from_its_json(cls):
 
 @EACH
 def test_a_stored_value_has_the_type_of_its_field(cls):
-    """A whole number stands for a fraction, and nothing else for anything else; what a newer version added has its default."""
+    """A whole number stands for a fraction, and nothing else for anything else; what a newer version added has its
+    default."""
     assert parsing.from_dict(cls, {}) == cls() and parsing.from_dict(cls, {"lr": 1}).lr == 1
     wrong = {bool: (0, "x", None), int: (1.0, True, "1", None), float: (True, "1", None, []), str: (0, None, False)}
     for field in fields(cls):
@@ -166,7 +168,8 @@ BELOW_ONE = [(0.0, -TINY), (1 - 1e-9, 1.0)]
 _TRAIN = dict(
     max_bad=SHARE, resolution=[(32, 16), (32, 31), (32, 33), (64, 48), (64, 96), (512, 1024), (256, 0), (256, -64)],
     crop=NOT_NEGATIVE_INT, batch=POSITIVE_INT, accumulate=POSITIVE_INT, total_kimg=POSITIVE, ema_kimg=NOT_NEGATIVE,
-    ema_rampup=NOT_NEGATIVE, threads=NOT_NEGATIVE_INT, log_kimg=POSITIVE, sample_kimg=POSITIVE, checkpoint_minutes=NOT_NEGATIVE,
+    ema_rampup=NOT_NEGATIVE, threads=NOT_NEGATIVE_INT, log_kimg=POSITIVE, sample_kimg=POSITIVE,
+    checkpoint_minutes=NOT_NEGATIVE,
     checkpoint_kimg=NOT_NEGATIVE, keep=POSITIVE_INT, lr=POSITIVE,
 )  # fmt: skip
 _DENOISING = _TRAIN | dict(
@@ -174,16 +177,21 @@ _DENOISING = _TRAIN | dict(
 )
 BOUNDS = {
     GanConfig: _TRAIN | dict(
-        z_dim=POSITIVE_INT, w_dim=POSITIVE_INT, mapping_layers=POSITIVE_INT, channel_base=[(32, 31), (32, 0)], channel_max=POSITIVE_INT,
-        mbstd_group=POSITIVE_INT, gamma=NOT_NEGATIVE, r1_interval=POSITIVE_INT, pl_weight=NOT_NEGATIVE, pl_interval=POSITIVE_INT,
+        z_dim=POSITIVE_INT, w_dim=POSITIVE_INT, mapping_layers=POSITIVE_INT, channel_base=[(32, 31), (32, 0)],
+        channel_max=POSITIVE_INT,
+        mbstd_group=POSITIVE_INT, gamma=NOT_NEGATIVE, r1_interval=POSITIVE_INT, pl_weight=NOT_NEGATIVE,
+        pl_interval=POSITIVE_INT,
         pl_decay=SHARE, style_mixing=SHARE, ada_target=[(-1.0, -1 - 1e-9), (1.0, 1 + 1e-9)], ada_kimg=NOT_NEGATIVE,
     ),
     VaeConfig: _DENOISING | dict(
-        latent_channels=POSITIVE_INT, width=POSITIVE_INT, disc_width=POSITIVE_INT, plateau_kimg=POSITIVE, kl_weight=NOT_NEGATIVE,
-        structure_weight=NOT_NEGATIVE, perceptual_weight=NOT_NEGATIVE, gan_weight=NOT_NEGATIVE, gan_start_kimg=NOT_NEGATIVE,
+        latent_channels=POSITIVE_INT, width=POSITIVE_INT, disc_width=POSITIVE_INT, plateau_kimg=POSITIVE,
+        kl_weight=NOT_NEGATIVE,
+        structure_weight=NOT_NEGATIVE, perceptual_weight=NOT_NEGATIVE, gan_weight=NOT_NEGATIVE,
+        gan_start_kimg=NOT_NEGATIVE,
     ),
     DiffusionConfig: _DENOISING | dict(
-        class_dropout=BELOW_ONE, dropout=BELOW_ONE, head_dim=POSITIVE_INT, steps=POSITIVE_INT, min_snr_gamma=NOT_NEGATIVE,
+        class_dropout=BELOW_ONE, dropout=BELOW_ONE, head_dim=POSITIVE_INT, steps=POSITIVE_INT,
+        min_snr_gamma=NOT_NEGATIVE,
         fast_steps=[(2, 1), (1000, 1001)],
     ),
 }  # fmt: skip
@@ -262,8 +270,10 @@ def test_a_network_of_few_times_is_sampled_at_these_alone():
         refused = times.startswith("fast") and sampler not in ("ddim", "ancestral")
         assert (f"--times {times}" in text and "--sampler" in text) if refused else text == ""
     for times, steps, good in (
-        ("fast-uniform", 2, True), ("fast-uniform", 1, False), ("fast-nonuniform", 4, True), ("fast-nonuniform", 3, False),
-        ("fast-nonuniform", 1000, True), ("fast-nonuniform", 1001, False), ("uniform", 1, True), ("logit-normal", 0, True),
+        ("fast-uniform", 2, True), ("fast-uniform", 1, False), ("fast-nonuniform", 4, True),
+        ("fast-nonuniform", 3, False),
+        ("fast-nonuniform", 1000, True), ("fast-nonuniform", 1001, False), ("uniform", 1, True),
+        ("logit-normal", 0, True),
     ):  # fmt: skip
         text = refusal(replace(plain(DiffusionConfig), times=times, fast_steps=steps))
         assert text == "" if good else f"--fast-steps {steps}" in text and times in text
@@ -398,7 +408,8 @@ def test_the_size_of_a_unet_is_about_that_of_the_network(flags):
 
 # What launch.py says before a job; measured figures stand in the README, these are what the formulas promise.
 MEMORY_GB = {
-    (GanConfig, "adni256"): 29.7, (GanConfig, "adni128"): 14.7, (GanConfig, "oasis64"): 7.2, (GanConfig, "quickstart"): 0.12,
+    (GanConfig, "adni256"): 29.7, (GanConfig, "adni128"): 14.7, (GanConfig, "oasis64"): 7.2,
+    (GanConfig, "quickstart"): 0.12,
     (VaeConfig, "adni256-ldm"): 24.7, (VaeConfig, "quickstart"): 0.12, (DiffusionConfig, "adni256-ldm"): 4.2,
 }  # fmt: skip
 

@@ -64,14 +64,17 @@ def lock(run: RunDir, **holder) -> None:
 STATES = [
     # the run's own state, Slurm's -> what a person reads
     ("running", "RUNNING", "running"), ("starting", "RUNNING", "starting"), ("queued", "RUNNING", "starting"),
-    ("new", "RUNNING", "new"), ("continue", "RUNNING", "ending"), ("done", "RUNNING", "ending"), ("stopped", "RUNNING", "ending"),
+    ("new", "RUNNING", "new"), ("continue", "RUNNING", "ending"), ("done", "RUNNING", "ending"),
+    ("stopped", "RUNNING", "ending"),
     ("failed", "RUNNING", "ending"), ("diverged", "RUNNING", "ending"), ("stuck", "RUNNING", "ending"),
     ("running", "PENDING", "queued"), ("done", "PENDING", "queued"), ("failed", "PENDING", "queued"),
     ("running", "COMPLETING", "ending"), ("running", "SUSPENDED", "suspended"), ("queued", "CONFIGURING", "starting"),
     ("running", "REQUEUED", "running"),
     # no job any more
-    ("running", "COMPLETED", "cut off"), ("running", "NODE_FAIL", "cut off"), ("starting", "", "cut off"), ("queued", "", "cut off"),
-    ("continue", "TIMEOUT", "interrupted"), ("stopped", "COMPLETED", "stopped"), ("failed", "FAILED", "failed"), ("diverged", "", "diverged"),
+    ("running", "COMPLETED", "cut off"), ("running", "NODE_FAIL", "cut off"), ("starting", "", "cut off"),
+    ("queued", "", "cut off"),
+    ("continue", "TIMEOUT", "interrupted"), ("stopped", "COMPLETED", "stopped"), ("failed", "FAILED", "failed"),
+    ("diverged", "", "diverged"),
     ("stuck", "", "stuck"), ("done", "", "done"), ("waiting", "COMPLETED", "waiting"), ("new", "", "new"),
 ]  # fmt: skip
 
@@ -101,10 +104,14 @@ def test_the_state_of_a_run(run, own, slurms, shown):
 @pytest.mark.parametrize(
     ("own", "slurms", "reason", "note"),
     [
-        ("running", "RUNNING", "old", ""), ("new", "RUNNING", "own", "own"), ("running", "COMPLETING", "old", ""), ("failed", "RUNNING", "old", ""),
+        ("running", "RUNNING", "old", ""), ("new", "RUNNING", "own", "own"), ("running", "COMPLETING", "old", ""),
+        ("failed", "RUNNING", "old", ""),
         ("stopped", "", "STOP file", ""), ("stopped", "", "TERM", "TERM"), ("failed", "", "own words", "own words"),
-        ("failed", "", "", "python launch.py why brains"), ("diverged", "", "", "python launch.py why brains"), ("stuck", "", "", "python launch.py why brains"), ("done", "", "finished", ""), ("running", "", "x", "python launch.py why brains"),
-        ("continue", "", "USR2", "saved (USR2) and not continued; python launch.py resume brains"), ("waiting", "", "first ended", "first ended"),
+        ("failed", "", "", "python launch.py why brains"), ("diverged", "", "", "python launch.py why brains"),
+        ("stuck", "", "", "python launch.py why brains"), ("done", "", "finished", ""),
+        ("running", "", "x", "python launch.py why brains"),
+        ("continue", "", "USR2", "saved (USR2) and not continued; python launch.py resume brains"),
+        ("waiting", "", "first ended", "first ended"),
     ],
 )  # fmt: skip
 def test_the_note_beside_it(run, own, slurms, reason, note):
@@ -137,7 +144,8 @@ def test_a_heartbeat_before_the_start_is_of_the_attempt_before(run):
     assert view(run, running(start=None)).state == "ending"
 
 
-@pytest.mark.parametrize(("state", "age", "shown"), [("running", 500, "running"), ("running", 610, "hanging"), ("starting", 610, "starting")])  # fmt: skip
+@pytest.mark.parametrize(("state", "age", "shown"),
+    [("running", 500, "running"), ("running", 610, "hanging"), ("starting", 610, "starting")])  # fmt: skip
 def test_a_heartbeat_that_stopped(run, state, age, shown):
     tell(run, state=state, updated=time.time() - age)
     found = view(run, running(start=time.time() - 7200))
@@ -167,7 +175,8 @@ def test_a_successor_that_stands_ready_is_named(run):
 @pytest.mark.parametrize(
     ("holder", "state"),
     [
-        ({}, "running"), ({"start": "1"}, "cut off"), ({"pid": "x"}, "cut off"), ({"host": "elsewhere"}, "running"), ({"space": "other"}, "running"),
+        ({}, "running"), ({"start": "1"}, "cut off"), ({"pid": "x"}, "cut off"), ({"host": "elsewhere"}, "running"),
+        ({"space": "other"}, "running"),
         ({"pid": 2**22 + 1, "start": ""}, "cut off"),
     ],
 )  # fmt: skip
@@ -195,7 +204,8 @@ def test_a_lock_of_another_host_counts_while_it_is_young(run):
     assert status.live_process(run.path)
 
 
-@pytest.mark.parametrize(("own", "shown"), [("running", "running"), ("starting", "starting"), ("queued", "starting"), ("done", "starting"), ("failed", "starting")])  # fmt: skip
+@pytest.mark.parametrize(("own", "shown"), [("running", "running"), ("starting", "starting"), ("queued", "starting"),
+        ("done", "starting"), ("failed", "starting")])  # fmt: skip
 def test_a_process_that_has_just_begun(run, own, shown):
     tell(run, state=own)
     lock(run)
@@ -234,7 +244,8 @@ def test_a_local_process_before_it_holds_the_lock(run, monkeypatch):
     assert status.starting_process(run.path) == ""
 
 
-@pytest.mark.parametrize(("kind", "age", "shown"), [("main", 5, "running"), ("main", LOCK_STALE + 5, "cut off"), ("local", 5, "cut off")])  # fmt: skip
+@pytest.mark.parametrize(("kind", "age", "shown"),
+    [("main", 5, "running"), ("main", LOCK_STALE + 5, "cut off"), ("local", 5, "cut off")])  # fmt: skip
 def test_where_slurm_cannot_be_asked_a_young_heartbeat_counts(run, kind, age, shown):
     tell(run, jobs=[("42", kind)], state="running", updated=time.time() - age)
     assert status.view_run(run.path, None).state == shown
@@ -244,7 +255,8 @@ def test_where_slurm_cannot_be_asked_a_young_heartbeat_counts(run, kind, age, sh
 def test_which_jobs_are_a_runs(run):
     tell(run, jobs=[("42", "main"), ("40_1", "main")])
     code = str(run.path / "code")
-    queue = [Job("9", "RUNNING"), Job("42", "PENDING"), Job("40_1", "RUNNING"), Job("50", "PENDING", workdir=code), Job("51", "FAILED", workdir=code),
+    queue = [Job("9", "RUNNING"), Job("42", "PENDING"), Job("40_1", "RUNNING"), Job("50", "PENDING", workdir=code),
+        Job("51", "FAILED", workdir=code),
              Job("52", "RUNNING", workdir=str(run.path))]  # fmt: skip
     assert [job.id for job in status.live_jobs(run.path, {job.id: job for job in queue})] == ["40_1", "42", "50"]
 
@@ -331,11 +343,16 @@ def test_a_run_by_what_a_person_types(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("reason", "words", "tag"),
     [
-        ("Priority", "higher priority", "Priority"), ("Resources", "next in line", "Resources"), ("PartitionConfig", "--account", "PartitionConfig"),
-        ("PartitionTimeLimit", "never start", "PartitionTimeLimit"), ("AssocGrpGRES", "group uses as many GPUs", "AssocGrpGRES"),
-        ("QOSMaxNodePerUserLimit", "your QOS", "QOSMaxNodePerUserLimit"), ("AssocMaxWallLimit", "your account", "AssocMaxWallLimit"),
-        ("MaxOddLimit", "your account", "MaxOddLimit"), ("Whatever", "waits", "Whatever"), ("JobHeldUser", "scontrol release", "JobHeldUser"),
-        ("ReqNodeNotAvail(Unavailable:n1)", "maintenance", "ReqNodeNotAvail"), ("BeginTime", "was requeued", "BeginTime"),
+        ("Priority", "higher priority", "Priority"), ("Resources", "next in line", "Resources"),
+        ("PartitionConfig", "--account", "PartitionConfig"),
+        ("PartitionTimeLimit", "never start", "PartitionTimeLimit"),
+        ("AssocGrpGRES", "group uses as many GPUs", "AssocGrpGRES"),
+        ("QOSMaxNodePerUserLimit", "your QOS", "QOSMaxNodePerUserLimit"),
+        ("AssocMaxWallLimit", "your account", "AssocMaxWallLimit"),
+        ("MaxOddLimit", "your account", "MaxOddLimit"), ("Whatever", "waits", "Whatever"),
+        ("JobHeldUser", "scontrol release", "JobHeldUser"),
+        ("ReqNodeNotAvail(Unavailable:n1)", "maintenance", "ReqNodeNotAvail"),
+        ("BeginTime", "was requeued", "BeginTime"),
         ("Nodes required for job are DOWN, DRAINED or reserved", "starts when one is back", "ReqNodeNotAvail"),
     ],
 )  # fmt: skip
@@ -346,13 +363,16 @@ def test_a_pending_reason_in_words(reason, words, tag):
 
 REASONS = {
     # what a person can do about it -> Slurm's reasons
-    "": "Priority Resources Dependency BeginTime Cleaning PartitionDown PartitionInactive Reservation NodeDown JobArrayTaskLimit QOSMaxJobsPerUserLimit "
+    "": "Priority Resources Dependency BeginTime Cleaning PartitionDown PartitionInactive Reservation NodeDown "
+    "JobArrayTaskLimit QOSMaxJobsPerUserLimit "
     "QOSMaxSubmitJobPerUserLimit QOSMaxGRESPerUser AssocMaxJobsLimit AssocGrpGRES MaxJobsPerAccount JobLaunchFailure",
-    "queue it again": "DependencyNeverSatisfied PartitionConfig AccountNotAllowed InvalidAccount InvalidQOS PartitionTimeLimit PartitionNodeLimit "
+    "queue it again": "DependencyNeverSatisfied PartitionConfig AccountNotAllowed InvalidAccount InvalidQOS "
+    "PartitionTimeLimit PartitionNodeLimit "
     "ReservationDeleted BadConstraints QOSMaxWallDurationPerJobLimit QOSMinGRES",
     "scontrol release": "JobHeldUser launch_failed_requeued_held JobHoldMaxRequeue",
     "shorter --time": "PartitionTimeLimit QOSMaxWallDurationPerJobLimit ReqNodeNotAvail",
-    "--account": "PartitionConfig AccountNotAllowed InvalidAccount", "--qos": "InvalidQOS", "--nodes": "PartitionNodeLimit", "ask them": "JobHeldAdmin",
+    "--account": "PartitionConfig AccountNotAllowed InvalidAccount", "--qos": "InvalidQOS",
+    "--nodes": "PartitionNodeLimit", "ask them": "JobHeldAdmin",
     "never start": "PartitionTimeLimit PartitionNodeLimit BadConstraints QOSMaxWallDurationPerJobLimit",
 }  # fmt: skip
 
@@ -398,8 +418,10 @@ def test_a_run_behind_another_names_it_until_that_is_done(run, tmp_path):
 @pytest.mark.parametrize(
     ("seconds", "short", "clock"),
     [
-        (None, "", "-"), (0, "0 s", "0:00"), (-3, "0 s", "0:00"), (89.9, "89 s", "1:29"), (90, "2 min", "1:30"), (5399, "90 min", "1:29:59"), (5400, "1 h 30", "1:30:00"),
-        (3600, "60 min", "1:00:00"), (172799, "47 h 59", "47:59:59"), (172800, "2 d 0 h", "48:00:00"), (180000, "2 d 2 h", "50:00:00"), (59, "59 s", "0:59"),
+        (None, "", "-"), (0, "0 s", "0:00"), (-3, "0 s", "0:00"), (89.9, "89 s", "1:29"), (90, "2 min", "1:30"),
+        (5399, "90 min", "1:29:59"), (5400, "1 h 30", "1:30:00"),
+        (3600, "60 min", "1:00:00"), (172799, "47 h 59", "47:59:59"), (172800, "2 d 0 h", "48:00:00"),
+        (180000, "2 d 2 h", "50:00:00"), (59, "59 s", "0:59"),
     ],
 )  # fmt: skip
 def test_durations_for_people(seconds, short, clock):
@@ -414,7 +436,8 @@ def test_dates_for_people():
 
 @pytest.mark.parametrize(
     ("done", "total", "bar"),
-    [(0, 8, "░" * 8), (1, 8, "█" + "░" * 7), (4, 8, "█" * 4 + "░" * 4), (8, 8, "█" * 8), (9, 8, "█" * 8), (None, 8, ""), (3, None, ""), (3, 0, ""), (0.9, 16, "░" * 8)],
+    [(0, 8, "░" * 8), (1, 8, "█" + "░" * 7), (4, 8, "█" * 4 + "░" * 4), (8, 8, "█" * 8), (9, 8, "█" * 8),
+    (None, 8, ""), (3, None, ""), (3, 0, ""), (0.9, 16, "░" * 8)],
 )  # fmt: skip
 def test_bars(done, total, bar):
     assert terminal.bar(done, total) == bar and len(terminal.bar(1, 2, 4)) == 4
@@ -437,7 +460,8 @@ def wide(monkeypatch):
 
 
 def test_a_table_of_runs(wide, capsys):
-    live = View("one", "/r/one", state="running", job_id="42", partition="a100", node="n1", elapsed_s=61, limit_s=3600, kimg=1.0, total_kimg=4.0, eta_s=100,
+    live = View("one", "/r/one", state="running", job_id="42", partition="a100", node="n1", elapsed_s=61, limit_s=3600,
+        kimg=1.0, total_kimg=4.0, eta_s=100,
                 restarts=2, gpu_util=50.0, gpu_gb=10.0, note="fine")  # fmt: skip
     show.show_runs(
         [
@@ -557,8 +581,11 @@ def test_one_run_in_detail(wide, run, capsys, monkeypatch):
     run.note("start", attempt=1, job_id="42", node="n1", nimg=0)
     run.note("end", attempt=1, nimg=2500, reason="USR2", seconds=100, code=85)
     run.note("decision", decision="requeue", why="the time limit was reached")
-    found = View("brains", str(run.path), state="running", job_id="42", node="n1", partition="a100", elapsed_s=61, limit_s=3600, kimg=1.0, total_kimg=4.0,
-                 eta_s=100, restarts=2, updated=time.time() - 30, note="fine", metrics={"loss_G": 1.23456, "loss_D": "x", "kimg": 1, "val_loss": 0.5, "loss": 2, "img_per_s": 30.25})  # fmt: skip
+    found = View("brains", str(run.path), state="running", job_id="42", node="n1", partition="a100", elapsed_s=61,
+        limit_s=3600, kimg=1.0, total_kimg=4.0,
+                 eta_s=100, restarts=2, updated=time.time() - 30, note="fine",
+                 metrics={"loss_G": 1.23456, "loss_D": "x", "kimg": 1, "val_loss": 0.5, "loss": 2,
+                 "img_per_s": 30.25})  # fmt: skip
     show.show_run(found, run.path)
     out = capsys.readouterr().out
     rows = dict(line.strip().split("  ", 1) for line in out.splitlines() if line.startswith("  "))
@@ -631,7 +658,9 @@ def test_a_sweep_side_by_side(wide, capsys):
         {"values": {"lr": "0.1", "gamma": "1"}, "run": "/r/a"},
         {"values": {"lr": "0.2", "gamma": "1"}, "run": "/r/b"},
     ]
-    views = [View("a", "/r/a", state="done", kimg=4.0, total_kimg=4.0, metrics={"loss_G": 1.5, "diversity": 20.25, "x": 3}), View("b", "/r/b", state="running", metrics={"diversity": None})]  # fmt: skip
+    views = [View("a", "/r/a", state="done", kimg=4.0, total_kimg=4.0,
+        metrics={"loss_G": 1.5, "diversity": 20.25, "x": 3}),
+        View("b", "/r/b", state="running", metrics={"diversity": None})]  # fmt: skip
     show.show_sweep(points, views)
     header, a, b = (line.split() for line in capsys.readouterr().out.splitlines())
     assert header == ["LR", "GAMMA", "STATE", "PROGRESS", "loss_G", "diversity", "RUN"]
@@ -667,7 +696,8 @@ def test_what_is_added_to_the_logs(run, capsys):
 @pytest.mark.parametrize(
     ("states", "local", "code", "said"),
     [
-        (["running", "done", "done", "done"], False, 0, ""), (["failed", "running", "stopped", "stopped", "stopped"], True, 0, "stopped"),
+        (["running", "done", "done", "done"], False, 0, ""),
+        (["failed", "running", "stopped", "stopped", "stopped"], True, 0, "stopped"),
         (["failed"] * 3, False, 78, "failed (why)"), (["cut off"] * 3, True, 78, "cut off"),
     ],
 )  # fmt: skip
@@ -740,25 +770,36 @@ TRACE = "Traceback (most recent call last):\n  File 'a.py', line 1\n    x\nZeroD
 OOM = "torch.OutOfMemoryError: CUDA out of memory\n"
 PRECEDENCE = [
     # the surest sign first: a person, the training's own word, Slurm's surest, the log, the code, Slurm's rest
-    (dict(state="stopped", reason="TERM", decision="cancelled by a person (scancel)", log=OOM, code=1), "cancelled it (scancel)"),
+    (dict(state="stopped", reason="TERM", decision="cancelled by a person (scancel)", log=OOM, code=1),
+    "cancelled it (scancel)"),
     (dict(state="stopped", reason="TERM", decision="a person sent TERM"), "a person stopped it"),
     (dict(state="stopped", reason="STOP file", decision="x (scancel)"), "a person stopped it"),
     (dict(state="stopped", log=OOM, code=77), "a person stopped it"),
     (dict(state="cut off", reason="TERM", decision="cancelled (scancel)"), "cancelled (scancel)"),
     (dict(state="waiting", reason="first ended: resume it", log=OOM), "first ended"),
     (dict(state="stuck", log=OOM, code=77), "no progress in two attempts"),
-    (dict(state="diverged", log=OOM), "not a number"), (dict(code=77, log=OOM, job=Job("1", "NODE_FAIL")), "not a number"),
-    (dict(job=Job("1", "OUT_OF_MEMORY"), log=OOM), "Slurm killed the job"), (dict(job=Job("1", "NODE_FAIL"), log=TRACE), "its node failed"),
-    (dict(job=Job("1", "BOOT_FAIL"), log=OOM), "did not come up"), (dict(job=Job("1", "TIMEOUT"), log=OOM), "GPU ran out of memory"),
+    (dict(state="diverged", log=OOM), "not a number"),
+    (dict(code=77, log=OOM, job=Job("1", "NODE_FAIL")), "not a number"),
+    (dict(job=Job("1", "OUT_OF_MEMORY"), log=OOM), "Slurm killed the job"),
+    (dict(job=Job("1", "NODE_FAIL"), log=TRACE), "its node failed"),
+    (dict(job=Job("1", "BOOT_FAIL"), log=OOM), "did not come up"),
+    (dict(job=Job("1", "TIMEOUT"), log=OOM), "GPU ran out of memory"),
     (dict(job=Job("1", "CANCELLED"), log=OOM), "GPU ran out of memory"),
-    (dict(log=f"{OOM}slurmstepd: error: Detected 1 oom_kill event\n"), "GPU ran out of memory"),  # the order of the list, not of the log
-    (dict(log="No space left on device\n", code=78), "disk is full"), (dict(log=TRACE, code=78), "configuration or the data"), (dict(log=TRACE, code=2), "flags are wrong"),
+    (dict(log=f"{OOM}slurmstepd: error: Detected 1 oom_kill event\n"),
+    "GPU ran out of memory"),  # the order of the list, not of the log
+    (dict(log="No space left on device\n", code=78), "disk is full"),
+    (dict(log=TRACE, code=78), "configuration or the data"), (dict(log=TRACE, code=2), "flags are wrong"),
     (dict(log=TRACE, code=75, reason="PeerLost"), "temporary: PeerLost"),
-    (dict(code=85, job=Job("1", "CANCELLED")), "cancelled (scancel) and saved first"), (dict(state="interrupted", job=Job("1", "CANCELLED")), "cancelled (scancel) and saved"),
-    (dict(code=85, job=Job("1", "TIMEOUT"), reason="USR2"), "told to stop and saved (USR2)"), (dict(state="interrupted", reason="r", decision="d"), "saved (r); d"),
-    (dict(log=TRACE, code=1, job=Job("1", "TIMEOUT")), "Python error"), (dict(job=Job("1", "TIMEOUT"), log="error: x\n"), "time limit"),
-    (dict(log="error: x\n", decision="d"), "ended with an error"), (dict(decision="a task was killed by SIGKILL"), "a task was killed by SIGKILL"),
-    (dict(reason="own words"), "own words"), (dict(), "failed without a word"), (dict(state="cut off", reason="r"), "ended without a word"),
+    (dict(code=85, job=Job("1", "CANCELLED")), "cancelled (scancel) and saved first"),
+    (dict(state="interrupted", job=Job("1", "CANCELLED")), "cancelled (scancel) and saved"),
+    (dict(code=85, job=Job("1", "TIMEOUT"), reason="USR2"), "told to stop and saved (USR2)"),
+    (dict(state="interrupted", reason="r", decision="d"), "saved (r); d"),
+    (dict(log=TRACE, code=1, job=Job("1", "TIMEOUT")), "Python error"),
+    (dict(job=Job("1", "TIMEOUT"), log="error: x\n"), "time limit"),
+    (dict(log="error: x\n", decision="d"), "ended with an error"),
+    (dict(decision="a task was killed by SIGKILL"), "a task was killed by SIGKILL"),
+    (dict(reason="own words"), "own words"), (dict(), "failed without a word"),
+    (dict(state="cut off", reason="r"), "ended without a word"),
 ]  # fmt: skip
 
 
@@ -770,14 +811,22 @@ def test_the_surest_sign_counts(facts, words):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("RuntimeError: CUDA out of memory. Tried", "GPU ran out"), ("torch.cuda.OutOfMemoryError: x", "GPU ran out"), ("CUBLAS_STATUS_ALLOC_FAILED", "GPU ran out"),
-        ("Detected 1 oom-kill event", "main memory"), ("Exceeded job memory limit", "main memory"), ("DefaultCPUAllocator: can't allocate memory", "main memory"),
-        ("MemoryError", "main memory"), ("OSError: Cannot allocate memory", "main memory"), ("Out Of Memory", "main memory"),
-        ("EDQUOT", "quota"), ("ENOSPC", "disk is full"), ("NVRM: Xid (PCI:0000): 79", "GPU or its driver"), ("GPU has fallen off the bus", "GPU or its driver"),
-        ("CUDA error: an illegal memory access", "GPU or its driver"), ("CUDA error: device-side assert triggered", "GPU or its driver"),
-        ("no kernel image is available for execution", "does not fit"), ("The NVIDIA driver on your system is too old", "does not fit"),
-        ("NCCL operation timed out", "ranks lost"), ("Connection closed by peer", "ranks lost"), ("PeerLost: gone", "ranks lost"),
-        ("ImportError: libcuda.so", "package is missing"), ("$'\\r': command not found", "CRLF"), ("bash: foo: command not found", "not found on the node"),
+        ("RuntimeError: CUDA out of memory. Tried", "GPU ran out"), ("torch.cuda.OutOfMemoryError: x", "GPU ran out"),
+        ("CUBLAS_STATUS_ALLOC_FAILED", "GPU ran out"),
+        ("Detected 1 oom-kill event", "main memory"), ("Exceeded job memory limit", "main memory"),
+        ("DefaultCPUAllocator: can't allocate memory", "main memory"),
+        ("MemoryError", "main memory"), ("OSError: Cannot allocate memory", "main memory"),
+        ("Out Of Memory", "main memory"),
+        ("EDQUOT", "quota"), ("ENOSPC", "disk is full"), ("NVRM: Xid (PCI:0000): 79", "GPU or its driver"),
+        ("GPU has fallen off the bus", "GPU or its driver"),
+        ("CUDA error: an illegal memory access", "GPU or its driver"),
+        ("CUDA error: device-side assert triggered", "GPU or its driver"),
+        ("no kernel image is available for execution", "does not fit"),
+        ("The NVIDIA driver on your system is too old", "does not fit"),
+        ("NCCL operation timed out", "ranks lost"), ("Connection closed by peer", "ranks lost"),
+        ("PeerLost: gone", "ranks lost"),
+        ("ImportError: libcuda.so", "package is missing"), ("$'\\r': command not found", "CRLF"),
+        ("bash: foo: command not found", "not found on the node"),
         ("slurmstepd: error: Could not open stdout file", "log file"),
     ],
 )  # fmt: skip
@@ -789,11 +838,17 @@ def test_what_a_line_of_the_log_means(line, words):
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        (Job("1", "TIMEOUT", elapsed_s=7200), "time limit after 2 h 00"), (Job("1", "DEADLINE"), "deadline"), (Job("1", "PREEMPTED", elapsed_s=60), "priority took its place after 60 s"),
-        (Job("1", "CANCELLED", elapsed_s=60), "cancelled after 60 s"), (Job("1", "NODE_FAIL", nodes="n1"), "failed on n1"), (Job("1", "BOOT_FAIL", nodes="n1"), "on n1"),
-        (Job("1", "FAILED", reason="JobLaunchFailure", nodes="n2"), "could not be started on n2"), (Job("1", "FAILED", exit_code=0, exit_signal=9), "signal 9, as the kernel"),
-        (Job("1", "FAILED", exit_code=0, exit_signal=11), "signal 11"), (Job("1", "FAILED", exit_code=137), "signal 9, as the kernel"), (Job("1", "FAILED", exit_code=139), "signal 11"),
-        (Job("1", "FAILED", exit_code=126), "python could not be run"), (Job("1", "FAILED", exit_code=127), "python could not be run"),
+        (Job("1", "TIMEOUT", elapsed_s=7200), "time limit after 2 h 00"), (Job("1", "DEADLINE"), "deadline"),
+        (Job("1", "PREEMPTED", elapsed_s=60), "priority took its place after 60 s"),
+        (Job("1", "CANCELLED", elapsed_s=60), "cancelled after 60 s"),
+        (Job("1", "NODE_FAIL", nodes="n1"), "failed on n1"), (Job("1", "BOOT_FAIL", nodes="n1"), "on n1"),
+        (Job("1", "FAILED", reason="JobLaunchFailure", nodes="n2"), "could not be started on n2"),
+        (Job("1", "FAILED", exit_code=0, exit_signal=9), "signal 9, as the kernel"),
+        (Job("1", "FAILED", exit_code=0, exit_signal=11), "signal 11"),
+        (Job("1", "FAILED", exit_code=137), "signal 9, as the kernel"),
+        (Job("1", "FAILED", exit_code=139), "signal 11"),
+        (Job("1", "FAILED", exit_code=126), "python could not be run"),
+        (Job("1", "FAILED", exit_code=127), "python could not be run"),
     ],
 )  # fmt: skip
 def test_what_slurms_record_means(job, words):
@@ -804,9 +859,12 @@ def test_what_slurms_record_means(job, words):
 @pytest.mark.parametrize(
     ("facts", "line"),
     [
-        (dict(state="stuck", log="error: x\n"), "error: x"), (dict(state="diverged", reason="NaN in G", log="error: x\n"), "NaN in G"),
-        (dict(code=78, log="error: x\n", reason="r"), "error: x"), (dict(code=78, log="fine\n", reason="r"), "r"), (dict(code=2, log="error: x\n"), "error: x"),
-        (dict(code=75, log="error: x\n"), "error: x"), (dict(log=TRACE), "ZeroDivisionError: division by zero"), (dict(log="error: x\n"), "error: x"), (dict(), ""),
+        (dict(state="stuck", log="error: x\n"), "error: x"),
+        (dict(state="diverged", reason="NaN in G", log="error: x\n"), "NaN in G"),
+        (dict(code=78, log="error: x\n", reason="r"), "error: x"), (dict(code=78, log="fine\n", reason="r"), "r"),
+        (dict(code=2, log="error: x\n"), "error: x"),
+        (dict(code=75, log="error: x\n"), "error: x"), (dict(log=TRACE), "ZeroDivisionError: division by zero"),
+        (dict(log="error: x\n"), "error: x"), (dict(), ""),
     ],
 )  # fmt: skip
 def test_the_line_that_shows_it(facts, line):
@@ -842,9 +900,12 @@ def test_lines_of_a_log():
 @pytest.mark.parametrize(
     ("state", "pending", "text", "fix"),
     [
-        ("queued", "PartitionTimeLimit", "job 42 is pending: ", "stop brains"), ("queued", "PartitionConfig", "job 42 is pending", "stop brains"),
-        ("queued", "Priority", "job 42 is pending", ""), ("running", None, "nothing is wrong: it is running on n1", ""), ("hanging", None, "no heartbeat", "--now"),
-        ("done", None, "it is done", "--total-kimg"), ("ending", None, "nothing is wrong", ""), ("stopped", None, "a person stopped it", "resume brains"),
+        ("queued", "PartitionTimeLimit", "job 42 is pending: ", "stop brains"),
+        ("queued", "PartitionConfig", "job 42 is pending", "stop brains"),
+        ("queued", "Priority", "job 42 is pending", ""),
+        ("running", None, "nothing is wrong: it is running on n1", ""), ("hanging", None, "no heartbeat", "--now"),
+        ("done", None, "it is done", "--total-kimg"), ("ending", None, "nothing is wrong", ""),
+        ("stopped", None, "a person stopped it", "resume brains"),
     ],
 )  # fmt: skip
 def test_the_cause_of_a_state(run, state, pending, text, fix):
@@ -865,7 +926,8 @@ def test_the_evidence_is_of_the_last_attempt(run, monkeypatch):
     monkeypatch.setattr(why, "slurm_record", lambda run: None)
     tell(run, state="failed", reason="the heartbeat's")
     for event, facts in (
-        ("start", dict(attempt=1)), ("end", dict(attempt=1, reason="first", code=85, nimg=10)), ("decision", dict(why="goes on", code=85)),
+        ("start", dict(attempt=1)), ("end", dict(attempt=1, reason="first", code=85, nimg=10)),
+        ("decision", dict(why="goes on", code=85)),
         ("start", dict(attempt=2)), ("decision", dict(why="killed", code=137)),
     ):  # fmt: skip
         run.note(event, **facts)
