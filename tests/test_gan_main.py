@@ -23,9 +23,11 @@ from data.batches import Batches
 from data.pack import ensure_pack
 from jobs.config import parsing, sizes, specs
 from jobs.predict import gan_look
+from jobs.run import stopping
 from jobs.training import devices, randomness, ranks, upkeep
 from jobs.training.upkeep import Record
 from jobs.training.weights import read_weights
+from models import augment
 from models.stylegan2 import Generator
 
 CPU = torch.device("cpu")
@@ -147,7 +149,7 @@ def test_the_convolutions_of_each_phase_run_in_its_type(pack, monkeypatch):
         phase(s, step)
         assert seen == types, phase.__name__
     seen.clear()
-    gan_look.Sampler(step.c, s, pack, step.batches, step.rt, step.dtype)(s.G_ema)
+    gan_look.Sampler(step.c, pack, step.batches, step.rt, step.dtype)(s.G_ema)
     assert seen == {("G", half)}
     assert [train_gan.exact_dtype(t) for t in (half, torch.bfloat16, full)] == [full, torch.bfloat16, full]
 
@@ -235,7 +237,7 @@ def test_grids_and_diversity_are_of_fixed_latents_against_the_first_reals(condit
     )  # fmt: skip
     s = train_gan.build_state(c, 3 if conditional else 0, CPU)
     batches, rt = Batches(pack, seed=c.seed, batch=16, device=CPU), ranks.Runtime(0, 1, 0, CPU, 1)
-    sampler = gan_look.Sampler(c, s, pack, batches, rt, torch.float32)
+    sampler = gan_look.Sampler(c, pack, batches, rt, torch.float32)
     with torch.no_grad():
         for p in s.G.parameters():
             p.zero_()  # only the moving average is looked at
@@ -273,12 +275,12 @@ def test_grids_of_large_slices_are_smaller_and_equal_reals_have_no_diversity():
     rt, batches = ranks.Runtime(0, 1, 0, CPU, 1), Batches(pack, seed=0, batch=16, device=CPU)
     sizes = {}
     for side in (32, 128, 256):
-        sampler = gan_look.Sampler(replace(c, resolution=side), None, pack, batches, rt, torch.float32)
+        sampler = gan_look.Sampler(replace(c, resolution=side), pack, batches, rt, torch.float32)
         sizes[side] = (sampler.columns, len(sampler.z))
     assert sizes == {32: (8, 48), 128: (8, 48), 256: (6, 24)}
     s = train_gan.build_state(c, 0, CPU)
     said: list[str] = []
-    sampler = gan_look.Sampler(c, s, pack, batches, rt, torch.float32)
+    sampler = gan_look.Sampler(c, pack, batches, rt, torch.float32)
     assert train_gan.look(s, sampler, 10**6, SimpleNamespace(say=said.append))[1] == {}
     assert s.counters["healthy"] and not said  # nothing to compare with, no verdict
 
@@ -313,17 +315,18 @@ def test_checkpoints_of_a_collapsed_run_are_not_the_healthy_ones(packs, tmp_path
         return values[looked[-1]]
 
     kinds, step_done, run = [], Record.step_done, tmp_path / "run"
-    monkeypatch.setattr(train_gan, "diversity_ratio", ratio)
+    monkeypatch.setattr(gan_look, "diversity_ratio", ratio)
     monkeypatch.setattr(Record, "step_done", lambda self, nimg, kind: (kinds.append((nimg, kind)), step_done(self, nimg, kind)))  # fmt: skip
     often = ("--sample-kimg", "0.008", "--checkpoint-kimg", "0.008", "--log-kimg", "0.008")
     flags = ("--run", str(run), *often, "--keep", "1", "--pl-interval", "2", "--r1-interval", "3")
     outcome = run_main("train_gan.py", *flags, "--total-kimg", "0.032", packs=packs)
     assert outcome.code == 0 and outcome.said.count("MODE COLLAPSE") == 2, outcome.said
     assert sidecars(run) == {16: True, 32: False}
-    healthy = checkpoint(run, 16)["G_ema"]
+    healthy, reals = checkpoint(run, 16)["G_ema"], (run / "samples" / "reals.png").stat()
     outcome = run_main("train_gan.py", *flags, "--total-kimg", "0.048", packs=packs)
     assert outcome.code == 0 and outcome.said.count("MODE COLLAPSE") == 2, outcome.said
     assert sidecars(run) == {16: True, 48: False} and looked == list(range(0, 56, 8))
+    assert (run / "samples" / "reals.png").stat().st_ino == reals.st_ino  # drawn for a fresh run only
     aside, now = load_file(run / "weights-healthy.safetensors"), load_file(run / "weights.safetensors")
     last = checkpoint(run, 48)
     for key, value in healthy.items():
@@ -352,7 +355,7 @@ def test_main_hands_its_flags_to_the_data_and_writes_where_its_weights_come_from
     assert run_main("train_gan.py", "--run", str(first), *flags, "--total-kimg", "0.032", packs=packs).code == 0
     (((data,), parameters),) = asked
     keys = "resolution channels crop split max_bad verify progress poll"
-    expected = (32, 3, 192, "test", 0.25, True, True, train_gan.stop.raise_if_asked)
+    expected = (32, 3, 192, "test", 0.25, True, True, stopping.raise_if_asked)
     assert data == "phantom:24" and tuple(parameters[key] for key in keys.split()) == expected
     _, about = read_weights(first / "weights.safetensors")
     geometry = about["geometry"]
@@ -360,7 +363,8 @@ def test_main_hands_its_flags_to_the_data_and_writes_where_its_weights_come_from
     assert about["classes"] == ["NC", "AD"] and about["job"] == "stylegan2" and about["nimg"] == 32
     assert about["config"]["crop"] == 192 and about["config"]["seed"] == 2 and "keep" not in about["config"]
     data = json.loads((first / "data.json").read_text())
-    assert data == {"classes": ["NC", "AD"], "digests": {"test": made[0].digest}}
+    drawn = augment.fingerprint(augment.KINDS["mri"])
+    assert data == {"classes": ["NC", "AD"], "digests": {"test": made[0].digest}, "augmentation": drawn}
     begun = json.loads((first / "attempts.jsonl").read_text().splitlines()[0])
     assert (begun["nimg"], begun["precision"], begun["world"], begun["threads"]) == (0, "float32", 1, 1)
 

@@ -10,6 +10,7 @@ import shlex
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import forks
@@ -19,6 +20,7 @@ import tiny
 from PIL import Image
 
 from jobs.cluster import sites, submit
+from jobs.cluster.options import Options
 from jobs.cluster.plan import make_plan
 from jobs.config.specs import ConfigError
 from jobs.run.owners import others_may_replace
@@ -89,7 +91,7 @@ def test_the_shell_code_evaluates_only_what_was_quoted_for_it():
     """`eval` has one use: the text of jobs.cluster.requeue --begin, which quotes with shlex."""
     used = [
         line.strip()
-        for path in sorted((ROOT / "jobs").glob("*.sh"))
+        for path in sorted((ROOT / "jobs").rglob("*.sh"))
         for line in path.read_text().splitlines()
         if re.search(r"\b(eval|source) ", line.split("#")[0])
     ]
@@ -97,17 +99,10 @@ def test_the_shell_code_evaluates_only_what_was_quoted_for_it():
 
 
 # --- no shell, no path outside ---------------------------------------------------------------------------------------
-class Options:
-    """launch.py's options, as its parser leaves them."""
-
-    def __init__(self, **given):
-        fixed = dict(job="stylegan2", name="", preset="quickstart", local=False, partition="gpu", account="", qos="", time="1:00:00",
-                     nodes=1, gpus=1, cpus=1, max_restarts=3, shared=False, after="", site="")  # fmt: skip
-        self.__dict__.update(fixed | given)
-
-
 def plan_of(run: Path, **given):
-    return make_plan(Options(**given), ["--run", str(run), "--data", "phantom:8"], sites.load_sites()["generic"], None)
+    options = Options(job="stylegan2", preset="quickstart", partition="gpu", time="1:00:00", nodes=1, gpus=1, cpus=1, max_restarts=3)  # fmt: skip
+    flags = ["--run", str(run), "--data", "phantom:8"]
+    return make_plan(replace(options, **given), flags, sites.load_sites()["generic"], None)
 
 
 @pytest.mark.parametrize("name", EVIL)
