@@ -29,6 +29,7 @@ from data.latents import LatentBatches, Latents
 from data.pack import ensure_pack
 from jobs.config import parsing, specs
 from jobs.config.specs import DiffusionConfig
+from jobs.predict import diffusion_look, latent_space
 from jobs.training import randomness, ranks
 from jobs.training.checkpoint import Checkpoints
 from jobs.training.throughput import count_flops
@@ -245,7 +246,7 @@ import os, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import torch
 import torch.distributed as dist
-from test_reference_diffusion import ALWAYS, CPU, config, prepared, run_steps, runtime
+from test_reference_diffusion import ALWAYS, CPU, config, prepared, ranks, run_steps
 rank = 1 if os.fork() == 0 else 0  # one interpreter that imports for both
 store = dist.FileStore({folder!r} + "/store", 2)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
@@ -254,7 +255,7 @@ data, _, s, schedule = prepared(c, None)
 masks = []
 s.unet.middle[2].dropout.register_forward_hook(lambda _, x, out: masks.append((out == 0) & (x[0] != 0)))
 torch.manual_seed(5)  # whatever state the processes are in, and the same in both
-run_steps(c, data, s, schedule, 2, runtime.Runtime(rank, 2, rank, CPU, 1))
+run_steps(c, data, s, schedule, 2, ranks.Runtime(rank, 2, rank, CPU, 1))
 torch.save({{"masks": torch.stack(masks), "unet": s.unet.state_dict(), "means": s.averages.means()}}, f"{folder}/{{rank}}.pt")
 dist.barrier()
 dist.destroy_process_group()
@@ -428,10 +429,12 @@ SEEN = {
 def test_grids_diversity_and_losses_by_hand(pack, monkeypatch, name):
     """On one rank and on two: 48 slices from fixed noise, whole rows of a class, decoded from latents at their own scale;
     how much they vary beside 20 real ones; the loss of 20 slices of other patients at fixed times."""
-    assert (script.LOOKED_AT, script.CHUNK, script.GRID_CHUNK, script.BINS) == (256, 32, 16, 4)
-    monkeypatch.setattr(script, "LOOKED_AT", 20)
-    monkeypatch.setattr(script, "CHUNK", 7 if "pixels" in name else 32)
-    monkeypatch.setattr(script, "image_grid", lambda images, columns, labels: (images, columns, labels))
+    assert (diffusion_look.LOOKED_AT, diffusion_look.GRID_CHUNK, diffusion_look.BINS) == (256, 16, 4)
+    assert latent_space.CHUNK == diffusion_look.CHUNK == 32
+    monkeypatch.setattr(diffusion_look, "LOOKED_AT", 20)
+    for module in (diffusion_look, latent_space):
+        monkeypatch.setattr(module, "CHUNK", 7 if "pixels" in name else 32)
+    monkeypatch.setattr(diffusion_look, "image_grid", lambda images, columns, labels: (images, columns, labels))
     c, latent = config("--no-conditional", *SEEN[name].split()), "latents" in name
     gen = np.random.default_rng(1)
     images = gen.integers(0, 256, (130, 1, 32, 32)).astype(np.uint8)
@@ -450,7 +453,7 @@ def test_grids_diversity_and_losses_by_hand(pack, monkeypatch, name):
         held.mean[:], held.std[:] = 9, 9
 
     def look(rt):
-        sampler = script.Sampler(
+        sampler = diffusion_look.Sampler(
             c,
             train,
             data,
@@ -505,7 +508,7 @@ def test_grids_of_large_slices_are_smaller(side, columns, number):
     latents = Latents("", values, pack.labels, np.zeros(2), np.ones(2))
     c = config("--resolution", str(side), "--no-conditional")
     data = script.Data(c, pack, latents, None, CPU)
-    seen = script.Sampler(c, pack, data, None, None, schedules.make_schedule(c.schedule), ALONE, torch.float32)
+    seen = diffusion_look.Sampler(c, pack, data, None, None, schedules.make_schedule(c.schedule), ALONE, torch.float32)
     assert (seen.columns, seen.number, len(seen.noise)) == (columns, number, number)
 
 

@@ -422,8 +422,8 @@ def test_two_ranks_take_their_rows_and_step_as_one(packs, monkeypatch, accumulat
         f"--loss {'rpgan' if accumulate == 2 else 'logistic'} --conditional --hflip --accumulate {accumulate} --pl-weight 2 --pl-interval 2 "
         "--pl-decay 0.3 --gamma 1 --r1-interval 3 --ada mri --ada-target 0.9 --ada-kimg 0.2 --ema-kimg 0.02 --ema-rampup 0.5 --run unused"
     ))  # fmt: skip
-    pack, ranks, cpu = pack_of(c, packs), Ranks(2), torch.device("cpu")
-    monkeypatch.setattr(torch.distributed, "all_reduce", ranks.all_reduce)
+    pack, both, cpu = pack_of(c, packs), Ranks(2), torch.device("cpu")
+    monkeypatch.setattr(torch.distributed, "all_reduce", both.all_reduce)
     states = [train_gan.build_state(c, len(pack.classes), cpu) for _ in range(2)]
     data = [Watched(Batches(pack, seed=c.seed, batch=c.batch, device=cpu, hflip=c.hflip)) for _ in range(2)]
     labels = torch.from_numpy(pack.labels)
@@ -435,7 +435,7 @@ def test_two_ranks_take_their_rows_and_step_as_one(packs, monkeypatch, accumulat
             step = train_gan.Step(c, rt, data[rank], labels, torch.float32, nimg, s.G.synthesis, s.D, w_sum)
             train_gan.train_step(s, step, nimg)
 
-    ranks.run(work)
+    both.run(work)
     reference = Reference(c, pack)
     first = networks(reference)
     logged = [reference.step(nimg, nimg) for nimg in range(0, BATCH * STEPS, BATCH)]

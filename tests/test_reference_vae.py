@@ -30,6 +30,7 @@ from data.pack import ensure_pack
 from data.walk import DataError
 from jobs.config import parsing
 from jobs.config.specs import VaeConfig
+from jobs.predict import vae_look
 from jobs.run import stopping
 from jobs.training import randomness, ranks
 from jobs.training.checkpoint import Checkpoints
@@ -272,7 +273,7 @@ def test_networks_run_in_the_type_and_losses_in_fp32(pack, vgg):
     assert seen == {name: {torch.bfloat16} for name in modules}
     assert all(p.dtype == torch.float32 for m in (s.vae, s.D) for p in m.parameters())
     seen.clear()
-    script.Reconstructions(c, pack, None, ALONE, torch.bfloat16)(s.vae)
+    vae_look.Reconstructions(c, pack, None, ALONE, torch.bfloat16)(s.vae)
     assert seen == {name: {torch.bfloat16} for name in ("encoder", "decoder")}
 
 
@@ -371,11 +372,11 @@ def as_bytes(x: torch.Tensor) -> np.ndarray:
 def test_reconstructions_are_those_of_the_posterior_means(pack, monkeypatch, held):
     """Ten of the slices, evenly spread, in chunks of three or nine on one rank and on two; one slice has no head. The picture
     has the first chunk above its reconstructions, row by row."""
-    assert (script.LOOKED_AT, script.CHUNK) == (256, 32)
+    assert (vae_look.LOOKED_AT, vae_look.CHUNK) == (256, 32)
     chunk = 3 if held else 9
-    monkeypatch.setattr(script, "LOOKED_AT", 10)
-    monkeypatch.setattr(script, "CHUNK", chunk)
-    monkeypatch.setattr(script, "image_grid", lambda images, columns: (images, columns))
+    monkeypatch.setattr(vae_look, "LOOKED_AT", 10)
+    monkeypatch.setattr(vae_look, "CHUNK", chunk)
+    monkeypatch.setattr(vae_look, "image_grid", lambda images, columns: (images, columns))
     c = config("--latent-channels", "3")
     vae = script.build_state(c, CPU).vae_ema
     wake(vae, 2)
@@ -389,7 +390,7 @@ def test_reconstructions_are_those_of_the_posterior_means(pack, monkeypatch, hel
     looked_at = [0, 3, 5, 8, 10, 13, 15, 18, 20, 23]  # of 24
     expected, output = figures_of(vae, images[looked_at], "val" if held else "train")
     given = (other, source) if held else (source, None)
-    alone = script.Reconstructions(c, *given, ALONE, torch.float32)
+    alone = vae_look.Reconstructions(c, *given, ALONE, torch.float32)
     (picture, columns), found = alone(vae)
     close(found, expected, rel=1e-3)
     assert 0 < found["active_channels"] < 3 and columns == min(chunk, 8)
@@ -398,7 +399,7 @@ def test_reconstructions_are_those_of_the_posterior_means(pack, monkeypatch, hel
     assert np.abs(picture.astype(int) - pairs).max() <= 1
     shown, columns = alone.reals()
     assert np.array_equal(shown, above) and columns == 8
-    made = two_ranks(monkeypatch, lambda rt: script.Reconstructions(c, *given, rt, torch.float32)(vae))
+    made = two_ranks(monkeypatch, lambda rt: vae_look.Reconstructions(c, *given, rt, torch.float32)(vae))
     for _, figures in made:
         close(figures, expected, rel=1e-3)
     assert np.abs(made[0][0][0].astype(int) - pairs).max() <= 1 and made[1][0] is None
@@ -409,7 +410,7 @@ def test_rows_of_large_slices_are_shorter(side, columns):
     images = np.full((40, 1, side, side), 200, np.uint8)
     source = SimpleNamespace(images=images, labels=np.zeros(40, np.int64))
     c = config("--resolution", str(side))
-    seen = script.Reconstructions(c, source, None, ALONE, torch.float32)
+    seen = vae_look.Reconstructions(c, source, None, ALONE, torch.float32)
     assert seen.columns == columns and [len(part) for part in seen.images] == [32, 8]
     assert seen.reals().size == (columns * (side + 2) + 2, 4 * (side + 2) + 2)
 
