@@ -187,6 +187,7 @@ def test_wrong_use_gets_one_line(run, packs, tmp_path, monkeypatch, capsys):
     assert "cannot be opened" in refused(78, "--data", tmp_path / "nowhere")
     assert "no such weights file" in refused(78, "--feature-weights", tmp_path / "nothing.pth")
     assert "no such class" in refused(2, "--class", "MCI")
+    assert not (run / "predictions").exists()  # nothing is made for a command that cannot be
     other = write_run(tmp_path / "other", make_generator(), classes=["AD", "MCI"])
     assert call("evaluate", "--run", other, "--number", 20, "--device", "cpu") == 78
     assert "its classes are NC, AD, the model's AD, MCI" in capsys.readouterr().err
