@@ -26,6 +26,7 @@ from data.latents import Latents, latents_path
 from data.pack import ensure_pack
 from jobs.config import parsing
 from jobs.config.specs import ConfigError, DiffusionConfig, VaeConfig
+from jobs.predict import diffusion_look, latent_space
 from jobs.run.rundir import RunDir
 from jobs.training import collectives, devices, ranks
 from jobs.training.weights import read_weights, write_weights
@@ -189,10 +190,10 @@ def test_the_loss_on_other_patients_repeats_and_is_told_by_noise_level(pack):
         "phantom:160", resolution=32, split="val", log=lambda *_: None, cache_dir=Path(pack.path).parent
     )
     schedule = schedules.make_schedule(c.schedule)
-    sampler = script.Sampler(c, pack, data, other, None, schedule, rt, torch.float32)
+    sampler = diffusion_look.Sampler(c, pack, data, other, None, schedule, rt, torch.float32)
     first = sampler.validate(s.unet)
     torch.manual_seed(1)
-    again = script.Sampler(c, pack, data, other, None, schedule, rt, torch.float32).validate(s.unet)
+    again = diffusion_look.Sampler(c, pack, data, other, None, schedule, rt, torch.float32).validate(s.unet)
     assert first == again and set(first) == {"val_loss", *(f"val_loss_{k}" for k in range(4))}
     # The untrained network says 0, so a loss is the mean square of noise - x0, whatever the time.
     x0, _, noise, t = sampler.looked_at
@@ -202,7 +203,7 @@ def test_the_loss_on_other_patients_repeats_and_is_told_by_noise_level(pack):
         inside = (t >= k / 4) & (t < (k + 1) / 4)
         assert abs(int(inside.sum()) - len(t) / 4) <= 1
         assert first[f"val_loss_{k}"] == pytest.approx(float(losses[inside].mean()), rel=1e-4)
-    alone = script.Sampler(c, pack, data, None, None, schedule, rt, torch.float32).validate(s.unet)
+    alone = diffusion_look.Sampler(c, pack, data, None, None, schedule, rt, torch.float32).validate(s.unet)
     assert set(alone) == {"train_loss", *(f"train_loss_{k}" for k in range(4))}
 
 
@@ -302,16 +303,19 @@ def test_the_vae_is_copied_once_so_that_its_run_may_go_on(tmp_path):
     run = RunDir(c.run)
     run.create()
     script.adopt_vae(c, run, said.append)
-    first = script.vae_file(run).read_bytes()
+    first = script.copied_vae(run.path).read_bytes()
     assert first == (vae / "weights.safetensors").read_bytes() and not any("WARNING" in line for line in said)
     vae_run(vae, latent_channels=3)
     script.adopt_vae(c, run, said.append)
-    assert script.vae_file(run).read_bytes() == first and len(said) == 1
+    assert script.copied_vae(run.path).read_bytes() == first and len(said) == 1
     other = RunDir(tmp_path / "other")
     other.create()
     (vae / "DONE").unlink()
     script.adopt_vae(dataclasses.replace(c, run=str(other.path), vae=str(vae)), other, said.append)
-    assert "WARNING" in said[1] and script.vae_file(other).read_bytes() == (vae / "weights.safetensors").read_bytes()
+    assert (
+        "WARNING" in said[1]
+        and script.copied_vae(other.path).read_bytes() == (vae / "weights.safetensors").read_bytes()
+    )
 
 
 def test_one_that_does_not_fit_is_never_copied(tmp_path):
@@ -320,22 +324,31 @@ def test_one_that_does_not_fit_is_never_copied(tmp_path):
     run.create()
     with pytest.raises(ConfigError, match="--resolution 64"):
         script.adopt_vae(c, run, print)
-    assert not script.vae_file(run).exists()
+    assert not script.copied_vae(run.path).exists()
 
 
 # --- packs and latents ------------------------------------------------------------------------------------------------
 def test_slices_of_training_and_of_other_patients_and_their_latents(tmp_path, monkeypatch):
     """In this order, under the copied VAE; rank 0 alone chooses the VAE and reads all of a cache."""
     monkeypatch.setenv("BRAIN_PACK_DIR", str(tmp_path / "packs"))
-    c = config("--run", str(tmp_path / "run"), "--vae", str(vae_run(tmp_path / "vae")), "--data", "phantom:40", "--threads", "1")
-    run, verified, ensure, threads = RunDir(c.run), [], script.ensure_latents, []
+    c = config(
+        "--run",
+        str(tmp_path / "run"),
+        "--vae",
+        str(vae_run(tmp_path / "vae")),
+        "--data",
+        "phantom:40",
+        "--threads",
+        "1",
+    )
+    run, verified, ensure, threads = RunDir(c.run), [], latent_space.ensure_latents, []
     run.create()
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(devices, "default_threads", lambda ranks: 7 * ranks)
-    monkeypatch.setattr(script, "ensure_latents", lambda *a, **k: verified.append(k["verify"]) or ensure(*a, **k))
+    monkeypatch.setattr(latent_space, "ensure_latents", lambda *a, **k: verified.append(k["verify"]) or ensure(*a, **k))
     packs, latents = script.open_data(c, run, ranks.Meeting(), lambda *_: None)
     assert [p.meta["split"] for p in packs] == ["train", "val"]
-    sha = hashlib.sha256(script.vae_file(run).read_bytes()).hexdigest()
+    sha = hashlib.sha256(script.copied_vae(run.path).read_bytes()).hexdigest()
     for pack, found in zip(packs, latents, strict=True):
         assert found.path == str(latents_path(pack, sha)) and np.array_equal(found.labels, pack.labels)
     monkeypatch.setattr(script, "adopt_vae", lambda *_: pytest.fail("not on this rank"))
