@@ -57,7 +57,7 @@ def test_a_picture_that_finds_no_room_does_not_end_training(tmp_path, monkeypatc
 
     monkeypatch.setattr(upkeep, "save_png", full)
     record = SimpleNamespace(
-        run=RunDir(tmp_path), attempt=SimpleNamespace(say=said.append), board=tensorboard.TensorBoard(None)
+        main=True, run=RunDir(tmp_path), attempt=SimpleNamespace(say=said.append), board=tensorboard.TensorBoard(None)
     )
     upkeep.Record.show(record, "00000.016.png", "samples", Image.new("L", (2, 2)), 16)
     assert len(said) == 1 and "00000.016.png cannot be written (No space left on device); training goes on" in said[0]
