@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from cluster import Cluster, leftovers, missing  # noqa: E402
+from private_cluster import Cluster, leftovers, missing  # noqa: E402
 from tiny import FLAGS  # noqa: E402
 
 from jobs.run.rundir import RunDir  # noqa: E402
