@@ -3,9 +3,11 @@ changes a pixel."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -395,3 +397,23 @@ def test_room_is_made_for_every_slice_of_every_volume(tmp_path, cache):
     pack = ensure(tmp_path / "x", 48)
     indices = [int(name[-3:]) for name in pack.names]
     assert indices == [*range(2, 10), *range(3, 17)] and pack.subjects == ["sub-01"] * 8 + ["sub-02"] * 14
+
+
+def test_a_pack_is_kept_where_the_file_system_syncs_no_folder(tmp_path, monkeypatch):
+    """Some NFS and FUSE mounts refuse it; the file itself is synced all the same. A failing disk is no such refusal."""
+    sync = os.fsync
+
+    def refuse(number: int):
+        def fsync(handle: int) -> None:
+            if stat.S_ISDIR(os.fstat(handle).st_mode):
+                raise OSError(number, os.strerror(number))
+            sync(handle)
+
+        return fsync
+
+    monkeypatch.setattr(os, "fsync", refuse(errno.EINVAL))
+    made = build_pack(find_source("phantom:2"), tmp_path / "a.pack", resolution=16, progress=False, log=quiet)
+    assert len(open_pack(tmp_path / "a.pack", verify=True)) == len(made) == 2
+    monkeypatch.setattr(os, "fsync", refuse(errno.EIO))
+    with pytest.raises(DataError, match="cannot write a pack"):
+        build_pack(find_source("phantom:2"), tmp_path / "b.pack", resolution=16, progress=False, log=quiet)
