@@ -41,10 +41,15 @@ def gan_checkpoint_gb(config) -> float:
 
 
 def vae_parameters(config: VaeConfig) -> float:
-    """Rough number of parameters of encoder, decoder and discriminator."""
+    """Rough number of parameters that are trained: encoder, decoder and, where it takes part, discriminator."""
     widths = [config.width * m for m in (1, 2, 4, 4)[: config.down.bit_length()]]
     parameters = 2 * 40 * widths[-1] ** 2 + sum(2 * (2 * config.num_res + 1) * 9 * w * w for w in widths)
-    return parameters + 16 * 21 * config.disc_width**2 * bool(config.gan_weight)
+    return parameters + vae_discriminator_parameters(config) * bool(config.gan_weight)
+
+
+def vae_discriminator_parameters(config: VaeConfig) -> float:
+    """Rough number of parameters of the patch discriminator."""
+    return 16 * 21 * config.disc_width**2
 
 
 def vae_memory_gb(config: VaeConfig, world: int = 1) -> float:
@@ -61,8 +66,10 @@ def vae_memory_gb(config: VaeConfig, world: int = 1) -> float:
 
 
 def vae_checkpoint_gb(config: VaeConfig) -> float:
-    """Rough size of one checkpoint in GB: fp32 weights, AdamW's two moments, the EMA."""
-    return vae_parameters(config) * 4 * 4 / 1e9
+    """Rough size of one checkpoint in GB: fp32 weights, AdamW's two moments, the EMA; a discriminator that takes no part
+    as it was made."""
+    untrained = 0.0 if config.gan_weight else vae_discriminator_parameters(config)
+    return (vae_parameters(config) * 4 + untrained) * 4 / 1e9
 
 
 def unet_parameters(config: DiffusionConfig) -> float:

@@ -329,8 +329,7 @@ def test_a_batch_falls_into_whole_groups_on_every_rank_and_micro_batch(monkeypat
         if text:
             multiple = int(re.search(r"multiple of (\d+)", text)[1])
             again = refusal(replace(gan, batch=multiple), world)
-            assert f"--batch {batch}" in text and (again == "" or "half" in again)
-            assert refusal(replace(gan, batch=2 * multiple), world) == ""
+            assert f"--batch {batch}" in text and again == ""
         monkeypatch.setenv("WORLD_SIZE", str(world))
         assert refusal(gan) == text
         for cls in (VaeConfig, DiffusionConfig):
@@ -394,7 +393,8 @@ def test_the_size_of_a_vae_is_about_that_of_its_networks(flags):
         s = pretrain_vae.build_state(c, torch.device("meta"))
     trained = (s.vae, s.D) if c.gan_weight else (s.vae,)
     assert sizes.vae_parameters(c) == pytest.approx(sum(map(count, trained)), rel=0.2)
-    assert sizes.vae_checkpoint_gb(c) == pytest.approx(tensors(*trained, once=(s.vae_ema,)), rel=0.2)
+    once = (s.vae_ema,) if c.gan_weight else (s.vae_ema, s.D)
+    assert sizes.vae_checkpoint_gb(c) == pytest.approx(tensors(*trained, once=once), rel=0.2)
 
 
 @pytest.mark.parametrize("flags", ["", "--widths 64,128,256", "--num-res 3", "--widths 64,64 --attention=8"])
