@@ -25,7 +25,7 @@ from jobs.cluster import plan as planning
 from jobs.cluster import preflight, queueing, show, sites, status, submit, terminal, why
 from jobs.cluster.options import Options
 from jobs.cluster.slurm import Job, Partition
-from jobs.config import parsing, specs
+from jobs.config import parsing, specs, wording
 from jobs.run.find import find_run
 from jobs.run.rundir import RunDir, git_state
 
@@ -770,8 +770,8 @@ def test_next_commands_name_a_python_that_has_the_packages(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert terminal.python() == ".venv/bin/python"
+    assert wording.python() == ".venv/bin/python"
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
-    assert terminal.python() == "python"
+    assert wording.python() == "python"
     monkeypatch.setattr(sys, "executable", "/elsewhere/python")
-    assert terminal.python() == "/elsewhere/python"
+    assert wording.python() == "/elsewhere/python"

@@ -18,7 +18,7 @@ from jobs.cluster import show, slurm, status, terminal, why
 from jobs.cluster.sites import Site
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.cluster.status import View
-from jobs.config import specs
+from jobs.config import specs, wording
 from jobs.run.find import RUNS, find_run, run_folders
 from jobs.run.lock import LOCK_STALE, process_space
 from jobs.run.rundir import RunDir
@@ -425,13 +425,13 @@ def test_a_run_behind_another_names_it_until_that_is_done(run, tmp_path):
     ],
 )  # fmt: skip
 def test_durations_for_people(seconds, short, clock):
-    assert (status.short_time(seconds), status.clock(seconds)) == (short, clock)
+    assert (wording.short_time(seconds), wording.clock(seconds)) == (short, clock)
 
 
 def test_dates_for_people():
     now = time.time()
-    assert status.short_date(now) == time.strftime("%H:%M", time.localtime(now))
-    assert status.short_date(now - 86400 * 3) == time.strftime("%a %d %b %H:%M", time.localtime(now - 86400 * 3))
+    assert wording.short_date(now) == time.strftime("%H:%M", time.localtime(now))
+    assert wording.short_date(now - 86400 * 3) == time.strftime("%a %d %b %H:%M", time.localtime(now - 86400 * 3))
 
 
 @pytest.mark.parametrize(
@@ -456,7 +456,7 @@ def test_progress_and_gpu_of_a_view():
 @pytest.fixture
 def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(terminal, "python", lambda: "python")
+    monkeypatch.setattr(wording, "python", lambda: "python")
 
 
 def test_a_table_of_runs(wide, capsys):
@@ -647,7 +647,7 @@ def test_the_attempts_of_a_run():
         {"event": "decision", "decision": "budget", "why": "bad"},
     ]  # fmt: skip
     one, two, three = show.attempt_rows(lines)
-    assert one == ["1", "7", "n1", status.short_date(1e9), "2 min", "0", "4", "USR2, requeued"]
+    assert one == ["1", "7", "n1", wording.short_date(1e9), "2 min", "0", "4", "USR2, requeued"]
     assert two == ["2", "", "", "", "", "4", "", "the node failed, next job"]
     assert three[4:] == ["3 s", "4", "4.5", "done, out of restarts"]
     assert show.attempt_rows(lines[:10])[2][7] == "ConfigError: x (code 78)"
@@ -983,7 +983,7 @@ def test_the_end_of_a_log(run):
 
 def test_this_interpreter_is_named_as_it_can_be_called(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(terminal.shutil, "which", lambda name: sys.executable)
-    assert terminal.python() == "python"
-    monkeypatch.setattr(terminal.shutil, "which", lambda name: None)
-    assert terminal.python() == str(Path(sys.executable).absolute())
+    monkeypatch.setattr(wording.shutil, "which", lambda name: sys.executable)
+    assert wording.python() == "python"
+    monkeypatch.setattr(wording.shutil, "which", lambda name: None)
+    assert wording.python() == str(Path(sys.executable).absolute())
