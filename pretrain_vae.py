@@ -13,30 +13,37 @@ import sys
 if sys.version_info < (3, 11):
     sys.exit("pretrain_vae.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
 
-from jobs import stop
+from jobs.run import stopping
 
 if __name__ == "__main__":
-    stop.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
+    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
-from data.batches import Batches, to_float, to_uint8
+from data.batches import Batches
+from data.build import packing_of
+from data.files import sha256_of
 from data.latents import ensure_latents
-from data.pack import Pack, ensure_held_out, ensure_pack, preview
-from data.packfile import sha256_of
-from data.sources import DataError
-from jobs import runtime, specs
-from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
-from jobs.checkpoint import Checkpoints, Diverged
-from jobs.log import Averages, image_grid
-from jobs.loop import (
+from data.pack import ensure_held_out, ensure_pack, preview
+from data.packfile import Pack
+from data.walk import DataError
+from jobs.config import parsing, rules
+from jobs.config.specs import ConfigError, VaeConfig
+from jobs.predict.vae_look import Reconstructions
+from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
+from jobs.run.resume import end_dry_run
+from jobs.run.rundir import RunDir
+from jobs.training import collectives, devices, randomness, ranks
+from jobs.training.checkpoint import Checkpoints, Diverged
+from jobs.training.throughput import count_flops
+from jobs.training.upkeep import (
     FRESH_COUNTERS,
     Record,
     State,
@@ -47,13 +54,10 @@ from jobs.loop import (
     load_initial_weights,
     optimizer_step,
 )
-from jobs.rundir import RunDir
-from jobs.specs import ConfigError, VaeConfig
-from jobs.throughput import count_flops
-from jobs.weights import read_weights
+from jobs.training.weights import read_weights
+from jobs.view.metrics import Averages
 from models import loading
 from models.ema import ema_beta, update_ema
-from models.metrics import head_mask, psnr, ssim
 from models.optim import adamw, after_window, learning_rate, memory_layout
 from models.perceptual import VggDistance, load_vgg
 from models.vae import (
@@ -63,14 +67,11 @@ from models.vae import (
     hinge_d_loss,
     hinge_g_loss,
     kl_divergence,
-    latent_figures,
     reconstruction_loss,
     structure_loss,
 )
 
 NEXT = "reconstruct --run {run}"
-LOOKED_AT = 256  # slices of other patients that the figures are taken over
-CHUNK = 32  # of them go through the network at once; ranks take chunks in turn
 BALANCE_PACE = 0.1  # share of each step's measurement in the running weight of the adversarial gradient
 
 
@@ -101,23 +102,29 @@ def build_vae(c: VaeConfig) -> VAE:
 
 
 def build_state(c: VaeConfig, device: torch.device) -> TrainState:
-    """Networks and optimizers, initialised from the seed alone. D is there from the start, so that every checkpoint fits."""
-    torch.manual_seed(runtime.seed_of(c.seed, 0, "weights"))
+    """Networks and optimizers, initialised from the seed alone.
+
+    D is there from the start, so that every checkpoint fits.
+    """
+    torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
     layout = memory_layout(device)
-    vae = build_vae(c).to(device, memory_format=layout)
-    D = PatchDiscriminator(c.channels, c.disc_width).to(device, memory_format=layout)
-    vae_ema = build_vae(c).to(device, memory_format=layout).eval().requires_grad_(False)
+    vae = build_vae(c).to(device).to(memory_format=layout)
+    D = PatchDiscriminator(c.channels, c.disc_width).to(device).to(memory_format=layout)
+    vae_ema = build_vae(c).to(device).to(memory_format=layout).eval().requires_grad_(False)
     vae_ema.load_state_dict(vae.state_dict())
-    fp16 = runtime.precision_dtype(c.precision, device) == torch.float16
+    fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
-        vae=vae, vae_ema=vae_ema, D=D,
+        vae=vae,
+        vae_ema=vae_ema,
+        D=D,
         opt_vae=adamw(vae, c.lr, c.weight_decay, betas=(0.9, 0.99)),
         opt_D=adamw(D, c.lr, c.weight_decay, betas=(0.5, 0.99)),
         scaler_vae=torch.amp.GradScaler(device.type, enabled=fp16),
         scaler_D=torch.amp.GradScaler(device.type, enabled=fp16),
-        averages=Averages(), gan_balance=torch.zeros((), device=device),
+        averages=Averages(),
+        gan_balance=torch.zeros((), device=device),
         window=torch.zeros(2, dtype=torch.float64, device=device),
-    )  # fmt: skip
+    )
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -126,7 +133,7 @@ class Step:
     """What one step needs. Draws are made for the global batch; a rank uses its rows of them."""
 
     c: VaeConfig
-    rt: runtime.Runtime
+    rt: ranks.Runtime
     batches: Batches
     dtype: torch.dtype
     nimg: int
@@ -148,7 +155,7 @@ class Step:
         return torch.autocast(self.rt.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def rows(self) -> list[tuple[int, int]]:
-        return runtime.rows(self.c.batch, self.rt.rank, self.rt.world, self.c.accumulate)
+        return randomness.rows(self.c.batch, self.rt.rank, self.rt.world, self.c.accumulate)
 
     def add(self, name: str, values: torch.Tensor) -> None:
         self.stats[name] = self.stats.get(name, 0.0) + values.detach().float().sum() / self.c.batch
@@ -162,19 +169,21 @@ def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor
     What runs in fp16 is scaled on its way to the image as well.
     """
     c, side = step.c, step.c.resolution // step.c.down
-    gen = runtime.generator(c.seed, step.position, "posterior", step.rt.device)
+    gen = randomness.generator(c.seed, step.position, "posterior", step.rt.device)
     noise = torch.randn(c.batch, c.latent_channels, side, side, generator=gen, device=step.rt.device)
+    # The loss scale of fp16, as a factor: gradients with respect to the image are taken by hand below.
     scale, pairs = s.scaler_vae.scale(torch.ones((), device=step.rt.device)), []
     s.D.requires_grad_(False)
-    for start, stop_ in step.rows():
-        images, _ = step.batches.rows(step.position, start, stop_)
+    for start, stop in step.rows():
+        images, _ = step.batches.rows(step.position, start, stop)
         images = images.contiguous(memory_format=memory_layout(images.device))
         with step.autocast():
-            output, mean, logvar = step.network(images, noise[start:stop_])
+            output, mean, logvar = step.network(images, noise[start:stop])
         kl = kl_divergence(mean, logvar)
         image = output.detach().requires_grad_(True)
         pixels = reconstruction_loss(image, images, c.loss)
         structure = structure_loss(image, images) if c.structure_weight else torch.zeros_like(pixels)
+        # Down to the image only: the decoder is passed through once, with the sum of all that pushes at the image.
         (gradient,) = torch.autograd.grad((pixels + c.structure_weight * structure).sum(), image)
         if step.perceptual is not None:
             with step.autocast():
@@ -190,6 +199,7 @@ def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor
             step.add("grad_pixels", gradient.flatten(1).norm(dim=1))
             step.add("grad_adversarial", push.flatten(1).norm(dim=1))
             step.add("loss_adversarial", adversarial)
+            # gan_balance makes the adversarial push as long as the reconstruction's, whatever the logits' scale is.
             gradient = gradient + c.gan_weight * s.gan_balance * push
         share = scale / (len(images) * c.accumulate)
         torch.autograd.backward([output, kl], [gradient * share, torch.full_like(kl, c.kl_weight) * share])
@@ -219,19 +229,22 @@ def train_step(s: TrainState, step: Step) -> None:
     pairs = vae_step(s, step)
     if step.adversarial:
         discriminator_step(s, step, pairs)
+    # One reduction for all that the ranks must agree on: balance, plateau, and the log.
     names = sorted(step.stats)
-    total = runtime.reduce_sum(step.rt, torch.stack([step.stats[name] for name in names]))
+    total = collectives.reduce_sum(step.rt, torch.stack([step.stats[name] for name in names]))
     stats = dict(zip(names, total, strict=True))
     if step.adversarial:
         s.gan_balance.lerp_(balanced_weight(stats.pop("grad_pixels"), stats.pop("grad_adversarial")), BALANCE_PACE)
     s.averages.add(stats)
     if c.decay == "plateau":
         look_for_plateau(s, step, stats["loss_pixels"])
+    # Latents and reconstructions are made with the average of the weights.
     update_ema(s.vae_ema, s.vae, ema_beta(step.nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
 
 
 def look_for_plateau(s: TrainState, step: Step, loss: torch.Tensor) -> None:
-    """At the end of a window of plateau_kimg images: halve the learning rate unless the loss fell; the same on every rank.
+    """At the end of a window of plateau_kimg images: halve the learning rate unless the loss fell; the same on every
+    rank.
 
     Windows before the discriminator joined are not compared with those after: it trades pixels for sharpness.
     """
@@ -246,72 +259,23 @@ def look_for_plateau(s: TrainState, step: Step, loss: torch.Tensor) -> None:
         s.window.zero_()
 
 
-def step_flops(c: VaeConfig, rt: runtime.Runtime, dtype: torch.dtype, perceptual: Callable | None) -> dict:
+def step_flops(c: VaeConfig, rt: ranks.Runtime, dtype: torch.dtype, perceptual: VggDistance | None) -> dict:
     """{step.adversarial: FLOPs of one image in such a step}, counted on a blank image and a copy of the networks."""
     c, rt = replace(c, batch=1, accumulate=1, gan_start_kimg=1), replace(rt, rank=0, world=1)
     s = build_state(c, rt.device)
     blank = torch.zeros(1, c.channels, c.resolution, c.resolution, device=rt.device)
-    batches = SimpleNamespace(rows=lambda _, start, stop: (blank, None))
+    batches: Any = SimpleNamespace(rows=lambda _, start, stop: (blank, None))
     steps = [Step(c, rt, batches, dtype, nimg, 0, s.vae, perceptual) for nimg in (0, 1000)]
     return {step.adversarial: count_flops(partial(train_step, s, step)) for step in steps}
 
 
-# --- what a person sees -----------------------------------------------------------------------------------------------
-class Reconstructions:
-    """Slices above their reconstructions, and how true these are on patients that the VAE does not train on."""
-
-    def __init__(self, c: VaeConfig, pack: Pack, held_out: Pack | None, rt: runtime.Runtime, dtype: torch.dtype):
-        source = pack if held_out is None else held_out
-        self.count = min(LOOKED_AT, len(source.labels))
-        pick = torch.linspace(0, len(source.labels) - 1, self.count).round().long().split(CHUNK)  # over all patients
-        self.rt, self.dtype = rt, dtype
-        self.prefix, self.columns = ("train" if held_out is None else "val"), 8 if c.resolution <= 128 else 6
-        self.images = [  # of this rank
-            to_float(torch.stack([torch.from_numpy(source.images[i].copy()) for i in part.tolist()])).to(rt.device)
-            for part in pick[rt.rank :: rt.world]
-        ]
-        self.masks = [head_mask((images + 1) / 2) for images in self.images]
-
-    def reals(self):
-        return image_grid(to_uint8(self.images[0][: 4 * self.columns]).cpu().numpy(), self.columns)
-
-    @torch.no_grad()
-    def __call__(self, vae: VAE):
-        """(grid or None, {figures}), on all ranks at once: PSNR in dB and SSIM of the posterior mean's image, over all pixels
-        and inside the head; active channels, mean and deviation of the latents, mean deviation of their posteriors."""
-        sums = torch.zeros(5, 2, dtype=torch.float64, device=self.rt.device)
-        moments, shown = torch.zeros(4, vae.latent_channels, dtype=torch.float64, device=self.rt.device), None
-        for images, mask in zip(self.images, self.masks, strict=True):
-            with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                mean, logvar = vae.encode(images)
-                output = vae.decode(mean).clamp(-1, 1)
-            shown = output if shown is None else shown
-            a, b = (output + 1) / 2, (images + 1) / 2
-            values = torch.stack([(a - b).abs().flatten(1).mean(1).double(), psnr(a, b), ssim(a, b).double(),
-                                  psnr(a, b, mask), ssim(a, b, mask).double()])  # fmt: skip
-            finite = torch.isfinite(values)  # a slice without a head has no figure inside it
-            sums += torch.stack([values.nan_to_num(0, 0, 0).sum(1), finite.sum(1).double()], dim=1)
-            z, spread = (v.double().transpose(0, 1).flatten(1) for v in (mean, (0.5 * logvar).exp()))
-            means = torch.stack([v.mean(1) for v in (z, z.square(), spread, spread.square())])
-            moments += means * len(images) / self.count
-        sums, moments = runtime.reduce_sum(self.rt, sums), runtime.reduce_sum(self.rt, moments)
-        names = ("l1", "psnr", "ssim", "psnr_head", "ssim_head")
-        figures = {f"{self.prefix}_{k}": float(v) for k, v in zip(names, sums[:, 0] / sums[:, 1], strict=True)}
-        figures |= latent_figures(*moments)
-        return (None if self.rt.rank else self.grid(shown)), figures
-
-    def grid(self, output: torch.Tensor):
-        n = min(self.columns, len(output))
-        pairs = [t[i * n : (i + 1) * n] for i in range(4) for t in (self.images[0], output)]
-        return image_grid(to_uint8(torch.cat([row for row in pairs if len(row)])).cpu().numpy(), n)
-
-
 # --- the run ----------------------------------------------------------------------------------------------------------
-def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: Pack | None, attempt: Attempt) -> int:
+def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pack | None, attempt: Attempt) -> int:
     """Train until done or stopped. Returns the process's exit code; raises Diverged."""
-    dtype = runtime.precision_dtype(c.precision, rt.device)
+    dtype = devices.precision_dtype(c.precision, rt.device)
     s = build_state(c, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
+    # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.
     found = upkeep.resume()
     if found < 0 and c.init_from:
         load_initial_weights(s, ("vae", "vae_ema", "D"), c.init_from, attempt.say)
@@ -319,28 +283,32 @@ def train(c: VaeConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, held_out: 
     perceptual = open_perceptual(c, rt.device)
     reconstructions = Reconstructions(c, pack, held_out, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, dtype, flops=lambda: step_flops(c, rt, dtype, perceptual),
-        first_pictures=lambda: {"reals": reconstructions.reals()},
+        c,
+        rt,
+        run,
+        attempt,
+        found,
+        dtype,
+        flops=lambda: step_flops(c, rt, dtype, perceptual),
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
-    )  # fmt: skip
+    )
+    # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
+    if found < 0 and rt.rank == 0:
+        record.show("reals.png", "reals", reconstructions.reals(), 0)
     network = torch.compile(s.vae) if compiles(c.compile, rt.device, attempt.say) else s.vae
 
-    nimg, total = max(found, 0), upkeep.total
-    machine = runtime.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
-    attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
-    attempt.say(f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
-                f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {batches.placement}")  # fmt: skip
-
+    nimg = upkeep.begin(found, dtype, batches.placement)
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
             record.tick(nimg, s, look=lambda _: reconstructions(s.vae_ema), extra=s.log_extra)
+            # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
                 upkeep.save(nimg, {"vae": s.vae_ema}, {"classes": pack.classes, "geometry": pack.geometry})
             if upkeep.ending:
                 batches.close()
                 return upkeep.leave(record, nimg, NEXT)
-        except Diverged as error:
+        except Diverged as error:  # once back to the last good checkpoint, past the data that led here
             nimg = upkeep.roll_back(nimg, error, "lower --lr, or use --precision fp32")
             record.rewind(nimg)
             continue
@@ -356,14 +324,12 @@ def open_perceptual(c: VaeConfig, device: torch.device) -> VggDistance | None:
     if not c.perceptual_file:
         return None
     try:
-        return load_vgg(c.perceptual_file).to(device, memory_format=memory_layout(device))
+        return load_vgg(c.perceptual_file).to(device).to(memory_format=memory_layout(device))
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
 
-def write_latents(
-    c: VaeConfig, rt: runtime.Runtime, run: RunDir, packs: list[Pack], say: Callable[[str], None]
-) -> None:
+def write_latents(c: VaeConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack], say: Callable[[str], None]) -> None:
     """The end of a run: every slice encoded once with the weights that were written, and the scale per channel.
 
     train_diffusion.py finds the cache by these weights' hash; where this is cut short, it encodes by itself.
@@ -372,57 +338,53 @@ def write_latents(
     vae = loading.load_vae(tensors, about["config"]).to(rt.device)
     sha = sha256_of(run.weights)
     for pack in packs:
-        latents = ensure_latents(pack, vae.encode, sha, device=rt.device, poll=stop.raise_if_asked, log=say)
+        latents = ensure_latents(pack, vae.encode, sha, device=rt.device, poll=stopping.raise_if_asked, log=say)
         if pack is packs[0]:
             mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (latents.mean, latents.std))
             say(f"latents per channel: mean {mean}; standard deviation {std}")
 
 
 def dry_run(c: VaeConfig) -> int:
-    """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard error."""
+    """Check flags, data, run directory and memory, and change nothing."""
     say = partial(print, file=sys.stderr)
-    preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
-    compare_with_run(RunDir(c.run), c)
+    preview(c.data, split=c.split, **packing_of(c) | {"log": say})
     open_perceptual(c, torch.device("cpu"))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    say(f"memory: about {specs.vae_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
-    print(specs.to_json(c))
-    return stop.DONE
+    return end_dry_run(c, say)
 
 
 def open_data(c: VaeConfig, rank: int, say) -> tuple[Pack, Pack | None]:
     """The training slices and those of other patients, packed where they are not yet."""
-    shape = dict(resolution=c.resolution, channels=c.channels, crop=c.crop, max_bad=c.max_bad, progress=rank == 0, log=say,
-                 poll=stop.raise_if_asked, verify=rank == 0)  # fmt: skip
-    return ensure_pack(c.data, split=c.split, **shape), ensure_held_out(
-        c.data, c.val_split, train_split=c.split, **shape
-    )
+    how = packing_of(c) | {"log": say, "progress": rank == 0, "poll": stopping.raise_if_asked}
+    pack = ensure_pack(c.data, split=c.split, verify=rank == 0, **how)
+    return pack, ensure_held_out(c.data, c.val_split, train_split=c.split, verify=rank == 0, **how)
 
 
 def main() -> int:
-    c = specs.parse(VaeConfig)
+    c = parsing.parse_config(VaeConfig)
     if c.dry_run:
         return dry_run(c)
-    rank, world, _ = runtime.ranks()
-    specs.check_world(c, world)
+    rank, world, _ = ranks.ranks()
+    rules.check_world(c, world)
     run = RunDir(c.run)
     if already_done(c, run, rank, NEXT):
-        return stop.DONE
-    with runtime.Meeting() as meeting, Attempt(run, c, rank) as attempt:
+        return stopping.DONE
+    # From here on the run directory is locked, and whatever ends this process is written down in it.
+    with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
-            return stop.DONE
+            return stopping.DONE
         # Packs are built before the process group exists: no collective waits for minutes of decoding.
         pack, held_out = meeting.first(partial(open_data, c, rank, attempt.say))
         if rank == 0:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
+            # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
-        rt = runtime.init_runtime(c.threads, meeting)
+        rt = collectives.init_runtime(c.threads, meeting)
         code = train(c, rt, run, pack, held_out, attempt)
-        runtime.shutdown(rt)
+        collectives.shutdown(rt)
         if rank == 0 and run.done():
             try:
                 write_latents(c, rt, run, [pack] if held_out is None else [pack, held_out], attempt.say)
-            except (DataError, stop.Stopped) as error:  # the run is done all the same
+            except (DataError, stopping.Stopped) as error:  # the run is done all the same
                 attempt.say(f"warning: the latents are not cached ({error}); train_diffusion.py encodes by itself")
         return code
 

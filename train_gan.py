@@ -13,35 +13,39 @@ import sys
 if sys.version_info < (3, 11):
     sys.exit("train_gan.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
 
-from jobs import stop
+from jobs.run import stopping
 
 if __name__ == "__main__":
-    stop.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
+    stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
-import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
 
-from data.batches import Batches, to_uint8
-from data.pack import Pack, ensure_pack, preview
-from jobs import runtime, specs
-from jobs.attempt import Attempt, adopt_config, check_data, compare_with_run, prepare_run, report_and_code
-from jobs.checkpoint import Checkpoints, Diverged
-from jobs.log import Averages, image_grid
-from jobs.loop import FRESH_COUNTERS, Record, State, Upkeep, already_done, compiles, load_initial_weights
-from jobs.rundir import RunDir
-from jobs.specs import GanConfig
-from jobs.throughput import count_flops
+from data.batches import Batches
+from data.build import packing_of
+from data.pack import ensure_pack, preview
+from data.packfile import Pack
+from jobs.config import parsing, rules
+from jobs.config.specs import GanConfig
+from jobs.predict.gan_look import Sampler
+from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
+from jobs.run.resume import end_dry_run
+from jobs.run.rundir import RunDir
+from jobs.training import collectives, devices, randomness, ranks
+from jobs.training.checkpoint import Checkpoints, Diverged
+from jobs.training.throughput import count_flops
+from jobs.training.upkeep import FRESH_COUNTERS, Record, State, Upkeep, already_done, compiles, load_initial_weights
+from jobs.view.metrics import Averages
 from models import augment as ada
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
-from models.metrics import COLLAPSE_FLOOR, COLLAPSE_RATIO, class_diversity, diversity_ratio
+from models.metrics import COLLAPSE_FLOOR, COLLAPSE_RATIO
 from models.stylegan2 import Discriminator, Generator, mix_styles
 
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
@@ -74,23 +78,26 @@ class TrainState(State):
 
 def build_state(c: GanConfig, num_classes: int, device: torch.device) -> TrainState:
     """Networks and optimizers, initialised from the seed alone."""
-    torch.manual_seed(runtime.seed_of(c.seed, 0, "weights"))
+    torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
     shape = dict(resolution=c.resolution, channels=c.channels, num_classes=num_classes)
     widths = dict(channel_base=c.channel_base, channel_max=c.channel_max, mapping_layers=c.mapping_layers)
     G = Generator(**shape, **widths, z_dim=c.z_dim, w_dim=c.w_dim).to(device)
     D = Discriminator(**shape, **widths, mbstd_group=c.mbstd_group).to(device)
     G_ema = Generator(**shape, **widths, z_dim=c.z_dim, w_dim=c.w_dim).to(device).eval().requires_grad_(False)
     G_ema.load_state_dict(G.state_dict())
-    fp16 = runtime.precision_dtype(c.precision, device) == torch.float16
+    fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
-        G=G, D=D, G_ema=G_ema,
+        G=G,
+        D=D,
+        G_ema=G_ema,
         opt_G=adam(G, c.lr, c.pl_interval if c.pl_weight else 0),
         opt_D=adam(D, c.lr, c.r1_interval if c.gamma else 0),
         scaler_G=torch.amp.GradScaler(device.type, enabled=fp16),
         scaler_D=torch.amp.GradScaler(device.type, enabled=fp16),
         ada=ada.AdaController(target=c.ada_target, speed_kimg=c.ada_kimg),
-        averages=Averages(), pl_mean=torch.zeros((), device=device),
-    )  # fmt: skip
+        averages=Averages(),
+        pl_mean=torch.zeros((), device=device),
+    )
 
 
 def adam(module: nn.Module, lr: float, lazy_interval: int) -> torch.optim.Adam:
@@ -105,7 +112,7 @@ class Step:
     """What every phase of one step needs. Draws are made for the global batch; a rank uses its rows of them."""
 
     c: GanConfig
-    rt: runtime.Runtime
+    rt: ranks.Runtime
     batches: Batches
     label_pool: torch.Tensor  # (N,) the labels of the training set: generated labels follow their frequencies
     dtype: torch.dtype  # of the convolutions
@@ -116,10 +123,10 @@ class Step:
     stats: dict = field(default_factory=dict)  # the same for losses and logits
 
     def generator(self, purpose: str) -> torch.Generator:
-        return runtime.generator(self.c.seed, self.position, purpose, self.rt.device)
+        return randomness.generator(self.c.seed, self.position, purpose, self.rt.device)
 
     def rows(self, batch: int) -> list[tuple[int, int]]:
-        return runtime.rows(batch, self.rt.rank, self.rt.world, self.c.accumulate)
+        return randomness.rows(batch, self.rt.rank, self.rt.world, self.c.accumulate)
 
     def add(self, name: str, values: torch.Tensor, batch: int) -> None:
         self.stats[name] = self.stats.get(name, 0.0) + values.detach().float().sum() / batch
@@ -137,9 +144,12 @@ def draw_latents(step: Step, G: Generator, batch: int, purpose: str) -> dict:
     mixed = torch.rand(batch, generator=gen, device=device) < c.style_mixing
     pick = torch.randint(len(step.label_pool), (batch,), generator=gen, device=device)
     return dict(
-        z=z, z_mix=z_mix, cutoff=torch.where(mixed, cutoff, G.num_ws), labels=step.label_pool[pick] if c.conditional else None,
+        z=z,
+        z_mix=z_mix,
+        cutoff=torch.where(mixed, cutoff, G.num_ws),
+        labels=step.label_pool[pick] if c.conditional else None,
         noise=G.draw_noise(batch, gen, device),
-    )  # fmt: skip
+    )
 
 
 def rows_of(draws: dict, start: int, stop: int) -> tuple[dict, list[torch.Tensor]]:
@@ -167,7 +177,7 @@ def augmented(images: torch.Tensor, params: dict, start: int, stop: int) -> torc
 
 def optimizer_step(step: Step, module: nn.Module, optimizer, scaler=None) -> None:
     """Average the gradients over the ranks by one flat all-reduce, then step."""
-    runtime.reduce_mean_gradients(step.rt, list(module.parameters()))
+    collectives.reduce_mean_gradients(step.rt, list(module.parameters()))
     if scaler is not None and scaler.is_enabled():
         scaler.step(optimizer)
         scaler.update()
@@ -179,20 +189,23 @@ def optimizer_step(step: Step, module: nn.Module, optimizer, scaler=None) -> Non
 def generator_step(s: TrainState, step: Step) -> None:
     """Adversarial loss of G: the gradient flows through D's input into G; D itself is held."""
     c = step.c
+    # Draws are a function of (seed, position, purpose): every phase has its own, and a resumed run the same.
     draws, params = draw_latents(step, s.G, c.batch, "G"), draw_augmentation(step, s.ada.p, "G")
+    # D's weights need no gradient here; without this autograd would compute and keep them, a third of the step's work.
     s.D.requires_grad_(False)
-    for start, stop_ in step.rows(c.batch):
-        latents, noise = rows_of(draws, start, stop_)
+    for start, stop in step.rows(c.batch):
+        latents, noise = rows_of(draws, start, stop)
         ws, w = styles_of(s.G, **latents)
         fake = step.synthesis(ws, noise, dtype=step.dtype)
-        logits = step.critic(augmented(fake, params, start, stop_), latents["labels"], dtype=step.dtype)
+        logits = step.critic(augmented(fake, params, start, stop), latents["labels"], dtype=step.dtype)
         real_logits = None
         if c.loss == "rpgan":  # pairs each generated image with a real one of the same row
             with torch.no_grad():
-                real, labels = step.batches.rows(step.position, start, stop_)
+                real, labels = step.batches.rows(step.position, start, stop)
                 real_logits = step.critic(
-                    augmented(real, params, start, stop_), labels if c.conditional else None, dtype=step.dtype
+                    augmented(real, params, start, stop), labels if c.conditional else None, dtype=step.dtype
                 )
+        # The mean over micro-batches is the mean over the batch, so --accumulate changes rounding alone.
         losses = generator_loss(logits, real_logits, kind=c.loss)
         s.scaler_G.scale(losses.mean() / c.accumulate).backward()
         step.add("loss_G", losses, c.batch)
@@ -208,12 +221,14 @@ def path_length_step(s: TrainState, step: Step) -> None:
     pl_noise = torch.randn(
         batch, c.channels, c.resolution, c.resolution, generator=step.generator("pl noise"), device=step.rt.device
     )
-    for start, stop_ in step.rows(batch):
-        latents, noise = rows_of(draws, start, stop_)
+    for start, stop in step.rows(batch):
+        latents, noise = rows_of(draws, start, stop)
         ws, _ = styles_of(s.G, **latents)
+        # The plain synthesis, not the compiled one: torch.compile cannot differentiate a gradient again.
         images = s.G.synthesis(ws, noise, dtype=exact_dtype(step.dtype))
-        lengths = path_lengths(images, ws, pl_noise[start:stop_])
+        lengths = path_lengths(images, ws, pl_noise[start:stop])
         penalty = path_length_penalty(lengths, s.pl_mean)
+        # Due once in pl_interval steps, so it counts that many times as much (lazy regularisation).
         (penalty.mean() * (c.pl_weight * c.pl_interval / c.accumulate)).backward()
         step.add("path_length", lengths, batch)
         step.add("pl_penalty", penalty, batch)
@@ -225,13 +240,14 @@ def discriminator_step(s: TrainState, step: Step) -> None:
     c = step.c
     draws, params = draw_latents(step, s.G, c.batch, "D"), draw_augmentation(step, s.ada.p, "D fake")
     real_params = draw_augmentation(step, s.ada.p, "D real")
-    for start, stop_ in step.rows(c.batch):
-        latents, noise = rows_of(draws, start, stop_)
+    for start, stop in step.rows(c.batch):
+        latents, noise = rows_of(draws, start, stop)
+        # No gradient to G from D's step, and reals augmented as generated ones are: else D would tell them by that.
         with torch.no_grad():
             fake = step.synthesis(styles_of(s.G, **latents)[0], noise, dtype=step.dtype)
-            fake = augmented(fake, params, start, stop_)
-            real, labels = step.batches.rows(step.position, start, stop_)
-            real = augmented(real, real_params, start, stop_)
+            fake = augmented(fake, params, start, stop)
+            real, labels = step.batches.rows(step.position, start, stop)
+            real = augmented(real, real_params, start, stop)
         # One pass over both: minibatch-std groups are contiguous rows, so generated and real rows never share one.
         both = torch.cat([latents["labels"], labels]) if c.conditional else None
         fake_logits, real_logits = step.critic(torch.cat([fake, real]), both, dtype=step.dtype).chunk(2)
@@ -254,14 +270,14 @@ def gradient_penalty_step(s: TrainState, step: Step) -> None:
     c, dtype = step.c, exact_dtype(step.dtype)
     draws = draw_latents(step, s.G, c.batch, "R2") if c.loss == "rpgan" else None
     real_params, params = draw_augmentation(step, s.ada.p, "R1"), draw_augmentation(step, s.ada.p, "R2")
-    for start, stop_ in step.rows(c.batch):
+    for start, stop in step.rows(c.batch):
         with torch.no_grad():
-            real, labels = step.batches.rows(step.position, start, stop_)
-            inputs = [("r1", augmented(real, real_params, start, stop_), labels if c.conditional else None)]
+            real, labels = step.batches.rows(step.position, start, stop)
+            inputs = [("r1", augmented(real, real_params, start, stop), labels if c.conditional else None)]
             if draws is not None:
-                latents, noise = rows_of(draws, start, stop_)
+                latents, noise = rows_of(draws, start, stop)
                 fake = s.G.synthesis(styles_of(s.G, **latents)[0], noise, dtype=step.dtype)
-                inputs.append(("r2", augmented(fake, params, start, stop_), latents["labels"]))
+                inputs.append(("r2", augmented(fake, params, start, stop), latents["labels"]))
         for name, images, its_labels in inputs:
             images = images.detach().requires_grad_(True)
             # Held minibatch std: the penalty on one image must not see its neighbours.
@@ -296,25 +312,28 @@ def train_step(s: TrainState, step: Step, nimg: int) -> None:
 
     # One reduction for all that the ranks must agree on: w average, ADA's signs, path-length mean, and the log.
     names = [name for name in STATS if name in step.stats]
-    total = runtime.reduce_sum(step.rt, torch.cat([step.w_sum, torch.stack([step.stats[name] for name in names])]))
+    total = collectives.reduce_sum(step.rt, torch.cat([step.w_sum, torch.stack([step.stats[name] for name in names])]))
     stats = dict(zip(names, total[c.w_dim :], strict=True))
     s.averages.add(stats)
+    # The average w is where truncation pulls to; it follows G over a few hundred steps.
     s.G.update_w_avg(total[: c.w_dim], W_AVG_BETA)
     if "path_length" in stats:
         s.pl_mean.lerp_(stats["path_length"], c.pl_decay)
+    # The more often D is right on reals, the more it has learnt them by heart, and the more is augmented.
     if c.ada != "off":
         s.ada.add(stats["sign_real"] * c.batch, c.batch)
         s.ada.update(c.batch)
+    # Pictures are made with the average of the weights: G itself circles around a better place than it is at.
     update_ema(s.G_ema, s.G, ema_beta(nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
 
 
-def step_flops(c: GanConfig, rt: runtime.Runtime, num_classes: int, dtype: torch.dtype) -> dict:
+def step_flops(c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.dtype) -> dict:
     """{penalties_due: FLOPs of one image in such a step}, counted on blank images and a copy of the networks."""
     c, rt = replace(c, batch=2, mbstd_group=2, accumulate=1), replace(rt, rank=0, world=1)
     s = build_state(c, num_classes, rt.device)
     label_pool = torch.zeros(1, dtype=torch.int64, device=rt.device)
     blank = torch.zeros(c.batch, c.channels, c.resolution, c.resolution, device=rt.device)
-    batches = SimpleNamespace(rows=lambda _, start, stop: (blank[start:stop], label_pool.expand(stop - start)))
+    batches: Any = SimpleNamespace(rows=lambda _, start, stop: (blank[start:stop], label_pool.expand(stop - start)))
     w_sum = torch.zeros(c.w_dim, device=rt.device)
     step = Step(c, rt, batches, label_pool, dtype, 0, s.G.synthesis, s.D, w_sum)
     main, path_length, gradient = (
@@ -328,49 +347,6 @@ def step_flops(c: GanConfig, rt: runtime.Runtime, num_classes: int, dtype: torch
     return {(p, g): main + p * path_length + g * gradient for p in (False, True) for g in (False, True)}
 
 
-# --- what a person sees -----------------------------------------------------------------------------------------------
-class Sampler:
-    """Grids from fixed latents, and the diversity of generated against real slices."""
-
-    def __init__(
-        self, c: GanConfig, s: TrainState, pack: Pack, batches: Batches, rt: runtime.Runtime, dtype: torch.dtype
-    ):
-        self.columns = 8 if c.resolution <= 128 else 6
-        self.number, self.dtype, self.classes = self.columns * (6 if c.resolution <= 128 else 4), dtype, pack.classes
-        gen = runtime.generator(c.seed, 0, "grid", rt.device)
-        self.z = torch.randn(self.number, c.z_dim, generator=gen, device=rt.device)
-        self.labels = None
-        if c.conditional:  # whole rows of one class
-            rows = torch.arange(self.number, device=rt.device) // self.columns
-            self.labels = rows % len(pack.classes)
-        count = min(64, len(pack.labels))
-        self.real, self.real_labels = batches.rows(0, 0, count)
-
-    def reals(self):
-        captions = None
-        if self.labels is not None:
-            captions = [self.classes[int(k)] for k in self.real_labels[: self.number]]
-        return image_grid(to_uint8(self.real[: self.number]).cpu().numpy(), self.columns, labels=captions)
-
-    def __call__(self, G_ema: Generator):
-        """(grid picture, {diversity figures}); diversity is 1 where generated slices vary as much as real ones."""
-        with torch.no_grad():
-            parts = torch.arange(self.number, device=self.z.device).split(8)
-            labels = self.labels
-            images = torch.cat(
-                [G_ema(self.z[i], None if labels is None else labels[i], dtype=self.dtype) for i in parts]
-            )
-        ratio = diversity_ratio(images, self.real)
-        figures = {} if math.isnan(ratio) else {"diversity": ratio}
-        if labels is not None:
-            real = class_diversity(self.real, self.real_labels)
-            for k, value in class_diversity(images, labels).items():
-                if real.get(k):
-                    figures[f"diversity_{self.classes[k]}"] = float(value / real[k])
-        captions = None if labels is None else [self.classes[int(k)] for k in labels]
-        return image_grid(to_uint8(images).cpu().numpy(), self.columns, labels=captions), figures
-
-
 def look(s: TrainState, sampler: Sampler, nimg: int, attempt: Attempt):
     """(grid, figures) at a sample tick; the figures say whether the run is healthy."""
     grid, figures = sampler(s.G_ema)
@@ -381,8 +357,8 @@ def look(s: TrainState, sampler: Sampler, nimg: int, attempt: Attempt):
 
 
 def judge_health(figures: dict, counters: dict, nimg: int, say) -> None:
-    """A run is collapsed when its diversity was there once and fell below COLLAPSE_RATIO of the real slices', or when it is
-    all but gone after the first FLOOR_AFTER images."""
+    """A run is collapsed when its diversity was there once and fell below COLLAPSE_RATIO of the real slices', or when
+    it is all but gone after the first FLOOR_AFTER images."""
     if not figures:
         return
     low = min(figures.values())
@@ -392,48 +368,54 @@ def judge_health(figures: dict, counters: dict, nimg: int, say) -> None:
     if collapsed:
         say(
             f"WARNING: MODE COLLAPSE: generated slices vary only {low:.2f} times as much as real ones (it was "
-            f"{counters['best_diversity']:.2f}). The weights before it are kept: predict.py --weights weights-healthy.safetensors. "
+            f"{counters['best_diversity']:.2f}). The weights before it are kept: predict.py --weights "
+            "weights-healthy.safetensors. "
             "Try --loss rpgan, a larger --gamma, or --ada mri."
         )
     counters["healthy"] = not collapsed
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
-def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: Attempt) -> int:
+def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Attempt) -> int:
     """Train until done or stopped. Returns the process's exit code; raises Diverged."""
-    dtype = runtime.precision_dtype(c.precision, rt.device)
+    dtype = devices.precision_dtype(c.precision, rt.device)
     s = build_state(c, len(pack.classes) if c.conditional else 0, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
+    # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.
     found = upkeep.resume()
     if found < 0 and c.init_from:
         load_initial_weights(s, ("G", "D", "G_ema"), c.init_from, attempt.say)
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip)
     label_pool = torch.from_numpy(pack.labels).to(rt.device)
-    sampler = Sampler(c, s, pack, batches, rt, dtype)
+    sampler = Sampler(c, pack, batches, rt, dtype)
     record = Record(
-        c, rt, run, attempt, found, dtype, flops=lambda: step_flops(c, rt, s.G.num_classes, dtype),
-        first_pictures=lambda: {"reals": sampler.reals()},
+        c,
+        rt,
+        run,
+        attempt,
+        found,
+        dtype,
+        flops=lambda: step_flops(c, rt, s.G.num_classes, dtype),
         waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
-    )  # fmt: skip
+    )
+    # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
+    if found < 0 and rt.rank == 0:
+        record.show("reals.png", "reals", sampler.reals(), 0)
     compiled = compiles(c.compile, rt.device, attempt.say)
     synthesis, critic = (torch.compile(s.G.synthesis), torch.compile(s.D)) if compiled else (s.G.synthesis, s.D)
 
-    nimg, total = max(found, 0), upkeep.total
-    machine = runtime.facts(rt) | {"precision": str(dtype).removeprefix("torch.")}
-    attempt.begin(nimg, total, machine, precision=machine["precision"], world=rt.world, threads=rt.threads)
-    attempt.say(f"{run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of {total / 1000:g} kimg, "
-                f"{machine['precision']} on {rt.world} x {rt.device.type}, data in {batches.placement}")  # fmt: skip
-
+    nimg = upkeep.begin(found, dtype, batches.placement)
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
             record.tick(nimg, s, look=lambda nimg: look(s, sampler, nimg, attempt), extra=s.log_extra)
+            # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
                 upkeep.save(nimg, {"G_ema": s.G_ema}, {"classes": pack.classes, "geometry": pack.geometry})
             if upkeep.ending:
                 batches.close()
                 return upkeep.leave(record, nimg, GENERATE)
-        except Diverged as error:
+        except Diverged as error:  # once back to the last good checkpoint, past the data that led here
             nimg = upkeep.roll_back(nimg, error, "lower --lr, raise --gamma, or use --precision fp32")
             record.rewind(nimg)
             continue
@@ -447,42 +429,37 @@ def train(c: GanConfig, rt: runtime.Runtime, run: RunDir, pack: Pack, attempt: A
 
 
 def dry_run(c: GanConfig) -> int:
-    """Check flags, data, run directory and memory; the resolved config goes to standard output, all else to standard error."""
+    """Check flags, data, run directory and memory, and change nothing."""
     say = partial(print, file=sys.stderr)
-    specs.check_classes(
-        c, preview(c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, log=say)
-    )
-    compare_with_run(RunDir(c.run), c)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    say(f"memory: about {specs.gan_memory_gb(c, world):.1f} GB per GPU at --batch {c.batch}, {world} GPU(s)")
-    print(specs.to_json(c))
-    return stop.DONE
+    rules.check_classes(c, preview(c.data, split=c.split, **packing_of(c) | {"log": say}))
+    return end_dry_run(c, say)
 
 
 def main() -> int:
-    c = specs.parse(GanConfig)
+    c = parsing.parse_config(GanConfig)
     if c.dry_run:
         return dry_run(c)
-    rank, world, _ = runtime.ranks()
-    specs.check_world(c, world)
+    rank, world, _ = ranks.ranks()
+    rules.check_world(c, world)
     run = RunDir(c.run)
     if already_done(c, run, rank, GENERATE):
-        return stop.DONE
-    with runtime.Meeting() as meeting, Attempt(run, c, rank) as attempt:
+        return stopping.DONE
+    # From here on the run directory is locked, and whatever ends this process is written down in it.
+    with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
-            return stop.DONE
+            return stopping.DONE
         # The pack is built before the process group exists: no collective waits for minutes of decoding.
-        pack = meeting.first(partial(
-            ensure_pack, c.data, resolution=c.resolution, channels=c.channels, crop=c.crop, split=c.split, max_bad=c.max_bad,
-            log=attempt.say, progress=rank == 0, poll=stop.raise_if_asked, verify=rank == 0,
-        ))  # fmt: skip
-        specs.check_classes(c, pack.classes)
+        how = packing_of(c) | {"log": attempt.say, "progress": rank == 0, "poll": stopping.raise_if_asked}
+        pack = meeting.first(partial(ensure_pack, c.data, split=c.split, verify=rank == 0, **how))
+        rules.check_classes(c, pack.classes)
         if rank == 0:
-            check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
+            drawn = None if c.ada == "off" else ada.fingerprint(ada.KINDS[c.ada])
+            check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say, augmentation=drawn)
+            # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
-        rt = runtime.init_runtime(c.threads, meeting)
+        rt = collectives.init_runtime(c.threads, meeting)
         code = train(c, rt, run, pack, attempt)
-        runtime.shutdown(rt)
+        collectives.shutdown(rt)
         return code
 
 

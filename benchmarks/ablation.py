@@ -18,15 +18,15 @@ import torch.nn.functional as F
 import train_gan
 from benchmarks import machine
 from benchmarks.gan import Ours, inference, lazy, make_ours
-from jobs import runtime
-from models import stylegan2
+from jobs.training import collectives, devices
+from models import filters, stylegan2
 
 TITLE = "What each decision is worth"
 
 
 def plain_fir(x: torch.Tensor, mode: str, padding: int, gain: float) -> torch.Tensor:
     """The low-pass filter as a depthwise convolution whose derivatives are autograd's own."""
-    kernel = stylegan2._fir_kernel(x.shape[1], gain, x.dtype, x.device)
+    kernel = filters._fir_kernel(x.shape[1], gain, x.dtype, x.device)
     if mode == "up":
         return F.conv_transpose2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
     return F.conv2d(x, kernel, stride=2 if mode == "down" else 1, padding=padding, groups=x.shape[1])
@@ -42,7 +42,7 @@ def grouped_conv(x: torch.Tensor, weight: torch.Tensor, styles: torch.Tensor, *,
     if up:
         modulated = modulated.transpose(1, 2).reshape(batch * inputs, outputs, k, k)
         y = F.conv_transpose2d(x, modulated, stride=2, groups=batch)
-        return stylegan2.blur(y.reshape(batch, outputs, *y.shape[2:]), 1, gain=4.0), d
+        return filters.blur(y.reshape(batch, outputs, *y.shape[2:]), 1, gain=4.0), d
     y = F.conv2d(x, modulated.reshape(batch * outputs, inputs, k, k), padding=1, groups=batch)
     return y.reshape(batch, outputs, *y.shape[2:]), d
 
@@ -59,9 +59,9 @@ def separate_adam(module: torch.nn.Module, lr: float, lazy_interval: int) -> tor
 
 VARIANTS = {  # name: (module, attribute, what it was chosen over)
     "as it is": None,
-    "memory given back to the system": (runtime, "keep_freed_memory", lambda: None),
-    "FIR with autograd's derivatives": (stylegan2, "_fir", plain_fir),
-    "FIR as shifted sums": (stylegan2, "_fir", stylegan2._fir_shifted),
+    "memory given back to the system": (collectives, "keep_freed_memory", lambda: None),
+    "FIR with autograd's derivatives": (filters, "_fir", plain_fir),
+    "FIR as shifted sums": (stylegan2, "_fir", filters._fir_shifted),
     "a weight per sample, grouped convolution": (stylegan2, "modulated_conv", grouped_conv),
     "1x1 convolutions as matrix products": (stylegan2, "pointwise", matrix_product),
     "Adam not fused": (train_gan, "adam", separate_adam),
@@ -89,7 +89,8 @@ def measure(resolution: int, batch: int, precision: str, rounds: int, threads: i
         ]
         cells = [f"{1000 * statistics.median([t[k] for t in times]):.0f}" for k in ("main", "r1", "pl", "inference")]
         rows.append([name, *cells, *slower])
-    columns = [f"{resolution} px, {sides[0].name.removeprefix('ours, ')}", "main, ms", "gradient penalty, ms", "path length, ms",
+    columns = [f"{resolution} px, "
+               f"{sides[0].name.removeprefix('ours, ')}", "main, ms", "gradient penalty, ms", "path length, ms",
                "inference, ms", "training takes, times", "inference takes, times"]  # fmt: skip
     return machine.table(columns, rows)
 
@@ -103,8 +104,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: all that this process was given)")
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
-    device = runtime.init_runtime(args.threads).device
-    precisions = ["fp32"] + ["auto"] * (runtime.precision_dtype("auto", device) != torch.float32)
+    device = collectives.init_runtime(args.threads).device
+    precisions = ["fp32"] + ["auto"] * (devices.precision_dtype("auto", device) != torch.float32)
     text = [machine.command("benchmarks.ablation"), machine.header(device, ["torch"])]
     print("\n\n".join(text), flush=True)
     for resolution in (64,) if args.quick else [int(r) for r in args.resolutions.split(",")]:

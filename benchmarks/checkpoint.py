@@ -22,8 +22,9 @@ import torch
 
 import train_gan
 from benchmarks import machine
-from jobs import checkpoint, runtime
-from jobs.specs import GAN_PRESETS, ROOT, GanConfig
+from jobs.config.presets import GAN_PRESETS
+from jobs.config.specs import ROOT, GanConfig
+from jobs.training import checkpoint, collectives, ranks
 
 TITLE = "Checkpoints and start-up"
 DISK_MB_S, INTERVAL_MINUTES = 33.0, 10.0  # a shared disk on a bad day, and the default of --checkpoint-minutes
@@ -66,7 +67,7 @@ def full_state(c: GanConfig, device: torch.device) -> train_gan.TrainState:
     return s
 
 
-def saving(c: GanConfig, rt: runtime.Runtime, folder: Path, rounds: int) -> list[list[str]]:
+def saving(c: GanConfig, rt: ranks.Runtime, folder: Path, rounds: int) -> list[list[str]]:
     state = full_state(c, rt.device).state_dict()
     megabytes = sum(t.nbytes for _, t in checkpoint.tensors(state)) / 1e6
     blocked, written = [], []
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="repetitions (default 5)")
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
-    rt = runtime.init_runtime(0)
+    rt = collectives.init_runtime(0)
     c, rounds = config(args.quick), 2 if args.quick else args.rounds
     text = [machine.command("benchmarks.checkpoint"), machine.header(rt.device, ["torch"])]
     print("\n\n".join(text), flush=True)

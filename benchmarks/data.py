@@ -23,10 +23,10 @@ from torchvision import datasets, transforms
 
 from benchmarks import machine
 from data.batches import Batches
-from data.pack import build_pack
+from data.build import build_pack
 from data.phantom import CLASSES, phantom_label, phantom_slice
 from data.sources import find_source
-from jobs import runtime
+from jobs.training import collectives
 
 TITLE = "The pack against ImageFolder + DataLoader"
 BATCH, WORKERS = 64, 2
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
     count, rounds = (192, 2) if args.quick else (args.slices, args.rounds)
-    runtime.init_runtime(
+    collectives.init_runtime(
         threads=1
     )  # as a training process; one thread: what a batch costs beside a training step that has the other cores
     text = [
@@ -115,8 +115,10 @@ def main() -> None:
         machine.header(DEVICE, ["torch", "torchvision", "numpy", "pillow"]),
         f"{count} grey slices of {WIDTH} x {HEIGHT}, batches of {BATCH}, {rounds} epochs of each side in turn.\n"
         "Files in the page cache. The pack is read by the one thread of this process; the DataLoader has\n"
-        f"{WORKERS} workers that stay alive, and resizes with torchvision's default, bilinear filter, which is cheaper\n"
-        "than the pack's Lanczos. Build: decoding, padding, resizing and checking once, on all cores; break-even: after\n"
+        f"{WORKERS} workers that stay alive, and resizes with torchvision's default, bilinear filter, which is "
+        "cheaper\n"
+        "than the pack's Lanczos. Build: decoding, padding, resizing and checking once, on all cores; break-even: "
+        "after\n"
         "how many epochs it has paid for itself.",
     ]  # fmt: skip
     print("\n\n".join(text), flush=True)

@@ -1,13 +1,16 @@
-"""The diffusion part against `diffusers` and MONAI: one training step, ten-call sampling, memory, how exact the samplers are.
+"""The diffusion part against `diffusers` and MONAI: one training step, ten-call sampling, memory, how exact the
+samplers are.
 
     pip install --no-deps -r benchmarks/requirements.txt && pip install diffusers==0.42.1 monai==1.6.1
     python -m benchmarks.diffusion [--quick] [--write] [--run RUN]
 
-With --run, a finished diffusion run: what few calls cost in quality and win in time, against 250-call DDIM of its weights.
+With --run, a finished diffusion run: what few calls cost in quality and win in time, against 250-call DDIM of its
+weights.
 
 The three U-Nets are the same network to the last parameter. Each side takes its training step as its users do: ours is
-`train_diffusion.train_step`, which also draws the batch from cached latents and averages the weights; diffusers' is that of
-its train_unconditional script, MONAI's that of its latent-diffusion tutorial. Each side runs in a process of its own.
+`train_diffusion.train_step`, which also draws the batch from cached latents and averages the weights; diffusers' is
+that of its train_unconditional script, MONAI's that of its latent-diffusion tutorial. Each side runs in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -27,10 +30,12 @@ import predict
 import train_diffusion
 from benchmarks import machine
 from data.latents import Latents
-from data.pack import Pack, ensure_pack
-from jobs import runtime
-from jobs.specs import DiffusionConfig
-from models import diffusion, quality
+from data.pack import ensure_pack
+from data.packfile import Pack
+from jobs.config.specs import DiffusionConfig
+from jobs.predict import diffusion_look, latent_space
+from jobs.training import collectives, devices
+from models import quality, samplers, schedules
 from models.encoder import train_encoder
 from models.vae import VAE
 
@@ -50,7 +55,7 @@ WAYS = (
 # --- the three sides --------------------------------------------------------------------------------------------------
 class Ours:
     def __init__(self, batch: int, precision: str, threads: int):
-        rt = runtime.init_runtime(threads)
+        rt = collectives.init_runtime(threads)
         torch.manual_seed(0)
         self.c = DiffusionConfig(
             data="phantom", batch=batch, precision=precision, schedule="linear", target="epsilon", times="uniform"
@@ -58,12 +63,12 @@ class Ours:
         rng = np.random.default_rng(0)
         values = rng.standard_normal((64, 2, *SHAPE)).astype(np.float16)
         latents = Latents("", values, np.zeros(64, np.int64), np.zeros(4), np.ones(4))
-        self.data = train_diffusion.Data(self.c, types.SimpleNamespace(classes=[]), latents, None, rt.device)
+        self.data = latent_space.Data(self.c, types.SimpleNamespace(classes=[]), latents, None, rt.device)
         self.s = train_diffusion.build_state(self.c, self.data, 0, rt.device)
-        self.rt, self.device, self.dtype = rt, rt.device, runtime.precision_dtype(precision, rt.device)
+        self.rt, self.device, self.dtype = rt, rt.device, devices.precision_dtype(precision, rt.device)
         self.name, self.net = f"ours, {str(self.dtype).removeprefix('torch.')}", self.s.unet
         self.networks, self.tasks = (self.net,), {"step": self.step, "sample": self.sample}
-        self.schedule, self.nimg = diffusion.make_schedule("linear"), 0
+        self.schedule, self.nimg = schedules.make_schedule("linear"), 0
 
     def step(self) -> None:
         train_diffusion.train_step(self.c, self.rt, self.s, self.data, self.schedule, self.net, self.dtype, self.nimg)
@@ -71,10 +76,10 @@ class Ours:
 
     @torch.no_grad()
     def sample(self) -> None:
-        predict = train_diffusion.predictor(self.s.unet_ema, None, self.dtype)
-        denoise = diffusion.denoiser(predict, self.schedule, "epsilon")
+        predict = diffusion_look.predictor(self.s.unet_ema, None, self.dtype)
+        denoise = samplers.denoiser(predict, self.schedule, "epsilon")
         noise = torch.randn(self.c.batch, *SHAPE, device=self.rt.device)
-        diffusion.sample(denoise, noise, self.schedule, "midpoint", CALLS)
+        samplers.sample(denoise, noise, self.schedule, "midpoint", CALLS)
 
 
 class OursEncoding(Ours):
@@ -99,7 +104,7 @@ class Peer:
 
     def __init__(self, batch: int, threads: int):
         torch.manual_seed(0)
-        torch.set_num_threads(threads or runtime.default_threads(1))
+        torch.set_num_threads(threads or devices.default_threads(1))
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
         self.batch, self.device = batch, torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -136,10 +141,15 @@ class Diffusers(Peer):
         from diffusers.training_utils import EMAModel
 
         net = diffusers.UNet2DModel(
-            sample_size=SHAPE[-1], in_channels=SHAPE[0], out_channels=SHAPE[0], layers_per_block=2, block_out_channels=WIDTHS,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"), attention_head_dim=64,
+            sample_size=SHAPE[-1],
+            in_channels=SHAPE[0],
+            out_channels=SHAPE[0],
+            layers_per_block=2,
+            block_out_channels=WIDTHS,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+            attention_head_dim=64,
             up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        )  # fmt: skip
+        )
         self.ema, self.ddpm = EMAModel(net.to(self.device).parameters()), diffusers.DDPMScheduler()
         return net
 
@@ -206,23 +216,24 @@ def spectrum() -> torch.Tensor:
 
 
 def exactness() -> str:
-    """Relative Frechet distance of what each sampler makes with the exact denoiser of a Gaussian; no network, no error but its own.
+    """Relative Frechet distance of what each sampler makes with the exact denoiser of a Gaussian; no network, no error
+    but its own.
 
     Such a denoiser is linear, so noise of ones gives the standard deviation of every component.
     """
-    spread, schedule = spectrum(), diffusion.make_schedule("linear")
+    spread, schedule = spectrum(), schedules.make_schedule("linear")
 
     def denoise(x, t):
         alpha, sigma = (v[:, None].double() for v in schedule.alpha_sigma(t.double()))
         return alpha * spread**2 / (alpha**2 * spread**2 + sigma**2) * x
 
     def epsilon(x, t):
-        time = torch.as_tensor(t).double().reshape(1) / (diffusion.T - 1)
+        time = torch.as_tensor(t).double().reshape(1) / (schedules.T - 1)
         alpha, sigma = schedule.alpha_sigma(time)
         return (x - alpha * denoise(x, time)) / sigma
 
     ones = torch.ones(1, len(spread), dtype=torch.float64)
-    samplers = {f"ours, {name}": lambda n, name=name: diffusion.sample(denoise, ones, schedule, name, n)
+    samplers = {f"ours, {name}": lambda n, name=name: samplers.sample(denoise, ones, schedule, name, n)
                 for name in ("midpoint", "dpmpp-2m", "ddim", "heun")}  # fmt: skip
     solver = "DPMSolverMultistepScheduler"
     samplers |= {
@@ -249,7 +260,7 @@ def exactness() -> str:
 # --- the comparison ---------------------------------------------------------------------------------------------------
 def compare(batch: int, rounds: int, threads: int, device: torch.device) -> str:
     sides = [machine.Side(Ours, batch, "fp32", threads)]
-    if runtime.precision_dtype("auto", device) != torch.float32:
+    if devices.precision_dtype("auto", device) != torch.float32:
         sides.append(machine.Side(Ours, batch, "auto", threads))
     ours = len(sides)
     sides += [machine.Side(peer, batch, threads) for peer in (Diffusers, Monai)]
@@ -297,7 +308,8 @@ def encoding(batch: int, rounds: int, threads: int) -> str:
 def few_calls(run: str, number: int) -> str:
     """Quality and time of sampling a trained network, against 250-call DDIM of the same weights and the same noise.
 
-    Frechet and kernel distance to held-out slices in the features of an encoder that was trained on the training slices.
+    Frechet and kernel distance to held-out slices in the features of an encoder that was trained on the training
+    slices.
     """
     flags = ["generate", "--run", run, "--square", "--number", str(number)]
     model = predict.open_model(predict.parse_args(flags), "diffusion")
@@ -334,7 +346,10 @@ def few_calls(run: str, number: int) -> str:
                          f"{seconds[WAYS[-1]] / seconds[name]:.1f}"])  # fmt: skip
         else:
             rows.append([name, *cells, "", "", ""])
-    about = f"{number} slices of a run of {model.nimg / 1000:g} kimg on {Path(config['data']).name}, {config['target']} target, against {len(heldout)} held-out slices."
+    about = (
+        f"{number} slices of a run of {model.nimg / 1000:g} kimg on {Path(config['data']).name}, {config['target']} "
+        f"target, against {len(heldout)} held-out slices."
+    )
     columns = [
         "",
         "Frechet distance +- error",
@@ -356,9 +371,9 @@ def features_of(network, pack: Pack, number: int = 10**9) -> torch.Tensor:
 
 NOTES = """\
 Latents of 4 x 32 x 32, widths 64, 128, 256, attention at 16 and 8 px. Our step includes the draw of the latents from
-their posterior, clipping and the moving average; diffusers' clipping and its moving average; MONAI's neither. The first table
-is the relative Frechet distance to a Gaussian with the spectrum of natural images, sampled with its exact denoiser on the
-linear schedule: lower is better, and nothing but the sampler differs."""
+their posterior, clipping and the moving average; diffusers' clipping and its moving average; MONAI's neither. The first
+table is the relative Frechet distance to a Gaussian with the spectrum of natural images, sampled with its exact
+denoiser on the linear schedule: lower is better, and nothing but the sampler differs."""
 
 
 def main() -> None:
@@ -376,7 +391,7 @@ def main() -> None:
         import monai  # noqa: F401
     except ImportError as error:
         sys.exit(f"benchmarks.diffusion: {error}; run: pip install diffusers==0.42.1 monai==1.6.1")
-    device = runtime.init_runtime(args.threads).device
+    device = collectives.init_runtime(args.threads).device
     rounds = 2 if args.quick else args.rounds
     text = [machine.command("benchmarks.diffusion"), machine.header(device, ["torch", "diffusers", "monai"]), NOTES]
     print("\n\n".join(text), flush=True)

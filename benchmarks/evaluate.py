@@ -2,9 +2,9 @@
 
     python -m benchmarks.evaluate [--quick] [--run RUN] [--write]
 
-Each row is one process, `predict.py evaluate` itself: seconds of its phases from metrics.json, and the largest memory that the
-system saw it use. Without --run it evaluates a StyleGAN2 of the quickstart's size, not trained, on phantoms; what the network
-has learnt changes no time. The feature encoder is trained before, once, as it is kept.
+Each row is one process, `predict.py evaluate` itself: seconds of its phases from metrics.json, and the largest memory
+that the system saw it use. Without --run it evaluates a StyleGAN2 of the quickstart's size, not trained, on phantoms;
+what the network has learnt changes no time. The feature encoder is trained before, once, as it is kept.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine
-from jobs import specs
-from jobs.specs import GanConfig
-from jobs.weights import write_weights
+from jobs.config import parsing
+from jobs.config.specs import GanConfig
+from jobs.training.weights import write_weights
 from models.stylegan2 import Generator
 
 TITLE = "Evaluation"
@@ -32,11 +32,11 @@ PHASES = ("generated", "real slices", "figures")
 
 def untrained(path: Path) -> Path:
     """Weights of the quickstart's StyleGAN2 as it begins."""
-    c = specs.parse(GanConfig, ["--preset", "quickstart"])
+    c = parsing.parse_config(GanConfig, ["--preset", "quickstart"])
     torch.manual_seed(0)
     G = Generator(resolution=c.resolution, channels=c.channels, z_dim=c.z_dim, w_dim=c.w_dim, num_classes=0,
                   mapping_layers=c.mapping_layers, channel_base=c.channel_base, channel_max=c.channel_max)  # fmt: skip
-    about = {"job": "stylegan2", "config": specs.result_fields(c), "classes": [], "geometry": {}, "nimg": 0}
+    about = {"job": "stylegan2", "config": parsing.result_fields(c), "classes": [], "geometry": {}, "nimg": 0}
     write_weights(path, {"G_ema": G.state_dict()}, about)
     return path
 

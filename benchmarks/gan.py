@@ -3,11 +3,10 @@
     pip install --no-deps -r benchmarks/requirements.txt
     python -m benchmarks.gan [--quick] [--write] [--peer-dir stylegan2-ada-pytorch] [--peer-dir rosinality-checkout]
 
-All sides run the code that their users run: ours `train_gan.train_step` and its phases, stylegan2-pytorch (lucidrains) its
-`Trainer.train`, NVlabs' its loss object, with their own regularisers and optimizers, batches held in memory, augmentation off,
-each in a process of its own.
-stylegan2-pytorch is given the capacity at which its discriminator has our widths (its generator is half as wide there, by
-design); the others have our widths and our number of parameters.
+All sides run the code that their users run: ours `train_gan.train_step` and its phases, stylegan2-pytorch (lucidrains)
+its `Trainer.train`, NVlabs' its loss object, with their own regularisers and optimizers, batches held in memory,
+augmentation off, each in a process of its own. stylegan2-pytorch is given the capacity at which its discriminator has
+our widths (its generator is half as wide there, by design); the others have our widths and our number of parameters.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ import train_gan
 from benchmarks import machine, peers
 from benchmarks.peers import CHANNEL_BASE, CHANNEL_MAX, MAPPING_LAYERS
 from data.batches import Batches
-from data.pack import Pack, ensure_pack
-from jobs import runtime
-from jobs.specs import GanConfig
+from data.pack import ensure_pack
+from data.packfile import Pack
+from jobs.config.specs import GanConfig
+from jobs.training import collectives, devices, ranks
 
 TITLE = "StyleGAN2 against its public implementations"
 R1_INTERVAL, PL_INTERVAL = 16, 4  # the lazy schedule that all sides are compared on
@@ -38,13 +38,13 @@ PHASES = ("main", "r1", "pl", "inference")
 class Ours:
     """The toolkit: each phase is the function of train_gan.py that training calls."""
 
-    def __init__(self, resolution: int, batch: int, precision: str, pack: Pack, rt: runtime.Runtime):
+    def __init__(self, resolution: int, batch: int, precision: str, pack: Pack, rt: ranks.Runtime):
         self.c = c = replace(
             GanConfig(), data="phantom", resolution=resolution, batch=batch, precision=precision, ada="off",
             channel_base=CHANNEL_BASE, channel_max=CHANNEL_MAX, mapping_layers=MAPPING_LAYERS,
             r1_interval=R1_INTERVAL, pl_interval=PL_INTERVAL,
         )  # fmt: skip
-        self.rt, self.device, self.dtype = rt, rt.device, runtime.precision_dtype(precision, rt.device)
+        self.rt, self.device, self.dtype = rt, rt.device, devices.precision_dtype(precision, rt.device)
         self.name = f"ours, {str(self.dtype).removeprefix('torch.')}"
         self.state = train_gan.build_state(c, 0, rt.device)
         self.G, self.D = self.networks = self.state.G, self.state.D
@@ -83,7 +83,7 @@ class Ours:
 # --- the comparison ---------------------------------------------------------------------------------------------------
 def make_ours(resolution: int, batch: int, precision: str, folder: str, threads: int) -> Ours:
     seed()
-    rt = runtime.init_runtime(threads)
+    rt = collectives.init_runtime(threads)
     pack = ensure_pack("phantom:64", resolution=resolution, cache_dir=folder, progress=False, log=lambda *_: None)
     return Ours(resolution, batch, precision, pack, rt)
 
@@ -91,7 +91,7 @@ def make_ours(resolution: int, batch: int, precision: str, folder: str, threads:
 def make_peer(peer: type, threads: int, *args):
     """A peer with what its users get from torch, and our settings for a GPU."""
     seed()
-    torch.set_num_threads(threads or runtime.default_threads(1))
+    torch.set_num_threads(threads or devices.default_threads(1))
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     return peer(*args)
@@ -113,7 +113,7 @@ def inference(cost: dict[str, float]) -> float:
 
 def compare(resolution: int, batch: int, rounds: int, threads: int, device: torch.device, checkouts: list[Path]) -> str:
     """Measure all sides at one resolution; returns Markdown tables of costs and of ratios."""
-    fast = runtime.precision_dtype("auto", device) != torch.float32
+    fast = devices.precision_dtype("auto", device) != torch.float32
     with tempfile.TemporaryDirectory() as folder:
         sides = [
             machine.Side(make_ours, resolution, batch, precision, folder, threads)
@@ -181,14 +181,14 @@ def ratios(sides: list[machine.Side], times: list, flops: list, peer: int, ours:
 
 
 NOTES = f"""\
-Each side runs in a process of its own, with the memory allocator that it sets or leaves: the toolkit keeps freed memory on a CPU.
-A training iteration is one step of G and of D plus 1/{R1_INTERVAL} gradient penalty and 1/{PL_INTERVAL} path length
-on all sides. stylegan2-pytorch penalises the gradient on real and generated images (R1 and R2), the others on real ones; its
-path length takes the whole batch and shares G's pass, that of the others takes half a batch of its own. It does not average
-weights before step 20 000, the others at every step. It and rosinality's train 3 channels, ours and NVlabs' 1. FLOPs are those
-of dense convolutions and matrix products, 2 per multiply-add, counted while the steps run, over the images of the batch. The
-ceiling is what the log calls peak, in the side's type and measured in the same run: on a CPU a 3x3 convolution of 256 channels
-in channels-last layout, on a GPU a matrix product."""
+Each side runs in a process of its own, with the memory allocator that it sets or leaves: the toolkit keeps freed memory
+on a CPU. A training iteration is one step of G and of D plus 1/{R1_INTERVAL} gradient penalty and 1/{PL_INTERVAL} path
+length on all sides. stylegan2-pytorch penalises the gradient on real and generated images (R1 and R2), the others on
+real ones; its path length takes the whole batch and shares G's pass, that of the others takes half a batch of its own.
+It does not average weights before step 20 000, the others at every step. It and rosinality's train 3 channels, ours and
+NVlabs' 1. FLOPs are those of dense convolutions and matrix products, 2 per multiply-add, counted while the steps run,
+over the images of the batch. The ceiling is what the log calls peak, in the side's type and measured in the same run:
+on a CPU a 3x3 convolution of 256 channels in channels-last layout, on a GPU a matrix product."""
 
 
 def main() -> None:
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(args.threads or runtime.default_threads(1))
+    torch.set_num_threads(args.threads or devices.default_threads(1))
     packages = ["torch", "stylegan2-pytorch", "einops", "kornia"]
     text = [machine.command("benchmarks.gan"), machine.header(device, packages), NOTES]
     print("\n\n".join(text), flush=True)

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import machine
-from jobs.rundir import RunDir
-from jobs.specs import ROOT
-from jobs.submit import tracked_files
+from jobs.cluster.submit import tracked_files
+from jobs.config.specs import ROOT
+from jobs.run.rundir import RunDir
 
 TITLE = "launch.py on a login node"
 RUNS = 200

@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 from benchmarks.machine import RESULTS
-from jobs.specs import ROOT
+from jobs.config.specs import ROOT
 
 NAMES = ("gan", "diffusion", "evaluate", "data", "launch", "checkpoint", "scaling", "precision", "ablation")
 

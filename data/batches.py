@@ -30,7 +30,10 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=4)
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    """(n,) int64: the order of one epoch. Raw Philox words are the same in every NumPy version, its shuffles need not be."""
+    """(n,) int64: the order of one epoch.
+
+    Raw Philox words are the same in every NumPy version, its shuffles need not be.
+    """
     key = hashlib.blake2b(f"order {seed} {epoch}".encode(), digest_size=16).digest()
     words = np.random.Philox(key=np.frombuffer(key, np.uint64)).random_raw(n)
     order = np.argsort(words, kind="stable").astype(np.int64)
@@ -39,7 +42,8 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def sample_order(n: int, seed: int, start: int, count: int) -> np.ndarray:
-    """(count,) int64 in 0..n-1: positions start..start+count-1 of an endless sequence of permutations of n, one per epoch."""
+    """(count,) int64 in 0..n-1: positions start..start+count-1 of an endless sequence of permutations of n, one per
+    epoch."""
     if n < 1 or start < 0 or count < 0:
         raise ValueError(f"sample_order needs n >= 1, start >= 0 and count >= 0, got {n}, {start}, {count}")
     pieces, position, end = [np.empty(0, np.int64)], start, start + count
@@ -63,9 +67,9 @@ def flip_coins(seed: int, start: int, count: int) -> np.ndarray:
 class Batches:
     """Rows of global batches from a Pack.
 
-    `place`: 'device' copies the whole set to the device as uint8 (on the CPU: reads the memory map), 'host' gathers rows
-    with a thread, one batch of `batch` images ahead, 'auto' takes the device if the set needs less than half of its free
-    memory. `hflip` mirrors left-right at random, never vertically.
+    `place`: 'device' copies the whole set to the device as uint8 (on the CPU: reads the memory map), 'host' gathers
+    rows with a thread, one batch of `batch` images ahead, 'auto' takes the device if the set needs less than half of
+    its free memory. `hflip` mirrors left-right at random, never vertically.
     """
 
     def __init__(self, pack, *, seed: int, batch: int, device, hflip: bool = False, place: str = "auto"):
@@ -79,7 +83,8 @@ class Batches:
             place = "device" if self._fits(pack.images.nbytes) else "host"
         megabytes = f"{self.count:,} slices, {pack.images.nbytes / 1e6:,.0f} MB"
         self.waited = 0.0  # seconds that rows() has waited for the thread
-        self._pool = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._images: torch.Tensor | None
         self._pending: OrderedDict[tuple[int, int, int], Future] = OrderedDict()
         if place == "device":
             with warnings.catch_warnings():
@@ -118,7 +123,10 @@ class Batches:
         return images, self._labels[order]
 
     def prefetch(self, nimg: int, start: int, stop: int) -> None:
-        """Begin to gather these rows in the thread; rows() picks them up. Nothing to do where the set is on the device."""
+        """Begin to gather these rows in the thread; rows() picks them up.
+
+        Nothing to do where the set is on the device.
+        """
         key = (nimg, start, stop)
         if self._pool is None or key in self._pending:
             return

@@ -11,7 +11,6 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
 Image.init()
 # Pillow's complaints about EXIF and its own bomb warning; the limit below is stricter. Once and here, because
 # warnings.catch_warnings is not safe in threads.
@@ -118,8 +117,8 @@ def _eight_bit(image, file_format):
 
 
 def _from_wide(values, full=None):
-    """uint8 of 32-bit integers or floats. Without a known full range: 0..1 is stretched to 255, 0..255 is taken as it is,
-    0..65535 is taken as 16-bit, anything else runs from its minimum to its maximum. NaN and infinity become 0."""
+    """uint8 of 32-bit integers or floats. Without a known full range: 0..1 is stretched to 255, 0..255 is taken as it
+    is, 0..65535 is taken as 16-bit, anything else runs from its minimum to its maximum. NaN and infinity become 0."""
     values = np.where(np.isfinite(values), values, 0.0)
     low, high = float(values.min()), float(values.max())
     if full is None:
@@ -132,7 +131,10 @@ def _from_wide(values, full=None):
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
 def resize(pixels, height, width):
-    """uint8 (H, W, C) resized with antialiasing: Lanczos down, bicubic up. Over- and undershoot is clamped to 0..255."""
+    """uint8 (H, W, C) resized with antialiasing: Lanczos down, bicubic up.
+
+    Over- and undershoot is clamped to 0..255.
+    """
     if pixels.shape[:2] == (height, width):
         return pixels
     kernel = Image.Resampling.LANCZOS if height < pixels.shape[0] else Image.Resampling.BICUBIC

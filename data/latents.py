@@ -9,20 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.batches import FREE_FRACTION, sample_order, to_float
-from data.pack import STALE, Pack, pack_folder
-from data.packfile import sha256_of
-from data.sources import DataError
+from data.files import atomic_write, remove_torn, sha256_of, temporary_for
+from data.pack import pack_folder
+from data.packfile import Pack
+from data.walk import DataError
 
 VERSION = 1  # of the file format and of what is in it
 HALF_MAX = 65504.0  # largest float16
@@ -31,7 +31,10 @@ MIN_STD = 1e-4
 
 @dataclass
 class Latents:
-    """An open cache. `values` is a read-only memory map; mean and std (L,) are of samples, over all slices and places."""
+    """An open cache.
+
+    `values` is a read-only memory map; mean and std (L,) are of samples, over all slices and places.
+    """
 
     path: str
     values: np.memmap  # (N, 2, L, h, w) float16: posterior mean, log-variance
@@ -50,7 +53,8 @@ def latents_path(pack: Pack, encoder_sha256: str, cache_dir=None) -> Path:
 
 
 def open_latents(path: Path, pack: Pack, encoder_sha256: str, verify: bool = True) -> Latents | None:
-    """The cache at `path`, or None where there is none, it is unfinished or damaged, or it was made from something else.
+    """The cache at `path`, or None where there is none, it is unfinished or damaged, or it was made from something
+    else.
 
     `verify` reads it all and compares its SHA-256.
     """
@@ -86,9 +90,16 @@ def open_latents(path: Path, pack: Pack, encoder_sha256: str, verify: bool = Tru
 
 
 def build_latents(
-    pack: Pack, encode: Callable[[Tensor], tuple[Tensor, Tensor]], encoder_sha256: str, path: Path, *, device, batch: int = 32,
-    poll=None, log=print,
-) -> Latents:  # fmt: skip
+    pack: Pack,
+    encode: Callable[[Tensor], tuple[Tensor, Tensor]],
+    encoder_sha256: str,
+    path: Path,
+    *,
+    device,
+    batch: int = 32,
+    poll=None,
+    log=print,
+) -> Latents:
     """Encode every slice and write the cache, atomically; two processes may do it at once.
 
     `encode(images)`, images float32 (B, C, R, R) in -1 .. 1 on `device`, returns mean and logvar, each (B, L, h, w).
@@ -96,14 +107,14 @@ def build_latents(
     Mean and standard deviation per channel are those of posterior samples: Var(z) = Var(mean) + E[exp(logvar)].
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    total = square = noise = 0.0
-    values = None
+    temporary = temporary_for(path)
+    total: Any = 0.0
+    square: Any = 0.0
+    noise: Any = 0.0
+    values: Any = None
     log(f"encoding {len(pack):,} slices into {path}")
     try:
-        for old in path.parent.glob(f".{path.name}.*"):  # of a process that was killed
-            if time.time() - old.stat().st_mtime > STALE:
-                old.unlink(missing_ok=True)
+        remove_torn(path.parent)
         for start in range(0, len(pack), batch):
             if poll is not None:
                 poll()
@@ -125,20 +136,25 @@ def build_latents(
         average = total / places
         std = np.sqrt(np.maximum(square / places - average**2, 0) + noise / places).clip(MIN_STD)
         values.flush()
-        about = {"version": VERSION, "encoder": encoder_sha256, "pack": pack.digest, "shape": list(values.shape),
-                 "mean": average.tolist(), "std": std.tolist()}  # fmt: skip
+        about = {
+            "version": VERSION,
+            "encoder": encoder_sha256,
+            "pack": pack.digest,
+            "shape": list(values.shape),
+            "mean": average.tolist(),
+            "std": std.tolist(),
+        }
         del values
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         about["sha256"] = sha256_of(temporary)
         path.with_suffix(".json").unlink(missing_ok=True)  # it would vouch for the file that takes the name now
         os.replace(temporary, path)
-        sidecar = temporary.with_suffix(".json")
-        sidecar.write_text(json.dumps(about, sort_keys=True))
-        os.replace(sidecar, path.with_suffix(".json"))
+        atomic_write(path.with_suffix(".json"), json.dumps(about, sort_keys=True))
     except OSError as error:
         raise DataError(
-            f"{path}: the latents cannot be written ({error.strerror}); free some space or set BRAIN_PACK_DIR to another folder"
+            f"{path}: the latents cannot be written ({error.strerror}); free some space or set BRAIN_PACK_DIR to "
+            "another folder"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
@@ -177,7 +193,8 @@ class LatentBatches:
         self.placement = f"{place} ({self.count:,} latents, {size / 1e6:,.0f} MB)"
 
     def rows(self, nimg: int, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(mean, logvar, labels) of rows start..stop of the batch at position `nimg`; float32 (n, L, h, w), int64 (n,)."""
+        """(mean, logvar, labels) of rows start..stop of the batch at position `nimg`; float32 (n, L, h, w), int64
+        (n,)."""
         order = sample_order(self.count, self.seed, nimg + start, stop - start)
         index = torch.from_numpy(order).to(self.device)
         if self._values is None:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import images
-from data.sources import DataError
+from data.files import sha256_of
+from data.walk import DataError
 
 MAGIC = b"BRAINPAK"
 VERSION = 1  # of the file format and of the pixels: raise it when decoding or resizing changes
@@ -181,25 +182,22 @@ def restore(pixels: np.ndarray, geometry: dict) -> np.ndarray:
     return out
 
 
-def sha256_of(file, offset: int = 0) -> str:
-    """Hex digest of an open file from `offset` on, or of the file at a path."""
-    if isinstance(file, (str, os.PathLike)):
-        with open(file, "rb") as opened:
-            return sha256_of(opened)
-    file.seek(offset)
-    return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_header(
     file, offset: int, rows: list[Row], classes, geometry: dict, channels: int, sha: str, meta: dict
 ) -> None:
     """Write magic, JSON head and padding, so that the pixels begin at `offset`."""
     side = geometry["resolution"]
     head = {
-        "shape": [len(rows), channels, side, side], "sha256": sha, "classes": list(classes), "geometry": geometry, "meta": meta,
-        "labels": [r.label for r in rows], "names": [r.name for r in rows], "subjects": [r.subject for r in rows],
+        "shape": [len(rows), channels, side, side],
+        "sha256": sha,
+        "classes": list(classes),
+        "geometry": geometry,
+        "meta": meta,
+        "labels": [r.label for r in rows],
+        "names": [r.name for r in rows],
+        "subjects": [r.subject for r in rows],
         "hashes": [r.hash for r in rows],
-    }  # fmt: skip
+    }
     room = offset - PREAMBLE.size
     text = json.dumps(head).encode()
     if len(text) > room:  # thousands of bad files or notes: keep the counts, the log had them all

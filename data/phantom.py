@@ -14,14 +14,14 @@ Two coordinate systems: image units (the frame is [-1, 1] x [-1, 1], y up, anter
 in which the outline is roughly the unit circle: u to the image's right in half-widths, v to anterior in half-lengths.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 CLASSES = ("NC", "AD")
-
-ANATOMY_GRID = 256  # the grid on which phantom_anatomy counts areas
 NOISE_GRID = 256  # scanner noise is drawn once on this grid, so that every resolution shows the same noise
 
 TURN = 512  # samples of the outline over the full angle
@@ -482,50 +482,3 @@ def phantom_slice(seed, index, resolution, label=None):
     image = _render(brain, seed, index, resolution * factor)
     image = image.reshape(resolution, factor, resolution, factor).mean(axis=(1, 3))
     return np.rint(image).astype(np.uint8)
-
-
-def phantom_anatomy(seed, index, label=None):
-    """True anatomy of a slice, a dict of plain numbers; areas are counted on a fixed ANATOMY_GRID.
-
-    label, level (0-1), ventricle_fraction and head_fraction (of the head's and the frame's area), sulcus_width,
-    cortex_thickness (fractions of the brain's length), rotation_degrees."""
-    brain = _draw_brain(seed, index, label)
-    x, y = _grid(ANATOMY_GRID)
-    head = _outside(brain, x, y) < 0
-    ventricle = _paint(brain, _ventricles(brain), ANATOMY_GRID, 0.02) < 0
-    return {
-        "label": brain.label,
-        "level": brain.level,
-        "ventricle_fraction": float((ventricle & head).sum() / head.sum()),
-        "head_fraction": float(head.mean()),
-        "sulcus_width": float(brain.sulcus / brain.half_length),
-        "cortex_thickness": float(brain.cortex / (2 * brain.half_length)),
-        "rotation_degrees": math.degrees(brain.rotation),
-    }
-
-
-def measure_ventricle(image):
-    """Image-only estimate of the ventricles' share of the head's area: a float from a uint8 (R, R) slice.
-
-    Counts how dark the pixels of the central ellipse are between white-matter level (0) and CSF level (1); partly
-    filled pixels count partly. Needs an upright, centred, skull-stripped T1-like slice; 0.0 for an empty one."""
-    image = np.asarray(image, np.float64)
-    lit = image[image > 12]
-    if lit.size < 16:
-        return 0.0
-    white = np.percentile(lit, 75)
-    bright = image > 0.35 * white
-    filled = np.ones_like(bright)  # between the first and the last bright pixel of both its row and its column
-    for axis in (0, 1):
-        filled &= np.maximum.accumulate(bright, axis)
-        filled &= np.flip(np.maximum.accumulate(np.flip(bright, axis), axis), axis)
-    area = filled.sum()
-    rows, columns = np.nonzero(filled)
-    if area < 16:
-        return 0.0
-    (cy, cx), (sy, sx) = (rows.mean(), columns.mean()), (2 * rows.std(), 2 * columns.std())
-    v = (np.arange(image.shape[0])[:, None] - cy) / max(sy, 1)
-    u = (np.arange(image.shape[1])[None, :] - cx) / max(sx, 1)
-    central = (u / 0.48) ** 2 + (v / 0.58) ** 2 < 1
-    dark = np.clip((0.62 * white - image) / (0.37 * white), 0, 1)
-    return float((dark * central).sum() / area)

@@ -6,112 +6,33 @@
 Nothing is decoded here, and only a few headers are read, so this is cheap enough for a login node.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import re
 import stat
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from data import images, volumes
+from data import images
+from data.files import PICTURES, VOLUMES
 from data.images import BadFile
+from data.records import ROOM, Record, Source
+from data.splits import SPLIT_CHOICES, _choose, _pointed_split, _sibling_splits, split_of
 from data.walk import MASK_FILE, MASK_FOLDER, DataError, Found, Walk, class_name, walk_folder
 
-__all__ = ["DataError", "Record", "Source", "find_source"]
-
-ROOM = Path(__file__).resolve().parent  # this package; never data by accident
-SPLITS = {
-    "train": "train", "training": "train", "test": "test", "testing": "test",
-    "val": "val", "valid": "val", "validate": "val", "validation": "val",
-}  # fmt: skip
-SPLIT_CHOICES = ("train", "test", "val", "all")
 DIAGNOSES = {"cn": "NC", "nc": "NC", "ad": "AD", "mci": "MCI"}  # cognitively normal is written CN and NC
 OASIS_NAME = re.compile(r"(case_\d+)_slice_\d+", re.I)
 ADNI_NAME = re.compile(r"I?(\d+)_(\d+)", re.I)
 PATIENT = re.compile(r"\d{3}_S_\d{4,5}")  # ADNI
 SUBJECT_IN_PATH = re.compile(r"\d{3}_S_\d{4,5}|sub-[a-z0-9]+|OAS\d_?\d{4,5}", re.I)  # ADNI, BIDS, OASIS volumes
-HOLD_OUT, HOLD_OUT_MIN = 0.1, 10  # fraction of the subjects that is the test split, and how many subjects that needs
-SLICE_SPLIT = 0.25  # a given split that would leave less of train without the shared subjects was made by slice
 MANY_FOLDERS = 20  # more folders than that are one per subject, not one per class
 PHANTOM_DEFAULT, PHANTOM_MAX = 2000, 1_000_000
-
-
-@dataclass(frozen=True)
-class Record:
-    """One slice, or one NIfTI volume (the pack takes its slices)."""
-
-    path: str  # '' for a phantom
-    name: str  # relative to the source's root, with forward slashes
-    label: int = -1  # index into Source.classes; -1: no class
-    subject: str = ""  # what must not be on both sides of a split; '' unknown
-    scan: str = ""
-    split: str = ""  # the given one: train, test, val, or ''
-    slice_index: int = -1  # phantoms: the index; slices of volumes: axial index (in a pack's names)
-    size: int = 0  # bytes
-    mtime_ns: int = 0
-
-
-@dataclass
-class Source:
-    """What --data names, looked through: the records of one split, and what to tell of the rest."""
-
-    spec: str
-    root: str
-    layout: str
-    classes: list[str]
-    records: list[Record]  # the chosen split, sorted by name
-    subject_kind: str  # patient | scan | none
-    split: str
-    split_rule: str
-    warnings: list[str] = field(default_factory=list)
-    bad: list[tuple[str, str]] = field(default_factory=list)  # (name, reason): entries that are no readable files
-    others: list[Record] = field(default_factory=list)  # the other splits, to look for the same pictures
-    kind: str = "images"  # images | volumes | phantom
-
-    def digest(self) -> str:
-        """Hex digest of what the records are (names, sizes, times, labels, subjects), not of where they lie."""
-        h = hashlib.blake2b(digest_size=16)
-        h.update(
-            json.dumps(
-                [self.kind, self.layout, self.classes, self.split, self.split_rule, self.subject_kind, self.bad]
-            ).encode()
-        )
-        for r in self.records:
-            h.update(repr((r.name, r.size, r.mtime_ns, r.label, r.subject, r.scan, r.split, r.slice_index)).encode())
-        if self.kind == "phantom":
-            h.update((ROOM / "phantom.py").read_bytes())
-        return h.hexdigest()
-
-    def describe(self) -> str:
-        """One line: layout, classes with counts, patients or scans, sizes, split rule."""
-        counts = Counter(r.label for r in self.records)
-        what = "volumes" if self.kind == "volumes" else "phantoms" if self.kind == "phantom" else "slices"
-        classes = ", ".join(f"{name} {counts[i]:,}" for i, name in enumerate(self.classes)) or "no classes"
-        subjects = len({r.subject for r in self.records if r.subject})
-        of = f" of {subjects:,} {self.subject_kind}s" if self.subject_kind != "none" else ""
-        sizes = self.sizes(9)
-        size = "drawn at any size" if self.kind == "phantom" else "size unknown"
-        if sizes:
-            (height, width), most = sizes.most_common(1)[0]
-            size = f"{width}x{height}" + ("" if most == sizes.total() else " mostly")
-        bad = f"; {len(self.bad)} bad entries" if self.bad else ""
-        return f"{self.layout}: {len(self.records):,} {what} ({classes}){of}, {size}; split {self.split}: {self.split_rule}{bad}"
-
-    def sizes(self, count: int) -> Counter:
-        """Counter of (height, width) over the headers of up to `count` files spread over the records."""
-        found: Counter = Counter()
-        if self.kind == "phantom":
-            return found
-        n = len(self.records)
-        for i in sorted({k * n // count for k in range(count)}) if n > count else range(n):
-            try:
-                path = self.records[i].path
-                found[volumes.volume_frame(path)[0] if self.kind == "volumes" else images.image_size(path)] += 1
-            except BadFile:
-                continue
-        return found
 
 
 def find_source(spec: str, split: str = "train") -> Source:
@@ -138,11 +59,6 @@ def find_source(spec: str, split: str = "train") -> Source:
     return _folder(spec, root, split)
 
 
-def split_of(folder: str) -> str:
-    """'train', 'test' or 'val' for a folder that is named like a split, else ''."""
-    return SPLITS.get(folder.lower().removeprefix("keras_png_slices_"), "")
-
-
 # --- folders ----------------------------------------------------------------------------------------------------------
 def _folder(spec: str, root: Path, split: str) -> Source:
     if MASK_FOLDER.fullmatch(root.name):
@@ -164,7 +80,8 @@ def _folder(spec: str, root: Path, split: str) -> Source:
         _nothing(spec, root, walk)
     if walk.pictures and walk.volumes:
         warnings.append(
-            f"{len(walk.volumes):,} NIfTI volumes beside the pictures are not used; point --data at their folder for them"
+            f"{len(walk.volumes):,} NIfTI volumes beside the pictures are not used; point --data at their folder "
+            "for them"
         )
     if walk.masks:
         warnings.append(f"segmentation masks are never images; left out: {_some(walk.masks)}")
@@ -178,46 +95,40 @@ def _folder(spec: str, root: Path, split: str) -> Source:
     chosen, others, rule = _choose(spec, records, split, kind, layout, warnings)
     _note_missing_classes(classes, chosen, warnings)
     return Source(
-        spec, str(root), layout, classes, chosen, kind, split, rule, warnings, walk.bad, others,
+        spec,
+        str(root),
+        layout,
+        classes,
+        chosen,
+        kind,
+        split,
+        rule,
+        warnings,
+        walk.bad,
+        others,
         "images" if walk.pictures else "volumes",
-    )  # fmt: skip
-
-
-def _pointed_split(spec: str, root: Path, split: str, warnings: list[str]) -> str:
-    """The split when --data names one split folder itself."""
-    own = split_of(root.name)
-    if split not in (own, "train", "all"):
-        raise DataError(f"--split {split}, but --data {spec} is the {own} folder itself; point --data at {root.parent}")
-    if own != "train":
-        warnings.append(
-            f"--data is the {own} folder itself: its slices are used; point --data at {root.parent} to train on train"
-        )
-    return own
-
-
-def _sibling_splits(parent: Path, own: str) -> list[str]:
-    """The other split folders beside the one that --data names; none where the parent folder cannot be listed."""
-    try:
-        return [e.name for e in parent.iterdir() if e.name != own and split_of(e.name) and e.is_dir()]
-    except OSError:
-        return []
+    )
 
 
 def _nothing(spec: str, root: Path, walk: Walk) -> None:
     if root.resolve() == ROOM:
         raise DataError(
-            f"--data {spec} is the toolkit's own source folder and holds no slices; give --data the folder of your slices"
+            f"--data {spec} is the toolkit's own source folder and holds no slices; give --data the folder of "
+            "your slices"
         )
     if walk.bad:
         raise DataError(
-            f"--data {spec}: no usable image, but {len(walk.bad)} bad entries: {_some([f'{n} ({r})' for n, r in walk.bad])}"
+            f"--data {spec}: no usable image, but {len(walk.bad)} bad entries: "
+            f"{_some([f'{n} ({r})' for n, r in walk.bad])}"
         )
     if walk.masks:
         raise DataError(
-            f"--data {spec}: only segmentation masks here ({_some(walk.masks)}), which are never images; point --data at the slices"
+            f"--data {spec}: only segmentation masks here ({_some(walk.masks)}), which are never images; point --data "
+            "at the slices"
         )
     raise DataError(
-        f"--data {spec}: no images in this folder (.png .jpg .jpeg .tif .bmp .gif .webp .nii .nii.gz); point --data at the slices"
+        f"--data {spec}: no images in this folder (.png .jpg .jpeg .tif .bmp .gif .webp .nii .nii.gz); point --data at "
+        "the slices"
     )
 
 
@@ -264,7 +175,8 @@ class Placed:
 
 
 def _place(files: list[Found], warnings: list[str], keep_classes: bool) -> list[Placed]:
-    """Split and class of each file, from its folders: the first split-like folder is the split, the first other the class."""
+    """Split and class of each file, from its folders: the first split-like folder is the split, the first other the
+    class."""
     placed = []
     for f in files:
         at = next((i for i, part in enumerate(f.folders) if split_of(part)), None)
@@ -290,7 +202,8 @@ def _place(files: list[Found], warnings: list[str], keep_classes: bool) -> list[
             warnings.append(f"images in folders beside a flat set are not used: {_some(sorted(names), 3)}")
             return loose
         warnings.append(
-            f"{len(loose):,} images outside the class folders are not used: {_some([p.file.relative for p in loose], 3)}"
+            f"{len(loose):,} images outside the class folders are not used: "
+            f"{_some([p.file.relative for p in loose], 3)}"
         )
         placed = [p for p in placed if p.name]
     spelled: dict[str, str] = {}  # `T1` and `t1` are one class
@@ -329,36 +242,72 @@ def _record(p: Placed, classes: list[str], subject: str, scan: str) -> Record:
     return Record(f.path, f.relative, label, subject, scan, p.split, -1, f.size, f.mtime_ns)
 
 
+class Pictures(NamedTuple):
+    """2-D pictures that a layout is looked for in."""
+
+    root: Path
+    placed: list[Placed]
+    classes: list[str]
+    scans: list[str]  # of each picture; '' where its name has none
+
+    def mostly(self, pattern: re.Pattern) -> bool:
+        """Whether more than half of the file names are of this pattern."""
+        return sum(bool(pattern.fullmatch(p.file.stem)) for p in self.placed) > len(self.placed) / 2
+
+
+class Layout(NamedTuple):
+    """One way in which slices lie in folders: the first in LAYOUTS that fits is what `--data` is taken for."""
+
+    name: str
+    fits: Callable[[Pictures], bool]
+    subjects: Callable[[Pictures, list[str]], tuple[list[str], str]]  # (pictures, warnings) -> (subjects, their kind)
+
+
+def _subjects_by_scan(pictures: Pictures, warnings: list[str]) -> tuple[list[str], str]:
+    named = sum(bool(s) for s in pictures.scans)
+    if 0 < named < len(pictures.placed):
+        warnings.append(
+            f"{len(pictures.placed) - named:,} files have no subject in their names; each counts as its own"
+        )
+    return pictures.scans, "scan" if named else "none"
+
+
+def _subjects_of_oasis(pictures: Pictures, warnings: list[str]) -> tuple[list[str], str]:
+    return pictures.scans, "scan" if any(pictures.scans) else "none"
+
+
+def _subjects_of_adni(pictures: Pictures, warnings: list[str]) -> tuple[list[str], str]:
+    patients = _adni_patients(pictures.root, {s for s in pictures.scans if s}, warnings)
+    if patients:
+        return [patients.get(_image_id(s), s) for s in pictures.scans], "patient"
+    warnings.append(
+        "the split is SCAN-LEVEL: without meta_data_with_label.json beside AD_NC patients cannot be told "
+        "apart, and in the "
+        "course's ADNI 216 patients are in both train and test; figures on the test split will look too good"
+    )
+    return pictures.scans, "scan" if any(pictures.scans) else "none"
+
+
+LAYOUTS = (
+    Layout("OASIS", lambda p: p.mostly(OASIS_NAME), _subjects_of_oasis),
+    Layout(
+        "ADNI",
+        lambda p: bool(p.classes) and set(p.classes) <= set(DIAGNOSES.values()) and p.mostly(ADNI_NAME),
+        _subjects_of_adni,
+    ),
+    Layout("class folders", lambda p: bool(p.classes), _subjects_by_scan),
+    Layout("flat folders", lambda p: any(placed.split for placed in p.placed), _subjects_by_scan),
+    Layout("flat folder", lambda p: True, _subjects_by_scan),
+)
+
+
 def _picture_records(root: Path, placed: list[Placed], warnings: list[str]):
     """(layout, classes, records, subject kind) of 2-D pictures."""
-    classes = sorted({p.name for p in placed if p.name})
-    split_level = any(p.split for p in placed)
-    diagnoses = bool(classes) and set(classes) <= set(DIAGNOSES.values())
-    numbered = sum(bool(ADNI_NAME.fullmatch(p.file.stem)) for p in placed) > len(placed) / 2
-    oasis = sum(bool(OASIS_NAME.fullmatch(p.file.stem)) for p in placed) > len(placed) / 2
-    scans = _scans(placed)
-    named = sum(bool(s) for s in scans)
-    if oasis:
-        layout = "OASIS"
-    elif diagnoses and numbered:
-        layout = "ADNI"
-    elif classes:
-        layout = "class folders"
-    else:
-        layout = "flat folders" if split_level else "flat folder"
-    subjects, kind = scans, "scan" if named else "none"
-    if layout == "ADNI":
-        patients = _adni_patients(root, {s for s in scans if s}, warnings)
-        if patients:
-            subjects, kind = [patients.get(_image_id(s), s) for s in scans], "patient"
-        else:
-            warnings.append(
-                "the split is SCAN-LEVEL: without meta_data_with_label.json beside AD_NC patients cannot be told apart, and in the "
-                "course's ADNI 216 patients are in both train and test; figures on the test split will look too good"
-            )
-    elif kind == "scan" and not oasis and named < len(placed):
-        warnings.append(f"{len(placed) - named:,} files have no subject in their names; each counts as its own")
-    return layout, classes, [_record(p, classes, u, s) for p, u, s in zip(placed, subjects, scans, strict=True)], kind
+    pictures = Pictures(root, placed, sorted({p.name for p in placed if p.name}), _scans(placed))
+    layout = next(layout for layout in LAYOUTS if layout.fits(pictures))
+    subjects, kind = layout.subjects(pictures, warnings)
+    records = [_record(p, pictures.classes, u, s) for p, u, s in zip(placed, subjects, pictures.scans, strict=True)]
+    return layout.name, pictures.classes, records, kind
 
 
 def _scans(placed: list[Placed]) -> list[str]:
@@ -405,14 +354,16 @@ def _adni_patients(root: Path, scans: set[str], warnings: list[str]) -> dict[str
                 continue
             if known < len(scans):
                 warnings.append(
-                    f"{len(scans) - known:,} of {len(scans):,} scans are not in {path.name}; each counts as a patient of its own"
+                    f"{len(scans) - known:,} of {len(scans):,} scans are not in {path.name}; each counts as a patient "
+                    "of its own"
                 )
             return patients
     return {}
 
 
 def _collect_patients(node, patients: dict[str, str]) -> None:
-    """Fill image id -> patient from any nesting of dicts and lists: an entry's key or id field, and NNN_S_NNNN in its text."""
+    """Fill image id -> patient from any nesting of dicts and lists: an entry's key or id field, and NNN_S_NNNN in its
+    text."""
     entries = node.items() if isinstance(node, dict) else (("", v) for v in node) if isinstance(node, list) else ()
     for key, value in entries:
         ids = [key] if re.fullmatch(r"I?\d+", str(key), re.I) else []
@@ -443,9 +394,9 @@ def _volume_records(root: Path, placed: list[Placed], warnings: list[str]):
 def _single_file(spec: str, path: Path, split: str) -> Source:
     lower, info = path.name.lower(), path.stat()
     found = Found(str(path), (), path.name, info.st_size, info.st_mtime_ns)
-    if lower.endswith(images.SUFFIXES):
+    if lower.endswith(PICTURES):
         kind, layout = "images", "one picture"
-    elif lower.endswith(volumes.SUFFIXES):
+    elif lower.endswith(VOLUMES):
         kind, layout = "volumes", "one NIfTI volume"
     elif lower.endswith(".pack"):
         raise DataError(f"--data {spec} is a pack already; it is opened as it is, not searched")
@@ -457,80 +408,6 @@ def _single_file(spec: str, path: Path, split: str) -> Source:
         raise DataError(f"--split {split}: a single file has no {split} split; use --split train")
     record = _record(Placed(found, "", "", ()), [], found.stem, found.stem)
     return Source(spec, str(path.parent), layout, [], [record], "scan", split, "one file, nothing held out", kind=kind)
-
-
-# --- splits -----------------------------------------------------------------------------------------------------------
-def _choose(spec: str, records: list[Record], split: str, kind: str, layout: str, warnings: list[str]):
-    """(chosen records, records of the other splits, rule in words). Train and test are mixed for `all` alone."""
-    if split == "all":
-        given = sorted({r.split for r in records if r.split})
-        return records, [], f"everything, {' and '.join(given)} mixed" if len(given) > 1 else "everything"
-    if not any(r.split for r in records):
-        return _held_out(spec, records, split, kind)
-    sides = defaultdict(list)
-    for r in records:
-        sides[r.split].append(r)
-    if split == "test" and "test" not in sides and "val" in sides:
-        warnings.append("there is no test folder; the val folder is used as test")
-        split = "val"
-    if split not in sides:
-        raise DataError(
-            f"--split {split}: {spec} has no such folder, only {', '.join(sorted(sides))}; choose one of them or --split all"
-        )
-    level = f"{kind}-level" if kind != "none" else "slice-level (no subject in the names)"
-    train_subjects = {r.subject for r in sides["train"] if r.subject}
-    both = train_subjects & {r.subject for s in ("test", "val") for r in sides.get(s, []) if r.subject}
-    if not both:
-        return sides[split], _except(sides, split), f"the given folders, {level}"
-    kept = [r for r in sides["train"] if r.subject not in both]
-    noun = f"{kind}s" if len(both) > 1 else kind
-    if len(kept) < SLICE_SPLIT * len(sides["train"]) and len({r.subject for r in records}) >= HOLD_OUT_MIN:
-        # A split by slice: taking every shared subject out of train would leave next to nothing.
-        warnings.append(f"the given split is by slice: {len(both):,} {noun} are on both sides; split anew by {kind}")
-        return _held_out(spec, records, "test" if split == "val" else split, kind)
-    if split == "train":
-        warnings.append(
-            f"{len(both):,} {noun} on both sides of the split: left out of train, {len(sides['train']) - len(kept):,} slices"
-        )
-        if not kept:
-            raise DataError(
-                f"{spec}: every {kind} of train is also in test; give folders that are split by {kind}, or --split all"
-            )
-    sides["train"] = kept
-    return (
-        sides[split],
-        _except(sides, split),
-        f"the given folders, {level}, {len(both):,} shared {noun} only in the other side",
-    )
-
-
-def _except(sides: dict, split: str) -> list[Record]:
-    return [r for s, group in sides.items() if s != split for r in group]
-
-
-def _held_out(spec: str, records: list[Record], split: str, kind: str):
-    """Split by a hash of the subject: the tenth of the subjects with the smallest hashes is the test split."""
-    keys = sorted(
-        {_key(r) for r in records}, key=lambda k: hashlib.blake2b(k.encode(errors="surrogateescape")).digest()
-    )
-    level = f"by {kind}" if kind != "none" else "slice-level (no subject in the names)"
-    if split == "val":
-        raise DataError(f"--split val: {spec} has no val folder; use train, test or all")
-    if len(keys) < HOLD_OUT_MIN:
-        if split == "test":
-            raise DataError(
-                f"--split test: {spec} has no test folder and only {len(keys)} subjects, too few to hold some out; use --split train"
-            )
-        return records, [], f"everything is train ({len(keys)} subjects, too few to hold some out)"
-    test = set(keys[: max(1, round(HOLD_OUT * len(keys)))])
-    groups = {side: [r for r in records if (_key(r) in test) == (side == "test")] for side in ("train", "test")}
-    other = "train" if split == "test" else "test"
-    rule = f"hash of the subject, {len(test):,} of {len(keys):,} held out as test, {level}"
-    return groups[split], groups[other], rule
-
-
-def _key(record: Record) -> str:
-    return record.subject or record.name
 
 
 # --- phantoms ---------------------------------------------------------------------------------------------------------

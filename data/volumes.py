@@ -1,13 +1,13 @@
 """NIfTI volumes to axial slices: canonical orientation, isotropic in plane, 8 bits over the volume's own range."""
 
 import os
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from data.images import MAX_PIXELS, BadFile
 
-SUFFIXES = (".nii", ".nii.gz")
 MAX_VOXELS = 1 << 28  # 645 cubed: as float32 they take 1 GB
 BRAIN_AREA = 0.15  # of the frame: slices that show less brain are left out
 LOW, HIGH = 1.0, 99.5  # percentiles of the non-zero voxels that become 0 and 255
@@ -22,7 +22,7 @@ def _load(path):
     try:
         if os.path.getsize(path) == 0:
             raise BadFile("zero bytes")
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         shape, dtype = image.shape, image.get_data_dtype()
         notes = []
         if len(shape) == 4 and shape[3] == 1:

@@ -6,12 +6,13 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import images, volumes
+from data.files import PICTURES, VOLUMES
 
 JUNK_FOLDERS = {"__macosx", "__pycache__", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
 MASK_FILE = re.compile(r"seg_\d+_slice_\d+\..*|.*[-_](seg|mask|label)s?\.nii(\.gz)?", re.I)
 MASK_FOLDER = re.compile(
-    r"keras_png_slices_seg.*|(\w*(train|test|val|validate)_)?(segs?|segmentations?|masks?)(_(train|test|val|validate))?|labels(tr|ts)?",
+    r"keras_png_slices_seg.*|labels(tr|ts)?"
+    r"|(\w*(train|test|val|validate)_)?(segs?|segmentations?|masks?)(_(train|test|val|validate))?",
     re.I,
 )
 MAX_FILES, MAX_DEPTH = 3_000_000, 12
@@ -52,7 +53,7 @@ class Found:
     def stem(self) -> str:
         """Its name without what readers append to it."""
         stem = self.name
-        for suffix in (".gz", *images.SUFFIXES, ".nii"):  # case_001_slice_0.nii.png -> case_001_slice_0
+        for suffix in (".gz", *PICTURES, ".nii"):  # case_001_slice_0.nii.png -> case_001_slice_0
             if stem.lower().endswith(suffix):
                 stem = stem[: -len(suffix)]
         return stem
@@ -85,8 +86,8 @@ def walk_folder(root: Path, starts: list[str] | None = None) -> Walk:
             if (info.st_dev, info.st_ino) in seen:
                 continue
             seen.add((info.st_dev, info.st_ino))
-            with os.scandir(folder) as entries:
-                entries = sorted(entries, key=lambda e: (e.is_symlink(), e.name))
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda e: (e.is_symlink(), e.name))
         except OSError as error:
             if starts is None and not parts:
                 raise DataError(f"--data {root}: {error.strerror}; check its permissions") from None
@@ -109,7 +110,7 @@ def _enter(entry: os.DirEntry, parts: tuple, found: Walk, folder: str) -> bool:
     name, lower = entry.name, entry.name.lower()
     if name.startswith(".") or lower in JUNK_FOLDERS:
         return False
-    picture, volume = lower.endswith(images.SUFFIXES), lower.endswith(volumes.SUFFIXES)
+    picture, volume = lower.endswith(PICTURES), lower.endswith(VOLUMES)
     relative = printable("/".join((*parts, name)))
     try:
         info = entry.stat()

@@ -1,6 +1,6 @@
 # Sourced on the compute node, from the root of the code to run, by the sbatch scripts (then: train NAME FLAGS) and by the
 # jobs that launch.py queues (RUN and PYTHON are set, srun follows). Finds Python, sets the environment, and sees to it that
-# `jobs.requeue` hears how the tasks ended. srun must not be exec'd: this shell has to outlive the tasks.
+# `jobs.cluster.requeue` hears how the tasks ended. srun must not be exec'd: this shell has to outlive the tasks.
 set -euo pipefail
 CODE=$PWD
 
@@ -17,7 +17,7 @@ node_python() {  # never installs anything: a compute node may have no network
 
 begin() {  # begin RUN | begin --job NAME -- FLAGS: sets RUN and COMMAND, or leaves when there is nothing to do
     local text
-    text=$("$PYTHON" -m jobs.requeue --begin "$@") || exit $?
+    text=$("$PYTHON" -m jobs.cluster.requeue --begin "$@") || exit $?
     eval "$text"
     # Compiled kernels on shared storage: a restart on another node does not compile again. They are code that is run, so
     # only in a folder of one's own.
@@ -32,7 +32,7 @@ hand_over() {  # the EXIT trap
     trap '' TERM USR1 USR2 HUP INT
     trap - EXIT
     set +e
-    cd "$CODE" && "$PYTHON" -m jobs.requeue "$RUN" --code "$code"
+    cd "$CODE" && "$PYTHON" -m jobs.cluster.requeue "$RUN" --code "$code"
     exit $?
 }
 

@@ -1,9 +1,9 @@
 """ADA: adaptive discriminator augmentation (Karras et al. 2020, "Training GANs with Limited Data"), for MR slices.
 
 What the discriminator sees, real or generated, is shifted, scaled, turned a little and changed in brightness, each with
-probability p; the controller raises p while the discriminator overfits. Such augmentations do not leak into the generated
-images while p stays below 0.8 (section 2.2). Never vertical flips; mirroring only in `mri-flip`, for data whose sides
-may be exchanged.
+probability p; the controller raises p while the discriminator overfits. Such augmentations do not leak into the
+generated images while p stays below 0.8 (section 2.2). Never vertical flips; mirroring only in `mri-flip`, for data
+whose sides may be exchanged.
 """
 
 from __future__ import annotations
@@ -62,16 +62,24 @@ def draw_augmentation(
     }
 
 
+def fingerprint(kinds: tuple[str, ...]) -> list[float]:
+    """What is drawn for eight images, as numbers: a run resumed by code that draws otherwise would become another
+    run."""
+    drawn = draw_augmentation(8, 0.5, 64, torch.Generator().manual_seed(0), torch.device("cpu"), kinds)
+    return [round(x, 3) for value in drawn.values() for x in value.float().flatten().tolist()]
+
+
 def rows(params: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
     """The parameters of some rows of the global batch."""
     return {name: value[start:stop] for name, value in params.items()}
 
 
 def augment(images: Tensor, params: dict[str, Tensor]) -> Tensor:
-    """Apply drawn augmentations to images (B, C, R, R) in [-1, 1]; differentiable. Untouched rows stay exactly as they are.
+    """Apply drawn augmentations to images (B, C, R, R) in [-1, 1]; differentiable. Untouched rows stay exactly as they
+    are.
 
-    One bilinear resampling, exact for shifts by whole pixels. Brightness and contrast act on the distance from black, so
-    that the background stays black.
+    One bilinear resampling, exact for shifts by whole pixels. Brightness and contrast act on the distance from black,
+    so that the background stays black.
     """
     b, c, h, w = images.shape
     x = (images - BACKGROUND).float()
@@ -108,8 +116,14 @@ class AdaController:
 
     def state_dict(self) -> dict:
         """Target, speed, strength p and the signs gathered since its last change."""
-        return {"p": self.p, "r_t": self.r_t, "steps": self.steps, "images": self.images, "count": self.count,
-                "sign_sum": float(self.sign_sum)}  # fmt: skip
+        return {
+            "p": self.p,
+            "r_t": self.r_t,
+            "steps": self.steps,
+            "images": self.images,
+            "count": self.count,
+            "sign_sum": float(self.sign_sum),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from a state_dict."""

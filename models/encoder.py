@@ -1,9 +1,9 @@
 """Networks that turn slices into the feature vectors in which quality is measured.
 
 `Encoder` is small and trained here, on the training slices themselves: contrastively (Chen 2020, SimCLR), and on the
-classes where there are any. `Pretrained` runs an Inception, a ResNet or a DINO whose weights file the user has; nothing is
-downloaded.
-Features of different networks, or of encoders of different data, are in different units and never compared.
+classes where there are any. `Pretrained` runs an Inception, a ResNet or a DINO whose weights file the user has; nothing
+is downloaded. Features of different networks, or of encoders of different data, are in different units and never
+compared.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Encoder(nn.Module):
     """uint8 slices (B, C, R, R) -> (B, dim) features of mean 0 and deviation 1 over the training slices.
 
-    Group norm, so that a slice's features do not depend on its batch. The features are the means over space of the third
-    and the fourth stage: what the texture and what the anatomy is like.
+    Group norm, so that a slice's features do not depend on its batch. The features are the means over space of the
+    third and the fourth stage: what the texture and what the anatomy is like.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, *, channels: int, size: int, classes: int):
         super().__init__()
@@ -81,9 +84,15 @@ def encoder_size(resolution: int) -> int:
 
 
 def train_encoder(
-    images, labels: Tensor, classes: int, *, seed: int, device: torch.device | str = "cpu", steps: int = STEPS,
+    images,
+    labels: Tensor,
+    classes: int,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    steps: int = STEPS,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> Encoder:  # fmt: skip
+) -> Encoder:
     """An Encoder of uint8 images (N, C, R, R), an array or a memory map, with labels (N,) in 0..classes-1 or -1.
 
     A function of the data and the seed on one kind of machine. `track` wraps the steps, for a progress bar.
@@ -105,7 +114,7 @@ def train_encoder(
         x = encoder.prepare(torch.from_numpy(images[rows.numpy()]))
         features = encoder.pooled(torch.cat([random_view(x, draw), random_view(x, draw)]))
         loss = contrastive_loss(encoder.projection(features), TEMPERATURE)
-        if classes and bool((labels[rows] >= 0).any()):
+        if encoder.classifier is not None and bool((labels[rows] >= 0).any()):
             target = labels[rows].repeat(2)
             loss = loss + F.cross_entropy(encoder.classifier(features), target, weights, ignore_index=-1)
         optimizer.zero_grad()
@@ -143,8 +152,12 @@ def random_view(x: Tensor, draw: torch.Generator) -> Tensor:
     shift = torch.randint(-reach, reach + 1, (2, b), generator=draw).to(x.device)
     line = torch.arange(size, device=x.device)
     rows, columns = ((line + s[:, None]) % size for s in shift)  # the frame around a head is dark: it may wrap
-    x = x[torch.arange(b, device=x.device)[:, None, None, None], torch.arange(x.shape[1], device=x.device)[:, None, None],
-          rows[:, None, :, None], columns[:, None, None, :]]  # fmt: skip
+    x = x[
+        torch.arange(b, device=x.device)[:, None, None, None],
+        torch.arange(x.shape[1], device=x.device)[:, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
     contrast, brightness = uniform(1 - CONTRAST, 1 + CONTRAST), uniform(-BRIGHTNESS, BRIGHTNESS)
     lit = (x + 1) * (contrast + brightness)[:, None, None, None] - 1  # black stays black
     side, top, left = (uniform(*span)[:, None] * size for span in ((0.1, 0.4), (0, 0.8), (0, 0.8)))
@@ -164,6 +177,9 @@ def contrastive_loss(projected: Tensor, temperature: float) -> Tensor:
 class Pretrained(nn.Module):
     """uint8 slices (B, 1 or 3, H, W) -> (B, dim) features of a network that takes normalised RGB of `size` pixels."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, size: int, dim: int, mean: tuple, std: tuple):
         super().__init__()
         self.network, self.size, self.dim = network, size, dim
@@ -180,8 +196,8 @@ class Pretrained(nn.Module):
 
 
 def load_pretrained(path: str | Path) -> tuple[Pretrained, str]:
-    """(network, its name) from a state dict (.pth or .safetensors), recognised by its tensors: torchvision's inception_v3
-    or resnet50 (DINO's ResNet-50 too), a transformer of DINO or DINOv2.
+    """(network, its name) from a state dict (.pth or .safetensors), recognised by its tensors: torchvision's
+    inception_v3 or resnet50 (DINO's ResNet-50 too), a transformer of DINO or DINOv2.
 
     Weights are read as data. ValueError, one line, on anything else.
     """
@@ -231,8 +247,8 @@ def check_names(file) -> None:
         streams = [file] * 5
     for stream in streams:
         for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name == "GLOBAL" and not _tensors.fullmatch(argument):
-                raise ValueError(f"it names {argument.replace(' ', '.')[:80]}")
+            if opcode.name == "GLOBAL" and not _tensors.fullmatch(str(argument)):
+                raise ValueError(f"it names {str(argument).replace(' ', '.')[:80]}")
             if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
                 raise ValueError(f"it holds an object ({opcode.name})")
 
@@ -241,7 +257,10 @@ _tensors = re.compile(r"torch \w+Storage|torch\._utils _rebuild_(tensor_v2|param
 
 
 def read_state(path: Path, flag: str = "--feature-weights") -> dict[str, Tensor]:
-    """A state dict, also where it lies under `teacher`, `state_dict` or `model` in the file. ValueError, naming the flag, on anything else."""
+    """A state dict, also where it lies under `teacher`, `state_dict` or `model` in the file.
+
+    ValueError, naming the flag, on anything else.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such weights file; check {flag}")
     try:

@@ -67,8 +67,3 @@ def path_lengths(images: torch.Tensor, ws: torch.Tensor, pl_noise: torch.Tensor)
 def path_length_penalty(lengths: torch.Tensor, mean: torch.Tensor | float) -> torch.Tensor:
     """(length - running mean)^2, lengths (B,) -> (B,) (Karras 2020a, equation 4)."""
     return (lengths - mean).square()
-
-
-def r1_gamma_heuristic(resolution: int, batch: int) -> float:
-    """A first guess of the R1 weight gamma for a resolution and a global batch (Karras 2020b, appendix C)."""
-    return 0.0002 * resolution**2 / batch

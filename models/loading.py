@@ -1,6 +1,7 @@
 """Networks from the tensors and the config of a weights file, which may be damaged or a stranger's.
 
-Everything is checked before anything large is allocated. All functions raise ValueError, one line, on what does not fit.
+Everything is checked before anything large is allocated. All functions raise ValueError, one line, on what does not
+fit.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from models import diffusion
+from models import names, schedules
 from models.stylegan2 import Generator, channels_at, resolutions
 from models.unet import UNet
 from models.vae import VAE, LatentScale
@@ -68,7 +69,7 @@ class Denoiser:
     unet: UNet
     scale: LatentScale
     decoder: nn.Module | None  # None where it was trained on pixels
-    schedule: diffusion.Schedule
+    schedule: schedules.Schedule
     target: str
     times: Tensor | None  # the only times that it knows, falling; None where it knows all
     shape: tuple[int, int, int]  # (C, h, w) of what it denoises
@@ -87,19 +88,25 @@ def load_denoiser(tensors: dict[str, Tensor], about: dict, num_classes: int) -> 
     if not isinstance(shape, list) or len(shape) != 3 or any(type(n) is not int or not 1 <= n <= 4096 for n in shape):
         raise ValueError(f"its shape is malformed; {AGAIN}")
     try:
-        schedule, times = diffusion.make_schedule(str(c.get("schedule"))), str(c.get("times"))
-        if c.get("target") not in diffusion.TARGETS or times not in diffusion.TIME_SETS:
+        schedule, times = schedules.make_schedule(str(c.get("schedule"))), str(c.get("times"))
+        if c.get("target") not in names.TARGETS or times not in names.TIME_SETS:
             raise ValueError(f"target {c.get('target')!r}, times {times!r}")
         widths, sides = whole_numbers(c, "widths"), whole_numbers(c, "attention")
         num_res, head_dim = (bounded(c, name, 4096) for name in ("num_res", "head_dim"))
         if not 1 <= len(widths) <= 8 or max(widths) > 8192 or num_res > 16:
             raise ValueError(f"widths {c.get('widths')!r}, num_res {num_res}")
-        known = diffusion.fast_times(times, bounded(c, "fast_steps", 1000)) if times.startswith("fast-") else None
+        known = schedules.fast_times(times, bounded(c, "fast_steps", 1000)) if times.startswith("fast-") else None
         with torch.device("meta"):
             unet = UNet(
-                shape[-1], shape[0], widths=widths, num_res=num_res, attention_sides=sides, head_dim=head_dim,
-                dropout=0.0, num_classes=num_classes,
-            )  # fmt: skip
+                shape[-1],
+                shape[0],
+                widths=widths,
+                num_res=num_res,
+                attention_sides=sides,
+                head_dim=head_dim,
+                dropout=0.0,
+                num_classes=num_classes,
+            )
             vae = None if of_vae is None else VAE(**{name: bounded(of_vae, name, 4096) for name in VAE_FIELDS})
             scale = LatentScale(torch.empty(shape[0]), torch.empty(shape[0]))
     except (ValueError, TypeError, AttributeError) as error:
@@ -145,11 +152,11 @@ def check_state(module: nn.Module, state: dict[str, Tensor]) -> None:
     other = [k for k in expected if k in state and tuple(state[k].shape) != expected[k]]
     bad = [k for k, v in state.items() if v.dtype not in FLOATS or not bool(torch.isfinite(v).all())]
     found = {"lacks": missing, "has unknown": unknown, "has another shape of": other, "has no finite numbers in": bad}
-    for what, names in found.items():
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            names = ", ".join(names[:3]) + more
-            raise ValueError(f"{what} {names}; use weights that this version's train scripts wrote")
+    for what, keys in found.items():
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            listed = ", ".join(keys[:3]) + more
+            raise ValueError(f"{what} {listed}; use weights that this version's train scripts wrote")
 
 
 def fill(module: nn.Module, state: dict[str, Tensor]) -> None:

@@ -1,4 +1,7 @@
-"""Learning rate, AdamW and memory layout of the VAE and the diffusion network. The rate is a function of the images seen."""
+"""Learning rate, AdamW and memory layout of the VAE and the diffusion network.
+
+The rate is a function of the images seen.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ def learning_rate(nimg: int, batch: int, peak: float, warmup_kimg: float, decay_
 
 
 def after_window(mean_loss: float, best: float, factor: float) -> tuple[float, float]:
-    """(best, factor) once a window of training images has ended: the factor of the learning rate is halved on a plateau.
+    """(best, factor) once a window of training images has ended: the factor of the learning rate is halved on a
+    plateau.
 
     A window is a stretch of images, not an interval of the log, so that what is looked at does not change the run.
     """

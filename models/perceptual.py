@@ -1,4 +1,7 @@
-"""A perceptual distance from a VGG network whose weights file the user has (Johnson 2016; Zhang 2018). Nothing is downloaded."""
+"""A perceptual distance from a VGG network whose weights file the user has (Johnson 2016; Zhang 2018).
+
+Nothing is downloaded.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,18 @@ COMPARED = (2, 7, 14, 21, 28)  # after the last convolution before each halving,
 
 
 class VggDistance(nn.Module):
-    """Distance of two sets of images in the features of VGG-16, (B,): per layer, the squared distance of the features of each
-    place, brought to length 1, averaged over the places; then the mean over the five layers (Zhang 2018, equation 1, with
-    equal weights)."""
+    """Distance of two sets of images in the features of VGG-16, (B,): per layer, the squared distance of the features
+    of each place, brought to length 1, averaged over the places; then the mean over the five layers (Zhang 2018,
+    equation 1, with equal weights)."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, state: dict[str, Tensor]):
-        """`state`: features.<n>.weight and .bias as torchvision names them; any widths. ValueError where it is something else."""
+        """`state`: features.<n>.weight and .bias as torchvision names them; any widths.
+
+        ValueError where it is something else.
+        """
         super().__init__()
         self.convolutions = nn.ModuleList()
         before = 3
@@ -49,7 +58,10 @@ class VggDistance(nn.Module):
         return maps
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """output, target (B, 1 or 3, R, R) in -1 .. 1 -> (B,): mean squared distance of the maps, normalised over their channels."""
+        """output, target (B, 1 or 3, R, R) in -1 ..
+
+        1 -> (B,): mean squared distance of the maps, normalised over their channels.
+        """
         with torch.no_grad():
             wanted = self.features(target)
         total = torch.zeros(len(output), device=output.device)
@@ -60,7 +72,10 @@ class VggDistance(nn.Module):
 
 
 def load_vgg(path: str | Path, flag: str = "--perceptual-file") -> VggDistance:
-    """From a state dict of torchvision's vgg16 (.pth or .safetensors), read as data. ValueError, one line, on anything else."""
+    """From a state dict of torchvision's vgg16 (.pth or .safetensors), read as data.
+
+    ValueError, one line, on anything else.
+    """
     state = read_state(Path(path), flag)
     try:
         network = VggDistance(state)

@@ -1,4 +1,5 @@
-"""Find the styles that make a generator draw a given slice (Karras 2020a, appendix D, without LPIPS and with free W+)."""
+"""Find the styles that make a generator draw a given slice (Karras 2020a, appendix D, without LPIPS and with free
+W+)."""
 
 from __future__ import annotations
 
@@ -46,9 +47,14 @@ def nearest_styles(G, w: Tensor, targets: Tensor, batch: int) -> Tensor:
 
 
 def project(
-    G, targets: Tensor, w: Tensor, *, steps: int, batch: int = 16,
+    G,
+    targets: Tensor,
+    w: Tensor,
+    *,
+    steps: int,
+    batch: int = 16,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> tuple[Tensor, list[float]]:  # fmt: skip
+) -> tuple[Tensor, list[float]]:
     """targets (B, C, R, R) in -1..1 -> (ws (B, num_ws, w_dim), loss of each step). Noise is the fixed one.
 
     `w` (N, w_dim) are random styles: candidates for the start, and their deviation says how far is far. The first steps

@@ -1,4 +1,5 @@
-"""How good generated slices are: distances between sets of feature vectors, diversity of pairs, copies of the training set.
+"""How good generated slices are: distances between sets of feature vectors, diversity of pairs, copies of the training
+set.
 
 Everything here takes feature arrays (one row per image) or uint8 images and knows no network. A figure is only worth
 something beside the same figure of real slices (training against held-out ones), and only in the same features.
@@ -12,6 +13,8 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from models.metrics import ssim_maps
 
 CHUNK = 1024  # rows of a distance matrix that are in memory at once
 MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang 2003, table 1
@@ -64,7 +67,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """Frechet distance of two Gaussians (Dowson 1982; FID of Heusel 2017, eq. 6):
     |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_b^1/2 C_a C_b^1/2)^1/2), 0 for equal moments.
 
-    The matrix in the last root is symmetric, so its eigenvalues are found stably, also where the covariances are singular.
+    The matrix in the last root is symmetric, so its eigenvalues are found stably, also where the covariances are
+    singular.
     """
     inner = b.root @ a.covariance @ b.root
     trace = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0).sqrt().sum()
@@ -114,8 +118,8 @@ def kernel_distance(
         x = fake[torch.randperm(len(fake), generator=generator)[:size].to(fake.device)].double()
         y = real[torch.randperm(len(real), generator=generator)[:size].to(real.device)].double()
         estimates.append(squared_mmd(x, y))
-    estimates = torch.stack(estimates)
-    return float(estimates.mean()), float(estimates.std())
+    found = torch.stack(estimates)
+    return float(found.mean()), float(found.std())
 
 
 def squared_mmd(x: Tensor, y: Tensor) -> Tensor:
@@ -185,8 +189,9 @@ def set_figures(samples: Tensor, heldout: Tensor, generator: torch.Generator) ->
 
 # --- MS-SSIM ----------------------------------------------------------------------------------------------------------
 def ms_ssim_scales(height: int, width: int) -> tuple[int, tuple[float, ...]]:
-    """(window, weights of the scales) for images of that size: Wang's 11 and five scales from 176 px on, below that 7 and
-    as many scales (of at most five) as leave the smallest image as large as the window, fewer weights summing to 1."""
+    """(window, weights of the scales) for images of that size: Wang's 11 and five scales from 176 px on, below that 7
+    and as many scales (of at most five) as leave the smallest image as large as the window, fewer weights summing to 1.
+    """
     side = min(height, width)
     window = 11 if side >= 176 else 7
     count = sum(side >> scale >= window for scale in range(len(MS_SSIM_BETAS)))
@@ -206,31 +211,16 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
             f"ms_ssim takes two uint8 batches of one shape, got {a.dtype} {a.shape} and {b.dtype} {b.shape}"
         )
     window, weights = ms_ssim_scales(*a.shape[-2:])
-    offsets = torch.arange(window, dtype=torch.float32, device=a.device) - window // 2
-    kernel = torch.exp(-offsets.square() / (2 * 1.5**2))
-    kernel = kernel / kernel.sum()
     x, y = (images.float().flatten(0, 1)[:, None] / 255 for images in (a, b))
     product = torch.ones(len(x), device=a.device)
     for scale, weight in enumerate(weights):
         if scale:
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-        luminance, structure = ssim_maps(x, y, kernel)
+        luminance, structure = ssim_maps(x, y, window)
         last = scale == len(weights) - 1
         value = (luminance * structure if last else structure).flatten(1).mean(1)
         product = product * value.clamp_min(0) ** weight
     return product.view(len(a), -1).mean(1)
-
-
-def ssim_maps(x: Tensor, y: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """x, y (B, 1, H, W) in 0..1, kernel (K,) -> luminance and contrast-structure maps (Wang 2004, eq. 6 and 9)."""
-
-    def blur(z: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(z, kernel[None, None, :, None]), kernel[None, None, None, :])
-
-    c1, c2 = 0.01**2, 0.03**2
-    mx, my = blur(x), blur(y)
-    vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
-    return (2 * mx * my + c1) / (mx * mx + my * my + c1), (2 * cov + c2) / (vx + vy + c2)
 
 
 def draw_pairs(groups: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
@@ -270,7 +260,8 @@ def nearest(
     query: Tensor, bank: Tensor, groups: tuple[Tensor, Tensor] | None = None, centre: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """(distance (N,), index (N,)) of the nearest row of bank (M, D) to each row of query (N, D): 1 - correlation, or
-    1 - cosine about `centre`. Rows of a pair of equal `groups` (of query, of bank) are not neighbours. Any dtype; in chunks.
+    1 - cosine about `centre`. Rows of a pair of equal `groups` (of query, of bank) are not neighbours. Any dtype; in
+    chunks.
     """
     best = torch.full((len(query),), -2.0, device=query.device)
     index = torch.zeros(len(query), dtype=torch.int64, device=query.device)
@@ -294,11 +285,12 @@ def copying(
     """Whether generated samples are copies: (figures, the closest (generated row, training row, distance)).
 
     fake (N, D), train (M, D), heldout (H, D) hold features or thumbnails, heldout_groups (H,) the subjects as numbers.
-    `below_5th_percentile`: share of samples nearer to a training slice than 95 % of held-out slices are (Dar 2025); 0.05
-    is what held-out slices have. `nearer_than_heldout`: probability that a sample is nearer to the training set than a
-    held-out slice is (Meehan 2020); 0.5 is even, 1 copying. `median_ratio`: nearest training over nearest held-out
-    distance. The training set is larger, which alone makes it less than 1: `median_ratio_of_heldout` is the same of
-    held-out slices, whose own subject is left out, and `relative_ratio` the quotient: about 1 is good, 0 copying.
+    `below_5th_percentile`: share of samples nearer to a training slice than 95 % of held-out slices are (Dar 2025);
+    0.05 is what held-out slices have. `nearer_than_heldout`: probability that a sample is nearer to the training set
+    than a held-out slice is (Meehan 2020); 0.5 is even, 1 copying. `median_ratio`: nearest training over nearest
+    held-out distance. The training set is larger, which alone makes it less than 1: `median_ratio_of_heldout` is the
+    same of held-out slices, whose own subject is left out, and `relative_ratio` the quotient: about 1 is good, 0
+    copying.
     """
     check_features(fake, train, heldout)
     to_train, where = nearest(fake, train, centre=centre)

@@ -14,103 +14,21 @@ Karras 2020b: Training GANs with Limited Data, arXiv 2006.06676 (mixed precision
 
 from __future__ import annotations
 
-import functools
 import math
+from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.filters import blur, downsample, upsample
+
 SQRT2 = math.sqrt(2)
 SLOPE = 0.2  # of leaky ReLU
 CLAMP = 256.0  # largest activation in fp16, whose range ends at 65504 (Karras 2020b, appendix)
-FIR_TAPS = (1 / 8, 3 / 8, 3 / 8, 1 / 8)  # the low-pass filter around every change of resolution, in one dimension
 NOISE_SEED = 20200  # of the fixed noise; the same images on every machine
-
-
-# --- resampling with the filter [1, 3, 3, 1] -------------------------------------------------------------------------
-def upsample(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) -> (B, C, 2H, 2W): zeros between the pixels, then the low-pass filter with gain 4."""
-    return _fir(x, "up", 1, 4.0)
-
-
-def downsample(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, H, W) -> (B, C, H/2, W/2): the low-pass filter, then every second pixel."""
-    return _fir(x, "down", 1, 1.0)
-
-
-def blur(x: torch.Tensor, padding: int, gain: float = 1.0) -> torch.Tensor:
-    """(B, C, H, W) -> (B, C, H + 2 padding - 3, ...): the low-pass filter alone, zeros outside the image."""
-    return _fir(x, "same", padding, gain)
-
-
-def _fir(x: torch.Tensor, mode: str, padding: int, gain: float) -> torch.Tensor:
-    # Inside torch.compile a custom Function would lose its double backward, and plain shifted sums fuse with what is
-    # around them. Outside, one depthwise convolution is the fastest, but its second derivative in ATen is a loop over
-    # the channels, which the self-adjoint Function avoids.
-    if torch.compiler.is_compiling():
-        return _fir_shifted(x, mode, padding, gain)
-    return _SelfAdjointFir.apply(x, mode, padding, gain)
-
-
-class _SelfAdjointFir(torch.autograd.Function):
-    """The filter is symmetric, so the adjoint of filtering is filtering: up <-> down, padding p <-> 3 - p.
-
-    The backward calls the Function itself and is therefore differentiable any number of times.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: torch.Tensor, mode: str, padding: int, gain: float) -> torch.Tensor:
-        kernel = _fir_kernel(x.shape[1], gain, x.dtype, x.device)
-        if mode == "up":
-            if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
-                # oneDNN's only path for this operation in half precision is thirty times slower than in fp32.
-                kernel = _fir_kernel(x.shape[1], gain, torch.float32, x.device)
-                return F.conv_transpose2d(x.float(), kernel, stride=2, padding=padding, groups=x.shape[1]).to(x.dtype)
-            return F.conv_transpose2d(x, kernel, stride=2, padding=padding, groups=x.shape[1])
-        return F.conv2d(x, kernel, stride=2 if mode == "down" else 1, padding=padding, groups=x.shape[1])
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        _, ctx.mode, ctx.padding, ctx.gain = inputs
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor):
-        mode = {"up": "down", "down": "up", "same": "same"}[ctx.mode]
-        padding = 3 - ctx.padding if mode == "same" else ctx.padding
-        return _SelfAdjointFir.apply(grad, mode, padding, ctx.gain), None, None, None
-
-
-@functools.lru_cache(maxsize=256)
-def _fir_kernel(channels: int, gain: float, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """(channels, 1, 4, 4), kept: making it anew would copy from host to GPU in every layer."""
-    with torch.inference_mode(False):
-        taps = torch.tensor(FIR_TAPS, dtype=torch.float64)
-        kernel = (torch.outer(taps, taps) * gain).to(device=device, dtype=dtype)
-        return kernel.expand(channels, 1, 4, 4).contiguous(memory_format=torch.channels_last)
-
-
-def _fir_shifted(x: torch.Tensor, mode: str, padding: int, gain: float) -> torch.Tensor:
-    """The same filter as shifted sums, one dimension at a time, of plain differentiable operations."""
-    a, b, c, d = (tap * math.sqrt(gain) for tap in FIR_TAPS)
-    for dim in (2, 3):
-        n = x.shape[dim]
-        if mode == "up":  # the even outputs see taps 1 and 3 of the filter, the odd ones 0 and 2
-            x = F.pad(x, (1, 1, 0, 0) if dim == 3 else (0, 0, 1, 1))
-            left, mid, right = (x.narrow(dim, i, n) for i in range(3))
-            x = torch.stack([d * left + b * mid, c * mid + a * right], dim + 1).flatten(dim, dim + 1)
-        else:
-            x = F.pad(x, (padding, padding, 0, 0) if dim == 3 else (0, 0, padding, padding))
-            step, count = (2, n // 2) if mode == "down" else (1, n + 2 * padding - 3)
-            parts = [
-                x.narrow(dim, i, (count - 1) * step + 1)[(slice(None),) * dim + (slice(None, None, step),)]
-                for i in range(4)
-            ]
-            x = a * parts[0] + b * parts[1] + c * parts[2] + d * parts[3]
-    return x
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -176,7 +94,7 @@ class MappingNetwork(nn.Module):
 
     def forward(self, z: torch.Tensor | None, labels: torch.Tensor | None = None) -> torch.Tensor:
         """z (B, z_dim) or None, labels (B,) int64 -> w (B, w_dim) fp32. Raises ValueError where classes lack labels."""
-        parts = [normalise(z.float())] if self.z_dim else []
+        parts = [normalise(z.float())] if z is not None and self.z_dim else []
         if self.num_classes:
             if labels is None:
                 raise ValueError(f"this network knows {self.num_classes} classes: pass labels, int64 of shape (batch,)")
@@ -266,19 +184,27 @@ class Generator(nn.Module):
     `w_avg` is the running mean of w; the train script keeps it (update_w_avg), as it must average over ranks.
     """
 
+    w_avg: torch.Tensor
+
     def __init__(
-        self, *, resolution: int, channels: int = 1, z_dim: int = 512, w_dim: int = 512, num_classes: int = 0,
-        mapping_layers: int = 8, channel_base: int = 16384, channel_max: int = 512, mapping_lr_multiplier: float = 0.01,
-    ):  # fmt: skip
+        self,
+        *,
+        resolution: int,
+        channels: int = 1,
+        z_dim: int = 512,
+        w_dim: int = 512,
+        num_classes: int = 0,
+        mapping_layers: int = 8,
+        channel_base: int = 16384,
+        channel_max: int = 512,
+    ):
         super().__init__()
         sizes = resolutions(resolution)
         widths = [channels_at(r, channel_base, channel_max) for r in sizes]
         self.resolution, self.channels, self.num_classes = resolution, channels, num_classes
         self.z_dim, self.w_dim = z_dim, w_dim
         self.num_ws = 2 * len(sizes)  # one per convolution and one for the last toRGB
-        self.mapping = MappingNetwork(
-            z_dim, w_dim, num_classes=num_classes, layers=mapping_layers, lr_multiplier=mapping_lr_multiplier
-        )
+        self.mapping = MappingNetwork(z_dim, w_dim, num_classes=num_classes, layers=mapping_layers)
         self.register_buffer("w_avg", torch.zeros(w_dim))
         self.const = nn.Parameter(torch.randn(1, widths[0], 4, 4))
         self.layers = nn.ModuleList([SynthesisLayer(widths[0], widths[0], w_dim, 4)])
@@ -294,7 +220,8 @@ class Generator(nn.Module):
     @property
     def noise_shapes(self) -> list[tuple[int, int]]:
         """(H, W) of the noise of each convolution, in order."""
-        return [(layer.resolution, layer.resolution) for layer in self.layers]
+        layers: Iterable[Any] = self.layers
+        return [(layer.resolution, layer.resolution) for layer in layers]
 
     def draw_noise(self, batch: int, generator: torch.Generator, device: torch.device | str) -> list[torch.Tensor]:
         """Noise ~ N(0, 1) for `synthesis`: a list of (batch, 1, H, W) fp32, drawn from `generator` on `device`."""
@@ -339,12 +266,19 @@ class Generator(nn.Module):
             if i % 2 == 0:  # the last layer of its resolution
                 rgb = self.to_rgb[i // 2](x, ws[:, i + 1])
                 image = rgb if image is None else upsample(image) + rgb
+        assert image is not None
         return image.contiguous()
 
     def forward(
-        self, z: torch.Tensor, labels: torch.Tensor | None = None, *, noise: list[torch.Tensor] | None = None,
-        truncation: float = 1.0, truncation_cutoff: int | None = None, dtype: torch.dtype = torch.float32,
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        z: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        *,
+        noise: list[torch.Tensor] | None = None,
+        truncation: float = 1.0,
+        truncation_cutoff: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> torch.Tensor:
         """z (B, z_dim), labels (B,) int64 or None -> images (B, C, R, R) fp32."""
         ws = self.truncate(self.broadcast(self.mapping(z, labels)), truncation, truncation_cutoff)
         return self.synthesis(ws, noise, dtype=dtype)
@@ -420,9 +354,17 @@ class Discriminator(nn.Module):
     """Residual discriminator; with classes, a projection discriminator (Miyato 2018, as in Karras 2020b)."""
 
     def __init__(
-        self, *, resolution: int, channels: int = 1, num_classes: int = 0, channel_base: int = 16384,
-        channel_max: int = 512, mbstd_group: int = 4, mbstd_channels: int = 1, mapping_layers: int = 8,
-    ):  # fmt: skip
+        self,
+        *,
+        resolution: int,
+        channels: int = 1,
+        num_classes: int = 0,
+        channel_base: int = 16384,
+        channel_max: int = 512,
+        mbstd_group: int = 4,
+        mbstd_channels: int = 1,
+        mapping_layers: int = 8,
+    ):
         super().__init__()
         sizes = resolutions(resolution)[::-1]
         widths = [channels_at(r, channel_base, channel_max) for r in sizes]
@@ -440,9 +382,13 @@ class Discriminator(nn.Module):
             self.mapping = MappingNetwork(0, last, num_classes=num_classes, layers=mapping_layers)
 
     def forward(
-        self, x: torch.Tensor, labels: torch.Tensor | None = None, dtype: torch.dtype = torch.float32, *,
+        self,
+        x: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        *,
         detach_std: bool = False,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """Images (B, C, R, R) in [-1, 1], labels (B,) int64 or None -> logits (B,) fp32; B a multiple of mbstd_group.
 
         detach_std holds the minibatch-std constant in the gradient: a gradient penalty then sees for every image the

@@ -27,7 +27,7 @@ def style_layers(G: Generator, styles: str) -> tuple[int, int]:
     layers = [i for i, size in enumerate(sizes) if low <= size <= high]
     match = re.fullmatch(r"(\d{1,3})(?:-(\d{1,3}))?", styles, re.ASCII)
     if match:
-        layers = range(int(match[1]), int(match[2] or match[1]) + 1)
+        layers = list(range(int(match[1]), int(match[2] or match[1]) + 1))
     if not layers or layers[-1] >= G.num_ws:
         raise ValueError(
             f"--styles {styles}: this {G.resolution} px network has the layers 0-{G.num_ws - 1}; choose coarse, "

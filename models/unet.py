@@ -1,5 +1,5 @@
-"""The denoising U-Net (Ho 2020; Dhariwal and Nichol 2021): residual blocks, self-attention at low resolutions, sinusoidal
-time embedding, and classes that are dropped at random for classifier-free guidance (Ho and Salimans 2022).
+"""The denoising U-Net (Ho 2020; Dhariwal and Nichol 2021): residual blocks, self-attention at low resolutions,
+sinusoidal time embedding, and classes that are dropped at random for classifier-free guidance (Ho and Salimans 2022).
 
 Pure functions of (x, t, labels): the type of the arithmetic is the caller's autocast, the memory format the input's.
 """
@@ -7,6 +7,8 @@ Pure functions of (x, t, labels): the type of the arithmetic is the caller's aut
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,8 @@ def zeroed(module: nn.Module) -> nn.Module:
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
-    """(B,) times in [0, 1] to (B, dim) float32 sines and cosines of 1000 t, periods from 2 pi to 2 pi 10^4 (Vaswani 2017)."""
+    """(B,) times in [0, 1] to (B, dim) float32 sines and cosines of 1000 t, periods from 2 pi to 2 pi 10^4 (Vaswani
+    2017)."""
     half = dim // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
     phase = 1000 * t.float()[:, None] * frequencies
@@ -89,6 +92,11 @@ class Level(nn.Module):
         )
 
 
+def pairs_of(level: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Each residual block of a Level with what follows it."""
+    return zip(level.blocks, level.attentions, strict=True)
+
+
 class UNet(nn.Module):
     """Predicts a diffusion target. x (B, C, h, w), t (B,) in [0, 1], labels (B,) int64 or None -> (B, C, h, w).
 
@@ -97,9 +105,17 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self, size: int, channels: int, *, widths: tuple[int, ...] = (64, 128, 256), num_res: int = 2,
-        attention_sides: tuple[int, ...] = (16, 8), head_dim: int = 64, dropout: float = 0.1, num_classes: int = 0,
-    ):  # fmt: skip
+        self,
+        size: int,
+        channels: int,
+        *,
+        widths: tuple[int, ...] = (64, 128, 256),
+        num_res: int = 2,
+        attention_sides: tuple[int, ...] = (16, 8),
+        head_dim: int = 64,
+        dropout: float = 0.1,
+        num_classes: int = 0,
+    ):
         super().__init__()
         if size % 2 ** (len(widths) - 1):
             raise ValueError(f"a side of {size} cannot be halved {len(widths) - 1} times; use fewer widths")
@@ -109,7 +125,7 @@ class UNet(nn.Module):
         self.embed_class = nn.Embedding(num_classes + 1, emb_dim) if num_classes else None
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
 
-        common = dict(emb_dim=emb_dim, dropout=dropout, head_dim=head_dim)
+        common: dict[str, Any] = dict(emb_dim=emb_dim, dropout=dropout, head_dim=head_dim)
         self.down, self.downsample = nn.ModuleList(), nn.ModuleList()
         skips, c = [widths[0]], widths[0]
         for i, width in enumerate(widths):
@@ -135,7 +151,10 @@ class UNet(nn.Module):
         self.norm_out, self.conv_out = group_norm(c), zeroed(nn.Conv2d(c, channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x (B, C, h, w), t (B,) in 0 .. 1, labels (B,) int64 or None (no class) -> (B, C, h, w), what the target of training is."""
+        """x (B, C, h, w), t (B,) in 0 ..
+
+        1, labels (B,) int64 or None (no class) -> (B, C, h, w), what the target of training is.
+        """
         emb = self.embed_time(time_embedding(t, self.base))
         if self.embed_class is not None:
             labels = torch.full_like(t, self.num_classes, dtype=torch.int64) if labels is None else labels
@@ -143,7 +162,7 @@ class UNet(nn.Module):
         h = self.conv_in(x)
         skips = [h]
         for i, level in enumerate(self.down):
-            for block, attention in zip(level.blocks, level.attentions, strict=True):
+            for block, attention in pairs_of(level):
                 h = attention(block(h, emb))
                 skips.append(h)
             if i < len(self.downsample):
@@ -151,7 +170,7 @@ class UNet(nn.Module):
                 skips.append(h)
         h = self.middle[2](self.middle[1](self.middle[0](h, emb)), emb)
         for i, level in enumerate(self.up):
-            for block, attention in zip(level.blocks, level.attentions, strict=True):
+            for block, attention in pairs_of(level):
                 h = attention(block(torch.cat([h, skips.pop()], dim=1), emb))
             if i < len(self.upsample):
                 h = self.upsample[i](F.interpolate(h, scale_factor=2.0, mode="nearest"))
@@ -159,7 +178,8 @@ class UNet(nn.Module):
 
 
 def drop_labels(labels: Tensor, num_classes: int, probability: float, generator: torch.Generator) -> Tensor:
-    """Labels (B,) with some replaced by "no class", so that one network learns both (Ho and Salimans 2022, algorithm 1)."""
+    """Labels (B,) with some replaced by "no class", so that one network learns both (Ho and Salimans 2022, algorithm
+    1)."""
     drop = torch.rand(labels.shape, generator=generator, device=labels.device) < probability
     return torch.where(drop, num_classes, labels)
 

@@ -1,7 +1,8 @@
 """KL-VAE of images: encoder, decoder, and the losses that train them (Kingma and Welling 2014; Rombach 2022).
 
 Images are (B, C, R, R) in -1 .. 1, latents (B, L, R / down, R / down). All losses are means per value, so that their
-weights mean the same at every size: a KL weight of a program that sums over the latents or the pixels is another number.
+weights mean the same at every size: a KL weight of a program that sums over the latents or the pixels is another
+number.
 """
 
 from __future__ import annotations
@@ -183,23 +184,31 @@ def balanced_weight(reconstruction_norm: Tensor, adversarial_norm: Tensor) -> Te
 
 # --- latents ----------------------------------------------------------------------------------------------------------
 def latent_figures(mean: Tensor, square: Tensor, sd: Tensor, variance: Tensor) -> dict[str, float]:
-    """What the latents are like, from means over slices and places, (L,) each: of the posterior mean, of its square, and of the
-    posterior's standard deviation and variance.
+    """What the latents are like, from means over slices and places, (L,) each: of the posterior mean, of its square,
+    and of the posterior's standard deviation and variance.
 
-    active_channels: how many posterior means vary over the data (Burda 2016). latent_mean, latent_std (RMS over the channels,
-    with its least and largest): of posterior samples. posterior_std near 1 with few active channels is posterior collapse.
+    active_channels: how many posterior means vary over the data (Burda 2016). latent_mean, latent_std (RMS over the
+    channels, with its least and largest): of posterior samples. posterior_std near 1 with few active channels is
+    posterior collapse.
     """
     spread = (square - mean**2).clamp(min=0)
     total = (spread + variance).sqrt()
     return {
-        "active_channels": int((spread > ACTIVE_VARIANCE).sum()), "latent_mean": float(mean.mean()),
-        "latent_std": float(total.square().mean().sqrt()), "latent_std_min": float(total.min()),
-        "latent_std_max": float(total.max()), "posterior_std": float(sd.mean()),
-    }  # fmt: skip
+        "active_channels": int((spread > ACTIVE_VARIANCE).sum()),
+        "latent_mean": float(mean.mean()),
+        "latent_std": float(total.square().mean().sqrt()),
+        "latent_std_min": float(total.min()),
+        "latent_std_max": float(total.max()),
+        "posterior_std": float(sd.mean()),
+    }
 
 
 class LatentScale(nn.Module):
-    """Shift and scale of latents (or pixels) per channel to mean 0 and standard deviation 1, measured over the whole data."""
+    """Shift and scale of latents (or pixels) per channel to mean 0 and standard deviation 1, measured over the whole
+    data."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: Tensor, std: Tensor):
         """mean, std (L,)."""

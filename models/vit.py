@@ -1,4 +1,7 @@
-"""A vision transformer that takes the weights of DINO and DINOv2, for features to measure with. It is never trained here."""
+"""A vision transformer that takes the weights of DINO and DINOv2, for features to measure with.
+
+It is never trained here.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ HEAD_DIM = 64  # of all their networks
 
 class Block(nn.Module):
     """Pre-norm attention and MLP (Dosovitskiy 2021), with the layer scale of DINOv2 (Touvron 2021) or without."""
+
+    ls1: nn.ParameterDict | None
+    ls2: nn.ParameterDict | None
 
     def __init__(self, dim: int, hidden: int, layer_scale: bool):
         super().__init__()
@@ -74,15 +80,23 @@ def is_transformer(state: dict[str, Tensor]) -> bool:
 
 
 def build_transformer(state: dict[str, Tensor]) -> tuple[VisionTransformer, str]:
-    """(network with these weights, its name) of a state dict of DINO or DINOv2. RuntimeError where something does not fit."""
+    """(network with these weights, its name) of a state dict of DINO or DINOv2.
+
+    RuntimeError where something does not fit.
+    """
     state = {k: v for k, v in state.items() if not k.startswith(("head", "mask_token"))}
     dim, _, patch, _ = state["patch_embed.proj.weight"].shape
     depth = len({k.split(".")[1] for k in state if k.startswith("blocks.")})
     scaled, registers = "blocks.0.ls1.gamma" in state, state.get("register_tokens")
     network = VisionTransformer(
-        dim, depth, len(state["blocks.0.mlp.fc1.weight"]), patch, state["pos_embed"].shape[1] - 1, layer_scale=scaled,
+        dim,
+        depth,
+        len(state["blocks.0.mlp.fc1.weight"]),
+        patch,
+        state["pos_embed"].shape[1] - 1,
+        layer_scale=scaled,
         registers=0 if registers is None else registers.shape[1],
-    )  # fmt: skip
+    )
     network.load_state_dict(state)
     size = {192: "Ti", 384: "S", 768: "B", 1024: "L"}.get(dim, str(dim))
     return network, f"{'DINOv2' if scaled else 'DINO'} ViT-{size}/{patch}"

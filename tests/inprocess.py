@@ -15,8 +15,9 @@ from unittest import mock
 import torch
 from tiny import FLAGS, ROOT
 
-from jobs import runtime, stop
-from jobs.attempt import report_and_code
+from jobs.run import stopping
+from jobs.run.attempt import report_and_code
+from jobs.training import watchdog
 
 # Ranks and jobs of whoever runs the tests are not those of the run under test.
 FOREIGN = ("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_")
@@ -36,10 +37,11 @@ class Outcome:
 
 
 def run_main(script: str, *flags, packs: Path, tiny: bool = True, **env: str) -> Outcome:
-    """`python SCRIPT FLAGS` without a new process. `tiny`: after the flags of tests/tiny.py, which the given ones override.
+    """`python SCRIPT FLAGS` without a new process. `tiny`: after the flags of tests/tiny.py, which the given ones
+    override.
 
-    Signals that were noted, exception hooks and the thread count are put back, so that calls do not see each other. What
-    only a process of its own has is not there: handlers of signals, the exit itself, ranks beside this one.
+    Signals that were noted, exception hooks and the thread count are put back, so that calls do not see each other.
+    What only a process of its own has is not there: handlers of signals, the exit itself, ranks beside this one.
     """
     module = importlib.import_module(script.removesuffix(".py"))
     argv = [str(ROOT / script), *(FLAGS[script] if tiny else ()), *map(str, flags)]
@@ -51,7 +53,7 @@ def run_predict(*words, packs: Path, **env: str) -> Outcome:
     module = importlib.import_module("predict")
     argv = [str(ROOT / "predict.py"), *map(str, words)]
     variables = {"BRAIN_PACK_DIR": str(packs), "CUDA_VISIBLE_DEVICES": "", "SLURM_CPUS_PER_TASK": "1"} | env
-    return _outcome(lambda: module.main(module.parse_args(argv[1:])), argv, variables)
+    return _outcome(lambda: module.main(module.parse_args(module.__doc__, argv[1:])), argv, variables)
 
 
 def _outcome(main, argv: list[str], env: dict[str, str]) -> Outcome:
@@ -61,29 +63,29 @@ def _outcome(main, argv: list[str], env: dict[str, str]) -> Outcome:
     """
     clean = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)} | env
     out, err, threads, hook = io.StringIO(), io.StringIO(), torch.get_num_threads(), threading.excepthook
-    watchdogs, begin = [], runtime.Watchdog.__init__
+    dogs, begin = [], watchdog.Watchdog.__init__
 
-    def noted(watchdog: runtime.Watchdog, seconds: float) -> None:
-        watchdogs.append(watchdog)
-        begin(watchdog, seconds)
+    def noted(dog: watchdog.Watchdog, seconds: float) -> None:
+        dogs.append(dog)
+        begin(dog, seconds)
 
-    stop._received.clear()
+    stopping._received.clear()
     try:
         with (
-            mock.patch.object(runtime.Watchdog, "__init__", noted),
+            mock.patch.object(watchdog.Watchdog, "__init__", noted),
             mock.patch.dict(os.environ, clean, clear=True), mock.patch.object(sys, "argv", argv),
             contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
         ):  # fmt: skip
             code = main()
     except SystemExit as error:
-        code = stop.exit_code(error)
+        code = stopping.exit_code(error)
     except Exception as error:
-        code = stop.exit_code(error)
+        code = stopping.exit_code(error)
         err.write(f"\nTraceback: {error!r}\n")
     finally:
-        for watchdog in watchdogs:
-            watchdog.stop()
-        stop._received.clear()
+        for dog in dogs:
+            dog.stop()
+        stopping._received.clear()
         torch.set_num_threads(threads)
         threading.excepthook = hook
     return Outcome(code, out.getvalue(), err.getvalue())

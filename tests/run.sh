@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
 # Everything the tests need, then all the tests:
 #
-#     bash tests/run.sh [--long] [--python VERSION] [--lowest] [pytest arguments]
+#     bash tests/run.sh [--fast | --long] [--python VERSION] [--lowest] [pytest arguments]
 #
-# --long: the slow tests too; then, unless pytest arguments or a version are given, the suite on the other promised
-#     versions that are found here, and the planted faults (python -m tests.mutants).
+# --fast: for the edit loop, without those that take a second or more (tests/slow.txt) and without Slurm.
+# --long: the slow tests too, with the lines that were reached in all processes; then, unless pytest arguments or a version
+#     are given, the suite on the other promised versions that are found here, and the planted faults
+#     (python -m tests.mutants).
 # --python 3.13: with that Python, in .venv-3.13.
 # --lowest: with the oldest packages that requirements.txt allows, in .venv-lowest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source jobs/venv.sh
 
-long="" version="" lowest=""
+long="" fast="" version="" lowest=""
 while [ $# -gt 0 ]; do
     case $1 in
         --long) long=yes ;;
+        --fast) fast=yes ;;
         --python) version=${2:?--python needs a version, such as 3.13}; shift ;;
         --python=*) version=${1#*=} ;;
         --lowest) lowest=yes ;;
@@ -41,7 +44,7 @@ ensure_venv "$requirements" tests/requirements.txt
 
 # The tests of jobs run on a real Slurm, on this machine. Where it cannot be installed they are skipped with the reason.
 have_slurm() { local tool; for tool in slurmctld slurmd munged sbatch; do PATH=$PATH:/usr/sbin command -v $tool >/dev/null || return 1; done; }
-if ! have_slurm && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+if [ -z "$fast" ] && ! have_slurm && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "Installing slurmctld slurmd slurm-client munge with apt-get (for the tests of jobs)"
     export DEBIAN_FRONTEND=noninteractive
     { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurmctld slurmd slurm-client munge; } >/dev/null 2>&1 \
@@ -49,7 +52,7 @@ if ! have_slurm && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
 fi
 # Accounting is on in two of them.
 have_accounts() { local tool; for tool in slurmdbd mariadbd mariadb-admin; do PATH=$PATH:/usr/sbin command -v $tool >/dev/null || return 1; done; }
-if have_slurm && ! have_accounts && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+if [ -z "$fast" ] && have_slurm && ! have_accounts && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "Installing slurmdbd mariadb-server-core mariadb-client with apt-get (for the tests of jobs)"
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurmdbd mariadb-server-core mariadb-client >/dev/null 2>&1 \
         || echo "WARNING: apt-get could not install slurmdbd; the tests with accounting are skipped" >&2
@@ -57,15 +60,20 @@ fi
 
 selection=(-m "not long and not gpu")
 if [ -n "$long" ]; then selection=(-m "not gpu"); fi
+if [ -n "$fast" ]; then selection+=(--fast); fi
 "$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check -q .
+"$PYTHON" -m mypy
 export MPLBACKEND=Agg PYTHONDONTWRITEBYTECODE=1
 # The files of tests in turn on two processes: most tests wait for one training process of one thread.
-tests=("$PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${selection[@]}")
-if [ -z "$long" ] || [ $# -gt 0 ] || [ -n "$version$lowest" ]; then exec "${tests[@]}" "$@"; fi
+tests=(-m pytest -n 2 --dist loadfile --no-loadscope-reorder "${selection[@]}")
+if [ -z "$long" ] || [ $# -gt 0 ] || [ -n "$version$lowest" ]; then exec "$PYTHON" "${tests[@]}" "$@"; fi
 
 # The long form: all of it, also behind a failure, which is then named again at the end.
 failed=""
-"${tests[@]}" || failed="the tests"
+"$PYTHON" -m coverage erase
+"$PYTHON" -m coverage run "${tests[@]}" || failed="the tests"
+"$PYTHON" -m coverage combine -q && "$PYTHON" -m coverage report || failed="$failed, coverage"
 own=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 for other in 3.11 3.12 3.13 lowest; do
     case $other in

@@ -27,8 +27,9 @@ import torch.utils.tensorboard  # noqa: F401
 import pretrain_vae
 import train_diffusion
 import train_gan
-from jobs import checkpoint, stop
-from jobs.rundir import RunDir
+from jobs.run import stopping
+from jobs.run.rundir import RunDir
+from jobs.training import checkpoint
 from tests import tiny
 from tests.faults.report import newest_whole
 
@@ -136,8 +137,14 @@ class Lab:
         for rank in range(ranks):
             variables = tiny.environment(packs or self.packs, **env)
             if ranks > 1:
-                variables |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
-                                  MASTER_ADDR="127.0.0.1", MASTER_PORT=port)  # fmt: skip
+                variables |= dict(
+                    RANK=str(rank),
+                    LOCAL_RANK=str(rank),
+                    WORLD_SIZE=str(ranks),
+                    LOCAL_WORLD_SIZE=str(ranks),
+                    MASTER_ADDR="127.0.0.1",
+                    MASTER_PORT=port,
+                )
             out = self.logs / f"{label}.{number:02d}.{rank}.out"
             sys.stdout.flush()
             sys.stderr.flush()
@@ -148,7 +155,10 @@ class Lab:
         return attempts
 
     def wait(self, run: Path, attempts: list[Attempt], least: int = -1, seconds: float = HANG) -> list[int]:
-        """Exit codes of all ranks, once the things that hold for every attempt were checked. `least`: see newest_whole."""
+        """Exit codes of all ranks, once the things that hold for every attempt were checked.
+
+        `least`: see newest_whole.
+        """
         try:
             codes = [attempt.wait(seconds) for attempt in attempts]
         finally:
@@ -192,13 +202,13 @@ def _be_a_training_process(script: str, argv: list[str], env: dict, out: Path, h
         os.environ.update(env)
         sys.argv = argv
         random.seed()
-        stop.install_handlers()
+        stopping.install_handlers()
         checkpoint.PAUSE = 0.05  # between retries of a failed write
         if hook:
             hook()
         code = MAINS[script].report_and_code(MAINS[script].main)
     except SystemExit as leaving:
-        code = stop.exit_code(leaving)
+        code = stopping.exit_code(leaving)
         if isinstance(leaving.code, str):
             print(leaving.code, file=sys.stderr)
     except BaseException:

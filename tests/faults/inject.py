@@ -20,13 +20,14 @@ from pathlib import Path
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from jobs import loop, rundir, runtime
+from jobs.run import lock
+from jobs.training import ranks, upkeep
 from tests.faults.attempts import MAINS
 
 
 def at(nimg: int, action: Callable[[], None]) -> None:
     """Call `action` once when the loop stands at `nimg` images, after the row and before the save of that place."""
-    real, done = loop.Upkeep.agree, []
+    real, done = upkeep.Upkeep.agree, []
 
     def agree(self, now: int):
         if now == nimg and not done:
@@ -34,7 +35,7 @@ def at(nimg: int, action: Callable[[], None]) -> None:
             action()
         return real(self, now)
 
-    loop.Upkeep.agree = agree
+    upkeep.Upkeep.agree = agree
 
 
 def kill_at(nimg: int, number: int = signal.SIGKILL) -> None:
@@ -44,18 +45,18 @@ def kill_at(nimg: int, number: int = signal.SIGKILL) -> None:
 def in_writer(step: int, action: Callable[[], None], checkpoint: int = 2) -> list[str]:
     """Call `action` at the given step of the write of the given checkpoint (counted from 1).
 
-    Steps are the calls that change the disk: open for writing, fsync, rename, unlink, until the next write begins. Returns
-    a list of them that grows, as `unlink 000000000008.json`, so that a run without an action can count them.
+    Steps are the calls that change the disk: open for writing, fsync, rename, unlink, until the next write begins.
+    Returns a list of them that grows, as `unlink 000000000008.json`, so that a run without an action can count them.
     """
     seen: list[str] = []
     writes = [0]
-    real_write = loop.Checkpoints._write_once
+    real_write = upkeep.Checkpoints._write_once
 
     def write_once(self, *args):
         writes[0] += 1
         return real_write(self, *args)
 
-    loop.Checkpoints._write_once = write_once
+    upkeep.Checkpoints._write_once = write_once
 
     def passing(name: str, *args) -> None:
         if threading.current_thread().name == "checkpoint writer" and writes[0] == checkpoint:
@@ -72,7 +73,7 @@ def in_writer(step: int, action: Callable[[], None], checkpoint: int = 2) -> lis
 
 def failed_write() -> threading.Event:
     """Set when a write of a checkpoint has failed."""
-    real, failed = loop.Checkpoints._write_once, threading.Event()
+    real, failed = upkeep.Checkpoints._write_once, threading.Event()
 
     def write_once(self, *args):
         try:
@@ -81,7 +82,7 @@ def failed_write() -> threading.Event:
             failed.set()
             raise
 
-    loop.Checkpoints._write_once = write_once
+    upkeep.Checkpoints._write_once = write_once
     return failed
 
 
@@ -144,13 +145,13 @@ def failing_writes(folder: Path, number: int, begin: int, end: int = 1 << 60) ->
     begin -1: from the start on.
     """
     place = [-1]
-    real = loop.Upkeep.agree
+    real = upkeep.Upkeep.agree
 
     def agree(self, now: int):
         place[0] = now
         return real(self, now)
 
-    loop.Upkeep.agree = agree
+    upkeep.Upkeep.agree = agree
 
     def active() -> bool:
         return begin <= place[0] < end
@@ -220,13 +221,13 @@ def short_patience(seconds: float) -> None:
     """A rank that hangs is noticed after seconds and not after the quarter of an hour of a real run."""
     from datetime import timedelta
 
-    loop.HANG_SECONDS = seconds
-    runtime.COLLECTIVE_TIMEOUT = timedelta(seconds=seconds)
+    upkeep.HANG_SECONDS = seconds
+    ranks.COLLECTIVE_TIMEOUT = timedelta(seconds=seconds)
 
 
 def impatient_lock(seconds: float) -> None:
     """A lock of another host is stale after `seconds`."""
-    rundir.LOCK_STALE = seconds
+    lock.LOCK_STALE = seconds
 
 
 # --- a disk of its own ------------------------------------------------------------------------------------------------

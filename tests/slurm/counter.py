@@ -1,9 +1,10 @@
-"""A training process without the training: it counts images with the real stop, attempt and run-directory code, no torch.
+"""A training process without the training: it counts images with the real stop, attempt and run-directory code, no
+torch.
 
     counter.py RUN TOTAL [SECONDS_PER_STEP] [--deaf] [--idle]
 
-A checkpoint is its commit marker alone; the file `counted` says how far it is. --deaf: dies on signals, as a process does that never installed handlers. --idle:
-stops at once and asks to go on.
+A checkpoint is its commit marker alone; the file `counted` says how far it is. --deaf: dies on signals, as a process
+does that never installed handlers. --idle: stops at once and asks to go on.
 """
 
 import os
@@ -13,9 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from jobs import stop
-from jobs.attempt import Attempt
-from jobs.rundir import RunDir, atomic_write
+from data.files import atomic_write
+from jobs.run import stopping
+from jobs.run.attempt import Attempt
+from jobs.run.rundir import RunDir
 
 
 def main() -> int:
@@ -23,14 +25,14 @@ def main() -> int:
     total, pause = int(total), float(rest[0]) if rest else 0.05
     run = RunDir(path)
     if "--deaf" not in sys.argv:
-        stop.install_handlers()
+        stopping.install_handlers()
     if run.done():
-        return stop.DONE
+        return stopping.DONE
     rank = int(os.environ.get("SLURM_PROCID", "0"))
     with Attempt(run, SimpleNamespace(batch=1), rank) as attempt:
         nimg = run.newest_checkpoint()
         attempt.begin(nimg, total, machine={})
-        watch = stop.StopWatch(run)
+        watch = stopping.StopWatch(run)
         while True:
             level = watch.poll()
             ending = nimg >= total or level >= 2 or "--idle" in sys.argv
@@ -38,12 +40,12 @@ def main() -> int:
                 atomic_write(run.checkpoints / f"{nimg:08}.json", "{}")
             if nimg >= total:
                 run.mark_done()
-                return attempt.end(stop.DONE, "done", "finished")
+                return attempt.end(stopping.DONE, "done", "finished")
             if ending:
                 by_person = level >= 3
                 reason = watch.describe(level) or "idle"
                 return attempt.end(
-                    stop.DONE if by_person else stop.CONTINUE, "stopped" if by_person else "continue", reason
+                    stopping.DONE if by_person else stopping.CONTINUE, "stopped" if by_person else "continue", reason
                 )
             nimg += 1
             attempt.heartbeat(nimg)

@@ -1,0 +1,432 @@
+"""From the records of a source to one pack file: decode, check, leave out, write."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Required, TypedDict, Unpack
+
+import numpy as np
+from tqdm import tqdm
+
+from data import images, volumes
+from data.files import atomic_file, remove_torn
+from data.images import BadFile
+from data.packfile import (
+    ALIGN,
+    PREAMBLE,
+    RESOLUTIONS,
+    VERSION,
+    Pack,
+    Row,
+    open_pack,
+    sha256_of,
+    write_header,
+)
+from data.records import Record, Source
+from data.walk import DataError
+
+PHANTOM_SIZE = 256  # phantoms that are cropped are drawn at this size first
+DARK, DARK_MIN_SCANS = 0.3, 10  # scans below this fraction of the median scan's mean are left out
+MAX_BAD = 0.01  # share of bad files to go on with
+BAD_FREE = 100  # sets smaller than this tolerate one bad file
+LISTED = 20  # bad files named in the log
+COMPARED = 256 << 20  # bytes of other splits' files read at most to look for the same pictures
+FEW = 8  # slices below which a warning says that they are no data set
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+@dataclass
+class Decoded:
+    """One record's outcome: rows with their pixels, or the reason why there are none."""
+
+    rows: list[tuple[Row, bytes]]
+    bad: str = ""
+    notes: tuple[str, ...] = ()
+
+
+class Packing(TypedDict, total=False):
+    """What a pack is made of and how: the arguments that build_pack, ensure_pack and ensure_held_out hand on.
+
+    resolution: side of the slices in pixels. channels: 1 or 3. crop: pixels of the middle to keep, 0 for all. max_bad:
+    share of bad files to go on with. workers: decoding threads. progress: whether to show a bar. log(text): where the
+    words go. poll(): called after each file; what it raises ends the work, and nothing is left behind.
+    """
+
+    resolution: Required[int]
+    channels: int
+    crop: int
+    max_bad: float
+    workers: int | None
+    progress: bool
+    log: Callable[[str], object]
+    poll: Callable[[], None] | None
+
+
+def packing_of(config) -> Packing:
+    """What a pack for a run of this configuration is made of."""
+    return Packing(resolution=config.resolution, channels=config.channels, crop=config.crop, max_bad=config.max_bad)
+
+
+def shape_of(how: Packing) -> tuple[int, int, int]:
+    """(resolution, channels, crop), checked. Raises DataError for what cannot be, with the flag to mend."""
+    shape = how["resolution"], how.get("channels", 1), how.get("crop", 0)
+    check_parameters(*shape, how.get("max_bad", MAX_BAD))
+    return shape
+
+
+def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
+    """Decode every record into the pack `out`, atomically.
+
+    Bad files are listed and skipped; more than `max_bad` of all files is a DataError (of fewer than 100 files one may
+    be bad, unless max_bad is 0).
+    """
+    resolution, channels, crop = shape_of(how)
+    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
+    geometry = _geometry(source, resolution, crop)
+    out = Path(out)
+    count, index_size = _upper_bounds(source)
+    row_bytes = channels * resolution * resolution
+    offset = -(-(PREAMBLE.size + index_size) // ALIGN) * ALIGN
+    _make_room(out, offset + count * row_bytes)
+    log(f"packing {len(source.records):,} {'volumes' if source.kind == 'volumes' else 'slices'} into {out}")
+    try:
+        with atomic_file(out) as file:
+            rows, bad, notes, sha = _decode_all(source, file, offset, geometry, how)
+            bad = source.bad + bad
+            total = len(source.records) + len(source.bad)
+            _list_bad(bad, len(bad), total, log)
+            check_bad(source.spec, bad, len(bad), total, max_bad)
+            if not rows:
+                raise DataError(
+                    f"{source.spec}: none of {total:,} files can be used ({_reasons(bad, len(bad))}); check the path "
+                    "and the files"
+                )
+            rows, sha, dark = _leave_out_dark(file, offset, row_bytes, rows, sha)
+            notes = source.warnings + notes + dark + _remarks(source, rows, geometry)
+            for note in notes:
+                log(f"warning: {note}")
+            meta = {
+                "key": pack_key(source, resolution, channels, crop),
+                "describe": source.describe(),
+                "split": source.split,
+                "total": total,
+                "bad_count": len(bad),
+                "bad": bad[:1000],
+                "warnings": notes,
+            }
+            write_header(file, offset, rows, source.classes, geometry, channels, sha, meta)
+            file.flush()
+            os.fsync(file.fileno())
+            pack = open_pack(file.name, verify=True)  # what is on the disk is what was decoded
+        pack.path = str(out)
+        return pack
+    except OSError as error:
+        raise _no_space(out, error) from None
+
+
+def check_parameters(resolution: int, channels: int, crop: int, max_bad: float = 0.01) -> None:
+    """Raise DataError for a size, channels, crop or share of bad files that cannot be, with the flag to mend."""
+    low, high = RESOLUTIONS
+    if not low <= resolution <= high:
+        raise DataError(f"--resolution {resolution}: choose from {low} to {high}")
+    if channels not in (1, 3):
+        raise DataError(f"--channels {channels}: choose 1 (grey) or 3")
+    if crop < 0:
+        raise DataError(f"--crop {crop}: give the side of the middle part to keep, 0 for all")
+    if not 0 <= max_bad <= 1:
+        raise DataError(f"--max-bad {max_bad}: give a fraction from 0 to 1")
+
+
+def _geometry(source: Source, resolution: int, crop: int) -> dict:
+    """The most common source size, the square it is padded to, crop and resolution."""
+    if source.kind == "phantom":
+        height = width = PHANTOM_SIZE if crop else resolution
+    else:
+        sizes = source.sizes(64)
+        # Without one readable header every file is bad, which the decoding reports by name.
+        height, width = max(sizes, key=lambda s: (sizes[s], s)) if sizes else (resolution, resolution)
+    square = max(height, width)
+    if crop > square:
+        raise DataError(f"--crop {crop} is larger than the slices, {width}x{height}; choose at most {square}")
+    if square > 1 << 14:
+        raise DataError(f"{source.spec}: slices of {width}x{height} are too large")
+    return dict(source_height=height, source_width=width, square=square, crop=crop, resolution=resolution)
+
+
+def _upper_bounds(source: Source) -> tuple[int, int]:
+    """(slices, bytes of the header) at most: the header lies before the data and is written last."""
+    count = text = 0
+    for r in source.records:
+        slices = 1
+        if source.kind == "volumes":
+            try:
+                slices = volumes.volume_frame(r.path)[1]
+            except BadFile:
+                continue
+        count += slices
+        text += slices * (len(json.dumps([r.name, r.subject])) + 80)
+    fixed = len(json.dumps([source.classes, source.warnings, source.describe(), source.bad])) + (1 << 16)
+    return count, text + fixed + 400 * min(len(source.records), 2000)
+
+
+def _make_room(out: Path, needed: int) -> None:
+    """Create the folder, remove abandoned temporary files, and check the free space before anything is written."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True, mode=0o700)  # patients' slices: who shares them makes the folder
+        remove_torn(out.parent)
+        free = shutil.disk_usage(out.parent).free
+    except OSError as error:
+        raise _no_space(out, error) from None
+    if free < needed + (16 << 20):
+        raise DataError(
+            f"not enough space for a pack of {needed / 1e6:,.0f} MB in {out.parent} ({free / 1e6:,.0f} MB free); "
+            f"set BRAIN_PACK_DIR to a folder on another disk, or give --out"
+        )
+
+
+def _no_space(out: Path, error: OSError) -> DataError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    what = "the disk or your quota is full" if full else error.strerror or str(error)
+    return DataError(
+        f"cannot write a pack in {out.parent}: {what}; set BRAIN_PACK_DIR to a folder on another disk, or give --out"
+    )
+
+
+class _Bar(tqdm):
+    disable = True  # of one that Ctrl-C leaves half made: tqdm's __del__ would end it with a traceback
+
+
+def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing):
+    """Stream all slices into `file` from `offset` on: (rows, bad, notes, SHA-256 of the data)."""
+
+    channels, poll = how.get("channels", 1), how.get("poll")
+
+    def one(record: Record) -> Decoded:
+        return _decode(record, source.kind, geometry, channels)
+
+    rows: list[Row] = []
+    bad: list[tuple[str, str]] = []
+    notes: list[str] = []
+    sha = hashlib.sha256()
+    file.seek(offset)
+    bar = _Bar(
+        total=len(source.records),
+        desc="packing",
+        unit=" files",
+        disable=None if how.get("progress", True) else True,
+        leave=False,
+    )
+    with bar:
+        for record, result in ordered_map(one, source.records, how.get("workers") or default_workers()):
+            bar.update()
+            if poll is not None:
+                poll()
+            if result.bad:
+                bad.append((record.name, result.bad))
+            notes += [f"{record.name}: {n}" for n in result.notes]
+            for row, data in result.rows:
+                file.write(data)
+                sha.update(data)
+                rows.append(row)
+    return rows, bad, notes, sha.hexdigest()
+
+
+def default_workers() -> int:
+    """Threads: Pillow and zlib release the interpreter lock while they decode.
+
+    More than cores, as NFS makes them wait.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2 * cores, 16)
+
+
+def ordered_map(function, items, workers: int):
+    """(item, function(item)) in order, computed by threads at most a few items ahead, so that memory stays bounded."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        waiting: deque = deque()
+        for item in items:
+            waiting.append((item, pool.submit(function, item)))
+            if len(waiting) >= 8 * workers:
+                done, future = waiting.popleft()
+                yield done, future.result()
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _decode(record: Record, kind: str, geometry: dict, channels: int) -> Decoded:
+    try:
+        if kind == "phantom":
+            return Decoded([_phantom_row(record, geometry, channels)])
+        if kind == "volumes":
+            slices, notes = volumes.read_volume(record.path)
+            return Decoded(
+                [_row(record, f"{record.name}#{z:03d}", p[:, :, None], geometry, channels) for z, p in slices],
+                "",
+                tuple(notes),
+            )
+        data = images.read_bytes(record.path)
+        pixels = images.decode(data, channels)
+        row, packed = _row(record, record.name, pixels, geometry, channels)
+        row.file = hashlib.sha256(data).hexdigest()
+        return Decoded([(row, packed)])
+    except BadFile as error:
+        return Decoded([], str(error))
+
+
+def _row(record: Record, name: str, pixels, geometry: dict, channels: int) -> tuple[Row, bytes]:
+    """Row and packed bytes (C, R, R) of one uint8 (H, W, C) picture."""
+    h = hashlib.blake2b(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes(), digest_size=16)
+    packed = images.fit_square(pixels, geometry["square"], geometry["crop"], geometry["resolution"])
+    packed = np.broadcast_to(packed, (*packed.shape[:2], channels)).transpose(2, 0, 1)
+    row = Row(name, record.label, record.subject, record.scan, h.hexdigest(), float(pixels.mean()), pixels.shape[:2])
+    return row, np.ascontiguousarray(packed).tobytes()
+
+
+def _phantom_row(record: Record, geometry: dict, channels: int) -> tuple[Row, bytes]:
+    from data.phantom import phantom_slice
+
+    seed = int(record.name.split("-")[1])
+    pixels = phantom_slice(seed, record.slice_index, geometry["square"])[:, :, None]
+    return _row(record, record.name, pixels, geometry, channels)
+
+
+def check_bad(spec: str, bad: list, count: int, total: int, max_bad: float) -> None:
+    """DataError when too many files are bad: `count` of `total`, of which `bad` names some."""
+    allowed = max_bad * total
+    if max_bad > 0 and total < BAD_FREE:
+        allowed = max(allowed, 1)
+    if count <= allowed or count == total:  # nothing usable at all is another error
+        return
+    share = count / total
+    raise DataError(
+        f"{spec}: {count:,} of {total:,} files cannot be used ({100 * share:.2g} %, more than {100 * max_bad:g} %): "
+        f"{_reasons(bad, count)}; "
+        f"remove or replace them, or go on without them: --max-bad {min(np.ceil(share * 1000) / 1000 + 0.001, 1):.3f}"
+    )
+
+
+def _reasons(bad: list, count: int) -> str:
+    more = f" and {count - 5:,} more" if count > 5 else ""
+    return ", ".join(f"{name} ({reason})" for name, reason in bad[:5]) + more
+
+
+def _list_bad(bad: list, count: int, total: int, log) -> None:
+    for name, reason in bad[:LISTED]:
+        log(f"bad file: {name}: {reason}")
+    if count > LISTED:
+        log(f"bad file: and {count - LISTED:,} more")
+    if count:
+        log(f"bad files: {count:,} of {total:,} skipped")
+
+
+def _leave_out_dark(file, offset: int, row_bytes: int, rows: list[Row], sha: str):
+    """Drop nearly black scans (the course's ADNI has two corrupt ones): (rows, SHA-256, warnings)."""
+    means = defaultdict(list)
+    for row in rows:
+        if row.scan:
+            means[row.label, row.scan].append(row.mean)
+    mean = {scan: float(np.mean(values)) for scan, values in means.items()}
+    if len(mean) < DARK_MIN_SCANS:
+        return rows, sha, []
+    median = float(np.median(list(mean.values())))
+    dark = {scan: m for scan, m in mean.items() if m < DARK * median}
+    if not dark:
+        return rows, sha, []
+    keep = [i for i, row in enumerate(rows) if (row.label, row.scan) not in dark]
+    for new, old in enumerate(keep):  # close the gaps in place
+        if new != old:
+            file.seek(offset + old * row_bytes)
+            data = file.read(row_bytes)
+            file.seek(offset + new * row_bytes)
+            file.write(data)
+    file.truncate(offset + len(keep) * row_bytes)
+    names = ", ".join(f"{scan} (mean {m:.1f})" for (_, scan), m in sorted(dark.items())[:10])
+    more = f" and {len(dark) - 10} more" if len(dark) > 10 else ""
+    note = (
+        f"{len(dark)} nearly black scans left out with their {len(rows) - len(keep):,} slices (the median scan's "
+        "mean is "
+        f"{median:.1f}): {names}{more}"
+    )
+    return [rows[i] for i in keep], sha256_of(file, offset), [note]
+
+
+def _remarks(source: Source, rows: list[Row], geometry: dict) -> list[str]:
+    """What a user should know about the slices: odd sizes, darkness, the same picture twice."""
+    notes = []
+    if len(rows) < FEW:
+        notes.append(f"only {len(rows)} slice{'s' * (len(rows) > 1)}: a generator can copy so few, not learn from them")
+    usual = (geometry["source_height"], geometry["source_width"])
+    odd = Counter(row.size for row in rows if row.size != usual)
+    if odd:
+        (height, width), _ = odd.most_common(1)[0]
+        notes.append(
+            f"{odd.total():,} of {len(rows):,} slices are not {usual[1]}x{usual[0]} (such as {width}x{height}): "
+            "smaller ones are "
+            f"padded, larger ones scaled down"
+        )
+    if max(row.mean for row in rows) < 3:
+        notes.append("all slices are nearly black: 12-bit values in 16-bit files? stretch them to the full range first")
+    labels: dict[str, set] = defaultdict(set)
+    first: dict[str, str] = {}
+    again: list[str] = []
+    for row in rows:
+        labels[row.hash].add(row.label)
+        if row.hash in first:
+            again.append(f"{row.name} = {first[row.hash]}")
+        first.setdefault(row.hash, row.name)
+    two = sorted(first[h] for h, found in labels.items() if len(found) > 1)
+    if two:
+        notes.append(f"{len(two):,} pictures are under two classes: {', '.join(two[:3])}")
+    if again:
+        notes.append(f"{len(again):,} slices are copies of another: {', '.join(again[:3])}")
+    return notes + _same_in_other_split(source, rows)
+
+
+def _same_in_other_split(source: Source, rows: list[Row]) -> list[str]:
+    """Warn about files that are byte for byte in another split too; only files of equal size are read, up to a
+    limit."""
+    if source.kind != "images" or not source.others:
+        return []
+    own = {row.file: row.name for row in rows}
+    sizes, budget, twins, partly = {r.size for r in source.records}, COMPARED, [], ""
+    candidates = []
+    for r in source.others:
+        if r.size in sizes and r.size <= budget:
+            budget -= r.size
+            candidates.append(r)
+        elif r.size in sizes:
+            partly = " (of those compared)"
+
+    def sha(record: Record) -> str:
+        try:
+            return hashlib.sha256(images.read_bytes(record.path)).hexdigest()
+        except BadFile:
+            return ""
+
+    for record, value in ordered_map(sha, candidates, default_workers()):
+        if value in own:
+            twins.append(f"{own[value]} = {record.name}")
+    if not twins:
+        return []
+    return [f"{len(twins):,} pictures{partly} are in another split too: {', '.join(twins[:3])}"]
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+def pack_key(source: Source, resolution: int, channels: int, crop: int) -> str:
+    """What the contents of a pack depend on, as hex."""
+    return hashlib.blake2b(
+        repr((VERSION, source.digest(), resolution, channels, crop)).encode(), digest_size=12
+    ).hexdigest()

@@ -1,0 +1,91 @@
+"""What a source of slices is made of: its records, and what is said of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data import images, volumes
+from data.images import BadFile
+
+ROOM = Path(__file__).resolve().parent  # this package; never data by accident
+
+
+@dataclass(frozen=True)
+class Record:
+    """One slice, or one NIfTI volume (the pack takes its slices)."""
+
+    path: str  # '' for a phantom
+    name: str  # relative to the source's root, with forward slashes
+    label: int = -1  # index into Source.classes; -1: no class
+    subject: str = ""  # what must not be on both sides of a split; '' unknown
+    scan: str = ""
+    split: str = ""  # the given one: train, test, val, or ''
+    slice_index: int = -1  # phantoms: the index; slices of volumes: axial index (in a pack's names)
+    size: int = 0  # bytes
+    mtime_ns: int = 0
+
+
+@dataclass
+class Source:
+    """What --data names, looked through: the records of one split, and what to tell of the rest."""
+
+    spec: str
+    root: str
+    layout: str
+    classes: list[str]
+    records: list[Record]  # the chosen split, sorted by name
+    subject_kind: str  # patient | scan | none
+    split: str
+    split_rule: str
+    warnings: list[str] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)  # (name, reason): entries that are no readable files
+    others: list[Record] = field(default_factory=list)  # the other splits, to look for the same pictures
+    kind: str = "images"  # images | volumes | phantom
+
+    def digest(self) -> str:
+        """Hex digest of what the records are (names, sizes, times, labels, subjects), not of where they lie."""
+        h = hashlib.blake2b(digest_size=16)
+        h.update(
+            json.dumps(
+                [self.kind, self.layout, self.classes, self.split, self.split_rule, self.subject_kind, self.bad]
+            ).encode()
+        )
+        for r in self.records:
+            h.update(repr((r.name, r.size, r.mtime_ns, r.label, r.subject, r.scan, r.split, r.slice_index)).encode())
+        if self.kind == "phantom":
+            h.update((ROOM / "phantom.py").read_bytes())
+        return h.hexdigest()
+
+    def describe(self) -> str:
+        """One line: layout, classes with counts, patients or scans, sizes, split rule."""
+        counts = Counter(r.label for r in self.records)
+        what = "volumes" if self.kind == "volumes" else "phantoms" if self.kind == "phantom" else "slices"
+        classes = ", ".join(f"{name} {counts[i]:,}" for i, name in enumerate(self.classes)) or "no classes"
+        subjects = len({r.subject for r in self.records if r.subject})
+        of = f" of {subjects:,} {self.subject_kind}s" if self.subject_kind != "none" else ""
+        sizes = self.sizes(9)
+        size = "drawn at any size" if self.kind == "phantom" else "size unknown"
+        if sizes:
+            (height, width), most = sizes.most_common(1)[0]
+            size = f"{width}x{height}" + ("" if most == sizes.total() else " mostly")
+        bad = f"; {len(self.bad)} bad entries" if self.bad else ""
+        found = f"{self.layout}: {len(self.records):,} {what} ({classes}){of}, {size}"
+        return f"{found}; split {self.split}: {self.split_rule}{bad}"
+
+    def sizes(self, count: int) -> Counter:
+        """Counter of (height, width) over the headers of up to `count` files spread over the records."""
+        found: Counter = Counter()
+        if self.kind == "phantom":
+            return found
+        n = len(self.records)
+        for i in sorted({k * n // count for k in range(count)}) if n > count else range(n):
+            try:
+                path = self.records[i].path
+                found[volumes.volume_frame(path)[0] if self.kind == "volumes" else images.image_size(path)] += 1
+            except BadFile:
+                continue
+        return found

@@ -1,0 +1,92 @@
+"""`launch.py doctor`: checks of this machine, the environment and the cluster. Torch-free."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from jobs.cluster import slurm
+from jobs.cluster.preflight import SHARED_FILESYSTEMS, Check, fail, filesystem, ok, quota_left_gb, torch_cuda, warn
+from jobs.cluster.sites import choose_site, user_file
+from jobs.config import specs
+from jobs.run.rundir import git_state
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------------
+def check_machine(wanted_site: str, runs: Path) -> list[Check]:
+    """For `launch.py doctor`: what holds for every run. Nothing is queued."""
+    found = [ok(f"Python {sys.version.split()[0]} at {sys.executable}")]
+    found += check_versions()
+    partitions = None
+    if slurm.available():
+        partitions = slurm.partitions()
+        up = [p.name + ("*" if p.default else "") for p in partitions.values() if p.up]
+        found.append(ok(f"Slurm answers; partitions: {', '.join(up)}"))
+    elif shutil.which("sbatch") and (os.environ.get("SLURM_CONF") or Path("/etc/slurm/slurm.conf").exists()):
+        found.append(
+            fail(
+                "Slurm is installed and its controller does not answer",
+                "try again in some minutes; scontrol ping says more",
+            )
+        )
+    else:
+        found.append(warn("no Slurm on this machine", "use a login node of the cluster, or --local"))
+    site = choose_site(wanted_site, partitions, local=partitions is None)
+    own = f", with changes from {user_file()}" if user_file().is_file() else f"; your own changes go into {user_file()}"
+    found.append(ok(f"site profile {site.name}: {site.about}{own}"))
+    for key, path in site.data.items():
+        there = os.access(os.path.expandvars(path), os.R_OK)
+        found.append(
+            ok(f"data {key}: {path}")
+            if there
+            else warn(f"data {key}: {path} is not there or not yours to read", "give --data")
+        )
+    place = next(p for p in [runs, *runs.parents] if p.exists())
+    kind = filesystem(place)
+    if not os.access(place, os.W_OK):
+        found.append(fail(f"{place} cannot be written by you", "clone the repository where you can write"))
+    else:
+        shared = "" if kind in SHARED_FILESYSTEMS or partitions is None else "; make sure that the compute nodes see it"
+        found.append(
+            ok(f"runs go to {runs}: {shutil.disk_usage(place).free / 1e9:.0f} GB free on {kind or 'its disk'}{shared}")
+        )
+    left = quota_left_gb(place)
+    if left is not None:
+        found.append(
+            ok(f"your quota leaves {left:.1f} GB")
+            if left > 5
+            else warn(f"your quota leaves only {left:.1f} GB", "delete old runs")
+        )
+    crlf = [path.name for path in (specs.ROOT / "jobs").glob("*.sh") if b"\r" in path.read_bytes()]
+    if crlf:
+        found.append(fail(f"Windows line ends in {', '.join(crlf)}", r"sed -i 's/\r$//' jobs/*.sh"))
+    state = git_state(specs.ROOT)
+    if state["git_commit"]:
+        found.append(ok(f"code at commit {state['git_commit'][:10]}{', with changes' if state['git_dirty'] else ''}"))
+    return found
+
+
+def check_versions() -> list[Check]:
+    found, missing = [], []
+    for name in "torch submitit tyro safetensors numpy pillow tensorboard matplotlib".split():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+            continue
+        if name == "torch":
+            cuda = torch_cuda()
+            found.append(
+                ok(f"torch {version}, built for CUDA {cuda}")
+                if cuda
+                else warn(f"torch {version} is built without CUDA", "fine for CPUs")
+            )
+    if missing:
+        found.append(
+            fail(f"packages are missing: {', '.join(missing)}", f"{sys.executable} -m pip install -r requirements.txt")
+        )
+    return found

@@ -1,0 +1,500 @@
+"""The start and the end of a job on its node: what to run, and, in one place, whether the run goes on. Torch-free.
+
+    python -m jobs.cluster.requeue --begin RUN                     start of a job that launch.py queued python -m
+    jobs.cluster.requeue --begin --job NAME -- FLAGS     start of a job that `sbatch jobs/NAME.sh FLAGS` queued python
+    -m jobs.cluster.requeue RUN --code N                    end: the tasks left with N
+
+jobs/env.sh calls both; the training process itself never requeues. `--begin` prints shell text for env.sh to evaluate.
+Where a site forbids requeueing, a successor that depends on this job (`afterany`) is queued at the start instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.files import atomic_write, is_number
+from jobs.cluster import sites, slurm, submit
+from jobs.cluster.options import MAX_RESTARTS
+from jobs.cluster.plan import resolve
+from jobs.cluster.slurm import Job, SlurmError
+from jobs.config import kinds, specs
+from jobs.config.specs import ConfigError, TrainConfig
+from jobs.run import stopping
+from jobs.run.find import read_jobs
+from jobs.run.resume import store_config
+from jobs.run.rundir import RunDir
+from jobs.run.states import RunDirError, RunState, Verdict
+
+STUCK_AFTER = 2  # attempts in a row that ended by themselves and saw no new image
+RETRY_S = 600  # how long a silent controller is asked again
+LEAVE = "exit 0"  # shell text
+FORBIDDEN = "presently disabled"  # Slurm's words for Requeue=0
+
+
+# --- the decision -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Decision:
+    """counted: whether it uses up the budget of restarts."""
+
+    verdict: Verdict
+    why: str
+    counted: bool = False
+    by_slurm: bool = False  # Slurm has put the job back into the queue itself
+
+
+def decide(
+    code: int, done: bool, stop_file: bool, job: Job | None, restarts: int, reason: str = "", now: float = 0.0
+) -> Decision:
+    """What becomes of a run whose tasks left with `code`.
+
+    job: what the controller says, None where it says nothing. restarts: the job's count when this attempt began.
+    reason: the training process's own word for why it stopped. A job that is being ended from outside is COMPLETING
+    while its batch shell still lives; who did it shows in the fields beside it.
+
+    DONE and STOP end the run, whatever else is said. After a node failure srun gives up with 0 or 1, which say nothing
+    of the training and go on; 2, 77 and 78 are its own refusals and do not, nor does 130, a person's Ctrl-C. Where
+    Slurm has put the job back into the queue already, that stands: its next start looks for DONE and STOP, and is
+    decided anew.
+    """
+    put_back = job is not None and job.restarts > restarts
+    node_failed = put_back or (job is not None and job.state == "NODE_FAIL")
+    if done and (
+        code in (0, stopping.CONTINUE, stopping.TRANSIENT) or code > 128 or (node_failed and code not in REFUSALS)
+    ):
+        return Decision(Verdict.DONE, "the run is finished")
+    if stop_file:
+        return Decision(Verdict.STOPPED, "stopped by a person (STOP)")
+    if put_back and not done:
+        return Decision(Verdict.REQUEUE, "Slurm requeued the job", by_slurm=True)
+    if node_failed and code not in (*REFUSALS, 130):
+        return Decision(Verdict.REQUEUE, "the node failed")
+    if code in (0, 130):
+        return Decision(Verdict.STOPPED, "the tasks left as if stopped by a person")
+    if code not in (stopping.CONTINUE, stopping.TRANSIENT) and code <= 128:
+        return Decision(Verdict.FAILED, FAILURES.get(code, f"the tasks failed with exit code {code}"))
+    limit = "the time limit was reached"
+    if job is not None and job.preempt_time is not None and (job.start or 0) <= job.preempt_time:
+        return Decision(Verdict.REQUEUE, "the job was pre-empted")
+    if job is not None and (job.state == "TIMEOUT" or job.reason == "TimeLimit"):
+        return Decision(Verdict.REQUEUE, limit, counted=True)
+    if job is not None and job.state not in ("RUNNING", "SUSPENDED"):
+        return Decision(Verdict.STOPPED, "cancelled by a person (scancel)")
+    ends_now = job is not None and job.end is not None and now > job.end - 60
+    if code == stopping.CONTINUE and reason == "TERM" and job is not None and not ends_now:
+        return Decision(Verdict.STOPPED, "a person sent TERM")
+    if code == stopping.CONTINUE:
+        return Decision(
+            Verdict.REQUEUE, limit if reason in LIMIT_SIGNS else "the run saved and asks to go on", counted=True
+        )
+    if code == stopping.TRANSIENT:
+        return Decision(Verdict.REQUEUE, f"a fault that may pass ({reason or 'exit code 75'})", counted=True)
+    name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
+    return Decision(Verdict.REQUEUE, f"a task was killed by {name}", counted=True)
+
+
+REFUSALS = (stopping.USAGE, stopping.DIVERGED, stopping.BAD)
+FAILURES = {
+    1: "the training script failed with a traceback",
+    stopping.USAGE: "wrong training flags (exit code 2)",
+    stopping.DIVERGED: "the losses were not finite (exit code 77)",
+    stopping.BAD: "bad configuration or data (exit code 78)",
+    126: "the Python of this job cannot be executed on the node",
+    127: "the Python of this job, or srun, was not found on the node",
+}
+LIMIT_SIGNS = ("USR1", "USR2", "time limit")
+
+
+def within_budget(decision: Decision, nimg: int, lines: list[dict], since: float, max_restarts: int) -> Decision:
+    """The same decision, or `stuck` or `budget` instead of a requeue.
+
+    lines: the decisions in attempts.jsonl; those before `since`, when a person last started the run, do not count.
+    nimg: images in the newest checkpoint now. Pre-emptions, node failures and what people requeue by hand cost nothing.
+    """
+    if decision.verdict != Verdict.REQUEUE or not decision.counted:
+        return decision
+    used, idle, seen = 0, 0, 0
+    for line in lines:
+        before, seen = seen, max(int(line.get("nimg") or 0), seen)
+        if (line.get("time") or 0) < since:
+            continue
+        counted = bool(line.get("counted")) and line.get("decision") in (Verdict.REQUEUE, Verdict.CHAIN)
+        used += counted
+        idle = 0 if seen > before else idle + counted
+    idle = 0 if nimg > seen else idle + 1
+    if idle >= STUCK_AFTER:
+        return Decision(Verdict.STUCK, f"{decision.why}, and {idle} attempts in a row saw no new image")
+    if used >= max_restarts:
+        return Decision(Verdict.BUDGET, f"{decision.why}, and all {max_restarts} restarts (--max-restarts) are used up")
+    return decision
+
+
+# --- the end of a job -------------------------------------------------------------------------------------------------
+def finish(path: Path, code: int) -> int:
+    """Decide, write the decision down, carry it out. Returns the exit code for the job."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # Slurm may be ending the job already; this has to be finished in KillWait
+    run, job_id = RunDir(path), os.environ.get("SLURM_JOB_ID", "")
+    about, status = read_jobs(path), run.read_status()
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    mine = not status.get("job_id") or status.get("job_id") == job_id
+    if not mine and code in (0, stopping.BAD) and (other := _other_live_job(about, job_id)):
+        print(f"{path}: job {other} works on this run; this one changes nothing")
+        return code
+    reason, left_with = "", code
+    if mine and status.get("state") == RunState.CONTINUE:
+        # srun ends the other ranks as soon as one has left, so that its code may be the signal's; rank 0 knows better,
+        # unless it was srun's own TERM that it heard: then another rank died first.
+        reason = str(status.get("reason", ""))
+        if code > 128 and reason != "TERM" and status.get("code") in (stopping.CONTINUE, stopping.TRANSIENT):
+            left_with = status["code"]
+    job, nimg = _ask(job_id, code), run.newest_checkpoint()
+    decision = decide(left_with, run.done(), run.stop_requested(), job, restarts, reason, time.time())
+    lines = [line for line in run.read_attempts() if line.get("event") == "decision"]
+    limit = about["max_restarts"] if is_number(about.get("max_restarts")) else MAX_RESTARTS
+    decision = within_budget(decision, nimg, lines, started_by_person(about), limit)
+    verdict, why = decision.verdict, decision.why
+    successors = _pending_successors(about, job_id)
+    if verdict == Verdict.REQUEUE and successors:
+        verdict, why = Verdict.CHAIN, f"{why}; job {successors[0]} goes on"
+    elif verdict != Verdict.REQUEUE and successors and "scancel" in why:
+        atomic_write(path / "STOP", f"{why}, job {job_id}\n")
+    facts = dict(job_id=job_id, restart=restarts, code=code, nimg=nimg, counted=decision.counted)
+    _note(run, decision=verdict, why=why, **facts)
+    if not (decision.by_slurm and job and job.state == "RUNNING"):  # its next start works on the run already
+        _write_state(path, verdict, why, status)
+    print(f"{path}: {SAYING[verdict]}: {why}", flush=True)
+    if verdict == Verdict.REQUEUE and not decision.by_slurm:
+        error = _requeue(job_id, restarts)
+        if error is not None:
+            verdict = _successor_at_the_end(run, about, job_id, error, facts)
+    elif not verdict.goes_on:
+        for successor in successors:
+            _try(slurm.cancel, successor)
+    return code if verdict in (Verdict.FAILED, Verdict.STUCK, Verdict.BUDGET) else 0
+
+
+SAYING = {
+    Verdict.REQUEUE: "goes on in this job, back in the queue",
+    Verdict.CHAIN: "goes on in the next job",
+    Verdict.DONE: "done",
+    Verdict.STOPPED: "stopped",
+    Verdict.FAILED: "failed",
+    Verdict.STUCK: "stuck, not started again",
+    Verdict.BUDGET: "not started again",
+}
+
+
+def started_by_person(about: dict) -> float:
+    """When a person last queued the run; 0 if it is not known."""
+    times = [entry.get("time", 0) for entry in about.get("submitted", []) if entry.get("kind") != "chain"]
+    return max((t for t in times if is_number(t)), default=0.0)
+
+
+def _ask(job_id: str, code: int) -> Job | None:
+    """What the controller says of this job; asked again while it is silent, if the answer matters."""
+    end = time.monotonic() + (RETRY_S if code in (stopping.CONTINUE, stopping.TRANSIENT) or code > 128 else 0)
+    while job_id:
+        try:
+            return slurm.show_job(job_id)
+        except SlurmError as error:
+            if time.monotonic() > end or shutil.which("scontrol") is None:
+                print(f"WARNING: {error}", file=sys.stderr)
+                return None
+            time.sleep(10)
+    return None
+
+
+def _requeue(job_id: str, restarts: int) -> SlurmError | None:
+    """Put this job back into the queue. Returns what Slurm said against it for good."""
+    end = time.monotonic() + RETRY_S
+    while True:
+        try:
+            slurm.requeue(job_id)
+            return None
+        except SlurmError as error:
+            if FORBIDDEN in str(error) or not job_id or shutil.which("scontrol") is None:
+                return error
+            problem = error
+        try:
+            job = slurm.show_job(job_id)
+            if job is not None and (job.restarts > restarts or job.state == "PENDING"):
+                return None  # somebody else was quicker
+        except SlurmError:
+            pass
+        if time.monotonic() > end:
+            return problem
+        time.sleep(2)
+
+
+def _successor_at_the_end(run: RunDir, about: dict, job_id: str, error: SlurmError, facts: dict) -> Verdict:
+    """Requeueing turned out to be impossible: queue another job for the run. Returns the verdict."""
+    try:
+        successor = queue_successor(run, about, slurm.show_job(job_id))
+        verdict, why = Verdict.CHAIN, f"Slurm does not requeue here ({error}); job {successor} goes on"
+    except (SlurmError, submit.SubmitError) as second:
+        verdict, why = (
+            Verdict.FAILED,
+            f"Slurm neither requeues ({error}) nor takes a successor ({second}); start it again",
+        )
+    _note(run, decision=verdict, why=why, **facts | {"counted": False})
+    _write_state(run.path, verdict, why, {})
+    print(f"{run.path}: {why}", flush=True)
+    return verdict
+
+
+def _note(run: RunDir, **fields) -> None:
+    try:
+        run.note("decision", **fields)
+    except OSError as error:  # a full disk must not keep a job from its requeue
+        print(f"WARNING: {run.attempts} cannot be written ({error.strerror})", file=sys.stderr)
+
+
+def _write_state(path: Path, verdict: Verdict, why: str, status: dict) -> None:
+    """Bring status.json up to date where the training process could not."""
+    state = verdict.state
+    if status.get("state") in ((state, RunState.DIVERGED) if verdict == Verdict.FAILED else (state,)):
+        return  # the training process's own words are better
+    try:
+        submit.write_state(path, state, why)
+    except OSError as error:
+        print(f"WARNING: {path}/status.json cannot be written ({error.strerror})", file=sys.stderr)
+
+
+def _try(command, *arguments) -> None:
+    try:
+        command(*arguments)
+    except SlurmError as error:
+        print(f"WARNING: {error}", file=sys.stderr)
+
+
+# --- the start of a job -----------------------------------------------------------------------------------------------
+def begin(path: Path, kind: str) -> str:
+    """Look whether there is anything to do, and see to a successor where requeueing is forbidden. Returns shell text.
+
+    kind: main (queued by launch.py), sbatch, or chain. Only a person's start lifts STOP: launch.py does at submit,
+    sbatch here, a successor or a requeued job never.
+    """
+    run, job_id = RunDir(path), os.environ.get("SLURM_JOB_ID", "")
+    about = read_jobs(path)
+    by_itself = kind == "chain" or int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    if by_itself and run.done():
+        return _nothing_to_do(f"{path} is done; nothing to do")
+    if kind == "chain" and not run.stop_requested() and (cancelled := _cancelled_before(about, job_id)):
+        atomic_write(path / "STOP", f"job {cancelled} was cancelled\n")
+    if run.stop_requested() and (by_itself or kind == "main"):
+        return _nothing_to_do(f"{path} was stopped by a person (STOP); nothing to do")
+    if not by_itself and (other := _other_live_job(about, job_id)):
+        return _nothing_to_do(f"{path}: job {other} works on this run already; nothing to do")
+    run.lift_stop()
+    try:
+        job = slurm.show_job(job_id) if job_id else None
+    except SlurmError as error:
+        job = None
+        print(f"WARNING: {error}", file=sys.stderr)
+    if job is not None and not job.requeue and not _pending_successors(about, job_id):
+        try:
+            print(f"No requeueing here: job {queue_successor(run, about, job)} stands ready to go on", file=sys.stderr)
+        except (SlurmError, submit.SubmitError) as error:
+            print(f"WARNING: no requeueing here, and no successor could be queued ({error})", file=sys.stderr)
+    _link_log(run, job)
+    before = next((str(e["after"]) for e in about.get("submitted", []) if e["id"] == job_id and "after" in e), "")
+    return f"export PREDECESSOR_JOB={shlex.quote(before)}" if kind == "chain" and before else ""
+
+
+def begin_sbatch(job_name: str, flags: list[str]) -> tuple[TrainConfig, str]:
+    """What `sbatch jobs/NAME.sh FLAGS` is to run: the same run as launch.py's. (its configuration, shell text)"""
+    try:
+        names = set(slurm.partitions())
+    except SlurmError:
+        names = set()
+    site = sites.choose_site("", names).on(os.environ.get("SLURM_JOB_PARTITION", ""))
+    config = resolve(job_name, "", "", flags, site)
+    command = [str(specs.ROOT / kinds.JOBS[job_name].script), "--run", config.run]
+    if config.override:
+        command.append("--override")
+    return config, f"RUN={shlex.quote(config.run)}\nCOMMAND=({shlex.join(command)})"
+
+
+def record_sbatch(job_name: str, config: TrainConfig) -> str:
+    """Make the run directory and its config.json, and enter this job into jobs.json. Returns the kind: sbatch, or
+    chain.
+
+    A job that is known already goes on with the run as it is: its flags were those of an earlier moment.
+    """
+    path, job_id = Path(config.run), os.environ.get("SLURM_JOB_ID", "")
+    run = RunDir(path)
+    run.create()
+    with submit.submit_lock(path):
+        about = read_jobs(path)
+        submitted = about.get("submitted", [])
+        known = [entry.get("kind") for entry in submitted if entry["id"] == job_id]
+        if known:
+            return known[-1]
+        if _other_live_job(about, job_id):
+            return "sbatch"  # it will do nothing
+        store_config(run, config)
+        submitted.append({"id": job_id, "kind": "sbatch", "time": round(time.time(), 1)})
+        about |= {"job": job_name, "submitted": submitted}
+        about.setdefault("max_restarts", MAX_RESTARTS)
+        about.setdefault("chain", False)
+        _write_jobs(path, about)
+    _keep_diff(path)
+    return "sbatch"
+
+
+def queue_successor(run: RunDir, about: dict, job: Job | None) -> str:
+    """Queue a job that goes on with the run after `job` has ended, in any way, with the same resources.
+
+    Returns its id.
+    """
+    if job is None or about.get("job") not in kinds.JOBS:
+        raise SlurmError("the job's own description is not known")
+    env, script = os.environ, f"jobs/{about['job']}.sh"
+    options = {
+        "--dependency": f"afterany:{job.id}",
+        "--partition": job.partition,
+        "--gres": job.gres,
+        "--time": slurm.format_time(job.limit_s),
+        "--account": env.get("SLURM_JOB_ACCOUNT", ""),
+        "--qos": env.get("SLURM_JOB_QOS", ""),
+        "--nodes": env.get("SLURM_JOB_NUM_NODES", ""),
+        "--ntasks-per-node": env.get("SLURM_NTASKS_PER_NODE", ""),
+        "--cpus-per-task": env.get("SLURM_CPUS_PER_TASK", ""),
+        "--job-name": job.name,
+        "--output": str(run.logs / "%j.out").replace("%j", "\0").replace("%", "%%").replace("\0", "%j"),
+    }
+    command = ["sbatch", "--parsable", "--no-requeue", *(f"{name}={value}" for name, value in options.items() if value)]
+    if not job.gres:
+        command.append("--gres=none")
+    command += [script, "--run", str(run.path)]
+    with submit.submit_lock(run.path), submit.clean_environment():
+        try:
+            done = subprocess.run(command, cwd=specs.ROOT, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise SlurmError(f"sbatch: {error}") from None
+        if done.returncode:
+            raise SlurmError(submit.plain_refusal(done.stderr))
+        successor = done.stdout.strip().split(";")[0]
+        about |= read_jobs(run.path)
+        about["submitted"] = [
+            *about.get("submitted", []),
+            {"id": successor, "kind": "chain", "after": job.id, "time": round(time.time(), 1)},
+        ]
+        _write_jobs(run.path, about)
+    return successor
+
+
+def _write_jobs(path: Path, about: dict) -> None:
+    atomic_write(path / "jobs.json", json.dumps(about, indent=1) + "\n")
+
+
+def _nothing_to_do(text: str) -> str:
+    print(text, file=sys.stderr)
+    return LEAVE
+
+
+def _live(ids: list[str]) -> list[str]:
+    """Those of the jobs that are queued or running; none where the controller does not answer."""
+    try:
+        return [job_id for job_id, job in slurm.squeue(ids).items() if job.active]
+    except SlurmError as error:
+        print(f"WARNING: {error}", file=sys.stderr)
+        return []
+
+
+def _slurm_ids(about: dict, *kinds: str) -> list[str]:
+    return [str(entry["id"]) for entry in about.get("submitted", []) if entry.get("kind") in kinds]
+
+
+def _other_live_job(about: dict, job_id: str) -> str:
+    """Another job that works on the run or is about to, '' if there is none.
+
+    Its own successor waits for it: it does not.
+    """
+    own = {str(entry["id"]) for entry in about.get("submitted", []) if entry.get("after") == job_id}
+    own |= {job_id, os.environ.get("SLURM_ARRAY_JOB_ID", "-") + "_" + os.environ.get("SLURM_ARRAY_TASK_ID", "-")}
+    ids = [i for i in _slurm_ids(about, "main", "sbatch", "chain") if i not in own]
+    live = _live(ids[-20:]) if ids else []
+    return live[0] if live else ""
+
+
+def _pending_successors(about: dict, job_id: str) -> list[str]:
+    ids = [i for i in _slurm_ids(about, "chain") if i != job_id]
+    return _live(ids[-20:]) if ids else []
+
+
+def _cancelled_before(about: dict, job_id: str) -> str:
+    """The job that this successor follows, if a person cancelled it (it may have been killed before it could say
+    so)."""
+    entry: dict = next((e for e in about.get("submitted", []) if e["id"] == job_id), {})
+    try:
+        before = slurm.show_job(entry["after"]) if "after" in entry else None
+    except SlurmError:
+        return ""
+    return before.id if before is not None and before.state == "CANCELLED" else ""
+
+
+def _link_log(run: RunDir, job: Job | None) -> None:
+    """Let logs/<job id>.out lead to the output of a job whose sbatch script put it elsewhere."""
+    if job is None or not job.stdout:
+        return
+    link = run.logs / f"{job.id}.out"
+    if Path(job.stdout).absolute() != link.absolute() and not link.exists():
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(job.stdout).absolute())
+
+
+def _keep_diff(path: Path) -> None:
+    """sbatch runs the repository as it is: what differs from its commit is kept in code.diff (best effort)."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(specs.ROOT), "diff", "HEAD"], capture_output=True, text=True, errors="replace", timeout=20
+        )
+        if done.returncode == 0:
+            atomic_write(path / "code.diff", done.stdout)
+    except (OSError, subprocess.SubprocessError):
+        pass
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m jobs.cluster.requeue", description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="?", help="run directory")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--begin", action="store_true", help="start of a job")
+    action.add_argument("--code", type=int, help="end of a job: the exit code of its tasks")
+    parser.add_argument("--job", help="the job that an sbatch script starts; its training flags follow --")
+    argv = list(sys.argv[1:] if argv is None else argv)
+    cut = argv.index("--") if "--" in argv else len(argv)
+    options, flags = parser.parse_args(argv[:cut]), argv[cut + 1 :]
+    if (options.run is None) != (options.begin and options.job is not None):
+        parser.error("give either RUN, or --begin --job NAME")
+    try:
+        if not options.begin:
+            return finish(Path(options.run).absolute(), options.code)
+        if options.job is None:
+            print(begin(Path(options.run).absolute(), "main"))
+        else:
+            config, text = begin_sbatch(options.job, flags)
+            kind = record_sbatch(options.job, config)
+            more = begin(Path(config.run), kind)
+            print(more if more == LEAVE else f"{text}\n{more}")
+    except (ConfigError, RunDirError, submit.SubmitError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return stopping.BAD
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""`launch.py tensorboard`: the curves of runs, served on this machine's loopback until Ctrl-C. Torch-free."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from jobs.cluster import show
+from jobs.cluster.sites import Site
+from jobs.run.find import RUNS
+from jobs.run.stopping import DONE
+
+NOTICES = re.compile(
+    r"TensorFlow installation not found|experimental fast data loading|--load_fast=false|github.com/tensorflow|^\s*$"
+)
+
+
+def tensorboard(runs: Iterable[Path], port: int, site: Site) -> int:
+    """Serve the curves and sample grids of these runs, or of all in runs/, and print the ssh tunnel to them."""
+    runs, text = list(dict.fromkeys(runs)), str(port or free_port())
+    with tempfile.TemporaryDirectory(prefix="brain-slices-tensorboard-") as chosen:
+        for run in runs:  # a folder of links is all that names with commas and colons leave of --logdir_spec
+            name = run.name if run.parent == RUNS else str(run).replace("/", "_")
+            (Path(chosen) / name).symlink_to(run / "tensorboard")
+        command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", text,
+                   "--reload_interval", "15", "--samples_per_plugin", "images=200",
+                   "--logdir", chosen if runs else str(RUNS)]  # fmt: skip
+        show.say_tunnel(site, text)
+        return serve(command)
+
+
+def serve(command: list[str]) -> int:
+    """Run TensorBoard until Ctrl-C, without its notices; it ends with this process."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(DONE))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if not NOTICES.search(line):
+                print(line, end="", file=sys.stderr, flush=True)
+        return process.wait()
+    except KeyboardInterrupt:
+        return DONE
+    finally:
+        process.terminate()
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,263 @@
+"""What launch.py shows: the table of runs, one run in detail, sweeps side by side, logs as they grow. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from data.files import is_number
+from jobs.cluster import status, terminal, why
+from jobs.cluster.terminal import facts, paint, table
+from jobs.config import kinds, wording
+from jobs.run.find import RUNS
+from jobs.run.rundir import RunDir
+from jobs.run.states import FINAL, RunState, Verdict
+from jobs.run.stopping import DONE
+
+
+def next_steps(run: Path, state: str) -> None:
+    """The commands that make sense now, ready to be copied."""
+    name = run.name if run.parent == RUNS else str(run)
+    ours = wording.python()
+    steps = {
+        "pictures": f"{ours} predict.py generate --run {run} --number 64",
+        "watch": f"{ours} launch.py status {name}",
+        "log": f"{ours} launch.py logs {name} -f",
+        "why": f"{ours} launch.py why {name}",
+        "stop": f"{ours} launch.py stop {name}",
+        "go on": f"{ours} launch.py resume {name}",
+        "curves": f"{ours} launch.py tensorboard",
+    }
+    wanted = (
+        "pictures curves"
+        if state == RunState.DONE
+        else "why go_on curves"
+        if state in FINAL
+        else "watch log stop curves"
+    )
+    facts([("run", str(run)), *((word.replace("_", " "), steps[word.replace("_", " ")]) for word in wanted.split())])
+
+
+def progress(view) -> str:
+    """A bar and the kimg of a run, '' where they are not known."""
+    if view.kimg is None:
+        return ""
+    return f"{terminal.bar(view.kimg, view.total_kimg)} {view.kimg:.4g}/{view.total_kimg or 0:g} kimg"
+
+
+def gpu_use(view) -> str:
+    """Load and memory of the GPU of a live run, as its heartbeat tells."""
+    if view.state != RunState.RUNNING or view.gpu_util is None:
+        return ""
+    return f"{view.gpu_util:.0f}%" + (f" {view.gpu_gb:.0f} GB" if view.gpu_gb else "")
+
+
+def show_runs(views) -> None:
+    """The table of `launch.py status`."""
+    header = ["RUN", "STATE", "JOB", "ON", "TIME", "PROGRESS", "LEFT", "RESTARTS", "GPU", "NOTE"]
+    rows = []
+    for v in views:
+        time_ = (
+            ""
+            if v.elapsed_s is None
+            else wording.clock(v.elapsed_s) + (f"/{wording.clock(v.limit_s)}" if v.limit_s else "")
+        )
+        live = v.state not in FINAL
+        where = (v.node or v.partition) if live else ""
+        eta = wording.short_time(v.eta_s) if v.state == RunState.RUNNING else ""
+        rows.append(
+            [
+                v.name,
+                v.state,
+                v.job_id if live else "",
+                where,
+                time_,
+                progress(v),
+                eta,
+                str(v.restarts or ""),
+                gpu_use(v),
+                v.note,
+            ]
+        )
+    table(header, rows, {1: terminal.STATE_COLOURS})
+
+
+def show_run(view, run: Path) -> None:
+    """One run in detail, `launch.py status RUN`."""
+    print(f"{paint(view.name, 'bold')}: {paint(view.state, terminal.STATE_COLOURS.get(view.state, ''))}")
+    elapsed = (
+        wording.clock(view.elapsed_s) + (f" of {wording.clock(view.limit_s)}" if view.limit_s else "")
+        if view.elapsed_s is not None
+        else ""
+    )
+    numbers = [f"{name} {view.metrics[name]:.4g}" for name in told([view.metrics])]
+    where = f" on {view.node}" if view.node else f" in {view.partition}" if view.partition else ""
+    age = (
+        f"{wording.short_time(time.time() - view.updated)} ago"
+        if view.updated and view.state != RunState.QUEUED
+        else ""
+    )
+    facts(
+        [
+            ("note", view.note),
+            ("job", f"{view.job_id}{where}" if view.job_id and view.state not in FINAL else ""),
+            ("time", elapsed),
+            ("progress", progress(view)),
+            ("left", wording.short_time(view.eta_s) if view.state == RunState.RUNNING else ""),
+            ("restarts", str(view.restarts or "")),
+            ("GPU", gpu_use(view)),
+            ("last", ", ".join(numbers)),
+            ("ended" if view.state in FINAL else "heartbeat", age),
+        ]
+    )
+    attempts = attempt_rows(RunDir(run).read_attempts())
+    if attempts:
+        print()
+        table(["ATTEMPT", "JOB", "NODE", "BEGAN", "RAN", "FROM", "TO", "ENDED"], attempts[-8:])
+    print()
+    next_steps(run, view.state)
+
+
+OUTCOMES: dict[str, str] = {
+    Verdict.REQUEUE: "requeued",
+    Verdict.CHAIN: "next job",
+    Verdict.BUDGET: "out of restarts",
+    Verdict.DONE: "",
+    Verdict.STOPPED: "",
+    Verdict.FAILED: "",
+}
+
+
+def attempt_rows(lines: list[dict]) -> list[list[str]]:
+    """One row per attempt (number, job, node, began, ran, from, to, ended), from the lines of attempts.jsonl."""
+    rows: dict[int, list[str]] = {}
+    for line in lines:
+        number, event = line.get("attempt"), line.get("event")
+        kimg = f"{line['nimg'] / 1000:g}" if is_number(line.get("nimg")) else ""
+        if event == "start" and number:
+            began = wording.short_date(line["time"]) if line.get("time") else ""
+            rows[number] = [
+                str(number),
+                str(line.get("job_id") or ""),
+                str(line.get("node") or ""),
+                began,
+                "",
+                kimg,
+                "",
+                "",
+            ]
+        elif event == "end" and number in rows:
+            code = f" (code {line['code']})" if line.get("code") not in (None, 0, 85) else ""
+            ended = f"{line.get('reason', '')}{code}"
+            rows[number][4:] = [wording.short_time(line.get("seconds")), rows[number][5], kimg, ended]
+        elif event == "decision" and rows:
+            verdict = str(line.get("decision", ""))
+            row = rows[max(rows)]
+            row[7] = ", ".join(
+                part for part in (row[7] or str(line.get("why", "")), OUTCOMES.get(verdict, verdict)) if part
+            )
+    return list(rows.values())
+
+
+def told(rows: list[dict]) -> list[str]:
+    """The columns to tell a person of, where one of these rows of metrics.jsonl has them."""
+    return [c.name for c in kinds.known_columns() if c.told and any(is_number(row.get(c.name)) for row in rows)]
+
+
+def show_sweep(points: list[dict], views) -> None:
+    """The points side by side: swept values, state, progress, and the figures of the last log row."""
+    swept = list(points[0]["values"])
+    wanted = told([view.metrics for view in views])
+    rows = []
+    for point, view in zip(points, views, strict=True):
+        figures = [f"{view.metrics[name]:.4g}" if is_number(view.metrics.get(name)) else "" for name in wanted]
+        rows.append([*point["values"].values(), view.state, progress(view), *figures, view.name])
+    header = [*(name.upper() for name in swept), "STATE", "PROGRESS", *wanted, "RUN"]
+    table(header, rows, {len(swept): terminal.STATE_COLOURS}, right=set(wanted))
+
+
+class Follower:
+    """Shows what is added to the run's logs, also in the new file of a later job."""
+
+    def __init__(self, run: Path, at_end: bool):
+        self.run, self.seen = run, {}
+        if at_end:
+            self.seen = {path: path.stat().st_size for path in why.log_files(run)}
+
+    def show(self, before=lambda: None) -> None:
+        for path in why.log_files(self.run):
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                file.seek(self.seen.get(path, 0))
+                if text := file.read(1 << 20):
+                    before()
+                    print(why.clean(text.decode(errors="replace")), end="", flush=True)
+                    self.seen[path] = file.tell()
+
+
+def wait_for(run: Path, local: bool, stop: Callable) -> int:
+    """Show the log until the run is over.
+
+    Ctrl-C stops a local run with stop(run, now), a Slurm job goes on. Returns its exit code.
+    """
+    follower, bad_looks, jobs, asked = Follower(run, at_end=not local), 0, None, 0.0
+    live = sys.stdout.isatty()
+
+    def clear() -> None:
+        print("\r\x1b[K" if live else "", end="")
+
+    try:
+        while bad_looks < 3:
+            if not local and time.monotonic() - asked > 5:
+                jobs, asked = status.all_jobs(), time.monotonic()
+            view = status.view_run(run, {} if local else jobs)
+            follower.show(clear)
+            if live:
+                clear()
+                left = f", {wording.short_time(view.eta_s)} left" if view.eta_s else ""
+                print(f"{view.state}  {progress(view)}{left}"[: terminal.width() - 1], end="\r", flush=True)
+            bad_looks = bad_looks + 1 if view.state in FINAL else 0
+            time.sleep(0.5 if local else 1.0)
+    except KeyboardInterrupt:
+        clear()
+        if not local:
+            print(f"The job goes on. python launch.py stop {run.name} stops it.")
+            return DONE
+        print("Stopping; it saves first.", flush=True)
+        stop(run, now=False)
+        with contextlib.suppress(KeyboardInterrupt):
+            while status.live_process(run):
+                time.sleep(0.2)
+        follower.show(clear)
+        return 130
+    follower.show(clear)
+    clear()
+    if view.state == RunState.DONE:
+        return DONE
+    print(f"{run.name}: {view.state}{f' ({view.note})' if view.note else ''}")
+    return DONE if view.state == RunState.STOPPED else view.code or 1
+
+
+def say_tunnel(site, port: str) -> None:
+    """Where to point a browser, and the ssh line that leads there from the user's own computer."""
+    here, me = socket.gethostname(), getpass.getuser()
+    print(f"TensorBoard on {here}, on loopback only. Ctrl-C ends it.")
+    if site.login or os.environ.get("SSH_CONNECTION"):
+        login, tunnel = site.login or here, f"ssh -N -L 6006:127.0.0.1:{port}"
+        jump = f"{me}@{site.jump}" if site.jump else ""
+        rows = [("on your computer", " ".join(filter(None, [tunnel, jump and f"-J {jump}", f"{me}@{login}"])))]
+        if jump:
+            rows.append(("on campus or VPN", f"{tunnel} {me}@{login}"))
+        if here.split(".")[0] != login.split(".")[0]:  # one of several login nodes behind one name
+            rows.append(
+                (f"if that is not {here}", f"{tunnel} -J {','.join(filter(None, [jump, f'{me}@{login}']))} {me}@{here}")
+            )
+        facts([*rows, ("then open", "http://localhost:6006")])
+    else:
+        facts([("open", f"http://localhost:{port}")])
+    sys.stdout.flush()

@@ -1,0 +1,459 @@
+"""Slurm's commands as Python calls: bounded in time, argument lists only, text turned into dataclasses. Torch-free.
+
+The parsers are pure functions on the commands' text (Slurm 20.11 to 25.x). Text that they cannot understand raises
+SlurmError; so does a command that fails, is missing, or does not answer in time. Times are unix seconds, durations
+seconds; `None` means that Slurm does not know or does not limit it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+TIMEOUT_S = 20.0
+# Separators that no name or path contains; Slurm passes them through as they are.
+FIELD, RECORD = "\x1f", "\x1e"
+
+ACTIVE = frozenset(
+    "PENDING CONFIGURING RUNNING SUSPENDED STOPPED COMPLETING RESIZING SIGNALING STAGE_OUT REQUEUED "
+    "REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT RESV_DEL_HOLD".split()
+)
+
+
+class SlurmError(Exception):
+    """A Slurm command failed, did not answer, or said something unexpected. The text is one line."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job as one of the commands shows it. A field that this command does not tell keeps its default."""
+
+    id: str  # as Slurm prints it: "123", or "123_4" for a task of an array
+    state: str  # "RUNNING", "PENDING", "CANCELLED", ...: one word, not abbreviated
+    array_task: int | None = None
+    name: str = ""
+    user: str = ""
+    reason: str = ""  # why it is pending, "" where there is none
+    partition: str = ""
+    nodes: str = ""  # Slurm's node list: "n[1-2]"
+    elapsed_s: int | None = None
+    limit_s: int | None = None
+    start: float | None = None
+    end: float | None = None  # the end it had, or will have at its time limit
+    exit_code: int | None = None
+    exit_signal: int | None = None
+    restarts: int = 0  # squeue does not tell
+    preempt_time: float | None = None  # this and requeue: show_job only
+    requeue: bool = False
+    command: str = ""
+    workdir: str = ""
+    dependency: str = ""
+    stdout: str = ""  # this and gres ("gpu:a100:1", per node): show_job only
+    gres: str = ""
+
+    @property
+    def active(self) -> bool:
+        """Queued, running or about to be; not over."""
+        return self.state in ACTIVE
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One partition; per-node figures are those of its largest node."""
+
+    name: str
+    up: bool
+    max_time_s: int | None
+    default_time_s: int | None
+    nodes: int
+    cpus_per_node: int
+    real_memory_mb: int
+    allow_accounts: tuple[str, ...] | None  # None: all
+    default: bool
+    gres: dict[str, int] = field(default_factory=dict)  # per node: {"gpu:a100": 4, "shard": 16}
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def available() -> bool:
+    """Whether sbatch is on the PATH and a controller answers."""
+    if shutil.which("sbatch") is None:
+        return False
+    try:
+        return bool(re.search(r"\bis UP\b", _run(["scontrol", "ping"], timeout=10)))
+    except SlurmError:
+        return False
+
+
+def squeue(ids: Iterable[str] | None = None) -> dict[str, Job]:
+    """Jobs by id, with array tasks one by one: those named, else all of this user. Forgotten ids are left out."""
+    fields = ("%i", "%T", "%r", "%u", "%P", "%N", "%M", "%l", "%S", "%e", "%E", "%j", "%o", "%Z")
+    command = ["squeue", "-h", "-r", "-t", "all", "-o", FIELD.join(fields) + RECORD]
+    if ids is None:
+        command += ["-u", str(os.getuid())]
+    else:
+        ids = [_checked_id(i) for i in ids]
+        if not ids:
+            return {}
+        command += ["-j", ",".join(ids)]
+    try:
+        return parse_squeue(_run(command))
+    except SlurmError as error:
+        if ids is not None and "Invalid job id" in str(error):
+            return {}
+        raise
+
+
+def show_job(job_id: str) -> Job | None:
+    """All that the controller knows of one job; None when it has forgotten it (minutes after its end)."""
+    try:
+        return parse_show_job(_run(["scontrol", "show", "job", _checked_id(job_id)]))
+    except SlurmError as error:
+        if "Invalid job id" in str(error):
+            return None
+        raise
+
+
+def sacct(ids: Iterable[str]) -> dict[str, Job] | None:
+    """Jobs by id from the accounting database, the last run of each; `restarts` counts the runs before it.
+
+    None: this cluster keeps no accounts.
+    """
+    ids = [_checked_id(i) for i in ids]
+    if not ids:
+        return {}
+    fields = "JobID,State,ExitCode,Partition,NodeList,ElapsedRaw,TimelimitRaw,Start,End,User,JobName,Reason,WorkDir"
+    command = ["sacct", "-X", "-D", "-n", "-P", f"--delimiter={FIELD}", f"--format={fields}", "-j", ",".join(ids)]
+    if shutil.which("sacct") is None:
+        return None
+    try:
+        return parse_sacct(_run(command))
+    except SlurmError as error:
+        if "accounting storage is disabled" in str(error) or "Unable to connect to" in str(error):
+            return None
+        raise
+
+
+def partitions() -> dict[str, Partition]:
+    """The cluster's partitions by name."""
+    return parse_partitions(
+        _run(["scontrol", "show", "partition", "--all", "-o"]),
+        _run(["sinfo", "-h", "--all", "-o", FIELD.join(("%R", "%D", "%c", "%m", "%G")) + RECORD]),
+    )
+
+
+def requeue(job_id: str) -> None:
+    """Put a running job back into the queue, under the same id; it is ended first.
+
+    SlurmError where that is forbidden.
+    """
+    _run(["scontrol", "requeue", _checked_id(job_id)])
+
+
+def cancel(job_id: str, signal: str | None = None, batch: bool = False) -> None:
+    """Cancel a job, or send `signal` ("USR2") to its steps; `batch`: to the batch script instead."""
+    command = ["scancel", *([f"--signal={signal}"] if signal else []), *(["--batch"] if batch else [])]
+    _run([*command, _checked_id(job_id)])
+
+
+def test_only(script: str) -> tuple[bool, str]:
+    """Ask Slurm whether it would accept this batch script; nothing is queued. (accepted, Slurm's words in one line)."""
+    try:
+        return True, _run(["sbatch", "--test-only"], script, merge=True)
+    except SlurmError as error:
+        return False, str(error)
+
+
+def _checked_id(job_id) -> str:
+    text = str(job_id)
+    if not re.fullmatch(r"\d+(_\d+)?", text):
+        raise SlurmError(f"{text[:50]!r} is not a Slurm job id")
+    return text
+
+
+def _run(command: list[str], stdin: str = "", timeout: float = 0, merge: bool = False) -> str:
+    """Its standard output (`merge`: with standard error). A user's own output formats and language are switched off."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_"))}
+    timeout = timeout or TIMEOUT_S
+    env |= {"SLURM_TIME_FORMAT": "standard", "LC_ALL": "C.UTF-8"}
+    try:
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, encoding="utf-8", errors="replace", timeout=timeout, env=env
+        )
+    except FileNotFoundError:
+        raise SlurmError(
+            f"{command[0]}: not found; is this a login node of the cluster, with Slurm on the PATH?"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(
+            f"{command[0]}: no answer from the Slurm controller within {timeout:.0f} s; try again"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise SlurmError(f"{command[0]}: {error}") from None
+    if done.returncode:
+        raise SlurmError(f"{' '.join(command[:2])}: {_one_line(done.stderr or done.stdout) or done.returncode}")
+    return _one_line(done.stderr + done.stdout) if merge else done.stdout
+
+
+def _one_line(text: str) -> str:
+    text = re.sub(r"(^|\s)(sbatch|scontrol|scancel|squeue|sinfo|sacct): (error: )?", r"\1", text)
+    return " ".join(text.split())[:500]
+
+
+# --- parsers ----------------------------------------------------------------------------------------------------------
+
+
+def parse_time(text: str) -> int | None:
+    """Seconds of Slurm's "MM", "MM:SS", "HH:MM:SS", "D-HH", "D-HH:MM", "D-HH:MM:SS"; None for UNLIMITED and the
+    like."""
+    text = text.strip()
+    if text.upper() in {"UNLIMITED", "INFINITE", "NOT_SET", "PARTITION_LIMIT", "NONE", "N/A", "INVALID", ""}:
+        return None
+    match = re.fullmatch(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", text, re.ASCII)
+    if not match:
+        raise SlurmError(f"{text[:50]!r} is not a time; write minutes, HH:MM:SS or D-HH:MM:SS")
+    days, a, b, c = (int(part or 0) for part in match.groups())
+    if match[1] is not None:
+        return days * 86400 + a * 3600 + b * 60 + c
+    if match[4] is not None:
+        return a * 3600 + b * 60 + c
+    return a * 60 + b
+
+
+def format_time(seconds: float | None) -> str:
+    """Slurm's way to write a duration: "1-02:03:04" or "02:03:04"; None is UNLIMITED."""
+    if seconds is None:
+        return "UNLIMITED"
+    minutes, s = divmod(max(int(seconds), 0), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    return f"{days}-{h:02}:{m:02}:{s:02}" if days else f"{h:02}:{m:02}:{s:02}"
+
+
+def parse_squeue(text: str) -> dict[str, Job]:
+    """{job id: Job} from the text of our squeue format. Raises SlurmError for another one."""
+    jobs = {}
+    for row in _records(text, 14):
+        (
+            job_id,
+            state,
+            reason,
+            user,
+            partition,
+            nodes,
+            elapsed,
+            limit,
+            start,
+            end,
+            dependency,
+            name,
+            command,
+            workdir,
+        ) = row
+        jobs[job_id] = Job(
+            id=job_id,
+            array_task=_array_task(job_id),
+            name=name,
+            user=user,
+            state=_word(state),
+            reason=_text(reason),
+            partition=partition,
+            nodes=_text(nodes),
+            elapsed_s=parse_time(elapsed),
+            limit_s=parse_time(limit),
+            start=_date(start),
+            end=_date(end),
+            command=_text(command),
+            workdir=workdir,
+            dependency=_text(dependency),
+        )
+    return jobs
+
+
+def parse_show_job(text: str) -> Job | None:
+    """The first record of `scontrol show job`, in its form of several lines: a name or a path is the rest of its
+    line."""
+    record = text.strip("\n").split("\n\n")[0]
+    values: dict[str, str] = {}
+    for line in record.splitlines():
+        line = line.strip()
+        while line:
+            key, equals, rest = line.partition("=")
+            if not equals:
+                break
+            end = None if key in _WHOLE_LINE else re.search(r" (?=[A-Za-z/:]+=)", rest)
+            value, line = (rest, "") if end is None else (rest[: end.start()], rest[end.end() :])
+            values.setdefault(key, value)
+    if not values:
+        return None
+    if "JobId" not in values or "JobState" not in values:
+        raise SlurmError(f"scontrol show job: unexpected answer {_one_line(text)[:80]!r}")
+    get = values.get
+    job_id, array = get("JobId", ""), get("ArrayJobId")
+    if array is not None and get("ArrayTaskId", "").isdecimal():
+        job_id = f"{array}_{get('ArrayTaskId')}"
+    code, number = _exit(get("ExitCode", ""))
+    return Job(
+        id=job_id,
+        array_task=_array_task(job_id),
+        name=get("JobName", ""),
+        user=get("UserId", "").partition("(")[0],
+        state=_word(get("JobState", "")),
+        reason=_text(get("Reason", "")),
+        partition=get("Partition", ""),
+        nodes=_text(get("NodeList", "")),
+        elapsed_s=parse_time(get("RunTime", "")),
+        limit_s=parse_time(get("TimeLimit", "")),
+        start=_date(get("StartTime", "")),
+        end=_date(get("EndTime", "")),
+        exit_code=code,
+        exit_signal=number,
+        restarts=_number(get("Restarts", "0")),
+        preempt_time=_date(get("PreemptTime", "")),
+        requeue=get("Requeue") == "1",
+        command=_text(get("Command", "")),
+        workdir=get("WorkDir", ""),
+        dependency=_text(get("Dependency", "")),
+        stdout=get("StdOut", ""),
+        gres=re.sub(r"gres[:/]", "", _text(get("TresPerNode", ""))),
+    )
+
+
+_WHOLE_LINE = frozenset("JobName Command WorkDir StdErr StdIn StdOut Comment AdminComment SubmitLine".split())
+
+
+def parse_sacct(text: str) -> dict[str, Job]:
+    """{job id: Job} from the text of our sacct format. Raises SlurmError for another one."""
+    jobs: dict[str, Job] = {}
+    for line in text.splitlines():
+        row = line.split(FIELD)
+        if len(row) != 13:
+            raise SlurmError(f"sacct: unexpected line {line[:80]!r}")
+        job_id, state, exit_code, partition, nodes, elapsed, limit, start, end, user, name, reason, workdir = row
+        code, number = _exit(exit_code)
+        before = jobs.get(job_id)
+        jobs[job_id] = Job(
+            id=job_id,
+            array_task=_array_task(job_id),
+            name=name,
+            user=user,
+            state=_word(state),
+            reason=_text(reason),
+            partition=partition,
+            nodes=_text(nodes),
+            elapsed_s=_number(elapsed) if elapsed else None,
+            limit_s=_number(limit) * 60 if limit.isdecimal() else None,
+            start=_date(start),
+            end=_date(end),
+            exit_code=code,
+            exit_signal=number,
+            restarts=0 if before is None else before.restarts + 1,
+            workdir=workdir,
+        )
+    return jobs
+
+
+def parse_partitions(partition_text: str, node_text: str) -> dict[str, Partition]:
+    """`scontrol show partition -o` and, per kind of node, `sinfo` (partition, nodes, CPUs, memory in MB, gres)."""
+    kinds: dict[str, list[tuple[int, int, int, dict[str, int]]]] = {}
+    for name, nodes, cpus, memory, gres_text in _records(node_text, 5):
+        numbers = (_number(nodes), _number(cpus.rstrip("+")), _number(memory.rstrip("+")))
+        kinds.setdefault(name, []).append((*numbers, parse_gres(gres_text)))
+    found = {}
+    for line in partition_text.splitlines():
+        values = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if not values:
+            continue
+        if "PartitionName" not in values or "State" not in values:
+            raise SlurmError(f"scontrol show partition: unexpected answer {line[:80]!r}")
+        name = values["PartitionName"]
+        mine = kinds.get(name, [])
+        gres: dict[str, int] = {}
+        for *_, per_node in mine:
+            for kind, count in per_node.items():
+                gres[kind] = max(count, gres.get(kind, 0))
+        accounts = values.get("AllowAccounts", "ALL")
+        found[name] = Partition(
+            name=name,
+            up=values["State"] == "UP",
+            max_time_s=parse_time(values.get("MaxTime", "")),
+            default_time_s=parse_time(values.get("DefaultTime", "")),
+            nodes=sum(n for n, *_ in mine),
+            cpus_per_node=max((c for _, c, *_ in mine), default=0),
+            real_memory_mb=max((m for _, _, m, _ in mine), default=0),
+            allow_accounts=None if accounts == "ALL" else tuple(accounts.split(",")),
+            default=values.get("Default") == "YES",
+            gres=gres,
+        )
+    return found
+
+
+def parse_gres(text: str) -> dict[str, int]:
+    """ "gpu:a100:4(S:0-1),shard:16" -> {"gpu:a100": 4, "shard": 16}."""
+    found: dict[str, int] = {}
+    for item in re.sub(r"\([^)]*\)", "", text).split(","):
+        if not item.strip() or item.strip().upper() in {"N/A", "NONE"}:
+            continue
+        name, _, count = item.strip().rpartition(":")
+        scale = {"K": 1024, "M": 1024**2, "G": 1024**3}.get(count[-1:].upper(), 1)
+        if not name or not count.rstrip("KMGkmg").isdecimal():
+            name, count, scale = item.strip(), "1", 1
+        found[name] = found.get(name, 0) + _number(count.rstrip("KMGkmg")) * scale
+    return found
+
+
+def _records(text: str, width: int) -> list[list[str]]:
+    rows = [record.lstrip("\n").split(FIELD) for record in text.split(RECORD)]
+    if rows and rows[-1] in ([""], []):
+        rows.pop()
+    for row in rows:
+        if len(row) != width:
+            raise SlurmError(f"Slurm: unexpected answer {FIELD.join(row)[:80]!r}")
+    return rows
+
+
+def _array_task(job_id: str) -> int | None:
+    match = re.fullmatch(r"\d+_(\d{1,18})", job_id, re.ASCII)
+    return int(match[1]) if match else None
+
+
+def _word(state: str) -> str:
+    """ "CANCELLED by 1000" -> "CANCELLED"."""
+    words = state.split()
+    if not words:
+        raise SlurmError("Slurm: a job without a state")
+    return words[0].rstrip("+")
+
+
+def _text(value: str) -> str:
+    return "" if value in {"(null)", "None", "N/A", "None assigned", "Unknown"} else value
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"\d{1,18}", text.strip(), re.ASCII):
+        raise SlurmError(f"Slurm: {text[:50]!r} is not a number")
+    return int(text)
+
+
+def _exit(text: str) -> tuple[int | None, int | None]:
+    """ "1:9" -> (1, 9): exit code and signal."""
+    if not text:
+        return None, None
+    code, _, number = text.partition(":")
+    return _number(code), _number(number or "0")
+
+
+def _date(text: str) -> float | None:
+    """Unix time of "2026-01-31T12:00:00" in this machine's time zone, which is what the commands print."""
+    if text in {"", "N/A", "NONE", "None", "Unknown", "(null)"}:
+        return None
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except (ValueError, OverflowError):
+        raise SlurmError(f"Slurm: {text[:50]!r} is not a date") from None

@@ -1,0 +1,76 @@
+"""Stopping a run, and the options with which it goes on. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+from data.files import atomic_write
+from jobs.cluster import slurm, status, submit
+from jobs.cluster.options import OF_SLURM, REMEMBERED, Options
+from jobs.cluster.terminal import facts
+from jobs.config import kinds
+from jobs.config.parsing import from_dict
+from jobs.config.specs import ConfigError
+from jobs.run.find import read_jobs
+from jobs.run.rundir import RunDir
+from jobs.run.states import RunState
+from jobs.run.stopping import DONE
+
+
+def stop_run(run: Path, now: bool) -> int:
+    """STOP ends the running attempt with a save, and the whole chain; what has not started is taken out of the
+    queue."""
+    jobs = status.all_jobs()
+    live, holder = status.live_jobs(run, jobs or {}), status.live_process(run)
+    if not live and holder is None and not status.starting_process(run):
+        print(f"{run.name} is not running ({status.view_run(run, jobs).state}).")
+        return DONE
+    atomic_write(
+        run / "STOP", f"{getpass.getuser()} at {time.strftime('%F %T')}, launch.py stop{' --now' if now else ''}\n"
+    )
+    waiting = [job for job in live if job.state == "PENDING"]
+    running = [job for job in live if job.state != "PENDING"]
+    for job in waiting + (running if now else []):
+        slurm.cancel(job.id)
+    if holder is not None and not running and now and holder.get("host") == socket.gethostname():
+        os.kill(holder["pid"], signal.SIGTERM)
+    if running or holder is not None or not live:
+        print(
+            f"{run.name} " + ("is ended now; it saves if it can." if now else "saves and stops within its next step.")
+        )
+    else:
+        submit.write_state(run, RunState.STOPPED, "taken out of the queue")
+        print(f"{run.name} is taken out of the queue (job {', '.join(job.id for job in waiting)}).")
+    facts([("go on", f"python launch.py resume {run.name}")])
+    return DONE
+
+
+def job_of(run: Path) -> str:
+    """Which job a run that was started without launch.py is of, by the fields of its config."""
+    stored = RunDir(run).read_config()
+    if stored is None:
+        raise ConfigError(
+            f"{run}: no config.json and no jobs.json, so there is nothing to resume; launch it with --job"
+        )
+    for name, job in kinds.JOBS.items():
+        with contextlib.suppress(ConfigError):
+            from_dict(job.config, stored)
+            return name
+    raise ConfigError(f"{run}: its config.json is of no job of this version")
+
+
+def resume_options(run: Path, typed: dict) -> Options:
+    """The options that a run goes on with: those that it was queued with, and over them those that were typed now."""
+    recorded = read_jobs(run)
+    known = {name: value for name, value in recorded.get("options", {}).items() if name in REMEMBERED}
+    if typed.get("partition"):  # a run of this machine moves to the cluster
+        known.pop("local", None)
+    if typed.get("local"):  # and back: what Slurm was told means nothing here
+        known = {name: value for name, value in known.items() if name not in OF_SLURM}
+    return Options(**known | typed | {"job": recorded.get("job") or job_of(run), "after": recorded.get("after", "")})

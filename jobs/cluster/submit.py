@@ -1,0 +1,407 @@
+"""From a command line to a queued job: the plan, the sbatch text, the snapshot of the code, the hand-over to submitit.
+
+submitit only queues. What it runs on the node is the standard library's `os.execv`, so the task becomes the plain
+training process that `sbatch jobs/x.sh` starts too; the pickle holds that argument list and nothing else. Torch-free.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.files import atomic_write
+from jobs.cluster import slurm
+from jobs.cluster.plan import Plan
+from jobs.config import specs
+from jobs.run.find import read_jobs
+from jobs.run.lock import Lock, Locked
+from jobs.run.resume import store_config
+from jobs.run.rundir import RunDir, git_state
+from jobs.run.states import RunState
+
+# What a job must not inherit from the shell that queues it: that shell may itself be inside a job, or a torchrun rank.
+FOREIGN = (
+    "SLURM_",
+    "SUBMITIT_",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+LOCAL_MINUTES = 60 * 24 * 365  # submitit's local executor wants a limit
+
+
+class SubmitError(Exception):
+    """The job could not be queued; the text is one line that names the fix. Exit code 78."""
+
+
+# --- the snapshot -----------------------------------------------------------------------------------------------------
+def tracked_files(root: Path) -> list[str]:
+    """Paths of the toolkit's files relative to `root`: what git tracks, or without git all of its rooms."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if git_state(root)["git_commit"] and not (root / "snapshot.json").exists():
+            out = subprocess.run(
+                ["git", "-C", str(root), "ls-files", "-z"], capture_output=True, timeout=20, check=True
+            )
+            return [
+                os.fsdecode(name) for name in out.stdout.split(b"\0") if name and (root / os.fsdecode(name)).is_file()
+            ]
+    found = [path for path in root.iterdir() if path.is_file() and path.suffix in (".py", ".toml", ".txt", ".md")]
+    # Of data/ only the code at its top: what somebody put there must be neither copied nor walked through.
+    for room, pattern in (("data", "*"), ("models", "*"), ("jobs", "**/*")):
+        suffixes = (".py",) if room == "data" else (".py", ".sh", ".toml")
+        found += [path for path in (root / room).glob(pattern) if path.suffix in suffixes]
+    return sorted(str(path.relative_to(root)) for path in found)
+
+
+def untracked_code(root: Path) -> list[str]:
+    """Python files that the snapshot would miss."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if git_state(root)["git_commit"] and not (root / "snapshot.json").exists():
+            command = [
+                "git",
+                "-C",
+                str(root),
+                "ls-files",
+                "-z",
+                "--others",
+                "--exclude-standard",
+                "--",
+                ":(glob)*.py",
+                "data",
+                "models",
+                "jobs",
+            ]
+            out = subprocess.run(command, capture_output=True, timeout=20, check=True)
+            return [os.fsdecode(name) for name in out.stdout.split(b"\0") if name]
+    return []
+
+
+def take_snapshot(run: Path, root: Path = specs.ROOT) -> None:
+    """Replace run/code by a copy of the toolkit's files; a requeued job then runs what was queued, whatever is edited
+    since."""
+    code, new, old = run / "code", run / ".code.new", run / ".code.old"
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for name in tracked_files(root):
+        target = new / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, target)
+    atomic_write(
+        new / "snapshot.json", json.dumps(git_state(root) | {"from": str(root), "time": round(time.time(), 1)}) + "\n"
+    )
+    if code.exists():
+        os.rename(code, old)
+    os.rename(new, code)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# --- the sbatch text --------------------------------------------------------------------------------------------------
+def slurm_parameters(plans: list[Plan], dependency: str = "", folder: Path | None = None) -> dict:
+    """submitit's parameters for one job, or for an array with one plan per task; `folder` is where an array logs."""
+    plan = plans[0]
+    logs = (plan.run if folder is None else folder) / "logs"
+    pattern = str(logs).replace("%", "%%") + ("/%j.out" if folder is None else "/%A_%a.out")
+    parameters: dict[str, Any] = dict(
+        job_name=plan.run.name if folder is None else folder.name,
+        time=plan.minutes,
+        nodes=plan.nodes,
+        ntasks_per_node=plan.tasks,
+        cpus_per_task=plan.cpus,
+        signal_delay_s=plan.site.margin,
+        stderr_to_stdout=True,
+        wckey=None,
+        setup=setup_lines(plans),
+        # One file for the batch shell and all tasks, never truncated by a requeue.
+        srun_args=[
+            f"--output={pattern}",
+            "--open-mode=append",
+            "--kill-on-bad-exit=1",
+            f"--cpus-per-task={plan.cpus}",
+            "--cpu-bind=none",
+        ],
+        additional_parameters={"output": pattern, "no-requeue" if plan.chain else "requeue": True},
+    )
+    if folder is None:
+        parameters["additional_parameters"]["chdir"] = str(plan.code)  # which run a job is of can be seen in the queue
+    optional = dict(partition=plan.partition, account=plan.account, qos=plan.qos, gres=plan.gres, dependency=dependency)
+    return parameters | {name: value for name, value in optional.items() if value}
+
+
+def setup_lines(plans: list[Plan]) -> list[str]:
+    """Shell lines before srun: which run this is, then jobs/env.sh of its snapshot, which the sbatch scripts source
+    too."""
+    quoted = [shlex.quote(str(plan.run)) for plan in plans]
+    lines = (
+        [f"RUN={quoted[0]}"] if len(plans) == 1 else [f"RUNS=({' '.join(quoted)})", "RUN=${RUNS[$SLURM_ARRAY_TASK_ID]}"]
+    )
+    lines += [f"PYTHON={shlex.quote(sys.executable)}", 'cd "$RUN/code"']
+    if any(plan.after for plan in plans):
+        lines.append('"$PYTHON" -m jobs.cluster.submit ready "$RUN" "$SLURM_JOB_ID" || exit 0')
+    return [*lines, "source jobs/env.sh"]
+
+
+def make_executor(folder: Path, really: bool = True):
+    """submitit's Slurm executor; with really=False one that only renders text, on a machine without Slurm as well."""
+    from submitit import SlurmExecutor  # 0.1 s: not for --help and status
+
+    class Queue(SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return super().affinity() if really else 2
+
+    # submitit's own requeueing never runs, as the process replaces itself; the countdown is only kept from being a
+    # limit.
+    return Queue(folder, max_num_timeout=10_000, python=shlex.quote(sys.executable))
+
+
+def sbatch_text(plans: list[Plan], dependency: str = "", folder: Path | None = None) -> str:
+    """What would be submitted, to the letter."""
+    executor = make_executor((folder or plans[0].run) / "logs" / "submitit", really=False)
+    executor.update_parameters(**slurm_parameters(plans, dependency, folder))
+    if folder is not None:
+        executor.parameters["map_count"] = len(plans)
+    return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+# --- queueing ---------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def submit_lock(run: Path, wait: float = 60.0) -> Iterator[None]:
+    """One submitter at a time per run; the others wait, and then find the job that the first one queued."""
+    lock, end = Lock(run / "SUBMIT"), time.monotonic() + wait
+    while True:
+        try:
+            lock.acquire(wait=2.0)
+            break
+        except Locked:
+            if time.monotonic() > end:
+                raise SubmitError(
+                    f"{run}: another launch.py has been queueing this run for {wait:.0f} s; try again"
+                ) from None
+            time.sleep(0.1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_jobs(plan: Plan) -> None:
+    """Record the plan; the jobs submitted so far stay."""
+    about = {"submitted": []} | read_jobs(plan.run)
+    about |= {
+        "job": plan.job,
+        "max_restarts": plan.max_restarts,
+        "chain": plan.chain,
+        "after": plan.after,
+        "options": plan.options,
+    }
+    atomic_write(plan.run / "jobs.json", json.dumps(about, indent=1) + "\n")
+
+
+def note_submitted(run: Path, ids: list[tuple[str, str]]) -> None:
+    """Append (id, kind) of jobs just submitted to jobs.json."""
+    about = {"submitted": []} | read_jobs(run)
+    for job_id, kind in ids:
+        here = {"host": socket.gethostname()} if kind == "local" else {}
+        about["submitted"].append({"id": job_id, "kind": kind, "time": round(time.time(), 1)} | here)
+    atomic_write(run / "jobs.json", json.dumps(about, indent=1) + "\n")
+
+
+def prepare(plan: Plan) -> None:
+    """Make the run ready to be queued: folders, permissions, the lifted STOP, config.json, a fresh snapshot, `queued`.
+
+    Call under submit_lock. Raises ConfigError where the run cannot go on with this configuration.
+    """
+    run = RunDir(plan.run)
+    run.create()
+    (run.logs / "submitit").mkdir(exist_ok=True, mode=0o700)
+    if plan.shared:
+        for folder in (run.path, run.checkpoints, run.samples, run.plots, run.tensorboard, run.logs):
+            folder.chmod(0o750)
+    run.lift_stop()
+    store_config(run, plan.config)
+    run.unmark_done()  # a finished run comes here only to be extended
+    take_snapshot(plan.run)
+    write_jobs(plan)
+    write_state(plan.run, RunState.QUEUED, "")
+
+
+def write_state(run: Path, state: str, reason: str) -> None:
+    """A state that no training process reports: queued, waiting, stopped. What the last heartbeat knew is kept."""
+    about = RunDir(run).read_status() | {"state": state, "reason": reason, "updated": round(time.time(), 1)}
+    atomic_write(run / "status.json", json.dumps(about, sort_keys=True) + "\n")
+
+
+def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = None) -> list[str]:
+    """Queue one job, or an array with one task per plan (two or more) that logs into `folder`.
+
+    Returns the job ids in the order of the plans.
+    """
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    home = folder or plans[0].run
+    text = sbatch_text(plans, dependency, folder)
+    for plan in plans:
+        atomic_write(plan.run / "job.sbatch", text)
+    # Slurm hands the umask of this moment on to the tasks.
+    with clean_environment(), private_files(0o027 if plans[0].shared else 0o077):
+        executor = make_executor(home / "logs" / "submitit")
+        executor.update_parameters(**slurm_parameters(plans, dependency, folder))
+        commands = [plan.command() for plan in plans]
+        try:
+            if folder is None:
+                jobs = [executor.submit(os.execv, commands[0][0], commands[0])]
+            else:
+                jobs = executor.map_array(os.execv, [command[0] for command in commands], commands)
+        except (FailedJobError, FailedSubmissionError, OSError) as error:
+            for plan in plans:
+                write_state(plan.run, RunState.FAILED, "could not be queued")
+            raise SubmitError(f"Slurm refused the job: {plain_refusal(str(error))}") from None
+    for pickle in (home / "logs" / "submitit").glob("*.pkl"):
+        pickle.chmod(0o600)
+    for plan, job in zip(plans, jobs, strict=True):
+        note_submitted(plan.run, [(job.job_id, "main")])
+    return [job.job_id for job in jobs]
+
+
+def successor(run: Path, job_id: str, dependency: str) -> str:
+    """Queue the run's job again, to start when job `dependency` has ended however it ended. Returns the new id."""
+    command = ["sbatch", "--parsable", f"--dependency=afterany:{dependency}", str(run / "job.sbatch")]
+    try:
+        with clean_environment(), private_files():
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise SubmitError(f"sbatch: {error}") from None
+    new = done.stdout.strip().split(";")[0]
+    if done.returncode or not new.isdigit():
+        raise SubmitError(f"Slurm refused the next job of the chain: {plain_refusal(done.stderr)}")
+    folder = run / "logs" / "submitit"
+    shutil.copy2(folder / f"{job_id}_submitted.pkl", folder / f"{new}_submitted.pkl")
+    note_submitted(run, [(new, "chain")])
+    return new
+
+
+def ready(run: Path, job_id: str) -> int:
+    """At job start, for a run that comes after another: 0 if that one is done.
+
+    Otherwise the job waits on, or says what to do.
+    """
+    after = Path(read_jobs(run).get("after") or run)
+    if (after / "DONE").exists():
+        return 0
+    ids = {str(job["id"]) for job in read_jobs(after).get("submitted", [])}
+    try:
+        alive = [job.id for job in slurm.squeue().values() if job.id in ids and job.active]
+    except slurm.SlurmError:
+        alive = []
+    if alive:  # a chain: its later links did not exist when this job was queued
+        print(
+            f"{after.name} goes on as job {alive[-1]}; this run waits for that as job "
+            f"{successor(run, job_id, alive[-1])}"
+        )
+        return 1
+    again = f"python launch.py resume {after.name}, then python launch.py resume {run.name}"
+    text = f"{after.name} ended and is not done: {again}"
+    write_state(run, RunState.WAITING, text)
+    print(text)
+    return 1
+
+
+def submit_local(plan: Plan) -> str:
+    """Start the run on this machine, in a session of its own so that it outlives this terminal.
+
+    Returns the process id.
+    """
+    command = plan.command()
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):  # submitit would set its own
+        command = ["/usr/bin/env", f"CUDA_VISIBLE_DEVICES={visible}", *command]
+    starter = [sys.executable, "-m", "jobs.cluster.submit", "start-local", str(plan.run), str(plan.gpus), *command]
+    done = subprocess.run(
+        starter,
+        cwd=specs.ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+    )
+    answer = done.stdout.strip()
+    if not answer.isdigit():
+        raise SubmitError(
+            f"the process could not be started: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
+    note_submitted(plan.run, [(answer, "local")])
+    return answer
+
+
+def start_local(run: Path, gpus: int, command: list[str]) -> None:
+    """Hand the command to submitit's local executor and print the process id; runs in the new session."""
+    from submitit import LocalExecutor
+
+    answer = os.dup(1)  # what submitit starts must not hold our caller's pipe open
+    log = os.open(run / "logs" / "submitit" / "controller.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(run / "code")
+    shared = run.stat().st_mode & 0o070
+    with private_files(0o027 if shared else 0o077):
+        executor = LocalExecutor(run / "logs" / "submitit")
+        executor.update_parameters(
+            timeout_min=LOCAL_MINUTES, tasks_per_node=1, gpus_per_node=gpus, stderr_to_stdout=True
+        )
+        job = executor.submit(os.execv, command[0], command)
+    for pickle in (run / "logs" / "submitit").glob("*.pkl"):
+        pickle.chmod(0o600)
+    os.write(answer, job.job_id.encode())
+
+
+@contextlib.contextmanager
+def clean_environment() -> Iterator[None]:
+    """Without the variables of a surrounding job; SLURM_CONF stays, as it says which cluster to talk to."""
+    taken = {k: v for k, v in os.environ.items() if k.startswith(FOREIGN) and k != "SLURM_CONF"}
+    for name in taken:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+
+
+@contextlib.contextmanager
+def private_files(mask: int = 0o077) -> Iterator[None]:
+    """Files made here are the user's alone: the pickle, above all, is code to whoever may write it."""
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def plain_refusal(text: str) -> str:
+    """The line of an sbatch failure that says why."""
+    lines = [line.strip() for line in text.splitlines() if "error:" in line.lower()]
+    reason = lines[-1] if lines else (text.strip().splitlines() or ["no message"])[-1]
+    return reason.replace("sbatch: error: ", "").replace("Batch job submission failed: ", "")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["start-local", run, gpus, *command]:
+            start_local(Path(run), int(gpus), command)
+        case ["ready", run, job_id]:
+            sys.exit(ready(Path(run), job_id))
+        case _:
+            sys.exit("jobs.cluster.submit is called by launch.py and by its jobs")

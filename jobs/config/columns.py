@@ -1,0 +1,96 @@
+"""The columns of metrics.jsonl: one row each says where a person sees it. Torch-free.
+
+A column that a run writes and no row names goes to TensorBoard's group `other`, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. A name that ends in `_*` stands for all that begin alike: a class, a quarter of the noise levels."""
+
+    name: str
+    group: str  # of TensorBoard
+    panel: str = ""  # of losses.png; '' leaves it out
+    short: str = ""  # in the progress line; '' leaves it out
+    told: bool = False  # in `launch.py status RUN` and in the table of a sweep
+
+    def matches(self, name: str) -> bool:
+        """Whether this row is of the column `name`."""
+        return name == self.name or (self.name.endswith("_*") and name.startswith(self.name[:-1]))
+
+
+LOSS, DIVERSITY, PENALTIES = "loss", "diversity", "regularisers"
+OTHER_PATIENTS = "loss on other patients"
+PSNR, SSIM, SPREAD = "PSNR of reconstructions, dB", "SSIM of reconstructions", "spread of the latents"
+
+GENERATIVE = (
+    Column("diversity", "health", DIVERSITY, "div", told=True),
+    Column("diversity_*", "health", DIVERSITY),
+)
+GAN = (
+    Column("loss_D", "loss", LOSS, "D", told=True),
+    Column("loss_G", "loss", LOSS, "G", told=True),
+    Column("logits_real", "discriminator", "D's logits"),
+    Column("logits_fake", "discriminator", "D's logits"),
+    Column("sign_real", "discriminator"),
+    Column("r1", "regularisers", PENALTIES, "r1"),
+    Column("r2", "regularisers", PENALTIES),
+    Column("pl_penalty", "regularisers", PENALTIES),
+    Column("path_length", "regularisers", PENALTIES, "pl"),
+    Column("pl_mean", "regularisers"),
+    Column("ada_p", "health", "ADA's p", "ada"),
+    *GENERATIVE,
+)
+OPTIMISER = (Column("grad_norm", "optimiser"), Column("lr", "optimiser"))
+VAE = (
+    Column("loss_pixels", "loss", LOSS, "pixels", told=True),
+    Column("loss_structure", "loss", LOSS),
+    Column("loss_perceptual", "loss", LOSS),
+    Column("loss_adversarial", "loss", LOSS),
+    Column("loss_D", "loss", LOSS, "D"),
+    Column("kl", "regularisers", PENALTIES, "kl", told=True),
+    Column("val_psnr", "validation", PSNR, "PSNR", told=True),
+    Column("val_ssim", "validation", SSIM, "SSIM", told=True),
+    Column("val_psnr_head", "validation", PSNR),
+    Column("val_ssim_head", "validation", SSIM),
+    Column("val_l1", "validation"),
+    Column("train_psnr", "validation", PSNR, "PSNR", told=True),
+    Column("train_ssim", "validation", SSIM, "SSIM", told=True),
+    Column("train_psnr_head", "validation", PSNR),
+    Column("train_ssim_head", "validation", SSIM),
+    Column("train_l1", "validation"),
+    Column("latent_std", "latents", SPREAD),
+    Column("posterior_std", "latents", SPREAD),
+    Column("active_channels", "latents"),
+    Column("latent_mean", "latents"),
+    Column("latent_std_min", "latents"),
+    Column("latent_std_max", "latents"),
+    Column("gan_balance", "optimiser"),
+    *OPTIMISER,
+)
+DIFFUSION = (
+    Column("loss", "loss", LOSS, "loss", told=True),
+    Column("val_loss", "validation", OTHER_PATIENTS, "val", told=True),
+    Column("val_loss_*", "validation", OTHER_PATIENTS),
+    Column("train_loss", "validation", OTHER_PATIENTS, "train", told=True),
+    Column("train_loss_*", "validation", OTHER_PATIENTS),
+    *GENERATIVE,
+    *OPTIMISER,
+)
+# What every run logs of the machine, and where it is.
+COMMON = (
+    Column("img_per_s", "speed", told=True),
+    Column("sec_per_kimg", "speed"),
+    Column("tflops", "speed"),
+    Column("peak_share", "speed"),
+    Column("data_wait", "speed"),
+    Column("checkpoint_wait", "speed"),
+    Column("gpu_gb", "speed", short="GB"),
+    Column("gpu_util", "speed"),
+    Column("rss_gb", "speed"),
+)
+PLACE = ("nimg", "kimg")  # no columns but the place of a row

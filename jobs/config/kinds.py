@@ -1,0 +1,119 @@
+"""The kinds of model: one row of JOBS each, with all that the other rooms need to know of one. Torch-free."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from jobs.config import columns, presets, rules, sizes
+from jobs.config.columns import Column
+from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, TrainConfig, VaeConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kind of training job.
+
+    memory_gb(config, world) is per GPU, checkpoint_gb(config) per checkpoint; both rough.
+    """
+
+    script: str
+    config: type[TrainConfig]
+    presets: Mapping[str, dict]
+    default_preset: str
+    check: Callable[..., None]  # refuses values of its own fields that cannot work: check(config)
+    memory_gb: Callable[..., float]
+    checkpoint_gb: Callable[..., float]
+    columns: tuple[Column, ...]
+    predicts: tuple[str, ...]  # the commands of predict.py that take such a model
+    model: Callable[[], type]  # the class of its trained models; imported when called, as it needs torch
+
+
+def _gan() -> type:
+    from jobs.predict.gan import GanModel
+
+    return GanModel
+
+
+def _vae() -> type:
+    from jobs.predict.autoencoder import VaeModel
+
+    return VaeModel
+
+
+def _diffusion() -> type:
+    from jobs.predict.denoiser import DiffusionModel
+
+    return DiffusionModel
+
+
+JOBS: dict[str, Job] = {
+    "stylegan2": Job(
+        script="train_gan.py",
+        config=GanConfig,
+        presets=presets.GAN_PRESETS,
+        default_preset="adni256",
+        check=rules.check_gan,
+        memory_gb=sizes.gan_memory_gb,
+        checkpoint_gb=sizes.gan_checkpoint_gb,
+        columns=columns.GAN,
+        predicts=("generate", "interpolate", "mix", "project", "direction", "evaluate", "tsne"),
+        model=_gan,
+    ),
+    "vae": Job(
+        script="pretrain_vae.py",
+        config=VaeConfig,
+        presets=presets.VAE_PRESETS,
+        default_preset="adni256-ldm",
+        check=rules.check_vae,
+        memory_gb=sizes.vae_memory_gb,
+        checkpoint_gb=sizes.vae_checkpoint_gb,
+        columns=columns.VAE,
+        predicts=("reconstruct", "tsne"),
+        model=_vae,
+    ),
+    "diffusion": Job(
+        script="train_diffusion.py",
+        config=DiffusionConfig,
+        presets=presets.DIFFUSION_PRESETS,
+        default_preset="adni256-ldm",
+        check=rules.check_diffusion,
+        memory_gb=sizes.diffusion_memory_gb,
+        checkpoint_gb=sizes.diffusion_checkpoint_gb,
+        columns=columns.DIFFUSION,
+        predicts=("generate", "interpolate", "denoise", "direction", "evaluate", "tsne"),
+        model=_diffusion,
+    ),
+}
+
+
+def job(name: str) -> Job:
+    """The row of a job by its name. Raises ConfigError that lists the names there are."""
+    if name not in JOBS:
+        raise ConfigError(f"--job {name}: there is no such job; choose from {', '.join(JOBS)}")
+    return JOBS[name]
+
+
+def name_of(config: TrainConfig | type[TrainConfig]) -> str:
+    """The name of the job that a config, or a class of configs, is of."""
+    cls = config if isinstance(config, type) else type(config)
+    return next(name for name, row in JOBS.items() if row.config is cls)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse values that cannot work, each with one line that names the fix. Raises ConfigError."""
+    rules.check_common(config)
+    JOBS[name_of(config)].check(config)
+    rules.check_world(config, world=int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def known_columns() -> list[Column]:
+    """The columns of all jobs, each once, in the order of JOBS; then what every run logs."""
+    return list(dict.fromkeys([c for row in JOBS.values() for c in row.columns] + list(columns.COMMON)))
+
+
+def column(name: str) -> Column:
+    """What is known of a column of metrics.jsonl; of the group `other` where nothing is."""
+    found = [c for c in known_columns() if c.matches(name)]
+    return min(found, key=lambda c: c.name != name, default=Column(name, "other"))

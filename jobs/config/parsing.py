@@ -1,0 +1,130 @@
+"""From a command line or a stored config.json to a resolved configuration, and its name."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jobs.config import kinds
+from jobs.config.rules import FREE
+from jobs.config.specs import ROOT, ConfigError, TrainConfig, read_json
+from jobs.config.version import version
+
+Config = TypeVar("Config", bound=TrainConfig)
+PATH_FIELDS = ("data", "init_from", "vae", "perceptual_file")  # made absolute: a job may run in another folder
+
+
+def parse_config(
+    cls: type[Config], argv: list[str] | None = None, data_of: Callable[[str], str] = lambda preset: ""
+) -> Config:
+    """Resolve a config from the command line. Wrong flags exit with code 2; wrong values raise ConfigError.
+
+    With `--run` of an existing run and no `--preset`, the run's own config is what the flags are laid over, so that
+    `--run DIR` alone resumes it. data_of(preset): the path of the data where neither flag nor preset names one.
+    """
+    config, unknown = parse_known(cls, argv, data_of)
+    assert not unknown, unknown
+    return config
+
+
+def parse_known(
+    cls: type[Config],
+    argv: list[str] | None = None,
+    data_of: Callable[[str], str] = lambda preset: "",
+    let_unknown_pass: bool = False,
+) -> tuple[Config, list[str]]:
+    """parse_config; with `let_unknown_pass` also the words that are no flags of this class, instead of their
+    refusal."""
+    import tyro  # slow to import, and launch.py needs the presets only
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    base = _base(cls, *_run_and_preset(argv))
+    parsed: Any = tyro.cli(  # type: ignore[call-overload]
+        cls,
+        args=argv,
+        default=base,
+        prog=Path(sys.argv[0]).name,
+        config=(tyro.conf.HelptextFromCommentsOff,),
+        return_unknown_args=let_unknown_pass,
+    )
+    config, unknown = parsed if let_unknown_pass else (parsed, [])
+    config = replace(config, data=config.data or data_of(config.preset))
+    paths: dict[str, Any] = {name: _absolute(value) for name in PATH_FIELDS if (value := getattr(config, name, ""))}
+    config = replace(config, **paths)
+    config = replace(config, run=_absolute(config.run) if config.run else str(ROOT / "runs" / default_name(config)))
+    kinds.check(config)
+    return config, unknown
+
+
+def _run_and_preset(argv: list[str]) -> tuple[str | None, str | None]:
+    """What --run and --preset say: they choose the values that the other flags are laid over."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--run")
+    first.add_argument("--preset")
+    first.add_argument("--version", action="version", version=version())
+    known, _ = first.parse_known_args(argv)
+    return known.run, known.preset
+
+
+def _base(cls: type[Config], run: str | None, preset: str | None) -> Config:
+    """The values below the flags: of the named preset, else of the stored run, else of the default preset."""
+    stored = Path(run, "config.json").expanduser() if run else None
+    if preset is None and stored is not None and stored.is_file():
+        base = from_dict(cls, read_json(stored))
+    else:
+        job = kinds.JOBS[kinds.name_of(cls)]
+        name = job.default_preset if preset is None else preset
+        if name not in job.presets:
+            raise ConfigError(f"--preset {name}: there is no such preset; choose from {', '.join(job.presets)}")
+        base = replace(cls(), **job.presets[name], preset=name)
+    base = replace(base, dry_run=False, override=False)
+    return replace(base, run=run) if run else base
+
+
+def _absolute(path: str) -> str:
+    """An absolute path, so that a job in another folder means the same; `phantom[:N]` is no path."""
+    return path if path == "phantom" or path.startswith("phantom:") else str(Path(path).expanduser().absolute())
+
+
+def from_dict(cls: type[Config], values: dict) -> Config:
+    """A config from a stored dict; fields that a newer version added keep their defaults, unknown ones are an error."""
+    known = {f.name: getattr(cls(), f.name) for f in fields(cls)}
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        names = ", ".join(repr(name)[:40] for name in unknown[:5])
+        raise ConfigError(f"the stored config has unknown fields {names}; it is damaged, or from another version")
+    for name, value in values.items():
+        default = known[name]
+        fits = isinstance(value, (int, float)) if isinstance(default, float) else isinstance(value, type(default))
+        if not fits or (isinstance(value, bool) != isinstance(default, bool)):
+            raise ConfigError(f"the stored config's {name} is {value!r}, expected {type(default).__name__}")
+    return cls(**values)
+
+
+def result_fields(config: TrainConfig) -> dict:
+    """The fields that change the result: what names a run, and what a weights file says of its origin."""
+    return {k: v for k, v in sorted(asdict(config).items()) if k not in FREE}
+
+
+def config_hash(config: TrainConfig) -> str:
+    """8 hex digits over the fields that change the result."""
+    content = result_fields(config)
+    if config.init_from:
+        content["init_from"] = config.init_from
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def default_name(config: TrainConfig) -> str:
+    """Name of a run that was given none: its job and its config_hash."""
+    return f"{kinds.name_of(config)}-{config_hash(config)}"
+
+
+def to_json(config: TrainConfig) -> str:
+    """A config as JSON, its fields sorted."""
+    return json.dumps(asdict(config), indent=2, sort_keys=True)

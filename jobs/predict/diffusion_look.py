@@ -1,0 +1,160 @@
+"""What a diffusion run shows while it trains: grids, their diversity, and the loss on other patients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from data.batches import to_float, to_uint8
+from data.latents import Latents
+from data.packfile import Pack
+from jobs.config.specs import DiffusionConfig
+from jobs.predict.latent_space import CHUNK, Data
+from jobs.training import collectives, randomness, ranks
+from jobs.view.grids import image_grid
+from models import samplers, schedules, targets
+from models.metrics import class_diversity, diversity_ratio
+from models.optim import memory_layout
+from models.unet import UNet
+from models.vae import LatentScale, posterior_sample
+
+LOOKED_AT = 256  # slices of other patients that the validation loss is taken over
+GRID_CHUNK = 16  # the same for the slices of a grid
+BINS = 4  # of noise levels, each with a validation loss of its own
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+def predictor(network: Callable, labels: torch.Tensor | None, dtype: torch.dtype) -> targets.Denoise:
+    """network(x, t, labels) as a function of (x, t), under autocast."""
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            return network(x.contiguous(memory_format=memory_layout(x.device)), t, labels).float()
+
+    return predict
+
+
+# --- what a person sees -----------------------------------------------------------------------------------------------
+class Sampler:
+    """Grids from fixed noise, their diversity, and the loss on other patients at fixed times and noise."""
+
+    def __init__(
+        self,
+        c: DiffusionConfig,
+        pack: Pack,
+        data: Data,
+        held_out: Pack | None,
+        held_out_latents: Latents | None,
+        schedule: schedules.Schedule,
+        rt: ranks.Runtime,
+        dtype: torch.dtype,
+    ):
+        self.c, self.data, self.schedule, self.rt, self.dtype = c, data, schedule, rt, dtype
+        self.classes = pack.classes
+        self.columns = 8 if c.resolution <= 128 else 6
+        self.number = self.columns * (6 if c.resolution <= 128 else 4)
+        gen = randomness.generator(c.seed, 0, "grid", rt.device)
+        self.noise = torch.randn(self.number, *data.shape, generator=gen, device=rt.device)
+        self.labels = None
+        if c.conditional:  # whole rows of one class
+            self.labels = torch.arange(self.number, device=rt.device) // self.columns % len(pack.classes)
+        count = min(64, len(pack.labels))
+        pick = torch.linspace(0, len(pack.labels) - 1, count).round().long().tolist()
+        self.real = to_float(torch.stack([torch.from_numpy(pack.images[i].copy()) for i in pick])).to(rt.device)
+        self.real_labels = torch.tensor([int(pack.labels[i]) for i in pick], device=rt.device)
+        self.prefix = "train_loss" if held_out is None else "val_loss"
+        looked_at = (pack, data.latents) if held_out is None else (held_out, held_out_latents)
+        self.looked_at = self._fixed(*looked_at, rt.device)
+
+    def _fixed(self, pack: Pack, latents: Latents | None, device: torch.device) -> tuple:
+        """(x0, labels, noise, t) of slices spread over the patients, always the same."""
+        count = min(LOOKED_AT, len(pack.labels))
+        pick = torch.linspace(0, len(pack.labels) - 1, count).round().long().numpy()
+        gen = randomness.generator(self.c.seed, 0, "validation", device)
+        if latents is None:
+            x0 = to_float(torch.from_numpy(pack.images[pick])).to(device)
+        else:
+            mean, logvar = torch.from_numpy(latents.values[pick]).to(device).float().unbind(1)
+            sample = posterior_sample(mean, logvar, torch.randn(mean.shape, generator=gen, device=device))
+            x0 = self.data.scale.normalise(sample)
+        labels = torch.from_numpy(pack.labels[pick]).to(device) if self.c.conditional else None
+        # Spread as evenly as can be, over all and over those of any one patient.
+        t = (torch.arange(count, device=device) * 0.6180339887498949 + 0.5) % 1
+        if self.c.times.startswith("fast-"):
+            steps = torch.tensor(schedules.fast_steps(self.c.times, self.c.fast_steps), device=device)
+            t = steps[(t * len(steps)).long()].float() / (schedules.T - 1)
+        return x0, labels, torch.randn(x0.shape, generator=gen, device=device), t
+
+    def reals(self):
+        captions = None
+        if self.labels is not None:
+            captions = [self.classes[int(k)] for k in self.real_labels[: self.number]]
+        return image_grid(to_uint8(self.real[: self.number]).cpu().numpy(), self.columns, labels=captions)
+
+    def mine(self, number: int, size: int) -> list[torch.Tensor]:
+        """The chunks of 0 .. number - 1 that this rank takes. A chunk is the same for any number of ranks."""
+        chunks = torch.arange(number, device=self.rt.device).split(size)
+        return list(chunks[self.rt.rank :: self.rt.world])
+
+    @torch.no_grad()
+    def __call__(self, unet: UNet, scale: LatentScale, nimg: int):
+        """(picture of the grid or None, {figures}), on all ranks at once. Diversity is 1 where generated slices vary as
+        much as real ones."""
+        images = collectives.reduce_sum(self.rt, self.samples(unet, scale))
+        figures = self.validate(unet)
+        if nimg:  # an untrained network's noise says nothing
+            figures["diversity"] = float(diversity_ratio(images, self.real))
+            real = class_diversity(self.real, self.real_labels)
+            for k, value in class_diversity(images, self.labels).items() if self.labels is not None else ():
+                if real.get(k):
+                    figures[f"diversity_{self.classes[k]}"] = float(value / real[k])
+        if self.rt.rank:
+            return None, figures
+        captions = None if self.labels is None else [self.classes[int(k)] for k in self.labels]
+        return image_grid(to_uint8(images).cpu().numpy(), self.columns, labels=captions), figures
+
+    def samples(self, unet: UNet, scale: LatentScale) -> torch.Tensor:
+        """Images (number, C, R, R) in -1 .. 1 of the fixed noise; zero where they are other ranks'."""
+        images = torch.zeros(self.number, self.c.channels, self.c.resolution, self.c.resolution, device=self.rt.device)
+        times = schedules.fast_times(self.c.times, self.c.fast_steps) if self.c.times.startswith("fast-") else None
+        for i in self.mine(self.number, GRID_CHUNK):
+            gen = randomness.generator(self.c.seed, int(i[0]), "ancestral", self.rt.device)
+            predict = predictor(unet, None if self.labels is None else self.labels[i], self.dtype)
+            denoise = samplers.denoiser(predict, self.schedule, self.c.target, clamp=float(self.c.space == "pixel"))
+            x0 = samplers.sample(
+                denoise,
+                self.noise[i],
+                self.schedule,
+                self.c.sampler,
+                self.c.steps,
+                times=times,
+                fresh=partial(noise_like, gen),
+            )
+            images[i] = self.data.to_images(x0, scale, self.dtype)
+        return images
+
+    @torch.no_grad()
+    def validate(self, unet: UNet) -> dict[str, float]:
+        """Loss on other patients (where there are any), over all and over each quarter of the times (0: least
+        noise)."""
+        x0, labels, noise, t = self.looked_at
+        losses = torch.zeros(len(x0), device=self.rt.device)
+        for i in self.mine(len(x0), CHUNK):
+            predict = predictor(unet, None if labels is None else labels[i], self.dtype)
+            losses[i] = targets.diffusion_loss(
+                predict, x0[i], noise[i], t[i], self.schedule, target=self.c.target, min_snr_gamma=self.c.min_snr_gamma
+            )
+        losses = collectives.reduce_sum(self.rt, losses)
+        figures = {self.prefix: float(losses.mean())}
+        for k in range(BINS):
+            inside = (t * BINS).long().clamp(max=BINS - 1) == k
+            if bool(inside.any()):
+                figures[f"{self.prefix}_{k}"] = float(losses[inside].mean())
+        return figures
+
+
+def noise_like(gen: torch.Generator, x: torch.Tensor) -> torch.Tensor:
+    """Fresh Gaussian noise of the shape of x."""
+    return torch.randn(x.shape, generator=gen, device=x.device)

@@ -1,0 +1,163 @@
+"""`direction`: the same brain with more and less of a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from jobs.config.specs import ConfigError
+from jobs.predict.denoiser import DiffusionModel
+from jobs.predict.features import Reference, given_features, measure, open_data, open_features
+from jobs.predict.gan import GanModel
+from jobs.predict.output import Output
+from jobs.predict.trained import UsageError
+from jobs.training import ranks
+from jobs.view.grids import image_grid, save_png
+from models import quality
+
+SAMPLES = 512  # latents over which the classes' difference in w is averaged
+
+
+class Step(NamedTuple):
+    """From one class to another in w."""
+
+    start: str
+    end: str
+    w: torch.Tensor  # (rows, w_dim) of the start class
+    step: torch.Tensor  # (w_dim,)
+    share_of_end: Callable[[np.ndarray], torch.Tensor] | None  # pictures -> whether each is recognised as the end class
+
+
+class Strip(NamedTuple):
+    """rows: latents to move. steps: pictures in a row. strength: 1 goes as far as the classes lie apart on average."""
+
+    rows: int = 4
+    steps: int = 7
+    strength: float = 1.5
+
+
+def direction(
+    model: GanModel | DiffusionModel,
+    out: Output,
+    *,
+    ends: tuple[str, str] = ("", ""),
+    strip: Strip = Strip(),
+    seed: int = 0,
+    reference: Reference = Reference(),
+    **how,
+) -> None:
+    """A strip per latent, from its own class to the other one and beyond.
+
+    ends: the classes; AD and NC, or the first two, where they are ''. `how`: of a diffusion network, as its `way`.
+    """
+    out.make()
+    rows, steps, strength = strip
+    amounts = [strength * j / (steps - 1) for j in range(steps)]
+    more: dict = {}
+    if isinstance(model, DiffusionModel):
+        start, end = end_classes(ends, classes_of(model))
+        images = blended_strip(model, (start, end), amounts, rows, seed, how)
+        settings = model.settings(seed=seed, **how)
+    else:
+        found = class_step(model, out, ends, rows, seed, reference)
+        start, end = found.start, found.end
+        ws = torch.stack([w + t * found.step for w in found.w for t in amounts])
+        images = model.synthesise(model.G.broadcast(ws))
+        more = {"length": float(found.step.norm())}
+        if found.share_of_end is not None:
+            is_end = found.share_of_end(images).view(-1, steps)
+            more["recognised_as_end"] = is_end.double().mean(0).tolist()
+        settings = model.settings(seed=seed, noise="fixed")
+    labels = [{0.0: start, 1.0: f"{end} (1)"}.get(t, f"{t:.3g}") for t in amounts]
+    save_png(out / "direction.png", image_grid(images, steps, column_labels=labels))
+    settings |= {"rows": rows, "steps": steps, "strength": strength, "from": start, "to": end}
+    out.json("direction.json", model, settings, amounts=amounts, **more)
+    what = f"{len(images) // steps} x {steps} pictures from {start} to {end}"
+    out.tell(model, what, "direction.png", "direction.json")
+
+
+def classes_of(model: DiffusionModel) -> list[str]:
+    """Its classes; ConfigError where it has none."""
+    if not model.classes:
+        raise ConfigError(
+            f"{model.path}: trained without classes, so nothing leads from one to the other; train with --conditional"
+        )
+    return model.classes
+
+
+def blended_strip(
+    model: DiffusionModel, ends: tuple[str, str], amounts: Sequence[float], rows: int, seed: int, how: dict
+) -> np.ndarray:
+    """uint8 (rows * steps, C, H, W): the same noise denoised with both classes' predictions, of which the end's has the
+    share that `amounts` says; beyond 1 it is guidance away from the start."""
+    a, b = (torch.tensor([model.classes.index(name)], device=model.device) for name in ends)
+    way, images = model.still_way(how.get("sampler"), how.get("steps"), how.get("guidance")), []
+    for i in tqdm(range(rows), unit=" rows", disable=None):
+        noise = model.draw(seed, [i])
+        for part in torch.tensor(amounts, device=model.device).split(model.batch):
+            n = len(part)
+            images.append(
+                model.denoised(noise.expand(n, -1, -1, -1), a.expand(n), way, towards=b.expand(n), share=part)
+            )
+    return np.concatenate(images)
+
+
+def class_step(model: GanModel, out: Output, ends: tuple[str, str], rows: int, seed: int, reference: Reference) -> Step:
+    """The step from class to class in w.
+
+    A conditional generator gives it by mapping the same z to both classes. Of another one, samples are sorted into
+    classes by a linear probe on features of real training slices, which then also judges the strip.
+    """
+    indices = list(range(SAMPLES))
+    z = model.draw_z(seed, indices)
+    if model.classes:
+        start, end = end_classes(ends, model.classes)
+        a, b = (model.map_latents(z, torch.full((len(z),), model.classes.index(name))) for name in (start, end))
+        return Step(start, end, a[:rows], (b - a).mean(0), None)
+    rt = ranks.Runtime(0, 1, 0, model.device, torch.get_num_threads())
+    given = given_features(reference.feature_weights)
+    real = open_data(model, reference.data, print)
+    start, end = end_classes(ends, list(real.train.classes))
+    network, _ = open_features(given, real.train, out.folder, rt)
+    train, _ = measure(
+        rt, network, lambda r: torch.from_numpy(np.array(real.train.images[r])), len(real.train), "training slices"
+    )
+    labels = real.labels(real.train)
+    known = labels >= 0
+    probe = quality.LinearProbe(train[known], labels[known].to(train.device), len(real.train.classes))
+    w = model.map_latents(z, None)
+
+    def drawn(r: Sequence[int]) -> torch.Tensor:  # with the fixed noise of the strip
+        return torch.from_numpy(model.synthesise(model.G.broadcast(w[r[0] : r[-1] + 1])))
+
+    fake, _ = measure(rt, network, drawn, len(indices), "generated")
+    found = probe.predict(fake)
+    of_start, of_end = (found == real.train.classes.index(name) for name in (start, end))
+    if min(int(of_start.sum()), int(of_end.sum())) < max(rows, 8):
+        raise ConfigError(
+            f"{model.path}: too few of {len(indices)} samples look like {start} or like {end}; train longer"
+        )
+    number = real.train.classes.index(end)
+
+    def share_of_end(images: np.ndarray) -> torch.Tensor:
+        return probe.predict(network(torch.from_numpy(images))) == number
+
+    return Step(start, end, w[of_start][:rows], w[of_end].mean(0) - w[of_start].mean(0), share_of_end)
+
+
+def end_classes(ends: tuple[str, str], classes: list[str]) -> tuple[str, str]:
+    """--from and --to; AD and NC, or the first two classes, where they are not given."""
+    if len(classes) < 2:
+        raise ConfigError("direction needs two classes, in the model or in the data; name labelled data with --data")
+    default = ("AD", "NC") if {"AD", "NC"} <= set(classes) else (classes[0], classes[1])
+    chosen = ends[0] or default[0], ends[1] or default[1]
+    for name in chosen:
+        if name not in classes:
+            raise UsageError(f"--from/--to {name}: no such class; choose from {', '.join(classes)}")
+    if chosen[0] == chosen[1]:
+        raise UsageError(f"--from and --to are both {chosen[0]}; choose two of {', '.join(classes)}")
+    return chosen

@@ -1,0 +1,174 @@
+"""`evaluate`: how good, how varied, copied or not: every figure beside the same figure of real slices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from jobs.predict.features import (
+    Images,
+    RealSlices,
+    Reference,
+    generated,
+    given_features,
+    measure,
+    open_data,
+    open_features,
+    rows_of,
+)
+from jobs.predict.output import Output
+from jobs.predict.trained import Trained
+from jobs.training import collectives, randomness
+from jobs.view.grids import save_png
+from jobs.view.pictures import pairs_picture
+from jobs.view.report import print_figures
+from models import quality
+
+PAIR_POOL, PAIRS = 1000, 1000  # slices from which pairs are drawn, and pairs per class, for MS-SSIM
+Measured = tuple[torch.Tensor, torch.Tensor]  # features (N, D), thumbnails (N, T)
+
+
+def evaluate(
+    open_on: Callable[[torch.device], Any],
+    out: Output,
+    *,
+    number: int = 5000,
+    seed: int = 0,
+    label: str = "all",
+    reference: Reference = Reference(),
+    how_of: Callable[[Any], dict] = lambda model: {},
+    on_cpu: bool = False,
+) -> None:
+    """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them.
+
+    Runs on all ranks of a torchrun, if there are several. open_on(device): the model. how_of(model): what its `sample`
+    takes beside number, seed and label.
+    """
+    clock = [time.monotonic()]
+    rt = collectives.init_runtime()
+    if rt.world == 1 and on_cpu:
+        rt = replace(rt, device=torch.device("cpu"))
+    model = open_on(rt.device)
+    how = how_of(model)
+    labels = model.labels(label, list(range(number)))
+    given = given_features(reference.feature_weights)
+    real = open_data(model, reference.data, print if rt.rank == 0 else lambda text: None)
+    out.make()
+    network, features_name = open_features(given, real.train, out.folder, rt)
+    images_of = generated(model, seed, label, how)
+    clock.append(time.monotonic())
+    fake = measure(rt, network, images_of, number, "generated")
+    clock.append(time.monotonic())
+    train = measure(rt, network, lambda r: rows_of(real.train, r), len(real.train), "training slices")
+    heldout = measure(rt, network, lambda r: rows_of(real.heldout, r), len(real.heldout), "held-out slices")
+    clock.append(time.monotonic())
+    collectives.shutdown(rt)
+    if rt.rank:
+        return
+    count = min(number, len(real.train))
+    spread = torch.linspace(0, len(real.train) - 1, count).round().long()  # over all training subjects
+
+    def draw() -> torch.Generator:  # the same subsets for both
+        return randomness.generator(seed, 0, "predict kid")
+
+    figures = {
+        "distances": {"generated": quality.set_figures(fake[0][:count], heldout[0], draw()),
+                      "training slices": quality.set_figures(train[0][spread], heldout[0], draw())},
+        "ms_ssim": diversity_of_pairs(model, real, images_of, labels, number, seed),
+        "copying": copying_figures(fake, train, heldout, real, images_of, out),
+    }  # fmt: skip
+    if labels is not None:
+        sets = ((fake[0], labels), (train[0], real.labels(real.train)), (heldout[0], real.labels(real.heldout)))
+        known = [(x[(y >= 0).to(x.device)], y[y >= 0].to(x.device)) for x, y in sets]
+        figures["class_fidelity"] = quality.class_fidelity(known[0], known[1], known[2], len(model.classes))
+    clock.append(time.monotonic())
+    notes = notes_on(model, real, count, number, int(fake[0].shape[1]))
+    phases = ("start", "generated", "real slices", "figures")
+    seconds = {name: round(b - a, 2) for name, (a, b) in zip(phases, pairwise(clock), strict=True)}
+    settings = model.settings(seed=seed, label=label, **how) | {"number": number, "features": features_name}
+    about = real.about()
+    out.json(
+        "metrics.json",
+        model,
+        settings,
+        data=about,
+        compared=count,
+        **figures,
+        notes=notes,
+        ranks=rt.world,
+        seconds=seconds,
+    )
+    print_figures(figures, features_name, about, notes)
+    out.tell(model, f"{number} slices evaluated", "metrics.json", "copies-pixels.png", "copies-features.png")
+
+
+def copying_figures(
+    fake: Measured, train: Measured, heldout: Measured, real: RealSlices, images_of: Images, out: Output
+) -> dict:
+    """How near generated slices are to training ones by pixels and by features, with a picture of the closest of
+    each."""
+    groups = real.subjects(real.heldout).to(fake[0].device)
+    found: dict[str, dict] = {}
+    for space, k, centre in (("pixels", 1, None), ("features", 0, train[0].mean(0))):
+        found[space], pairs = quality.copying(fake[k], train[k], heldout[k], groups, centre)
+        closest = [{"generated": i, "training": real.train.names[j], "distance": d} for i, j, d in pairs]
+        found[space]["closest"] = closest
+        fakes = images_of([i for i, _, _ in pairs]).numpy()
+        reals = np.stack([real.train.images[j] for _, j, _ in pairs])
+        save_png(out / f"copies-{space}.png", pairs_picture(fakes, reals, pairs))
+    return found
+
+
+def diversity_of_pairs(
+    model: Trained, real: RealSlices, images_of: Images, labels: torch.Tensor | None, number: int, seed: int
+) -> dict:
+    """MS-SSIM of random pairs within each class: of generated slices, and of held-out ones of different subjects."""
+    pool = min(number, PAIR_POOL)
+    fakes = images_of(range(pool))
+    rows = torch.linspace(0, len(real.heldout) - 1, min(len(real.heldout), PAIR_POOL)).round().long()
+    reals, groups = rows_of(real.heldout, rows.numpy()), real.subjects(real.heldout)[rows]
+    fake_labels = torch.zeros(pool, dtype=torch.int64) if labels is None else labels[:pool]
+    real_labels = torch.zeros(len(rows), dtype=torch.int64) if labels is None else real.labels(real.heldout)[rows]
+    sets = {"generated": (fakes, torch.arange(pool), fake_labels), "held-out slices": (reals, groups, real_labels)}
+    found: dict = {}
+    for k, name in enumerate(model.classes or ["all"]):
+        for source, (images, subjects, of_class) in sets.items():
+            here = (of_class == k).nonzero()[:, 0]
+            draw = randomness.generator(seed, k, f"predict pairs {source}")
+            pairs = here[quality.draw_pairs(subjects[here], PAIRS, draw)]
+            if len(pairs) >= 2:
+                values = quality.pair_similarity(images, pairs)
+                about = {"mean": float(values.mean()), "sd": float(values.std()), "pairs": len(pairs)}
+                found.setdefault(name, {})[source] = about
+    return found
+
+
+def notes_on(model: Trained, real: RealSlices, compared: int, number: int, dim: int) -> list[str]:
+    """What a reader of the figures has to know."""
+    heldout, unknown = len(real.heldout), sum(not subject for subject in real.heldout.subjects)
+    notes = [f"distances compare sets of {compared:,} slices with {heldout:,} held-out ones, both kinds alike"]
+    if compared < number:
+        notes.append(f"the first {compared:,} of {number:,} generated slices, as there are no more training slices")
+    if model.config.get("split") == "all":
+        notes.append(
+            "the model was trained with --split all, so on these held-out slices too: copies cannot be told here"
+        )
+    if unknown:
+        notes.append(
+            f"the subjects of {unknown:,} held-out slices are unknown: pairs of one brain may be among the real "
+            "pairs, and "
+            "the distance ratio of copies is then too low"
+        )
+    if heldout < 10 * dim:
+        notes.append(
+            f"{heldout:,} held-out slices are few for {dim} features: the FID is much raised by that, for real "
+            "slices as "
+            "well; judge by the difference to them, or by the KID"
+        )
+    return notes

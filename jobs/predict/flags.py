@@ -1,0 +1,251 @@
+"""The command line of predict.py. Torch-free: --help and wrong flags answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+from jobs.config.version import version
+from models.names import SAMPLERS
+
+MAX_NUMBER = 10**7  # pictures in one folder
+CALLS_COMMANDS = ("interpolate", "direction")  # where --steps counts pictures, and network calls are --calls
+
+
+def whole(low: int, high: int):
+    """argparse type: a whole number from low to high."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+        return value
+
+    return parse
+
+
+def number(text: str) -> float:
+    """argparse type: a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+# fmt: off
+def model_flags(pictures: bool = True) -> argparse.ArgumentParser:
+    """Flags of every subcommand that runs a model; `pictures`: those of the slices' original size may be asked for."""
+    p = argparse.ArgumentParser(add_help=False)
+    where = p.add_mutually_exclusive_group(required=True)
+    where.add_argument("--run", help="run directory; its weights.safetensors is used")
+    where.add_argument("--weights", metavar="FILE", help="a weights.safetensors file")
+    p.add_argument("--out", metavar="DIR",
+                   help="where to write (default RUN/predictions/COMMAND, or ./predictions/COMMAND with --weights)")
+    p.add_argument("--seed", type=int, default=0,
+                   help="picture i is a function of the seed and i (default %(default)s)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                   help="auto is a GPU where there is one (default %(default)s)")
+    p.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32",
+                   help="type of the convolutions; auto is bf16 where the device is fast at it (default %(default)s)")
+    p.add_argument("--batch", type=whole(1, 4096), default=32,
+                   help="pictures per pass on a GPU (default %(default)s); a CPU takes one at a time")
+    if pictures:
+        p.add_argument("--square", action="store_true",
+                       help="keep the training square instead of the slices' original size")
+    else:
+        p.set_defaults(square=True)
+    return p
+
+
+def class_flag() -> argparse.ArgumentParser:
+    """The flag of every subcommand that samples a network."""
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--class", dest="label", metavar="NAME|INDEX|all", default="all",
+                   help="class of the pictures; all takes the classes in turn (default %(default)s)")
+    return p
+
+
+def gan_flags() -> argparse.ArgumentParser:
+    """Flags of every subcommand that samples a StyleGAN2."""
+    p = argparse.ArgumentParser(add_help=False)
+    group = p.add_argument_group("StyleGAN2")
+    group.add_argument("--truncation", type=number, default=1.0, metavar="PSI",
+                       help="1 samples what was learnt; below 1, 0.7 say, pictures are cleaner and more alike "
+                            "(default 1)")
+    group.add_argument("--truncation-cutoff", type=whole(0, 64), metavar="N", help="truncate only the first N layers")
+    p.set_defaults(noise=None)
+    return p
+
+
+def diffusion_flags(calls: str = "--steps") -> argparse.ArgumentParser:
+    """Flags of every subcommand that samples a diffusion network; `calls`: the flag for the network calls."""
+    p = argparse.ArgumentParser(add_help=False)
+    group = p.add_argument_group("diffusion")
+    group.add_argument("--sampler", choices=tuple(SAMPLERS),
+                       help="default midpoint; ddim where the network was trained on Fast-DDPM's steps")
+    group.add_argument(calls, dest="calls", type=whole(1, 10000), metavar="N", help="network calls per picture "
+                                                                                    "(default 20)")
+    group.add_argument("--guidance", type=number, metavar="G",
+                       help="classifier-free guidance; 1 samples what was learnt, above 1 is more typical of the class "
+                            "(default 1)")
+    return p
+
+
+def add_denoise(commands, parents: list) -> None:
+    line = "how a diffusion network makes pictures of noise: its estimates beside the noisy states, a strip and a GIF"
+    p = commands.add_parser("denoise", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(1, 64), default=4, metavar="N", help="how many pictures (default "
+                                                                               "%(default)s)")
+    p.add_argument("--fps", type=whole(1, 50), default=5, help="frames per second (default %(default)s)")
+
+
+def add_reconstruct(commands, parents: list) -> None:
+    line = "slices through a VAE and back: a grid, PSNR and SSIM whole and inside the head, by subject, as JSON and CSV"
+    p = commands.add_parser("reconstruct", parents=parents, help=line, description=line)
+    p.add_argument("--data", metavar="SPEC", help="slices, as the train scripts take them (default: those of the run)")
+    p.add_argument("--split", choices=("auto", "train", "test", "val", "all"), default="auto",
+                   help="auto is val where the data have it, else test (default %(default)s)")
+    p.add_argument("--number", type=whole(1, MAX_NUMBER), metavar="N",
+                   help="how many slices, spread over the split (default: all)")
+
+
+def data_flag() -> argparse.ArgumentParser:
+    """The flag of every subcommand that needs real slices."""
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--data", metavar="SPEC", help="real slices (default: what the run was trained on)")
+    return p
+
+
+def feature_flag() -> argparse.ArgumentParser:
+    """The flag of every subcommand that measures features."""
+    p = argparse.ArgumentParser(add_help=False)
+    p.add_argument("--feature-weights", metavar="FILE",
+                   help="state dict of torchvision's inception_v3 or resnet50, or of a DINO or DINOv2, to "
+                        "measure with; "
+                        "without it a small encoder is trained on the training slices, once, in minutes, and kept "
+                        "beside their pack")
+    return p
+
+
+def add_generate(commands, parents: list) -> None:
+    line = "PNGs from random latents, a grid and generate.json; an interrupted command goes on where it stopped"
+    p = commands.add_parser("generate", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(1, MAX_NUMBER), default=64, metavar="N",
+                   help="how many pictures (default %(default)s)")
+    p.add_argument("--noise", choices=("random", "fixed"),
+                   help="of a StyleGAN2; random: each picture its own, as in training; fixed: all the same (default "
+                        "random)")
+    p.add_argument("--npz", action="store_true",
+                   help="also all of them in slices.npz: images uint8 (N, C, H, W), labels (-1: no classes)")
+    p.add_argument("--overwrite", action="store_true", help="replace the pictures of other settings in the same folder")
+
+
+def add_mix(commands, parents: list) -> None:
+    line = "a grid of pictures whose styles are mixed (Karras 2019, figure 3)"
+    p = commands.add_parser("mix", parents=parents, help=line, description=line)
+    p.add_argument("--rows", type=whole(1, 64), default=4, metavar="N",
+                   help="sources at the left (default %(default)s)")
+    p.add_argument("--cols", type=whole(1, 64), default=6, metavar="N", help="sources on top (default %(default)s)")
+    p.add_argument("--styles", default="coarse", metavar="coarse|middle|fine|A-B",
+                   help="layers that follow the source on top: those of 4-8 px, of 16-32 px, of 64 px and more, or "
+                        "numbers from 0 (default %(default)s)")
+
+
+def add_interpolate(commands, parents: list) -> None:
+    line = "a looping GIF through random latents, and a strip of its frames"
+    p = commands.add_parser("interpolate", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(2, 1000), default=6, metavar="N",
+                   help="latents to visit (default %(default)s)")
+    p.add_argument("--steps", type=whole(1, 1000), default=24, metavar="N",
+                   help="frames from one latent to the next (default %(default)s)")
+    p.add_argument("--space", choices=("z", "w"),
+                   help="of a StyleGAN2: spherical in z, or linear in w (default w); a diffusion network has z alone")
+    p.add_argument("--fps", type=whole(1, 50), default=20, help="frames per second (default %(default)s)")
+
+
+def add_evaluate(commands, parents: list) -> None:
+    line = ("Frechet and kernel distance, precision to coverage, diversity, copies and class fidelity of generated "
+            "slices "
+            "beside the same figures of real ones; with several GPUs: torchrun --nproc-per-node N -- predict.py "
+            "evaluate ...")
+    p = commands.add_parser("evaluate", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(20, MAX_NUMBER), default=5000, metavar="N",
+                   help="slices to generate (default %(default)s)")
+
+
+def add_tsne(commands, parents: list) -> None:
+    line = ("t-SNE of real and generated slices' features by class and by subject, of a StyleGAN2's w by class, of "
+            "a VAE's "
+            "latents by class and by subject; needs scikit-learn")
+    p = commands.add_parser("tsne", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(10, 20_000), default=500, metavar="N",
+                   help="generated and, at most, real slices (default %(default)s)")
+
+
+def add_project(commands, parents: list) -> None:
+    line = "find the styles that draw real slices: target, result and difference side by side"
+    p = commands.add_parser("project", parents=parents, help=line, description=line + "; --data may be one picture")
+    p.add_argument("--number", type=whole(1, 256), default=4, metavar="N",
+                   help="held-out slices to project (default %(default)s)")
+    p.add_argument("--steps", type=whole(1, 100_000), default=300, metavar="N",
+                   help="steps of the search (default %(default)s)")
+
+
+def add_direction(commands, parents: list) -> None:
+    line = ("from one class to the other: along the direction in w of a StyleGAN2, or from one class's prediction "
+            "to the "
+            "other's in a diffusion network")
+    p = commands.add_parser("direction", parents=parents, help=line, description=line)
+    p.add_argument("--from", dest="start", metavar="CLASS", help="class to start from (default AD, else the first)")
+    p.add_argument("--to", dest="end", metavar="CLASS", help="class to go to (default NC, else the second)")
+    p.add_argument("--rows", type=whole(1, 64), default=4, metavar="N", help="latents to move (default %(default)s)")
+    p.add_argument("--steps", type=whole(2, 64), default=7, metavar="N", help="pictures in a row (default %(default)s)")
+    p.add_argument("--strength", type=number, default=1.5, metavar="S",
+                   help="1 goes as far as the classes lie apart on average (default %(default)s)")
+
+
+def add_report(commands) -> None:
+    line = "one self-contained HTML page about runs: curves, samples over time, figures, configuration, cost"
+    p = commands.add_parser("report", help=line, description=line)
+    p.add_argument("run", nargs="+", metavar="RUN", help="run directories")
+    p.add_argument("--out", metavar="FILE", help="HTML file (default report.html in the first run)")
+
+
+def add_plot(commands) -> None:
+    line = "loss curves from metrics.jsonl, of one run or of several over each other; works while they train"
+    p = commands.add_parser("plot", help=line, description=line)
+    p.add_argument("--run", action="append", required=True, help="run directory; give it again to compare runs")
+    p.add_argument("--out", metavar="FILE",
+                   help="PNG (default RUN/plots/losses.png; of several runs plots/losses-compared.png in the first)")
+    p.add_argument("--from-kimg", type=number, default=0.0, metavar="KIMG", help="leave out what came before")
+    p.add_argument("--to-kimg", type=number, default=math.inf, metavar="KIMG", help="leave out what came after")
+# fmt: on
+
+
+def parse_args(about: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; a wrong flag prints the usage and one line, and exits with code 2."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="predict.py", description=about, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=version())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    model, of_class, gan = model_flags(), class_flag(), gan_flags()
+    diffuse, calls = diffusion_flags(), diffusion_flags("--calls")
+    add_generate(commands, [model, of_class, gan, diffuse])
+    add_denoise(commands, [model, of_class, diffuse])
+    add_mix(commands, [model, of_class, gan])
+    add_interpolate(commands, [model, of_class, gan, calls])
+    square, data, features = model_flags(pictures=False), data_flag(), feature_flag()
+    add_reconstruct(commands, [square])
+    add_evaluate(commands, [square, of_class, gan, diffuse, data, features])
+    add_tsne(commands, [square, of_class, gan, diffuse, data, features])
+    add_project(commands, [square, data])
+    add_direction(commands, [square, calls, data, features])
+    add_plot(commands)
+    add_report(commands)
+    return parser.parse_args(argv)

@@ -1,0 +1,56 @@
+"""What a StyleGAN2 run shows while it trains: grids, and the diversity of generated against real slices."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from data.batches import Batches, to_uint8
+from data.packfile import Pack
+from jobs.config.specs import GanConfig
+from jobs.training import randomness, ranks
+from jobs.view.grids import image_grid
+from models.metrics import class_diversity, diversity_ratio
+from models.stylegan2 import Generator
+
+
+# --- what a person sees -----------------------------------------------------------------------------------------------
+class Sampler:
+    """Grids from fixed latents, and the diversity of generated against real slices."""
+
+    def __init__(self, c: GanConfig, pack: Pack, batches: Batches, rt: ranks.Runtime, dtype: torch.dtype):
+        self.columns = 8 if c.resolution <= 128 else 6
+        self.number, self.dtype, self.classes = self.columns * (6 if c.resolution <= 128 else 4), dtype, pack.classes
+        gen = randomness.generator(c.seed, 0, "grid", rt.device)
+        self.z = torch.randn(self.number, c.z_dim, generator=gen, device=rt.device)
+        self.labels = None
+        if c.conditional:  # whole rows of one class
+            rows = torch.arange(self.number, device=rt.device) // self.columns
+            self.labels = rows % len(pack.classes)
+        count = min(64, len(pack.labels))
+        self.real, self.real_labels = batches.rows(0, 0, count)
+
+    def reals(self):
+        captions = None
+        if self.labels is not None:
+            captions = [self.classes[int(k)] for k in self.real_labels[: self.number]]
+        return image_grid(to_uint8(self.real[: self.number]).cpu().numpy(), self.columns, labels=captions)
+
+    def __call__(self, G_ema: Generator):
+        """(grid picture, {diversity figures}); diversity is 1 where generated slices vary as much as real ones."""
+        with torch.no_grad():
+            parts = torch.arange(self.number, device=self.z.device).split(8)
+            labels = self.labels
+            images = torch.cat(
+                [G_ema(self.z[i], None if labels is None else labels[i], dtype=self.dtype) for i in parts]
+            )
+        ratio = diversity_ratio(images, self.real)
+        figures = {} if math.isnan(ratio) else {"diversity": ratio}
+        if labels is not None:
+            real = class_diversity(self.real, self.real_labels)
+            for k, value in class_diversity(images, labels).items():
+                if real.get(k):
+                    figures[f"diversity_{self.classes[k]}"] = float(value / real[k])
+        captions = None if labels is None else [self.classes[int(k)] for k in labels]
+        return image_grid(to_uint8(images).cpu().numpy(), self.columns, labels=captions), figures

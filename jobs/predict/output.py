@@ -1,0 +1,51 @@
+"""What the commands write, and what they print at their end."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.files import atomic_write
+from jobs.predict.trained import Trained
+
+
+@dataclass(frozen=True)
+class Output:
+    """The folder of one command."""
+
+    command: str
+    folder: Path
+
+    def make(self) -> None:
+        """Make the folder, and find out whether it can be written: when all flags are known to be right, and before
+        anything is computed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.folder):
+            pass
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    def json(self, name: str, model: Trained, settings: dict, **more) -> None:
+        """A file of settings and figures, with the model that they are of."""
+        about = {"command": self.command, "weights": model.path, "nimg": model.nimg, "classes": model.classes}
+        atomic_write(self / name, json.dumps({**about, "settings": settings, **more}, indent=1) + "\n")
+
+    def csv(self, name: str, head: Sequence[str], rows: Iterable[Sequence]) -> None:
+        """Numbers with six digits, nothing where there is none; names may hold anything."""
+        text = io.StringIO()
+        cells = [[f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows]
+        csv.writer(text, lineterminator="\n").writerows([head, *cells])
+        atomic_write(self / name, text.getvalue())
+
+    def tell(self, model: Trained, what: str, *names: str) -> None:
+        """What was made, of what size, from which weights, and the files."""
+        height, width = model.size
+        print(f"{what} of {width}x{height} from {model.path} ({model.nimg / 1000:g} kimg)")
+        for name in names:
+            print(f"  {self / name}")

@@ -1,0 +1,250 @@
+"""A trained model: what its weights file says, how it is opened, and what all kinds have in common.
+
+The latent of picture i is a function of (seed, i) alone: the same in every command and in every batch. A weights file
+is read as data, nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from data.batches import to_uint8
+from data.files import sha256_of
+from data.packfile import check_geometry, restore
+from data.walk import DataError
+from jobs.config import kinds
+from jobs.config.specs import ConfigError
+from jobs.run.find import find_run
+from jobs.run.rundir import RunDir
+from jobs.training import devices
+from jobs.training.weights import WeightsError, read_weights
+from models import loading
+
+
+class UsageError(Exception):
+    """A flag or an argument that does not fit this model; the text is one line that names the fix. Exit code 2."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of predict.py that only some kinds of model have."""
+
+    name: str
+    place: str  # in the parsed arguments
+    argument: str = ""  # of `sample`, where that takes it
+    unset: object = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a weights file says of its network, and how to run it. `load` makes one."""
+
+    KIND: ClassVar[str]  # what a person calls such a model
+    FLAGS: ClassVar[tuple[Flag, ...]] = ()
+
+    job: str
+    path: str
+    sha256: str  # of the weights file
+    config: dict  # of the run, as its file has it
+    classes: list[str]  # [] where the network is not conditional
+    geometry: dict  # for data.packfile.restore; {} where pictures stay square
+    nimg: int
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    batch: int = 1  # pictures per pass
+
+    @property
+    def resolution(self) -> int:
+        return self.config["resolution"]
+
+    @property
+    def channels(self) -> int:
+        return self.config["channels"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the pictures."""
+        g = self.geometry
+        return (g["source_height"], g["source_width"]) if g else (self.resolution, self.resolution)
+
+    @property
+    def about(self) -> dict:
+        """What every file of settings says of the model: with other values the pictures are others."""
+        height, width = self.size
+        precision = str(self.dtype).removeprefix("torch.")
+        return {"weights_sha256": self.sha256, "size": f"{width}x{height}", "precision": precision}
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def restored(self, images: torch.Tensor) -> np.ndarray:
+        """Pictures (B, C, R, R) in -1..1 as uint8 (B, C, H, W)."""
+        pixels = to_uint8(images).cpu().numpy()
+        return restore(pixels, self.geometry) if self.geometry else pixels
+
+    def labels(self, label: str, indices: Sequence[int]) -> torch.Tensor | None:
+        """Labels (B,) int64 of the pictures `indices`; None where the network is not conditional.
+
+        `label`: a class by name or number, or `all`, which takes the classes in turn. UsageError where there is no
+        such.
+        """
+        if label == "all":
+            return torch.tensor([i % len(self.classes) for i in indices]) if self.classes else None
+        if not self.classes:
+            raise UsageError(f"--class {label}: this model was trained without classes; leave --class out")
+        if label not in self.classes and not (label.isdecimal() and int(label) < len(self.classes)):
+            names = ", ".join(f"{name} ({i})" for i, name in enumerate(self.classes))
+            raise UsageError(f"--class {label}: no such class; choose all, {names}")
+        number = self.classes.index(label) if label in self.classes else int(label)
+        return torch.full((len(indices),), number)
+
+    def captions(self, label: str, indices: Sequence[int]) -> list[str]:
+        """One caption each: 7 AD, or 7 without classes."""
+        labels = self.labels(label, indices)
+        if labels is None:
+            return [str(i) for i in indices]
+        return [f"{i} {self.classes[k]}" for i, k in zip(indices, labels.tolist(), strict=True)]
+
+    def features(self, images: np.ndarray, *, feature_weights: str = "", data: str = "") -> np.ndarray:
+        """uint8 (B, C, R, R) slices at the training resolution -> features (B, D) fp32 that `evaluate` measures with.
+
+        feature_weights: a state dict to measure with; without it the small encoder of the training slices (`data`, else
+        what the run was trained on), which is trained once, in minutes, and kept beside their pack.
+        """
+        from jobs.predict.features import features_of
+
+        return features_of(self, images, feature_weights=feature_weights, data=data)
+
+
+def load(
+    run: str | Path, *, device: str = "auto", precision: str = "fp32", batch: int = 32, square: bool = False
+) -> Any:
+    """The model of a run (name, beginning of a name, path or job id), or of a weights.safetensors file.
+
+    device: auto, cpu or cuda. precision: fp32, bf16, fp16, or auto. batch: pictures per pass on a GPU. square: keep the
+    training square instead of the slices' own size. Returns a GanModel, DiffusionModel or VaeModel. Raises ConfigError,
+    one line that names the fix.
+    """
+    return open_model(weights_of(run), device=device, precision=precision, batch=batch, square=square)
+
+
+def weights_of(run: str | Path) -> Path:
+    """The weights file of a run, or the file itself."""
+    path = Path(run)
+    if path.suffix == ".safetensors" and not path.is_dir():
+        return path
+    weights = RunDir(run_of(str(run))).weights
+    if not weights.is_file():
+        raise ConfigError(f"{run}: has no weights yet; training writes them at its first checkpoint")
+    return weights
+
+
+def run_of(text: str) -> Path:
+    """The run directory that a person means, or a folder with a part of one, such as its weights alone.
+
+    ConfigError where there is none.
+    """
+    try:
+        return find_run(text)
+    except LookupError as error:
+        if Path(text).is_dir():
+            return Path(text).absolute()
+        raise ConfigError(f"--run {text}: {error.args[0]}") from None
+
+
+def open_model(
+    path: Path,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    batch: int = 32,
+    square: bool = False,
+    jobs: Sequence[str] = (),
+) -> Any:
+    """The model in a weights file, of one of the `jobs` where some are named. ConfigError on anything else."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this machine has no GPU that torch can use; use --device cpu")
+    if isinstance(device, str):
+        device = torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
+    dtype = devices.precision_dtype(precision, device)
+    # How a CPU's matrix products round depends on the number of rows. One at a time is hardly slower there, and makes
+    # every picture the same bits in whatever company it is generated.
+    return read_model(path, device, jobs=jobs, dtype=dtype, batch=1 if device.type == "cpu" else batch, square=square)
+
+
+def read_model(
+    path: Path,
+    device: torch.device,
+    *,
+    jobs: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+    batch: int = 1,
+    square: bool = False,
+) -> Any:
+    """Read a model from its weights file. Raises ConfigError, one line, on anything that is not one of the `jobs`.
+
+    Whatever sizes the file claims, nothing is allocated unless the file itself is about as large.
+    """
+    tensors, about, sha256 = read_snapshot(Path(path))
+    job, config = str(about.get("job")), about["config"]
+    if job not in (jobs or kinds.JOBS) or job not in kinds.JOBS:
+        known = f"; with such a model: {', '.join(kinds.JOBS[job].predicts)}" if job in kinds.JOBS else ""
+        wanted = " or ".join(f"a {name}" for name in jobs or kinds.JOBS)
+        raise ConfigError(f"{path}: weights of a {job!r} job; this command needs those of {wanted} run{known}")
+    classes, geometry, nimg = checked_about(path, about)
+    conditional = config.get("conditional") is True
+    try:
+        config = config | {name: loading.bounded(config, name, 1 << 20) for name in ("resolution", "channels")}
+        about = about | {"config": config}
+        kind: Any = kinds.JOBS[job].model()
+        networks = kind.networks(tensors, about, len(classes) if conditional else 0, device)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if geometry and geometry["resolution"] != config["resolution"]:
+        raise ConfigError(f"{path}: its geometry is not that of its network; copy the file again from the run")
+    return kind(
+        job=job,
+        path=str(path),
+        sha256=sha256,
+        config=config,
+        classes=classes if conditional else [],
+        geometry={} if square else geometry,
+        nimg=nimg,
+        device=device,
+        dtype=dtype,
+        batch=batch,
+        **networks,
+    )
+
+
+def read_snapshot(path: Path) -> tuple[dict, dict, str]:
+    """(tensors, about, SHA-256) of one version of the file: a run that still trains replaces it now and then."""
+    for _ in range(5):
+        try:
+            before = sha256_of(path) if path.is_file() else ""
+            tensors, about = read_weights(path)
+            if sha256_of(path) == before:
+                return tensors, about, before
+        except (WeightsError, OSError) as error:
+            raise ConfigError(" ".join(str(error).split())) from None
+    raise ConfigError(f"{path}: changes all the time; copy it and use --weights")
+
+
+def checked_about(path: Path, about: dict) -> tuple[list[str], dict, int]:
+    """(classes, geometry, nimg) of a weights file that may be a stranger's."""
+    classes, geometry, nimg = about.get("classes"), about.get("geometry") or {}, about.get("nimg")
+    if not isinstance(classes, list) or not all(isinstance(c, str) and c.isprintable() for c in classes):
+        raise ConfigError(f"{path}: its list of classes is malformed; copy the file again from the run")
+    try:
+        if geometry:
+            check_geometry(geometry)
+    except DataError as error:
+        raise ConfigError(f"{path}: {error}; copy the file again from the run") from None
+    return classes, geometry, nimg if isinstance(nimg, int) else 0

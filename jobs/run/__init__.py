@@ -1,0 +1,1 @@
+"""A run directory: states, files, lock, attempts, stop, resume. Never imports torch, numpy or PIL."""

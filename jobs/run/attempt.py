@@ -1,0 +1,183 @@
+"""One attempt at a run: it takes the lock, records how it went, gives the exit code.
+
+Shared by the train scripts. Torch-free; the errors that a script itself can name are handed in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from data.files import atomic_write, is_number
+from jobs.config import specs
+from jobs.config.specs import ConfigError, TrainConfig
+from jobs.run import stopping
+from jobs.run.resume import compare_with_run, write_config
+from jobs.run.rundir import RunDir
+from jobs.run.states import RunState
+
+
+class Attempt:
+    """Context manager around one attempt. On every rank; only rank 0 writes."""
+
+    def __init__(self, run: RunDir, config: TrainConfig, rank: int):
+        self.run, self.config, self.rank = run, config, rank
+        self.started, self.total, self.recorded = time.monotonic(), 0, False
+        self.nimg: int | None = None
+        self.printer: Callable[[str], None] = print
+
+    def say(self, text: str) -> None:
+        """One line for the person and the log; above the progress bar where there is one."""
+        if self.rank == 0:
+            self.printer(text)
+
+    def __enter__(self) -> Attempt:
+        if self.rank == 0:
+            self.run.create()
+            self.run.lock()
+        return self
+
+    def begin(self, nimg: int, total: int, machine: dict, **facts) -> None:
+        """Note the start in attempts.jsonl, and where the results come from (`machine`: runtime.facts)."""
+        self.nimg, self.total = nimg, total
+        if self.rank == 0:
+            self.run.write_provenance([sys.executable, *sys.argv], **machine)
+            self.run.attempt_start(nimg=nimg, **facts)
+            self.recorded = True
+            self.run.status(state=RunState.RUNNING, kimg=nimg / 1000, total_kimg=total / 1000, reason="")
+
+    def heartbeat(self, nimg: int, images_per_second: float = 0.0, **fields) -> None:
+        """Tell status.json where the run is; also when the images per second are not known yet (0)."""
+        self.nimg = nimg
+        if self.rank == 0:
+            left = max(self.total - nimg, 0)  # the last batch may go beyond
+            eta = left / images_per_second if images_per_second > 0 else None
+            step = nimg // self.config.batch
+            self.run.status(
+                state=RunState.RUNNING,
+                step=step,
+                kimg=nimg / 1000,
+                total_kimg=self.total / 1000,
+                reason="",
+                **({} if eta is None else {"eta_s": round(eta)}),
+                **fields,
+            )
+
+    def end(self, code: int, state: str, reason: str) -> int:
+        """Record the end once and hand the exit code back."""
+        if self.rank == 0:
+            if self.recorded:
+                seconds = round(time.monotonic() - self.started, 1)
+                self.run.attempt_end(nimg=self.nimg or 0, reason=reason, seconds=seconds, code=code)
+                self.recorded = False
+            self.run.status(state=state, reason=reason, code=code)
+        return code
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if self.rank == 0:
+            if error is not None and self.recorded:
+                code = stopping.exit_code(error)
+                state = {stopping.DIVERGED: RunState.DIVERGED, stopping.TRANSIENT: RunState.CONTINUE}.get(
+                    code, RunState.FAILED
+                )
+                self.end(code, state, f"{kind.__name__}: {error}".splitlines()[0][:500])
+            self.run.unlock()
+
+
+def prepare_run(run: RunDir, config: TrainConfig, say: Callable[[str], None]) -> bool:
+    """Rank 0, under the lock: compare with the stored config, lift or obey STOP. False: nothing to do.
+
+    A STOP file ends every attempt that Slurm started by itself; a person who types the command lifts it.
+    """
+    if changed := compare_with_run(run, config):
+        say(f"Override: {changed}")
+        run.note("override", changed=changed)
+    if run.stop_requested():
+        if os.environ.get("SLURM_JOB_ID") and int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0:
+            say(f"{run.path} was stopped by a person (STOP); nothing to do")
+            return False
+        run.lift_stop()
+        say("The STOP of this run is lifted")
+    if run.read_config() is None:
+        write_config(run, config)
+    return True
+
+
+def adopt_config(run: RunDir, config: TrainConfig) -> None:
+    """Rank 0, when nothing can be refused any more: the run is one of this config, and no longer done if it is longer
+    now."""
+    run.unmark_done()
+    write_config(run, config)
+
+
+def check_data(
+    run: RunDir, config, classes: list[str], digests: dict[str, str], say, augmentation: list[float] | None = None
+) -> None:
+    """Rank 0: the data are those that the run began with, else ConfigError. `digests` of their contents, by split;
+    `augmentation`: what this code draws for it, as numbers."""
+    path = run.path / "data.json"
+    before = specs.read_json(path) if path.exists() else {}
+    if before and getattr(config, "conditional", False) and before.get("classes") != classes:
+        raise ConfigError(
+            f"{run.path}: the run learns the classes {', '.join(before.get('classes', []))}, the data have "
+            f"{', '.join(classes)}; "
+            "restore them, or use another --run"
+        )
+    old, drawn = before.get("digests", {}), before.get("augmentation")
+    differ = [f"slices ({split})" for split, digest in digests.items() if old.get(split, digest) != digest]
+    if drawn is not None and augmentation is not None and not _close(drawn, augmentation):
+        differ.append("random augmentations")  # another version of the code draws otherwise
+    if differ and not config.override:
+        raise ConfigError(
+            f"{run.path}: the {' and the '.join(differ)} are not those that the run began with; restore them, use "
+            "another --run, or go on with the new ones: --override"
+        )
+    if differ:
+        say(f"Override: other {' and '.join(differ)}")
+        run.note("override", changed=", ".join(differ))
+    after: dict = {"classes": classes, "digests": old | digests}
+    if augmentation is not None or drawn is not None:
+        after["augmentation"] = augmentation if differ or drawn is None else drawn
+    if differ or not before or set(digests) - set(old) or (drawn is None and augmentation is not None):
+        atomic_write(path, json.dumps(after, indent=2, sort_keys=True) + "\n")
+
+
+def _close(a, b) -> bool:
+    """Whether two lists of numbers are the same but for the last digit, which is the machine's."""
+    if not isinstance(a, list) or not isinstance(b, list) or len(a) != len(b):
+        return False
+    return all(is_number(x) and abs(x - y) < 0.0015 for x, y in zip(a, b, strict=True))
+
+
+def report_and_code(main) -> int:
+    """Run main(); turn what it raises into one plain line and an exit code (jobs/run/stopping.py lists the codes).
+
+    An exception with an `exit_code` of its own was foreseen; any other keeps its traceback, below its plain line, with
+    code 1.
+    """
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except stopping.Stopped as asked:
+        print(f"Stopped before the training began ({asked}). The same command goes on from here.", file=sys.stderr)
+        return asked.exit_code
+    except Exception as error:
+        code = stopping.exit_code(error)
+        text = str(error) if code == stopping.BAD else f"{type(error).__name__}: {error}"
+        if isinstance(error, OSError) and code in (stopping.BAD, stopping.TRANSIENT):
+            where = f"{error.filename}: " if error.filename else ""
+            fix = (
+                "free some space or quota, or choose another --run"
+                if code == stopping.BAD
+                else "the file server may be back for the next attempt"
+            )
+            text = f"{where}{error.strerror}; {fix}"
+        print(f"error: {text}", file=sys.stderr)
+        if code == 1:
+            raise
+        return code

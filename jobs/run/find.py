@@ -1,0 +1,64 @@
+"""The runs there are, and the one that a person means. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from pathlib import Path
+
+from jobs.config import specs
+
+RUNS = specs.ROOT / "runs"
+
+
+def read_jobs(run: Path) -> dict:
+    """jobs.json: which jobs were submitted for the run, and how. {} if there is none."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        about = json.loads((run / "jobs.json").read_text())
+        if isinstance(about, dict):
+            listed = about.get("submitted")
+            listed = listed if isinstance(listed, list) else []
+            about["submitted"] = [job for job in listed if isinstance(job, dict) and isinstance(job.get("id"), str)]
+            return about
+    return {}
+
+
+def run_folders(root: Path) -> list[Path]:
+    """All runs below `root`, the ones touched last at the end."""
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(root):
+            if entry.is_dir() and any(
+                Path(entry.path, name).exists() for name in ("jobs.json", "status.json", "config.json")
+            ):
+                found.append((os.stat(entry.path).st_mtime, Path(entry.path)))
+    return [path for _, path in sorted(found)]
+
+
+def find_run(text: str, root: Path = RUNS) -> Path:
+    """The run that a person means: a path, a name, the unambiguous beginning of one, or a job id.
+
+    LookupError with one line.
+    """
+    direct = Path(text).expanduser()
+    for path in (root / text, direct):
+        if path.is_dir() and (
+            path.parent == root
+            or any((path / n).exists() for n in ("jobs.json", "status.json", "config.json", "sweep.json"))
+        ):
+            return path.absolute()
+    folders = run_folders(root)
+    if re.fullmatch(r"\d+(_\d+)?", text):
+        for path in folders:
+            if any(str(job["id"]) == text for job in read_jobs(path).get("submitted", [])):
+                return path
+    sweeps = [path.parent for path in root.glob("*/sweep.json")]
+    starts = [path for path in [*folders, *sweeps] if path.name.startswith(text)]
+    if len(starts) == 1:
+        return starts[0]
+    if starts:
+        raise LookupError(f"{text} is the beginning of several runs: {', '.join(p.name for p in starts[:6])}")
+    names = ", ".join(path.name for path in folders[-6:]) or "none yet"
+    raise LookupError(f"there is no run {text} in {root}; the last ones are: {names}")

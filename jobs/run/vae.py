@@ -1,0 +1,53 @@
+"""Which finished VAE a latent-diffusion run uses: launch.py and train_diffusion.py ask the same function.
+
+Torch-free.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.config.specs import ConfigError, DiffusionConfig, read_json
+from jobs.run.owners import others_may_replace
+
+FITS = ("data", "resolution", "channels", "crop")  # what the two runs must have in common
+
+
+def copied_vae(run: Path) -> Path:
+    """Where a run keeps its own copy of the VAE's weights."""
+    return run / "vae.safetensors"
+
+
+def find_vae(c: DiffusionConfig) -> Path:
+    """The weights of the VAE to use: --vae, else of the newest finished VAE run beside this one that fits.
+
+    Only runs that nobody else may write to are taken unasked. ConfigError where there is none, with what was passed
+    over.
+    """
+    if c.vae:
+        path = Path(c.vae)
+        return path if path.is_file() else path / "weights.safetensors"
+    found, passed_over = [], []
+    for done in Path(c.run).parent.glob("*/DONE"):
+        folder = done.parent
+        try:
+            stored = read_json(folder / "config.json")
+        except ConfigError:
+            continue
+        if "latent_channels" not in stored or any(stored.get(k) != getattr(c, k) for k in FITS):
+            continue
+        weights = folder / "weights.safetensors"
+        if reason := others_may_replace(folder):
+            passed_over.append(f"{folder.name} is not taken unasked: {reason}")
+        elif not weights.is_file():
+            passed_over.append(f"{folder.name} has no weights.safetensors")
+        else:
+            found.append((done.stat().st_mtime, weights))
+    if not found:
+        more = f" ({'; '.join(passed_over[:3])})" if passed_over else ""
+        raise ConfigError(
+            f"no finished VAE run in {Path(c.run).parent} fits this data at {c.resolution} px{more}; run "
+            "pretrain_vae.py "
+            "first (launch.py --job pipeline does both), or name one with --vae RUN"
+        )
+    return max(found)[1]

@@ -1,0 +1,1 @@
+"""The training process: ranks, device, collectives, randomness, checkpoints, upkeep, weights."""

@@ -1,0 +1,147 @@
+"""The process group, and what the ranks agree on or add up. Everything does nothing on a single process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from jobs.training.devices import default_threads, keep_freed_memory
+from jobs.training.ranks import (
+    COLLECTIVE_TIMEOUT,
+    Meeting,
+    PeerLost,
+    Runtime,
+    _first_line,
+    _not_met,
+    local_world,
+    ranks,
+)
+
+# The gloo group for decisions on the CPU, where it is not the default group. Not a field of Runtime: whoever holds a
+# group keeps its threads alive past shutdown().
+_gloo = None
+
+
+def init_runtime(threads: int = 0, meeting: Meeting | None = None) -> Runtime:
+    """Pin the threads, choose the device and join the process group (NCCL on GPUs with a gloo side group, gloo on CPU).
+
+    Raises PeerLost if the ranks do not meet, ValueError where RANK and WORLD_SIZE are set and the meeting point is not.
+    """
+    rank, world, local_rank = ranks()
+    here = local_world(world)
+    # The number of threads decides how sums are split, so for exact repeats it is pinned; the caller records it.
+    threads = threads or default_threads(here)
+    torch.set_num_threads(threads)
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(
+            local_rank % torch.cuda.device_count()
+        )  # a task may see all GPUs of its node, or only its own
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions have by default
+    keep_freed_memory()
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    if world > 1:
+        _join_ranks((meeting or Meeting()).store, rank, world, here == world, cuda)
+    return Runtime(rank, world, local_rank, device, threads)
+
+
+def _join_ranks(store: dist.Store | None, rank: int, world: int, one_node: bool, cuda: bool) -> None:
+    global _gloo
+    if one_node and Path("/sys/class/net/lo").exists():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo needs a host name that resolves
+    atexit.register(_leave_gloo)
+    try:
+        dist.init_process_group(
+            "nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=COLLECTIVE_TIMEOUT
+        )
+        _gloo = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if cuda else None
+    except RuntimeError as error:
+        raise PeerLost(_not_met(world, error)) from None
+
+
+def shutdown(rt: Runtime | None = None) -> None:
+    """Leave the process group. Call it where all ranks end well; NCCL could wait for the dead."""
+    global _gloo
+    _gloo = None
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _leave_gloo() -> None:
+    """At every other exit, and while Python still lives: gloo's threads may hold tensors of the last collective, and to
+    free one after the interpreter's end aborts the process, whose exit code then is 134 instead of what it meant."""
+    global _gloo
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        shutdown()
+    elif _gloo is not None:
+        group, _gloo = _gloo, None
+        dist.destroy_process_group(group)
+
+
+def _collective(operation, *args, **kwargs) -> None:
+    try:
+        operation(*args, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise PeerLost(f"another rank is gone ({_first_line(error)})") from None
+
+
+def agree_max(rt: Runtime, values: list[int]) -> list[int]:
+    """Element-wise maximum over the ranks: how they agree to stop at one step."""
+    if rt.world == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.int64)
+    _collective(dist.all_reduce, tensor, op=dist.ReduceOp.MAX, group=_gloo)
+    return tensor.tolist()
+
+
+def from_rank_0(rt: Runtime, value: int) -> int:
+    """The value of rank 0, on every rank."""
+    if rt.world == 1:
+        return value
+    tensor = torch.tensor([value], dtype=torch.int64)
+    _collective(dist.broadcast, tensor, src=0, group=_gloo)
+    return int(tensor)
+
+
+def reduce_sum(rt: Runtime, tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over the ranks, in place; returns `tensor`."""
+    if rt.world > 1:
+        _collective(dist.all_reduce, tensor)
+    return tensor
+
+
+def _by_dtype(values: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Tensors in groups that can be laid into one flat buffer, in the order of their first appearance."""
+    groups: dict = {}
+    for value in values:
+        groups.setdefault((value.dtype, value.device), []).append(value)
+    return list(groups.values())
+
+
+def reduce_mean_gradients(rt: Runtime, parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Average the gradients over the ranks in place, by one all-reduce of one flat buffer per dtype.
+
+    The parameters come in the same order on all ranks. A missing gradient becomes zero, also on a single process: Adam
+    would pass over a parameter without one, and the number of ranks would change the run. Done by hand instead of
+    DistributedDataParallel, whose hooks break on gradients of gradients (R1, path length).
+    """
+    parameters = list(parameters)
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    if rt.world == 1:
+        return
+    for gradients in _by_dtype(p.grad for p in parameters if p.grad is not None):
+        flat = torch.cat([g.flatten() for g in gradients])
+        _collective(dist.all_reduce, flat)
+        means = flat.div_(rt.world).split([g.numel() for g in gradients])
+        for g, mean in zip(gradients, means, strict=True):
+            g.copy_(mean.view_as(g))

@@ -1,0 +1,407 @@
+"""What the train loops share: state that is saved by name, the record a person reads, saving, stopping, roll-back, the
+end.
+
+The loop itself stays in the script. All that looks at a run is called before a step, so that a resumed run continues at
+exactly the place where the other one stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Callable, Hashable
+from pathlib import Path
+
+import torch
+
+from data.files import atomic_write
+from jobs.config import kinds, parsing, specs
+from jobs.config.wording import command
+from jobs.run import stopping
+from jobs.run.attempt import Attempt
+from jobs.run.rundir import RunDir
+from jobs.run.states import RunDirError, RunState
+from jobs.training import collectives, devices, ranks, watchdog
+from jobs.training.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
+from jobs.training.throughput import device_peak
+from jobs.training.weights import write_weights
+from jobs.view.grids import save_png
+from jobs.view.metrics import Averages, MetricsLog, read_metrics
+from jobs.view.plots import plot_losses
+from jobs.view.progress import Progress
+from jobs.view.tensorboard import TensorBoard
+
+HANG_SECONDS = 1800  # a step or a sample grid that takes longer is a hang: the watchdog ends the process with code 75
+
+
+class State:
+    """Base of a script's dataclass of all that the next step depends on. Every field is saved in a checkpoint, by name.
+
+    A field is something with a state_dict, a tensor, or a flat dict. `averages` and `counters` must be among them; the
+    latter holds at least FRESH_COUNTERS.
+    """
+
+    averages: Averages
+    counters: dict
+
+    def state_dict(self) -> dict:
+        return {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in vars(self).items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, torch.optim.Optimizer):
+                # The configuration rules over the checkpoint: a learning rate that --override changes takes effect.
+                own = [{k: v for k, v in group.items() if k != "params"} for group in value.param_groups]
+                value.load_state_dict(state[name])
+                for group, values in zip(value.param_groups, own, strict=True):
+                    group.update(values)
+                _match_layout(value)
+            elif hasattr(value, "load_state_dict"):
+                value.load_state_dict(state[name])
+            elif isinstance(value, torch.Tensor):
+                value.copy_(state[name])
+            else:
+                setattr(self, name, dict(state[name]))
+
+    def check_finite(self) -> None:
+        """Raise Diverged if a parameter or a loss is not finite. The same on every rank: all hold the same values."""
+        parameters: list[torch.Tensor] = [
+            p for v in vars(self).values() if isinstance(v, torch.nn.Module) for p in v.parameters()
+        ]
+        if not bool(torch.isfinite(torch.stack(torch._foreach_norm(parameters))).all()):
+            raise Diverged("a network's parameters are not finite")
+        bad = [name for name, value in self.averages.means().items() if not math.isfinite(value)]
+        if bad:
+            raise Diverged(f"{', '.join(bad)} not finite")
+
+
+def _match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Lay the moments out as their parameters are. A checkpoint of another kind of device may have the other layout,
+    and fused optimizers pair parameters and moments by their place in memory."""
+    for p, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                moments[name] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+
+
+# Data skipped after a divergence, how often that happened, and what the last look at the samples said.
+FRESH_COUNTERS = {"skip": 0, "rollbacks": 0, "healthy": True}
+
+
+def due(nimg: int, batch: int, interval_kimg: float) -> bool:
+    """Whether an interval boundary was crossed by the step that ended at `nimg` (always true at 0; never for 0
+    kimg)."""
+    interval = round(interval_kimg * 1000)
+    return interval > 0 and nimg // interval != (nimg - batch) // interval
+
+
+class Record:
+    """Rank 0's log of the run: rows, TensorBoard, progress, grids. On other ranks it only calls what all must."""
+
+    def __init__(
+        self,
+        c,
+        rt: ranks.Runtime,
+        run: RunDir,
+        attempt: Attempt,
+        nimg: int,
+        dtype: torch.dtype,
+        flops: Callable[[], dict[Hashable, float]],
+        waits: Callable[[], dict[str, float]],
+    ):
+        """`dtype`: the type that the networks run in. `flops()` -> {kind of step: FLOPs of one image in it}.
+        `waits()` -> {column: seconds waited since the start}; a row has their shares of the time since the last row.
+        """
+        self.c, self.rt, self.run, self.attempt = c, rt, run, attempt
+        self.main, self.total = rt.rank == 0, round(c.total_kimg * 1000)
+        self.time, self.nimg, self.logged = time.monotonic(), max(nimg, 0), nimg
+        self.waits, self.waited = waits, waits()
+        if not self.main:
+            return
+        self.flops, self.peak, self.work = flops(), device_peak(rt.device, dtype), 0.0
+        self.log = MetricsLog(run.metrics, resume_nimg=nimg)
+        self.board = TensorBoard(run.tensorboard, purge_step=nimg + 1)
+        self.progress = Progress(self.total, self.nimg)
+        attempt.printer = self.progress.write
+
+    def tick(self, nimg: int, s: State, look: Callable, extra: Callable[[], dict]) -> None:
+        """A row at log and sample intervals and at the end; `look(nimg)` -> (grid, figures) at sample intervals.
+
+        On every rank, once per place: `look` may judge the run's health, which all ranks must know.
+        """
+        if nimg == self.logged:
+            return
+        self.logged = nimg
+        sampling = due(nimg, self.c.batch, self.c.sample_kimg) or nimg >= self.total
+        if not sampling and not due(nimg, self.c.batch, self.c.log_kimg):
+            return
+        s.check_finite()
+        grid, figures = look(nimg) if sampling else (None, {})
+        row = {"nimg": nimg, "kimg": nimg / 1000, **s.averages.means(), **figures, **extra()}
+        s.averages.reset()
+        if self.main:
+            if nimg:
+                row |= self.speed(nimg) | devices.memory(self.rt.device)
+                self.progress.tick(nimg, row)
+                self.attempt.heartbeat(nimg, row["img_per_s"])
+            self.log.append(row)
+            self.board.scalars(row, nimg)
+            if grid is not None:
+                self.show(f"{nimg / 1000:09.3f}.png", "samples", grid, nimg)
+            self.work = 0.0
+        self.time, self.nimg, self.waited = time.monotonic(), nimg, self.waits()
+
+    def show(self, file: str, name: str, picture, nimg: int) -> None:
+        """Rank 0: a picture for people. A disk on which it does not fit is no reason to stop."""
+        if not self.main:
+            return
+        try:
+            save_png(self.run.samples / file, picture)
+        except OSError as error:
+            self.attempt.say(
+                f"WARNING: {self.run.samples / file} cannot be written ({error.strerror}); training goes on"
+            )
+        self.board.image(name, picture, nimg)
+
+    def speed(self, nimg: int) -> dict[str, float]:
+        """Since the last row: images per second, seconds per kimg, shares of the time spent waiting, use of the
+        device."""
+        seconds = max(time.monotonic() - self.time, 1e-9)
+        shares = {name: round((total - self.waited[name]) / seconds, 4) for name, total in self.waits().items()}
+        speed = (nimg - self.nimg) / seconds
+        rate = self.work / seconds  # of one device
+        use = {"tflops": float(f"{rate / 1e12:.4g}"), "peak_share": float(f"{rate / self.peak:.4g}")}
+        return {"img_per_s": round(speed, 2), "sec_per_kimg": round(1000 / max(speed, 1e-9), 3), **use, **shares}
+
+    def step_done(self, nimg: int, kind: Hashable = None) -> None:
+        """After a step; `kind` is its key among the `flops`."""
+        if self.main:
+            self.work += self.flops[kind] * self.c.batch / self.rt.world
+            self.progress.update(nimg)
+            self.attempt.heartbeat(nimg)
+
+    def rewind(self, nimg: int) -> None:
+        """After a roll-back: the rows after `nimg` never were."""
+        self.time, self.nimg, self.logged = time.monotonic(), nimg, nimg
+        if self.main:
+            self.work = 0.0
+            self.log.truncate(nimg)
+            self.progress.update(nimg)
+
+
+class Upkeep:
+    """Checkpoints, reasons to stop and roll-back of one attempt, agreed on by all ranks."""
+
+    def __init__(self, c, rt: ranks.Runtime, run: RunDir, s: State, checkpoints: Checkpoints, attempt: Attempt):
+        self.c, self.rt, self.run, self.s, self.checkpoints, self.attempt = c, rt, run, s, checkpoints, attempt
+        self.total = round(c.total_kimg * 1000)
+        self.watch = stopping.StopWatch(run if rt.rank == 0 else None)
+        self.watchdog = watchdog.Watchdog(HANG_SECONDS)
+        self.saved_at, self.saved_time, self.level, self.ending = -1, time.monotonic(), 0, False
+
+    def waits(self) -> dict[str, float]:
+        return {"checkpoint_wait": self.checkpoints.blocked_seconds}
+
+    def resume(self) -> int:
+        """Load the newest good checkpoint on every rank; returns its nimg, -1 for a fresh run."""
+        loaded = load_on_all(self.checkpoints, self.rt)
+        if loaded is not None:
+            self.saved_at, state = loaded
+            self.s.load_state_dict(state)
+        return self.saved_at
+
+    def begin(self, found: int, dtype: torch.dtype, placement: str) -> int:
+        """Write down and say what starts, where, and with what. Returns the images seen so far."""
+        nimg, precision = max(found, 0), str(dtype).removeprefix("torch.")
+        machine = devices.facts(self.rt) | {"precision": precision}
+        self.attempt.begin(nimg, self.total, machine, precision=precision, world=self.rt.world, threads=self.rt.threads)
+        self.attempt.say(
+            f"{self.run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of "
+            f"{self.total / 1000:g} kimg, {precision} on {self.rt.world} x {self.rt.device.type}, data in {placement}"
+        )
+        return nimg
+
+    def agree(self, nimg: int) -> bool:
+        """Whether all ranks save now. Sets `ending` when they also leave.
+
+        A fresh run saves its first checkpoint at once: a full disk is found now, not in ten minutes.
+        """
+        self.watchdog.pat()
+        minutes = (time.monotonic() - self.saved_time) / 60
+        timed = self.rt.rank == 0 and minutes > self.c.checkpoint_minutes > 0
+        told, timed = collectives.agree_max(self.rt, [self.watch.tell(), int(timed)])
+        self.level = self.watch.hear(told)
+        self.ending = self.level >= 2 or nimg >= self.total
+        asked = self.ending or self.level or timed or self.saved_at < 0
+        return nimg != self.saved_at and bool(asked or due(nimg, self.c.batch, self.c.checkpoint_kimg))
+
+    def save(self, nimg: int, weights: dict[str, torch.nn.Module], about: dict) -> None:
+        """Rank 0: snapshot the state to host memory; the writer thread does the rest, predict.py's weights included."""
+        self.s.check_finite()
+        state, fresh = self.s.state_dict(), self.saved_at < 0
+        if bad := not_finite(state):  # on every rank, so that all roll back together
+            raise NonFinite(f"{bad} is not finite")
+        self.saved_at, self.saved_time = nimg, time.monotonic()
+        if self.rt.rank != 0:
+            return
+        about = {"job": kinds.name_of(self.c), "config": parsing.result_fields(self.c), "nimg": nimg, **about}
+        values = {
+            name: {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
+            for name, module in weights.items()
+        }
+        healthy = self.s.counters["healthy"]
+        self.checkpoints.save(
+            nimg, state, healthy=healthy, then=lambda: replace_weights(self.run, values, about, healthy)
+        )
+        if fresh:
+            self.checkpoints.wait(raise_errors=True)  # a disk on which nothing fits is found now, not at the end
+
+    def roll_back(self, nimg: int, error: Diverged, advice: str) -> int:
+        """Once: back to the last good checkpoint, and past the data and the random draws that led here.
+
+        Then give up.
+        """
+        if self.s.counters["rollbacks"] >= 1:
+            raise Diverged(f"{error}, again after a roll-back; {advice}") from None
+        if self.rt.rank == 0:
+            self.checkpoints.wait()
+        loaded = load_on_all(self.checkpoints, self.rt)
+        if loaded is None:
+            raise error
+        back, state = loaded
+        self.s.load_state_dict(state)
+        self.s.counters["skip"] += nimg - back
+        self.s.counters["rollbacks"] += 1
+        self.saved_at, self.saved_time = back, time.monotonic()
+        self.attempt.say(
+            f"WARNING: DIVERGED at {nimg / 1000:g} kimg: {error}. Rolled back to {back / 1000:g} kimg; those data are "
+            "skipped."
+        )
+        return back
+
+    def leave(self, record: Record, nimg: int, generate: str) -> int:
+        """The end of an attempt, done or stopped: wait for the writer, say where things are; the exit code."""
+        self.checkpoints.wait(raise_errors=True)
+        self.watchdog.stop()
+        if record.main:
+            try:
+                plot_losses(read_metrics(self.run.metrics), self.run.plots / "losses.png")
+            except OSError as error:
+                self.attempt.say(f"WARNING: {self.run.plots / 'losses.png'} cannot be written ({error.strerror})")
+        if nimg < self.total:
+            reason, by_person = self.watch.describe(self.level), self.level >= 3
+            self.attempt.say(f"Stopped at {nimg / 1000:g} kimg ({reason}); saved. The same command goes on from here.")
+            code = self.attempt.end(
+                stopping.DONE if by_person else stopping.CONTINUE,
+                RunState.STOPPED if by_person else RunState.CONTINUE,
+                reason,
+            )
+        else:
+            if record.main:
+                record.progress.close()
+                record.board.close()
+                self.run.mark_done()
+                self.attempt.say(f"DONE: {self.run.path} has seen {nimg / 1000:g} kimg")
+                announce(self.run, generate)
+            code = self.attempt.end(stopping.DONE, RunState.DONE, "finished")
+        # srun kills the others as soon as one rank has left with a code, so none leaves before rank 0 has written
+        # everything.
+        try:
+            collectives.agree_max(self.rt, [0])
+        except ranks.PeerLost:
+            if self.rt.rank != 0:
+                raise
+        return code
+
+
+def optimizer_step(
+    rt: ranks.Runtime,
+    module: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    lr: float,
+    clip: float,
+) -> torch.Tensor:
+    """Average the gradients over the ranks, undo the loss scale, clip to the norm `clip`, step at rate `lr`, in this
+    order.
+
+    Returns the norm before clipping, (). A step whose gradients are not finite is left out where fp16 scales the loss.
+    """
+    parameters = list(module.parameters())
+    collectives.reduce_mean_gradients(rt, parameters)
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def replace_weights(run: RunDir, weights: dict, about: dict, healthy: bool) -> None:
+    """Write weights.safetensors; while the run is not healthy, what was there before stays as
+    weights-healthy.safetensors."""
+    aside = run.weights.with_name("weights-healthy.safetensors")
+    if healthy:
+        aside.unlink(missing_ok=True)
+    elif run.weights.exists() and not aside.exists():
+        atomic_write(aside, run.weights.read_bytes())  # whole or not there: it is made only once
+    write_weights(run.weights, weights, about)
+
+
+def load_on_all(checkpoints: Checkpoints, rt: ranks.Runtime) -> tuple[int, dict] | None:
+    """What rank 0 finds newest is what every rank loads."""
+    loaded = checkpoints.load_latest() if rt.rank == 0 else None
+    nimg = collectives.from_rank_0(rt, -1 if loaded is None else loaded[0])
+    if nimg < 0:
+        return None
+    return loaded if rt.rank == 0 else (nimg, checkpoints.load(nimg))
+
+
+def load_initial_weights(s: State, names: tuple[str, ...], init_from: str, say: Callable[[str], None]) -> None:
+    """Start the named networks from the newest checkpoint of another run directory."""
+    start = Checkpoints(RunDir(init_from).checkpoints, say=say).load_latest()
+    if start is None:
+        raise specs.ConfigError(f"--init-from {init_from}: no checkpoint there; name a run directory that has one")
+    try:
+        for name in names:
+            getattr(s, name).load_state_dict(start[1][name])
+    except (RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise specs.ConfigError(f"--init-from {init_from}: another architecture ({reason})") from None
+
+
+def compiles(asked: bool, device: torch.device, say: Callable[[str], None]) -> bool:
+    """Whether to torch.compile: only CUDA GPUs gain from it."""
+    if asked and device.type != "cuda":
+        say("warning: --compile is for CUDA GPUs; it is left out here")
+    return asked and device.type == "cuda"
+
+
+def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
+    """Whether the run is finished and --total-kimg is no larger than it was; says so."""
+    if not run.done() or c.total_kimg > (run.read_config() or {}).get("total_kimg", math.inf):
+        return False
+    if rank == 0:
+        if run.read_status().get("state") != RunState.DONE or run.lockfile.exists():  # killed after its last image
+            with contextlib.suppress(RunDirError, OSError):  # or about to end, or read-only: it is done all the same
+                run.lock(wait=0)
+                run.complete_marks()
+                run.unlock()
+        print(f"{run.path} is done. Raise --total-kimg to go on, or use another --run to start afresh.")
+        announce(run, generate)
+    return True
+
+
+def announce(run: RunDir, generate: str) -> None:
+    """Where everything is, and what to do next; `generate` is the predict.py subcommand with its flags."""
+    grids = sorted(p for p in run.samples.glob("[0-9]*.png"))
+    print(f"  samples      {grids[-1] if grids else 'none'}")
+    if (run.samples / "reals.png").exists():
+        print(f"  real slices  {run.samples / 'reals.png'}")
+    print(f"  losses       {run.plots / 'losses.png'}")
+    print(f"  next         {command('predict.py')} {generate.format(run=run.path)}")
+    print(f"  TensorBoard  {Path(sys.executable).with_name('tensorboard')} --logdir {run.tensorboard}")

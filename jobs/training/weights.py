@@ -1,0 +1,69 @@
+"""weights.safetensors: all that predict.py needs of a model, without pickle.
+
+One metadata key, `config`, sorted JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from data.files import atomic_write
+
+FORMAT = 1
+
+
+class WeightsError(Exception):
+    """A weights file that cannot be used; the text is one line that names the fix. Exit code 78."""
+
+    exit_code = 78
+
+
+def write_weights(path: Path, states: dict[str, dict[str, torch.Tensor]], about: dict) -> None:
+    """Write `<name>.<parameter or buffer>` of every state dict; `about` (JSON-able) says what they are.
+
+    The bytes are a function of the contents alone: two runs with equal weights give equal files.
+    """
+    tensors = {}
+    for name, state in states.items():
+        for key, value in state.items():
+            tensors[f"{name}.{key}"] = value.detach().cpu().contiguous()
+    tensors = dict(sorted(tensors.items()))
+    text = json.dumps({"format": FORMAT, "sha256": digest_of(tensors), **about}, sort_keys=True)
+    atomic_write(Path(path), save(tensors, metadata={"config": text}))
+
+
+def digest_of(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes, by name: a flipped bit in the tensors would else go unnoticed."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """The tensors (on the CPU) and what `write_weights` was told of them."""
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file; a run writes it at its first checkpoint")
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            about = json.loads((file.metadata() or {}).get("config", "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not a readable weights file ({error}); copy it again from the run") from None
+    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
+        raise WeightsError(f"{path}: no `config` in its metadata; only weights written by this toolkit can be used")
+    if about.get("format") != FORMAT:
+        raise WeightsError(
+            f"{path}: format {about.get('format')!r}, this version reads {FORMAT}; use the matching version"
+        )
+    if "sha256" in about and about["sha256"] != digest_of(tensors):
+        raise WeightsError(f"{path}: its tensors do not match their checksum; copy it again from the run")
+    return tensors, about

@@ -1,0 +1,1 @@
+"""What a person sees: metrics, TensorBoard, progress, plots, grids, report."""

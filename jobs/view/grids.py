@@ -1,0 +1,79 @@
+"""Grids of pictures with captions, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+
+from data.files import atomic_write
+
+BACKGROUND = 24  # grey of the lines between pictures: darker than a brain, lighter than its background
+INK = 220
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+def image_grid(
+    images: np.ndarray,
+    columns: int,
+    pad: int = 2,
+    labels: Sequence[str] | None = None,
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """A grid of uint8 images (N, C, H, W), C = 1 or 3, with `pad` pixels between and around them.
+
+    `labels` are written below each image, `row_labels` left of the rows, `column_labels` above the columns; what does
+    not fit is cut.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        raise ValueError(f"image_grid takes uint8 (N, 1 or 3, H, W), got {images.dtype} {images.shape}")
+    n, channels, h, w = images.shape
+    columns = max(min(columns, n), 1)
+    rows, font = -(-n // columns), ImageFont.load_default(10)
+    caption = 12 if labels is not None else 0
+    top = 12 if column_labels is not None else 0
+    left = 0 if row_labels is None else min(int(max(font.getlength(str(t)) for t in row_labels)) + 4, 2 * w + 40)
+    size = (left + columns * (w + pad) + pad, top + rows * (h + caption + pad) + pad)
+    canvas = Image.new("L" if channels == 1 else "RGB", size, BACKGROUND if channels == 1 else (BACKGROUND,) * 3)
+    draw = ImageDraw.Draw(canvas)
+
+    def write(x: float, y: float, text: str, width: int, anchor: str) -> None:
+        draw.text(
+            (x, y), _cut(str(text), width, font), fill=INK if channels == 1 else (INK,) * 3, font=font, anchor=anchor
+        )
+
+    for i, image in enumerate(images):
+        x, y = left + pad + i % columns * (w + pad), top + pad + i // columns * (h + caption + pad)
+        canvas.paste(
+            Image.fromarray(image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))), (x, y)
+        )
+        if labels is not None:
+            write(x + w / 2, y + h, labels[i], w + pad, "mt")
+        if column_labels is not None and i < columns:
+            write(x + w / 2, 1, column_labels[i], w + pad, "mt")
+        if row_labels is not None and i % columns == 0:
+            write(2, y + h / 2, row_labels[i // columns], left, "lm")
+    return canvas
+
+
+def _cut(text: str, width: float, font) -> str:
+    while text and font.getlength(text) > width:
+        text = text[:-1]
+    return text
+
+
+def save_png(path: Path, picture: Image.Image, text: dict[str, str] | None = None) -> None:
+    """Write a PNG atomically, with text chunks that say what it is."""
+    info = PngInfo()
+    for key, value in (text or {}).items():
+        info.add_itxt(key, value)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", pnginfo=info)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(Path(path), buffer.getvalue())

@@ -1,0 +1,113 @@
+"""metrics.jsonl, the truth of a run: written row by row, read whole; averages between rows."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from data.files import atomic_write
+
+
+# --- metrics.jsonl ----------------------------------------------------------------------------------------------------
+def _lines(path: Path) -> Iterator[tuple[bytes, dict]]:
+    """(line, row) of every whole row, in order."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("nimg"), int) and line.endswith(b"\n"):
+                    yield line, row
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The rows, in order; an unfinished last line and anything that is no row are left out. Values that were not finite
+    are None."""
+    return [row for _, row in _lines(path)]
+
+
+class MetricsLog:
+    """Appends rows durably. A checkpoint at `resume_nimg` images implies the rows up to there; opening drops the later
+    ones, which the resumed run writes again. -1 drops all (a fresh run), None none but an unfinished last line."""
+
+    def __init__(self, path: Path, resume_nimg: int | None = None, say: Callable[[str], None] = print):
+        self.path, self.say = Path(path), say
+        self._pending = b""  # rows that could not be written yet
+        self.truncate(resume_nimg)
+
+    def truncate(self, nimg: int | None) -> None:
+        """Drop the rows after `nimg`, and a line that a killed process left unfinished."""
+        whole = {row["nimg"]: line for line, row in _lines(self.path) if nimg is None or row["nimg"] <= nimg}
+        waiting = {row["nimg"]: line for line, row in _rows_of(self._pending) if nimg is None or row["nimg"] <= nimg}
+        # A write that failed at its fsync has left its rows in the file: they wait no longer.
+        self._pending = b"".join(line for at, line in waiting.items() if at not in whole)
+        kept = b"".join(whole.values())
+        self._size = len(kept)
+        if self.path.exists() and self.path.stat().st_size != len(kept):
+            atomic_write(self.path, kept)
+
+    def append(self, row: dict) -> None:
+        """One object, one line, on disk on return. JSON has no NaN: such values become null and are named under
+        `nonfinite`. On a full disk the rows wait in memory and training goes on."""
+        row = {k: v.item() if hasattr(v, "item") else v for k, v in row.items()}
+        bad = [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
+        if bad:
+            row = {**row, **dict.fromkeys(bad), "nonfinite": bad}
+        waiting = bool(self._pending)
+        self._pending += json.dumps(row, allow_nan=False).encode() + b"\n"
+        try:
+            with open(self.path, "ab") as file:
+                file.truncate(self._size)  # what a failed write left
+                file.write(self._pending)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if not waiting:
+                self.say(
+                    f"WARNING: {self.path} cannot be written ({error.strerror}); rows are kept until it can. Free "
+                    "some space"
+                )
+            return
+        self._size += len(self._pending)
+        self._pending = b""
+
+
+def _rows_of(lines: bytes) -> Iterator[tuple[bytes, dict]]:
+    for line in lines.splitlines(keepends=True):
+        yield line, json.loads(line)
+
+
+class Averages:
+    """Means of scalars since the last reset, summed on the device so that a step does not wait for the GPU."""
+
+    def __init__(self):
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, torch.Tensor | float]) -> None:
+        """One more value of each; scalars on any device."""
+        for name, value in values.items():
+            value = torch.as_tensor(value).detach().double()
+            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value.clone()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """{name: mean since the last reset}; this waits for the device."""
+        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+
+    def reset(self) -> None:
+        """Begin the next interval."""
+        self.sums, self.counts = {}, {}
+
+    def state_dict(self) -> dict:
+        """What has been summed so far: a resumed interval goes on."""
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from a state_dict."""
+        self.sums, self.counts = {k: v.clone() for k, v in state["sums"].items()}, dict(state["counts"])
