@@ -26,6 +26,7 @@ import argparse
 import os
 import signal
 
+from data.files import say
 from jobs.predict.flags import CALLS_COMMANDS, parse_args
 
 if __name__ == "__main__":
@@ -232,7 +233,7 @@ def main(args: argparse.Namespace) -> int:
         COMMANDS[args.command](args)
         return stopping.DONE
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on or starts again", file=sys.stderr)
+        say("interrupted; the same command goes on or starts again", sys.stderr)
         return 130
     except (UsageError, ConfigError, DataError) as error:
         text, code = str(error), stopping.USAGE if isinstance(error, UsageError) else stopping.BAD
@@ -246,7 +247,7 @@ def main(args: argparse.Namespace) -> int:
     except OSError as error:
         what = f"{error.filename or args.command}: {error.strerror or error}"
         text, code = f"{what}; check the path, its permissions and the free space", stopping.BAD
-    print(f"error: {text}", file=sys.stderr)
+    say(f"error: {text}", sys.stderr)
     return code
 
 

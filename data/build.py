@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import images, volumes
-from data.files import atomic_file, remove_torn
+from data.files import atomic_file, remove_torn, say
 from data.images import BadFile
 from data.packfile import (
     ALIGN,
@@ -90,7 +90,7 @@ def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
     be bad, unless max_bad is 0).
     """
     resolution, channels, crop = shape_of(how)
-    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
+    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", say)
     geometry = _geometry(source, resolution, crop)
     out = Path(out)
     count, index_size = _upper_bounds(source)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Unpack
 
 from data.build import MAX_BAD, Packing, _geometry, _list_bad, build_pack, check_bad, pack_key, shape_of
+from data.files import say
 from data.packfile import (
     MAGIC,
     Pack,
@@ -49,7 +50,7 @@ def ensure_pack(
     of a pack that is there already (2 GB in a few seconds).
     """
     resolution, channels, crop = shape_of(how)
-    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
+    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", say)
     if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
         return _given_pack(spec, resolution, channels, crop, split, log, verify)
     source = find_source(spec, split)
@@ -89,7 +90,7 @@ def preview(spec: str, *, split: str = "train", **how: Unpack[Packing]) -> list[
     Files that are bad at a glance (unreadable, empty) count: with too many of them ensure_pack is sure to refuse.
     """
     resolution, channels, crop = shape_of(how)
-    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
+    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", say)
     if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
         return _given_pack(spec, resolution, channels, crop, split, log, verify=False).classes
     source = find_source(spec, split)
@@ -114,7 +115,7 @@ def ensure_held_out(
     """
     if val_split == "none":
         return None
-    log = how.get("log", print)
+    log = how.get("log", say)
     reason = "--split all trains on everything"
     if train_split != "all":
         for split in ("val", "test") if val_split == "auto" else (val_split,):
@@ -192,8 +193,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.source.lower().endswith(".pack") and not Path(args.source).is_dir():
             pack = open_pack(Path(args.source).expanduser(), verify=True)
-            print(pack.meta["describe"])
-            print(_result(pack, "verified"))
+            say(pack.meta["describe"])
+            say(_result(pack, "verified"))
             return 0
         ensure_pack(
             args.source,
@@ -206,10 +207,10 @@ def main(argv: list[str] | None = None) -> int:
             workers=args.workers,
         )
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 78
     except KeyboardInterrupt:
-        print("interrupted; nothing was left behind", file=sys.stderr)
+        say("interrupted; nothing was left behind", sys.stderr)
         return 130
     return 0
 

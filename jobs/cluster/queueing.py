@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from data.files import say
 from jobs.cluster import preflight, show, slurm, status, submit, terminal
 from jobs.cluster.options import Options
 from jobs.cluster.plan import Plan, make_plan
@@ -99,7 +100,7 @@ def already(plan: Plan, options: Options) -> int | None:
     if options.json:
         print(json.dumps({"run": str(plan.run), "job_id": view.job_id, "state": view.state, "queued": False}))
     else:
-        print(text)
+        say(text)
         show.next_steps(plan.run, view.state)
     if options.wait and view.state not in FINAL:
         return show.wait_for(plan.run, plan.local, stop_run)
@@ -156,12 +157,12 @@ def show_dry_run(plans: list[Plan], text: str, checks: Iterable[Check], options:
         return BAD if failed else DONE
     for plan in plans:
         print(paint(f"# {plan.run}", "bold"))
-        print(to_json(plan.config) if len(plans) == 1 else " ".join(plan.command()))
+        say(to_json(plan.config) if len(plans) == 1 else " ".join(plan.command()))
     print(paint("\n# sbatch text" if text else "\n# command", "bold"))
-    print(text.rstrip() if text else " ".join(plans[0].command()))
+    say(text.rstrip() if text else " ".join(plans[0].command()))
     print(paint("\n# checks", "bold"))
     terminal.say_checks(checks)
-    print("\nNothing queued (--dry-run)." if not failed else "\nNothing queued (--dry-run); it would be refused.")
+    say("\nNothing queued (--dry-run)." if not failed else "\nNothing queued (--dry-run); it would be refused.")
     return BAD if failed else DONE
 
 
@@ -183,9 +184,9 @@ def say_queued(plan: Plan, job_id: str, waiting: str, options: Options) -> None:
             f"{goes_on} until the run is done."
         )
     if waiting:
-        print(f"  It {waiting}.")
+        say(f"  It {waiting}.")
     if plan.site.note:
-        print(f"  {plan.partition}: {plan.site.note}.")
+        say(f"  {plan.partition}: {plan.site.note}.")
     if options.wait and plan.local:
         facts([("run", str(plan.run)), ("stop", "Ctrl-C; the same command goes on from there")])
     else:

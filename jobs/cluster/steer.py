@@ -10,7 +10,7 @@ import socket
 import time
 from pathlib import Path
 
-from data.files import atomic_write
+from data.files import atomic_write, say
 from jobs.cluster import slurm, status, submit
 from jobs.cluster.options import OF_SLURM, REMEMBERED, Options
 from jobs.cluster.terminal import facts
@@ -29,7 +29,7 @@ def stop_run(run: Path, now: bool) -> int:
     jobs = status.all_jobs()
     live, holder = status.live_jobs(run, jobs or {}), status.live_process(run)
     if not live and holder is None and not status.starting_process(run):
-        print(f"{run.name} is not running ({status.view_run(run, jobs).state}).")
+        say(f"{run.name} is not running ({status.view_run(run, jobs).state}).")
         return DONE
     atomic_write(
         run / "STOP", f"{getpass.getuser()} at {time.strftime('%F %T')}, launch.py stop{' --now' if now else ''}\n"
@@ -41,12 +41,10 @@ def stop_run(run: Path, now: bool) -> int:
     if holder is not None and not running and now and holder.get("host") == socket.gethostname():
         os.kill(holder["pid"], signal.SIGTERM)
     if running or holder is not None or not live:
-        print(
-            f"{run.name} " + ("is ended now; it saves if it can." if now else "saves and stops within its next step.")
-        )
+        say(f"{run.name} " + ("is ended now; it saves if it can." if now else "saves and stops within its next step."))
     else:
         submit.write_state(run, RunState.STOPPED, "taken out of the queue")
-        print(f"{run.name} is taken out of the queue (job {', '.join(job.id for job in waiting)}).")
+        say(f"{run.name} is taken out of the queue (job {', '.join(job.id for job in waiting)}).")
     facts([("go on", f"python launch.py resume {run.name}")])
     return DONE
 

@@ -6,11 +6,11 @@ order of precedence: the field's default, the preset, the flag on the command li
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from data import files
 from models.names import SAMPLERS, SCHEDULES, TARGETS, TIME_SETS
 
 if TYPE_CHECKING:  # a checker takes no Literal of names that it would have to look up
@@ -279,12 +279,10 @@ class DiffusionConfig(DenoisingConfig):
 def read_json(path: Path) -> dict:
     """A JSON object from a file. Raises ConfigError, one line, for anything else."""
     try:
-        value = json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error}); restore it, or use another --run") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: not a config; restore it, or use another --run")
-    return value
+        return files.read_json(path)
+    except (OSError, ValueError) as error:
+        text = f"{path}: cannot be read as JSON ({files.words(error)}); restore it, or use another --run"
+        raise ConfigError(text) from None
 
 
 def numbers(text: str, flag: str) -> tuple[int, ...]:

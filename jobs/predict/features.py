@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.files import sha256_of
+from data.files import say, sha256_of
 from data.pack import ensure_pack
 from data.packfile import Pack
 from jobs.config.specs import ConfigError
@@ -82,7 +82,7 @@ def shape_of(model: Trained) -> dict:
     return dict(resolution=model.resolution, channels=model.channels, crop=crop if isinstance(crop, int) else 0)
 
 
-def open_data(model: Trained, data: str = "", say: Callable[[str], None] = print) -> RealSlices:
+def open_data(model: Trained, data: str = "", say: Callable[[str], None] = say) -> RealSlices:
     """Both splits of `data`, or of what the run was trained on. ConfigError where nothing is held out."""
     spec = data_of(model, data)
     if spec.lower().endswith(".pack"):
@@ -127,7 +127,7 @@ def open_features(given: Network | None, train: Pack, out: Path, rt: ranks.Runti
     )
     network = read_encoder(path, shape, train.digest)
     if network is None and rt.rank == 0:
-        print(f"training the feature encoder on {len(train):,} slices, once; it is kept as {path}")
+        say(f"training the feature encoder on {len(train):,} slices, once; it is kept as {path}")
         labels = torch.from_numpy(np.array(train.labels))
         network = encoder.train_encoder(
             train.images,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import atomic_write
+from data.files import atomic_write, say
 from jobs.predict.trained import Trained
 
 
@@ -46,6 +46,6 @@ class Output:
     def tell(self, model: Trained, what: str, *names: str) -> None:
         """What was made, of what size, from which weights, and the files."""
         height, width = model.size
-        print(f"{what} of {width}x{height} from {model.path} ({model.nimg / 1000:g} kimg)")
+        say(f"{what} of {width}x{height} from {model.path} ({model.nimg / 1000:g} kimg)")
         for name in names:
-            print(f"  {self / name}")
+            say(f"  {self / name}")

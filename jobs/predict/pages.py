@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.files import atomic_write
+from data.files import atomic_write, say
 from jobs.config.specs import ConfigError
 from jobs.predict.trained import UsageError, run_of
 from jobs.run.rundir import RunDir
@@ -47,8 +47,8 @@ def plot(named: Sequence[str], out: str = "", *, from_kimg: float = 0.0, to_kimg
         restarts = [kimg for kimg in restarts_of(runs[0]) if from_kimg <= kimg <= to_kimg]
         plot_losses(rows[names[0]], png, from_kimg, to_kimg, restarts)
     for name, found in rows.items():
-        print(f"{name}: {len(found)} rows up to {found[-1]['nimg'] / 1000:g} kimg")
-    print(f"  {png}")
+        say(f"{name}: {len(found)} rows up to {found[-1]['nimg'] / 1000:g} kimg")
+    say(f"  {png}")
 
 
 def report(named: Sequence[str], out: str = "") -> None:
@@ -62,4 +62,4 @@ def report(named: Sequence[str], out: str = "") -> None:
         raise UsageError(f"--out {html}: a folder; name an HTML file in it")
     html.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(html, write_page(runs))
-    print(f"report on {len(runs)} run{'s' * (len(runs) > 1)}, {html.stat().st_size / 1e6:.1f} MB\n  {html}")
+    say(f"report on {len(runs)} run{'s' * (len(runs) > 1)}, {html.stat().st_size / 1e6:.1f} MB\n  {html}")

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from data.files import atomic_write, is_number
+from data.files import atomic_write, is_number, plain, say
 from jobs.config import specs
 from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import stopping
@@ -27,12 +27,12 @@ class Attempt:
         self.run, self.config, self.rank = run, config, rank
         self.started, self.total, self.recorded = time.monotonic(), 0, False
         self.nimg: int | None = None
-        self.printer: Callable[[str], None] = print
+        self.printer: Callable[[str], None] = say
 
     def say(self, text: str) -> None:
         """One line for the person and the log; above the progress bar where there is one."""
         if self.rank == 0:
-            self.printer(text)
+            self.printer(plain(text, keep="\n"))
 
     def __enter__(self) -> Attempt:
         if self.rank == 0:
@@ -120,9 +120,11 @@ def check_data(
     `augmentation`: what this code draws for it, as numbers."""
     path = run.path / "data.json"
     before = specs.read_json(path) if path.exists() else {}
+    if not all(isinstance(before.get(key, kind()), kind) for key, kind in (("classes", list), ("digests", dict))):
+        raise ConfigError(f"{path}: is damaged; restore it, or use another --run")
     if before and getattr(config, "conditional", False) and before.get("classes") != classes:
         raise ConfigError(
-            f"{run.path}: the run learns the classes {', '.join(before.get('classes', []))}, the data have "
+            f"{run.path}: the run learns the classes {', '.join(map(str, before.get('classes', [])))}, the data have "
             f"{', '.join(classes)}; "
             "restore them, or use another --run"
         )
@@ -161,10 +163,10 @@ def report_and_code(main) -> int:
     try:
         return main()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        say("interrupted; the same command goes on from the last checkpoint", sys.stderr)
         return 130
     except stopping.Stopped as asked:
-        print(f"Stopped before the training began ({asked}). The same command goes on from here.", file=sys.stderr)
+        say(f"Stopped before the training began ({asked}). The same command goes on from here.", sys.stderr)
         return asked.exit_code
     except Exception as error:
         code = stopping.exit_code(error)
@@ -177,7 +179,7 @@ def report_and_code(main) -> int:
                 else "the file server may be back for the next attempt"
             )
             text = f"{where}{error.strerror}; {fix}"
-        print(f"error: {text}", file=sys.stderr)
+        say(f"error: {text}", sys.stderr)
         if code == 1:
             raise
         return code

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from pathlib import Path
 
+from data.files import read_object
 from jobs.config import specs
 
 RUNS = specs.ROOT / "runs"
@@ -15,14 +15,16 @@ RUNS = specs.ROOT / "runs"
 
 def read_jobs(run: Path) -> dict:
     """jobs.json: which jobs were submitted for the run, and how. {} if there is none."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        about = json.loads((run / "jobs.json").read_text())
-        if isinstance(about, dict):
-            listed = about.get("submitted")
-            listed = listed if isinstance(listed, list) else []
-            about["submitted"] = [job for job in listed if isinstance(job, dict) and isinstance(job.get("id"), str)]
-            return about
-    return {}
+    about, _ = read_object(run / "jobs.json", run)
+    if about:
+        listed = about.get("submitted")
+        listed = listed if isinstance(listed, list) else []
+        about["submitted"] = [job for job in listed if isinstance(job, dict) and isinstance(job.get("id"), str)]
+        # Words that become options of a command, a path, a key: of another type, or unprintable, they are left out.
+        for name in ("job", "after"):
+            if not isinstance(about.get(name, ""), str) or not about.get(name, "").isprintable():
+                del about[name]
+    return about
 
 
 def run_folders(root: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from data.files import atomic_write
+from data.files import atomic_write, say
 from jobs.config import kinds, parsing, specs
 from jobs.run import stopping
 from jobs.run.attempt import Attempt
@@ -391,7 +391,7 @@ def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
                 run.lock(wait=0)
                 run.complete_marks()
                 run.unlock()
-        print(f"{run.path} is done. Raise --total-kimg to go on, or use another --run to start afresh.")
+        say(f"{run.path} is done. Raise --total-kimg to go on, or use another --run to start afresh.")
         announce(run, generate)
     return True
 
@@ -399,12 +399,12 @@ def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
 def announce(run: RunDir, generate: str) -> None:
     """Where everything is, and what to do next; `generate` is the predict.py subcommand with its flags."""
     grids = sorted(p for p in run.samples.glob("[0-9]*.png"))
-    print(f"  samples      {grids[-1] if grids else 'none'}")
+    say(f"  samples      {grids[-1] if grids else 'none'}")
     if (run.samples / "reals.png").exists():
-        print(f"  real slices  {run.samples / 'reals.png'}")
-    print(f"  losses       {run.plots / 'losses.png'}")
-    print(f"  next         {command('predict.py')} {generate.format(run=run.path)}")
-    print(f"  TensorBoard  {Path(sys.executable).with_name('tensorboard')} --logdir {run.tensorboard}")
+        say(f"  real slices  {run.samples / 'reals.png'}")
+    say(f"  losses       {run.plots / 'losses.png'}")
+    say(f"  next         {command('predict.py')} {generate.format(run=run.path)}")
+    say(f"  TensorBoard  {Path(sys.executable).with_name('tensorboard')} --logdir {run.tensorboard}")
 
 
 def command(script: str) -> str:
