@@ -26,7 +26,7 @@ import argparse
 import os
 import signal
 
-from data.files import say
+from data.files import leads_out, say
 from jobs.predict.flags import CALLS_COMMANDS, parse_args
 
 if __name__ == "__main__":
@@ -103,8 +103,13 @@ def how_of(args: argparse.Namespace, model: Trained) -> dict:
 
 def output(args: argparse.Namespace) -> Output:
     """--out, else predictions/COMMAND in the run, or here where only a weights file is given."""
+    if args.out:
+        return Output(args.command, Path(args.out))
     base = run_of(args.run) if args.run else Path()
-    return Output(args.command, Path(args.out) if args.out else base / "predictions" / args.command)
+    folder = base / "predictions" / args.command
+    if leads_out(folder, base):
+        raise ConfigError(f"{folder}: a link that leads out of the run; name the folder itself with --out")
+    return Output(args.command, folder)
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------

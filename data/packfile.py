@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import images
-from data.files import sha256_of
+from data.files import parse_json, plain, sha256_of
 from data.walk import DataError
 
 MAGIC = b"BRAINPAK"
@@ -102,9 +102,9 @@ def _read_header(path: str, file, size: int) -> tuple[dict, int]:
     if len(text) != length or hashlib.sha256(text).digest() != sha:
         raise _damaged(path, "its header is damaged")
     try:
-        head = json.loads(text)
+        head = parse_json(text)
         problem = _header_problem(head)
-    except (ValueError, RecursionError, MemoryError, TypeError, KeyError):
+    except (ValueError, MemoryError, TypeError, KeyError):
         problem = "its header is no JSON of the right form"
     if problem:
         raise _damaged(path, problem)
@@ -128,6 +128,8 @@ def _header_problem(head) -> str:
             return f"its {name} are malformed"
         if name != "classes" and len(values) != n:
             return f"it has {len(values)} {name} for {n} slices"
+    if odd := odd_class(head["classes"]):
+        return f"its class {odd} cannot be shown or typed"
     labels, classes = head.get("labels"), head["classes"]
     if (
         not isinstance(labels, list)
@@ -154,6 +156,11 @@ def _header_problem(head) -> str:
     except DataError as error:
         return str(error)
     return "" if head["geometry"]["resolution"] == height else "its geometry does not match its shape"
+
+
+def odd_class(classes: list[str]) -> str:
+    """The first name, spelled out, that no class may have, whoever wrote it; '' if there is none."""
+    return next((repr(plain(name)) for name in classes if not name.isprintable()), "")
 
 
 def check_geometry(geometry) -> None:

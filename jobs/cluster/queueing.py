@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from data.files import say
+from data.files import is_number, say
 from jobs.cluster import preflight, show, slurm, status, submit, terminal
 from jobs.cluster.options import Options
 from jobs.cluster.plan import Plan, make_plan
@@ -110,7 +110,8 @@ def already(plan: Plan, options: Options) -> int | None:
 def stored_total(run: Path) -> float | None:
     """total_kimg of the stored config; None where there is none that can be read."""
     with contextlib.suppress(RunDirError):
-        return (RunDir(run).read_config() or {}).get("total_kimg")
+        total = (RunDir(run).read_config() or {}).get("total_kimg")
+        return total if is_number(total) else None
     return None
 
 

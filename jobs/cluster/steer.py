@@ -66,7 +66,12 @@ def job_of(run: Path) -> str:
 def resume_options(run: Path, typed: dict) -> Options:
     """The options that a run goes on with: those that it was queued with, and over them those that were typed now."""
     recorded = read_jobs(run)
-    known = {name: value for name, value in recorded.get("options", {}).items() if name in REMEMBERED}
+    stored = recorded.get("options")
+    known = {name: value for name, value in stored.items() if name in REMEMBERED} if isinstance(stored, dict) else {}
+    for name, value in known.items():
+        wanted = str if isinstance(usual := getattr(Options, name), str) else bool if usual is False else int
+        if type(value) is not wanted or not str(value).isprintable():
+            raise ConfigError(f"{run}/jobs.json: is damaged ({name}); move it away and launch the run with --job")
     if typed.get("partition"):  # a run of this machine moves to the cluster
         known.pop("local", None)
     if typed.get("local"):  # and back: what Slurm was told means nothing here

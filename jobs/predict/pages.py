@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.files import atomic_write, say
+from data.files import atomic_write, leads_out, say
 from jobs.config.specs import ConfigError
 from jobs.predict.trained import UsageError, run_of
 from jobs.run.rundir import RunDir
@@ -38,6 +39,8 @@ def plot(named: Sequence[str], out: str = "", *, from_kimg: float = 0.0, to_kimg
         if not any(from_kimg <= row["nimg"] / 1000 <= to_kimg for row in found):
             raise UsageError(f"{run.path}: no rows from {from_kimg:g} to {to_kimg:g} kimg; it has 0 to {last:g}")
     default = runs[0].plots / ("losses.png" if len(runs) == 1 else "losses-compared.png")
+    if not out and leads_out(default, runs[0].path):
+        raise ConfigError(f"{default}: a link that leads out of the run; name the file itself with --out")
     png = Path(out) if out else default
     if png.is_dir():
         raise UsageError(f"--out {png}: a folder; name a PNG file in it")
@@ -55,7 +58,7 @@ def report(named: Sequence[str], out: str = "") -> None:
     """One self-contained HTML page about the runs."""
     runs = runs_of(named)
     for run in runs:
-        if not run.config.is_file():
+        if not os.path.lexists(run.config):
             raise ConfigError(f"{run.path}: no config.json, so it is no run directory; give the folder of a run")
     html = Path(out) if out else runs[0].path / "report.html"
     if html.is_dir():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
+from data.files import is_number
 from jobs.config import kinds, parsing, rules
 from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import stopping
@@ -68,7 +68,7 @@ def store_config(run: RunDir, config: TrainConfig, say: Callable[[str], None] = 
 def write_config(run: RunDir, config: TrainConfig) -> None:
     """config.json, whatever stood there; a finished run that is longer now is no longer done."""
     before = run.read_config() or {}
-    if config.total_kimg > before.get("total_kimg", math.inf):
+    if is_number(before.get("total_kimg")) and config.total_kimg > before["total_kimg"]:
         run.unmark_done()
     stored = asdict(replace(config, dry_run=False, override=False))  # these two are of one command, not of the run
     if stored != before:

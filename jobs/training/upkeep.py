@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from data.files import atomic_write, say
+from data.files import atomic_write, is_number, say
 from jobs.config import kinds, parsing, specs
 from jobs.run import stopping
 from jobs.run.attempt import Attempt
@@ -383,7 +383,8 @@ def compiles(asked: bool, device: torch.device, say: Callable[[str], None]) -> b
 
 def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
     """Whether the run is finished and --total-kimg is no larger than it was; says so."""
-    if not run.done() or c.total_kimg > (run.read_config() or {}).get("total_kimg", math.inf):
+    before = (run.read_config() or {}).get("total_kimg")
+    if not run.done() or (is_number(before) and c.total_kimg > before):
         return False
     if rank == 0:
         if run.read_status().get("state") != RunState.DONE or run.lockfile.exists():  # killed after its last image
