@@ -200,17 +200,17 @@ def read_rows(path: str | os.PathLike, inside: Path | None = None, keep: Callabl
                 last = line
                 continue
             last = b""
-            rows += row_of(line, keep)
+            rows += row_of(line, keep, nonfinite=True)
             size += len(line)
             if size > KEPT:
                 rows, size, step = rows[::2], size // 2, step * 2
-    return rows + row_of(last, keep)
+    return rows + row_of(last, keep, nonfinite=True)
 
 
-def row_of(line: bytes, keep: Callable[[dict], bool] = bool) -> list[dict]:
+def row_of(line: bytes, keep: Callable[[dict], bool] = bool, nonfinite: bool = False) -> list[dict]:
     """The JSON object in a line, as a list of one; [] where it holds none, or none that `keep` takes."""
     with contextlib.suppress(ValueError):
-        row = parse_json(line, nonfinite=True)
+        row = parse_json(line, nonfinite)
         return [row] if isinstance(row, dict) and keep(row) else []
     return []
 

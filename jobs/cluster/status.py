@@ -6,6 +6,7 @@ Torch-free.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import socket
@@ -138,7 +139,7 @@ def last_metrics(run: Path) -> dict:
     """The last whole row of metrics.jsonl, read from its end."""
     with contextlib.suppress(OSError):
         for line in reversed(read_tail(run / "metrics.jsonl", ROW, inside=run).splitlines()):
-            for row in row_of(line):
+            for row in row_of(line, nonfinite=True):
                 return row
     return {}
 
@@ -189,7 +190,7 @@ def _view_run(run: Path, queue: dict[str, Job] | None, seen: dict) -> View:
     live = live_jobs(run, queue) if queue is not None else []
     if live:
         after = Path(jobs.get("after", ""))
-        return _with_job(view, live[0], live[1:], "" if (after / "DONE").exists() else after.name)
+        return _with_job(view, live[0], live[1:], "" if os.path.exists(after / "DONE") else after.name)
     if (holder := live_process(run)) is not None:
         elapsed = time.time() - holder["since"] if is_number(holder.get("since")) else None
         own = view.state if view.state in GONE - {RunState.QUEUED} else RunState.STARTING
@@ -235,7 +236,7 @@ def _hanging(view: View) -> View:
 
 def _without_job(view: View, run: Path, queue: dict[str, Job] | None) -> View:
     """No job and no process: finished, stopped, or cut off."""
-    if (run / "DONE").exists():
+    if os.path.exists(run / "DONE"):  # False as well of what can be no path
         return replace(view, state=RunState.DONE, eta_s=None, note="")
     last = read_jobs(run).get("submitted", [{}])[-1:]
     was_here = bool(last) and last[0].get("kind") == "local" and last[0].get("host") == socket.gethostname()

@@ -300,7 +300,7 @@ def ready(run: Path, job_id: str) -> int:
     Otherwise the job waits on, or says what to do.
     """
     after = Path(read_jobs(run).get("after") or run)
-    if (after / "DONE").exists():
+    if os.path.exists(after / "DONE"):
         return 0
     ids = {str(job["id"]) for job in read_jobs(after).get("submitted", [])}
     try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from data import files
+import data.files as files
 from models.names import SAMPLERS, SCHEDULES, TARGETS, TIME_SETS
 
 if TYPE_CHECKING:  # a checker takes no Literal of names that it would have to look up

@@ -257,7 +257,7 @@ class RunDir:
     # --- DONE, STOP, SAVE ---------------------------------------------------------------------------------------------
     def done(self) -> bool:
         """Whether the run has seen all its images."""
-        return (self.path / "DONE").exists()
+        return os.path.exists(self.path / "DONE")
 
     def mark_done(self) -> None:
         """Create DONE, after the last checkpoint is on disk."""

@@ -19,7 +19,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict]]:
     """(line, row) of every whole row, in order."""
     with contextlib.suppress(FileNotFoundError), open_regular(path, inside=path.parent) as file:
         for line in lines_of(file):
-            for row in row_of(line, _is_row):
+            for row in row_of(line, _is_row, nonfinite=True):
                 yield line, row
 
 
