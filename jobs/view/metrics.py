@@ -47,7 +47,12 @@ class MetricsLog:
     def truncate(self, nimg: int | None) -> None:
         """Drop the rows after `nimg`, and a line that a killed process left unfinished."""
         whole = {row["nimg"]: line for line, row in _lines(self.path) if nimg is None or row["nimg"] <= nimg}
-        waiting = {row["nimg"]: line for line, row in _rows_of(self._pending) if nimg is None or row["nimg"] <= nimg}
+        waiting = {
+            row["nimg"]: line
+            for line in self._pending.splitlines(keepends=True)
+            for row in row_of(line)
+            if nimg is None or row["nimg"] <= nimg
+        }
         # A write that failed at its fsync has left its rows in the file: they wait no longer.
         self._pending = b"".join(line for at, line in waiting.items() if at not in whole)
         kept = b"".join(whole.values())
@@ -79,11 +84,6 @@ class MetricsLog:
             return
         self._size += len(self._pending)
         self._pending = b""
-
-
-def _rows_of(lines: bytes) -> Iterator[tuple[bytes, dict]]:
-    for line in lines.splitlines(keepends=True):
-        yield line, json.loads(line)
 
 
 class Averages:
