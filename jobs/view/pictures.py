@@ -18,13 +18,14 @@ from jobs.view.plots import label_of
 DENOISE_COLUMNS = 10  # of a strip at most
 
 
-def is_complete(path: Path, size: tuple[int, int], channels: int = 1) -> bool:
-    """Whether this is a whole PNG of (height, width), a file and no link; its checksums are verified."""
+def is_complete(path: Path, size: tuple[int, int], channels: int = 0) -> bool:
+    """Whether this is a whole PNG of (height, width), a file and no link; its checksums are verified. channels: 1 grey,
+    3 colour, 0 either."""
     try:
-        check_regular(path.lstat(), path, 4 * channels * size[0] * size[1] + SMALL)
+        check_regular(path.lstat(), path, 4 * size[0] * size[1] + SMALL)
         with Image.open(path, formats=("PNG",)) as picture:
             picture.verify()
-            return picture.size == size[::-1] and picture.mode == ("L" if channels == 1 else "RGB")
+            return picture.size == size[::-1] and picture.mode in {1: ("L",), 3: ("RGB",)}.get(channels, ("L", "RGB"))
     except Exception:  # a damaged PNG raises almost anything; it is made again
         return False
 
