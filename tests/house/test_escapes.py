@@ -113,8 +113,11 @@ def hostile_run(folder: Path, name: str = "run") -> RunDir:
     run.create()
     writable = ALL.encode(errors="ignore").decode()
     (run.path / "status.json").write_text(json.dumps({k: writable for k in ("state", "reason", "job_id", "host")}))
-    lines = [{"event": "start", "attempt": 1, "node": writable, "job_id": writable},
-             {"event": "end", "attempt": 1, "reason": writable, "code": writable}, {"event": "decision", "decision": writable, "why": writable}]  # fmt: skip
+    lines = [
+        {"event": "start", "attempt": 1, "node": writable, "job_id": writable},
+        {"event": "end", "attempt": 1, "reason": writable, "code": writable},
+        {"event": "decision", "decision": writable, "why": writable},
+    ]
     run.attempts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     run.write_config({"data": writable, "preset": writable, "resolution": writable})
     (run.path / "provenance.json").write_text(json.dumps({writable: writable, "device": writable}))
@@ -197,8 +200,12 @@ def test_logs_hold_no_escapes(tmp_path, capsys):
 def test_launch_py_names_hostile_folders_in_one_line(tmp_path):
     for name in ("abc\x1b[2J\u202e", "abd\x9bx\n"):
         hostile_run(tmp_path, name)
-    code = f"import launch, pathlib; launch.RUNS = pathlib.Path({str(tmp_path)!r}); launch.find_run.__defaults__ = (launch.RUNS,)\n"
-    code += "import runpy, sys\ntry: sys.exit(launch.main(sys.argv[1:]))\nexcept LookupError as e: launch.terminal.error(e.args[0])"
+    code = (
+        f"import launch, pathlib, sys; launch.RUNS = pathlib.Path({str(tmp_path)!r}); "
+        "launch.find_run.__defaults__ = (launch.RUNS,)\n"
+        "try: sys.exit(launch.main(sys.argv[1:]))\n"
+        "except LookupError as error: launch.terminal.error(error.args[0])"
+    )
     for command in (
         ["status"],
         ["status", "ab"],
@@ -209,8 +216,14 @@ def test_launch_py_names_hostile_folders_in_one_line(tmp_path):
         ["logs", "abc"],
         ["status", "--json"],
     ):
-        done = subprocess.run([sys.executable, "-c", code, *command], cwd=tiny.ROOT, capture_output=True, text=True, timeout=60,
-                              env=tiny.environment(tmp_path, PATH="/usr/bin:/bin"))  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, *command],
+            cwd=tiny.ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=tiny.environment(tmp_path, PATH="/usr/bin:/bin"),
+        )
         assert "Traceback" not in done.stderr, done.stderr
         only_plain(done.stdout + done.stderr)
 
@@ -354,8 +367,13 @@ def test_training_on_a_pack_with_unprintable_classes_ends_with_one_line(good_pac
 def test_half_a_character_in_a_pack_is_one_line(good_pack, tmp_path, where):
     head = head_of(good_pack)
     odd = "a\ud800b"
-    changed = {"names": {"names": [odd] * len(head["labels"])}, "subjects": {"subjects": [odd] * len(head["labels"])}, "describe": {"meta": head["meta"] | {"describe": odd}},
-               "warnings": {"meta": head["meta"] | {"warnings": [odd]}}, "bad": {"meta": head["meta"] | {"bad": [[odd, odd]]}}}  # fmt: skip
+    changed = {
+        "names": {"names": [odd] * len(head["labels"])},
+        "subjects": {"subjects": [odd] * len(head["labels"])},
+        "describe": {"meta": head["meta"] | {"describe": odd}},
+        "warnings": {"meta": head["meta"] | {"warnings": [odd]}},
+        "bad": {"meta": head["meta"] | {"bad": [[odd, odd]]}},
+    }
     path = resealed(good_pack, tmp_path / "evil.pack", **changed[where])
     with pytest.raises(DataError, match="not a valid pack"):
         open_pack(path)
@@ -389,8 +407,11 @@ def test_predict_py_says_what_is_wrong_in_one_plain_line(tmp_path, capsys, monke
 
 
 def test_figures_for_a_person_are_plain(capsys):
-    figures = {"distances": {ALL: dict.fromkeys("fid fid_error kid kid_sd precision recall density coverage".split(), 1.0)},
-               "ms_ssim": {ALL: {ALL: {"mean": 0.5}}}, "copying": {ALL: {"below_5th_percentile": 0.5, "relative_ratio": 1.0}}}  # fmt: skip
+    figures = {
+        "distances": {ALL: dict.fromkeys("fid fid_error kid kid_sd precision recall density coverage".split(), 1.0)},
+        "ms_ssim": {ALL: {ALL: {"mean": 0.5}}},
+        "copying": {ALL: {"below_5th_percentile": 0.5, "relative_ratio": 1.0}},
+    }
     print_figures(figures, ALL, {"heldout": {"describe": ALL}}, [ALL])
     only_plain(capsys.readouterr().out)
 
@@ -416,9 +437,17 @@ def test_names_in_a_picture_are_text_and_no_formula():
 ROOM = tiny.ROOT
 SOURCES = sorted([*(ROOM / "jobs").glob("**/*.py"), *ROOM.glob("*.py"), ROOM / "data" / "pack.py"])
 RAW = {  # print() where no text of others is, or where it was made plain before
-    "jobs/cluster/queueing.py": 9, "jobs/cluster/requeue.py": 2, "jobs/cluster/show.py": 8, "jobs/cluster/status.py": 1, "jobs/cluster/sweep.py": 3,
-    "jobs/cluster/terminal.py": 8, "jobs/run/resume.py": 1, "jobs/training/watchdog.py": 1, "jobs/view/progress.py": 1, "launch.py": 6,
-}  # fmt: skip
+    "jobs/cluster/queueing.py": 9,
+    "jobs/cluster/requeue.py": 2,
+    "jobs/cluster/show.py": 8,
+    "jobs/cluster/status.py": 1,
+    "jobs/cluster/sweep.py": 3,
+    "jobs/cluster/terminal.py": 8,
+    "jobs/run/resume.py": 1,
+    "jobs/training/watchdog.py": 1,
+    "jobs/view/progress.py": 1,
+    "launch.py": 6,
+}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOM)))
