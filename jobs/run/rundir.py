@@ -18,6 +18,7 @@ from data.files import (
     atomic_write,
     check_regular,
     is_number,
+    leads_out,
     open_regular,
     read_bytes,
     read_json,
@@ -78,6 +79,8 @@ class RunDir:
         for name in ("config.json", "status.json", "jobs.json", "data.json", "attempts.jsonl", "metrics.jsonl"):
             path = self.path / name
             try:
+                if path.is_symlink() and leads_out(path, self.path):
+                    return f"{name} is damaged (a link that leads out of the run)"
                 check_regular(path.stat(), path, MOST.get(name, SMALL))
             except FileNotFoundError:
                 continue

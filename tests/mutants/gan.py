@@ -360,7 +360,7 @@ FAULTS = [
           '"type": precision}',
           ("tests/scripts/test_gan_main.py::test_a_dry_run_prints_the_config_alone_to_standard_output",)),
     Fault("jobs/predict/generate.py",
-          ' if not is_complete(out / file_name(model, label, i), model.size)]',
+          ' if not is_complete(out / file_name(model, label, i), model.size, model.channels)]',
           ']',
           ("tests/models/test_stylegan2.py::test_mapping_networks_equal_their_formula",)),
     Fault("jobs/training/upkeep.py",

@@ -192,7 +192,7 @@ def test_one_odd_file_leaves_the_table_of_all_runs(tmp_path, capsys, name, kind)
     show.show_runs(views)
     table = capsys.readouterr().out
     assert "good  stopped" in table and "bad " in table
-    not_read = kind in ("sparse", "pipe", "folder", "socket", "device")
+    not_read = kind in ("sparse", "pipe", "folder", "socket", "device", "link out")
     if not_read or (name in ("status.json", "jobs.json")):
         assert f"{name} is damaged" in views[1].note and f"{name} is damaged" in table
         assert f"{name} is damaged" in look(bad)
@@ -204,7 +204,7 @@ def test_one_odd_file_leaves_the_table_of_all_runs(tmp_path, capsys, name, kind)
     assert "a private thing" not in page and (not not_read or f"{name} is damaged" in page)
 
 
-@pytest.mark.parametrize("kind", ["sparse", "pipe", "folder", "socket", "device"])
+@pytest.mark.parametrize("kind", ["sparse", "pipe", "folder", "socket", "device", "link out"])
 @pytest.mark.parametrize("name", [*FILES, "data.json"])
 @bounded
 def test_training_in_a_run_with_an_odd_file_is_refused_in_one_line(tmp_path, name, kind):

@@ -9,6 +9,7 @@ import pytest
 from odd_files import ODD, bounded, look, make_run
 
 from jobs.cluster import show, status, steer, sweep
+from jobs.cluster.slurm import Job
 from jobs.config.specs import ConfigError
 from jobs.run.attempt import check_data
 from jobs.run.find import find_run, read_jobs
@@ -143,3 +144,12 @@ def test_a_job_list_of_odd_words_is_read_without_them(tmp_path):
     about = {"job": "vae", "after": "/a\0b", "submitted": [{"id": 7}, "x", {"id": "8"}]}
     (run.path / "jobs.json").write_text(json.dumps(about))
     assert read_jobs(run.path) == {"job": "vae", "submitted": [{"id": "8"}]}
+
+
+@pytest.mark.parametrize("after", ["x" * 5000, "/" + "y" * 300, "a\0b", "\u202e"])
+def test_a_run_that_waits_for_no_path_leaves_the_table(tmp_path, after):
+    run = make_run(tmp_path)
+    (run.path / "jobs.json").write_text(json.dumps({"after": after, "submitted": [{"id": "7"}]}))
+    job = Job("7", "PENDING", reason="Dependency", dependency="afterany:6")
+    view = status.view_run(run.path, {"7": job})
+    assert view.state == "queued" and view.note.startswith("waits for ")
