@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -120,7 +121,7 @@ def dependency_of(plan: Plan, options: Options) -> tuple[str, str]:
     if not plan.after:
         return "", ""
     first = Path(plan.after)
-    if (first / "DONE").exists():
+    if os.path.exists(first / "DONE"):
         return "", ""
     if plan.local:
         raise ConfigError(f"--after {first.name}: that run is not done; run it first")

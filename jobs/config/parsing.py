@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
@@ -75,7 +76,7 @@ def _run_and_preset(argv: list[str]) -> tuple[str | None, str | None]:
 def _base(cls: type[Config], run: str | None, preset: str | None) -> Config:
     """The values below the flags: of the named preset, else of the stored run, else of the default preset."""
     stored = Path(run, "config.json").expanduser() if run else None
-    if preset is None and stored is not None and stored.is_file():
+    if preset is None and stored is not None and os.path.lexists(stored):
         base = from_dict(cls, read_json(stored))
     else:
         job = kinds.JOBS[kinds.name_of(cls)]

@@ -46,9 +46,9 @@ def find_run(text: str, root: Path = RUNS) -> Path:
     """
     direct = Path(text).expanduser()
     for path in (root / text, direct):
-        if path.is_dir() and (
+        if os.path.isdir(path) and (
             path.parent == root
-            or any((path / n).exists() for n in ("jobs.json", "status.json", "config.json", "sweep.json"))
+            or any(os.path.exists(path / n) for n in ("jobs.json", "status.json", "config.json", "sweep.json"))
         ):
             return path.absolute()
     folders = run_folders(root)
