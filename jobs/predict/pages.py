@@ -32,9 +32,8 @@ def plot(named: Sequence[str], out: str = "", *, from_kimg: float = 0.0, to_kimg
     rows = {name: read_metrics(run.metrics) for name, run in zip(names, runs, strict=True)}
     for run, found in zip(runs, rows.values(), strict=True):
         if not found:
-            raise ConfigError(
-                f"{run.path}: no losses in metrics.jsonl yet; the first row comes after --log-kimg thousand images"
-            )
+            why = run.damage() or "no losses in metrics.jsonl yet; the first row comes after --log-kimg thousand images"
+            raise ConfigError(f"{run.path}: {why}")
         last = found[-1]["nimg"] / 1000
         if not any(from_kimg <= row["nimg"] / 1000 <= to_kimg for row in found):
             raise UsageError(f"{run.path}: no rows from {from_kimg:g} to {to_kimg:g} kimg; it has 0 to {last:g}")

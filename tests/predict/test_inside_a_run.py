@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
 import torch
-from odd_files import ODD, bounded, make_run
+from odd_files import ODD, bounded, make_run, put
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -195,3 +196,26 @@ def test_small_is_larger_than_what_runs_write():
     """A sweep of two thousand points, a chain of ten thousand jobs."""
     assert len(json.dumps([{"values": {"lr": "0.001"}, "run": "/" + "x" * 200}] * 2000, indent=1)) < SMALL
     assert len(json.dumps([{"id": "1234567", "kind": "chain", "time": 1234567890.1}] * 10_000, indent=1)) < SMALL
+
+
+@pytest.mark.parametrize("kind", ["sparse", "pipe", "link out"])
+@bounded
+def test_curves_of_an_odd_log_are_one_line(tmp_path, kind):
+    run = make_run(tmp_path)
+    put(run, "metrics.jsonl", kind)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is damaged"):
+        pages.plot([str(run.path)])
+
+
+def test_a_list_of_tensors_that_fills_the_memory_is_refused(tmp_path):
+    """As a file of feature weights, and as a checkpoint: an archive whose data.pkl has gigabytes."""
+    from jobs.training.checkpoint import check_archive
+    from models.encoder import check_names
+
+    path = tmp_path / "weights.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive, archive.open("x/data.pkl", "w") as part:
+        for _ in range(20):
+            part.write(bytes(1 << 20))
+    for check in (check_archive, check_names):
+        with open(path, "rb") as file, pytest.raises(ValueError, match="its list of tensors is too large"):
+            check(file)
