@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data.batches import FREE_FRACTION, sample_order, to_float
-from data.files import atomic_write, remove_torn, say, sha256_of, temporary_for
+from data.files import atomic_write, open_regular, read_json, remove_torn, say, sha256_of, temporary_for
 from data.pack import pack_folder
 from data.packfile import Pack
 from data.walk import DataError
@@ -59,8 +59,9 @@ def open_latents(path: Path, pack: Pack, encoder_sha256: str, verify: bool = Tru
     `verify` reads it all and compares its SHA-256.
     """
     try:
-        about = json.loads(path.with_suffix(".json").read_text())
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        about = read_json(path.with_suffix(".json"))
+        with open_regular(path):  # no pipe, at which numpy would wait
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception:  # a damaged header raises almost anything, tokenize.TokenError among it
         return None
     expected = {"version": VERSION, "encoder": encoder_sha256, "pack": pack.digest}

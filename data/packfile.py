@@ -8,14 +8,13 @@ import hashlib
 import json
 import os
 import re
-import stat
 import struct
 from dataclasses import dataclass
 
 import numpy as np
 
 from data import images
-from data.files import parse_json, plain, sha256_of
+from data.files import open_regular, parse_json, plain, sha256_of
 from data.walk import DataError
 
 MAGIC = b"BRAINPAK"
@@ -64,11 +63,8 @@ def open_pack(path, verify: bool = False) -> Pack:
     """Open a pack; `verify` also reads all the data and compares its SHA-256. Raises DataError on anything wrong."""
     path = str(path)
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(handle, "rb") as file:
+        with open_regular(path) as file:
             info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise DataError(f"{path} is no pack (not a regular file); build one with python -m data.pack FOLDER")
             head, offset = _read_header(path, file, info.st_size)
             shape = tuple(head["shape"])
             if info.st_size != offset + int(np.prod(shape, dtype=object)):

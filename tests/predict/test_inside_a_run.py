@@ -219,3 +219,22 @@ def test_a_list_of_tensors_that_fills_the_memory_is_refused(tmp_path):
     for check in (check_archive, check_names):
         with open(path, "rb") as file, pytest.raises(ValueError, match="its list of tensors is too large"):
             check(file)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "socket", "device"])
+@bounded
+def test_an_odd_pack_is_one_line_and_odd_latents_are_made_again(tmp_path, kind):
+    from data.latents import open_latents
+    from data.packfile import open_pack
+    from data.walk import DataError
+
+    ODD[kind](tmp_path / "a.pack")
+    with pytest.raises(DataError, match="not a regular file"):
+        open_pack(tmp_path / "a.pack")
+    ODD[kind](tmp_path / "l.npy")
+    (tmp_path / "l.json").write_text("{}")
+    assert open_latents(tmp_path / "l.npy", None, "sha") is None
+    (tmp_path / "l.npy").rmdir() if kind == "folder" else (tmp_path / "l.npy").unlink()
+    (tmp_path / "l.json").unlink()
+    ODD[kind](tmp_path / "l.json")
+    assert open_latents(tmp_path / "l.npy", None, "sha") is None
