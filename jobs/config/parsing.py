@@ -104,7 +104,7 @@ def from_dict(cls: type[Config], values: dict) -> Config:
         default = known[name]
         fits = isinstance(value, (int, float)) if isinstance(default, float) else isinstance(value, type(default))
         if not fits or (isinstance(value, bool) != isinstance(default, bool)):
-            raise ConfigError(f"the stored config's {name} is {value!r}, expected {type(default).__name__}")
+            raise ConfigError(f"the stored config's {name} is {repr(value)[:100]}, expected {type(default).__name__}")
     return cls(**values)
 
 

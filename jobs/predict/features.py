@@ -71,7 +71,7 @@ class RealSlices:
 def data_of(model: Trained, data: str) -> str:
     """`data`, else what the run was trained on. UsageError where neither is known."""
     spec = data or model.config.get("data")
-    if not isinstance(spec, str) or not spec:
+    if not isinstance(spec, str) or not spec or "\0" in spec:
         raise UsageError(f"{model.path} does not say what it was trained on; name the real slices with --data")
     return spec
 

@@ -67,9 +67,13 @@ def reconstruct(
 def slices_of(model: VaeModel, data: str = "", split: str = "auto") -> Pack:
     """The pack of `data` at the VAE's size, of patients that it was not trained on where there are any."""
     c, spec = model.config, data or model.config.get("data")
-    if not isinstance(spec, str) or not spec:
+    if not isinstance(spec, str) or not spec or "\0" in spec:
         raise ConfigError("the weights do not say what they were trained on; name slices with --data")
-    shape = {"resolution": c["resolution"], "channels": c["channels"], "crop": int(c.get("crop") or 0)}
+    shape = {
+        "resolution": c["resolution"],
+        "channels": c["channels"],
+        "crop": crop if isinstance(crop := c.get("crop"), int) else 0,
+    }
     try:
         if split != "auto":
             return ensure_pack(spec, split=split, **shape)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from data.batches import to_uint8
-from data.files import leads_out, sha256_of
+from data.files import is_number, leads_out, sha256_of
 from data.packfile import check_geometry, odd_class, restore
 from data.walk import DataError
 from jobs.config import kinds
@@ -250,4 +250,4 @@ def checked_about(path: Path, about: dict) -> tuple[list[str], dict, int]:
             check_geometry(geometry)
     except DataError as error:
         raise ConfigError(f"{path}: {error}; copy the file again from the run") from None
-    return classes, geometry, nimg if isinstance(nimg, int) else 0
+    return classes, geometry, int(nimg) if type(nimg) is int and is_number(nimg) else 0

@@ -190,9 +190,10 @@ class Lock:
 
 
 def _in_use(run: Path, holder: dict, age: float) -> str:
-    job = f" (job {holder['job']})" if holder.get("job") else ""
+    pid, host, number = (str(holder.get(name, ""))[:100] for name in ("pid", "host", "job"))
+    job = f" (job {number})" if holder.get("job") else ""
     return (
-        f"{run}: in use by process {holder.get('pid')} on {holder.get('host')}{job}, heartbeat {max(age, 0):.0f} s "
+        f"{run}: in use by process {pid} on {host}{job}, heartbeat {max(age, 0):.0f} s "
         "ago; stop that one "
         f"first (python launch.py stop {run.name}), or use another --run"
     )

@@ -37,7 +37,9 @@ def compare_with_run(run: RunDir, config: TrainConfig) -> str:
         raise ConfigError(f"{run.config}: {error}; restore it, or use another --run") from None
     changed = {k: (old[k], new[k]) for k in new if old[k] != new[k] and k not in rules.FREE}
     architecture = {k: v for k, v in changed.items() if k in rules.ARCHITECTURE}
-    text = ", ".join(f"--{k.replace('_', '-')} {a} -> {b}" for k, (a, b) in (architecture or changed).items())
+    text = ", ".join(
+        f"--{k.replace('_', '-')} {str(a)[:200]} -> {b}" for k, (a, b) in (architecture or changed).items()
+    )
     if architecture:
         raise ConfigError(f"{run.path}: the run has another architecture ({text}); use another --run for a new run")
     if changed and not config.override:

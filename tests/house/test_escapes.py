@@ -144,12 +144,10 @@ def test_status_and_why_of_a_hostile_run(tmp_path, capsys, on_a_terminal):
 
 
 def test_columns_are_as_wide_as_what_is_shown(capsys):
-    terminal.table(["A", "B"], [["\x1b", "x"], ["yyyyyy", "z"]])
-    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        ["A", "B"],
-        ["\\x1b", "x"],
-        ["yyyyyy", "z"],
-    ]
+    terminal.table(["A", "B"], [["\x1b", "Q"], ["yyyyyy", "R"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [["A", "B"], ["\\x1b", "Q"], ["yyyyyy", "R"]]
+    assert [line.index(word) for line, word in zip(lines, "BQR", strict=True)] == [8, 8, 8]
 
 
 def test_slurms_own_texts_are_made_plain(tmp_path, capsys, monkeypatch):

@@ -238,3 +238,34 @@ def test_an_odd_pack_is_one_line_and_odd_latents_are_made_again(tmp_path, kind):
     (tmp_path / "l.json").unlink()
     ODD[kind](tmp_path / "l.json")
     assert open_latents(tmp_path / "l.npy", None, "sha") is None
+
+
+@pytest.mark.parametrize("value", [10**400, -1, True, 1.5, None, "8", [8], {}], ids=range(8))
+def test_any_count_of_images_in_weights_can_be_shown(tmp_path, value):
+    from jobs.predict.trained import checked_about
+
+    nimg = checked_about(tmp_path, {"classes": [], "nimg": value})[2]
+    assert f"{nimg / 1000:g}" == ("-0.001" if value == -1 else "0")
+
+
+@pytest.mark.parametrize("field", ["data", "crop"])
+@pytest.mark.parametrize("value", ["a\0b", "", None, [1], "x", 10**400], ids=range(6))
+def test_any_origin_that_weights_name_is_one_line(tmp_path, field, value):
+    from types import SimpleNamespace
+
+    from data.walk import DataError
+    from jobs.predict.features import open_data
+    from jobs.predict.reconstruct import slices_of
+    from jobs.predict.trained import UsageError
+
+    config = {"data": str(tmp_path / "none"), "crop": 0, "resolution": 32, "channels": 1} | {field: value}
+    model = SimpleNamespace(config=config, path="weights", resolution=32, channels=1, classes=[])
+    for read in (slices_of, open_data):
+        with pytest.raises((UsageError, ConfigError, DataError)) as error:
+            read(model)
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_names_in_a_table_are_plain(tmp_path):
+    Output("tsne", tmp_path).csv("t.csv", ["name", "x"], [["a\x1b[2J\u202e", 0.5], ["é, b", None]])
+    assert (tmp_path / "t.csv").read_text() == 'name,x\na\\x1b[2J\\u202e,0.5\n"é, b",\n'

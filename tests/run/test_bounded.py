@@ -153,7 +153,7 @@ def test_rows_that_are_none_are_passed_over(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [
         '{"nimg": 1}',
-        "x" * (LINE + 5),
+        "x" * LINE + '{"nimg": 99}',
         '{"nimg": 2, "loss": NaN}',
         "[" * 5000,
         '{"nimg": true}',
