@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from data.files import read_object
+from data.files import read_json
 from jobs.config import specs
 
 RUNS = specs.ROOT / "runs"
@@ -15,8 +15,8 @@ RUNS = specs.ROOT / "runs"
 
 def read_jobs(run: Path) -> dict:
     """jobs.json: which jobs were submitted for the run, and how. {} if there is none."""
-    about, _ = read_object(run / "jobs.json", run)
-    if about:
+    with contextlib.suppress(OSError, ValueError):
+        about = read_json(run / "jobs.json", run)
         listed = about.get("submitted")
         listed = listed if isinstance(listed, list) else []
         about["submitted"] = [job for job in listed if isinstance(job, dict) and isinstance(job.get("id"), str)]
@@ -24,7 +24,8 @@ def read_jobs(run: Path) -> dict:
         for name in ("job", "after"):
             if not isinstance(about.get(name, ""), str) or not about.get(name, "").isprintable():
                 del about[name]
-    return about
+        return about
+    return {}
 
 
 def run_folders(root: Path) -> list[Path]:

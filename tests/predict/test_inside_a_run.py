@@ -269,3 +269,16 @@ def test_any_origin_that_weights_name_is_one_line(tmp_path, field, value):
 def test_names_in_a_table_are_plain(tmp_path):
     Output("tsne", tmp_path).csv("t.csv", ["name", "x"], [["a\x1b[2J\u202e", 0.5], ["é, b", None]])
     assert (tmp_path / "t.csv").read_text() == 'name,x\na\\x1b[2J\\u202e,0.5\n"é, b",\n'
+
+
+@bounded
+def test_weights_of_gigabytes_of_nothing_are_not_hashed(tmp_path):
+    """A header that is right in itself, and holes behind it."""
+    path, numbers = tmp_path / "weights.safetensors", 3 << 29
+    about = {"a": {"dtype": "F32", "shape": [numbers], "data_offsets": [0, 4 * numbers]}}
+    with open(path, "wb") as file:
+        file.write(header(json.dumps(about).encode()))
+        file.truncate(file.tell() + 4 * numbers)
+    for read, error in ((read_weights, WeightsError), (read_snapshot, ConfigError)):
+        with pytest.raises(error, match="too large: more than 4096 MB"):
+            read(path)
