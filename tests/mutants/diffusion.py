@@ -4,6 +4,10 @@ from tests.mutants import Fault
 
 FAULTS = [
     Fault("train_diffusion.py",
+          '            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)\n',
+          '',
+          ("tests/scripts/test_what_is_written.py::test_other_data_are_refused",)),
+    Fault("train_diffusion.py",
           'position = nimg + s.counters["skip"]\n    gen',
           'position = nimg\n    gen',
           ("tests/scripts/test_reference_diffusion.py::test_six_steps_are_those_of_the_papers",)),
