@@ -27,6 +27,13 @@ class Record:
     slice_index: int = -1  # phantoms: the index; slices of volumes: axial index (in a pack's names)
     size: int = 0  # bytes
     mtime_ns: int = 0
+    page: int = -1  # of a file of several pages; -1: one picture, or a volume whose slices the pack takes
+    session: str = ""
+    modality: str = ""
+    position: float = -1.0  # along the axis: 0 the lowest slice of the scan, 1 the highest; -1 unknown
+    attributes: tuple[tuple[str, str], ...] = ()  # further columns of the manifest, sorted by name
+    use: bool = True
+    why: str = ""  # the reason for a no
 
 
 @dataclass
@@ -45,6 +52,10 @@ class Source:
     bad: list[tuple[str, str]] = field(default_factory=list)  # (name, reason): entries that are no readable files
     others: list[Record] = field(default_factory=list)  # the other splits, to look for the same pictures
     kind: str = "images"  # images | volumes | phantom
+    plane: str = "axial"  # of the slices of volumes: axial | coronal | sagittal
+    slices: tuple[float, float] | None = None  # share of the head's extent along the axis that is used
+    value_range: str = ""  # LO:HI of the grey values, '' to be decided from a sample
+    spacing: float = 0.0  # mm per pixel that volumes are resampled to in plane, 0 for the median of the set
 
     def digest(self) -> str:
         """Hex digest of what the records are (names, sizes, times, labels, subjects), not of where they lie."""
