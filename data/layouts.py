@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from data import people
@@ -104,7 +105,7 @@ class _Classes:
         modal = all(people.modality_of(x) for x in (levels[0] if levels else {""}))
         if named * 2 >= len(trees) > 0 and not modal:
             self.known = True
-            depths = Counter()
+            depths: Counter = Counter()
             for tree, n in self.counts.items():
                 at = next((i for i, x in enumerate(self._strip(tree)) if CLASS_NAME.fullmatch(x)), None)
                 depths[at] += n if at is not None else 0
@@ -165,7 +166,7 @@ class _Classes:
         if not numbers or len({len(name) for name in numbers}) > 1:
             return set()
         spans = sorted((min(n), max(n)) for n in numbers.values())
-        apart = all(a[1] < b[0] for a, b in zip(spans, spans[1:], strict=False))
+        apart = all(a[1] < b[0] for a, b in pairwise(spans))
         long = sum(len(re.sub(r"\D", "", f.stem)) >= 5 for f in self.files) * 2 > len(self.files)
         return set(numbers) if apart and long and spans[0][0] >= 0 else set()
 

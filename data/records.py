@@ -15,6 +15,10 @@ from data.walk import DataError
 ROOM = Path(__file__).resolve().parent  # this package; never data by accident
 
 
+# What the contents of a pack depend on besides the records.
+DECIDED = "kind layout classes split split_rule subject_kind bad plane slices value_range spacing".split()
+
+
 @dataclass(frozen=True)
 class Record:
     """One slice, or one NIfTI volume (the pack takes its slices)."""
@@ -82,12 +86,7 @@ class Source:
     def digest(self) -> str:
         """Hex digest of what the records are (names, sizes, times, labels, subjects), not of where they lie."""
         h = hashlib.blake2b(digest_size=16)
-        h.update(
-            json.dumps(
-                [self.kind, self.layout, self.classes, self.split, self.split_rule, self.subject_kind, self.bad]
-                + [self.plane, self.slices, self.value_range, self.spacing, self.choices.given()]
-            ).encode()
-        )
+        h.update(json.dumps({k: getattr(self, k) for k in DECIDED} | self.choices.given()).encode())
         for r in self.records:
             h.update(repr((r.name, r.size, r.mtime_ns, r.label, r.subject, r.scan, r.split, r.slice_index)).encode())
             h.update(repr((r.page, r.session, r.modality, r.position, r.attributes)).encode())

@@ -28,10 +28,11 @@ from data.tables import Labelled, beside, read_rows
 from data.walk import CONVERT, MASK_FILE, MASK_FOLDER, DataError, Found, Walk, some, walk_folder
 
 PHANTOM_DEFAULT, PHANTOM_MAX = 2000, 1_000_000
+DEFAULT = Choices()
 PLANES = ("axial", "coronal", "sagittal")
 
 
-def find_source(spec: str, split: str = "train", choices: Choices = Choices()) -> Source:
+def find_source(spec: str, split: str = "train", choices: Choices = DEFAULT) -> Source:
     """Recognise the layout behind `spec` and return the records of one split. Raises DataError."""
     if split not in SPLIT_CHOICES:
         raise DataError(f"--split {split}: choose from {', '.join(SPLIT_CHOICES)}")
@@ -136,13 +137,13 @@ def _folder(spec: str, root: Path, split: str) -> tuple[Source, str]:
     labelled = Labelled(records, names, [r.name for r in records])
     said = beside([given, root, root.parent], labelled, layout == "ADNI" and not all(p.sure for p in placed), warnings)
     warnings += [f"read {text}" for text in said]
+    patients = any("the patient of" in text for text in said)
     bad = [(people.hide(n), why) for n, why in walk.bad]
     source = Source(spec, str(root), layout, classes, records, "none", split, "", warnings, bad)
     source.kind, source.left_out = "volumes" if volumes else "images", left_out
     source.classes = labelled.names  # one of each record, until _finish counts them
-    source.subject_kind = _kind_of(
-        records, {r.path for r, p in zip(records, placed, strict=True) if p.sure and r.subject == p.person}
-    )
+    sure = {r.path for r, p in zip(records, placed, strict=True) if p.sure and r.subject == p.person}
+    source.subject_kind = "patient" if patients else _kind_of(records, sure)
     return source, split
 
 
@@ -247,13 +248,10 @@ def _common_root(files: list[Found]) -> tuple[list[Found], tuple[str, ...]]:
 def _refuse_several(spec: str, root: Path, files: list[Found]) -> None:
     """A folder of several data sets: one with folders above and below its split level that are no classes."""
     for f in files:
-        at = next((i for i, part in enumerate(f.folders) if split_of(part)), None)
-        above = f.folders[:at] if at else ()
-        if (
-            above
-            and len(f.folders) > at + 1
-            and not any(CLASS_NAME.fullmatch(x) or people.known_person(x) for x in above)
-        ):  # type: ignore[operator]
+        at = next((i for i, part in enumerate(f.folders) if split_of(part)), 0)
+        above = f.folders[:at]
+        named = any(CLASS_NAME.fullmatch(x) or people.known_person(x) for x in above)
+        if above and len(f.folders) > at + 1 and not named:
             sets = sorted({g.folders[0] for g in files if g.folders})
             raise DataError(f"--data {spec} holds several data sets ({some(sets)}); point --data at one of them")
 
@@ -341,9 +339,11 @@ def _finish(source: Source, split: str) -> Source:
     if source.layout == "table":
         source.split_rule = source.split_rule.replace("the given folders", "as the table says")
     whole = zip(records, sides.sides, strict=True)
-    source.table = records if split == "all" else [
-        replace(r, split=s) if s or not r.use else _not(r, "this person is in test or val too") for r, s in whole
-    ]
+    source.table = (
+        records
+        if split == "all"
+        else [replace(r, split=s) if s or not r.use else _not(r, "this person is in test or val too") for r, s in whole]
+    )
     missing = [name for i, name in enumerate(source.classes) if i not in {r.label for r in source.records}]
     if missing:
         warnings.append(f"the chosen split has no slice of class {', '.join(missing)}")
