@@ -18,7 +18,7 @@ from data import reading
 from data.files import SERIES
 from data.images import MAX_PIXELS
 from data.reading import BadFile
-from data.volumes import Volume, check_voxels, choose
+from data.volumes import MAX_BYTES, Volume, check_voxels, choose
 
 MAX_HEADER = 8 << 20  # bytes of one file's elements before its pixels
 MAX_FILES = 4096  # of one series

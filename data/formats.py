@@ -2,8 +2,8 @@
 
     look("t1.nii.gz") -> Look(kind="volume", pages=176, height=256, width=256, spacing=1.0)
 
-A picture of several pages is one scan with a record per page (`Record.page`). A volume is one record; its `page` chooses
-one of a 4-D file's volumes. A DICOM series is one record too, its path the first file of the series (`dicom.series`).
+A picture of several pages is one scan with a record per page (`Record.page`). A volume is one record; `page` chooses
+one of the volumes of a 4-D file. A DICOM series is one record too, its path the first file of the series (`dicom.series`).
 """
 
 from __future__ import annotations
