@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -242,6 +244,12 @@ def _raw(image, channels: int) -> Raw:
     return Raw(values)
 
 
+def maybe_wide(path) -> bool:
+    """Whether a picture's header says that its values may be more than 8 unsigned bits. Raises BadFile."""
+    with _held(path) as file, open_image(file) as image:
+        return image.mode.startswith(("I", "F")) or getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, (1,))[0] == 2
+
+
 def _upright(image):
     try:
         return ImageOps.exif_transpose(image) if image.getexif().get(EXIF_ORIENTATION, 1) != 1 else image
@@ -263,7 +271,7 @@ def render(raw: Raw, channels: int = 1, value_range: tuple[float, float] | None 
     not of the set's range."""
     values = raw.values
     if value_range is None:
-        value_range = (0.0, 255.0) if not raw.wide else (0.0, raw.full) if raw.full else own_range([values])
+        value_range = (0.0, 255.0) if not raw.wide else (0.0, raw.full) if raw.full else range_of([measure(values)])
     else:
         _check_range(raw, value_range)
     if raw.wide or tuple(value_range) != (0.0, 255.0):
@@ -299,35 +307,44 @@ def background_is_zero(values: np.ndarray, corners: np.ndarray) -> bool:
     return zeros(corners) >= 0.75 and zeros(values) >= ZEROS
 
 
-def own_range(pictures: list[np.ndarray]) -> tuple[float, float]:
-    """(low, high) that become black and white, of all these values together.
+class Measure(NamedTuple):
+    """What the range of a set is decided from, of one picture."""
+
+    least: float
+    most: float
+    dark: float  # 0.1st and 99.9th percentile of what is not zero
+    bright: float
+    whole: bool  # whole numbers alone
+
+
+def measure(values: np.ndarray) -> Measure:
+    """A picture's extremes; what is no number does not count."""
+    v = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
+    inside = v[v != 0]
+    if not inside.size:
+        return Measure(0, 0, 0, 0, True)
+    dark, bright = np.percentile(inside, [0.1, 99.9])
+    whole = v.dtype.kind != "f" or bool((v == np.rint(v)).all())
+    return Measure(float(v.min()), float(v.max()), float(dark), float(bright), whole)
+
+
+def range_of(measures: list[Measure]) -> tuple[float, float]:
+    """(low, high) that become black and white, of all these pictures together.
 
     Whole numbers run from 0 to the end of their bits (12-bit values to 4095), floats to 1 or 255 where they nearly
     reach it, else to their maximum. A maximum far above the 99.9th percentiles is an outlier. Values below zero, more
     than a few, are signed: they run from their minimum.
     """
-    least = most = 0.0
-    tops, bottoms, whole = [], [], True
-    for values in pictures:
-        v = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
-        if not v.size:
-            continue
-        least, most = min(least, float(v.min())), max(most, float(v.max()))
-        whole = whole and (v.dtype.kind != "f" or bool((v == np.rint(v)).all()))
-        inside = v[v != 0]
-        if inside.size:
-            low, high = np.percentile(inside, [0.1, 99.9])
-            bottoms.append(float(low))
-            tops.append(float(high))
-    top = float(np.percentile(tops, 95)) if tops else 0.0
+    least, most = min(m.least for m in measures), max(m.most for m in measures)
+    bottom = float(np.percentile([m.dark for m in measures], 5))
+    top = float(np.percentile([m.bright for m in measures], 95))
     if most > 4 * top > 0:
         most = top
-    bottom = float(np.percentile(bottoms, 5)) if bottoms else 0.0
     if bottom < -0.05 * max(abs(most), abs(top)):
         low = least if least > 4 * bottom else bottom
         return low, most if most > low else low + 1.0
-    if whole and most <= 65535:
-        return 0.0, float((1 << max(int(np.ceil(most)).bit_length(), 8)) - 1)
+    if all(m.whole for m in measures) and most <= 65535:
+        return 0.0, float((1 << max(math.ceil(most).bit_length(), 8)) - 1)
     near = next((full for full in (1.0, 255.0) if full / 2 < most <= full), most)
     return 0.0, near if near > 0 else 1.0
 

@@ -51,6 +51,15 @@ class Budget:
 BUDGET = Budget(FLIGHT)
 
 
+def default_workers() -> int:
+    """Threads: Pillow and zlib release the interpreter lock while they decode.
+
+    More than cores, as NFS makes them wait.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2 * cores, 16)
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 def split_member(path) -> tuple[str, str] | None:
     """(archive, member) of a path that leads into an archive, else None."""
