@@ -8,8 +8,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import images, volumes
+from data import images, people, volumes
 from data.images import BadFile
+from data.walk import DataError
 
 ROOM = Path(__file__).resolve().parent  # this package; never data by accident
 
@@ -36,6 +37,23 @@ class Record:
     why: str = ""  # the reason for a no
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What a person chose of the data, as text; '' the default. Globs are separated by commas."""
+
+    include: str = ""
+    exclude: str = ""
+    table: str = ""
+    plane: str = ""
+    slices: str = ""
+    range: str = ""
+    spacing: str = ""
+
+    def given(self) -> dict[str, str]:
+        """Those that are not the default."""
+        return {name: value for name, value in vars(self).items() if value}
+
+
 @dataclass
 class Source:
     """What --data names, looked through: the records of one split, and what to tell of the rest."""
@@ -56,6 +74,10 @@ class Source:
     slices: tuple[float, float] | None = None  # share of the head's extent along the axis that is used
     value_range: str = ""  # LO:HI of the grey values, '' to be decided from a sample
     spacing: float = 0.0  # mm per pixel that volumes are resampled to in plane, 0 for the median of the set
+    choices: Choices = Choices()
+    table: list[Record] = field(default_factory=list)  # every row, of all splits, with what is not used and why
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # (file or folder, reason): never an image
+    refusal: str = ""  # why no run may learn from these records as they are
 
     def digest(self) -> str:
         """Hex digest of what the records are (names, sizes, times, labels, subjects), not of where they lie."""
@@ -63,10 +85,12 @@ class Source:
         h.update(
             json.dumps(
                 [self.kind, self.layout, self.classes, self.split, self.split_rule, self.subject_kind, self.bad]
+                + [self.plane, self.slices, self.value_range, self.spacing, self.choices.given()]
             ).encode()
         )
         for r in self.records:
             h.update(repr((r.name, r.size, r.mtime_ns, r.label, r.subject, r.scan, r.split, r.slice_index)).encode())
+            h.update(repr((r.page, r.session, r.modality, r.position, r.attributes)).encode())
         if self.kind == "phantom":
             h.update((ROOM / "phantom.py").read_bytes())
         return h.hexdigest()
@@ -85,7 +109,13 @@ class Source:
             size = f"{width}x{height}" + ("" if most == sizes.total() else " mostly")
         bad = f"; {len(self.bad)} bad entries" if self.bad else ""
         found = f"{self.layout}: {len(self.records):,} {what} ({classes}){of}, {size}"
-        return f"{found}; split {self.split}: {self.split_rule}{bad}"
+        chosen = "".join(f"; --{name} {value}" for name, value in self.choices.given().items())
+        return people.hide(f"{found}; split {self.split}: {self.split_rule}{bad}{chosen}")
+
+    def check(self) -> None:
+        """DataError where no run may learn from these records as they are: several modalities."""
+        if self.refusal:
+            raise DataError(self.refusal)
 
     def sizes(self, count: int) -> Counter:
         """Counter of (height, width) over the headers of up to `count` files spread over the records."""

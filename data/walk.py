@@ -3,17 +3,45 @@
 import os
 import re
 import stat
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.files import PICTURES, VOLUMES
+from data.people import hide
 
 JUNK_FOLDERS = {"__macosx", "__pycache__", "@eadir", "lost+found", "$recycle.bin", "system volume information"}
-MASK_FILE = re.compile(r"seg_\d+_slice_\d+\..*|.*[-_](seg|mask|label)s?\.nii(\.gz)?", re.I)
-MASK_FOLDER = re.compile(
-    r"keras_png_slices_seg.*|labels(tr|ts)?"
-    r"|(\w*(train|test|val|validate)_)?(segs?|segmentations?|masks?)(_(train|test|val|validate))?",
+_MASK = r"(?:masks?|segs?|segmentations?|labels?|lbl|gt|ground_?truth|annotations?|pve(?:seg)?|pveseg|mixeltype|fseg)"
+# Masks, label maps and tissue maps, by what BIDS, SPM, CAT12, FreeSurfer, FSL and people write.
+MASK_FILE = re.compile(
+    rf"(?:seg|mask|label|gt)s?[-_ .(]*\d.*\.\w+|(?:seg|mask|label|gt)s?\.\w+(?:\.gz)?"
+    rf"|.*[-_ .]{_MASK}(?:[-_ .]*(?:slice|sl|z)?[-_ .(]*\d+\)?)?(?:\.nii)?\.\w+(?:\.gz)?|.*_(?:dseg|probseg|discseg)\.\w+(?:\.gz)?"
+    r"|.*_(?:label|atlas)-\w+.*\.nii(?:\.gz)?|.*_(?:pve_\d|xfm|jacobian|warp)\.nii(?:\.gz)?"
+    r"|.*[-_](?:lesions?|rois?)(?:[-_]\w+)?\.nii(?:\.gz)?"
+    # c1_T1 and p101 are people; c1 before the name of another file is a tissue.
+    r"|(?:s?(?:m0?w|mw|w|r|wr|rw)[cp][0-6]|[cp][0-6](?=[a-z]|\d{3}_S_)|i?y_|u_rc\d|wj_).+\.nii(?:\.gz)?"
+    r"|(?:[lr]h\.)?(?:aseg|aparc|ribbon|wmparc|filled|wm|brainmask|lesions?|ctrl_pts|subcort)\b.*\.(?:mgz|mgh|nii|nii\.gz)",
     re.I,
+)
+MASK_FOLDER = re.compile(
+    r"keras_png_slices_seg.*|(?:.*[-_])?(?:lab(?:el)?s?(?:tr|ts)?|segs?|segmentations?|masks?|annotations?|ground_?truths?|gt|fsl_seg)"
+    r"(?:_(?:train|test|val|validate))?",
+    re.I,
+)
+DERIVED_FOLDER = re.compile(r"derivatives|surf|figures|qc|reports?|previews?|thumbnails?|snapshots?", re.I)
+# What is no picture and no volume, and what to do about it.
+CONVERT = {
+    ".dcm": "dcm2niix", ".ima": "dcm2niix", ".par": "dcm2niix", ".rec": "dcm2niix", ".mnc": "mnc2nii", ".nrrd": "SimpleITK",
+    ".mha": "SimpleITK", ".mhd": "SimpleITK", ".mgz": "mri_convert", ".mgh": "mri_convert", ".brik": "3dAFNItoNIFTI",
+    ".head": "3dAFNItoNIFTI", ".img": "nibabel (nifti)", ".hdr": "nibabel (nifti)", ".npy": "numpy and Pillow", ".npz": "numpy and Pillow",
+    ".mat": "scipy and Pillow", ".h5": "h5py and Pillow", ".hdf5": "h5py and Pillow", ".zip": "unzip", ".tar": "tar", ".tgz": "tar",
+    ".rar": "unrar", ".7z": "7z", ".tfrecord": "tensorflow and Pillow", ".parquet": "pandas and Pillow", ".jp2": "Pillow",
+    ".heic": "Pillow", ".mp4": "ffmpeg", ".avi": "ffmpeg", "": "dcm2niix, if they are DICOM",
+}  # fmt: skip
+# Texts beside data, and names of what programs leave behind: no data, nothing is missed without them.
+BESIDE = set(
+    ".json .tsv .csv .txt .md .xml .html .pdf .yml .yaml .toml .bval .bvec .log .py .sh .ipynb .m .db .ini .part .crdownload .xlsx "
+    ".xls .doc .docx .rst .bib .stats .lta .pack .lock .tmp .bidsignore .svg .cfg .r .css .js".split()
 )
 MAX_FILES, MAX_DEPTH = 3_000_000, 12
 
@@ -27,6 +55,12 @@ class DataError(Exception):
 def printable(text: str) -> str:
     """File names may hold line ends and bytes that are no text; what is shown and stored must not."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def some(names: list[str], count: int = 5) -> str:
+    """The first names of a list, and how many more there are, with ids of people hidden."""
+    more = f" and {len(names) - count:,} more" if len(names) > count else ""
+    return hide(", ".join(names[:count])) + more
 
 
 def class_name(folder: str) -> str:
@@ -67,7 +101,13 @@ class Walk:
     volumes: list[Found] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
     folders: list[tuple[str, str]] = field(default_factory=list)  # (path, relative name) of all that were looked into
-    masks: list[str] = field(default_factory=list)  # folders and files of segmentation masks, left out
+    masks: list[str] = field(default_factory=list)  # folders and files of masks, label maps, tissue maps: left out
+    derived: list[str] = field(default_factory=list)  # folders of derivatives and reports, left out
+    unknown: Counter = field(default_factory=Counter)  # files of other kinds, by suffix
+
+    def left_out(self) -> list[tuple[str, str]]:
+        """(name, reason) of what is never an image."""
+        return [(n, "a mask, label or tissue map") for n in self.masks] + [(n, "derivatives") for n in self.derived]
 
 
 def walk_folder(root: Path, starts: list[str] | None = None) -> Walk:
@@ -125,10 +165,18 @@ def _enter(entry: os.DirEntry, parts: tuple, found: Walk, folder: str) -> bool:
         if MASK_FOLDER.fullmatch(name):
             found.masks.append(relative)
             return False
+        if DERIVED_FOLDER.fullmatch(name):
+            found.derived.append(relative)
+            return False
         if entry.is_symlink() and os.path.realpath(folder).startswith(os.path.join(os.path.realpath(entry.path), "")):
             return False  # leads back up
         return len(parts) < MAX_DEPTH
     if not (picture or volume):
+        suffix = os.path.splitext(lower)[1]
+        if suffix not in BESIDE and not re.fullmatch(
+            r"readme|licen[cs]e|changes|makefile|dataset_description|citation", lower
+        ):
+            found.unknown[suffix] += 1
         return False
     if not stat.S_ISREG(info.st_mode):
         found.bad.append((relative, "not a regular file"))
