@@ -1,0 +1,153 @@
+"""What is decided once for a whole set of files, said, and then held against every file: pages, grey levels, spacing.
+
+The sample is taken of all splits together, so that training slices and held-out ones are scaled alike.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from data import images, volumes
+from data.formats import is_volume
+from data.reading import BadFile, default_workers
+from data.records import Record, Source
+from data.volumes import PLANES, Cut
+from data.walk import DataError
+
+SAMPLE = 128  # files that are looked at
+PAGED = (".tif", ".tiff", ".gif", ".webp", ".npy", ".npz")  # formats of which a file may hold many pictures
+
+
+def settle(source: Source, volume: int = -1) -> Source:
+    """The source with a record per page and with its range or spacing filled in, where they were not given. What is
+    settled stays as it is. `volume`: which of a 4-D file's. Raises DataError for what was given and cannot be."""
+    if source.kind == "phantom":
+        return source
+    if source.plane not in PLANES:
+        raise DataError(f"--plane {source.plane}: choose from {', '.join(PLANES)}")
+    if source.slices is not None and not 0 <= source.slices[0] < source.slices[1] <= 1:
+        raise DataError(f"--slices {source.slices[0]:g}:{source.slices[1]:g}: give shares LO:HI from 0 to 1")
+    if not 0 <= source.spacing < 100:
+        raise DataError(f"--spacing {source.spacing:g}: give mm per pixel, 0 for the median of the set")
+    parse_range(source.value_range)
+    records = [r for r in source.records if r.use]
+    if source.kind == "volumes":
+        if volume >= 0:
+            records = [replace(r, page=volume) if r.page < 0 else r for r in records]
+        source = replace(source, records=records)
+        return replace(source, spacing=source.spacing or _median_spacing(source, volume))
+    source = replace(source, records=_by_page(records))
+    return source if source.value_range else replace(source, value_range=_range_of_set(source))
+
+
+def parse_range(text: str) -> tuple[float, float] | None:
+    """(low, high) of LO:HI; None of ''. Raises DataError."""
+    if not text:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(":"))
+        if math.isfinite(low) and math.isfinite(high) and low < high:
+            return low, high
+    except ValueError:
+        pass
+    raise DataError(f"--range {text}: give LO:HI, the values that become black and white, such as 0:4095")
+
+
+def cut_of(source: Source) -> Cut:
+    """How the volumes of a settled source are cut."""
+    return Cut(source.plane, source.slices, parse_range(source.value_range), source.spacing)
+
+
+def scale_in_words(source: Source) -> str:
+    """What was settled, for the line that describes the source; '' before."""
+    value_range = parse_range(source.value_range)
+    words = []
+    if source.kind == "volumes":
+        words += [f"{source.plane} slices"] if source.plane != "axial" else []
+        words += [f"{source.slices[0]:g} to {source.slices[1]:g} of the head's extent"] if source.slices else []
+        words += [f"{source.spacing:.4g} mm per pixel"] if source.spacing else []
+        words += [f"values from {value_range[0]:g} to {value_range[1]:g}"] if value_range else []
+    elif value_range is not None:
+        low, high = value_range
+        bits = int(high + 1).bit_length() - 1
+        if low == 0 and high + 1 == 1 << bits:
+            words.append("8-bit values" if bits == 8 else f"{bits}-bit values, scaled by {high:.0f}")
+        else:
+            words.append(f"values from {low:g} to {high:g}" + (" (signed)" if low < 0 else ""))
+    return ", ".join(words)
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+def _by_page(records: list[Record]) -> list[Record]:
+    """A record per page of the files that hold several; the file is their scan."""
+    paged = [r for r in records if r.page < 0 and r.path.lower().endswith(PAGED)]
+    if not paged:
+        return records
+    with ThreadPoolExecutor(default_workers()) as pool:
+        counts = dict(zip((r.path for r in paged), pool.map(_pages, (r.path for r in paged)), strict=True))
+    found = []
+    for r in records:
+        count = counts.get(r.path, 1) if r.page < 0 else 1
+        if count == 1:
+            found.append(r)
+            continue
+        for page in range(count):
+            found.append(replace(r, page=page, scan=r.scan or r.name, position=page / (count - 1)))
+    return found
+
+
+def _pages(path: str) -> int:
+    try:
+        return images.look_picture(path)[0]
+    except BadFile:  # reported when it is decoded
+        return 1
+
+
+# --- grey levels and spacing ------------------------------------------------------------------------------------------
+def sample_of(records: list[Record], count: int) -> list[Record]:
+    """Up to so many records, spread evenly."""
+    n = len(records)
+    return [records[i] for i in sorted({k * n // count for k in range(count)})] if n > count else records
+
+
+def _whole_set(source: Source) -> list[Record]:
+    everything = sorted([*source.records, *(r for r in source.others if r.use)], key=lambda r: (r.name, r.page))
+    return sample_of(everything, SAMPLE)
+
+
+def _range_of_set(source: Source) -> str:
+    wide, narrow = [], 0
+    for record in _whole_set(source):
+        try:
+            if not record.path.lower().endswith(images.ARRAYS) and not images.maybe_wide(record.path):
+                narrow += 1
+                continue
+            for raw in images.read_pages(record.path, [record.page if record.page >= 0 else 0]):
+                if isinstance(raw, BadFile):
+                    continue
+                if raw.wide:
+                    wide.append(images.measure(raw.values))
+                else:
+                    narrow += 1
+        except BadFile:
+            continue
+    if len(wide) <= narrow:
+        return "0:255"
+    low, high = images.range_of(wide)
+    return f"{low:.9g}:{high:.9g}"
+
+
+def _median_spacing(source: Source, volume: int) -> float:
+    found = []
+    for record in _whole_set(source):
+        if not is_volume(record.path):
+            continue
+        try:
+            opened = volumes.open_volume(record.path, record.page if record.page >= 0 else volume)
+            found.append(opened.frame(source.plane)[2])
+        except BadFile:
+            continue
+    return float(f"{statistics.median_low(found):.6g}") if found else 0.0
