@@ -8,6 +8,7 @@ Nothing is decoded here, and only a few headers are read, so this is cheap enoug
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import math
 import os
@@ -17,8 +18,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from data import people
-from data.files import PICTURES, VOLUMES
+from data import formats, people, settle
+from data.files import ARCHIVES, PICTURES, VOLUMES
 from data.images import BadFile
 from data.layouts import CLASS_NAME, LAYOUTS, Files, Place, place
 from data.manifest import read_manifest
@@ -53,7 +54,10 @@ def find_source(spec: str, split: str = "train", choices: Choices = DEFAULT) -> 
             f"--data {spec}: cannot be opened ({getattr(error, 'strerror', None) or error}); check the path"
         ) from None
     if stat.S_ISREG(mode):
-        source = _table(spec, root) if root.suffix.lower() == ".csv" else _single_file(spec, root, split)
+        if root.name.lower().endswith(ARCHIVES):
+            source, split = _folder(spec, root, split)
+        else:
+            source = _table(spec, root) if root.suffix.lower() == ".csv" else _single_file(spec, root, split)
     elif stat.S_ISDIR(mode):
         source, split = _folder(spec, root, split)
     else:
@@ -103,7 +107,8 @@ def _folder(spec: str, root: Path, split: str) -> tuple[Source, str]:
             f"--data {spec}: these are segmentation masks, not images; point --data at the folder beside it"
         )
     warnings: list[str] = []
-    top = {e.lower(): e for e in os.listdir(root)} if os.access(root, os.R_OK | os.X_OK) else {}
+    listed = os.listdir(root) if root.is_dir() and os.access(root, os.R_OK | os.X_OK) else []
+    top = {e.lower(): e for e in listed}
     if "ad_nc" in top and "keras_png_slices_data" not in top and (root / top["ad_nc"]).is_dir():
         root = root / top["ad_nc"]  # ADNI's parent folder, whatever else lies in it
     given = root
@@ -127,7 +132,8 @@ def _folder(spec: str, root: Path, split: str) -> tuple[Source, str]:
     files, skipped = _common_root(files)
     _refuse_several(spec, root, files)
     volumes = not walk.pictures
-    placed = place(files, volumes, warnings)
+    # A file of several pages is a scan, as a volume is: the number in its name is no slice's.
+    placed = place(files, volumes or _are_stacks(files), warnings)
     _report_empty(walk, warnings)
     root = root.joinpath(*skipped)
     names = [p.name if not p.why else "" for p in placed]
@@ -145,6 +151,16 @@ def _folder(spec: str, root: Path, split: str) -> tuple[Source, str]:
     sure = {r.path for r, p in zip(records, placed, strict=True) if p.sure and r.subject == p.person}
     source.subject_kind = "patient" if patients else _kind_of(records, sure)
     return source, split
+
+
+def _are_stacks(files: list[Found]) -> bool:
+    """Whether pictures are files of several pages each, by a few of them."""
+    paged = [f for f in files if f.name.lower().endswith(settle.PAGED)]
+    counts = []
+    for f in paged[:: max(len(paged) // 5, 1)][:5] if len(paged) * 2 > len(files) else []:
+        with contextlib.suppress(BadFile):
+            counts.append(formats.look(f.path).pages)
+    return sum(n > 1 for n in counts) * 2 > len(counts)
 
 
 def _record(p: Place) -> Record:
@@ -203,9 +219,11 @@ def _nothing(spec: str, root: Path, walk: Walk) -> None:
             f"--data {spec} is the toolkit's own source folder and holds no slices; give --data the folder of "
             "your slices"
         )
+    if walk.bad and root.is_file():
+        raise DataError(f"--data {spec}: {walk.bad[0][1]}; unpack it, or give --data a folder")
     if walk.bad:
         raise DataError(
-            f"--data {spec}: no usable image, but {len(walk.bad)} bad entries: "
+            f"--data {spec}: no images that can be used, but {len(walk.bad)} bad entries: "
             f"{some([f'{n} ({r})' for n, r in walk.bad])}"
         )
     if walk.masks:
@@ -317,6 +335,7 @@ def _finish(source: Source, split: str) -> Source:
         source.subject_kind = _kind_of(source.records, {r.path for r in source.records if r.subject})
     records = _positions(_included(source, labelled.records), from_numbers=source.layout != "table")
     if source.slices and source.kind == "images":
+        records, labelled.names = _paged(records, labelled.names)
         low, high = source.slices
         records = [_not(r, "outside --slices") if r.use and not low <= r.position <= high else r for r in records]
         if not any(r.use for r in records):
@@ -349,6 +368,13 @@ def _finish(source: Source, split: str) -> Source:
         warnings.append(f"the chosen split has no slice of class {', '.join(missing)}")
     warnings[:] = [people.hide(text) for text in warnings]
     return source
+
+
+def _paged(records: list[Record], names: list[str]) -> tuple[list[Record], list[str]]:
+    """A record per page, as --slices chooses among pages too."""
+    of = {r.path: name for r, name in zip(records, names, strict=True)}
+    records = settle.by_page(records)
+    return records, [of[r.path] for r in records]
 
 
 def _not(r: Record, why: str) -> Record:
