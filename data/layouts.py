@@ -32,7 +32,7 @@ PLAIN = re.compile(
     r"images?(?:tr|ts)?|imgs?|slices?|pngs?|jpe?gs?|tiffs?|nii|nifti|niftis?|dicom|dataset|data|raw|raws|processed|preprocessed|original"
     r"|mri|mr|brain|brains|scans?|axial|coronal|sagittal|anat|func|dwi|fmap|perf|pet|rawdata|t88_111|subj_\d+|adni(?:\d|go)?"
     r"|aibl|oasis[-_]?\d?|(?:fold|part|disc|disk|batch|shard|chunk|site|cent(?:er|re)|hospital|scanner|cohort|split|set|volume|vol"
-    r"|subset|release)[-_ ]?\d+|mprage|mp-rage|t1_mprage.*|1[._]?5t|3t|7t|(?:hi)?res",
+    r"|subset|release)[-_ ]?(?:\d+|[a-h])|mprage|mp-rage|t1_mprage.*|1[._]?5t|3t|7t|(?:hi)?res",
     re.I,
 )
 
@@ -63,7 +63,13 @@ def place(files: list[Found], volumes: bool, warnings: list[str]) -> list[Place]
     placed = [replace(p, name=n, rest=r) for p in placed for n, r in [classes.of(p.rest)]]
     placed = _loose(placed, warnings)
     placed = _people(placed, volumes, classes)
-    return [replace(p, session=people.session_of(p.file.relative), modality=_modality(p)) for p in placed]
+    channels = {c for p in placed if (c := _channel(p.file))}
+    if len(channels) > 1:
+        placed = [replace(p, modality=f"channel {_channel(p.file)}") for p in placed]
+    return [
+        replace(p, session=people.session_of(p.file.relative), modality=p.modality or _modality(p, volumes))
+        for p in placed
+    ]
 
 
 def _splits(files: list[Found], warnings: list[str]) -> list[Place]:
@@ -112,6 +118,15 @@ class _Classes:
             self.depth = max(depths, key=lambda d: (depths[d], -(d or 0)))
         elif levels:
             self.depth = self._first_level(levels[0], modal)
+            inner = self._below(1)
+            if self.depth == 0 and len(inner) > 1 and not modal and len(levels) > 1:
+                same = len({frozenset(x) for x in inner.values()}) == 1 < min(len(x) for x in inner.values())
+                if (
+                    same
+                    and not _numbered(levels[1])
+                    and not any(re.search(r"\d", x) or people.modality_of(x) for x in levels[1])
+                ):
+                    self.depth = 1  # sites, or other parts, that each have all the classes
         for level, names in enumerate(levels):
             if (level != self.depth and (_numbered(names) or len(names) > MANY_FOLDERS)) or (
                 level > self.depth >= 0 and sum(bool(re.search(r"\d", x)) for x in names) * 2 > len(names)
@@ -155,6 +170,21 @@ class _Classes:
                     found.append(set())
                 found[level].add(name)
         return found
+
+    def _below(self, level: int) -> dict[str, set[str]]:
+        """The folders of a level by the folder at depth 0 that they are in."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for tree in self.counts:
+            parts = self._strip(tree)
+            if len(parts) > level:
+                found[parts[0]].add(parts[level])
+        return found
+
+    def _apart(self, level: int) -> bool:
+        """Whether every class has folders of its own on this level, three or more in all: they are people."""
+        inner = self._below(level)
+        union = set().union(*inner.values())
+        return len(inner) > 1 and 2 < len(union) == sum(len(x) for x in inner.values())
 
     def _shards(self, trees: list[tuple[str, ...]]) -> set[str]:
         """Folders 00000, 00001, ... over which a running number is spread."""
@@ -248,17 +278,22 @@ def _people(placed: list[Place], volumes: bool, classes: _Classes) -> list[Place
             name = bool(re.search(r"\d", s.person)) or shared[s.person] > 1
             person, sure = s.person if name and s.person else p.file.stem, False
         elif not person:
-            person, sure = (s.person or word) if word else next(iter(folders), ""), False
+            person, sure = s.person or word, False
+            if not word:
+                person = next((x for x in folders if re.search(r"\d", x)), "")
         scan = p.file.relative if volumes else "/".join((*p.rest, word) if word or not p.rest else p.rest)
         found.append(replace(p, person=person, sure=sure, scan=scan, number=s.number))
     return found
 
 
+def _channel(f: Found) -> str:
+    """nnU-Net's number of the channel, which is its modality."""
+    found = re.search(r"\d_(\d{4})$", f.stem)
+    return found[1] if found and any(re.fullmatch(r"images(tr|ts)", part, re.I) for part in f.folders) else ""
+
+
 def _stem(p: Place) -> str:
-    stem = p.file.stem
-    if any(re.fullmatch(r"images(tr|ts)", part, re.I) for part in p.file.folders):
-        return re.sub(r"(?<=\d)_\d{4}$", "", stem)  # nnU-Net's number of the channel
-    return stem
+    return p.file.stem.removesuffix(f"_{_channel(p.file)}") if _channel(p.file) else p.file.stem
 
 
 def _volume_person(stem: str) -> str:
@@ -277,10 +312,10 @@ def _words(placed: list[Place], said: list[people.Said]) -> list[str]:
     return [""] * len(words) if one and len(placed) > len(stems) else words
 
 
-def _modality(p: Place) -> str:
+def _modality(p: Place, volumes: bool) -> str:
     """By the name, else by the nearest folder that tells; OASIS-1 and FreeSurfer keep several versions of one scan."""
     stem, parts = p.file.stem.lower(), [x.lower() for x in p.rest]
-    if re.match(r"oas1_\d{4}_mr\d_mpr", stem):
+    if volumes and re.match(r"oas1_\d{4}_mr\d_mpr", stem):
         version = (
             "masked t88" if "masked" in stem else "t88" if "t88" in stem else "average" if "sbj" in stem else "raw"
         )

@@ -410,14 +410,12 @@ def _positions(records: list[Record], from_numbers: bool) -> list[Record]:
     spans: dict[tuple, tuple[float, float]] = {}
     for r in records:
         if r.position >= 0:
-            key = (r.split, r.subject, r.scan, r.modality, r.path.rpartition("/")[0] if not r.scan else "")
+            key = os.path.dirname(r.path), r.scan
             low, high = spans.get(key, (r.position, r.position))
             spans[key] = min(low, r.position), max(high, r.position)
     found = []
     for r in records:
-        low, high = spans.get(
-            (r.split, r.subject, r.scan, r.modality, r.path.rpartition("/")[0] if not r.scan else ""), (0.0, 0.0)
-        )
+        low, high = spans.get((os.path.dirname(r.path), r.scan), (0.0, 0.0))
         known = r.position >= 0 and high > low and r.scan
         found.append(replace(r, position=round((r.position - low) / (high - low), 6) if known else -1.0))
     return found
@@ -453,23 +451,35 @@ def _several_modalities(source: Source, records: list[Record]) -> str:
 
 
 def _glob_of(modality: str, used: list[Record]) -> str:
-    """--include '*_T1w.*': a glob that all files of a modality have, and no other file."""
-    own = [r for r in used if r.modality == modality]
-    rest = [r for r in used if r.modality != modality]
-    words = Counter(t for r in own for t in set(people.TOKEN.findall(r.name.replace("/", " "))))
-    for word, _ in sorted(
-        ((w, n) for w, n in words.items() if n == len(own)), key=lambda x: (not people.modality_of(x[0]), x[0])
-    ):
+    """--include '*T1w.*': what all files of a modality have in their names, and no other file."""
+    own = [r.name for r in used if r.modality == modality]
+    rest = [r.name for r in used if r.modality != modality]
+    words = sorted(_shared(own), key=lambda w: (not people.modality_of(w), -len(w), w))
+    for word in words:
         for glob in (f"*{word}.*", f"*{word}*", f"*/{word}/*", f"*[-_]{word}[-_.]*"):
-            match = re.compile(fnmatch.translate(glob)).match
-            if all(match(r.name) for r in own) and not any(match(r.name) for r in rest):
+            if all(_hits(glob, own)) and not any(_hits(glob, rest)):
                 return f"--include '{glob}'"
-    spelled = sorted({t for t in words if people.MODALITIES.get(t.lower()) == modality})
-    return (
-        "--include '" + ",".join(f"*[-_]{t}.*" for t in spelled) + "'"
-        if spelled
-        else f"--table with a column modality for {modality}"
+    for word in words:  # OASIS-1: t88 but not masked
+        wrong = [name for name, hit in zip(rest, _hits(f"*{word}*", rest), strict=True) if hit]
+        for other in sorted(_shared(wrong), key=lambda w: (-len(w), w)) if len(wrong) < len(rest) else ():
+            if not any(_hits(f"*{other}*", own)):
+                return f"--include '*{word}*' --exclude '*{other}*'"
+    spelled = sorted(
+        {t for name in own for t in people.TOKEN.findall(name) if people.MODALITIES.get(t.lower()) == modality}
     )
+    return (
+        f"--include '{','.join(f'*[-_]{t}.*' for t in spelled)}'" if spelled else "a column modality in --data FILE.csv"
+    )
+
+
+def _shared(names: list[str]) -> set[str]:
+    """The words that all these names have."""
+    return set.intersection(*(set(people.TOKEN.findall(name.replace("/", " "))) for name in names)) if names else set()
+
+
+def _hits(glob: str, names: list[str]) -> list[bool]:
+    match = re.compile(fnmatch.translate(glob)).match
+    return [bool(match(name)) for name in names]
 
 
 # --- phantoms ---------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ BESIDE = set(
 )
 TEXT = re.compile(r"readme|licen[cs]e|changes|changelog|makefile|dataset_description|citation|authors|dicomdir|version")
 # case_001_slice_0.nii.png -> case_001_slice_0
-APPENDED = (".gz", *PICTURES, *(v for v in VOLUMES if not v.endswith(".gz") and v not in SERIES))
+APPENDED = (".gz", *PICTURES, *(v for v in VOLUMES if not v.endswith(".gz") and v not in SERIES), ".img")
 MAX_FILES, MAX_DEPTH = 3_000_000, 12
 
 
@@ -131,7 +131,8 @@ def walk_folder(root: Path, starts: list[str] | None = None) -> Walk:
         [(str(root), ())] if starts is None else [(str(root / name), (name,)) for name in sorted(starts, reverse=True)]
     )
     if os.path.isfile(root):  # an archive is walked as the folder that is in it
-        stack, found.archives = [], [(str(root), ())]
+        stack.clear()
+        found.archives.append((str(root), ()))
     while stack:
         folder, parts = stack.pop()
         try:
