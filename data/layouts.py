@@ -99,7 +99,7 @@ class _Classes:
     def __init__(self, trees: list[tuple[str, ...]], files: list[Found], volumes: bool):
         self.counts = Counter(trees)
         self.of = lru_cache(1 << 16)(self._of)
-        self.files, self.volumes = files, volumes
+        self.files, self.trees, self.volumes = files, trees, volumes
         self.people: set[str] = set()  # names of folders that are one per person
         self.many = 0
         self.depth, self.known = -1, False
@@ -118,19 +118,12 @@ class _Classes:
             self.depth = max(depths, key=lambda d: (depths[d], -(d or 0)))
         elif levels:
             self.depth = self._first_level(levels[0], modal)
-            inner = self._below(1)
-            if self.depth == 0 and len(inner) > 1 and not modal and len(levels) > 1:
-                same = len({frozenset(x) for x in inner.values()}) == 1 < min(len(x) for x in inner.values())
-                if (
-                    same
-                    and not _numbered(levels[1])
-                    and not any(re.search(r"\d", x) or people.modality_of(x) for x in levels[1])
-                ):
-                    self.depth = 1  # sites, or other parts, that each have all the classes
+            if self.depth == 0 and len(levels) > 1 and not modal and self._has_all(levels[1]):
+                self.depth = 1  # sites, or other parts, that each have all the classes
         for level, names in enumerate(levels):
-            if (level != self.depth and (_numbered(names) or len(names) > MANY_FOLDERS)) or (
-                level > self.depth >= 0 and sum(bool(re.search(r"\d", x)) for x in names) * 2 > len(names)
-            ):
+            digits = sum(bool(re.search(r"\d", x)) for x in names) * 2 > len(names)
+            many = level != self.depth and (_numbered(names) or len(names) > MANY_FOLDERS)
+            if many or (level > self.depth >= 0 and (digits or self._apart(level))):
                 self.people |= names
 
     def _first_level(self, names: set[str], modal: bool) -> int:
@@ -151,9 +144,12 @@ class _Classes:
 
     def _one_each(self, names: set[str]) -> bool:
         """Whether the names of volumes say nobody, or their folder again: then the folder is the person."""
-        stems = [(f.stem, self._strip(f.folders)) for f in self.files]
-        own = [bool(tree) and (not _volume_person(stem) or stem.startswith(tree[0])) for stem, tree in stems]
-        return sum(own) * 2 > len(own)
+        own: dict[str, set[str]] = defaultdict(set)
+        for f, tree in zip(self.files, self.trees, strict=True):
+            own[next(iter(self._strip(tree)), "")].add(_volume_person(f.stem).lower())
+        alone = [len(who) == 1 and min(who).startswith(name.lower()) for name, who in own.items() if name]
+        nobody = [who == {""} for who in own.values()]
+        return sum(nobody) * 2 > len(own) or sum(alone) * 2 > len(own)
 
     def _strip(self, tree: tuple[str, ...]) -> tuple[str, ...]:
         """The folders that may be classes or people."""
@@ -179,6 +175,12 @@ class _Classes:
             if len(parts) > level:
                 found[parts[0]].add(parts[level])
         return found
+
+    def _has_all(self, names: set[str]) -> bool:
+        """Whether every folder at depth 0 has the same two or more folders of words in it."""
+        inner = self._below(1)
+        words = not any(re.search(r"\d", x) or people.modality_of(x) for x in names)
+        return words and len(inner) > 1 < len(names) and all(x == names for x in inner.values())
 
     def _apart(self, level: int) -> bool:
         """Whether every class has folders of its own on this level, three or more in all: they are people."""
