@@ -6,6 +6,7 @@ Every reason why a file cannot be used is a BadFile with a few words; nothing el
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import math
 import os
@@ -170,6 +171,23 @@ def decode(data: bytes, channels: int = 1, value_range: tuple[float, float] | No
         return render(_raw(image, channels), channels, value_range)
 
 
+def decode_one(data: bytes, channels: int, value_range: tuple[float, float] | None):
+    """(pixels, notes) of a file that holds one picture by its format; what an animation holds besides is said."""
+    with open_image(io.BytesIO(data)) as image:
+        count = getattr(image, "n_frames", 1) if image.format not in ("JPEG", "MPO") else 1
+        notes = (f"an animation of {count:,} pictures: the first is used",) if count > 1 else ()
+        return render(_raw(image, channels), channels, value_range), notes
+
+
+def file_sha(path) -> str:
+    """Hex SHA-256 of a file or a member, read piece by piece. Raises BadFile."""
+    with reading.open_file(path) as file:
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        except Exception as error:
+            raise BadFile(f"cannot be read ({type(error).__name__})") from None
+
+
 def read_pages(path, pages: list[int], channels: int = 1) -> Iterator[Raw | BadFile]:
     """The pages of one file in the order asked for, or why a page cannot be used; -1 is the only one."""
     try:
@@ -247,7 +265,9 @@ def _raw(image, channels: int) -> Raw:
 def maybe_wide(path) -> bool:
     """Whether a picture's header says that its values may be more than 8 unsigned bits. Raises BadFile."""
     with _held(path) as file, open_image(file) as image:
-        return image.mode.startswith(("I", "F")) or getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, (1,))[0] == 2
+        return image.mode.startswith(("I", "F")) or 2 in np.atleast_1d(
+            getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, 1)
+        )
 
 
 def _upright(image):

@@ -23,6 +23,7 @@ from data.packfile import (
     open_pack,
 )
 from data.records import ROOM
+from data.settle import settle
 from data.sources import find_source
 from data.walk import DataError
 
@@ -52,7 +53,7 @@ def ensure_pack(
     max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
     if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
         return _given_pack(spec, resolution, channels, crop, split, log, verify)
-    source = find_source(spec, split)
+    source = settle(find_source(spec, split))
     key = pack_key(source, resolution, channels, crop)
     if out is None:
         slug = re.sub(r"[^a-z0-9]+", "-", source.layout.lower())
@@ -92,7 +93,7 @@ def preview(spec: str, *, split: str = "train", **how: Unpack[Packing]) -> list[
     max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
     if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
         return _given_pack(spec, resolution, channels, crop, split, log, verify=False).classes
-    source = find_source(spec, split)
+    source = settle(find_source(spec, split))
     _geometry(source, resolution, crop)
     log(source.describe())
     for warning in source.warnings:

@@ -341,9 +341,11 @@ def _finish(source: Source, split: str) -> Source:
     if source.layout == "table":
         source.split_rule = source.split_rule.replace("the given folders", "as the table says")
     whole = zip(records, sides.sides, strict=True)
-    source.table = records if split == "all" else [
-        replace(r, split=s) if s or not r.use else _not(r, "this person is in test or val too") for r, s in whole
-    ]
+    source.table = (
+        records
+        if split == "all"
+        else [replace(r, split=s) if s or not r.use else _not(r, "this person is in test or val too") for r, s in whole]
+    )
     missing = [name for i, name in enumerate(source.classes) if i not in {r.label for r in source.records}]
     if missing:
         warnings.append(f"the chosen split has no slice of class {', '.join(missing)}")
