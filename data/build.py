@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -33,8 +34,8 @@ from data.packfile import (
     write_header,
 )
 from data.reading import FLIGHT, BadFile, default_workers
-from data.records import Record, Source, parse_range
-from data.settle import cut_of, settle
+from data.records import Record, Source
+from data.settle import cut_of, levels_of, settle
 from data.walk import DataError
 
 PHANTOM_SIZE = 256  # phantoms that are cropped are drawn at this size first
@@ -101,14 +102,14 @@ def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
     source = settle(source)
     geometry = _geometry(source, resolution, crop)
     out = Path(out)
-    count, index_size, costs = _upper_bounds(source)
+    count, index_size = _upper_bounds(source)
     row_bytes = channels * resolution * resolution
     offset = -(-(PREAMBLE.size + index_size) // ALIGN) * ALIGN
     _make_room(out, offset + count * row_bytes)
     log(f"packing {len(source.records):,} {'volumes' if source.kind == 'volumes' else 'slices'} into {out}")
     try:
         with atomic_file(out) as file:
-            rows, bad, notes, sha = _decode_all(source, file, offset, geometry, how, costs)
+            rows, bad, notes, sha = _decode_all(source, file, offset, geometry, how)
             bad = source.bad + bad
             total = len(source.records) + len(source.bad)
             _list_bad(bad, len(bad), total, log)
@@ -174,23 +175,20 @@ def _geometry(source: Source, resolution: int, crop: int) -> dict:
     return dict(source_height=height, source_width=width, square=square, crop=crop, resolution=resolution)
 
 
-def _upper_bounds(source: Source) -> tuple[int, int, dict[str, int]]:
-    """(slices, bytes of the header) at most, and the memory that each volume takes: the header lies before the data and
-    is written last."""
+def _upper_bounds(source: Source) -> tuple[int, int]:
+    """(slices, bytes of the header) at most: the header lies before the data and is written last."""
     count = text = 0
-    costs: dict[str, int] = {}
     for r in source.records:
         slices = 1
         if is_volume(r.path):
             try:
-                volume = volumes.open_volume(r.path, r.page)
-                slices, costs[r.path] = volume.frame(source.plane)[1], volumes.volume_cost(volume)
+                slices = volumes.volume_frame(r.path, cut_of(source), r.page)[1]
             except BadFile:
                 continue
         count += slices
         text += slices * (len(json.dumps([r.name, r.subject])) + 80)
     fixed = len(json.dumps([source.classes, source.warnings, source.describe(), source.bad])) + (1 << 16)
-    return count, text + fixed + 400 * min(len(source.records), 2000), costs
+    return count, text + fixed + 400 * min(len(source.records), 2000)
 
 
 def _make_room(out: Path, needed: int) -> None:
@@ -220,7 +218,7 @@ class _Bar(tqdm):
     disable = True  # of one that Ctrl-C leaves half made: tqdm's __del__ would end it with a traceback
 
 
-def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing, costs: dict[str, int]):
+def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing):
     """Stream all slices into `file` from `offset` on: (rows, bad, notes, SHA-256 of the data)."""
 
     channels, poll = how.get("channels", 1), how.get("poll")
@@ -243,7 +241,10 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing,
     row_bytes = channels * geometry["resolution"] ** 2
 
     def cost(group: list[Record]) -> int:
-        return costs.get(group[0].path, len(group) * row_bytes)
+        with contextlib.suppress(BadFile):
+            if is_volume(group[0].path):
+                return volumes.volume_cost(volumes.open_volume(group[0].path, group[0].page))
+        return len(group) * row_bytes
 
     groups = _by_file(source.records, max(1, min(64, LAZY // row_bytes)))
     with bar:
@@ -310,7 +311,7 @@ def _decode(group: list[Record], source: Source, geometry: dict, channels: int) 
             yield _decode_volume(first, source, geometry, channels)
         elif first.page < 0 and first.path.lower().endswith(ONE_PAGE):
             data = images.read_bytes(first.path)
-            pixels, notes = images.decode_one(data, channels, parse_range(source.value_range))
+            pixels, notes = images.decode_one(data, channels, levels_of(source))
             row, packed = _row(first, first.name, pixels, geometry, channels)
             row.file = hashlib.sha256(data).hexdigest()
             yield Decoded([(row, packed)], "", notes)
@@ -329,14 +330,14 @@ def _decode_volume(record: Record, source: Source, geometry: dict, channels: int
 
 
 def _decode_pages(group: list[Record], source: Source, geometry: dict, channels: int) -> Iterator[Decoded]:
-    value_range = parse_range(source.value_range)
+    levels = levels_of(source)
     file = images.file_sha(group[0].path)
     for record, raw in zip(group, images.read_pages(group[0].path, [r.page for r in group], channels), strict=True):
         try:
             if isinstance(raw, BadFile):
                 raise raw
             name = record.name if record.page < 0 or "#" in record.name else f"{record.name}#{record.page:03d}"
-            row, packed = _row(record, name, images.render(raw, channels, value_range), geometry, channels)
+            row, packed = _row(record, name, images.render(raw, channels, levels), geometry, channels)
             row.file = file
             yield Decoded([(row, packed)])
         except BadFile as error:
@@ -436,10 +437,10 @@ def _remarks(source: Source, rows: list[Row], geometry: dict) -> list[str]:
             f"padded, larger ones scaled down"
         )
     levels, mean = (float(np.median(values)) for values in zip(*((r.levels, r.mean) for r in rows), strict=True))
-    if mean < 3 or (levels < GREY_LEVELS and mean < GREY_LEVELS):
+    if mean < 3 or (1 < levels < GREY_LEVELS and mean < GREY_LEVELS):
         notes.append(
-            f"the median slice is nearly black, with {levels:.0f} grey levels: values that were not scaled to 8 bits? "
-            "give the values that become black and white, --range LO:HI"
+            f"the median slice is nearly black, with {levels:.0f} grey levels: 12-bit values that were saved without "
+            "scaling? give the values that become black and white, --range LO:HI"
         )
     labels: dict[str, set] = defaultdict(set)
     first: dict[str, str] = {}

@@ -40,6 +40,12 @@ def cut_of(source: Source) -> Cut:
     return Cut(source.plane, source.slices, parse_range(source.value_range), source.spacing)
 
 
+def levels_of(source: Source) -> images.Levels | None:
+    """The range of a settled set of pictures; what the user gave is taken as it is, what was decided is checked."""
+    pair = parse_range(source.value_range)
+    return images.Levels(*pair, given=bool(source.choices.range)) if pair else None
+
+
 # --- pages ------------------------------------------------------------------------------------------------------------
 def _by_page(records: list[Record]) -> list[Record]:
     """A record per page of the files that hold several; the file is their scan."""

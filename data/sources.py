@@ -8,6 +8,7 @@ Nothing is decoded here, and only a few headers are read, so this is cheap enoug
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import math
 import os
@@ -17,8 +18,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from data import people
-from data.files import PICTURES, VOLUMES
+from data import formats, people, settle
+from data.files import ARCHIVES, PICTURES, VOLUMES
 from data.images import BadFile
 from data.layouts import CLASS_NAME, LAYOUTS, Files, Place, place
 from data.manifest import read_manifest
@@ -28,10 +29,11 @@ from data.tables import Labelled, beside, read_rows
 from data.walk import CONVERT, MASK_FILE, MASK_FOLDER, DataError, Found, Walk, some, walk_folder
 
 PHANTOM_DEFAULT, PHANTOM_MAX = 2000, 1_000_000
+DEFAULT = Choices()
 PLANES = ("axial", "coronal", "sagittal")
 
 
-def find_source(spec: str, split: str = "train", choices: Choices = Choices()) -> Source:
+def find_source(spec: str, split: str = "train", choices: Choices = DEFAULT) -> Source:
     """Recognise the layout behind `spec` and return the records of one split. Raises DataError."""
     if split not in SPLIT_CHOICES:
         raise DataError(f"--split {split}: choose from {', '.join(SPLIT_CHOICES)}")
@@ -52,7 +54,10 @@ def find_source(spec: str, split: str = "train", choices: Choices = Choices()) -
             f"--data {spec}: cannot be opened ({getattr(error, 'strerror', None) or error}); check the path"
         ) from None
     if stat.S_ISREG(mode):
-        source = _table(spec, root) if root.suffix.lower() == ".csv" else _single_file(spec, root, split)
+        if root.name.lower().endswith(ARCHIVES):
+            source, split = _folder(spec, root, split)
+        else:
+            source = _table(spec, root) if root.suffix.lower() == ".csv" else _single_file(spec, root, split)
     elif stat.S_ISDIR(mode):
         source, split = _folder(spec, root, split)
     else:
@@ -102,7 +107,8 @@ def _folder(spec: str, root: Path, split: str) -> tuple[Source, str]:
             f"--data {spec}: these are segmentation masks, not images; point --data at the folder beside it"
         )
     warnings: list[str] = []
-    top = {e.lower(): e for e in os.listdir(root)} if os.access(root, os.R_OK | os.X_OK) else {}
+    listed = os.listdir(root) if root.is_dir() and os.access(root, os.R_OK | os.X_OK) else []
+    top = {e.lower(): e for e in listed}
     if "ad_nc" in top and "keras_png_slices_data" not in top and (root / top["ad_nc"]).is_dir():
         root = root / top["ad_nc"]  # ADNI's parent folder, whatever else lies in it
     given = root
@@ -126,7 +132,8 @@ def _folder(spec: str, root: Path, split: str) -> tuple[Source, str]:
     files, skipped = _common_root(files)
     _refuse_several(spec, root, files)
     volumes = not walk.pictures
-    placed = place(files, volumes, warnings)
+    # A file of several pages is a scan, as a volume is: the number in its name is no slice's.
+    placed = place(files, volumes or _are_stacks(files), warnings)
     _report_empty(walk, warnings)
     root = root.joinpath(*skipped)
     names = [p.name if not p.why else "" for p in placed]
@@ -136,14 +143,24 @@ def _folder(spec: str, root: Path, split: str) -> tuple[Source, str]:
     labelled = Labelled(records, names, [r.name for r in records])
     said = beside([given, root, root.parent], labelled, layout == "ADNI" and not all(p.sure for p in placed), warnings)
     warnings += [f"read {text}" for text in said]
+    patients = any("the patient of" in text for text in said)
     bad = [(people.hide(n), why) for n, why in walk.bad]
     source = Source(spec, str(root), layout, classes, records, "none", split, "", warnings, bad)
     source.kind, source.left_out = "volumes" if volumes else "images", left_out
     source.classes = labelled.names  # one of each record, until _finish counts them
-    source.subject_kind = _kind_of(
-        records, {r.path for r, p in zip(records, placed, strict=True) if p.sure and r.subject == p.person}
-    )
+    sure = {r.path for r, p in zip(records, placed, strict=True) if p.sure and r.subject == p.person}
+    source.subject_kind = "patient" if patients else _kind_of(records, sure)
     return source, split
+
+
+def _are_stacks(files: list[Found]) -> bool:
+    """Whether pictures are files of several pages each, by a few of them."""
+    paged = [f for f in files if f.name.lower().endswith(settle.PAGED)]
+    counts = []
+    for f in paged[:: max(len(paged) // 5, 1)][:5] if len(paged) * 2 > len(files) else []:
+        with contextlib.suppress(BadFile):
+            counts.append(formats.look(f.path).pages)
+    return sum(n > 1 for n in counts) * 2 > len(counts)
 
 
 def _record(p: Place) -> Record:
@@ -202,9 +219,11 @@ def _nothing(spec: str, root: Path, walk: Walk) -> None:
             f"--data {spec} is the toolkit's own source folder and holds no slices; give --data the folder of "
             "your slices"
         )
+    if walk.bad and root.is_file():
+        raise DataError(f"--data {spec}: {walk.bad[0][1]}; unpack it, or give --data a folder")
     if walk.bad:
         raise DataError(
-            f"--data {spec}: no usable image, but {len(walk.bad)} bad entries: "
+            f"--data {spec}: no images that can be used, but {len(walk.bad)} bad entries: "
             f"{some([f'{n} ({r})' for n, r in walk.bad])}"
         )
     if walk.masks:
@@ -247,13 +266,10 @@ def _common_root(files: list[Found]) -> tuple[list[Found], tuple[str, ...]]:
 def _refuse_several(spec: str, root: Path, files: list[Found]) -> None:
     """A folder of several data sets: one with folders above and below its split level that are no classes."""
     for f in files:
-        at = next((i for i, part in enumerate(f.folders) if split_of(part)), None)
-        above = f.folders[:at] if at else ()
-        if (
-            above
-            and len(f.folders) > at + 1
-            and not any(CLASS_NAME.fullmatch(x) or people.known_person(x) for x in above)
-        ):  # type: ignore[operator]
+        at = next((i for i, part in enumerate(f.folders) if split_of(part)), 0)
+        above = f.folders[:at]
+        named = any(CLASS_NAME.fullmatch(x) or people.known_person(x) for x in above)
+        if above and len(f.folders) > at + 1 and not named:
             sets = sorted({g.folders[0] for g in files if g.folders})
             raise DataError(f"--data {spec} holds several data sets ({some(sets)}); point --data at one of them")
 
@@ -319,6 +335,7 @@ def _finish(source: Source, split: str) -> Source:
         source.subject_kind = _kind_of(source.records, {r.path for r in source.records if r.subject})
     records = _positions(_included(source, labelled.records), from_numbers=source.layout != "table")
     if source.slices and source.kind == "images":
+        records, labelled.names = _paged(records, labelled.names)
         low, high = source.slices
         records = [_not(r, "outside --slices") if r.use and not low <= r.position <= high else r for r in records]
         if not any(r.use for r in records):
@@ -351,6 +368,13 @@ def _finish(source: Source, split: str) -> Source:
         warnings.append(f"the chosen split has no slice of class {', '.join(missing)}")
     warnings[:] = [people.hide(text) for text in warnings]
     return source
+
+
+def _paged(records: list[Record], names: list[str]) -> tuple[list[Record], list[str]]:
+    """A record per page, as --slices chooses among pages too."""
+    of = {r.path: name for r, name in zip(records, names, strict=True)}
+    records = settle.by_page(records)
+    return records, [of[r.path] for r in records]
 
 
 def _not(r: Record, why: str) -> Record:
@@ -386,14 +410,12 @@ def _positions(records: list[Record], from_numbers: bool) -> list[Record]:
     spans: dict[tuple, tuple[float, float]] = {}
     for r in records:
         if r.position >= 0:
-            key = (r.split, r.subject, r.scan, r.modality, r.path.rpartition("/")[0] if not r.scan else "")
+            key = os.path.dirname(r.path), r.scan
             low, high = spans.get(key, (r.position, r.position))
             spans[key] = min(low, r.position), max(high, r.position)
     found = []
     for r in records:
-        low, high = spans.get(
-            (r.split, r.subject, r.scan, r.modality, r.path.rpartition("/")[0] if not r.scan else ""), (0.0, 0.0)
-        )
+        low, high = spans.get((os.path.dirname(r.path), r.scan), (0.0, 0.0))
         known = r.position >= 0 and high > low and r.scan
         found.append(replace(r, position=round((r.position - low) / (high - low), 6) if known else -1.0))
     return found
@@ -429,23 +451,35 @@ def _several_modalities(source: Source, records: list[Record]) -> str:
 
 
 def _glob_of(modality: str, used: list[Record]) -> str:
-    """--include '*_T1w.*': a glob that all files of a modality have, and no other file."""
-    own = [r for r in used if r.modality == modality]
-    rest = [r for r in used if r.modality != modality]
-    words = Counter(t for r in own for t in set(people.TOKEN.findall(r.name.replace("/", " "))))
-    for word, _ in sorted(
-        ((w, n) for w, n in words.items() if n == len(own)), key=lambda x: (not people.modality_of(x[0]), x[0])
-    ):
+    """--include '*T1w.*': what all files of a modality have in their names, and no other file."""
+    own = [r.name for r in used if r.modality == modality]
+    rest = [r.name for r in used if r.modality != modality]
+    words = sorted(_shared(own), key=lambda w: (not people.modality_of(w), -len(w), w))
+    for word in words:
         for glob in (f"*{word}.*", f"*{word}*", f"*/{word}/*", f"*[-_]{word}[-_.]*"):
-            match = re.compile(fnmatch.translate(glob)).match
-            if all(match(r.name) for r in own) and not any(match(r.name) for r in rest):
+            if all(_hits(glob, own)) and not any(_hits(glob, rest)):
                 return f"--include '{glob}'"
-    spelled = sorted({t for t in words if people.MODALITIES.get(t.lower()) == modality})
-    return (
-        "--include '" + ",".join(f"*[-_]{t}.*" for t in spelled) + "'"
-        if spelled
-        else f"--table with a column modality for {modality}"
+    for word in words:  # OASIS-1: t88 but not masked
+        wrong = [name for name, hit in zip(rest, _hits(f"*{word}*", rest), strict=True) if hit]
+        for other in sorted(_shared(wrong), key=lambda w: (-len(w), w)) if len(wrong) < len(rest) else ():
+            if not any(_hits(f"*{other}*", own)):
+                return f"--include '*{word}*' --exclude '*{other}*'"
+    spelled = sorted(
+        {t for name in own for t in people.TOKEN.findall(name) if people.MODALITIES.get(t.lower()) == modality}
     )
+    return (
+        f"--include '{','.join(f'*[-_]{t}.*' for t in spelled)}'" if spelled else "a column modality in --data FILE.csv"
+    )
+
+
+def _shared(names: list[str]) -> set[str]:
+    """The words that all these names have."""
+    return set.intersection(*(set(people.TOKEN.findall(name.replace("/", " "))) for name in names)) if names else set()
+
+
+def _hits(glob: str, names: list[str]) -> list[bool]:
+    match = re.compile(fnmatch.translate(glob)).match
+    return [bool(match(name)) for name in names]
 
 
 # --- phantoms ---------------------------------------------------------------------------------------------------------
