@@ -3,7 +3,7 @@
     look("t1.nii.gz") -> Look(kind="volume", pages=176, height=256, width=256, spacing=1.0)
 
 A picture of several pages is one scan with a record per page (`Record.page`). A volume is one record; `page` chooses
-one of the volumes of a 4-D file. A DICOM series is one record too, its path the first file of the series (`dicom.series`).
+one of the volumes of a 4-D file. A DICOM series is one record too, its path that of its first file (`dicom.series`).
 """
 
 from __future__ import annotations
@@ -44,3 +44,10 @@ def look(path, plane: str = "axial", number: int = -1) -> Look:
         return Look(kind, count, height, width, spacing, volume.modality)
     pages, (height, width) = images.look_picture(path)
     return Look("picture", pages, height, width)
+
+
+def shown_size(path, plane: str = "axial", spacing: float = 0.0, page: int = -1) -> tuple[int, int]:
+    """(height, width) of the slices that a record becomes, from the header. Raises BadFile."""
+    if is_volume(path):
+        return volumes.volume_frame(path, volumes.Cut(plane=plane, spacing=spacing), page)[0]
+    return images.image_size(path)

@@ -6,6 +6,7 @@ Every reason why a file cannot be used is a BadFile with a few words; nothing el
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import math
 import os
@@ -159,15 +160,40 @@ class Raw:
         return self.values.dtype != np.uint8
 
 
-def decode(data: bytes, channels: int = 1, value_range: tuple[float, float] | None = None) -> np.ndarray:
+class Levels(NamedTuple):
+    """The values of a set that become black and white."""
+
+    low: float
+    high: float
+    given: bool = False  # by the user: what lies outside is cut off
+
+
+def decode(data: bytes, channels: int = 1, levels: Levels | None = None) -> np.ndarray:
     """uint8 (H, W, channels) of an encoded picture, as a viewer shows it.
 
     EXIF rotation is applied, transparency is laid over black, palettes and CMYK are resolved. Wider values are scaled
-    by `value_range`, that of the set; without it 16 bits run over their full range and others over what the picture
+    by `levels`, those of the set; without it 16 bits run over their full range and others over what the picture
     holds. Raises BadFile.
     """
     with open_image(io.BytesIO(data)) as image:
-        return render(_raw(image, channels), channels, value_range)
+        return render(_raw(image, channels), channels, levels)
+
+
+def decode_one(data: bytes, channels: int, levels: Levels | None):
+    """(pixels, notes) of a file that holds one picture by its format; what an animation holds besides is said."""
+    with open_image(io.BytesIO(data)) as image:
+        count = getattr(image, "n_frames", 1) if image.format not in ("JPEG", "MPO") else 1
+        notes = (f"an animation of {count:,} pictures: the first is used",) if count > 1 else ()
+        return render(_raw(image, channels), channels, levels), notes
+
+
+def file_sha(path) -> str:
+    """Hex SHA-256 of a file or a member, read piece by piece. Raises BadFile."""
+    with reading.open_file(path) as file:
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        except Exception as error:
+            raise BadFile(f"cannot be read ({type(error).__name__})") from None
 
 
 def read_pages(path, pages: list[int], channels: int = 1) -> Iterator[Raw | BadFile]:
@@ -247,7 +273,9 @@ def _raw(image, channels: int) -> Raw:
 def maybe_wide(path) -> bool:
     """Whether a picture's header says that its values may be more than 8 unsigned bits. Raises BadFile."""
     with _held(path) as file, open_image(file) as image:
-        return image.mode.startswith(("I", "F")) or getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, (1,))[0] == 2
+        return image.mode.startswith(("I", "F")) or 2 in np.atleast_1d(
+            getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, 1)
+        )
 
 
 def _upright(image):
@@ -266,16 +294,16 @@ def _eight_bit(image):
 
 
 # --- grey levels ------------------------------------------------------------------------------------------------------
-def render(raw: Raw, channels: int = 1, value_range: tuple[float, float] | None = None) -> np.ndarray:
+def render(raw: Raw, channels: int = 1, levels: Levels | None = None) -> np.ndarray:
     """uint8 (H, W, channels) of a page: its values from low to high become 0 to 255. BadFile for one whose values are
     not of the set's range."""
     values = raw.values
-    if value_range is None:
-        value_range = (0.0, 255.0) if not raw.wide else (0.0, raw.full) if raw.full else range_of([measure(values)])
+    if levels is None:
+        pair = (0.0, 255.0) if not raw.wide else (0.0, raw.full) if raw.full else range_of([measure(values)])
     else:
-        _check_range(raw, value_range)
-    if raw.wide or tuple(value_range) != (0.0, 255.0):
-        values = _scaled(values, *value_range)
+        pair = levels[:2] if levels.given else _range_of_file(raw, levels)
+    if raw.wide or pair != (0.0, 255.0):
+        values = _scaled(values, *pair)
     if raw.inverted and raw.wide:
         values = 255 - values
     values = values.reshape(*values.shape[:2], -1)
@@ -349,21 +377,30 @@ def range_of(measures: list[Measure]) -> tuple[float, float]:
     return 0.0, near if near > 0 else 1.0
 
 
-def _check_range(raw: Raw, value_range: tuple[float, float]) -> None:
-    low, high = value_range
-    values = raw.values
-    if not raw.wide:
-        if (low, high) != (0.0, 255.0) and high > 255:
-            raise BadFile(f"8-bit values in a set whose values reach {high:g}")
-        return
+def _range_of_file(raw: Raw, levels: Levels) -> tuple[float, float]:
+    """The set's range, if this picture's values are of it; what is plainly the same in another type has its own.
+    BadFile for others."""
+    values, (low, high) = raw.values, levels[:2]
+    eight = (low, high) == (0.0, 255.0)
+    if eight and not raw.wide:
+        return low, high
     with np.errstate(invalid="ignore"):
+        least, most = float(np.nanmin(values)), float(np.nanmax(values))
         slack = 0.001 * (high - low)
         outside = float((values > high + slack).mean() + (values < low - max(slack, 0.05 * (high - low))).mean())
-        if outside > OUTSIDE:
-            raise BadFile(f"{100 * outside:.2g} % of its values lie outside of {low:g} to {high:g}, the set's range")
-        most = float(values.max(initial=0))
-    if low == 0 and 0 < most * LEVELS <= high and values.dtype.kind in "ui" and most > 255:
+    if eight and least >= 0:
+        for full in (65535.0,) if raw.full else (1.0,) if values.dtype.kind == "f" else ():
+            if full / 2 < most <= full:
+                return 0.0, full
+    if not raw.wide and high > 255:
+        raise BadFile(f"8-bit values in a set whose values reach {high:g}")
+    if outside > OUTSIDE:
+        raise BadFile(f"{100 * outside:.2g} % of its values lie outside of {low:g} to {high:g}, the set's range")
+    # An empty slice of the set is dark too, but has few values; a float picture of another scale has none above 1.
+    other = most > 255 if values.dtype.kind in "ui" else most <= 1 < high / LEVELS
+    if low == 0 and 0 < most * LEVELS <= high and other:
         raise BadFile(f"its values end at {most:g} in a set whose values reach {high:g}")
+    return low, high
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from data.packfile import (
 )
 from data.people import hide
 from data.records import ROOM, Source
+from data.settle import settle
 from data.sources import DEFAULT, find_source
 from data.walk import DataError
 
@@ -55,6 +56,7 @@ def ensure_pack(
         return _given_pack(spec, resolution, channels, crop, split, log, verify)
     source = find_source(spec, split, how.get("choices", DEFAULT))
     source.check()
+    source = settle(source)
     key = pack_key(source, resolution, channels, crop)
     if out is None:
         slug = re.sub(r"[^a-z0-9]+", "-", source.layout.lower())
@@ -96,6 +98,7 @@ def preview(spec: str, *, split: str = "train", **how: Unpack[Packing]) -> list[
         return _given_pack(spec, resolution, channels, crop, split, log, verify=False).classes
     source = find_source(spec, split, how.get("choices", DEFAULT))
     source.check()
+    source = settle(source)
     _geometry(source, resolution, crop)
     log(source.describe())
     for warning in source.warnings:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import images, people, volumes
-from data.images import BadFile
+from data import people
+from data.formats import shown_size
+from data.reading import BadFile
 from data.walk import DataError
 
 ROOM = Path(__file__).resolve().parent  # this package; never data by accident
@@ -39,6 +41,19 @@ class Record:
     attributes: tuple[tuple[str, str], ...] = ()  # further columns of the manifest, sorted by name
     use: bool = True
     why: str = ""  # the reason for a no
+
+
+def parse_range(text: str) -> tuple[float, float] | None:
+    """(low, high) of LO:HI; None of ''. Raises DataError."""
+    if not text:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(":"))
+        if math.isfinite(low) and math.isfinite(high) and low < high:
+            return low, high
+    except ValueError:
+        pass
+    raise DataError(f"--range {text}: give LO:HI, the values that become black and white, such as 0:4095")
 
 
 @dataclass(frozen=True)
@@ -109,7 +124,20 @@ class Source:
         bad = f"; {len(self.bad)} bad entries" if self.bad else ""
         found = f"{self.layout}: {len(self.records):,} {what} ({classes}){of}, {size}"
         chosen = "".join(f"; --{name} {value}" for name, value in self.choices.given().items())
-        return people.hide(f"{found}; split {self.split}: {self.split_rule}{bad}{chosen}")
+        return people.hide(f"{found}; split {self.split}: {self.split_rule}{bad}{chosen}{self.scale()}")
+
+    def scale(self) -> str:
+        """What was decided once for the whole set, in words that go on a line; '' before it was."""
+        value_range = parse_range(self.value_range)
+        words = [f"{self.spacing:.4g} mm per pixel"] if self.spacing and self.kind == "volumes" else []
+        if value_range is not None:
+            low, high = value_range
+            bits = int(high + 1).bit_length() - 1
+            if low == 0 and high + 1 == 1 << bits:
+                words.append("8-bit values" if bits == 8 else f"{bits}-bit values, scaled by {high:.0f}")
+            else:
+                words.append(f"values from {low:g} to {high:g}" + (" (signed)" if low < 0 else ""))
+        return "".join(f"; {w}" for w in words)
 
     def check(self) -> None:
         """DataError where no run may learn from these records as they are: several modalities."""
@@ -124,8 +152,8 @@ class Source:
         n = len(self.records)
         for i in sorted({k * n // count for k in range(count)}) if n > count else range(n):
             try:
-                path = self.records[i].path
-                found[volumes.volume_frame(path)[0] if self.kind == "volumes" else images.image_size(path)] += 1
+                r = self.records[i]
+                found[shown_size(r.path, self.plane, self.spacing, r.page)] += 1
             except BadFile:
                 continue
         return found

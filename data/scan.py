@@ -22,7 +22,7 @@ from data.build import build_pack
 from data.files import atomic_file
 from data.manifest import write_manifest
 from data.records import Choices, Record, Source
-from data.settle import sample_of, scale_in_words, settle
+from data.settle import sample_of, settle
 from data.sources import find_source
 from data.splits import SPLIT_CHOICES
 from data.walk import DataError, some
@@ -71,7 +71,7 @@ def tell(source: Source) -> list[str]:
         ),
         ("columns", ", ".join(sorted({name for r in used for name, _ in r.attributes}))),
         ("sizes", ", ".join(f"{w}x{h} ({n})" for (h, w), n in source.sizes(SIZES).most_common(5))),
-        ("values", scale_in_words(source)),
+        ("values", source.scale().removeprefix("; ")),
         ("split", source.split_rule),
     ]
     for side in ("train", "test", "val"):

@@ -5,7 +5,6 @@ The sample is taken of all splits together, so that training slices and held-out
 
 from __future__ import annotations
 
-import math
 import statistics
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,9 +12,8 @@ from dataclasses import replace
 from data import images, volumes
 from data.formats import is_volume
 from data.reading import BadFile, default_workers
-from data.records import Record, Source
-from data.volumes import PLANES, Cut
-from data.walk import DataError
+from data.records import Record, Source, parse_range
+from data.volumes import Cut
 
 SAMPLE = 128  # files that are looked at
 PAGED = (".tif", ".tiff", ".gif", ".webp", ".npy", ".npz")  # formats of which a file may hold many pictures
@@ -26,12 +24,6 @@ def settle(source: Source, volume: int = -1) -> Source:
     settled stays as it is. `volume`: which of a 4-D file's. Raises DataError for what was given and cannot be."""
     if source.kind == "phantom":
         return source
-    if source.plane not in PLANES:
-        raise DataError(f"--plane {source.plane}: choose from {', '.join(PLANES)}")
-    if source.slices is not None and not 0 <= source.slices[0] < source.slices[1] <= 1:
-        raise DataError(f"--slices {source.slices[0]:g}:{source.slices[1]:g}: give shares LO:HI from 0 to 1")
-    if not 0 <= source.spacing < 100:
-        raise DataError(f"--spacing {source.spacing:g}: give mm per pixel, 0 for the median of the set")
     parse_range(source.value_range)
     records = [r for r in source.records if r.use]
     if source.kind == "volumes":
@@ -43,41 +35,15 @@ def settle(source: Source, volume: int = -1) -> Source:
     return source if source.value_range else replace(source, value_range=_range_of_set(source))
 
 
-def parse_range(text: str) -> tuple[float, float] | None:
-    """(low, high) of LO:HI; None of ''. Raises DataError."""
-    if not text:
-        return None
-    try:
-        low, high = (float(part) for part in text.split(":"))
-        if math.isfinite(low) and math.isfinite(high) and low < high:
-            return low, high
-    except ValueError:
-        pass
-    raise DataError(f"--range {text}: give LO:HI, the values that become black and white, such as 0:4095")
-
-
 def cut_of(source: Source) -> Cut:
     """How the volumes of a settled source are cut."""
     return Cut(source.plane, source.slices, parse_range(source.value_range), source.spacing)
 
 
-def scale_in_words(source: Source) -> str:
-    """What was settled, for the line that describes the source; '' before."""
-    value_range = parse_range(source.value_range)
-    words = []
-    if source.kind == "volumes":
-        words += [f"{source.plane} slices"] if source.plane != "axial" else []
-        words += [f"{source.slices[0]:g} to {source.slices[1]:g} of the head's extent"] if source.slices else []
-        words += [f"{source.spacing:.4g} mm per pixel"] if source.spacing else []
-        words += [f"values from {value_range[0]:g} to {value_range[1]:g}"] if value_range else []
-    elif value_range is not None:
-        low, high = value_range
-        bits = int(high + 1).bit_length() - 1
-        if low == 0 and high + 1 == 1 << bits:
-            words.append("8-bit values" if bits == 8 else f"{bits}-bit values, scaled by {high:.0f}")
-        else:
-            words.append(f"values from {low:g} to {high:g}" + (" (signed)" if low < 0 else ""))
-    return ", ".join(words)
+def levels_of(source: Source) -> images.Levels | None:
+    """The range of a settled set of pictures; what the user gave is taken as it is, what was decided is checked."""
+    pair = parse_range(source.value_range)
+    return images.Levels(*pair, given=bool(source.choices.range)) if pair else None
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
@@ -150,4 +116,4 @@ def _median_spacing(source: Source, volume: int) -> float:
             found.append(opened.frame(source.plane)[2])
         except BadFile:
             continue
-    return float(f"{statistics.median_low(found):.6g}") if found else 0.0
+    return float(f"{statistics.median(found):.6g}") if found else 0.0

@@ -127,7 +127,7 @@ def walk_folder(root: Path, starts: list[str] | None = None) -> Walk:
     Each folder is visited once, so that links in a circle end.
     """
     found, seen, count = Walk(), set(), 0
-    stack = (
+    stack: list[tuple[str, tuple[str, ...]]] = (
         [(str(root), ())] if starts is None else [(str(root / name), (name,)) for name in sorted(starts, reverse=True)]
     )
     if os.path.isfile(root):  # an archive is walked as the folder that is in it
