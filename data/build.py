@@ -33,8 +33,9 @@ from data.packfile import (
     sha256_of,
     write_header,
 )
+from data.people import hide, pseudonym
 from data.reading import FLIGHT, BadFile, default_workers
-from data.records import Record, Source
+from data.records import Choices, Record, Source
 from data.settle import cut_of, levels_of, settle
 from data.walk import DataError
 
@@ -65,7 +66,7 @@ class Packing(TypedDict, total=False):
     """What a pack is made of and how: the arguments that build_pack, ensure_pack and ensure_held_out hand on.
 
     resolution: side of the slices in pixels. channels: 1 or 3. crop: pixels of the middle to keep, 0 for all. max_bad:
-    share of bad files to go on with. workers: decoding threads. progress: whether to show a bar. log(text): where the
+    share of bad files to go on with. choices: what is chosen of the data. workers: decoding threads. progress: whether to show a bar. log(text): where the
     words go. poll(): called after each file; what it raises ends the work, and nothing is left behind.
     """
 
@@ -73,6 +74,7 @@ class Packing(TypedDict, total=False):
     channels: int
     crop: int
     max_bad: float
+    choices: Choices
     workers: int | None
     progress: bool
     log: Callable[[str], object]
@@ -81,7 +83,10 @@ class Packing(TypedDict, total=False):
 
 def packing_of(config) -> Packing:
     """What a pack for a run of this configuration is made of."""
-    return Packing(resolution=config.resolution, channels=config.channels, crop=config.crop, max_bad=config.max_bad)
+    choices = Choices(**{name: getattr(config, name) for name in vars(Choices())})
+    return Packing(
+        resolution=config.resolution, channels=config.channels, crop=config.crop, max_bad=config.max_bad, choices=choices
+    )  # fmt: skip
 
 
 def shape_of(how: Packing) -> tuple[int, int, int]:
@@ -99,6 +104,7 @@ def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
     """
     resolution, channels, crop = shape_of(how)
     max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
+    source.check()
     source = settle(source)
     geometry = _geometry(source, resolution, crop)
     out = Path(out)
@@ -186,7 +192,7 @@ def _upper_bounds(source: Source) -> tuple[int, int]:
             except BadFile:
                 continue
         count += slices
-        text += slices * (len(json.dumps([r.name, r.subject])) + 80)
+        text += slices * (len(json.dumps([r.name, r.subject])) + 160)
     fixed = len(json.dumps([source.classes, source.warnings, source.describe(), source.bad])) + (1 << 16)
     return count, text + fixed + 400 * min(len(source.records), 2000)
 
@@ -261,8 +267,8 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing)
                 except BadFile as error:  # of a volume whose slices are made only now
                     result.bad = str(error)
                 if result.bad:
-                    bad.append((record.name, result.bad))
-                notes += [f"{record.name}: {n}" for n in result.notes]
+                    bad.append((hide(record.name), result.bad))
+                notes += [f"{hide(record.name)}: {n}" for n in result.notes]
     return rows, bad, notes, sha.hexdigest()
 
 
@@ -349,7 +355,9 @@ def _row(record: Record, name: str, pixels, geometry: dict, channels: int) -> tu
     h = hashlib.blake2b(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes(), digest_size=16)
     packed = images.fit_square(pixels, geometry["square"], geometry["crop"], geometry["resolution"])
     packed = np.broadcast_to(packed, (*packed.shape[:2], channels)).transpose(2, 0, 1)
-    row = Row(name, record.label, record.subject, record.scan, h.hexdigest(), float(pixels.mean()), pixels.shape[:2])
+    mean, size = float(pixels.mean()), pixels.shape[:2]
+    person = pseudonym(record.subject) if record.path else record.subject  # a phantom is nobody
+    row = Row(hide(name), record.label, person, hide(record.scan), h.hexdigest(), mean, size)
     row.levels = int(np.count_nonzero(np.bincount(pixels[::2, ::2, 0].ravel(), minlength=256)))
     return row, np.ascontiguousarray(packed).tobytes()
 
@@ -481,7 +489,7 @@ def _same_in_other_split(source: Source, rows: list[Row]) -> list[str]:
 
     for record, value in ordered_map(sha, candidates, default_workers()):
         if value in own:
-            twins.append(f"{own[value]} = {record.name}")
+            twins.append(f"{own[value]} = {hide(record.name)}")
     if not twins:
         return []
     return [f"{len(twins):,} pictures{partly} are in another split too: {', '.join(twins[:3])}"]

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from data import people
@@ -31,7 +32,7 @@ PLAIN = re.compile(
     r"images?(?:tr|ts)?|imgs?|slices?|pngs?|jpe?gs?|tiffs?|nii|nifti|niftis?|dicom|dataset|data|raw|raws|processed|preprocessed|original"
     r"|mri|mr|brain|brains|scans?|axial|coronal|sagittal|anat|func|dwi|fmap|perf|pet|rawdata|t88_111|subj_\d+|adni(?:\d|go)?"
     r"|aibl|oasis[-_]?\d?|(?:fold|part|disc|disk|batch|shard|chunk|site|cent(?:er|re)|hospital|scanner|cohort|split|set|volume|vol"
-    r"|subset|release)[-_ ]?\d+|mprage|mp-rage|t1_mprage.*|1[._]?5t|3t|7t|(?:hi)?res",
+    r"|subset|release)[-_ ]?(?:\d+|[a-h])|mprage|mp-rage|t1_mprage.*|1[._]?5t|3t|7t|(?:hi)?res",
     re.I,
 )
 
@@ -62,7 +63,13 @@ def place(files: list[Found], volumes: bool, warnings: list[str]) -> list[Place]
     placed = [replace(p, name=n, rest=r) for p in placed for n, r in [classes.of(p.rest)]]
     placed = _loose(placed, warnings)
     placed = _people(placed, volumes, classes)
-    return [replace(p, session=people.session_of(p.file.relative), modality=_modality(p)) for p in placed]
+    channels = {c for p in placed if (c := _channel(p.file))}
+    if len(channels) > 1:
+        placed = [replace(p, modality=f"channel {_channel(p.file)}") for p in placed]
+    return [
+        replace(p, session=people.session_of(p.file.relative), modality=p.modality or _modality(p, volumes))
+        for p in placed
+    ]
 
 
 def _splits(files: list[Found], warnings: list[str]) -> list[Place]:
@@ -92,7 +99,7 @@ class _Classes:
     def __init__(self, trees: list[tuple[str, ...]], files: list[Found], volumes: bool):
         self.counts = Counter(trees)
         self.of = lru_cache(1 << 16)(self._of)
-        self.files, self.volumes = files, volumes
+        self.files, self.trees, self.volumes = files, trees, volumes
         self.people: set[str] = set()  # names of folders that are one per person
         self.many = 0
         self.depth, self.known = -1, False
@@ -104,17 +111,19 @@ class _Classes:
         modal = all(people.modality_of(x) for x in (levels[0] if levels else {""}))
         if named * 2 >= len(trees) > 0 and not modal:
             self.known = True
-            depths = Counter()
+            depths: Counter = Counter()
             for tree, n in self.counts.items():
                 at = next((i for i, x in enumerate(self._strip(tree)) if CLASS_NAME.fullmatch(x)), None)
                 depths[at] += n if at is not None else 0
             self.depth = max(depths, key=lambda d: (depths[d], -(d or 0)))
         elif levels:
             self.depth = self._first_level(levels[0], modal)
+            if self.depth == 0 and len(levels) > 1 and not modal and self._has_all(levels[1]):
+                self.depth = 1  # sites, or other parts, that each have all the classes
         for level, names in enumerate(levels):
-            if (level != self.depth and (_numbered(names) or len(names) > MANY_FOLDERS)) or (
-                level > self.depth >= 0 and sum(bool(re.search(r"\d", x)) for x in names) * 2 > len(names)
-            ):
+            digits = sum(bool(re.search(r"\d", x)) for x in names) * 2 > len(names)
+            many = level != self.depth and (_numbered(names) or len(names) > MANY_FOLDERS)
+            if many or (level > self.depth >= 0 and (digits or self._apart(level))):
                 self.people |= names
 
     def _first_level(self, names: set[str], modal: bool) -> int:
@@ -135,9 +144,12 @@ class _Classes:
 
     def _one_each(self, names: set[str]) -> bool:
         """Whether the names of volumes say nobody, or their folder again: then the folder is the person."""
-        stems = [(f.stem, self._strip(f.folders)) for f in self.files]
-        own = [bool(tree) and (not _volume_person(stem) or stem.startswith(tree[0])) for stem, tree in stems]
-        return sum(own) * 2 > len(own)
+        own: dict[str, set[str]] = defaultdict(set)
+        for f, tree in zip(self.files, self.trees, strict=True):
+            own[next(iter(self._strip(tree)), "")].add(_volume_person(f.stem).lower())
+        alone = [len(who) == 1 and min(who).startswith(name.lower()) for name, who in own.items() if name]
+        nobody = [who == {""} for who in own.values()]
+        return sum(nobody) * 2 > len(own) or sum(alone) * 2 > len(own)
 
     def _strip(self, tree: tuple[str, ...]) -> tuple[str, ...]:
         """The folders that may be classes or people."""
@@ -155,6 +167,27 @@ class _Classes:
                 found[level].add(name)
         return found
 
+    def _below(self, level: int) -> dict[str, set[str]]:
+        """The folders of a level by the folder at depth 0 that they are in."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for tree in self.counts:
+            parts = self._strip(tree)
+            if len(parts) > level:
+                found[parts[0]].add(parts[level])
+        return found
+
+    def _has_all(self, names: set[str]) -> bool:
+        """Whether every folder at depth 0 has the same two or more folders of words in it."""
+        inner = self._below(1)
+        words = not any(re.search(r"\d", x) or people.modality_of(x) for x in names)
+        return words and len(inner) > 1 < len(names) and all(x == names for x in inner.values())
+
+    def _apart(self, level: int) -> bool:
+        """Whether every class has folders of its own on this level, three or more in all: they are people."""
+        inner = self._below(level)
+        union = set().union(*inner.values())
+        return len(inner) > 1 and 2 < len(union) == sum(len(x) for x in inner.values())
+
     def _shards(self, trees: list[tuple[str, ...]]) -> set[str]:
         """Folders 00000, 00001, ... over which a running number is spread."""
         numbers: dict[str, list[int]] = defaultdict(list)
@@ -165,7 +198,7 @@ class _Classes:
         if not numbers or len({len(name) for name in numbers}) > 1:
             return set()
         spans = sorted((min(n), max(n)) for n in numbers.values())
-        apart = all(a[1] < b[0] for a, b in zip(spans, spans[1:], strict=False))
+        apart = all(a[1] < b[0] for a, b in pairwise(spans))
         long = sum(len(re.sub(r"\D", "", f.stem)) >= 5 for f in self.files) * 2 > len(self.files)
         return set(numbers) if apart and long and spans[0][0] >= 0 else set()
 
@@ -247,17 +280,22 @@ def _people(placed: list[Place], volumes: bool, classes: _Classes) -> list[Place
             name = bool(re.search(r"\d", s.person)) or shared[s.person] > 1
             person, sure = s.person if name and s.person else p.file.stem, False
         elif not person:
-            person, sure = (s.person or word) if word else next(iter(folders), ""), False
+            person, sure = s.person or word, False
+            if not word:
+                person = next((x for x in folders if re.search(r"\d", x)), "")
         scan = p.file.relative if volumes else "/".join((*p.rest, word) if word or not p.rest else p.rest)
         found.append(replace(p, person=person, sure=sure, scan=scan, number=s.number))
     return found
 
 
+def _channel(f: Found) -> str:
+    """nnU-Net's number of the channel, which is its modality."""
+    found = re.search(r"\d_(\d{4})$", f.stem)
+    return found[1] if found and any(re.fullmatch(r"images(tr|ts)", part, re.I) for part in f.folders) else ""
+
+
 def _stem(p: Place) -> str:
-    stem = p.file.stem
-    if any(re.fullmatch(r"images(tr|ts)", part, re.I) for part in p.file.folders):
-        return re.sub(r"(?<=\d)_\d{4}$", "", stem)  # nnU-Net's number of the channel
-    return stem
+    return p.file.stem.removesuffix(f"_{_channel(p.file)}") if _channel(p.file) else p.file.stem
 
 
 def _volume_person(stem: str) -> str:
@@ -276,10 +314,10 @@ def _words(placed: list[Place], said: list[people.Said]) -> list[str]:
     return [""] * len(words) if one and len(placed) > len(stems) else words
 
 
-def _modality(p: Place) -> str:
+def _modality(p: Place, volumes: bool) -> str:
     """By the name, else by the nearest folder that tells; OASIS-1 and FreeSurfer keep several versions of one scan."""
     stem, parts = p.file.stem.lower(), [x.lower() for x in p.rest]
-    if re.match(r"oas1_\d{4}_mr\d_mpr", stem):
+    if volumes and re.match(r"oas1_\d{4}_mr\d_mpr", stem):
         version = (
             "masked t88" if "masked" in stem else "t88" if "t88" in stem else "average" if "sbj" in stem else "raw"
         )

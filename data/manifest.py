@@ -12,7 +12,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from data.files import PICTURES, VOLUMES, atomic_write
+from data import formats, reading
+from data.files import PICTURES, atomic_write
 from data.images import BadFile
 from data.records import Record, Source
 from data.splits import split_of
@@ -70,17 +71,16 @@ def read_manifest(spec: str, path: Path) -> tuple[list[Record], list[str], list[
             raise DataError(f"--data {spec}, line {line}: {row['file']} stands there twice; remove one of the rows")
         seen.add((r.path, r.page))
         if r.use:
-            lower = r.path.lower()
-            volume = lower.endswith(VOLUMES)
-            if not volume and not lower.endswith(PICTURES):
+            volume = formats.is_volume(r.path)
+            if not volume and not r.path.lower().endswith(PICTURES):
                 raise DataError(f"--data {spec}, line {line}: {row['file']} is no picture and no volume; set use to no")
             try:
-                info = os.stat(r.path)
-            except (OSError, ValueError) as error:
-                bad.append((r.name, getattr(error, "strerror", "") or "cannot be opened"))
+                size, changed = reading.file_size(r.path), _changed(r.path)
+            except BadFile as error:
+                bad.append((r.name, str(error)))
                 continue
             kinds.add("volumes" if volume else "images")
-            r = replace(r, size=info.st_size, mtime_ns=info.st_mtime_ns, scan=r.scan or (r.name if volume else ""))
+            r = replace(r, size=size, mtime_ns=changed, scan=r.scan or (r.name if volume else ""))
         records.append(r)
         names.append(class_name(row.get("class", "")))
     if len(kinds) > 1:
@@ -91,6 +91,13 @@ def read_manifest(spec: str, path: Path) -> tuple[list[Record], list[str], list[
         )
         raise DataError(f"--data {spec}: {why}; check the column file, and use")
     return records, names, bad, kinds.pop()
+
+
+def _changed(path: str) -> int:
+    try:
+        return os.stat((reading.split_member(path) or (path,))[0]).st_mtime_ns
+    except OSError as error:
+        raise BadFile(error.strerror or "cannot be read") from None
 
 
 def _record(where: str, row: dict[str, str], folder: Path) -> Record:

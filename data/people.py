@@ -140,7 +140,7 @@ def session_of(path: str) -> str:
             return part
     for token in TOKEN.findall(path.rpartition("/")[2]):
         if re.fullmatch(
-            r"ses(sion)?\d+|visit\d+|tp\d+|v\d{1,2}|time(point)?\d+|m\d{2,3}|baseline|followup\d*", token, re.I
+            r"ses(sion)?\d+|study\d+|visit\d+|tp\d+|v\d{1,2}|time(point)?\d+|m\d{2,3}|baseline|followup\d*", token, re.I
         ):
             return token
     return ""

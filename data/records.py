@@ -17,6 +17,10 @@ from data.walk import DataError
 ROOM = Path(__file__).resolve().parent  # this package; never data by accident
 
 
+# What the contents of a pack depend on besides the records.
+DECIDED = "kind layout classes split split_rule subject_kind bad plane slices value_range spacing".split()
+
+
 @dataclass(frozen=True)
 class Record:
     """One slice, or one NIfTI volume (the pack takes its slices)."""
@@ -97,12 +101,7 @@ class Source:
     def digest(self) -> str:
         """Hex digest of what the records are (names, sizes, times, labels, subjects), not of where they lie."""
         h = hashlib.blake2b(digest_size=16)
-        h.update(
-            json.dumps(
-                [self.kind, self.layout, self.classes, self.split, self.split_rule, self.subject_kind, self.bad]
-                + [self.plane, self.slices, self.value_range, self.spacing, self.choices.given()]
-            ).encode()
-        )
+        h.update(json.dumps({k: getattr(self, k) for k in DECIDED} | self.choices.given()).encode())
         for r in self.records:
             h.update(repr((r.name, r.size, r.mtime_ns, r.label, r.subject, r.scan, r.split, r.slice_index)).encode())
             h.update(repr((r.page, r.session, r.modality, r.position, r.attributes)).encode())
@@ -125,10 +124,10 @@ class Source:
         bad = f"; {len(self.bad)} bad entries" if self.bad else ""
         found = f"{self.layout}: {len(self.records):,} {what} ({classes}){of}, {size}"
         chosen = "".join(f"; --{name} {value}" for name, value in self.choices.given().items())
-        return people.hide(f"{found}; split {self.split}: {self.split_rule}{bad}{chosen}{self.scale()}")
+        return people.hide(f"{found}; split {self.split}: {self.split_rule}{bad}{chosen}" + f"; {self.scale()}" * bool(self.scale()))
 
     def scale(self) -> str:
-        """What was decided once for the whole set, in words that go on a line; '' before it was."""
+        """What was decided once for the whole set, in words; '' before it was."""
         value_range = parse_range(self.value_range)
         words = [f"{self.spacing:.4g} mm per pixel"] if self.spacing and self.kind == "volumes" else []
         if value_range is not None:
@@ -138,7 +137,7 @@ class Source:
                 words.append("8-bit values" if bits == 8 else f"{bits}-bit values, scaled by {high:.0f}")
             else:
                 words.append(f"values from {low:g} to {high:g}" + (" (signed)" if low < 0 else ""))
-        return "".join(f"; {w}" for w in words)
+        return ", ".join(words)
 
     def check(self) -> None:
         """DataError where no run may learn from these records as they are: several modalities."""

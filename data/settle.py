@@ -31,7 +31,7 @@ def settle(source: Source, volume: int = -1) -> Source:
             records = [replace(r, page=volume) if r.page < 0 else r for r in records]
         source = replace(source, records=records)
         return replace(source, spacing=source.spacing or _median_spacing(source, volume))
-    source = replace(source, records=_by_page(records))
+    source = replace(source, records=by_page(records))
     return source if source.value_range else replace(source, value_range=_range_of_set(source))
 
 
@@ -47,7 +47,7 @@ def levels_of(source: Source) -> images.Levels | None:
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
-def _by_page(records: list[Record]) -> list[Record]:
+def by_page(records: list[Record]) -> list[Record]:
     """A record per page of the files that hold several; the file is their scan."""
     paged = [r for r in records if r.page < 0 and r.path.lower().endswith(PAGED)]
     if not paged:

@@ -148,7 +148,7 @@ def _folder(spec: str, root: Path, split: str) -> tuple[Source, str]:
     source = Source(spec, str(root), layout, classes, records, "none", split, "", warnings, bad)
     source.kind, source.left_out = "volumes" if volumes else "images", left_out
     source.classes = labelled.names  # one of each record, until _finish counts them
-    sure = {r.path for r, p in zip(records, placed, strict=True) if p.sure and r.subject == p.person}
+    sure = labelled.told | {p.file.path for p in placed if p.sure}
     source.subject_kind = "patient" if patients else _kind_of(records, sure)
     return source, split
 
@@ -332,7 +332,8 @@ def _finish(source: Source, split: str) -> Source:
                 f"--table {choices.table}: {error}; give a .csv or .tsv with a line of column names"
             ) from None
         warnings.append(f"read {labelled.join(Path(choices.table).name, rows, True)}")
-        source.subject_kind = _kind_of(source.records, {r.path for r in source.records if r.subject})
+        sure = {r.path for r in source.records if source.subject_kind == "patient" and r.subject}
+        source.subject_kind = _kind_of(source.records, sure | labelled.told)
     records = _positions(_included(source, labelled.records), from_numbers=source.layout != "table")
     if source.slices and source.kind == "images":
         records, labelled.names = _paged(records, labelled.names)

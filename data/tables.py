@@ -89,6 +89,7 @@ class Labelled:
 
     def __init__(self, records: list[Record], names: list[str], relative: list[str]):
         self.records, self.names, self.relative = records, names, relative
+        self.told: set[str] = set()  # paths of files whose person a table tells
 
     def join(self, name: str, rows: list[Row], asked: bool) -> str:
         """Take over what the rows say; returns what was done in words, '' where the table is of other data."""
@@ -156,6 +157,7 @@ class Labelled:
             r = self.records[i]
             get = {c: v for c, v in row.items() if v.lower() not in MISSING}
             if person in get:
+                self.told.add(r.path)
                 same = people.match_key(get[person]) == people.match_key(r.subject)
                 r = replace(
                     r, subject=r.subject if same and r.subject else people.known_person(get[person]) or get[person]

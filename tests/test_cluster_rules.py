@@ -64,9 +64,7 @@ def test_what_holds_where_nobody_says_otherwise():
         "vae",
         "perceptual_file",
     }
-    assert set(REMEMBERED) == set(
-        "partition account qos time nodes gpus cpus site shared local max_restarts".split()
-    )
+    assert set(REMEMBERED) == set("partition account qos time nodes gpus cpus site shared local max_restarts".split())
 
 
 # --- Slurm's words ----------------------------------------------------------------------------------------------------
@@ -717,7 +715,10 @@ def test_the_set_up_lines(tmp_path):
         "source jobs/env.sh",
     ]
     after = submit.setup_lines([replace(plan, after="/x")])
-    assert after[3:] == ['"$PYTHON" -m jobs.cluster.submit ready "$RUN" "$SLURM_JOB_ID" || exit 0', "source jobs/env.sh"]
+    assert after[3:] == [
+        '"$PYTHON" -m jobs.cluster.submit ready "$RUN" "$SLURM_JOB_ID" || exit 0',
+        "source jobs/env.sh",
+    ]
 
 
 # --- queueing ---------------------------------------------------------------------------------------------------------

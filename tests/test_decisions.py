@@ -743,7 +743,10 @@ def test_sbatch_comes_to_the_run_of_launch_py(run, monkeypatch, tmp_path):
         assert (config.run, config.preset, config.lr, config.data) == (path, "adni256", 0.001, "phantom:48")
         assert set(seen) == {("rangpur", "comp3710")}
         shown = subprocess.run(
-            ["bash", "-c", f'{text}\nprintf "%s\\n" "$RUN" "${{COMMAND[@]}}"'], capture_output=True, text=True, check=True
+            ["bash", "-c", f'{text}\nprintf "%s\\n" "$RUN" "${{COMMAND[@]}}"'],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.splitlines()
         assert shown == [path, str(ROOT / "train_gan.py"), "--run", path, *more]
     monkeypatch.setattr(slurm, "partitions", lambda: (_ for _ in ()).throw(SILENT))

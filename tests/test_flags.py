@@ -861,7 +861,9 @@ def see_compile(bench: Bench) -> None:
     calls.clear()
     bench.run(*NO_STEP, patch=patch)
     assert calls == []
-    assert upkeep.compiles(True, torch.device("cuda"), print) and not upkeep.compiles(False, torch.device("cuda"), print)
+    assert upkeep.compiles(True, torch.device("cuda"), print) and not upkeep.compiles(
+        False, torch.device("cuda"), print
+    )
 
 
 def see_threads(bench: Bench) -> None:

@@ -99,7 +99,8 @@ def test_nothing_to_do_leaves_with_0(lab):
     assert len(lab.calls()) == 1  # begin alone: no task, and no end of a run that was not begun
     assert launched(lab).returncode == 0
     assert (
-        lab.calls()[2] == f"python <-m> <jobs.cluster.requeue> <{lab.run}> <--code> <0> in {lab.root}" and len(lab.calls()) == 3
+        lab.calls()[2] == f"python <-m> <jobs.cluster.requeue> <{lab.run}> <--code> <0> in {lab.root}"
+        and len(lab.calls()) == 3
     )
 
 
@@ -140,7 +141,8 @@ def test_an_sbatch_script_begins_its_own_job(lab, name):
     lab.bash(f"jobs/{name}.sh", "--data", "a b", "--batch=8", RUN="/inherited", SLURM_CPUS_PER_TASK="3")
     begin, tasks, _ = lab.calls()
     assert (
-        begin == f"python <-m> <jobs.cluster.requeue> <--begin> <--job> <{name}> <--> <--data> <a b> <--batch=8> in {lab.root}"
+        begin
+        == f"python <-m> <jobs.cluster.requeue> <--begin> <--job> <{name}> <--> <--data> <a b> <--batch=8> in {lab.root}"
     )
     options, command = tasks.split(f"<{lab.python}>")
     assert set(options.split()) == {

@@ -70,7 +70,9 @@ def test_an_unknown_preset_is_refused_with_those_that_there_are(cls):
 def test_run_alone_resumes_with_the_runs_own_config(cls, run):
     """Flags are laid over what is stored; with --preset over that preset, whatever is stored."""
     config = parsed(cls, "--lr", "0.3", "--run", str(run.path))
-    new = parsing.parse_config(cls, ["--data", "phantom", "--run", str(run.path)])  # nothing is stored yet: the default preset
+    new = parsing.parse_config(
+        cls, ["--data", "phantom", "--run", str(run.path)]
+    )  # nothing is stored yet: the default preset
     assert new.preset == JOB[cls].default_preset and new.lr != 0.3
     run.write_config(asdict(config))
     for flags in (["--run", str(run.path)], [f"--run={run.path}"], ["--run", "elsewhere", "--run", str(run.path)]):

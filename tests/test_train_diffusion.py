@@ -327,7 +327,16 @@ def test_one_that_does_not_fit_is_never_copied(tmp_path):
 def test_slices_of_training_and_of_other_patients_and_their_latents(tmp_path, monkeypatch):
     """In this order, under the copied VAE; rank 0 alone chooses the VAE and reads all of a cache."""
     monkeypatch.setenv("BRAIN_PACK_DIR", str(tmp_path / "packs"))
-    c = config("--run", str(tmp_path / "run"), "--vae", str(vae_run(tmp_path / "vae")), "--data", "phantom:40", "--threads", "1")
+    c = config(
+        "--run",
+        str(tmp_path / "run"),
+        "--vae",
+        str(vae_run(tmp_path / "vae")),
+        "--data",
+        "phantom:40",
+        "--threads",
+        "1",
+    )
     run, verified, ensure, threads = RunDir(c.run), [], script.ensure_latents, []
     run.create()
     monkeypatch.setattr(torch, "set_num_threads", threads.append)

@@ -376,7 +376,9 @@ def test_pending_words_name_the_job_and_the_hour():
     )
     at = time.mktime(time.strptime("2037-01-31T12:34:56", "%Y-%m-%dT%H:%M:%S"))
     assert "again at 12:34:56" in status.pending_words(Job("1", "PENDING", reason="BeginTime", start=at))
-    assert "expected to start Sat 31 Jan 12:34" in status.pending_words(Job("1", "PENDING", reason="Priority", start=at))
+    assert "expected to start Sat 31 Jan 12:34" in status.pending_words(
+        Job("1", "PENDING", reason="Priority", start=at)
+    )
     assert "expected" in status.pending_words(Job("1", "PENDING", reason="Resources", start=at))
     assert "expected" not in status.pending_words(Job("1", "PENDING", reason="Priority", start=time.time() - 5))
     assert "expected" not in status.pending_words(Job("1", "PENDING", reason="JobHeldUser", start=at))

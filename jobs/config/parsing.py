@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.config import kinds
-from jobs.config.rules import FREE
+from jobs.config.rules import CHOICES, FREE
 from jobs.config.specs import ROOT, ConfigError, TrainConfig, read_json
 from jobs.config.version import version
 
 Config = TypeVar("Config", bound=TrainConfig)
-PATH_FIELDS = ("data", "init_from", "vae", "perceptual_file")  # made absolute: a job may run in another folder
+PATH_FIELDS = ("data", "table", "init_from", "vae", "perceptual_file")  # made absolute: a job may run in another folder
 
 
 def parse_config(
@@ -109,7 +109,7 @@ def from_dict(cls: type[Config], values: dict) -> Config:
 
 def result_fields(config: TrainConfig) -> dict:
     """The fields that change the result: what names a run, and what a weights file says of its origin."""
-    return {k: v for k, v in sorted(asdict(config).items()) if k not in FREE}
+    return {k: v for k, v in sorted(asdict(config).items()) if k not in FREE and (v or k not in CHOICES)}
 
 
 def config_hash(config: TrainConfig) -> str:
