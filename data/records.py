@@ -67,6 +67,7 @@ class Choices:
     slices: str = ""
     range: str = ""
     spacing: str = ""
+    volume: str = ""
 
     def given(self) -> dict[str, str]:
         """Those that are not the default."""
@@ -124,7 +125,9 @@ class Source:
         bad = f"; {len(self.bad)} bad entries" if self.bad else ""
         found = f"{self.layout}: {len(self.records):,} {what} ({classes}){of}, {size}"
         chosen = "".join(f"; --{name} {value}" for name, value in self.choices.given().items())
-        return people.hide(f"{found}; split {self.split}: {self.split_rule}{bad}{chosen}" + f"; {self.scale()}" * bool(self.scale()))
+        return people.hide(
+            f"{found}; split {self.split}: {self.split_rule}{bad}{chosen}" + f"; {self.scale()}" * bool(self.scale())
+        )
 
     def scale(self) -> str:
         """What was decided once for the whole set, in words; '' before it was."""
