@@ -31,6 +31,8 @@ def check_choices(choices: Choices) -> tuple[float, float] | None:
         spacing = 0.0
     if not 0.05 <= spacing <= 20:
         raise DataError(f"--spacing {choices.spacing}: give mm per pixel from 0.05 to 20, such as 1")
+    if choices.volume and not re.fullmatch(r"\d{1,6}", choices.volume):
+        raise DataError(f"--volume {choices.volume}: give the number of a volume, from 0")
     return cut
 
 

@@ -13,6 +13,7 @@ import re
 import stat
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -205,6 +206,8 @@ def main(argv: list[str] | None = None) -> int:
         help="go on with this share of bad files (default 0.01)",
     )
     parser.add_argument("--workers", type=int, help="decoding threads (default: by the cores)")
+    for name in vars(DEFAULT):
+        parser.add_argument(f"--{name}", default="", help="what is used of the data, as of data.scan")
     args = parser.parse_args(argv)
     if args.workers is not None and args.workers < 1:
         parser.error("--workers must be at least 1")
@@ -223,6 +226,7 @@ def main(argv: list[str] | None = None) -> int:
             out=args.out,
             max_bad=args.max_bad,
             workers=args.workers,
+            choices=replace(DEFAULT, **{name: getattr(args, name) for name in vars(DEFAULT)}),
         )
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -67,6 +67,7 @@ class Choices:
     slices: str = ""
     range: str = ""
     spacing: str = ""
+    volume: str = ""
 
     def given(self) -> dict[str, str]:
         """Those that are not the default."""
@@ -124,10 +125,12 @@ class Source:
         bad = f"; {len(self.bad)} bad entries" if self.bad else ""
         found = f"{self.layout}: {len(self.records):,} {what} ({classes}){of}, {size}"
         chosen = "".join(f"; --{name} {value}" for name, value in self.choices.given().items())
-        return people.hide(f"{found}; split {self.split}: {self.split_rule}{bad}{chosen}{self.scale()}")
+        return people.hide(
+            f"{found}; split {self.split}: {self.split_rule}{bad}{chosen}" + f"; {self.scale()}" * bool(self.scale())
+        )
 
     def scale(self) -> str:
-        """What was decided once for the whole set, in words that go on a line; '' before it was."""
+        """What was decided once for the whole set, in words; '' before it was."""
         value_range = parse_range(self.value_range)
         words = [f"{self.spacing:.4g} mm per pixel"] if self.spacing and self.kind == "volumes" else []
         if value_range is not None:
@@ -137,7 +140,7 @@ class Source:
                 words.append("8-bit values" if bits == 8 else f"{bits}-bit values, scaled by {high:.0f}")
             else:
                 words.append(f"values from {low:g} to {high:g}" + (" (signed)" if low < 0 else ""))
-        return "".join(f"; {w}" for w in words)
+        return ", ".join(words)
 
     def check(self) -> None:
         """DataError where no run may learn from these records as they are: several modalities."""

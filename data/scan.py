@@ -177,6 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--slices", default="", metavar="LO:HI", help="share of the head's extent that is used")
     parser.add_argument("--range", default="", metavar="R", help="LO:HI, the grey values that become black and white")
     parser.add_argument("--spacing", default="", metavar="S", help="mm per pixel of volumes")
+    parser.add_argument("--volume", default="", metavar="N", help="which volume of 4-D files is used, from 0")
     args = vars(parser.parse_args(argv))
     spec, out, sheet = args.pop("source"), args.pop("out"), args.pop("sheet")
     choices = Choices(**{name: ",".join(v) if isinstance(v, list) else v for name, v in args.items()})

@@ -19,16 +19,16 @@ SAMPLE = 128  # files that are looked at
 PAGED = (".tif", ".tiff", ".gif", ".webp", ".npy", ".npz")  # formats of which a file may hold many pictures
 
 
-def settle(source: Source, volume: int = -1) -> Source:
+def settle(source: Source) -> Source:
     """The source with a record per page and with its range or spacing filled in, where they were not given. What is
-    settled stays as it is. `volume`: which of a 4-D file's. Raises DataError for what was given and cannot be."""
+    settled stays as it is. Raises DataError for what was given and cannot be."""
     if source.kind == "phantom":
         return source
     parse_range(source.value_range)
     records = [r for r in source.records if r.use]
     if source.kind == "volumes":
-        if volume >= 0:
-            records = [replace(r, page=volume) if r.page < 0 else r for r in records]
+        volume = int(source.choices.volume or -1)
+        records = [replace(r, page=volume) if r.page < 0 else r for r in records]
         source = replace(source, records=records)
         return replace(source, spacing=source.spacing or _median_spacing(source, volume))
     source = replace(source, records=by_page(records))

@@ -25,7 +25,7 @@ FREE = frozenset(
 )
 
 # What is chosen of the data. Where nothing is, these name no run, and runs of before they were there keep their names.
-CHOICES = ("include", "exclude", "table", "plane", "slices", "range", "spacing")
+CHOICES = ("include", "exclude", "table", "plane", "slices", "range", "spacing", "volume")
 
 
 def check_classes(config, classes: list[str]) -> None:

@@ -86,6 +86,8 @@ class TrainConfig:
     """Grey values LO:HI that become black and white. Default: decided once for the whole set, and said."""
     spacing: str = ""
     """Mm per pixel that volumes are resampled to in plane. Default: the median of the set."""
+    volume: str = ""
+    """Which volume of 4-D files is used, counted from 0."""
 
     # --- optimisation -------------------------------------------------------------------------------------------------
     batch: int = 64
