@@ -146,7 +146,8 @@ class _Classes:
         """Whether the names of volumes say nobody, or their folder again: then the folder is the person."""
         own: dict[str, set[str]] = defaultdict(set)
         for f, tree in zip(self.files, self.trees, strict=True):
-            own[next(iter(self._strip(tree)), "")].add(_volume_person(f.stem).lower())
+            name, *inner = self._strip(tree) or ("",)
+            own[name].add((people.known_person(f.relative) or "/".join(inner) or _volume_person(f.stem)).lower())
         alone = [len(who) == 1 and min(who).startswith(name.lower()) for name, who in own.items() if name]
         nobody = [who == {""} for who in own.values()]
         return sum(nobody) * 2 > len(own) or sum(alone) * 2 > len(own)
@@ -269,13 +270,17 @@ def _people(placed: list[Place], volumes: bool, classes: _Classes) -> list[Place
     if len(short - {""}) < FEW_PEOPLE and len(short) * 8 < len({s.scan for s in said}):
         said = [s._replace(person=s.scan) for s in said]  # study1_001, study1_002: the study is nobody
     shared = Counter(s.person for s in said)
+    # P01_visit2 is P01, as long as it is not study1_001.
+    people_of = {x: people.said_by_name(x, True).person or x for x in classes.people}
+    if len(set(people_of.values())) < max(FEW_PEOPLE, len(people_of) / 8):
+        people_of = {}
     found = []
     for p, s, word in zip(placed, said, words, strict=True):
         folders = [x for x in p.rest if x not in classes.plain and not people.SESSION.fullmatch(x)]
         own = next((x for x in folders if x in classes.people), "")
         person, sure = people.known_person(p.file.relative), True
         if not person and own:
-            person, sure = own, bool(re.search(r"\d", own))
+            person, sure = people_of.get(own, own), bool(re.search(r"\d", own))
         elif not person and volumes:  # alice_T1 and alice_T2 are one; of x_T1 alone the whole name is all there is
             name = bool(re.search(r"\d", s.person)) or shared[s.person] > 1
             person, sure = s.person if name and s.person else p.file.stem, False
