@@ -167,7 +167,9 @@ def test_every_field_of_a_pack_is_that_of_its_slice(tmp_path, cache):
     for i, name in enumerate(pack.names):
         np.testing.assert_array_equal(pack.images[i, 0], fit_square(made[name][:, :, None], 44, 22, 22)[:, :, 0])
         np.testing.assert_array_equal(pack.images[i, 0], made[name][9:31, 11:33])
-        assert pack.labels[i] == ["a", "b"].index(name[0]) and pack.subjects[i] == keyed(name.split("/")[1].split("-")[0])
+        assert pack.labels[i] == ["a", "b"].index(name[0]) and pack.subjects[i] == keyed(
+            name.split("/")[1].split("-")[0]
+        )
     same = [pack.hashes[pack.names.index(f"a/sub0a-{z}.png")] for z in (1, 3)]
     assert same[0] == same[1] and len(set(pack.hashes)) == len(made) - 1
     assert pack.geometry == dict(source_height=40, source_width=44, square=44, crop=22, resolution=22)

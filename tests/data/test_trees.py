@@ -27,7 +27,15 @@ PICTURES = (
 VOLUMES = (
     "{s}{c}{p}_ses{v}_T1w.nii.gz", "{s}{c}{p}/ses-{v}/anat/{p}_ses-{v}_T1w.nii.gz", "{s}{c}{p}/visit{v}/T1.nii", "{s}{c}{p}/{p}_t1_v{v}.nii",
 )  # fmt: skip
-CLASSES = ((), ("AD", "CN"), ("glioma", "pituitary", "notumor"), ("foo", "bar"), ("0", "1"), ("PD", "HC"), ("Mild Dementia", "Non Demented"))
+CLASSES = (
+    (),
+    ("AD", "CN"),
+    ("glioma", "pituitary", "notumor"),
+    ("foo", "bar"),
+    ("0", "1"),
+    ("PD", "HC"),
+    ("Mild Dementia", "Non Demented"),
+)
 
 
 @st.composite
@@ -35,7 +43,11 @@ def trees(draw):
     """(file -> person, its class and split; classes; whether volumes) of a made-up data set."""
     ids, volumes = draw(st.sampled_from(sorted(IDS))), draw(st.booleans())
     shape = draw(st.sampled_from(VOLUMES if volumes else PICTURES))
-    classes = draw(st.sampled_from(CLASSES)) if not (volumes and ids in ("p", "number")) else draw(st.sampled_from(CLASSES[1:]))
+    classes = (
+        draw(st.sampled_from(CLASSES))
+        if not (volumes and ids in ("p", "number"))
+        else draw(st.sampled_from(CLASSES[1:]))
+    )
     sides = draw(st.sampled_from([("",), ("train", "test"), ("Training", "Testing"), ("train", "val", "test")]))
     people, sessions = draw(st.integers(12, 30)), draw(st.integers(1, 3))
     mixed = draw(st.sampled_from([0, 0, 3, people]))  # people whose sessions are spread over the sides
@@ -44,7 +56,9 @@ def trees(draw):
         label = classes[n % len(classes)] if classes else ""
         side = sides[(n // 2 + (v if n < mixed else 0)) % len(sides)]
         for z in range(1 if volumes else 3):
-            name = shape.format(s=f"{side}/" if side else "", c=f"{label}/" if label else "", p=IDS[ids](n), v=v, z=f"{40 + z:03d}")
+            name = shape.format(
+                s=f"{side}/" if side else "", c=f"{label}/" if label else "", p=IDS[ids](n), v=v, z=f"{40 + z:03d}"
+            )
             files[name] = (n, label, side)
     return files, classes, sides
 
@@ -52,7 +66,7 @@ def trees(draw):
 @given(trees())
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_nobody_is_on_two_sides_no_class_is_lost_and_counts_add_up(tmp_path_factory, tree):
-    files, classes, sides = tree
+    files, _, sides = tree
     root = tmp_path_factory.mktemp("tree")
     for name in files:
         path = root / name
@@ -87,5 +101,7 @@ def test_nobody_is_on_two_sides_no_class_is_lost_and_counts_add_up(tmp_path_fact
             assert len([r for r in used if r.split == side]) == len(source.records)
     assert held
     for a, b in itertools.combinations(held, 2):
-        same = a in ("val", "test") and b in ("val", "test") and held[a] == held[b]  # one held-out side, under both names
+        same = (
+            a in ("val", "test") and b in ("val", "test") and held[a] == held[b]
+        )  # one held-out side, under both names
         assert not held[a] & held[b] or same, f"people in {a} and in {b}"
