@@ -21,10 +21,12 @@ MANY_FOLDERS = 20  # more folders than that are one per person, not one per clas
 FEW_PEOPLE = 3  # names that stand for fewer people than this, and for many scans, are no people
 # Names that are classes wherever they stand.
 CLASS_NAME = re.compile(
-    r"cn|nc|ad|[el]?mci|smc|hc|pd|ms|asd|adhd|scz|td|ftd|dlb|als|tbi|cte|pt|patients?|controls?|con|ctrl|healthy|normal|abnormal"
-    r"|dement(?:ed|ia)|no[nt][-_ ]?dementi?a?(?:ed)?|converted|(?:very[-_ ]?)?(?:mild|moderate|severe)(?:[-_ ]?dement(?:ed|ia))?"
-    r"|glioma(?:_tumor)?|meningioma(?:_tumor)?|pituitary(?:_tumor)?|no[-_ ]?tumou?r|tumou?r|hgg|lgg|yes|no|male|female|alzheimers?"
-    r"|parkinsons?|(?:class|grade|stage|type|group|level|label|category|cdr|cat)[-_ ]?[\d.]+",
+    r"cn|nc|ad|[el]?mci|smc|hc|pd|ms|asd|adhd|scz|td|ftd|dlb|als|tbi|cte|pt|patients?|controls?|con|ctrl"
+    r"|healthy|normal|abnormal"
+    r"|dement(?:ed|ia)|no[nt][-_ ]?dementi?a?(?:ed)?|converted"
+    r"|(?:very[-_ ]?)?(?:mild|moderate|severe)(?:[-_ ]?dement(?:ed|ia))?"
+    r"|glioma(?:_tumor)?|meningioma(?:_tumor)?|pituitary(?:_tumor)?|no[-_ ]?tumou?r|tumou?r|hgg|lgg|yes|no"
+    r"|male|female|alzheimers?|parkinsons?|(?:class|grade|stage|type|group|level|label|category|cdr|cat)[-_ ]?[\d.]+",
     re.I,
 )
 # Names that say nothing of who or what: wrappers, parts of a download, pipelines.
@@ -154,10 +156,10 @@ class _Classes:
 
     def _strip(self, tree: tuple[str, ...]) -> tuple[str, ...]:
         """The folders that may be classes or people."""
-        return tuple(
-            x for x in tree
-            if (x not in self.plain and not people.known_person(x) and not people.SESSION.fullmatch(x)) or CLASS_NAME.fullmatch(x)
-        )  # fmt: skip
+        return tuple(x for x in tree if CLASS_NAME.fullmatch(x) or not self._is_other(x))
+
+    def _is_other(self, name: str) -> bool:
+        return name in self.plain or bool(people.known_person(name) or people.SESSION.fullmatch(name))
 
     def _levels(self) -> list[set[str]]:
         found: list[set[str]] = []

@@ -131,8 +131,8 @@ def _are_stacks(files: list[Found]) -> bool:
 def _record(p: Place) -> Record:
     f = p.file
     return Record(
-        f.path, f.relative, -1, p.person, p.scan, p.split, -1, f.size, f.mtime_ns, session=p.session, modality=p.modality,
-        position=float(p.number), use=not p.why, why=p.why,
+        f.path, f.relative, -1, p.person, p.scan, p.split, -1, f.size, f.mtime_ns, session=p.session,
+        modality=p.modality, position=float(p.number), use=not p.why, why=p.why,
     )  # fmt: skip
 
 
@@ -209,7 +209,7 @@ def _nothing(spec: str, root: Path, walk: Walk) -> None:
 
 
 def _common_root(files: list[Found]) -> tuple[list[Found], tuple[str, ...]]:
-    """Step over wrapper folders, such as keras_png_slices_data, until there is a choice, a split, a class or a person."""
+    """Step over wrapper folders, such as keras_png_slices_data, to a choice, a split, a class or a person."""
     skipped: tuple[str, ...] = ()
     while True:
         first = {f.folders[0] if f.folders else "" for f in files}

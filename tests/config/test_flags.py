@@ -59,7 +59,8 @@ ARCHITECTURE = set(
 _TRAIN = dict(
     run="", preset="", data="", split="train", max_bad=0.01, seed=0, dry_run=False, override=False, init_from="",
     resolution=256,
-    channels=1, crop=0, include="", exclude="", table="", plane="", slices="", range="", spacing="", volume="", batch=64, accumulate=1, total_kimg=2000.0, ema_kimg=200.0, ema_rampup=0.05, precision="auto",
+    channels=1, crop=0, include="", exclude="", table="", plane="", slices="", range="", spacing="", volume="",
+    batch=64, accumulate=1, total_kimg=2000.0, ema_kimg=200.0, ema_rampup=0.05, precision="auto",
     compile=False,
     threads=0, log_kimg=4.0, sample_kimg=50.0, checkpoint_minutes=10.0, checkpoint_kimg=0.0, keep=2,
 )  # fmt: skip

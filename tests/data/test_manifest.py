@@ -62,7 +62,8 @@ def test_the_table_has_its_columns_and_every_file(tmp_path, capsys):
     rows = table(out)
     assert list(rows[0]) == ["file", "page", "person", "session", "scan", "slice", "split", "class", "use", "why"]
     assert [(r["file"], r["person"], r["slice"], r["class"], r["use"]) for r in rows if r["use"] == "yes"] == [
-        ("x/a/p1_1.png", "p1", "0", "a", "yes"), ("x/a/p1_11.png", "p1", "1", "a", "yes"), ("x/a/p1_3.png", "p1", "0.2", "a", "yes"),
+        ("x/a/p1_1.png", "p1", "0", "a", "yes"), ("x/a/p1_11.png", "p1", "1", "a", "yes"),
+        ("x/a/p1_3.png", "p1", "0.2", "a", "yes"),
         ("x/b/p2_1.png", "p2", "", "b", "yes"),
     ]  # fmt: skip
     assert {r["file"]: r["why"] for r in rows if r["use"] == "no"} == {
@@ -109,8 +110,10 @@ def test_a_corrected_cell_is_what_counts(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"use": "maybe"}, "line 2: use is 'maybe'"), ({"split": "dev"}, "line 2: split is 'dev'"), ({"slice": "x"}, "line 2: slice is 'x'"),
-    ({"slice": "1.5"}, "line 2"), ({"page": "0.5"}, "line 2"), ({"page": "-3"}, "line 2"), ({"file": ""}, "line 2: no file"),
+    ({"use": "maybe"}, "line 2: use is 'maybe'"), ({"split": "dev"}, "line 2: split is 'dev'"),
+    ({"slice": "x"}, "line 2: slice is 'x'"),
+    ({"slice": "1.5"}, "line 2"), ({"page": "0.5"}, "line 2"), ({"page": "-3"}, "line 2"),
+    ({"file": ""}, "line 2: no file"),
     ({"file": "b/p2_1.png"}, "twice"), ({"file": "notes.txt"}, "no picture"), ({"slice": "nan"}, "line 2"),
 ])  # fmt: skip
 def test_a_wrong_cell_is_named_with_its_line(tmp_path, change, message):
@@ -216,7 +219,8 @@ def test_adnis_csv_tells_people_and_classes_of_images(tmp_path):
 
 def test_oasis_csv_joins_by_person_and_session(tmp_path):
     root = pictures(tmp_path, *(f"OAS2_{i:04d}_MR{v}_{z}.png" for i in range(10) for v in (1, 2) for z in (1, 2)))
-    rows = [{"Subject ID": f"OAS2_{i:04d}", "MRI ID": f"OAS2_{i:04d}_MR{v}", "Group": ("Demented", "Nondemented")[i % 2], "Visit": str(v), "Age": str(60 + i + v)}
+    rows = [{"Subject ID": f"OAS2_{i:04d}", "MRI ID": f"OAS2_{i:04d}_MR{v}",
+    "Group": ("Demented", "Nondemented")[i % 2], "Visit": str(v), "Age": str(60 + i + v)}
             for i in range(10) for v in (1, 2)]  # fmt: skip
     write(tmp_path / "oasis_longitudinal.csv", rows)
     source = find_source(root, "all")
@@ -234,7 +238,8 @@ def test_a_table_of_other_data_is_said_and_not_used(tmp_path):
 
 
 @pytest.mark.parametrize(("column", "value"), [
-    ("filename", "a/p{i}_1.png"), ("file", "p{i}_1.png"), ("image", "p{i}_1"), ("scan", "p{i}"), ("person", "P{i}"), ("Subject ID", "p{i}"),
+    ("filename", "a/p{i}_1.png"), ("file", "p{i}_1.png"), ("image", "p{i}_1"), ("scan", "p{i}"), ("person", "P{i}"),
+    ("Subject ID", "p{i}"),
 ])  # fmt: skip
 def test_a_table_that_is_asked_for_joins_by_what_it_has(tmp_path, column, value):
     root = pictures(tmp_path / "x", *(f"a/p{i}_1.png" for i in range(6)))
@@ -308,7 +313,8 @@ def test_slices_choose_among_pages_too(tmp_path):
 
 
 @pytest.mark.parametrize("choice", [
-    {"plane": "oblique"}, {"slices": "0.7:0.3"}, {"slices": "1:2"}, {"slices": "x"}, {"slices": "nan:1"}, {"range": "5:1"}, {"range": "5"},
+    {"plane": "oblique"}, {"slices": "0.7:0.3"}, {"slices": "1:2"}, {"slices": "x"}, {"slices": "nan:1"},
+    {"range": "5:1"}, {"range": "5"},
     {"spacing": "-1"}, {"spacing": "x"}, {"spacing": "nan"}, {"range": "inf:1"},
 ])  # fmt: skip
 def test_choices_that_cannot_be_name_their_flag(tmp_path, choice):
@@ -329,9 +335,12 @@ def test_every_choice_is_in_the_key_and_in_the_description(tmp_path, choice):
 
 # --- what is never an image -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", [
-    "sub-01_dseg.nii.gz", "sub-01_label-GM_probseg.nii.gz", "sub-01_desc-brain_mask.nii.gz", "c1sub-01_T1w.nii", "p0T1.nii", "mwp1x.nii",
-    "y_T1.nii", "iy_T1.nii", "wc2T1.nii", "aseg.mgz", "aparc+aseg.mgz", "lh.ribbon.mgz", "T1_pve_0.nii.gz", "x_seg.nii.gz", "p1_mask_12.png",
-    "TCGA_CS_4941_19960909_1_mask.tif", "benign (1)_mask.png", "p1_12_seg.png", "mask_12.png", "seg_001_slice_0.nii.png", "gt.nii.gz",
+    "sub-01_dseg.nii.gz", "sub-01_label-GM_probseg.nii.gz", "sub-01_desc-brain_mask.nii.gz", "c1sub-01_T1w.nii",
+    "p0T1.nii", "mwp1x.nii",
+    "y_T1.nii", "iy_T1.nii", "wc2T1.nii", "aseg.mgz", "aparc+aseg.mgz", "lh.ribbon.mgz", "T1_pve_0.nii.gz",
+    "x_seg.nii.gz", "p1_mask_12.png",
+    "TCGA_CS_4941_19960909_1_mask.tif", "benign (1)_mask.png", "p1_12_seg.png", "mask_12.png",
+    "seg_001_slice_0.nii.png", "gt.nii.gz",
     "OAS1_0001_MR1_t88_masked_gfc_fseg.hdr", "p1_labels.nii", "x-label.nii",
 ])  # fmt: skip
 def test_masks_and_tissue_maps_are_known_by_their_names(name):
@@ -339,7 +348,8 @@ def test_masks_and_tissue_maps_are_known_by_their_names(name):
 
 
 @pytest.mark.parametrize("name", [
-    "p1_T1.nii", "c1_T1.nii", "p101.nii", "segment_1_slice_1.png", "masked_gfc.nii", "T1.mgz", "brain.mgz", "glioma_12.png", "control_1.png",
+    "p1_T1.nii", "c1_T1.nii", "p101.nii", "segment_1_slice_1.png", "masked_gfc.nii", "T1.mgz", "brain.mgz",
+    "glioma_12.png", "control_1.png",
     "p2_3.png", "sub-01_T1w.nii.gz", "labelled_1.png", "OAS1_0001_MR1_t88_masked_gfc.hdr", "cp1_T1.nii",
 ])  # fmt: skip
 def test_images_are_not_taken_for_masks(name):
@@ -405,7 +415,8 @@ def test_what_is_not_understood_is_counted_and_named(tmp_path):
 # --- modalities -------------------------------------------------------------------------------------------------------
 SEVERAL = {
     "bids": (["sub-{i:02d}/anat/sub-{i:02d}_{m}.nii.gz"], {"T1w": "T1w", "FLAIR": "FLAIR"}),
-    "brats": (["BraTS20_Training_{i:03d}/BraTS20_Training_{i:03d}_{m}.nii.gz"], {"t1": "T1w", "t1ce": "T1ce", "flair": "FLAIR"}),
+    "brats": (["BraTS20_Training_{i:03d}/BraTS20_Training_{i:03d}_{m}.nii.gz"],
+    {"t1": "T1w", "t1ce": "T1ce", "flair": "FLAIR"}),
     "nnunet": (["imagesTr/case_{i:03d}_{m}.nii.gz"], {"0000": "channel 0000", "0001": "channel 0001"}),
     "folders": (["P{i:02d}/{m}/1.png", "P{i:02d}/{m}/2.png"], {"T1": "T1w", "T2": "T2w"}),
     "freesurfer": (["bert{i}/mri/{m}.nii"], {"orig": "T1w orig", "norm": "T1w norm"}),

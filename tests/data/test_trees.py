@@ -1,4 +1,4 @@
-"""Trees of files made at random (layout x ids x sessions x splits): nobody on two sides, no class lost, counts add up."""
+"""Trees of files made at random (layout x ids x sessions x splits): nobody on two sides, no class lost, all counted."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from data.walk import DataError
 
 # How a data set writes the n-th person.
 IDS = {
-    "adni": lambda n: f"{n % 90 + 10:03d}_S_{1000 + n}", "bids": lambda n: f"sub-{n:03d}", "oasis1": lambda n: f"OAS1_{n:04d}",
-    "oasis3": lambda n: f"OAS3{n:04d}", "ixi": lambda n: f"IXI{n:03d}", "tcga": lambda n: f"TCGA-CS-{4000 + n}", "p": lambda n: f"P{n:02d}",
+    "adni": lambda n: f"{n % 90 + 10:03d}_S_{1000 + n}", "bids": lambda n: f"sub-{n:03d}",
+    "oasis1": lambda n: f"OAS1_{n:04d}",
+    "oasis3": lambda n: f"OAS3{n:04d}", "ixi": lambda n: f"IXI{n:03d}", "tcga": lambda n: f"TCGA-CS-{4000 + n}",
+    "p": lambda n: f"P{n:02d}",
     "patient": lambda n: f"patient_{n}", "number": lambda n: f"{n:04d}", "subject": lambda n: f"subject{n:02d}",
     "brats": lambda n: f"BraTS20_Training_{n:03d}",
 }  # fmt: skip
-# Where a slice or a volume of a person, session and class lies: {s} split, {c} class, {p} person, {v} session, {z} slice.
+# Where a slice or a volume lies: {s} split, {c} class, {p} person, {v} session, {z} slice.
 PICTURES = (
-    "{s}{c}{p}_ses{v}_{z}.png", "{s}{c}{p}/ses-{v}/anat/{z}.png", "{s}{c}{p}_{v}/slice_{z}.png", "{s}{c}{p}/{p}_v{v}_slice_{z}.jpg",
+    "{s}{c}{p}_ses{v}_{z}.png", "{s}{c}{p}/ses-{v}/anat/{z}.png", "{s}{c}{p}_{v}/slice_{z}.png",
+    "{s}{c}{p}/{p}_v{v}_slice_{z}.jpg",
     "{s}{c}fold{v}/{p}_{z}.png", "{c}{s}{p}_ses{v}_z{z}.png", "{s}site{v}/{c}{p}_{z}.png",
 )  # fmt: skip
 VOLUMES = (
-    "{s}{c}{p}_ses{v}_T1w.nii.gz", "{s}{c}{p}/ses-{v}/anat/{p}_ses-{v}_T1w.nii.gz", "{s}{c}{p}/visit{v}/T1.nii", "{s}{c}{p}/{p}_t1_v{v}.nii",
+    "{s}{c}{p}_ses{v}_T1w.nii.gz", "{s}{c}{p}/ses-{v}/anat/{p}_ses-{v}_T1w.nii.gz", "{s}{c}{p}/visit{v}/T1.nii",
+    "{s}{c}{p}/{p}_t1_v{v}.nii",
 )  # fmt: skip
 CLASSES = (
     (),
