@@ -359,13 +359,23 @@ class Measure(NamedTuple):
 
 def measure(values: np.ndarray) -> Measure:
     """A picture's extremes; what is no number does not count."""
-    v = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
-    inside = v[v != 0]
+    least, most = _extremes(values)
+    some = values.reshape(-1)[:: -(-values.size // SMALL)]
+    inside = some[np.isfinite(some) & (some != 0)]
     if not inside.size:
-        return Measure(0, 0, 0, 0, True)
+        return Measure(least, most, 0, 0, True)
     dark, bright = np.percentile(inside, [0.1, 99.9])
-    whole = v.dtype.kind != "f" or bool((v == np.rint(v)).all())
-    return Measure(float(v.min()), float(v.max()), float(dark), float(bright), whole)
+    whole = inside.dtype.kind != "f" or bool((inside == np.rint(inside)).all())
+    return Measure(least, most, float(dark), float(bright), whole)
+
+
+def _extremes(values: np.ndarray) -> tuple[float, float]:
+    """(least, greatest) of what is a number."""
+    least, most = float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
+    if math.isinf(least) or math.isinf(most):
+        finite = values[np.isfinite(values)]
+        least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    return (0.0, 0.0) if math.isnan(least) else (least, most)
 
 
 def range_of(measures: list[Measure]) -> tuple[float, float]:
@@ -396,8 +406,8 @@ def _range_of_file(raw: Raw, levels: Levels) -> tuple[float, float]:
     eight = (low, high) == (0.0, 255.0)
     if eight and not raw.wide:
         return low, high
+    least, most = _extremes(values)
     with np.errstate(invalid="ignore"):
-        least, most = float(np.nanmin(values)), float(np.nanmax(values))
         slack = 0.001 * (high - low)
         outside = float((values > high + slack).mean() + (values < low - max(slack, 0.05 * (high - low))).mean())
     if eight and least >= 0:
