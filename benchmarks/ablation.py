@@ -89,7 +89,8 @@ def measure(resolution: int, batch: int, precision: str, rounds: int, threads: i
         ]
         cells = [f"{1000 * statistics.median([t[k] for t in times]):.0f}" for k in ("main", "r1", "pl", "inference")]
         rows.append([name, *cells, *slower])
-    columns = [f"{resolution} px, {sides[0].name.removeprefix('ours, ')}", "main, ms", "gradient penalty, ms", "path length, ms",
+    columns = [f"{resolution} px, "
+               f"{sides[0].name.removeprefix('ours, ')}", "main, ms", "gradient penalty, ms", "path length, ms",
                "inference, ms", "training takes, times", "inference takes, times"]  # fmt: skip
     return machine.table(columns, rows)
 

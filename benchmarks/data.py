@@ -115,8 +115,10 @@ def main() -> None:
         machine.header(DEVICE, ["torch", "torchvision", "numpy", "pillow"]),
         f"{count} grey slices of {WIDTH} x {HEIGHT}, batches of {BATCH}, {rounds} epochs of each side in turn.\n"
         "Files in the page cache. The pack is read by the one thread of this process; the DataLoader has\n"
-        f"{WORKERS} workers that stay alive, and resizes with torchvision's default, bilinear filter, which is cheaper\n"
-        "than the pack's Lanczos. Build: decoding, padding, resizing and checking once, on all cores; break-even: after\n"
+        f"{WORKERS} workers that stay alive, and resizes with torchvision's default, bilinear filter, which is "
+        "cheaper\n"
+        "than the pack's Lanczos. Build: decoding, padding, resizing and checking once, on all cores; break-even: "
+        "after\n"
         "how many epochs it has paid for itself.",
     ]  # fmt: skip
     print("\n\n".join(text), flush=True)

@@ -1,13 +1,16 @@
-"""The diffusion part against `diffusers` and MONAI: one training step, ten-call sampling, memory, how exact the samplers are.
+"""The diffusion part against `diffusers` and MONAI: one training step, ten-call sampling, memory, how exact the
+samplers are.
 
     pip install --no-deps -r benchmarks/requirements.txt && pip install diffusers==0.42.1 monai==1.6.1
     python -m benchmarks.diffusion [--quick] [--write] [--run RUN]
 
-With --run, a finished diffusion run: what few calls cost in quality and win in time, against 250-call DDIM of its weights.
+With --run, a finished diffusion run: what few calls cost in quality and win in time, against 250-call DDIM of its
+weights.
 
 The three U-Nets are the same network to the last parameter. Each side takes its training step as its users do: ours is
-`train_diffusion.train_step`, which also draws the batch from cached latents and averages the weights; diffusers' is that of
-its train_unconditional script, MONAI's that of its latent-diffusion tutorial. Each side runs in a process of its own.
+`train_diffusion.train_step`, which also draws the batch from cached latents and averages the weights; diffusers' is
+that of its train_unconditional script, MONAI's that of its latent-diffusion tutorial. Each side runs in a process of
+its own.
 """
 
 from __future__ import annotations
@@ -138,10 +141,15 @@ class Diffusers(Peer):
         from diffusers.training_utils import EMAModel
 
         net = diffusers.UNet2DModel(
-            sample_size=SHAPE[-1], in_channels=SHAPE[0], out_channels=SHAPE[0], layers_per_block=2, block_out_channels=WIDTHS,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"), attention_head_dim=64,
+            sample_size=SHAPE[-1],
+            in_channels=SHAPE[0],
+            out_channels=SHAPE[0],
+            layers_per_block=2,
+            block_out_channels=WIDTHS,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+            attention_head_dim=64,
             up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        )  # fmt: skip
+        )
         self.ema, self.ddpm = EMAModel(net.to(self.device).parameters()), diffusers.DDPMScheduler()
         return net
 
@@ -208,7 +216,8 @@ def spectrum() -> torch.Tensor:
 
 
 def exactness() -> str:
-    """Relative Frechet distance of what each sampler makes with the exact denoiser of a Gaussian; no network, no error but its own.
+    """Relative Frechet distance of what each sampler makes with the exact denoiser of a Gaussian; no network, no error
+    but its own.
 
     Such a denoiser is linear, so noise of ones gives the standard deviation of every component.
     """
@@ -299,7 +308,8 @@ def encoding(batch: int, rounds: int, threads: int) -> str:
 def few_calls(run: str, number: int) -> str:
     """Quality and time of sampling a trained network, against 250-call DDIM of the same weights and the same noise.
 
-    Frechet and kernel distance to held-out slices in the features of an encoder that was trained on the training slices.
+    Frechet and kernel distance to held-out slices in the features of an encoder that was trained on the training
+    slices.
     """
     flags = ["generate", "--run", run, "--square", "--number", str(number)]
     model = predict.open_model(predict.parse_args(flags), "diffusion")
@@ -336,7 +346,10 @@ def few_calls(run: str, number: int) -> str:
                          f"{seconds[WAYS[-1]] / seconds[name]:.1f}"])  # fmt: skip
         else:
             rows.append([name, *cells, "", "", ""])
-    about = f"{number} slices of a run of {model.nimg / 1000:g} kimg on {Path(config['data']).name}, {config['target']} target, against {len(heldout)} held-out slices."
+    about = (
+        f"{number} slices of a run of {model.nimg / 1000:g} kimg on {Path(config['data']).name}, {config['target']} "
+        f"target, against {len(heldout)} held-out slices."
+    )
     columns = [
         "",
         "Frechet distance +- error",
@@ -358,9 +371,9 @@ def features_of(network, pack: Pack, number: int = 10**9) -> torch.Tensor:
 
 NOTES = """\
 Latents of 4 x 32 x 32, widths 64, 128, 256, attention at 16 and 8 px. Our step includes the draw of the latents from
-their posterior, clipping and the moving average; diffusers' clipping and its moving average; MONAI's neither. The first table
-is the relative Frechet distance to a Gaussian with the spectrum of natural images, sampled with its exact denoiser on the
-linear schedule: lower is better, and nothing but the sampler differs."""
+their posterior, clipping and the moving average; diffusers' clipping and its moving average; MONAI's neither. The first
+table is the relative Frechet distance to a Gaussian with the spectrum of natural images, sampled with its exact
+denoiser on the linear schedule: lower is better, and nothing but the sampler differs."""
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.evaluate [--quick] [--run RUN] [--write]
 
-Each row is one process, `predict.py evaluate` itself: seconds of its phases from metrics.json, and the largest memory that the
-system saw it use. Without --run it evaluates a StyleGAN2 of the quickstart's size, not trained, on phantoms; what the network
-has learnt changes no time. The feature encoder is trained before, once, as it is kept.
+Each row is one process, `predict.py evaluate` itself: seconds of its phases from metrics.json, and the largest memory
+that the system saw it use. Without --run it evaluates a StyleGAN2 of the quickstart's size, not trained, on phantoms;
+what the network has learnt changes no time. The feature encoder is trained before, once, as it is kept.
 """
 
 from __future__ import annotations

@@ -3,11 +3,10 @@
     pip install --no-deps -r benchmarks/requirements.txt
     python -m benchmarks.gan [--quick] [--write] [--peer-dir stylegan2-ada-pytorch] [--peer-dir rosinality-checkout]
 
-All sides run the code that their users run: ours `train_gan.train_step` and its phases, stylegan2-pytorch (lucidrains) its
-`Trainer.train`, NVlabs' its loss object, with their own regularisers and optimizers, batches held in memory, augmentation off,
-each in a process of its own.
-stylegan2-pytorch is given the capacity at which its discriminator has our widths (its generator is half as wide there, by
-design); the others have our widths and our number of parameters.
+All sides run the code that their users run: ours `train_gan.train_step` and its phases, stylegan2-pytorch (lucidrains)
+its `Trainer.train`, NVlabs' its loss object, with their own regularisers and optimizers, batches held in memory,
+augmentation off, each in a process of its own. stylegan2-pytorch is given the capacity at which its discriminator has
+our widths (its generator is half as wide there, by design); the others have our widths and our number of parameters.
 """
 
 from __future__ import annotations
@@ -182,14 +181,14 @@ def ratios(sides: list[machine.Side], times: list, flops: list, peer: int, ours:
 
 
 NOTES = f"""\
-Each side runs in a process of its own, with the memory allocator that it sets or leaves: the toolkit keeps freed memory on a CPU.
-A training iteration is one step of G and of D plus 1/{R1_INTERVAL} gradient penalty and 1/{PL_INTERVAL} path length
-on all sides. stylegan2-pytorch penalises the gradient on real and generated images (R1 and R2), the others on real ones; its
-path length takes the whole batch and shares G's pass, that of the others takes half a batch of its own. It does not average
-weights before step 20 000, the others at every step. It and rosinality's train 3 channels, ours and NVlabs' 1. FLOPs are those
-of dense convolutions and matrix products, 2 per multiply-add, counted while the steps run, over the images of the batch. The
-ceiling is what the log calls peak, in the side's type and measured in the same run: on a CPU a 3x3 convolution of 256 channels
-in channels-last layout, on a GPU a matrix product."""
+Each side runs in a process of its own, with the memory allocator that it sets or leaves: the toolkit keeps freed memory
+on a CPU. A training iteration is one step of G and of D plus 1/{R1_INTERVAL} gradient penalty and 1/{PL_INTERVAL} path
+length on all sides. stylegan2-pytorch penalises the gradient on real and generated images (R1 and R2), the others on
+real ones; its path length takes the whole batch and shares G's pass, that of the others takes half a batch of its own.
+It does not average weights before step 20 000, the others at every step. It and rosinality's train 3 channels, ours and
+NVlabs' 1. FLOPs are those of dense convolutions and matrix products, 2 per multiply-add, counted while the steps run,
+over the images of the batch. The ceiling is what the log calls peak, in the side's type and measured in the same run:
+on a CPU a 3x3 convolution of 256 channels in channels-last layout, on a GPU a matrix product."""
 
 
 def main() -> None:

@@ -52,10 +52,11 @@ def header(device: torch.device, packages: list[str]) -> str:
 
 
 class Side:
-    """One implementation, in a process of its own: what it does to the allocator, the threads or torch touches no other.
+    """One implementation, in a process of its own: what it does to the allocator, the threads or torch touches no
+    other.
 
-    `make(*args)` builds it there. It has `name`, `device`, `dtype` (of its convolutions), `networks` and `tasks`, {name:
-    callable}; here it is known by its name, its type, the parameters of each network and its tasks' names.
+    `make(*args)` builds it there. It has `name`, `device`, `dtype` (of its convolutions), `networks` and `tasks`,
+    {name: callable}; here it is known by its name, its type, the parameters of each network and its tasks' names.
     """
 
     def __init__(self, make: Callable, *args):
@@ -132,14 +133,17 @@ def _measure(side, what: str, task: Callable[[], object] | None) -> float:
 
 
 def ceilings(sides: list[Side]) -> list[float]:
-    """FLOP/s that the device reaches in the type of each side: the best that any side of this type finds, as the allocator
-    of some processes is in its way."""
+    """FLOP/s that the device reaches in the type of each side: the best that any side of this type finds, as the
+    allocator of some processes is in its way."""
     found = [(side.dtype, side.ceiling()) for side in sides]
     return [max(best for dtype, best in found if dtype == side.dtype) for side in sides]
 
 
 def in_turn(tasks: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each task of this process in each round; every other round runs them backwards. They are warm already."""
+    """Seconds of each task of this process in each round; every other round runs them backwards.
+
+    They are warm already.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds):
         for name in list(tasks) if number % 2 == 0 else list(tasks)[::-1]:
@@ -159,8 +163,8 @@ def timed(task: Callable[[], object], device: torch.device) -> float:
 def interleaved(
     sides: list[Side], rounds: int, order: tuple[str, ...], warm_up: int = 1
 ) -> list[dict[str, list[float]]]:
-    """Seconds of each task of each side in each round. Every round runs every task, every other one backwards, so that a
-    change in the machine's load meets all of them; the same task of all sides is measured in a row."""
+    """Seconds of each task of each side in each round. Every round runs every task, every other one backwards, so that
+    a change in the machine's load meets all of them; the same task of all sides is measured in a row."""
     seconds = [{name: [] for name in side.tasks} for side in sides]
     turns = [(name, i) for name in order for i, side in enumerate(sides) if name in side.tasks]
     for number in range(-warm_up, rounds):

@@ -1,7 +1,7 @@
 """Public implementations of StyleGAN2 that benchmarks/gan.py compares with, each at the toolkit's widths.
 
-stylegan2-pytorch comes from pip. The other two are no packages: they are imported from a checkout that the user names, and
-what of them does not run on this machine or with this torch is adapted here, at run time.
+stylegan2-pytorch comes from pip. The other two are no packages: they are imported from a checkout that the user names,
+and what of them does not run on this machine or with this torch is adapted here, at run time.
 """
 
 from __future__ import annotations

@@ -30,8 +30,20 @@ COLUMNS = ("loss_G", "loss_D", "logits_real", "r1", "diversity")
 
 def curve(folder: Path, name: str, kimg: float, *flags: str) -> list[dict]:
     run = folder / name
-    words = ["train_gan.py", "--preset", "quickstart", "--run", str(run), "--total-kimg", f"{kimg:g}", "--log-kimg", f"{kimg / 16:g}",
-             "--sample-kimg", f"{kimg / 4:g}", *flags]  # fmt: skip
+    words = [
+        "train_gan.py",
+        "--preset",
+        "quickstart",
+        "--run",
+        str(run),
+        "--total-kimg",
+        f"{kimg:g}",
+        "--log-kimg",
+        f"{kimg / 16:g}",
+        "--sample-kimg",
+        f"{kimg / 4:g}",
+        *flags,
+    ]
     env = os.environ | {"BRAIN_PACK_DIR": str(folder / "packs")}
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
@@ -75,8 +87,15 @@ def main() -> None:
     rows = []
     for column in COLUMNS:
         noise, ours = distance(reference, other, column), distance(reference, quick, column)
-        rows.append([column, *(f"{c[-1].get(column) or math.nan:.3g}" for c in (reference, other, quick)), f"{noise:.3g}", f"{ours:.3g}",
-                     f"{ours / noise:.2f}" if noise else "-"])  # fmt: skip
+        rows.append(
+            [
+                column,
+                *(f"{c[-1].get(column) or math.nan:.3g}" for c in (reference, other, quick)),
+                f"{noise:.3g}",
+                f"{ours:.3g}",
+                f"{ours / noise:.2f}" if noise else "-",
+            ]
+        )
     columns = ["curve", "fp32, last", "other seed, last", f"{fast}, last", "between seeds", f"{fast} to fp32", "ratio"]
     text.append(machine.table(columns, rows))
     print("\n" + text[-1], flush=True)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.scaling [--quick] [--write]
 
-Measured: train_gan.py on one core, and as two gloo ranks on one core each, with the same global batch. On paper: the time of
-the all-reduces on 2 to 8 nodes, from the bytes of gradients of `--preset adni256` and a published step time.
+Measured: train_gan.py on one core, and as two gloo ranks on one core each, with the same global batch. On paper: the
+time of the all-reduces on 2 to 8 nodes, from the bytes of gradients of `--preset adni256` and a published step time.
 """
 
 from __future__ import annotations
@@ -54,9 +54,30 @@ def measured(folder: Path, rounds: int, steps: int) -> str:
     rows = []
     for resolution, base, cap in ((64, 1024, 64), (64, 4096, 128)):
         kimg = 16 * steps / 1000
-        flags = ["--preset", "quickstart", "--resolution", str(resolution), "--channel-base", str(base), "--channel-max", str(cap),
-                 "--precision", "fp32", "--batch", "16", "--threads", "1", "--data", "phantom:64", "--total-kimg", f"{kimg:g}",
-                 "--log-kimg", f"{kimg / 8:g}", "--sample-kimg", "1000"]  # fmt: skip
+        flags = [
+            "--preset",
+            "quickstart",
+            "--resolution",
+            str(resolution),
+            "--channel-base",
+            str(base),
+            "--channel-max",
+            str(cap),
+            "--precision",
+            "fp32",
+            "--batch",
+            "16",
+            "--threads",
+            "1",
+            "--data",
+            "phantom:64",
+            "--total-kimg",
+            f"{kimg:g}",
+            "--log-kimg",
+            f"{kimg / 8:g}",
+            "--sample-kimg",
+            "1000",
+        ]
         speeds = {1: [], 2: []}
         for i in range(rounds):
             for ranks in (1, 2) if i % 2 == 0 else (2, 1):
@@ -85,7 +106,8 @@ def gradient_megabytes(c: GanConfig) -> tuple[float, float]:
 
 
 def on_paper() -> str:
-    """Expected efficiency of n nodes with one A100 each: no overlap of computing and sending, as the toolkit does it."""
+    """Expected efficiency of n nodes with one A100 each: no overlap of computing and sending, as the toolkit does
+    it."""
     c = replace(GanConfig(), **GAN_PRESETS["adni256"], data="phantom")
     G, D = gradient_megabytes(c)
     sent = G * (1 + 1 / c.pl_interval) + D * (1 + 1 / c.r1_interval)
@@ -103,9 +125,12 @@ def on_paper() -> str:
                 cells.append(f"{100 * compute / (compute + ring):.0f} %")
             rows.append([f"{batch}{note}", f"{gbit} Gbit/s", *cells])
     text = (
-        f"On paper: `--preset adni256` sends {sent:.0f} MB of gradients per step (G {G:.0f} MB, D {D:.0f} MB, with the lazy\n"
-        f"penalties). Efficiency of n nodes with one A100 each, at NVlabs' published {A100_SEC_PER_KIMG} s/kimg, a ring all-reduce at\n"
-        f"{100 * EFFICIENCY:.0f} % of the wire and no overlap; a faster GPU makes the wire matter more. Nodes whose GPUs share a\n"
+        f"On paper: `--preset adni256` sends {sent:.0f} MB of gradients per step (G {G:.0f} MB, D {D:.0f} MB, with "
+        "the lazy\n"
+        f"penalties). Efficiency of n nodes with one A100 each, at NVlabs' published {A100_SEC_PER_KIMG} s/kimg, a "
+        "ring all-reduce at\n"
+        f"{100 * EFFICIENCY:.0f} % of the wire and no overlap; a faster GPU makes the wire matter more. Nodes whose "
+        "GPUs share a\n"
         "machine send over NVLink or PCIe and lose next to nothing."
     )
     return text + "\n\n" + machine.table(["global batch", "network", "2 nodes", "4 nodes", "8 nodes"], rows)

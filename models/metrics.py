@@ -59,21 +59,27 @@ def ssim(output: Tensor, target: Tensor, mask: Tensor | None = None, window: int
     """
     if min(output.shape[-2:]) < window:
         raise ValueError(f"SSIM needs images of at least {window} px, got {tuple(output.shape[-2:])}")
-    n, c, h, w = output.shape
-    output, target = output.float(), target.float()
-    offset = torch.arange(window, device=output.device, dtype=torch.float32) - (window - 1) / 2
+    luminance, structure = ssim_maps(output, target, window, sigma)
+    values = luminance * structure
+    edge = window // 2
+    inner = None if mask is None else mask[..., edge : edge + values.shape[-2], edge : edge + values.shape[-1]]
+    return _masked_mean(values.mean(1, keepdim=True), inner)
+
+
+def ssim_maps(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> tuple[Tensor, Tensor]:
+    """Luminance and contrast-structure maps (N, C, h, w) of images (N, C, H, W) in 0 .. 1 (Wang 2004, equations 6 and
+    9), where a Gaussian window lies wholly inside. Differentiable in both images."""
+    n, c, h, w = x.shape
+    x, y = x.float(), y.float()
+    offset = torch.arange(window, device=x.device, dtype=torch.float32) - (window - 1) / 2
     kernel = torch.exp(-(offset**2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()
-    moments = torch.cat([output, target, output * output, target * target, output * target])
-    moments = moments.reshape(5 * n * c, 1, h, w)
+    moments = torch.cat([x, y, x * x, y * y, x * y]).reshape(5 * n * c, 1, h, w)
     moments = F.conv2d(F.conv2d(moments, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
     mean_x, mean_y, xx, yy, xy = moments.reshape(5, n, c, *moments.shape[-2:])
     var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    values = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    edge = window // 2
-    inner = None if mask is None else mask[..., edge : edge + values.shape[-2], edge : edge + values.shape[-1]]
-    return _masked_mean(values.mean(1, keepdim=True), inner)
+    return (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1), (2 * cov + c2) / (var_x + var_y + c2)
 
 
 def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.metrics import ssim_maps
+
 CHUNK = 1024  # rows of a distance matrix that are in memory at once
 MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang 2003, table 1
 THUMBNAIL = 64  # pixels at which images are compared with the training set (Akbar 2023)
@@ -209,31 +211,16 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
             f"ms_ssim takes two uint8 batches of one shape, got {a.dtype} {a.shape} and {b.dtype} {b.shape}"
         )
     window, weights = ms_ssim_scales(*a.shape[-2:])
-    offsets = torch.arange(window, dtype=torch.float32, device=a.device) - window // 2
-    kernel = torch.exp(-offsets.square() / (2 * 1.5**2))
-    kernel = kernel / kernel.sum()
     x, y = (images.float().flatten(0, 1)[:, None] / 255 for images in (a, b))
     product = torch.ones(len(x), device=a.device)
     for scale, weight in enumerate(weights):
         if scale:
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-        luminance, structure = ssim_maps(x, y, kernel)
+        luminance, structure = ssim_maps(x, y, window)
         last = scale == len(weights) - 1
         value = (luminance * structure if last else structure).flatten(1).mean(1)
         product = product * value.clamp_min(0) ** weight
     return product.view(len(a), -1).mean(1)
-
-
-def ssim_maps(x: Tensor, y: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """x, y (B, 1, H, W) in 0..1, kernel (K,) -> luminance and contrast-structure maps (Wang 2004, eq. 6 and 9)."""
-
-    def blur(z: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(z, kernel[None, None, :, None]), kernel[None, None, None, :])
-
-    c1, c2 = 0.01**2, 0.03**2
-    mx, my = blur(x), blur(y)
-    vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
-    return (2 * mx * my + c1) / (mx * mx + my * my + c1), (2 * cov + c2) / (vx + vy + c2)
 
 
 def draw_pairs(groups: Tensor, pairs: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,5 @@
-"""Make folders that hold every kind of bad or odd file a real data set holds (no images are stored in the repository)."""
+"""Make folders that hold every kind of bad or odd file a real data set holds (no images are stored in the
+repository)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ HEIGHT, WIDTH = 60, 64  # as ADNI's 240 x 256: four rows less than the square
 
 
 def picture(seed: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """uint8 (height, width): a textured disc with a bright front (top) and a brighter left, so that no flip goes unseen."""
+    """uint8 (height, width): a textured disc with a bright front (top) and a brighter left, so that no flip goes
+    unseen."""
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     texture = np.random.default_rng(seed).uniform(0, 60, (height, width))
     return np.where(x**2 + y**2 < 0.8, 120 - 50 * y - 15 * x + texture, 0).clip(0, 255).astype(np.uint8)
@@ -119,8 +121,16 @@ def _add_bad(folder: BadFolder) -> None:
 
 
 def _add_junk(root: Path) -> None:
-    for name in (".DS_Store", "._100_0.png", "Thumbs.db", "desktop.ini", "100_0.png.part", "100_1.png.crdownload", "notes.txt",
-                 ".100_2.png.Xy12Zq"):  # fmt: skip
+    for name in (
+        ".DS_Store",
+        "._100_0.png",
+        "Thumbs.db",
+        "desktop.ini",
+        "100_0.png.part",
+        "100_1.png.crdownload",
+        "notes.txt",
+        ".100_2.png.Xy12Zq",
+    ):
         (root / name).write_bytes(b"junk")
     for name in (".ipynb_checkpoints/100_0-checkpoint.png", "__MACOSX/100_0.png", ".git/100_0.png"):
         save(root / name, picture(0))
@@ -143,8 +153,8 @@ def png_bomb(width: int = 100_000, height: int = 100_000) -> bytes:
 
 # --- trees ------------------------------------------------------------------------------------------------------------
 def make_adni(root: Path, json_shape: str | None = "dict", slices: int = 3, size=(HEIGHT, WIDTH)) -> dict[str, str]:
-    """AD_NC below `root`: train scans 101-108, test scans 201-204; each patient has scans n and n + 1, and the patient of
-    train scan 101 also has test scan 201. Returns scan -> patient."""
+    """AD_NC below `root`: train scans 101-108, test scans 201-204; each patient has scans n and n + 1, and the patient
+    of train scan 101 also has test scan 201. Returns scan -> patient."""
     import json
 
     patients, n = {}, 0

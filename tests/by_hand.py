@@ -1,5 +1,5 @@
-"""What a denoising network's training step is made of, written again from the papers in plain code: AdamW, clipping, the
-learning rate, the moving average, and two ranks in one process.
+"""What a denoising network's training step is made of, written again from the papers in plain code: AdamW, clipping,
+the learning rate, the moving average, and two ranks in one process.
 
 Nothing here is the product's, and the numbers are literals: a default that changes must be noticed.
 """
@@ -58,7 +58,8 @@ def rate_at(nimg: int, batch: int, peak: float, warmup_kimg: float, decay_kimg: 
 
 @torch.no_grad()
 def average(ema: torch.nn.Module, module: torch.nn.Module, seen: int, batch: int, half_life_kimg: float, ramp: float):
-    """The moving average after a step at whose end `seen` images were seen: half of it is forgotten in half_life_kimg."""
+    """The moving average after a step at whose end `seen` images were seen: half of it is forgotten in
+    half_life_kimg."""
     half_life = 1000 * half_life_kimg if not ramp else min(1000 * half_life_kimg, ramp * seen)
     kept = 0.5 ** (batch / half_life)
     for ours, theirs in zip(ema.parameters(), module.parameters(), strict=True):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, missing
+from private_cluster import Cluster, missing
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -27,7 +27,10 @@ def no_profiles_of_ones_own(tmp_path_factory):
 
 
 # The files that take longest begin first: tests/run.sh gives files to two processes in turn, and none is to end alone.
-LONGEST = "test_slurm_training test_launch_slurm test_faults test_train_gan test_pretrain_vae test_train_diffusion test_launch".split()
+LONGEST = (
+    "test_slurm_training test_launch_slurm test_faults test_train_gan test_pretrain_vae test_train_diffusion "
+    "test_fourth_model test_launch"
+).split()
 
 
 SLOW = Path(__file__).with_name("slow.txt")  # what --fast leaves out; written by --note-slow
@@ -64,7 +67,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def cluster():
-    """A private Slurm cluster (tests/cluster.py), shared by all tests: each leaves its queue empty."""
+    """A private Slurm cluster (tests/private_cluster.py), shared by all tests: each leaves its queue empty."""
     if lack := missing():
         if os.environ.get("CI"):
             pytest.fail(f"no Slurm for the tests: {lack}")

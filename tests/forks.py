@@ -1,8 +1,8 @@
 """Processes that are forked instead of started anew: `python SCRIPT WORDS` without the seconds of its imports.
 
-A server, one per process of tests, imports torch and the toolkit once and forks on demand. What it forks runs the script
-as `__main__`, with an environment, signals, output and an exit of its own. The server itself computes nothing: a process
-that has differentiated must not be forked where there is a GPU.
+A server, one per process of tests, imports torch and the toolkit once and forks on demand. What it forks runs the
+script as `__main__`, with an environment, signals, output and an exit of its own. The server itself computes nothing: a
+process that has differentiated must not be forked where there is a GPU.
 
     python tests/forks.py FD     # the server: requests in JSON, with the files to write to, over the socket FD
 """
@@ -35,7 +35,10 @@ class Forked:
     """What subprocess.Popen is to a process that was started: the same methods, as far as the tests call them."""
 
     def __init__(self, words: list, env: dict[str, str], stdout=None, stderr=None, text: bool = True):
-        """`python WORDS`: a script of SCRIPTS, or `-c CODE`, with what follows. stdout, stderr: open files; pipes without."""
+        """`python WORDS`: a script of SCRIPTS, or `-c CODE`, with what follows.
+
+        stdout, stderr: open files; pipes without.
+        """
         self.args, self.returncode, self.stdout, self.stderr = [str(word) for word in words], None, None, None
         assert text and (self.args[0] in SCRIPTS or self.args[0] == "-c"), self.args
         files = [stdout, stderr]

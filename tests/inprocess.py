@@ -37,10 +37,11 @@ class Outcome:
 
 
 def run_main(script: str, *flags, packs: Path, tiny: bool = True, **env: str) -> Outcome:
-    """`python SCRIPT FLAGS` without a new process. `tiny`: after the flags of tests/tiny.py, which the given ones override.
+    """`python SCRIPT FLAGS` without a new process. `tiny`: after the flags of tests/tiny.py, which the given ones
+    override.
 
-    Signals that were noted, exception hooks and the thread count are put back, so that calls do not see each other. What
-    only a process of its own has is not there: handlers of signals, the exit itself, ranks beside this one.
+    Signals that were noted, exception hooks and the thread count are put back, so that calls do not see each other.
+    What only a process of its own has is not there: handlers of signals, the exit itself, ranks beside this one.
     """
     module = importlib.import_module(script.removesuffix(".py"))
     argv = [str(ROOT / script), *(FLAGS[script] if tiny else ()), *map(str, flags)]

@@ -27,11 +27,47 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 ROOM = 1 << 30
-FORBIDDEN = {"os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "subprocess.Popen", "pty.spawn",
-             "socket.connect", "socket.bind", "ctypes.dlopen", "os.remove", "os.rename", "os.rmdir", "os.chmod", "shutil.rmtree",
-             "os.symlink", "os.link", "os.mkdir"}  # fmt: skip
-WORDS = [b"null", b"true", b"-1", b"0", b"NaN", b"Infinity", b"1e999", b"9" * 400, b"[" * 3000, b"{}", b"[]", b'""', b'"../../../etc/passwd"',
-         b'"<script>alert(1)</script>"', b'"\\u0000\\n\\ud800"', b"1e308", b"18446744073709551616", b'"__import__(\'os\')"']  # fmt: skip
+FORBIDDEN = {
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.forkpty",
+    "subprocess.Popen",
+    "pty.spawn",
+    "socket.connect",
+    "socket.bind",
+    "ctypes.dlopen",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.chmod",
+    "shutil.rmtree",
+    "os.symlink",
+    "os.link",
+    "os.mkdir",
+}
+WORDS = [
+    b"null",
+    b"true",
+    b"-1",
+    b"0",
+    b"NaN",
+    b"Infinity",
+    b"1e999",
+    b"9" * 400,
+    b"[" * 3000,
+    b"{}",
+    b"[]",
+    b'""',
+    b'"../../../etc/passwd"',
+    b'"<script>alert(1)</script>"',
+    b'"\\u0000\\n\\ud800"',
+    b"1e308",
+    b"18446744073709551616",
+    b"\"__import__('os')\"",
+]
 NUMBERS = [
     0,
     1,
@@ -212,7 +248,7 @@ def run_files(folder: Path) -> Iterator:
     from jobs.run.find import read_jobs
     from jobs.run.resume import compare_with_run
     from jobs.run.rundir import RunDir
-    from jobs.run.states import RunDirError
+    from jobs.run.states import RunDirError, Verdict
 
     run = RunDir(folder / "run")
     run.create()
@@ -238,14 +274,15 @@ def run_files(folder: Path) -> Iterator:
         _put(run.path / "status.json", second)
         _put(run.path / "jobs.json", second)
         lines, about = run.read_attempts(), read_jobs(run.path)
-        decision = requeue.Decision("requeue", "", counted=True)
+        decision = requeue.Decision(Verdict.REQUEUE, "", counted=True)
         requeue.within_budget(decision, 5, lines, requeue.started_by_person(about), 3)
-        status.view(run.path, {}) if hasattr(status, "view") else None
+        status.view_run(run.path, {})
 
-    line = b'{"event": "start", "time": 5.0, "nimg": 8, "attempt": 1}\n{"event": "decision", "decision": "requeue", "counted": true, "nimg": 8, "time": 6}\n'
+    line = b'{"event": "start", "time": 5.0, "nimg": 8, "attempt": 1}\n'
+    line += b'{"event": "decision", "decision": "requeue", "counted": true, "nimg": 8, "time": 6}\n'
     yield (
-        line
-        + b'--{"state": "running", "updated": 5.5, "kimg": 0.1, "attempt": 1, "submitted": [{"id": "7", "kind": "main", "time": 3}], "argv": ["--x"]}',
+        line + b'--{"state": "running", "updated": 5.5, "kimg": 0.1, "attempt": 1, "submitted": [{"id": "7", "kind": '
+        b'"main", "time": 3}], "argv": ["--x"]}',
         read_state,
         (),
     )
@@ -262,7 +299,8 @@ def slurm(folder: Path) -> Iterator:
         lambda data: slurm.parse_squeue(data.decode(errors="replace")),
         (slurm.SlurmError,),
     )
-    shown = "JobId=12 JobName=x y\n   UserId=u(1) JobState=RUNNING Reason=None Restarts=1 ExitCode=0:9\n   TimeLimit=1-00:00:00 PreemptTime=2026-01-02T03:04:05 Requeue=1\n"
+    shown = "JobId=12 JobName=x y\n   UserId=u(1) JobState=RUNNING Reason=None Restarts=1 ExitCode=0:9\n"
+    shown += "   TimeLimit=1-00:00:00 PreemptTime=2026-01-02T03:04:05 Requeue=1\n"
     yield shown.encode(), lambda data: slurm.parse_show_job(data.decode(errors="replace")), (slurm.SlurmError,)
     row = "12|FAILED|1:0|gpu|n1|62|240|2026-01-02T03:04:05|Unknown|u|x|None|/w".replace("|", slurm.FIELD)
     yield row.encode(), lambda data: slurm.parse_sacct(data.decode(errors="replace")), (slurm.SlurmError,)
@@ -335,9 +373,9 @@ def weights(folder: Path) -> Iterator:
     import torch
 
     from jobs.config.specs import ConfigError
+    from jobs.predict.trained import read_model
     from jobs.training.weights import WeightsError, read_weights, write_weights
     from models.stylegan2 import Generator
-    from predict import load_model
 
     torch.manual_seed(0)
     shape = dict(resolution=32, channels=1, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=4)
@@ -357,7 +395,7 @@ def weights(folder: Path) -> Iterator:
     def read_resealed(data: bytes) -> None:
         """A changed header with its length put right, into the network."""
         _put(path, struct.pack("<Q", len(data)) + data + content[8 + length :])
-        load_model(path, torch.device("cpu"))
+        read_model(path, torch.device("cpu"))
 
     yield content, read, (WeightsError,)
     yield content[8 : 8 + length], read_resealed, (ConfigError,)

@@ -24,7 +24,8 @@ from jobs.cluster.submit import tracked_files  # noqa: E402
 TINY = (
     "--preset quickstart --data phantom:48 --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 "
     "--w-dim 16 --batch 8 --mbstd-group 2 --threads 1 --precision fp32 --log-kimg 0.04 --sample-kimg 0.16 "
-    "--loss logistic --gamma 0.1 --r1-interval 16 --pl-weight 2 --ada mri --checkpoint-minutes 0 --checkpoint-kimg 0.048 --ada-kimg 2"
+    "--loss logistic --gamma 0.1 --r1-interval 16 --pl-weight 2 --ada mri --checkpoint-minutes 0 --checkpoint-kimg "
+    "0.048 --ada-kimg 2"
 ).split()
 COMMON = (
     "--preset quickstart --data phantom:48 --resolution 32 --batch 8 --threads 1 --precision fp32 --log-kimg 0.04 "
@@ -32,7 +33,8 @@ COMMON = (
 )
 FLAGS = {
     "train_gan.py": TINY,
-    "pretrain_vae.py": f"{COMMON} --width 8 --latent-channels 2 --gan-weight 0.5 --gan-start-kimg 0.12 --disc-width 8".split(),
+    "pretrain_vae.py": f"{COMMON} --width 8 --latent-channels 2 --gan-weight 0.5 --gan-start-kimg 0.12 "
+    "--disc-width 8".split(),
     "train_diffusion.py": f"{COMMON} --widths 8,16 --head-dim 8 --attention 4 --dropout 0.1 --steps 4".split(),
 }
 TIMING = set(

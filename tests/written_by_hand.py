@@ -161,8 +161,8 @@ class Diffusion:
 
 
 def ddim(predict, noise, shares, steps, *, target="epsilon", clamp=False, fresh=None):
-    """Song 2021, equation 12, over falling `steps` of 0..999: ([what the network sees], [its estimates]), the last estimate is
-    the sample. `fresh()`: eta = 1, and the noise that this adds."""
+    """Song 2021, equation 12, over falling `steps` of 0..999: ([what the network sees], [its estimates]), the last
+    estimate is the sample. `fresh()`: eta = 1, and the noise that this adds."""
     x, states, estimates = noise.double(), [], []
     for i, k in enumerate(steps):
         alpha, sigma = math.sqrt(shares[k]), math.sqrt(1 - shares[k])

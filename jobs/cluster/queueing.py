@@ -18,7 +18,7 @@ from jobs.cluster.sites import Site
 from jobs.cluster.slurm import Partition
 from jobs.cluster.steer import stop_run
 from jobs.cluster.terminal import facts, paint
-from jobs.config import kinds
+from jobs.config import kinds, wording
 from jobs.config.parsing import parse_known, to_json
 from jobs.config.specs import ConfigError
 from jobs.run.rundir import RunDir
@@ -92,7 +92,7 @@ def already(plan: Plan, options: Options) -> int | None:
     else:
         where = f" as job {view.job_id}" if view.job_id else ""
         timed = view.limit_s and view.elapsed_s is not None
-        how_long = f", {status.clock(view.elapsed_s)} of {status.clock(view.limit_s)}" if timed else ""
+        how_long = f", {wording.clock(view.elapsed_s)} of {wording.clock(view.limit_s)}" if timed else ""
         text = f"{plan.run.name} is {view.state} already{where}{how_long}. Nothing queued."
         if view.note:
             text += f"\n  {view.note}"

@@ -14,7 +14,7 @@ from pathlib import Path
 from data.files import is_number
 from jobs.cluster import status, terminal, why
 from jobs.cluster.terminal import facts, paint, table
-from jobs.config import kinds
+from jobs.config import kinds, wording
 from jobs.run.find import RUNS
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState, Verdict
@@ -24,7 +24,7 @@ from jobs.run.stopping import DONE
 def next_steps(run: Path, state: str) -> None:
     """The commands that make sense now, ready to be copied."""
     name = run.name if run.parent == RUNS else str(run)
-    ours = terminal.python()
+    ours = wording.python()
     steps = {
         "pictures": f"{ours} predict.py generate --run {run} --number 64",
         "watch": f"{ours} launch.py status {name}",
@@ -66,11 +66,11 @@ def show_runs(views) -> None:
         time_ = (
             ""
             if v.elapsed_s is None
-            else status.clock(v.elapsed_s) + (f"/{status.clock(v.limit_s)}" if v.limit_s else "")
+            else wording.clock(v.elapsed_s) + (f"/{wording.clock(v.limit_s)}" if v.limit_s else "")
         )
         live = v.state not in FINAL
         where = (v.node or v.partition) if live else ""
-        eta = status.short_time(v.eta_s) if v.state == RunState.RUNNING else ""
+        eta = wording.short_time(v.eta_s) if v.state == RunState.RUNNING else ""
         rows.append(
             [
                 v.name,
@@ -92,14 +92,16 @@ def show_run(view, run: Path) -> None:
     """One run in detail, `launch.py status RUN`."""
     print(f"{paint(view.name, 'bold')}: {paint(view.state, terminal.STATE_COLOURS.get(view.state, ''))}")
     elapsed = (
-        status.clock(view.elapsed_s) + (f" of {status.clock(view.limit_s)}" if view.limit_s else "")
+        wording.clock(view.elapsed_s) + (f" of {wording.clock(view.limit_s)}" if view.limit_s else "")
         if view.elapsed_s is not None
         else ""
     )
     numbers = [f"{name} {view.metrics[name]:.4g}" for name in told([view.metrics])]
     where = f" on {view.node}" if view.node else f" in {view.partition}" if view.partition else ""
     age = (
-        f"{status.short_time(time.time() - view.updated)} ago" if view.updated and view.state != RunState.QUEUED else ""
+        f"{wording.short_time(time.time() - view.updated)} ago"
+        if view.updated and view.state != RunState.QUEUED
+        else ""
     )
     facts(
         [
@@ -107,7 +109,7 @@ def show_run(view, run: Path) -> None:
             ("job", f"{view.job_id}{where}" if view.job_id and view.state not in FINAL else ""),
             ("time", elapsed),
             ("progress", progress(view)),
-            ("left", status.short_time(view.eta_s) if view.state == RunState.RUNNING else ""),
+            ("left", wording.short_time(view.eta_s) if view.state == RunState.RUNNING else ""),
             ("restarts", str(view.restarts or "")),
             ("GPU", gpu_use(view)),
             ("last", ", ".join(numbers)),
@@ -139,7 +141,7 @@ def attempt_rows(lines: list[dict]) -> list[list[str]]:
         number, event = line.get("attempt"), line.get("event")
         kimg = f"{line['nimg'] / 1000:g}" if is_number(line.get("nimg")) else ""
         if event == "start" and number:
-            began = status.short_date(line["time"]) if line.get("time") else ""
+            began = wording.short_date(line["time"]) if line.get("time") else ""
             rows[number] = [
                 str(number),
                 str(line.get("job_id") or ""),
@@ -153,7 +155,7 @@ def attempt_rows(lines: list[dict]) -> list[list[str]]:
         elif event == "end" and number in rows:
             code = f" (code {line['code']})" if line.get("code") not in (None, 0, 85) else ""
             ended = f"{line.get('reason', '')}{code}"
-            rows[number][4:] = [status.short_time(line.get("seconds")), rows[number][5], kimg, ended]
+            rows[number][4:] = [wording.short_time(line.get("seconds")), rows[number][5], kimg, ended]
         elif event == "decision" and rows:
             verdict = str(line.get("decision", ""))
             row = rows[max(rows)]
@@ -217,7 +219,7 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
             follower.show(clear)
             if live:
                 clear()
-                left = f", {status.short_time(view.eta_s)} left" if view.eta_s else ""
+                left = f", {wording.short_time(view.eta_s)} left" if view.eta_s else ""
                 print(f"{view.state}  {progress(view)}{left}"[: terminal.width() - 1], end="\r", flush=True)
             bad_looks = bad_looks + 1 if view.state in FINAL else 0
             time.sleep(0.5 if local else 1.0)

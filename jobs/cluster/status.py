@@ -20,6 +20,7 @@ from data.files import is_number, process_start
 from jobs.cluster import slurm
 from jobs.cluster.slurm import Job
 from jobs.cluster.terminal import paint
+from jobs.config import wording
 from jobs.run.find import read_jobs
 from jobs.run.lock import LOCK_STALE, process_space
 from jobs.run.rundir import RunDir
@@ -225,9 +226,8 @@ def _with_job(view: View, job: Job, others: list[Job], after: str) -> View:
 def _hanging(view: View) -> View:
     age = time.time() - (view.updated or time.time())
     if view.state == RunState.RUNNING and age > HUNG_S:
-        return replace(
-            view, state=RunState.HANGING, note=f"no heartbeat for {short_time(age)}; python launch.py why {view.name}"
-        )
+        note = f"no heartbeat for {wording.short_time(age)}; python launch.py why {view.name}"
+        return replace(view, state=RunState.HANGING, note=note)
     return view
 
 
@@ -283,39 +283,9 @@ def pending_words(job: Job, after: str = "") -> str:
     if reason == "BeginTime" and job.start:
         words = f"was requeued; Slurm lets it start again at {time.strftime('%H:%M:%S', time.localtime(job.start))}"
     elif job.start and job.start > time.time() and reason in ("Priority", "Resources"):
-        words += f"; expected to start {short_date(job.start)}"
+        words += f"; expected to start {wording.short_date(job.start)}"
     return f"{words} ({reason})"
 
 
 def _number(value) -> float | None:
     return value if is_number(value) else None
-
-
-# --- words ------------------------------------------------------------------------------------------------------------
-def short_time(seconds: float | None) -> str:
-    """ "42 s", "5 min", "3 h 20", "2 d 4 h"; '' for None."""
-    if seconds is None:
-        return ""
-    s = max(int(seconds), 0)
-    if s < 90:
-        return f"{s} s"
-    if s < 5400:
-        return f"{round(s / 60)} min"
-    if s < 172800:
-        return f"{s // 3600} h {s % 3600 // 60:02}"
-    return f"{s // 86400} d {s % 86400 // 3600} h"
-
-
-def short_date(when: float) -> str:
-    """A local time: hours and minutes today, with the day else."""
-    today = time.strftime("%F") == time.strftime("%F", time.localtime(when))
-    return time.strftime("%H:%M" if today else "%a %d %b %H:%M", time.localtime(when))
-
-
-def clock(seconds: float | None) -> str:
-    """ "0:42", "3:20:00": elapsed and limit stand side by side."""
-    if seconds is None:
-        return "-"
-    minutes, s = divmod(max(int(seconds), 0), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

@@ -7,7 +7,6 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Collection
-from pathlib import Path
 
 from jobs.run.states import RunState
 
@@ -18,14 +17,6 @@ STATE_COLOURS: dict[str, str] = {
     RunState.DIVERGED: "red", RunState.STUCK: "red", RunState.HANGING: "red", RunState.CUT_OFF: "red",
 }  # fmt: skip
 LEVEL_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
-
-
-def python() -> str:
-    """How to call this Python from the shell that called it: `python` where that is the one, else its path."""
-    ours, theirs = Path(sys.executable).absolute(), shutil.which("python")
-    if theirs and Path(theirs).absolute() == ours:
-        return "python"
-    return str(ours.relative_to(Path.cwd())) if ours.is_relative_to(Path.cwd()) else str(ours)
 
 
 def paint(text: str, colour: str, stream=None) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from jobs.cluster import slurm
 from jobs.cluster.slurm import Job
-from jobs.cluster.status import View, live_jobs, pending_words, short_time, view_run
+from jobs.cluster.status import View, live_jobs, pending_words, view_run
+from jobs.config import wording
 from jobs.run.find import read_jobs
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
@@ -219,7 +220,7 @@ def diagnose(e: Evidence, name: str) -> Cause:
 
 def _from_slurm(job: Job, again: str) -> Cause | None:
     """What Slurm's final state and exit code say."""
-    ran = f" after {short_time(job.elapsed_s)}" if job.elapsed_s else ""
+    ran = f" after {wording.short_time(job.elapsed_s)}" if job.elapsed_s else ""
     where = f" on {job.nodes}" if job.nodes else ""
     causes = {
         "OUT_OF_MEMORY": (

@@ -148,17 +148,16 @@ def check_diffusion(config: DiffusionConfig) -> None:
 def check_world(config, world: int) -> None:
     """The global batch must fall into whole minibatch-std groups on every rank and micro-batch."""
     parts, group = world * config.accumulate, getattr(config, "mbstd_group", 1)
+    half = isinstance(config, GanConfig) and bool(config.pl_weight)  # path length takes half of the batch
+    multiple = math.lcm(parts * group, 2 * parts if half else 1)
     if config.batch % (parts * group):
         of_groups = f" of whole groups of {group} (--mbstd-group)" if group > 1 else ""
         raise ConfigError(
             f"--batch {config.batch} does not divide into {world} ranks x {config.accumulate} "
-            f"micro-batches{of_groups}; "
-            f"use a multiple of {parts * group}"
+            f"micro-batches{of_groups}; use a multiple of {multiple}"
         )
-    if not isinstance(config, GanConfig):
-        return
-    if config.pl_weight and (config.batch // 2) % parts:
+    if half and (config.batch // 2) % parts:
         raise ConfigError(
             f"--batch {config.batch}: path length takes half of it, which does not divide into {parts} parts; "
-            f"use a multiple of {2 * parts * group}, or --pl-weight 0"
+            f"use a multiple of {multiple}, or --pl-weight 0"
         )

@@ -41,10 +41,20 @@ def gan_checkpoint_gb(config) -> float:
 
 
 def vae_parameters(config: VaeConfig) -> float:
-    """Rough number of parameters of encoder, decoder and discriminator."""
+    """Rough number of parameters that are trained: encoder, decoder and, where it takes part, discriminator."""
     widths = [config.width * m for m in (1, 2, 4, 4)[: config.down.bit_length()]]
     parameters = 2 * 40 * widths[-1] ** 2 + sum(2 * (2 * config.num_res + 1) * 9 * w * w for w in widths)
-    return parameters + 16 * 21 * config.disc_width**2 * bool(config.gan_weight)
+    return parameters + vae_discriminator_parameters(config) * bool(config.gan_weight)
+
+
+def vae_discriminator_parameters(config: VaeConfig) -> float:
+    """Rough number of parameters of the patch discriminator."""
+    return 16 * 42 * config.disc_width**2
+
+
+def untrained_parameters(config: VaeConfig) -> float:
+    """Rough number of parameters that a VAE's run holds and never trains: a discriminator that takes no part."""
+    return 0.0 if config.gan_weight else vae_discriminator_parameters(config)
 
 
 def vae_memory_gb(config: VaeConfig, world: int = 1) -> float:
@@ -57,12 +67,13 @@ def vae_memory_gb(config: VaeConfig, world: int = 1) -> float:
         r //= 2
     if config.perceptual_file:  # VGG-16 has 540 values per pixel that its gradient needs
         activations += micro * 540 * config.resolution**2 * bytes_per_value
-    return (vae_parameters(config) * 4 * 5 + activations) / 1e9
+    return ((vae_parameters(config) * 5 + untrained_parameters(config)) * 4 + activations) / 1e9
 
 
 def vae_checkpoint_gb(config: VaeConfig) -> float:
-    """Rough size of one checkpoint in GB: fp32 weights, AdamW's two moments, the EMA."""
-    return vae_parameters(config) * 4 * 4 / 1e9
+    """Rough size of one checkpoint in GB: fp32 weights, AdamW's two moments, the EMA; and a discriminator that takes no
+    part, as it was made."""
+    return (vae_parameters(config) * 4 + untrained_parameters(config)) * 4 / 1e9
 
 
 def unet_parameters(config: DiffusionConfig) -> float:

@@ -131,7 +131,7 @@ class RunDir:
     def status(self, **fields) -> None:
         """Heartbeat: written when `state` changes, else at most every STATUS_BEAT seconds; fields stay until replaced.
 
-        States: starting, running, saving, done, stopped, continue, failed, diverged. A full disk is no reason to stop.
+        The states are those of RunState. A full disk is no reason to stop.
         """
         changed = "state" in fields and fields["state"] != self._status.get("state")
         self._status |= fields

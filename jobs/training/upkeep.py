@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable, Hashable
@@ -19,6 +18,7 @@ import torch
 
 from data.files import atomic_write
 from jobs.config import kinds, parsing, specs
+from jobs.config.wording import command
 from jobs.run import stopping
 from jobs.run.attempt import Attempt
 from jobs.run.rundir import RunDir
@@ -405,10 +405,3 @@ def announce(run: RunDir, generate: str) -> None:
     print(f"  losses       {run.plots / 'losses.png'}")
     print(f"  next         {command('predict.py')} {generate.format(run=run.path)}")
     print(f"  TensorBoard  {Path(sys.executable).with_name('tensorboard')} --logdir {run.tensorboard}")
-
-
-def command(script: str) -> str:
-    """How to call a script of the toolkit from the shell that called this one."""
-    found = shutil.which("python")
-    ours = found and Path(found).absolute() == Path(sys.executable).absolute()
-    return f"{'python' if ours else sys.executable} {script if Path.cwd() == specs.ROOT else specs.ROOT / script}"

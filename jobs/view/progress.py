@@ -7,6 +7,7 @@ import time
 
 from data.files import is_number
 from jobs.config import kinds
+from jobs.config.wording import clock
 
 
 class Progress:
@@ -37,7 +38,7 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(f"{speed:.0f} img/s  {figures}")
             return
-        eta = duration(max(self.total - nimg, 0) / speed) if speed > 0 else "?"
+        eta = clock(round(max(self.total - nimg, 0) / speed)) if speed > 0 else "?"
         slowness = f"{1000 / speed:.1f}" if speed > 0 else "?"
         print(
             f"kimg {nimg / 1000:.{self.digits}f}/{self.total / 1000:.{self.digits}f}  "
@@ -70,10 +71,3 @@ def _use(row: dict) -> str:
     them."""
     short = {"peak_share": "peak", "data_wait": "data", "checkpoint_wait": "save"}
     return "".join(f"{name} {100 * row[k]:.2g}%  " for k, name in short.items() if is_number(row.get(k)))
-
-
-def duration(seconds: float) -> str:
-    """5025 -> '1:23:45'."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -10,11 +10,11 @@ from html import escape
 from pathlib import Path
 
 from data.files import is_number
+from jobs.config.wording import clock
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
 from jobs.view.metrics import read_metrics
 from jobs.view.plots import draw_losses
-from jobs.view.progress import duration
 
 GRIDS = 5  # sample grids shown, from the first to the last
 MAX_PICTURE = 16 << 20  # bytes of a picture that goes into the page
@@ -173,7 +173,7 @@ def attempts_table(attempts: list[dict]) -> str:
     for line in attempts:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line["time"])) if is_number(line.get("time")) else ""
         kimg = f"{line['nimg'] / 1000:g}" if is_number(line.get("nimg")) else ""
-        length = duration(line["seconds"]) if is_number(line.get("seconds")) else ""
+        length = clock(line["seconds"]) if is_number(line.get("seconds")) else ""
         what = [line.get(k) for k in ("attempt", "event")]
         rows.append(
             [*what, when, kimg, length, line.get("reason") or "", line.get("node") or "", line.get("job_id") or ""]

@@ -34,7 +34,8 @@ def in_parallel(
     folder: Path,
     then: Callable[[dict], None] = lambda results: None,
 ) -> list[dict]:
-    """Run (label, task) in forked processes, `jobs` at a time; [{label, made, error, seconds}] in the order of the tasks.
+    """Run (label, task) in forked processes, `jobs` at a time; [{label, made, error, seconds}] in the order of the
+    tasks.
 
     `then` sees {number of the task: result} of all that are over whenever one ends.
     """

@@ -137,8 +137,14 @@ class Lab:
         for rank in range(ranks):
             variables = tiny.environment(packs or self.packs, **env)
             if ranks > 1:
-                variables |= dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks),
-                                  MASTER_ADDR="127.0.0.1", MASTER_PORT=port)  # fmt: skip
+                variables |= dict(
+                    RANK=str(rank),
+                    LOCAL_RANK=str(rank),
+                    WORLD_SIZE=str(ranks),
+                    LOCAL_WORLD_SIZE=str(ranks),
+                    MASTER_ADDR="127.0.0.1",
+                    MASTER_PORT=port,
+                )
             out = self.logs / f"{label}.{number:02d}.{rank}.out"
             sys.stdout.flush()
             sys.stderr.flush()
@@ -149,7 +155,10 @@ class Lab:
         return attempts
 
     def wait(self, run: Path, attempts: list[Attempt], least: int = -1, seconds: float = HANG) -> list[int]:
-        """Exit codes of all ranks, once the things that hold for every attempt were checked. `least`: see newest_whole."""
+        """Exit codes of all ranks, once the things that hold for every attempt were checked.
+
+        `least`: see newest_whole.
+        """
         try:
             codes = [attempt.wait(seconds) for attempt in attempts]
         finally:

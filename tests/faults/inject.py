@@ -45,8 +45,8 @@ def kill_at(nimg: int, number: int = signal.SIGKILL) -> None:
 def in_writer(step: int, action: Callable[[], None], checkpoint: int = 2) -> list[str]:
     """Call `action` at the given step of the write of the given checkpoint (counted from 1).
 
-    Steps are the calls that change the disk: open for writing, fsync, rename, unlink, until the next write begins. Returns
-    a list of them that grows, as `unlink 000000000008.json`, so that a run without an action can count them.
+    Steps are the calls that change the disk: open for writing, fsync, rename, unlink, until the next write begins.
+    Returns a list of them that grows, as `unlink 000000000008.json`, so that a run without an action can count them.
     """
     seen: list[str] = []
     writes = [0]

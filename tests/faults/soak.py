@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from cluster import Cluster, leftovers, missing  # noqa: E402
+from private_cluster import Cluster, leftovers, missing  # noqa: E402
 from tiny import FLAGS  # noqa: E402
 
 from jobs.run.rundir import RunDir  # noqa: E402
@@ -96,8 +96,21 @@ class Soak:
     def submit(self, run: Run) -> None:
         """A person types sbatch: starts the run, or resumes it."""
         self.done["sbatch"] += 1
-        run.id = self.cluster.sbatch("-p", "a100", "-t", "60", "--gres=gpu:1", "-c", "1", f"--output={self.folder}/{run.path.name}.%j.log",
-                                     "--open-mode=append", f"jobs/{run.job}.sh", *run.flags, "--run", run.path)  # fmt: skip
+        run.id = self.cluster.sbatch(
+            "-p",
+            "a100",
+            "-t",
+            "60",
+            "--gres=gpu:1",
+            "-c",
+            "1",
+            f"--output={self.folder}/{run.path.name}.%j.log",
+            "--open-mode=append",
+            f"jobs/{run.job}.sh",
+            *run.flags,
+            "--run",
+            run.path,
+        )
 
     def hurt(self, run: Run) -> None:
         """One fault or one person's act, drawn from the seed."""
@@ -175,8 +188,10 @@ class Soak:
     def figures(self, minutes: float) -> list[tuple[str, float, float]]:
         """(what, median in the second third, median in the last third) over all runs; growth is a problem."""
         found = []
-        names = {"rss": "memory of a process, MB", "fds": "file descriptors of a process", "threads": "threads of a process",
-                 "kept": "checkpoints, weights and state of a run, MB", "files": "such files of a run", "torn": "unfinished files of a run"}  # fmt: skip
+        names = {"rss": "memory of a process, MB", "fds": "file descriptors of a "
+                                                          "process", "threads": "threads of a process",
+                 "kept": "checkpoints, weights and state of a "
+                         "run, MB", "files": "such files of a run", "torn": "unfinished files of a run"}  # fmt: skip
         for name, text in names.items():
             thirds: list[list[float]] = [[], [], []]
             for run in self.runs:
@@ -197,11 +212,13 @@ def markdown(soak: Soak, figures: list[tuple[str, float, float]], minutes: float
     attempts = [sum(line.get("event") == "start" for line in RunDir(run.path).read_attempts()) for run in soak.runs]
     logs = [run.samples[-1]["all"] - run.samples[-1]["kept"] for run in soak.runs if run.samples]
     acts = ", ".join(f"{name} {count}" for name, count in sorted(soak.done.items()))
-    lines = [f"`python -m tests.faults.soak --minutes {minutes:g}`: {len(soak.runs)} runs at once on {os.cpu_count()} cores, {acts}; "
+    lines = [f"`python -m tests.faults.soak --minutes {minutes:g}`: {len(soak.runs)} runs at once on {os.cpu_count()} "
+             f"cores, {acts}; "
              f"{sum(attempts)} attempts began to train, {min(attempts)} to {max(attempts)} per run.", "",
              "| median over all runs | second third of the time | last third |", "| --- | ---: | ---: |"]  # fmt: skip
     lines += [f"| {text} | {middle:.1f} | {last:.1f} |" for text, middle, last in figures]
-    lines += ["", f"Rows, TensorBoard files and pictures, which grow with the length of a run: {max(logs, default=0):.1f} MB at most at the end. "
+    lines += ["", "Rows, TensorBoard files and pictures, which grow with the length of a run: "
+                  f"{max(logs, default=0):.1f} MB at most at the end. "
               + ("Problems: " + "; ".join(soak.problems) if soak.problems else "No problem was found.")]  # fmt: skip
     return "\n".join(lines) + "\n"
 

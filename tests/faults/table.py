@@ -122,7 +122,8 @@ def sigkill_in_writer(lab: Lab, script: str, count: int, rng: random.Random, nam
 
 # --- disks ------------------------------------------------------------------------------------------------------------
 def full_disk(lab: Lab, script: str, count: int, rng: random.Random, name: str) -> int:
-    """A small file system fills up in mid-run: for a while (transparent), or to the end (code 78, the checkpoint stays)."""
+    """A small file system fills up in mid-run: for a while (transparent), or to the end (code 78, the checkpoint
+    stays)."""
     made = 0
     for i in range(count):
         with inject.SmallDisk(lab.folder / "runs" / f"{name}-disk-{i}") as disk:
@@ -161,7 +162,8 @@ def full_disk(lab: Lab, script: str, count: int, rng: random.Random, name: str) 
 
 
 def full_disk_at_start(lab: Lab, script: str, count: int, rng: random.Random, name: str) -> int:
-    """No room for the first checkpoint: refused within a step or two, not at the end; with room again the run goes on."""
+    """No room for the first checkpoint: refused within a step or two, not at the end; with room again the run goes
+    on."""
     made = 0
     for i in range(count):
         with inject.SmallDisk(lab.folder / "runs" / f"{name}-disk-{i}") as disk:
@@ -244,8 +246,16 @@ def eio_on_read(lab: Lab, script: str, count: int, rng: random.Random, name: str
     """A file of a half-finished run answers EIO: the newest checkpoint is passed over, what cannot be done without is
     refused, what is only looked at is done without."""
     newest = f"{newest_whole(lab.halfway(script)):012d}"
-    cases = [(f"{newest}.pt", DONE), (f"{newest}.json", DONE), ("/config.json", BAD), ("/data.json", BAD),
-             ("/metrics.jsonl", TRANSIENT), ("/attempts.jsonl", DONE), ("/status.json", DONE), ("/provenance.json", DONE)]  # fmt: skip
+    cases = [
+        (f"{newest}.pt", DONE),
+        (f"{newest}.json", DONE),
+        ("/config.json", BAD),
+        ("/data.json", BAD),
+        ("/metrics.jsonl", TRANSIENT),
+        ("/attempts.jsonl", DONE),
+        ("/status.json", DONE),
+        ("/provenance.json", DONE),
+    ]
     if script == DIFFUSION:
         cases.append(("/vae.safetensors", TRANSIENT))
     rng.shuffle(cases)
@@ -288,8 +298,8 @@ def pack_torn_under_the_map(lab: Lab, script: str, count: int, rng: random.Rando
 def damaged_file(lab: Lab, script: str, count: int, rng: random.Random, name: str) -> int:
     """Each file of a half-finished run in turn is cut to half, emptied, or has one bit flipped.
 
-    Refused where the file says what the run is (config.json, data.json, the adopted VAE) and no longer reads or no longer
-    agrees with the command; transparent everywhere else.
+    Refused where the file says what the run is (config.json, data.json, the adopted VAE) and no longer reads or no
+    longer agrees with the command; transparent everywhere else.
     """
     halfway = lab.halfway(script)
     files = sorted(str(p.relative_to(halfway)) for p in halfway.rglob("*") if p.is_file() and p.stat().st_size)
@@ -368,7 +378,8 @@ def clock_jump(lab: Lab, script: str, count: int, rng: random.Random, name: str)
 
 
 def two_processes(lab: Lab, script: str, count: int, rng: random.Random, name: str) -> int:
-    """Two processes start on one run at nearly the same moment, over a dead process's lock: one trains, one is refused."""
+    """Two processes start on one run at nearly the same moment, over a dead process's lock: one trains, one is
+    refused."""
     for i in range(count):
         run = lab.new(f"{name}-{i}", halfway=script if i % 2 else "")
         least = newest_whole(run)
@@ -387,11 +398,19 @@ def two_processes(lab: Lab, script: str, count: int, rng: random.Random, name: s
 
 
 def lock_of_a_dead_host(lab: Lab, script: str, count: int, rng: random.Random, name: str) -> int:
-    """A lock of a host that is gone: taken at once when its heartbeat is old, else once it has been silent long enough."""
+    """A lock of a host that is gone: taken at once when its heartbeat is old, else once it has been silent long
+    enough."""
     for i in range(count):
         run = lab.new(f"{name}-{i}", halfway=script)
-        holder = {"token": f"{rng.randrange(1 << 64):016x}", "host": "node-of-old", "space": "pid:[1]", "pid": 1, "start": "7",
-                  "job": "12", "since": 0.0}  # fmt: skip
+        holder = {
+            "token": f"{rng.randrange(1 << 64):016x}",
+            "host": "node-of-old",
+            "space": "pid:[1]",
+            "pid": 1,
+            "start": "7",
+            "job": "12",
+            "since": 0.0,
+        }
         (run / "LOCK").write_text(json.dumps(holder))
         if i % 2 == 0:
             os.utime(run / "LOCK", (time.time() - 3600,) * 2)
@@ -440,7 +459,8 @@ def rank_killed(lab: Lab, script: str, count: int, rng: random.Random, name: str
 
 
 def rank_stopped(lab: Lab, script: str, count: int, rng: random.Random, name: str) -> int:
-    """One of two ranks is stopped (SIGSTOP): the other gives up after its patience, with code 75; woken, it leaves too."""
+    """One of two ranks is stopped (SIGSTOP): the other gives up after its patience, with code 75; woken, it leaves
+    too."""
     for i in range(count):
         run, victim = lab.new(f"{name}-{i}"), i % 2
         place = rng.choice((16, 40, 72))
@@ -517,8 +537,12 @@ def signal_in_checkpoint(lab: Lab, script: str, count: int, rng: random.Random, 
     """Slurm's signal arrives at a step of the checkpoint writer: code 85, saved."""
     for i in range(count):
         run, step = lab.new(f"{name}-{i}"), rng.randrange(1, 9)
-        attempt = lab.attempt(run, script, expect=(CONTINUE,), hook=lambda rank, n=STOPS[i % 3], s=step: inject.in_writer(
-            s, lambda: os.kill(os.getpid(), n)))  # fmt: skip
+        attempt = lab.attempt(
+            run,
+            script,
+            expect=(CONTINUE,),
+            hook=lambda rank, n=STOPS[i % 3], s=step: inject.in_writer(s, lambda: os.kill(os.getpid(), n)),
+        )
         require("saved" in attempt.text() and newest_whole(run) >= 16, "stopped without a save", attempt)
         lab.finish(run, script)
         clear(run)
@@ -526,7 +550,8 @@ def signal_in_checkpoint(lab: Lab, script: str, count: int, rng: random.Random, 
 
 
 def signal_twice(lab: Lab, script: str, count: int, rng: random.Random, name: str) -> int:
-    """A second signal while the save of the first is under way: Slurm's change nothing, a second Ctrl-C ends at once."""
+    """A second signal while the save of the first is under way: Slurm's change nothing, a second Ctrl-C ends at
+    once."""
     for i in range(count):
         run = lab.new(f"{name}-{i}")
         first, second = (signal.SIGINT, signal.SIGINT) if i % 3 == 2 else (rng.choice(STOPS), signal.SIGTERM)
@@ -544,7 +569,8 @@ def signal_twice(lab: Lab, script: str, count: int, rng: random.Random, name: st
 
 
 def signal_to_the_tree(lab: Lab, script: str, count: int, rng: random.Random, name: str) -> int:
-    """Slurm signals every process of the job: two ranks, in training or while rank 0's threads pack: all leave with 85."""
+    """Slurm signals every process of the job: two ranks, in training or while rank 0's threads pack: all leave with
+    85."""
     for i in range(count):
         run, number = lab.new(f"{name}-{i}"), STOPS[i % 3]
         packs = lab.folder / "runs" / f"{name}-packs-{i}" if i % 2 else lab.packs

@@ -1,7 +1,7 @@
 """Plant the faults one at a time, each in a copy of the project, and see whether the tests notice.
 
     python -m tests.mutants                        # all of them
-    python -m tests.mutants --only jobs/cluster/requeue.py # those with this text in them; may be repeated
+    python -m tests.mutants --only requeue.py      # those with this text in them; may be repeated
     python -m tests.mutants --list                 # only name them
 
 First the named tests run without a fault: nothing is judged by tests that are red, skipped or not there. Exit code 0 when
@@ -24,9 +24,11 @@ from tests.mutants.harness import HarnessError, Result, Task
 WANTED = 0.95
 # A training step, a checkpoint, a requeue decision and a written weight: what is wrong here is trained on for days.
 NO_SURVIVOR = (
-    "train_gan.py", "pretrain_vae.py", "train_diffusion.py",
-    "jobs/attempt.py", "jobs/training/checkpoint.py", "jobs/training/upkeep.py", "jobs/cluster/requeue.py", "jobs/runtime.py", "jobs/training/weights.py",
-    "models/augment.py", "models/diffusion.py", "models/ema.py", "models/gan_losses.py", "models/optim.py",
+    "train_gan.py", "pretrain_vae.py", "train_diffusion.py", "jobs/run/attempt.py", "jobs/run/resume.py",
+    "jobs/cluster/requeue.py", "jobs/training/checkpoint.py", "jobs/training/collectives.py", "jobs/training/devices.py",
+    "jobs/training/randomness.py", "jobs/training/ranks.py", "jobs/training/upkeep.py", "jobs/training/watchdog.py",
+    "jobs/training/weights.py", "models/augment.py", "models/ema.py", "models/gan_losses.py", "models/optim.py",
+    "models/samplers.py", "models/schedules.py", "models/targets.py",
 )  # fmt: skip
 
 

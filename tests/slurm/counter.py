@@ -1,9 +1,10 @@
-"""A training process without the training: it counts images with the real stop, attempt and run-directory code, no torch.
+"""A training process without the training: it counts images with the real stop, attempt and run-directory code, no
+torch.
 
     counter.py RUN TOTAL [SECONDS_PER_STEP] [--deaf] [--idle]
 
-A checkpoint is its commit marker alone; the file `counted` says how far it is. --deaf: dies on signals, as a process does that never installed handlers. --idle:
-stops at once and asks to go on.
+A checkpoint is its commit marker alone; the file `counted` says how far it is. --deaf: dies on signals, as a process
+does that never installed handlers. --idle: stops at once and asks to go on.
 """
 
 import os
