@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import hashlib
 import json
@@ -49,6 +50,7 @@ LISTED = 20  # bad files named in the log
 COMPARED = 256 << 20  # bytes of other splits' files read at most to look for the same pictures
 GREY_LEVELS = 32  # a median slice that uses fewer was made from values that were not scaled
 LAZY = 64 << 20  # bytes of one volume's slices; more of them are made when they are written
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
 FEW = 8  # slices below which a warning says that they are no data set
 
 
@@ -254,6 +256,7 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing)
                 return volumes.volume_cost(volumes.open_volume(group[0].path, group[0].page))
         return len(group) * row_bytes
 
+    _give_back_memory()
     groups = _by_file(source.records, max(1, min(64, LAZY // row_bytes)))
     with bar:
         for group, results in ordered_map(one, groups, how.get("workers") or default_workers(), cost):
@@ -272,6 +275,13 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing)
                     bad.append((hide(record.name), result.bad))
                 notes += [f"{hide(record.name)}: {n}" for n in result.notes]
     return rows, bad, notes, sha.hexdigest()
+
+
+def _give_back_memory() -> None:
+    """Large blocks go back to the system when they are freed: glibc would keep, for each thread, what its largest
+    picture took."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _by_file(records: list[Record], most: int) -> Iterator[list[Record]]:
@@ -319,8 +329,8 @@ def _decode(group: list[Record], source: Source, geometry: dict, channels: int) 
             yield _decode_volume(first, source, geometry, channels)
         elif first.page < 0 and first.path.lower().endswith(ONE_PAGE):
             data = images.read_bytes(first.path)
-            pixels, notes = images.decode_one(data, channels, levels_of(source))
-            row, packed = _row(first, first.name, pixels, geometry, channels)
+            with images.decode_one(data, channels, levels_of(source)) as (pixels, notes):
+                row, packed = _row(first, first.name, pixels, geometry, channels)
             row.file = hashlib.sha256(data).hexdigest()
             yield Decoded([(row, packed)], "", notes)
         else:

@@ -179,12 +179,19 @@ def decode(data: bytes, channels: int = 1, levels: Levels | None = None) -> np.n
         return render(_raw(image, channels), channels, levels)
 
 
+def _room(image):
+    """Memory to decode a picture in: large ones wait for it. What is made of the picture is made within."""
+    pixels = image.size[0] * image.size[1]
+    return BUDGET(pixels * BYTES_PER_PIXEL) if pixels > SMALL else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
 def decode_one(data: bytes, channels: int, levels: Levels | None):
     """(pixels, notes) of a file that holds one picture by its format; what an animation holds besides is said."""
-    with open_image(io.BytesIO(data)) as image:
+    with open_image(io.BytesIO(data)) as image, _room(image):
         count = getattr(image, "n_frames", 1) if image.format not in ("JPEG", "MPO") else 1
         notes = (f"an animation of {count:,} pictures: the first is used",) if count > 1 else ()
-        return render(_raw(image, channels), channels, levels), notes
+        yield render(_raw(image, channels), channels, levels), notes
 
 
 def file_sha(path) -> str:
@@ -212,7 +219,8 @@ def read_pages(path, pages: list[int], channels: int = 1) -> Iterator[Raw | BadF
         with _held(path) as file, open_image(file) as image:
             frames = _frames(image, file)
             for page in pages:
-                yield _page(image, frames, page, channels)
+                with _room(image):
+                    yield _page(image, frames, page, channels)
     except BadFile as error:
         for _ in pages:
             yield error
@@ -244,27 +252,31 @@ def _page(image, frames: list[int], page: int, channels: int) -> Raw | BadFile:
 
 
 def _raw(image, channels: int) -> Raw:
-    pixels = image.size[0] * image.size[1]
-    with BUDGET(pixels * BYTES_PER_PIXEL) if pixels > SMALL else contextlib.nullcontext():
-        tags = getattr(image, "tag_v2", {})
-        deep = any(";16" in str(tile[3]) for tile in image.tile) and not image.mode.startswith("I")
-        try:
-            signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2
-            negative = tags.get(PHOTOMETRIC) == 0
-            image.load()
-            shown = _upright(image)
-            # Older Pillow opens 16-bit PNG as 32-bit integers.
-            if shown.mode.startswith("I;16") or (shown.mode == "I" and image.format in ("PNG", "PPM")):
-                return Raw(np.asarray(shown).astype(np.uint16), negative, 65535.0)
-            if shown.mode in ("I", "F"):
-                values = np.asarray(shown)
-                unsigned = shown.mode == "I" and image.format == "TIFF" and not signed
-                return Raw(values.view(np.uint32) if unsigned else values, negative)
-            if shown.mode == "L" and signed:  # Pillow takes them for unsigned
-                return Raw(np.asarray(shown).view(np.int8).astype(np.int16), negative)
-            values = np.asarray(_eight_bit(shown).convert("L" if channels == 1 else "RGB"), np.uint8)
-        except Exception as error:  # truncated and damaged pixel data raise almost anything, depending on the format
-            raise BadFile(f"truncated or damaged ({str(error)[:60] or type(error).__name__})") from None
+    tags = getattr(image, "tag_v2", {})
+    deep = any(";16" in str(tile[3]) for tile in image.tile) and not image.mode.startswith("I")
+    try:
+        signed = tags.get(SAMPLE_FORMAT, (1,))[0] == 2
+        negative = tags.get(PHOTOMETRIC) == 0
+        image.load()
+        shown = _upright(image)
+        # Older Pillow opens 16-bit PNG as 32-bit integers.
+        if shown.mode.startswith("I;16") or (shown.mode == "I" and image.format in ("PNG", "PPM")):
+            return Raw(np.asarray(shown).astype(np.uint16), negative, 65535.0)
+        if shown.mode in ("I", "F"):
+            values = np.asarray(shown)
+            unsigned = shown.mode == "I" and image.format == "TIFF" and not signed
+            return Raw(values.view(np.uint32) if unsigned else values, negative)
+        if shown.mode == "L" and signed:  # Pillow takes them for unsigned
+            return Raw(np.asarray(shown).view(np.int8).astype(np.int16), negative)
+        (width, height), mode = shown.size, "L" if channels == 1 else "RGB"
+        rows = max(SMALL // width, 1)  # converted band by band: every step of a conversion is a copy of all
+        if rows >= height:
+            values = np.asarray(_eight_bit(shown).convert(mode), np.uint8)
+        else:
+            bands = (shown.crop((0, y, width, min(y + rows, height))) for y in range(0, height, rows))
+            values = np.concatenate([np.asarray(_eight_bit(band).convert(mode), np.uint8) for band in bands])
+    except Exception as error:  # truncated and damaged pixel data raise almost anything, depending on the format
+        raise BadFile(f"truncated or damaged ({str(error)[:60] or type(error).__name__})") from None
     if deep and 0 < values.max() < 32:  # Pillow keeps the upper byte of 16-bit colours
         raise BadFile("16-bit colours that use the lowest values alone: save grey or 8 bits")
     return Raw(values)
@@ -347,13 +359,23 @@ class Measure(NamedTuple):
 
 def measure(values: np.ndarray) -> Measure:
     """A picture's extremes; what is no number does not count."""
-    v = values[np.isfinite(values)] if values.dtype.kind == "f" else values.reshape(-1)
-    inside = v[v != 0]
+    least, most = _extremes(values)
+    some = values.reshape(-1)[:: -(-values.size // SMALL)]
+    inside = some[np.isfinite(some) & (some != 0)]
     if not inside.size:
-        return Measure(0, 0, 0, 0, True)
+        return Measure(least, most, 0, 0, True)
     dark, bright = np.percentile(inside, [0.1, 99.9])
-    whole = v.dtype.kind != "f" or bool((v == np.rint(v)).all())
-    return Measure(float(v.min()), float(v.max()), float(dark), float(bright), whole)
+    whole = inside.dtype.kind != "f" or bool((inside == np.rint(inside)).all())
+    return Measure(least, most, float(dark), float(bright), whole)
+
+
+def _extremes(values: np.ndarray) -> tuple[float, float]:
+    """(least, greatest) of what is a number."""
+    least, most = float(np.fmin.reduce(values, axis=None)), float(np.fmax.reduce(values, axis=None))
+    if math.isinf(least) or math.isinf(most):
+        finite = values[np.isfinite(values)]
+        least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    return (0.0, 0.0) if math.isnan(least) else (least, most)
 
 
 def range_of(measures: list[Measure]) -> tuple[float, float]:
@@ -384,8 +406,8 @@ def _range_of_file(raw: Raw, levels: Levels) -> tuple[float, float]:
     eight = (low, high) == (0.0, 255.0)
     if eight and not raw.wide:
         return low, high
+    least, most = _extremes(values)
     with np.errstate(invalid="ignore"):
-        least, most = float(np.nanmin(values)), float(np.nanmax(values))
         slack = 0.001 * (high - low)
         outside = float((values > high + slack).mean() + (values < low - max(slack, 0.05 * (high - low))).mean())
     if eight and least >= 0:

@@ -24,6 +24,7 @@ MAX_VOXELS = 1 << 27  # 512 cubed
 MAX_BYTES = 288 << 20  # of the voxels of one volume in memory: 400 cubed of 32 bits, 512 cubed of 16
 MAX_FRAME = 1 << 22  # pixels of one slice after resampling
 SAMPLE = 1 << 24  # voxels that percentiles are taken of; of larger volumes, every k-th
+MAX_OFFSET = 64 << 20  # bytes before the voxels
 HEADER = 1 << 12  # bytes that any header fits in
 BRAIN_AREA = 0.15  # of the frame, which counts as at most twice the head's box: slices that show less are left out
 BOX = 0.01  # a row or column with so much of the fullest one's bright voxels is in the head's box
@@ -170,6 +171,8 @@ def _nifti(path, start: bytes, number: int) -> Volume:
         if header["qform_code"] == 0 and header["sform_code"] == 0:
             notes.append("no orientation in the header: voxel axes taken as left, anterior, superior")
     voxels = path if single else _partner(path)
+    if header.get_data_offset() > MAX_OFFSET:
+        raise BadFile(f"{int(header.get_data_offset()) >> 20} MB of header before its voxels")
     skip = int(header.get_data_offset()) + which * int(np.prod(shape, dtype=object)) * dtype.itemsize
     zooms = tuple(float(z) for z in header.get_zooms()[:3])
     return Volume(shape, dtype, affine, zooms, lambda: _voxels(voxels, skip, shape, dtype), scale, notes)
