@@ -86,7 +86,8 @@ def packing_of(config) -> Packing:
     """What a pack for a run of this configuration is made of."""
     choices = Choices(**{name: getattr(config, name) for name in vars(Choices())})
     return Packing(
-        resolution=config.resolution, channels=config.channels, crop=config.crop, max_bad=config.max_bad, choices=choices
+        resolution=config.resolution, channels=config.channels, crop=config.crop,
+        max_bad=config.max_bad, choices=choices,
     )  # fmt: skip
 
 

@@ -21,10 +21,12 @@ MANY_FOLDERS = 20  # more folders than that are one per person, not one per clas
 FEW_PEOPLE = 3  # names that stand for fewer people than this, and for many scans, are no people
 # Names that are classes wherever they stand.
 CLASS_NAME = re.compile(
-    r"cn|nc|ad|[el]?mci|smc|hc|pd|ms|asd|adhd|scz|td|ftd|dlb|als|tbi|cte|pt|patients?|controls?|con|ctrl|healthy|normal|abnormal"
-    r"|dement(?:ed|ia)|no[nt][-_ ]?dementi?a?(?:ed)?|converted|(?:very[-_ ]?)?(?:mild|moderate|severe)(?:[-_ ]?dement(?:ed|ia))?"
-    r"|glioma(?:_tumor)?|meningioma(?:_tumor)?|pituitary(?:_tumor)?|no[-_ ]?tumou?r|tumou?r|hgg|lgg|yes|no|male|female|alzheimers?"
-    r"|parkinsons?|(?:class|grade|stage|type|group|level|label|category|cdr|cat)[-_ ]?[\d.]+",
+    r"cn|nc|ad|[el]?mci|smc|hc|pd|ms|asd|adhd|scz|td|ftd|dlb|als|tbi|cte|pt|patients?|controls?|con|ctrl"
+    r"|healthy|normal|abnormal"
+    r"|dement(?:ed|ia)|no[nt][-_ ]?dementi?a?(?:ed)?|converted"
+    r"|(?:very[-_ ]?)?(?:mild|moderate|severe)(?:[-_ ]?dement(?:ed|ia))?"
+    r"|glioma(?:_tumor)?|meningioma(?:_tumor)?|pituitary(?:_tumor)?|no[-_ ]?tumou?r|tumou?r|hgg|lgg|yes|no"
+    r"|male|female|alzheimers?|parkinsons?|(?:class|grade|stage|type|group|level|label|category|cdr|cat)[-_ ]?[\d.]+",
     re.I,
 )
 # Names that say nothing of who or what: wrappers, parts of a download, pipelines.
@@ -146,17 +148,18 @@ class _Classes:
         """Whether the names of volumes say nobody, or their folder again: then the folder is the person."""
         own: dict[str, set[str]] = defaultdict(set)
         for f, tree in zip(self.files, self.trees, strict=True):
-            own[next(iter(self._strip(tree)), "")].add(_volume_person(f.stem).lower())
+            name, *inner = self._strip(tree) or ("",)
+            own[name].add((people.known_person(f.relative) or "/".join(inner) or _volume_person(f.stem)).lower())
         alone = [len(who) == 1 and min(who).startswith(name.lower()) for name, who in own.items() if name]
         nobody = [who == {""} for who in own.values()]
         return sum(nobody) * 2 > len(own) or sum(alone) * 2 > len(own)
 
     def _strip(self, tree: tuple[str, ...]) -> tuple[str, ...]:
         """The folders that may be classes or people."""
-        return tuple(
-            x for x in tree
-            if (x not in self.plain and not people.known_person(x) and not people.SESSION.fullmatch(x)) or CLASS_NAME.fullmatch(x)
-        )  # fmt: skip
+        return tuple(x for x in tree if CLASS_NAME.fullmatch(x) or not self._is_other(x))
+
+    def _is_other(self, name: str) -> bool:
+        return name in self.plain or bool(people.known_person(name) or people.SESSION.fullmatch(name))
 
     def _levels(self) -> list[set[str]]:
         found: list[set[str]] = []
@@ -269,13 +272,17 @@ def _people(placed: list[Place], volumes: bool, classes: _Classes) -> list[Place
     if len(short - {""}) < FEW_PEOPLE and len(short) * 8 < len({s.scan for s in said}):
         said = [s._replace(person=s.scan) for s in said]  # study1_001, study1_002: the study is nobody
     shared = Counter(s.person for s in said)
+    # P01_visit2 is P01, as long as it is not study1_001.
+    people_of = {x: people.said_by_name(x, True).person or x for x in classes.people}
+    if len(set(people_of.values())) < max(FEW_PEOPLE, len(people_of) / 8):
+        people_of = {}
     found = []
     for p, s, word in zip(placed, said, words, strict=True):
         folders = [x for x in p.rest if x not in classes.plain and not people.SESSION.fullmatch(x)]
         own = next((x for x in folders if x in classes.people), "")
         person, sure = people.known_person(p.file.relative), True
         if not person and own:
-            person, sure = own, bool(re.search(r"\d", own))
+            person, sure = people_of.get(own, own), bool(re.search(r"\d", own))
         elif not person and volumes:  # alice_T1 and alice_T2 are one; of x_T1 alone the whole name is all there is
             name = bool(re.search(r"\d", s.person)) or shared[s.person] > 1
             person, sure = s.person if name and s.person else p.file.stem, False

@@ -39,7 +39,8 @@ def write_manifest(source: Source, out: Path) -> None:
         write.writerow(
             [
                 _below(r.path, out.parent), r.page if r.page >= 0 else "", r.subject, r.session, r.scan,
-                f"{r.position:.4g}" if r.position >= 0 else "", r.split, source.classes[r.label] if r.label >= 0 else "",
+                f"{r.position:.4g}" if r.position >= 0 else "", r.split,
+                source.classes[r.label] if r.label >= 0 else "",
                 "yes" if r.use else "no", r.why, *[r.modality] * modality, *(own.get(name, "") for name in names),
             ]
         )  # fmt: skip
@@ -115,8 +116,8 @@ def _record(where: str, row: dict[str, str], folder: Path) -> Record:
     extra = {name: value for name, value in row.items() if name not in (*COLUMNS, "modality") and value}
     name = printable(file) + (f"#{int(page):03d}" if page >= 0 else "")
     return Record(
-        os.path.normpath(folder / file), name, -1, row.get("person", ""), row.get("scan", ""), split_of(split), page=int(page),
-        session=row.get("session", ""), modality=row.get("modality", ""), position=position,
+        os.path.normpath(folder / file), name, -1, row.get("person", ""), row.get("scan", ""), split_of(split),
+        page=int(page), session=row.get("session", ""), modality=row.get("modality", ""), position=position,
         attributes=tuple(sorted(extra.items())), use=use in YES, why=row.get("why", "") if use in NO else "",
     )  # fmt: skip
 

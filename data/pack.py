@@ -142,7 +142,7 @@ def ensure_held_out(
 
 
 def _apart(spec: str, train: Source, held: Source) -> None:
-    """DataError where somebody whom `train` learns from is in `held`: val used as test, or --data that is the test folder."""
+    """DataError where somebody whom `train` learns from is in `held`: val used as test, or a test folder."""
     who, files = {r.subject for r in train.records if r.subject}, {r.name for r in train.records}
     if any(r.name in files or r.subject in who for r in held.records):
         only = {r.split for r in held.records if r.split}

@@ -42,7 +42,7 @@ MODALITIES = {
         "MP2RAGE": "mp2rage unit1 inv1 inv2",
         "PET": "pet fdg av45",
         "CT": "ct",
-        "brain": "norm nu orig brain brainmask rawavg",  # FreeSurfer's versions of one scan, refined where they are made
+        "brain": "norm nu orig brain brainmask rawavg",  # FreeSurfer's versions of one scan
     }.items()
     for word in words.split()
 }
@@ -58,8 +58,8 @@ SESSION = re.compile(
     re.I,
 )
 COUNTING = set(
-    "tr te va train training test testing val valid validation img image images im slice slices scan scans pic picture mri mr "
-    "brain axial coronal sagittal aug augmented frame data sample file png jpg class label copy".split()
+    "tr te va train training test testing val valid validation img image images im slice slices scan scans pic "
+    "picture mri mr brain axial coronal sagittal aug augmented frame data sample file png jpg class label copy".split()
 )
 TOKEN = re.compile(r"[^-_. ()]+")
 NUMBER = re.compile(r"(?:slices?|slc|sl|z|s|i|im|img|image|frame|page|axial|ax|cor|sag)?(\d+)", re.I)

@@ -71,7 +71,7 @@ def tell(source: Source) -> list[str]:
         ),
         ("columns", ", ".join(sorted({name for r in used for name, _ in r.attributes}))),
         ("sizes", ", ".join(f"{w}x{h} ({n})" for (h, w), n in source.sizes(SIZES).most_common(5))),
-        ("values", source.scale()),
+        ("values", source.scale().removeprefix("; ")),
         ("split", source.split_rule),
     ]
     for side in ("train", "test", "val"):

@@ -61,7 +61,7 @@ class Sides(NamedTuple):
 
 
 def divide(spec: str, records: list[Record], split: str, kind: str, warnings: list[str]) -> Sides:
-    """The given folders, else a hash of the people. Train and test are mixed for `all` alone; nobody is on two sides."""
+    """The given folders, else a hash of the people. Train and test are mixed for `all` alone; nobody has two sides."""
     used = [r for r in records if r.use]
     if split == "all":
         given = sorted({r.split for r in used if r.split})
@@ -111,7 +111,7 @@ def divide(spec: str, records: list[Record], split: str, kind: str, warnings: li
 
 
 def _held_out(spec: str, records: list[Record], split: str, kind: str) -> Sides:
-    """Split by a hash of the person: of every class the tenth of the people with the smallest hashes is the test split."""
+    """Split by a hash of the person: of every class the tenth of the people with the smallest hashes is for testing."""
     classes: dict[str, set[int]] = defaultdict(set)
     for r in records:
         if r.use:

@@ -46,7 +46,8 @@ CLASS = ("class", "label", "diagnosis", "dx", "researchgroup", "group", "diagnos
 SPLIT = ("split", "partition")
 # Headers of tables that are read unasked: each has all of these columns.
 KNOWN = (
-    {"participantid"}, {"imagedataid", "subject"}, {"ptid", "viscode"}, {"ptid", "dx"}, {"mriid", "subjectid"}, {"id", "mf", "cdr"},
+    {"participantid"}, {"imagedataid", "subject"}, {"ptid", "viscode"}, {"ptid", "dx"}, {"mriid", "subjectid"},
+    {"id", "mf", "cdr"},
     {"mrid", "subject"},
 )  # fmt: skip
 MISSING = {"", "n/a", "na", "nan", "none", "null", "-4"}
@@ -101,8 +102,8 @@ class Labelled:
         if not matched:
             columns = ", ".join(keys.values()) or "none"
             raise DataError(
-                f"--table {name}: no row belongs to any of the {len(self.records):,} files (columns: {columns}); it needs a "
-                "column file, scan, or participant_id (and session) with the values that the paths hold"
+                f"--table {name}: no row belongs to any of the {len(self.records):,} files (columns: {columns}); it "
+                "needs a column file, scan, or participant_id (and session) with the values that the paths hold"
             )
         columns = self._take(keys, found)
         return f"{name}: {matched:,} of {len(found):,} files are in it, by {by}" + (f"; {columns}" if columns else "")
@@ -289,7 +290,8 @@ def _adni_json(path: Path, labelled: Labelled, warnings: list[str]) -> str:
         return ""
     if known < len(scans):
         warnings.append(
-            f"{len(scans) - known:,} of {len(scans):,} scans are not in {path.name}; each counts as a patient of its own"
+            f"{len(scans) - known:,} of {len(scans):,} scans are not in {path.name}; each counts as a patient of its "
+            "own"
         )
     labelled.records[:] = [replace(r, subject=patients.get(image_id(r.scan), r.scan)) for r in labelled.records]
     return f"{path.name}: the patient of {known:,} of {len(scans):,} scans"

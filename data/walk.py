@@ -16,7 +16,8 @@ _MASK = r"(?:masks?|segs?|segmentations?|labels?|lbl|gt|ground_?truth|annotation
 # Masks, label maps and tissue maps, by what BIDS, SPM, CAT12, FreeSurfer, FSL and people write.
 MASK_FILE = re.compile(
     rf"(?:seg|mask|label|gt)s?[-_ .(]*\d.*\.\w+|(?:seg|mask|label|gt)s?\.\w+(?:\.gz)?"
-    rf"|.*[-_ .]{_MASK}(?:[-_ .]*(?:slice|sl|z)?[-_ .(]*\d+\)?)?(?:\.nii)?\.\w+(?:\.gz)?|.*_(?:dseg|probseg|discseg)\.\w+(?:\.gz)?"
+    rf"|.*[-_ .]{_MASK}(?:[-_ .]*(?:slice|sl|z)?[-_ .(]*\d+\)?)?(?:\.nii)?\.\w+(?:\.gz)?"
+    r"|.*_(?:dseg|probseg|discseg)\.\w+(?:\.gz)?"
     r"|.*_(?:label|atlas)-\w+.*\.(?:nii|hdr|img|mgz)(?:\.gz)?|.*_(?:pve_\d|xfm|jacobian|warp)\.(?:nii|hdr|img|mgz)(?:\.gz)?"
     r"|.*[-_](?:lesions?|rois?)(?:[-_]\w+)?\.(?:nii|hdr|img|mgz)(?:\.gz)?"
     # c1_T1 and p101 are people; c1 before the name of another file is a tissue.
@@ -34,9 +35,11 @@ DERIVED_FOLDER = re.compile(r"derivatives|surf|figures|qc|reports?|previews?|thu
 CONVERT = {
     suffix: tool
     for tool, suffixes in {
-        "dcm2niix": ".par .rec .xml.par", "mnc2nii": ".mnc", "SimpleITK": ".nrrd .nhdr .mha .mhd", "3dAFNItoNIFTI": ".brik .head",
-        "nibabel": ".img .minc", "Pillow": ".jp2 .heic .avif .ppm .pgm .jfif", "ffmpeg": ".mp4 .avi .mov",
-        "numpy and Pillow": ".mat .h5 .hdf5 .pkl .pt .tfrecord .parquet", "tar -xf": ".tgz .gz .bz2 .xz", "7z x": ".rar .7z",
+        "dcm2niix": ".par .rec", "mnc2nii": ".mnc", "SimpleITK": ".nrrd .nhdr .mha .mhd",
+        "3dAFNItoNIFTI": ".brik .head", "nibabel": ".img .minc", "Pillow": ".jp2 .heic .avif .ppm .pgm .jfif",
+        "ffmpeg": ".mp4 .avi .mov",
+        "numpy and Pillow": ".mat .h5 .hdf5 .pkl .pt .tfrecord .parquet",
+        "tar -xf": ".tgz .gz .bz2 .xz", "7z x": ".rar .7z",
         "dcm2niix, if they are DICOM": " ",
     }.items()
     for suffix in suffixes.split(" ")
@@ -127,7 +130,7 @@ def walk_folder(root: Path, starts: list[str] | None = None) -> Walk:
     Each folder is visited once, so that links in a circle end.
     """
     found, seen, count = Walk(), set(), 0
-    stack = (
+    stack: list[tuple[str, tuple[str, ...]]] = (
         [(str(root), ())] if starts is None else [(str(root / name), (name,)) for name in sorted(starts, reverse=True)]
     )
     if os.path.isfile(root):  # an archive is walked as the folder that is in it

@@ -109,12 +109,12 @@ def from_dict(cls: type[Config], values: dict) -> Config:
 
 def result_fields(config: TrainConfig) -> dict:
     """The fields that change the result: what names a run, and what a weights file says of its origin."""
-    return {k: v for k, v in sorted(asdict(config).items()) if k not in FREE and (v or k not in CHOICES)}
+    return {k: v for k, v in sorted(asdict(config).items()) if k not in FREE}
 
 
 def config_hash(config: TrainConfig) -> str:
     """8 hex digits over the fields that change the result."""
-    content = result_fields(config)
+    content = {k: v for k, v in result_fields(config).items() if v or k not in CHOICES}
     if config.init_from:
         content["init_from"] = config.init_from
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

@@ -46,18 +46,24 @@ def pictures(root: Path, *files: str) -> str:
 
 
 def classes_of(root: Path) -> str:
-    return pictures(root, *(f"{c}/OAS1_{10 * k + i:04d}_MR1_{z}.png" for k, c in enumerate("ab") for i in range(8) for z in (1, 2, 3)))
+    return pictures(
+        root,
+        *(f"{c}/OAS1_{10 * k + i:04d}_MR1_{z}.png" for k, c in enumerate("ab") for i in range(8) for z in (1, 2, 3)),
+    )
 
 
 # --- out and in -------------------------------------------------------------------------------------------------------
 def test_the_table_has_its_columns_and_every_file(tmp_path, capsys):
-    root = pictures(tmp_path / "x", "a/p1_1.png", "a/p1_3.png", "a/p1_11.png", "b/p2_1.png", "masks/m_1.png", "b/p2_1_mask.png")
+    root = pictures(
+        tmp_path / "x", "a/p1_1.png", "a/p1_3.png", "a/p1_11.png", "b/p2_1.png", "masks/m_1.png", "b/p2_1_mask.png"
+    )
     out = tmp_path / "t.csv"
     assert scan.main([root, "--out", str(out)]) == 0
     rows = table(out)
     assert list(rows[0]) == ["file", "page", "person", "session", "scan", "slice", "split", "class", "use", "why"]
     assert [(r["file"], r["person"], r["slice"], r["class"], r["use"]) for r in rows if r["use"] == "yes"] == [
-        ("x/a/p1_1.png", "p1", "0", "a", "yes"), ("x/a/p1_11.png", "p1", "1", "a", "yes"), ("x/a/p1_3.png", "p1", "0.2", "a", "yes"),
+        ("x/a/p1_1.png", "p1", "0", "a", "yes"), ("x/a/p1_11.png", "p1", "1", "a", "yes"),
+        ("x/a/p1_3.png", "p1", "0.2", "a", "yes"),
         ("x/b/p2_1.png", "p2", "", "b", "yes"),
     ]  # fmt: skip
     assert {r["file"]: r["why"] for r in rows if r["use"] == "no"} == {
@@ -104,8 +110,10 @@ def test_a_corrected_cell_is_what_counts(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"use": "maybe"}, "line 2: use is 'maybe'"), ({"split": "dev"}, "line 2: split is 'dev'"), ({"slice": "x"}, "line 2: slice is 'x'"),
-    ({"slice": "1.5"}, "line 2"), ({"page": "0.5"}, "line 2"), ({"page": "-3"}, "line 2"), ({"file": ""}, "line 2: no file"),
+    ({"use": "maybe"}, "line 2: use is 'maybe'"), ({"split": "dev"}, "line 2: split is 'dev'"),
+    ({"slice": "x"}, "line 2: slice is 'x'"),
+    ({"slice": "1.5"}, "line 2"), ({"page": "0.5"}, "line 2"), ({"page": "-3"}, "line 2"),
+    ({"file": ""}, "line 2: no file"),
     ({"file": "b/p2_1.png"}, "twice"), ({"file": "notes.txt"}, "no picture"), ({"slice": "nan"}, "line 2"),
 ])  # fmt: skip
 def test_a_wrong_cell_is_named_with_its_line(tmp_path, change, message):
@@ -117,7 +125,19 @@ def test_a_wrong_cell_is_named_with_its_line(tmp_path, change, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "file\n", "file,file\na,b\n", "file\nx.png\n", "file,use\nx.png,no\n", "\0\0", "file\n\"" + "a" * 200_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a,b\n1,2\n",
+        "file\n",
+        "file,file\na,b\n",
+        "file\nx.png\n",
+        "file,use\nx.png,no\n",
+        "\0\0",
+        'file\n"' + "a" * 200_000,
+    ],
+)
 def test_what_is_no_table_is_one_line(tmp_path, text):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError) as caught:
@@ -142,7 +162,7 @@ def test_a_pack_of_the_table_is_the_pack_of_the_folder(tmp_path, monkeypatch):
 
 
 def test_names_that_are_no_text_survive_the_table(tmp_path):
-    root = pictures(tmp_path / "x", "a/p1_1.png", "a/p2,\"q\"\nz_1.png", "a/p3_1.png")
+    root = pictures(tmp_path / "x", "a/p1_1.png", 'a/p2,"q"\nz_1.png', "a/p3_1.png")
     (tmp_path / "x/a/p3_1.png").rename(bytes(tmp_path).decode() + "/x/a/p\udcff3_1.png")
     assert scan.main([root, "--out", str(tmp_path / "t.csv")]) == 0
     assert {r.path for r in find_source(str(tmp_path / "t.csv")).records} == {r.path for r in find_source(root).records}
@@ -151,7 +171,9 @@ def test_names_that_are_no_text_survive_the_table(tmp_path):
 # --- tables beside the data, and --table ------------------------------------------------------------------------------
 def test_participants_tsv_is_read_unasked(tmp_path):
     root = pictures(tmp_path / "x", *(f"sub-{i:02d}/anat/{z}.png" for i in range(12) for z in (1, 2)))
-    lines = ["participant_id\tage\tsex\tgroup"] + [f"sub-{i:02d}\t{60 + i}\t{'FM'[i % 2]}\t{('control', 'patient')[i % 3 > 0]}" for i in range(12)]
+    lines = ["participant_id\tage\tsex\tgroup"] + [
+        f"sub-{i:02d}\t{60 + i}\t{'FM'[i % 2]}\t{('control', 'patient')[i % 3 > 0]}" for i in range(12)
+    ]
     (tmp_path / "x/participants.tsv").write_text("\n".join(lines).replace("\t71\t", "\tn/a\t"))
     source = find_source(root, "all")
     assert source.classes == ["control", "patient"]
@@ -167,22 +189,38 @@ def test_stylegans_labels_beat_folder_names(tmp_path):
     root = pictures(tmp_path, *files)
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": [[f, i % 3] for i, f in enumerate(files)]}))
     source = find_source(root, "all")
-    assert source.classes == ["0", "1", "2"] and {r.name: r.label for r in source.records} == {f: i % 3 for i, f in enumerate(files)}
+    assert source.classes == ["0", "1", "2"] and {r.name: r.label for r in source.records} == {
+        f: i % 3 for i, f in enumerate(files)
+    }
     assert any("dataset.json" in w for w in source.warnings)
 
 
 def test_adnis_csv_tells_people_and_classes_of_images(tmp_path):
     root = pictures(tmp_path, *(f"train/x/I{1000 + s}_{z}.png" for s in range(24) for z in (1, 2)))
-    rows = [{"Image Data ID": f"I{1000 + s}", "Subject": f"{s // 2:03d}_S_0001", "Group": ("AD", "CN")[s // 2 % 2], "Sex": "F", "Age": "70"} for s in range(24)]
+    rows = [
+        {
+            "Image Data ID": f"I{1000 + s}",
+            "Subject": f"{s // 2:03d}_S_0001",
+            "Group": ("AD", "CN")[s // 2 % 2],
+            "Sex": "F",
+            "Age": "70",
+        }
+        for s in range(24)
+    ]
     write(tmp_path / "ADNI1_4_14_2024.csv", rows)
     source = find_source(root, "all")
-    assert source.subject_kind == "patient" and who(source) == {f"{s:03d}_S_0001" for s in range(12)} and source.classes == ["AD", "NC"]
+    assert (
+        source.subject_kind == "patient"
+        and who(source) == {f"{s:03d}_S_0001" for s in range(12)}
+        and source.classes == ["AD", "NC"]
+    )
     assert source.records[0].attributes == (("Age", "70"), ("Sex", "F"))
 
 
 def test_oasis_csv_joins_by_person_and_session(tmp_path):
     root = pictures(tmp_path, *(f"OAS2_{i:04d}_MR{v}_{z}.png" for i in range(10) for v in (1, 2) for z in (1, 2)))
-    rows = [{"Subject ID": f"OAS2_{i:04d}", "MRI ID": f"OAS2_{i:04d}_MR{v}", "Group": ("Demented", "Nondemented")[i % 2], "Visit": str(v), "Age": str(60 + i + v)}
+    rows = [{"Subject ID": f"OAS2_{i:04d}", "MRI ID": f"OAS2_{i:04d}_MR{v}",
+    "Group": ("Demented", "Nondemented")[i % 2], "Visit": str(v), "Age": str(60 + i + v)}
             for i in range(10) for v in (1, 2)]  # fmt: skip
     write(tmp_path / "oasis_longitudinal.csv", rows)
     source = find_source(root, "all")
@@ -200,19 +238,28 @@ def test_a_table_of_other_data_is_said_and_not_used(tmp_path):
 
 
 @pytest.mark.parametrize(("column", "value"), [
-    ("filename", "a/p{i}_1.png"), ("file", "p{i}_1.png"), ("image", "p{i}_1"), ("scan", "p{i}"), ("person", "P{i}"), ("Subject ID", "p{i}"),
+    ("filename", "a/p{i}_1.png"), ("file", "p{i}_1.png"), ("image", "p{i}_1"), ("scan", "p{i}"), ("person", "P{i}"),
+    ("Subject ID", "p{i}"),
 ])  # fmt: skip
 def test_a_table_that_is_asked_for_joins_by_what_it_has(tmp_path, column, value):
     root = pictures(tmp_path / "x", *(f"a/p{i}_1.png" for i in range(6)))
-    path = write(tmp_path / "t.csv", [{column: value.format(i=i), "label": "even" if i % 2 == 0 else "odd", "iq": 100 + i} for i in range(6)])
+    path = write(
+        tmp_path / "t.csv",
+        [{column: value.format(i=i), "label": "even" if i % 2 == 0 else "odd", "iq": 100 + i} for i in range(6)],
+    )
     source = find_source(root, "all", Choices(table=path))
     assert source.classes == ["even", "odd"]
-    assert {r.name: (r.label, r.attributes) for r in source.records} == {f"a/p{i}_1.png": (i % 2, (("iq", str(100 + i)),)) for i in range(6)}
+    assert {r.name: (r.label, r.attributes) for r in source.records} == {
+        f"a/p{i}_1.png": (i % 2, (("iq", str(100 + i)),)) for i in range(6)
+    }
 
 
 def test_a_table_gives_people_and_splits(tmp_path):
     root = pictures(tmp_path / "x", *(f"IMG_{i}.png" for i in range(12)))
-    path = write(tmp_path / "t.tsv", [{"file": f"IMG_{i}.png", "person": f"q{i // 2}", "split": "test" if i < 4 else "train"} for i in range(12)])
+    path = write(
+        tmp_path / "t.tsv",
+        [{"file": f"IMG_{i}.png", "person": f"q{i // 2}", "split": "test" if i < 4 else "train"} for i in range(12)],
+    )
     train, test = (find_source(root, side, Choices(table=path)) for side in ("train", "test"))
     assert who(test) == {"q0", "q1"} and who(train) == {"q2", "q3", "q4", "q5"} and train.subject_kind == "patient"
 
@@ -236,7 +283,9 @@ def test_a_table_that_fits_nothing_is_refused(tmp_path, text):
 
 # --- choices ----------------------------------------------------------------------------------------------------------
 def test_include_and_exclude_choose_by_path_or_name(tmp_path):
-    root = pictures(tmp_path, *(f"{c}/p{i}_{m}_{z}.png" for c in "ab" for i in range(3) for m in ("T1", "T2") for z in (1, 2)))
+    root = pictures(
+        tmp_path, *(f"{c}/p{i}_{m}_{z}.png" for c in "ab" for i in range(3) for m in ("T1", "T2") for z in (1, 2))
+    )
     assert len(find_source(root, "all", Choices(include="*_T1_*")).records) == 12
     assert len(find_source(root, "all", Choices(include="a/*,b/p0*")).records) == 16
     source = find_source(root, "all", Choices(include="*_T1_*", exclude="b/*, p0_*"))
@@ -264,7 +313,8 @@ def test_slices_choose_among_pages_too(tmp_path):
 
 
 @pytest.mark.parametrize("choice", [
-    {"plane": "oblique"}, {"slices": "0.7:0.3"}, {"slices": "1:2"}, {"slices": "x"}, {"slices": "nan:1"}, {"range": "5:1"}, {"range": "5"},
+    {"plane": "oblique"}, {"slices": "0.7:0.3"}, {"slices": "1:2"}, {"slices": "x"}, {"slices": "nan:1"},
+    {"range": "5:1"}, {"range": "5"},
     {"spacing": "-1"}, {"spacing": "x"}, {"spacing": "nan"}, {"range": "inf:1"},
 ])  # fmt: skip
 def test_choices_that_cannot_be_name_their_flag(tmp_path, choice):
@@ -285,9 +335,12 @@ def test_every_choice_is_in_the_key_and_in_the_description(tmp_path, choice):
 
 # --- what is never an image -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", [
-    "sub-01_dseg.nii.gz", "sub-01_label-GM_probseg.nii.gz", "sub-01_desc-brain_mask.nii.gz", "c1sub-01_T1w.nii", "p0T1.nii", "mwp1x.nii",
-    "y_T1.nii", "iy_T1.nii", "wc2T1.nii", "aseg.mgz", "aparc+aseg.mgz", "lh.ribbon.mgz", "T1_pve_0.nii.gz", "x_seg.nii.gz", "p1_mask_12.png",
-    "TCGA_CS_4941_19960909_1_mask.tif", "benign (1)_mask.png", "p1_12_seg.png", "mask_12.png", "seg_001_slice_0.nii.png", "gt.nii.gz",
+    "sub-01_dseg.nii.gz", "sub-01_label-GM_probseg.nii.gz", "sub-01_desc-brain_mask.nii.gz", "c1sub-01_T1w.nii",
+    "p0T1.nii", "mwp1x.nii",
+    "y_T1.nii", "iy_T1.nii", "wc2T1.nii", "aseg.mgz", "aparc+aseg.mgz", "lh.ribbon.mgz", "T1_pve_0.nii.gz",
+    "x_seg.nii.gz", "p1_mask_12.png",
+    "TCGA_CS_4941_19960909_1_mask.tif", "benign (1)_mask.png", "p1_12_seg.png", "mask_12.png",
+    "seg_001_slice_0.nii.png", "gt.nii.gz",
     "OAS1_0001_MR1_t88_masked_gfc_fseg.hdr", "p1_labels.nii", "x-label.nii",
 ])  # fmt: skip
 def test_masks_and_tissue_maps_are_known_by_their_names(name):
@@ -295,7 +348,8 @@ def test_masks_and_tissue_maps_are_known_by_their_names(name):
 
 
 @pytest.mark.parametrize("name", [
-    "p1_T1.nii", "c1_T1.nii", "p101.nii", "segment_1_slice_1.png", "masked_gfc.nii", "T1.mgz", "brain.mgz", "glioma_12.png", "control_1.png",
+    "p1_T1.nii", "c1_T1.nii", "p101.nii", "segment_1_slice_1.png", "masked_gfc.nii", "T1.mgz", "brain.mgz",
+    "glioma_12.png", "control_1.png",
     "p2_3.png", "sub-01_T1w.nii.gz", "labelled_1.png", "OAS1_0001_MR1_t88_masked_gfc.hdr", "cp1_T1.nii",
 ])  # fmt: skip
 def test_images_are_not_taken_for_masks(name):
@@ -303,13 +357,20 @@ def test_images_are_not_taken_for_masks(name):
 
 
 def test_folders_of_masks_are_known_and_others_are_not():
-    assert all(MASK_FOLDER.fullmatch(n) for n in ("labelsTr", "masks", "lesion_masks", "FSL_SEG", "ground_truth", "train_masks", "annotations"))
+    assert all(
+        MASK_FOLDER.fullmatch(n)
+        for n in ("labelsTr", "masks", "lesion_masks", "FSL_SEG", "ground_truth", "train_masks", "annotations")
+    )
     assert not any(MASK_FOLDER.fullmatch(n) for n in ("brain_seg_study", "masked", "glioma", "images", "unlabelled"))
 
 
 def test_derivatives_of_bids_are_left_out_and_said(tmp_path):
-    files = [f"{where}sub-{i:02d}/anat/sub-{i:02d}_T1w.nii.gz" for where in ("", "derivatives/prep/") for i in range(12)]
-    source = find_source(tree(tmp_path, [*files, *(f"sub-{i:02d}/anat/sub-{i:02d}_dseg.nii.gz" for i in range(12))]), "all")
+    files = [
+        f"{where}sub-{i:02d}/anat/sub-{i:02d}_T1w.nii.gz" for where in ("", "derivatives/prep/") for i in range(12)
+    ]
+    source = find_source(
+        tree(tmp_path, [*files, *(f"sub-{i:02d}/anat/sub-{i:02d}_dseg.nii.gz" for i in range(12))]), "all"
+    )
     assert len(source.records) == 12 and any("derivatives" in w for w in source.warnings)
     assert dict(source.left_out)["derivatives"] == "derivatives" and len(source.left_out) == 13
     assert len(find_source(str(tmp_path / "derivatives"), "all").records) == 12
@@ -320,9 +381,18 @@ def test_previews_beside_volumes_are_no_pictures(tmp_path):
     files = []
     for i in range(1, 13):
         stem = f"disc1/OAS1_{i:04d}_MR1/PROCESSED/MPRAGE/T88_111/OAS1_{i:04d}_MR1_mpr_n4_anon_111_t88_masked_gfc"
-        files += [f"{stem}.hdr", f"{stem}.img", f"{stem}_sag_66.gif", f"disc1/OAS1_{i:04d}_MR1/FSL_SEG/OAS1_{i:04d}_MR1_fseg.hdr"]
+        files += [
+            f"{stem}.hdr",
+            f"{stem}.img",
+            f"{stem}_sag_66.gif",
+            f"disc1/OAS1_{i:04d}_MR1/FSL_SEG/OAS1_{i:04d}_MR1_fseg.hdr",
+        ]
     source = find_source(tree(tmp_path, files), "all")
-    assert source.kind == "volumes" and len(source.records) == 12 and who(source) == {f"OAS1_{i:04d}" for i in range(1, 13)}
+    assert (
+        source.kind == "volumes"
+        and len(source.records) == 12
+        and who(source) == {f"OAS1_{i:04d}" for i in range(1, 13)}
+    )
     assert any("12 previews of volumes" in w for w in source.warnings) and not source.refusal
     assert not any("not understood" in w for w in source.warnings)
 
@@ -345,7 +415,8 @@ def test_what_is_not_understood_is_counted_and_named(tmp_path):
 # --- modalities -------------------------------------------------------------------------------------------------------
 SEVERAL = {
     "bids": (["sub-{i:02d}/anat/sub-{i:02d}_{m}.nii.gz"], {"T1w": "T1w", "FLAIR": "FLAIR"}),
-    "brats": (["BraTS20_Training_{i:03d}/BraTS20_Training_{i:03d}_{m}.nii.gz"], {"t1": "T1w", "t1ce": "T1ce", "flair": "FLAIR"}),
+    "brats": (["BraTS20_Training_{i:03d}/BraTS20_Training_{i:03d}_{m}.nii.gz"],
+    {"t1": "T1w", "t1ce": "T1ce", "flair": "FLAIR"}),
     "nnunet": (["imagesTr/case_{i:03d}_{m}.nii.gz"], {"0000": "channel 0000", "0001": "channel 0001"}),
     "folders": (["P{i:02d}/{m}/1.png", "P{i:02d}/{m}/2.png"], {"T1": "T1w", "T2": "T2w"}),
     "freesurfer": (["bert{i}/mri/{m}.nii"], {"orig": "T1w orig", "norm": "T1w norm"}),
@@ -379,7 +450,10 @@ def test_a_modality_that_is_the_class_is_learnt(tmp_path):
 
 # --- the scan ---------------------------------------------------------------------------------------------------------
 def test_the_sheet_shows_people_of_every_class_and_the_grey_levels(tmp_path, capsys):
-    root = pictures(tmp_path / "x", *(f"{c}/OAS1_{10 * k + i:04d}_MR1_{z}.png" for k, c in enumerate("ab") for i in range(8) for z in range(9)))
+    root = pictures(
+        tmp_path / "x",
+        *(f"{c}/OAS1_{10 * k + i:04d}_MR1_{z}.png" for k, c in enumerate("ab") for i in range(8) for z in range(9)),
+    )
     assert scan.main([root, "--sheet", str(tmp_path / "s.png")]) == 0
     with Image.open(tmp_path / "s.png") as sheet:
         pixels = np.asarray(sheet)
@@ -390,7 +464,11 @@ def test_the_sheet_shows_people_of_every_class_and_the_grey_levels(tmp_path, cap
 
 
 def test_scan_prints_no_id(tmp_path, capsys):
-    root = pictures(tmp_path / "x", *(f"AD/ADNI_{i:03d}_S_0001_x_{z}.png" for i in range(12) for z in (1, 2)), "AD/ADNI_777_S_7777_mask_1.png")
+    root = pictures(
+        tmp_path / "x",
+        *(f"AD/ADNI_{i:03d}_S_0001_x_{z}.png" for i in range(12) for z in (1, 2)),
+        "AD/ADNI_777_S_7777_mask_1.png",
+    )
     assert scan.main([root]) == 0
     text = capsys.readouterr().out
     assert not re.search(r"\d{3}_S_\d{4}", text) and "12 people" in text and "1, a mask" in text
@@ -398,7 +476,11 @@ def test_scan_prints_no_id(tmp_path, capsys):
 
 def test_scan_says_a_wrong_name_in_one_line(tmp_path, capsys):
     root = pictures(tmp_path / "x", "p1_1.png")
-    assert scan.main([root, "--out", "t.xlsx"]) == 78 and scan.main([root, "--slices", "2:3"]) == 78 and scan.main(["nowhere"]) == 78
+    assert (
+        scan.main([root, "--out", "t.xlsx"]) == 78
+        and scan.main([root, "--slices", "2:3"]) == 78
+        and scan.main(["nowhere"]) == 78
+    )
     assert capsys.readouterr().err.count("\n") == 3
     assert scan.main(["phantom:20"]) == 0 and scan.main(["phantom:20", "--out", str(tmp_path / "t.csv")]) == 78
 
@@ -409,7 +491,9 @@ def test_scan_of_pages_has_a_row_for_each(tmp_path):
         frames[0].save(tmp_path / f"stack_{i:03d}.tif", save_all=True, append_images=frames[1:])
     assert scan.main([str(tmp_path), "--out", str(tmp_path / "t.csv")]) == 0
     rows = table(tmp_path / "t.csv")
-    assert [(r["file"], r["page"], r["slice"]) for r in rows[:4]] == [("stack_000.tif", str(z), f"{z / 3:.4g}") for z in range(4)]
+    assert [(r["file"], r["page"], r["slice"]) for r in rows[:4]] == [
+        ("stack_000.tif", str(z), f"{z / 3:.4g}") for z in range(4)
+    ]
     assert len(rows) == 12 and len({r["person"] for r in rows}) == 3
     source = find_source(str(tmp_path / "t.csv"), "all")
     assert [r.page for r in source.records] == [0, 1, 2, 3] * 3
@@ -423,7 +507,9 @@ def test_an_archive_is_a_folder(tmp_path):
         archive.writestr("__MACOSX/a/._x.png", b"x")
         archive.writestr("masks/m_1.png", b"x")
     inside, outside = find_source(str(tmp_path / "set.zip")), find_source(str(root))
-    assert [(r.name, r.subject, r.label, r.size) for r in inside.records] == [(r.name, r.subject, r.label, r.size) for r in outside.records]
+    assert [(r.name, r.subject, r.label, r.size) for r in inside.records] == [
+        (r.name, r.subject, r.label, r.size) for r in outside.records
+    ]
     assert inside.left_out == [("masks", "a mask, label or tissue map")]
     assert scan.main([str(tmp_path / "set.zip"), "--out", str(tmp_path / "t.csv")]) == 0
     assert len(find_source(str(tmp_path / "t.csv"), "all").records) == 48

@@ -92,7 +92,8 @@ def test_given_folders_that_share_some_people_leave_them_out_of_train(tmp_path):
 
 
 def test_a_person_of_val_and_test_stays_in_test_alone(tmp_path):
-    names = [f"{side}/P{i:02d}/{z}.png" for side, own in (("train", range(20)), ("val", range(20, 30)), ("test", range(28, 40)))
+    names = [f"{side}/P{i:02d}/{z}.png" for side,
+    own in (("train", range(20)), ("val", range(20, 30)), ("test", range(28, 40)))
              for i in own for z in range(2)]  # fmt: skip
     root = tree(tmp_path, names)
     sides = {side: who(find_source(root, side)) for side in ("train", "val", "test")}
@@ -228,8 +229,10 @@ def test_volumes_in_given_folders_by_diagnosis(tmp_path):
 @pytest.mark.parametrize(("name", "count"), [
     ("IXI-T1/IXI{:03d}-Guys-0828-T1.nii.gz", 20), ("imagesTr/hippocampus_{:03d}.nii.gz", 48), ("T1_{:03d}.nii.gz", 20),
     ("study1_{:03d}.nii.gz", 20), ("{:03d}_T1w.nii.gz", 20), ("raw/TCGA-CS-{}_T1.nii.gz", 20), ("P{:02d}.nii", 30),
-    ("BraTS20_Training_{:03d}/BraTS20_Training_{:03d}_t1.nii.gz", 20), ("control_{:02d}_T1.nii.gz", 20), ("bert{}/mri/T1.mgz", 20),
-    ("{:03d}_S_0001/MPRAGE/2006-04-18_08_20_30.0/I1{:03d}/ADNI_x_I1{:03d}.nii", 20), ("s{:02d}/anat/mprage_anonymized.nii.gz", 20),
+    ("BraTS20_Training_{:03d}/BraTS20_Training_{:03d}_t1.nii.gz", 20), ("control_{:02d}_T1.nii.gz", 20),
+    ("bert{}/mri/T1.mgz", 20),
+    ("{:03d}_S_0001/MPRAGE/2006-04-18_08_20_30.0/I1{:03d}/ADNI_x_I1{:03d}.nii", 20),
+    ("s{:02d}/anat/mprage_anonymized.nii.gz", 20),
 ])  # fmt: skip
 def test_people_of_volumes_do_not_collapse(tmp_path, name, count):
     start = 4941 if "TCGA" in name else 0
@@ -252,10 +255,14 @@ def test_classes_of_volumes_of_any_name_are_kept(tmp_path):
 # --- one function, one hash -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("path", "person"), [
     ("AD/ADNI_002_S_1002_MR_x_90.png", "002_S_1002"), ("sub-ADNI002S1002/ses-M00/anat/x.nii", "002_S_1002"),
-    ("a/sub-Ab01_ses-2_T1w.nii.gz", "sub-ab01"), ("OAS1_0001_MR1_mpr-2_100.jpg", "OAS1_0001"), ("OAS2_0007_MR2/x.hdr", "OAS2_0007"),
-    ("sub-OAS30001/ses-d0129/x.nii", "OAS30001"), ("IXI002-Guys-0828-T1.nii.gz", "IXI002"), ("TCGA_CS_4941_19960909_1.tif", "TCGA-CS-4941"),
-    ("BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1.nii", "brats19_cbica_aab"), ("BraTS-GLI-00005-001-t1n.nii.gz", "brats-gli-00005"),
-    ("BRATS_012.nii.gz", "brats_012"), ("subject_12_visit1_slice_3.png", "subject_12"), ("Tr-gl_0010.jpg", ""), ("train/x_1.png", ""),
+    ("a/sub-Ab01_ses-2_T1w.nii.gz", "sub-ab01"), ("OAS1_0001_MR1_mpr-2_100.jpg", "OAS1_0001"),
+    ("OAS2_0007_MR2/x.hdr", "OAS2_0007"),
+    ("sub-OAS30001/ses-d0129/x.nii", "OAS30001"), ("IXI002-Guys-0828-T1.nii.gz", "IXI002"),
+    ("TCGA_CS_4941_19960909_1.tif", "TCGA-CS-4941"),
+    ("BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1.nii", "brats19_cbica_aab"),
+    ("BraTS-GLI-00005-001-t1n.nii.gz", "brats-gli-00005"),
+    ("BRATS_012.nii.gz", "brats_012"), ("subject_12_visit1_slice_3.png", "subject_12"), ("Tr-gl_0010.jpg", ""),
+    ("train/x_1.png", ""),
     ("MICCAI_BraTS2020_TrainingData/x.nii", ""), ("0123_S_0001.png", ""),
 ])  # fmt: skip
 def test_ids_of_known_data_sets(path, person):
@@ -264,7 +271,8 @@ def test_ids_of_known_data_sets(path, person):
 
 @pytest.mark.parametrize(("stem", "said"), [
     ("p1_slice_12", ("p1", "p1", 12)), ("s01_T1_axial_34", ("s01_T1_axial", "s01", 34)), ("26 (19)", ("26", "26", 19)),
-    ("case_001_slice_0", ("case_001", "case_001", 0)), ("IMG_7", ("IMG", "", 7)), ("slice5", ("", "", 5)), ("T1_001_12", ("T1_001", "001", 12)),
+    ("case_001_slice_0", ("case_001", "case_001", 0)), ("IMG_7", ("IMG", "", 7)), ("slice5", ("", "", 5)),
+    ("T1_001_12", ("T1_001", "001", 12)),
     ("P7_ses1_T2_z040", ("P7_ses1_T2", "P7", 40)), ("p1_12_axial", ("p1", "p1", 12)), ("17", ("", "", 17)),
 ])  # fmt: skip
 def test_what_a_name_says_by_itself(stem, said):
