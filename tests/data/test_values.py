@@ -183,9 +183,12 @@ def test_zero_is_white_where_the_header_says_so(tmp_path, pack_of, values, top):
 
 def test_sixteen_bit_colours_with_low_values_are_refused_not_black(tmp_path):
     """Pillow keeps the upper byte of each: 12-bit values would be 16 levels of black."""
+
     def png(values):
         rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-        chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
+        chunk = lambda kind, data: (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )  # noqa: E731
         head_ = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
         return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head_) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
