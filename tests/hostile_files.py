@@ -1,4 +1,4 @@
-"""Files that claim or hold far more than they should, for the tests of memory: each is small on disk, or honest and large."""
+"""Files for the tests of memory: small on disk with far more in them than they should hold, or honest and large."""
 
 from __future__ import annotations
 
@@ -59,16 +59,33 @@ def tiff(path: Path, side: int, mode: str, compression="tiff_deflate") -> None:
 def many_strips(path: Path) -> None:
     """A TIFF with millions of places of strips."""
     count = 8_000_000
-    tags = [(256, 4, 1, 64), (257, 4, 1, 64), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, count, 8 + 2 + 8 * 12 + 4),
-            (278, 4, 1, 1), (279, 4, count, 8 + 2 + 8 * 12 + 4)]  # fmt: skip
+    tags = [
+        (256, 4, 1, 64),
+        (257, 4, 1, 64),
+        (258, 3, 1, 8),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+        (273, 4, count, 8 + 2 + 8 * 12 + 4),
+        (278, 4, 1, 1),
+        (279, 4, count, 8 + 2 + 8 * 12 + 4),
+    ]
     ifd = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + struct.pack("<I", 0)
     path.write_bytes(struct.pack("<2sHI", b"II", 42, 8) + ifd + bytes(4 * count))
 
 
 def huge_tile(path: Path) -> None:
     data = zlib.compress(bytes(30000 * 30000 // 4), 9)
-    tags = [(256, 4, 1, 64), (257, 4, 1, 64), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (322, 4, 1, 30000), (323, 4, 1, 30000),
-            (324, 4, 1, 8 + 2 + 9 * 12 + 4), (325, 4, 1, len(data))]  # fmt: skip
+    tags = [
+        (256, 4, 1, 64),
+        (257, 4, 1, 64),
+        (258, 3, 1, 8),
+        (259, 3, 1, 8),
+        (262, 3, 1, 1),
+        (322, 4, 1, 30000),
+        (323, 4, 1, 30000),
+        (324, 4, 1, 8 + 2 + 9 * 12 + 4),
+        (325, 4, 1, len(data)),
+    ]
     ifd = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + struct.pack("<I", 0)
     path.write_bytes(struct.pack("<2sHI", b"II", 42, 8) + ifd + data)
 

@@ -1,4 +1,4 @@
-"""Stacks of pages, arrays, volumes of every kind, DICOM series, archives: what is in the files comes out, in its place."""
+"""Stacks of pages, arrays, volumes, DICOM series, archives: what is in the files comes out, in its place."""
 
 from __future__ import annotations
 
@@ -93,10 +93,18 @@ def test_an_animated_png_is_said(tmp_path, pack_of):
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("shape", "order", "axis"), [
-    ((5, 12, 12), "C", 0), ((12, 12, 5), "C", 2), ((12, 12, 5), "F", 2), ((5, 12, 10), "C", 0), ((5, 12, 10), "F", 0),
-    ((1, 5, 12, 10), "C", 0), ((5, 12, 10, 1), "C", 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("shape", "order", "axis"),
+    [
+        ((5, 12, 12), "C", 0),
+        ((12, 12, 5), "C", 2),
+        ((12, 12, 5), "F", 2),
+        ((5, 12, 10), "C", 0),
+        ((5, 12, 10), "F", 0),
+        ((1, 5, 12, 10), "C", 0),
+        ((5, 12, 10, 1), "C", 0),
+    ],
+)
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
 def test_the_axis_of_a_stack_is_the_odd_one_out(tmp_path, shape, order, axis, suffix):
     values = np.asarray(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), order=order)
@@ -122,9 +130,15 @@ def test_pickles_are_never_read(tmp_path):
     assert not (tmp_path / "trap").exists()
 
 
-@pytest.mark.parametrize(("values", "reason"), [
-    (np.zeros(9), "neither"), (np.zeros((2, 3, 4, 5)), "neither"), (np.zeros((4, 4), bool), "bool"), (np.zeros((4, 4), complex), "complex"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.zeros(9), "neither"),
+        (np.zeros((2, 3, 4, 5)), "neither"),
+        (np.zeros((4, 4), bool), "bool"),
+        (np.zeros((4, 4), complex), "complex"),
+    ],
+)
 def test_arrays_that_are_no_pictures(tmp_path, values, reason):
     np.save(tmp_path / "a.npy", values)
     with pytest.raises(BadFile, match=reason):
@@ -150,13 +164,21 @@ def save(path, voxels, affine=None, kind=nibabel.Nifti1Image):
     return path
 
 
-@pytest.mark.parametrize(("name", "kind", "dtype"), [
-    ("a.nii", nibabel.Nifti1Image, np.float64), ("a.nii.gz", nibabel.Nifti2Image, np.int16), ("a.mgz", nibabel.MGHImage, np.float32),
-    ("a.mgh", nibabel.MGHImage, np.int16), ("a.hdr", nibabel.Nifti1Pair, np.int16), ("a.hdr", nibabel.Spm99AnalyzeImage, np.int16),
-    ("a.nii", nibabel.Nifti1Image, np.uint8), ("a.nii.gz", nibabel.Nifti1Image, np.int32),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "kind", "dtype"),
+    [
+        ("a.nii", nibabel.Nifti1Image, np.float64),
+        ("a.nii.gz", nibabel.Nifti2Image, np.int16),
+        ("a.mgz", nibabel.MGHImage, np.float32),
+        ("a.mgh", nibabel.MGHImage, np.int16),
+        ("a.hdr", nibabel.Nifti1Pair, np.int16),
+        ("a.hdr", nibabel.Spm99AnalyzeImage, np.int16),
+        ("a.nii", nibabel.Nifti1Image, np.uint8),
+        ("a.nii.gz", nibabel.Nifti1Image, np.int32),
+    ],
+)
 def test_every_volume_format_gives_the_same_slices(tmp_path, name, kind, dtype):
-    """Front up, the patient's right on the left, the lowest slice first; analyze alone cannot know its left from its right."""
+    """Front up, the patient's right on the left, the lowest slice first; Analyze knows no left and right."""
     voxels = (brain() / 4).astype(dtype)
     if kind is nibabel.Spm99AnalyzeImage:
         voxels = voxels[::-1]  # by convention its first axis runs to the left

@@ -79,9 +79,16 @@ def test_floats_of_a_set_have_one_scale(tmp_path, pack_of):
         assert abs(shown(pack, f"s{i}_1.tif").max() - 255 * top / 1.5) <= 1
 
 
-@pytest.mark.parametrize(("tops", "expected"), [
-    ((0.6, 0.9), (0, 1)), ((0.3, 0.31), (0, 0.31)), ((130.5, 200.5), (0, 255)), ((1000.5, 1800.5), (0, 1800.5)), ((60000.5, 70000.5), (0, 70000.5)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tops", "expected"),
+    [
+        ((0.6, 0.9), (0, 1)),
+        ((0.3, 0.31), (0, 0.31)),
+        ((130.5, 200.5), (0, 255)),
+        ((1000.5, 1800.5), (0, 1800.5)),
+        ((60000.5, 70000.5), (0, 70000.5)),
+    ],
+)
 def test_floats_end_at_a_round_number_where_they_nearly_reach_it(tops, expected):
     assert range_of([measure(head(i, top)) for i, top in enumerate(tops)]) == pytest.approx(expected)
 
@@ -167,8 +174,15 @@ def test_whole_pictures_that_were_standardised_are_black_around(tmp_path, pack_o
     assert picture[0, 0] <= 3 and picture.max() >= 240
 
 
-@pytest.mark.parametrize(("values", "top"), [(head(0, 250).astype(np.uint8), 255), (head(0, 4095).astype(np.uint16), 4095),
-                                             (head(0, 65535).astype(np.uint16), 65535), (head(0, 1).astype(np.float32), 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "top"),
+    [
+        (head(0, 250).astype(np.uint8), 255),
+        (head(0, 4095).astype(np.uint16), 4095),
+        (head(0, 65535).astype(np.uint16), 65535),
+        (head(0, 1).astype(np.float32), 1),
+    ],
+)
 def test_zero_is_white_where_the_header_says_so(tmp_path, pack_of, values, top):
     """TIFF's photometric 0, of any width: what a viewer shows is the negative of the values."""
     (tmp_path / "x").mkdir()
@@ -184,13 +198,13 @@ def test_zero_is_white_where_the_header_says_so(tmp_path, pack_of, values, top):
 def test_sixteen_bit_colours_with_low_values_are_refused_not_black(tmp_path):
     """Pillow keeps the upper byte of each: 12-bit values would be 16 levels of black."""
 
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     def png(values):
         rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-        chunk = lambda kind, data: (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )  # noqa: E731
-        head_ = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
-        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head_) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        first = chunk(b"IHDR", struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0))
+        return b"\x89PNG\r\n\x1a\n" + first + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
     grey = head(0, 4095)[:, :, None].repeat(3, 2)
     with pytest.raises(BadFile, match="16-bit colours"):
@@ -204,11 +218,14 @@ def twelve_bit(folder, count=60):
         write(folder, head(i, 4095).astype(np.uint16), f"s{i:02d}_1.png")
 
 
-@pytest.mark.parametrize(("values", "reason"), [
-    (head(99, 250).astype(np.uint8), "8-bit values in a set whose values reach 4095"),
-    (head(99, 60000).astype(np.uint16), "lie outside of 0 to 4095"),
-    (head(99, 9000).astype(np.uint16), "lie outside of 0 to 4095"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (head(99, 250).astype(np.uint8), "8-bit values in a set whose values reach 4095"),
+        (head(99, 60000).astype(np.uint16), "lie outside of 0 to 4095"),
+        (head(99, 9000).astype(np.uint16), "lie outside of 0 to 4095"),
+    ],
+)
 def test_a_file_of_another_range_is_named(tmp_path, pack_of, values, reason):
     twelve_bit(tmp_path / "x")
     write(tmp_path / "x", values, "odd_1.png")
