@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import json
@@ -35,7 +34,7 @@ from data.packfile import (
     write_header,
 )
 from data.people import hide, pseudonym
-from data.reading import FLIGHT, BadFile, default_workers
+from data.reading import FLIGHT, BadFile, default_workers, give_back_memory
 from data.records import Choices, Record, Source
 from data.settle import cut_of, levels_of, settle
 from data.walk import DataError
@@ -50,7 +49,6 @@ LISTED = 20  # bad files named in the log
 COMPARED = 256 << 20  # bytes of other splits' files read at most to look for the same pictures
 GREY_LEVELS = 32  # a median slice that uses fewer was made from values that were not scaled
 LAZY = 64 << 20  # bytes of one volume's slices; more of them are made when they are written
-M_MMAP_THRESHOLD = -3  # of mallopt(3)
 FEW = 8  # slices below which a warning says that they are no data set
 
 
@@ -256,7 +254,7 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing)
                 return volumes.volume_cost(volumes.open_volume(group[0].path, group[0].page))
         return len(group) * row_bytes
 
-    _give_back_memory()
+    give_back_memory()
     groups = _by_file(source.records, max(1, min(64, LAZY // row_bytes)))
     with bar:
         for group, results in ordered_map(one, groups, how.get("workers") or default_workers(), cost):
@@ -275,13 +273,6 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing)
                     bad.append((hide(record.name), result.bad))
                 notes += [f"{hide(record.name)}: {n}" for n in result.notes]
     return rows, bad, notes, sha.hexdigest()
-
-
-def _give_back_memory() -> None:
-    """Large blocks go back to the system when they are freed: glibc would keep, for each thread, what its largest
-    picture took."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _by_file(records: list[Record], most: int) -> Iterator[list[Record]]:

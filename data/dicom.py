@@ -6,6 +6,7 @@ what else there is needs a plugin, and the message names it.
 
 from __future__ import annotations
 
+import io
 import os
 from collections import defaultdict
 from dataclasses import dataclass
@@ -257,11 +258,8 @@ def _load(chosen: list[Slice], shape: tuple[int, ...], dtype: np.dtype) -> np.nd
 
 def _pixels(f: Slice) -> np.ndarray:
     pydicom, name = _pydicom(), ""
-    if reading.file_size(f.path) > MAX_BYTES:
-        raise BadFile(f"{os.path.basename(f.path)} is too large for a slice")
     try:
-        with reading.open_file(f.path) as file:
-            data = pydicom.dcmread(file, force=True)
+        data = pydicom.dcmread(io.BytesIO(reading.read_bytes(f.path, MAX_BYTES)), force=True)
         if not hasattr(data.file_meta, "TransferSyntaxUID"):
             data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
         name = data.file_meta.TransferSyntaxUID.name

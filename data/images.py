@@ -38,6 +38,7 @@ EXIF_ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 0x0112, 262, 339
 BLOCK = 1 << 18  # values that are scaled at a time
 ZEROS = 0.1  # share of exact zeros from which zero is the background, in values that go below it
 OUTSIDE = 0.01  # share of pixels outside of the set's range from which a file is not of the set
+BRIGHTER = 2  # times the 90th percentile of a set: such pictures do not decide of its range
 LEVELS = 16  # grey levels below which a picture of the set's range is not one of the set, if it had more to show
 
 
@@ -382,9 +383,12 @@ def range_of(measures: list[Measure]) -> tuple[float, float]:
     """(low, high) that become black and white, of all these pictures together.
 
     Whole numbers run from 0 to the end of their bits (12-bit values to 4095), floats to 1 or 255 where they nearly
-    reach it, else to their maximum. A maximum far above the 99.9th percentiles is an outlier. Values below zero, more
-    than a few, are signed: they run from their minimum.
+    reach it, else to their maximum. A maximum far above the 99.9th percentiles is an outlier, and a few pictures far
+    brighter than the rest are not of the set. Values below zero, more than a few, are signed: they run from their
+    minimum.
     """
+    usual = BRIGHTER * float(np.percentile([m.bright for m in measures], 90))
+    measures = [m for m in measures if m.bright <= usual] or measures if usual > 0 else measures
     least, most = min(m.least for m in measures), max(m.most for m in measures)
     bottom = float(np.percentile([m.dark for m in measures], 5))
     top = float(np.percentile([m.bright for m in measures], 95))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import os
 import stat
@@ -20,11 +21,20 @@ from data.files import ARCHIVES
 
 MAX_MEMBERS = 500_000
 MAX_INDEX = 128 << 20  # bytes of the list at the end of a .zip, and of one extended header of a .tar
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
 FLIGHT = 384 << 20  # bytes that all decoding threads hold together, about
 
 
 class BadFile(Exception):
     """This file cannot be used; the message says why in a few words, without the file's name."""
+
+
+@lru_cache(1)
+def give_back_memory() -> None:
+    """Large blocks go back to the system when they are freed: glibc would keep, for each thread, what its largest
+    picture took."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 class Budget:
@@ -36,6 +46,7 @@ class Budget:
 
     @contextlib.contextmanager
     def __call__(self, size: int):
+        give_back_memory()
         size = min(size, self.total)
         with self._free:
             self._free.wait_for(lambda: self.taken + size <= self.total)

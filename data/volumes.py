@@ -201,7 +201,7 @@ def _analyze_affine(header, shape: tuple[int, ...], notes: list[str]) -> np.ndar
     order = axcodes2ornt(ANALYZE_AXES.get(orient, ANALYZE_AXES[0]))
     scaled = np.ones(3)
     scaled[order[:, 0].astype(int)] = zooms
-    return np.diag([*scaled, 1.0]) @ inv_ornt_aff(order, shape)
+    return np.diag([*scaled, 1.0]) @ np.linalg.inv(inv_ornt_aff(order, shape))
 
 
 def _mgh(path, start: bytes, number: int) -> Volume:

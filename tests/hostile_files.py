@@ -1,4 +1,4 @@
-"""Files that claim or hold far more than they should, for the tests of memory: each is small on disk, or honest and large."""
+"""Files for the tests of memory: small on disk with far more in them than they should hold, or honest and large."""
 
 from __future__ import annotations
 
@@ -23,24 +23,21 @@ def nifti_header(shape, dtype=np.int16, offset=352, extension=b"\0\0\0\0") -> by
     return header.binaryblock + extension
 
 
+def zeros(size: int) -> bytes:
+    """Parts of a .gz that unpack to `size` zeros or a little more."""
+    return gzip.compress(bytes(64 << 20)) * -(-size // (64 << 20))
+
+
 def extension_bomb(path: Path) -> None:
     """1.5 MB of .nii.gz whose header extension claims and holds 1.5 GB."""
     size = 1500 << 20
     head = nifti_header((64, 64, 20), offset=352 + size, extension=b"\1\0\0\0" + struct.pack("<ii", size, 6))
-    with gzip.open(path, "wb", 6) as file:
-        file.write(head)
-        for _ in range(1500):
-            file.write(bytes(1 << 20))
+    path.write_bytes(gzip.compress(head) + zeros(size))
 
 
 def voxel_bomb(path: Path, shape=(1000, 1000, 1000), dtype=np.int16) -> None:
     """.nii.gz of zeros."""
-    with gzip.open(path, "wb", 6) as file:
-        file.write(nifti_header(shape, dtype))
-        left = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        while left > 0:
-            file.write(bytes(min(left, 1 << 20)))
-            left -= 1 << 20
+    path.write_bytes(gzip.compress(nifti_header(shape, dtype)) + zeros(int(np.prod(shape)) * np.dtype(dtype).itemsize))
 
 
 def honest_volume(path: Path, side=400, dtype=np.int16) -> None:
@@ -62,16 +59,33 @@ def tiff(path: Path, side: int, mode: str, compression="tiff_deflate") -> None:
 def many_strips(path: Path) -> None:
     """A TIFF with millions of places of strips."""
     count = 8_000_000
-    tags = [(256, 4, 1, 64), (257, 4, 1, 64), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, count, 8 + 2 + 8 * 12 + 4),
-            (278, 4, 1, 1), (279, 4, count, 8 + 2 + 8 * 12 + 4)]  # fmt: skip
+    tags = [
+        (256, 4, 1, 64),
+        (257, 4, 1, 64),
+        (258, 3, 1, 8),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+        (273, 4, count, 8 + 2 + 8 * 12 + 4),
+        (278, 4, 1, 1),
+        (279, 4, count, 8 + 2 + 8 * 12 + 4),
+    ]
     ifd = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + struct.pack("<I", 0)
     path.write_bytes(struct.pack("<2sHI", b"II", 42, 8) + ifd + bytes(4 * count))
 
 
 def huge_tile(path: Path) -> None:
     data = zlib.compress(bytes(30000 * 30000 // 4), 9)
-    tags = [(256, 4, 1, 64), (257, 4, 1, 64), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1), (322, 4, 1, 30000), (323, 4, 1, 30000),
-            (324, 4, 1, 8 + 2 + 9 * 12 + 4), (325, 4, 1, len(data))]  # fmt: skip
+    tags = [
+        (256, 4, 1, 64),
+        (257, 4, 1, 64),
+        (258, 3, 1, 8),
+        (259, 3, 1, 8),
+        (262, 3, 1, 1),
+        (322, 4, 1, 30000),
+        (323, 4, 1, 30000),
+        (324, 4, 1, 8 + 2 + 9 * 12 + 4),
+        (325, 4, 1, len(data)),
+    ]
     ifd = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *t) for t in tags) + struct.pack("<I", 0)
     path.write_bytes(struct.pack("<2sHI", b"II", 42, 8) + ifd + data)
 
@@ -83,17 +97,23 @@ def many_frames(path: Path, count=400_000) -> None:
 
 
 def array_bomb(path: Path) -> None:
-    """An .npz of 1.6 GB of zeros."""
+    """An .npz of 320 MB of zeros."""
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (50, 2000, 2000)})
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.npy", "w", force_zip64=True) as file:
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10, 2000, 2000)})
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.npy", "w", force_zip64=True) as file,
+    ):
         file.write(header.getvalue())
-        for _ in range(1600):
+        for _ in range(320):
             file.write(bytes(1 << 20))
 
 
 def member_bomb(path: Path) -> None:
-    """A .zip whose picture unpacks to 2 GB."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.bmp", "w", force_zip64=True) as file:
-        for _ in range(2000):
+    """A .zip whose picture unpacks to 300 MB."""
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.bmp", "w", force_zip64=True) as file,
+    ):
+        for _ in range(300):
             file.write(bytes(1 << 20))

@@ -318,10 +318,10 @@ def test_scans_below_three_tenths_of_the_median_are_left_out(tmp_path, cache, br
     assert len(pack) == kept and any("nearly black" in w for w in pack.meta["warnings"]) == (kept < 24)
 
 
-@pytest.mark.parametrize(("grey", "said"), [(2, True), (4, False)])
-def test_slices_that_are_all_nearly_black_are_remarked_on(tmp_path, cache, grey, said):
+@pytest.mark.parametrize(("dark", "said"), [(8, True), (5, True), (4, False), (0, False)])
+def test_a_nearly_black_median_slice_is_remarked_on(tmp_path, cache, dark, said):
     for i in range(9):
-        save(tmp_path / "x" / f"{i}_1.png", np.full((32, 32), 0 if i < 8 else grey, np.uint8))
+        save(tmp_path / "x" / f"{i}_1.png", np.full((32, 32), 0 if i < dark else 200, np.uint8))
     pack = ensure(tmp_path / "x", 32)
     assert any("12-bit" in w for w in pack.meta["warnings"]) == said
 
