@@ -41,7 +41,7 @@ PERSON = (
     "subj",
     "id",
 )
-SESSION = ("sessionid", "session", "visit", "viscode", "ses", "timepoint")
+SESSION = ("sessionid", "session", "visit", "viscode", "timepoint")
 CLASS = ("class", "label", "diagnosis", "dx", "researchgroup", "group", "diagnosticgroup", "dxgroup", "dxbl")
 SPLIT = ("split", "partition")
 # Headers of tables that are read unasked: each has all of these columns.

@@ -230,6 +230,16 @@ def test_oasis_csv_joins_by_person_and_session(tmp_path):
     assert source.classes == ["Demented", "Nondemented"]
 
 
+def test_oasis_1_csv_joins_by_the_id_of_the_session(tmp_path):
+    """Its SES is no session."""
+    root = pictures(tmp_path, *(f"OAS1_{i:04d}_MR1_{z}.png" for i in range(10) for z in (1, 2)))
+    rows = [{"ID": f"OAS1_{i:04d}_MR1", "M/F": "F", "SES": "2", "CDR": "0.5" if i % 2 else "0"} for i in range(10)]
+    write(tmp_path / "oasis_cross-sectional.csv", rows)
+    source = find_source(root, "all")
+    assert dict(source.records[0].attributes) == {"M/F": "F", "SES": "2", "CDR": "0"} and source.classes == []
+    assert any("20 of 20 files are in it, by person and session" in w for w in source.warnings)
+
+
 def test_a_table_of_other_data_is_said_and_not_used(tmp_path):
     root = pictures(tmp_path, *(f"sub-{i:02d}/{z}.png" for i in range(12) for z in (1, 2)))
     (tmp_path / "participants.tsv").write_text("participant_id\tgroup\nsub-77\tx\nsub-78\ty\n")

@@ -142,6 +142,12 @@ def test_folders_of_classes_stay_classes(tmp_path, labels):
     assert train.classes == sorted({"CN": "NC"}.get(x, x) for x in labels)
 
 
+def test_numbers_of_scans_are_adnis_only_below_diagnoses(tmp_path):
+    for layout, labels in (("ADNI", ("AD", "CN")), ("class folders", ("glioma", "yes"))):
+        files = [f"{label}/{50 * k + i}_{z}.png" for k, label in enumerate(labels) for i in range(12) for z in (1, 2)]
+        assert find_source(tree(tmp_path / layout, files)).layout == layout
+
+
 @pytest.mark.parametrize("above", ["ADNI{}", "fold{}", "part_{}", "site{}", "disc{}", "batch-{}"])
 def test_parts_above_the_diagnosis_do_not_hide_it(tmp_path, above):
     names = [
