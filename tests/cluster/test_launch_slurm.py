@@ -161,7 +161,7 @@ def test_stop_saves_and_resume_goes_on_with_the_same_options(queue, clone):
     shown = queue.show(new)
     assert not run.stop_requested() and shown["TimeLimit"] == "00:20:00"
     assert shown["NumCPUs"] == "6" and "gpu:2" in shown["TresPerNode"]
-    assert json.loads((run.path / "jobs.json").read_text())["argv"][-4:-2] == ["--total-kimg", "50"]
+    assert json.loads((run.path / "config.json").read_text())["total_kimg"] == 50
     assert any(line["event"] == "stop lifted" for line in run.read_attempts())
 
 

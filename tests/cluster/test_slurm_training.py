@@ -203,7 +203,8 @@ def test_the_same_flags_are_the_same_run_as_the_training_scripts(queue, tmp_path
     text = queue.run(
         queue.env["PYTHON"],
         "-c",
-        "import sys; from jobs.cluster.requeue import begin_sbatch; print(begin_sbatch('stylegan2', sys.argv[1:])[0])",
+        "import sys; from jobs.cluster.requeue import begin_sbatch; "
+        "print(begin_sbatch('stylegan2', sys.argv[1:])[0].run)",
         *flags[:2],
     )
     assert text == expected
