@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import math
-import os
 import re
 from collections import Counter
 from dataclasses import replace
@@ -81,24 +80,6 @@ def included(source: Source, records: list[Record]) -> list[Record]:
         flags = " ".join(f"--{f} '{v}'" for f, v in source.choices.given().items() if f in ("include", "exclude"))
         raise DataError(f"{flags}: nothing is left of {source.spec}; a name is such as {people.hide(records[0].name)}")
     return records
-
-
-def positions(records: list[Record], from_numbers: bool) -> list[Record]:
-    """The slice's number in its name becomes its share of the way from its scan's lowest to its highest."""
-    if not from_numbers:
-        return records
-    spans: dict[tuple, tuple[float, float]] = {}
-    for r in records:
-        if r.position >= 0:
-            key = os.path.dirname(r.path), r.scan
-            low, high = spans.get(key, (r.position, r.position))
-            spans[key] = min(low, r.position), max(high, r.position)
-    found = []
-    for r in records:
-        low, high = spans.get((os.path.dirname(r.path), r.scan), (0.0, 0.0))
-        known = r.position >= 0 and high > low and r.scan
-        found.append(replace(r, position=round((r.position - low) / (high - low), 6) if known else -1.0))
-    return found
 
 
 def several_modalities(source: Source, records: list[Record]) -> str:

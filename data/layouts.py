@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
@@ -39,7 +39,7 @@ PLAIN = re.compile(
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Place:
     """A file and what its folders and its name say of it."""
 
@@ -52,6 +52,7 @@ class Place:
     session: str = ""
     modality: str = ""
     number: int = -1  # of the slice
+    position: float = -1.0  # along the scan's axis: 0 its lowest slice, 1 its highest
     rest: tuple[str, ...] = ()  # folders that are neither split nor class
     why: str = ""  # why it is not used
 
@@ -62,16 +63,28 @@ def place(files: list[Found], volumes: bool, warnings: list[str]) -> list[Place]
     classes = _Classes([p.rest for p in placed if not p.why], [p.file for p in placed if not p.why], volumes)
     if classes.many:
         warnings.append(f"{classes.many} folders are taken as one per subject, not as classes")
-    placed = [replace(p, name=n, rest=r) for p in placed for n, r in [classes.of(p.rest)]]
-    placed = _loose(placed, warnings)
-    placed = _people(placed, volumes, classes)
-    channels = {c for p in placed if (c := _channel(p.file))}
-    if len(channels) > 1:
-        placed = [replace(p, modality=f"channel {_channel(p.file)}") for p in placed]
-    return [
-        replace(p, session=people.session_of(p.file.relative), modality=p.modality or _modality(p, volumes))
-        for p in placed
-    ]
+    for p in placed:
+        p.name, p.rest = classes.of(p.rest)
+    _loose(placed, warnings)
+    _people(placed, volumes, classes)
+    channels = [_channel(p.file) for p in placed] if volumes else []
+    for i, p in enumerate(placed):
+        p.session = people.session_of(p.file.relative)
+        p.modality = f"channel {channels[i]}" if len(set(channels)) > 1 else _modality(p, volumes)
+    _positions(placed)
+    return placed
+
+
+def _positions(placed: list[Place]) -> None:
+    """The slice's number in its name becomes its share of the way from its scan's lowest to its highest."""
+    spans: dict[tuple, list[Place]] = defaultdict(list)
+    for p in placed:
+        if p.number >= 0 and p.scan:
+            spans[p.file.folders, p.scan].append(p)
+    for own in spans.values():
+        low, high = min(p.number for p in own), max(p.number for p in own)
+        for p in own if high > low else ():
+            p.position = round((p.number - low) / (high - low), 6)
 
 
 def _splits(files: list[Found], warnings: list[str]) -> list[Place]:
@@ -91,7 +104,8 @@ def _splits(files: list[Found], warnings: list[str]) -> list[Place]:
     outside = [p.file.relative for p in placed if not p.split]
     if outside and len(outside) < len(placed):
         warnings.append(f"{len(outside):,} images outside the split folders are not used: {some(outside, 3)}")
-        placed = [p if p.split else replace(p, why="outside the split folders") for p in placed]
+        for p in placed:
+            p.why = "" if p.split else "outside the split folders"
     return placed
 
 
@@ -233,38 +247,28 @@ def _numbered(names: set[str]) -> bool:
     return len(shapes) == 1 or len(shapes) * 3 <= len(names) or len(names) > 5
 
 
-def _loose(placed: list[Place], warnings: list[str]) -> list[Place]:
+def _loose(placed: list[Place], warnings: list[str]) -> None:
     """What lies beside class folders, or the folders beside a flat set, is not used; spellings of a class are one."""
     used = [p for p in placed if not p.why]
-    names = {p.name for p in used if p.name}
-    loose = [p for p in used if not p.name]
-    why = {}
-    if names and loose:
-        if len(loose) > len(used) / 2:
-            warnings.append(f"images in folders beside a flat set are not used: {some(sorted(names), 3)}")
-            why = {p.file.path: "in a folder beside a flat set" for p in used if p.name}
-            placed = [replace(p, name="") for p in placed]
-        else:
-            warnings.append(
-                f"{len(loose):,} images outside the class folders are not used: "
-                f"{some([p.file.relative for p in loose], 3)}"
-            )
-            why = {p.file.path: "outside the class folders" for p in loose}
-    spelled: dict[str, str] = {}  # `T1` and `t1` are one class
-    for p in placed:
-        if p.name and p.file.path not in why:
-            spelled.setdefault(DIAGNOSES.get(p.name.lower(), p.name).casefold(), DIAGNOSES.get(p.name.lower(), p.name))
-    return [
-        replace(
-            p,
-            name=spelled.get(DIAGNOSES.get(p.name.lower(), p.name).casefold(), p.name),
-            why=p.why or why.get(p.file.path, ""),
+    named, loose = [p for p in used if p.name], [p for p in used if not p.name]
+    if named and len(loose) > len(used) / 2:
+        names = sorted({p.name for p in named})
+        warnings.append(f"images in folders beside a flat set are not used: {some(names, 3)}")
+        for p in named:
+            p.why, p.name = "in a folder beside a flat set", ""
+    elif named and loose:
+        warnings.append(
+            f"{len(loose):,} images outside the class folders are not used: {some([p.file.relative for p in loose], 3)}"
         )
-        for p in placed
-    ]
+        for p in loose:
+            p.why = "outside the class folders"
+    spelled: dict[str, str] = {}  # `T1` and `t1` are one class
+    for p in used:
+        name = DIAGNOSES.get(p.name.lower(), p.name)
+        p.name = spelled.setdefault(name.casefold(), name)
 
 
-def _people(placed: list[Place], volumes: bool, classes: _Classes) -> list[Place]:
+def _people(placed: list[Place], volumes: bool, classes: _Classes) -> None:
     """The person: an id of a known kind, else the folder of a person, else the name before a slice number."""
     said = [people.said_by_name(_stem(p), volumes) for p in placed]
     words = [""] * len(said) if volumes else _words(placed, said)
@@ -276,7 +280,6 @@ def _people(placed: list[Place], volumes: bool, classes: _Classes) -> list[Place
     people_of = {x: people.said_by_name(x, True).person or x for x in classes.people}
     if len(set(people_of.values())) < max(FEW_PEOPLE, len(people_of) / 8):
         people_of = {}
-    found = []
     for p, s, word in zip(placed, said, words, strict=True):
         folders = [x for x in p.rest if x not in classes.plain and not people.SESSION.fullmatch(x)]
         own = next((x for x in folders if x in classes.people), "")
@@ -291,8 +294,7 @@ def _people(placed: list[Place], volumes: bool, classes: _Classes) -> list[Place
             if not word:
                 person = next((x for x in folders if re.search(r"\d", x)), "")
         scan = p.file.relative if volumes else "/".join((*p.rest, word) if word or not p.rest else p.rest)
-        found.append(replace(p, person=person, sure=sure, scan=scan, number=s.number))
-    return found
+        p.person, p.sure, p.scan, p.number = person, sure, scan, s.number
 
 
 def _channel(f: Found) -> str:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data import formats, people, settle
-from data.choose import check_choices, included, not_used, paged, positions, several_modalities
+from data.choose import check_choices, included, not_used, paged, several_modalities
 from data.files import ARCHIVES, PICTURES, VOLUMES
 from data.images import BadFile
 from data.layouts import CLASS_NAME, LAYOUTS, Files, Place, place
@@ -132,7 +132,7 @@ def _record(p: Place) -> Record:
     f = p.file
     return Record(
         f.path, f.relative, -1, p.person, p.scan, p.split, -1, f.size, f.mtime_ns, session=p.session,
-        modality=p.modality, position=float(p.number), use=not p.why, why=p.why,
+        modality=p.modality, position=p.position, use=not p.why, why=p.why,
     )  # fmt: skip
 
 
@@ -280,7 +280,7 @@ def _single_file(spec: str, path: Path, split: str) -> Source:
     if split not in ("train", "all"):
         raise DataError(f"--split {split}: a single file has no {split} split; use --split train")
     person = people.known_person(path.name) or found.stem
-    record = replace(_record(Place(found, person=person, scan=found.stem)), position=-1.0)
+    record = _record(Place(found, person=person, scan=found.stem))
     return Source(spec, str(path.parent), layout, [""], [record], "scan", split, "", kind=kind)
 
 
@@ -299,7 +299,7 @@ def _finish(source: Source, split: str) -> Source:
         warnings.append(f"read {labelled.join(Path(choices.table).name, rows, True)}")
         sure = {r.path for r in source.records if source.subject_kind == "patient" and r.subject}
         source.subject_kind = _kind_of(source.records, sure | labelled.told)
-    records = positions(included(source, labelled.records), from_numbers=source.layout != "table")
+    records = included(source, labelled.records)
     if source.slices and source.kind == "images":
         records, labelled.names = paged(records, labelled.names)
         low, high = source.slices
@@ -310,7 +310,9 @@ def _finish(source: Source, split: str) -> Source:
             )
     source.classes = sorted({n for n, r in zip(labelled.names, records, strict=True) if n and r.use})
     index = {name: i for i, name in enumerate(source.classes)}
-    records = [replace(r, label=index.get(n, -1)) for r, n in zip(records, labelled.names, strict=True)]
+    records = [
+        r if n not in index else replace(r, label=index[n]) for r, n in zip(records, labelled.names, strict=True)
+    ]
     source.refusal = several_modalities(source, records)
     unnamed = sum(not r.subject for r in records if r.use)
     if 0 < unnamed < sum(r.use for r in records):
@@ -323,20 +325,20 @@ def _finish(source: Source, split: str) -> Source:
     source.split, source.split_rule = sides.split, "one file, nothing held out" if single else sides.rule
     if source.layout == "table":
         source.split_rule = source.split_rule.replace("the given folders", "as the table says")
-    whole = zip(records, sides.sides, strict=True)
-    source.table = (
-        records
-        if split == "all"
-        else [
-            replace(r, split=s) if s or not r.use else not_used(r, "this person is in test or val too")
-            for r, s in whole
-        ]
-    )
-    missing = [name for i, name in enumerate(source.classes) if i not in {r.label for r in source.records}]
+    source.table = records if split == "all" else [_on(r, s) for r, s in zip(records, sides.sides, strict=True)]
+    present = {r.label for r in source.records}
+    missing = [name for i, name in enumerate(source.classes) if i not in present]
     if missing:
         warnings.append(f"the chosen split has no slice of class {', '.join(missing)}")
     warnings[:] = [people.hide(text) for text in warnings]
     return source
+
+
+def _on(r: Record, side: str) -> Record:
+    """A row of the table with the side of the split that it is on."""
+    if not r.use or side == r.split:
+        return r
+    return replace(r, split=side) if side else not_used(r, "this person is in test or val too")
 
 
 def _say_level(source: Source, warnings: list[str]) -> None:

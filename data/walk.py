@@ -5,6 +5,7 @@ import re
 import stat
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from data import reading
@@ -50,8 +51,7 @@ BESIDE = set(
     ".crdownload .xlsx .xls .doc .docx .rst .bib .stats .lta .pack .lock .tmp .svg .cfg .r .css .js".split()
 )
 TEXT = re.compile(r"readme|licen[cs]e|changes|changelog|makefile|dataset_description|citation|authors|dicomdir|version")
-# case_001_slice_0.nii.png -> case_001_slice_0
-APPENDED = (".gz", *PICTURES, *(v for v in VOLUMES if not v.endswith(".gz") and v not in SERIES), ".img")
+APPENDED = ({".gz"}, set(PICTURES), {*VOLUMES, ".img"} - set(SERIES))
 MAX_FILES, MAX_DEPTH = 3_000_000, 12
 
 
@@ -63,7 +63,7 @@ class DataError(Exception):
 
 def printable(text: str) -> str:
     """File names may hold line ends and bytes that are no text; what is shown and stored must not."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def some(names: list[str], count: int = 5) -> str:
@@ -87,20 +87,20 @@ class Found:
     size: int
     mtime_ns: int
 
-    @property
+    @cached_property
     def relative(self) -> str:
         """Its path below the root, in printable characters."""
         return printable("/".join((*self.folders, self.name)))
 
-    @property
+    @cached_property
     def stem(self) -> str:
-        """Its name without what readers append to it."""
-        if self.name.lower().endswith(SERIES) or "." not in self.name:  # DICOM: a slice's name says nothing of the scan
-            return self.folders[-1] if self.folders else self.name
-        stem = self.name
-        for suffix in APPENDED:
-            if stem.lower().endswith(suffix):
-                stem = stem[: -len(suffix)]
+        """Its name without what readers append to it: case_001_slice_0.nii.png -> case_001_slice_0."""
+        stem, lower = self.name, self.name.lower()
+        if lower.endswith(SERIES) or "." not in lower:  # DICOM: a slice's name says nothing of the scan
+            return self.folders[-1] if self.folders else stem
+        for suffixes in APPENDED:
+            short, suffix = os.path.splitext(stem)
+            stem = short if suffix.lower() in suffixes else stem
         return stem
 
 
