@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -89,12 +90,15 @@ def headers(path) -> tuple[Slice, ...]:
     return _headers(os.fspath(path), info.st_size, info.st_mtime_ns)
 
 
+@lru_cache(1)
 def _pydicom():
     try:
         import pydicom
     except ImportError:
         raise BadFile("DICOM needs pydicom: pip install pydicom pylibjpeg pylibjpeg-openjpeg") from None
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    pydicom.config.logger.disabled = True  # it tells of what it mends in damaged files
+    warnings.filterwarnings("ignore", module="pydicom")
     return pydicom
 
 
@@ -165,6 +169,8 @@ def _frames(path: str, head: Any) -> list[Slice]:
         number = int(head.get("InstanceNumber") or 0) + i
         if position is None:
             position = tuple(np.cross(axes[:3], axes[3:]) * number * (thickness or 1.0))
+        if (len(axes), len(position), len(spacing)) != (6, 3, 2):
+            raise BadFile("no readable orientation in the DICOM header")
         rescale = "PixelValueTransformationSequence"
         found.append(
             Slice(
@@ -173,10 +179,15 @@ def _frames(path: str, head: Any) -> list[Slice]:
                 (float(get("RescaleSlope", rescale, 1)), float(get("RescaleIntercept", rescale, 0))),
                 str(head.get("PhotometricInterpretation", "")) == "MONOCHROME1", bits,
                 number, float(get("SpacingBetweenSlices", "PixelMeasuresSequence", 0) or 0) or thickness,
-                f"{head.get('Modality', '')} {head.get('SeriesDescription', '')}".strip(),
+                _text(f"{head.get('Modality', '')} {head.get('SeriesDescription', '')}"),
             )
         )  # fmt: skip
     return found
+
+
+def _text(value: str) -> str:
+    """What a stranger wrote, as a few printable characters."""
+    return "".join(c for c in value if c.isprintable())[:80].strip()
 
 
 def members(path) -> list[Slice]:
@@ -208,7 +219,8 @@ def open_series(path, number: int = -1) -> Volume:
         raise BadFile("a series of slices of several sizes: give each its own folder")
     if any(np.abs(np.subtract(f.axes, first.axes)).max() > TURN for f in frames):
         raise BadFile("a series of slices in several directions: a localizer?")
-    if not np.isfinite([*first.axes, *first.spacing]).all() or np.linalg.norm(first.normal) < 0.5:
+    numbers = [v for f in frames for v in (*f.axes, *f.position, *f.spacing)]
+    if not np.isfinite(numbers).all() or np.linalg.norm(first.normal) < 0.5:
         raise BadFile("no readable orientation in the DICOM header")
     along: dict[float, list[Slice]] = defaultdict(list)
     for f in frames:
@@ -263,6 +275,7 @@ def _pixels(f: Slice) -> np.ndarray:
         if not hasattr(data.file_meta, "TransferSyntaxUID"):
             data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
         name = data.file_meta.TransferSyntaxUID.name
+        name = name if name.isprintable() and len(name) < 80 else "of an unknown kind"
         return data.pixel_array
     except BadFile:
         raise

@@ -191,7 +191,7 @@ def decode_one(data: bytes, channels: int, levels: Levels | None):
     """(pixels, notes) of a file that holds one picture by its format; what an animation holds besides is said."""
     with open_image(io.BytesIO(data)) as image, _room(image):
         count = getattr(image, "n_frames", 1) if image.format not in ("JPEG", "MPO") else 1
-        notes = (f"an animation of {count:,} pictures: the first is used",) if count > 1 else ()
+        notes = (f"a file of {count:,} pictures: the first is used",) if count > 1 else ()
         yield render(_raw(image, channels), channels, levels), notes
 
 
@@ -239,8 +239,8 @@ def _of_array(values: np.ndarray, stack: arrays.Stack, page: int, channels: int)
 
 def _page(image, frames: list[int], page: int, channels: int) -> Raw | BadFile:
     try:
-        if not page < len(frames):
-            raise BadFile(f"it has no page {page}")
+        if not page < len(frames) or (page < 0 and len(frames) > 1):
+            raise BadFile(f"it has no page {page}" if page >= 0 else f"{len(frames)} pages, and none was chosen")
         try:
             if (page >= 0 and len(frames) > 1) or frames[0]:
                 image.seek(frames[max(page, 0)])
@@ -329,7 +329,8 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
     # Values that were standardised within the head: what lies around it is exactly zero, in the middle of the range.
     masked = low < 0 and background_is_zero(values, values[:: max(len(values) - 1, 1), :: max(values.shape[1] - 1, 1)])
     for start in range(0, flat.size, BLOCK):
-        block = flat[start : start + BLOCK].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            block = flat[start : start + BLOCK].astype(np.float64)
         block[~np.isfinite(block)] = 0
         black = block == 0
         block = np.rint(np.clip((block - low) * scale, 0, 255))

@@ -80,9 +80,10 @@ def open_volume(path, number: int = -1) -> Volume:
     volumes. No voxel is read. Raises BadFile."""
     name = os.fspath(path).lower()
     try:
-        import nibabel  # noqa: F401  only data sets of volumes need it
+        from nibabel.imageglobals import logger  # only data sets of volumes need it
     except ImportError:
         raise BadFile("volumes need nibabel: pip install nibabel") from None
+    logger.disabled = True  # it prints what it mends in damaged headers
     if name.endswith(SERIES) or "." not in os.path.basename(name):  # DICOM files often have no suffix
         from data.dicom import open_series
 

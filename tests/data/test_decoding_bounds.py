@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import hostile_files
 import numpy as np
@@ -112,7 +113,7 @@ def test_the_budget_is_shared_by_all_threads():
         with budget(size):
             with lock:
                 most[0] = max(most[0], budget.taken)
-            assert budget.taken <= 100
+            time.sleep(0.005)  # the others come meanwhile
 
     threads = [threading.Thread(target=work, args=(size,)) for size in (60, 70, 30, 1000, 20, 60, 100) * 5]
     for thread in threads:
