@@ -52,9 +52,7 @@ def test_a_bids_data_set(tmp_path, capsys):
     how = dict(resolution=16, cache_dir=tmp_path / "packs", progress=False, log=lambda line: None)
     axial = ensure_pack(str(tmp_path), choices=Choices(include="*_T1w.*"), **how)
     coronal = ensure_pack(str(tmp_path), choices=Choices(include="*_T1w.*", plane="coronal"), **how)
-    assert (
-        axial.geometry["source_height"] == 24 and axial.digest != coronal.digest
-    )
+    assert axial.geometry["source_height"] == 24 and axial.digest != coronal.digest
 
 
 def test_oasis_1_as_it_is_downloaded(tmp_path, capsys):
