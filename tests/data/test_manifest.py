@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import time
 import zipfile
 from pathlib import Path
 
@@ -279,6 +280,16 @@ def test_rows_that_disagree_on_a_person_say_nothing(tmp_path):
     rows = [{"person": f"p{i}", "age": str(60 + v), "sex": "F"} for i in range(4) for v in range(2)]
     source = find_source(root, "all", Choices(table=write(tmp_path / "t.csv", rows)))
     assert {r.attributes for r in source.records} == {(("sex", "F"),)}
+
+
+@pytest.mark.parametrize("text", ["a\n" * 8_100_000, "," * 8_100_000, "a,b" + "\n1" * 4_100_000, "{" * 70_000_000])
+def test_tables_that_would_fill_the_memory_are_refused_at_once(tmp_path, text):
+    root = pictures(tmp_path / "x", "p1_1.png", "p2_1.png")
+    (tmp_path / "t.csv").write_text(text)
+    start = time.process_time()
+    with pytest.raises(DataError, match=r"--table .*(cells|MB)"):
+        find_source(root, "all", Choices(table=str(tmp_path / "t.csv")))
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("text", ["x,y\n1,2\n", "person\nnobody\n", "", "\0"])
