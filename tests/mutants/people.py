@@ -92,7 +92,7 @@ FAULTS = [
           'if not asked and matched * 2 < 0:',
           ("tests/data/test_manifest.py::test_a_table_of_other_data_is_said_and_not_used",)),
     Fault("data/tables.py",
-          'get = {c: v for c, v in row.items() if v.lower() not in MISSING}',
+          'get = {c: printable(v) for c, v in row.items() if v.lower() not in MISSING}',
           'get = dict(row)',
           ("tests/data/test_manifest.py::test_participants_tsv_is_read_unasked",)),
     Fault("data/manifest.py",
