@@ -328,7 +328,7 @@ def test_slices_choose_among_pages_too(tmp_path):
     for i in range(3):
         frames = [Image.fromarray(picture(20 * i + z, 16, 16)) for z in range(5)]
         frames[0].save(tmp_path / f"p{i}.tif", save_all=True, append_images=frames[1:])
-    source = find_source(str(tmp_path), "all", Choices(slices="0.4:0.8"))
+    source = find_source(str(tmp_path), "all", Choices(slices="0.5:0.75"))
     assert sorted((r.name, r.page) for r in source.records) == [(f"p{i}.tif", z) for i in range(3) for z in (2, 3)]
     assert who(source) == {"p0", "p1", "p2"}
 
@@ -464,9 +464,10 @@ def test_several_modalities_stop_the_run_with_the_lines_to_choose_from(tmp_path,
 
 
 def test_a_modality_that_is_the_class_is_learnt(tmp_path):
-    root = pictures(tmp_path, *(f"{m}/q{i}_{z}.png" for m in ("T1", "FLAIR") for i in range(3) for z in (1, 2)))
+    root = pictures(tmp_path, *(f"{m}/q{i}_{m}_{z}.png" for m in ("T1", "FLAIR") for i in range(3) for z in (1, 2)))
     source = find_source(root, "all")
     assert source.classes == ["FLAIR", "T1"] and not source.refusal
+    assert {r.modality for r in source.records} == {"FLAIR", "T1w"} and who(source) == {"q0", "q1", "q2"}
 
 
 # --- the scan ---------------------------------------------------------------------------------------------------------

@@ -342,6 +342,11 @@ def test_scan_level_is_said_every_time(tmp_path):
             assert any("SCAN-LEVEL" in w for w in find_source(root, split).warnings)
 
 
+def test_files_that_name_nobody_among_others_are_counted(tmp_path):
+    source = find_source(tree(tmp_path, [*(f"s{i:02d}_{z}.png" for i in range(12) for z in (1, 2)), "overview.png"]))
+    assert any("1 files have no subject in their names; each counts as its own" in w for w in source.warnings)
+
+
 def test_pixels_do_not_depend_on_what_names_hide(tmp_path, monkeypatch):
     monkeypatch.setenv("BRAIN_PACK_DIR", str(tmp_path / "packs"))
     for i in range(4):
