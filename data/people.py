@@ -26,6 +26,24 @@ PATTERNS = tuple(
         r"(?<![a-z0-9])(?:sub|subj|subject|patient|participant|pat)[-_ ]?\d+(?![a-z0-9])",
     )
 )
+# One of these stands in every match: most names are done with at once.
+HINTS = (
+    "_s_",
+    "adni",
+    "oas",
+    "ixi",
+    "tcga",
+    "brats",
+    "upenn",
+    "ucsf",
+    "ppmi",
+    "aibl",
+    "hcp",
+    "abide",
+    "sub",
+    "pat",
+    "participant",
+)
 MODALITIES = {
     word: name
     for name, words in {
@@ -57,6 +75,10 @@ SESSION = re.compile(
     r"|fu\d*|(?:mr|mpr|run|acq|scan|echo|rec|study|exam)[-_]?\d+|\d{4}-\d{2}-\d{2}.*|\d{8}",
     re.I,
 )
+SESSION_HINT = re.compile(
+    r"ses|visit|v\d|mr|mpr|tp\d|time|m\d|bl|base|follow|fu|run|acq|scan|echo|rec|study|exam|\d{4}-\d\d|\d{8}|brats",
+    re.I,
+)
 COUNTING = set(
     "tr te va train training test testing val valid validation img image images im slice slices scan scans pic "
     "picture mri mr brain axial coronal sagittal aug augmented frame data sample file png jpg class label copy".split()
@@ -76,7 +98,8 @@ class Said(NamedTuple):
 @lru_cache(1 << 16)
 def known_person(path: str) -> str:
     """The person whose id some known data set would write like this, in one spelling; '' none."""
-    for pattern in PATTERNS:
+    lower = path.lower()
+    for pattern in PATTERNS if any(hint in lower for hint in HINTS) else ():
         found = pattern.search(path)
         if found:
             return _spelled(found.group())
@@ -126,6 +149,8 @@ def modality_of(name: str) -> str:
 @lru_cache(1 << 16)
 def session_of(path: str) -> str:
     """The session that a path names: BIDS ses-X, OASIS MR1, a visit, a date; '' none."""
+    if not SESSION_HINT.search(path):
+        return ""
     bids = re.search(r"(?<![a-z0-9])ses-([a-z0-9]+)", path, re.I)
     if bids:
         return f"ses-{bids[1]}"
@@ -171,6 +196,7 @@ def said_by_name(stem: str, volume: bool) -> Said:
     return Said(scan, "" if person.lower() in MODALITIES or VIEW.fullmatch(person) else person, number)
 
 
+@lru_cache(1 << 12)
 def _is_word(token: str) -> bool:
     return token.lower() in MODALITIES or bool(VIEW.fullmatch(token) or SESSION.fullmatch(token))
 
