@@ -21,18 +21,7 @@ from tqdm import tqdm
 from data import images, volumes
 from data.files import atomic_file, remove_torn
 from data.formats import is_volume
-from data.packfile import (
-    ALIGN,
-    MAX_SIDE,
-    PREAMBLE,
-    RESOLUTIONS,
-    VERSION,
-    Pack,
-    Row,
-    open_pack,
-    sha256_of,
-    write_header,
-)
+from data.packfile import ALIGN, MAX_SIDE, PREAMBLE, RESOLUTIONS, VERSION, Pack, Row, open_pack, sha256_of, write_header
 from data.people import hide, pseudonym
 from data.reading import FLIGHT, BadFile, default_workers, give_back_memory
 from data.records import Choices, Record, Source
