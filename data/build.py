@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Required, TypedDict, Unpack
+from typing import Required, TypedDict, Unpack, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -73,11 +73,9 @@ class Packing(TypedDict, total=False):
 
 def packing_of(config) -> Packing:
     """What a pack for a run of this configuration is made of."""
-    choices = Choices(**{name: getattr(config, name) for name in vars(Choices())})
-    return Packing(
-        resolution=config.resolution, channels=config.channels, crop=config.crop,
-        max_bad=config.max_bad, choices=choices,
-    )  # fmt: skip
+    choices = Choices.of(vars(config))
+    shape = {name: getattr(config, name) for name in ("resolution", "channels", "crop", "max_bad")}
+    return cast(Packing, shape | {"choices": choices})
 
 
 def shape_of(how: Packing) -> tuple[int, int, int]:
@@ -347,9 +345,9 @@ def _row(record: Record, name: str, pixels, geometry: dict, channels: int) -> tu
     h = hashlib.blake2b(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes(), digest_size=16)
     packed = images.fit_square(pixels, geometry["square"], geometry["crop"], geometry["resolution"])
     packed = np.broadcast_to(packed, (*packed.shape[:2], channels)).transpose(2, 0, 1)
-    mean, size = float(pixels.mean()), pixels.shape[:2]
     person = pseudonym(record.subject) if record.path else record.subject  # a phantom is nobody
-    row = Row(hide(name), record.label, person, hide(record.scan), h.hexdigest(), mean, size)
+    mean = float(pixels.mean())
+    row = Row(hide(name), record.label, person, hide(record.scan), h.hexdigest(), mean, pixels.shape[:2])
     row.levels = int(np.count_nonzero(np.bincount(pixels[::2, ::2, 0].ravel(), minlength=256)))
     return row, np.ascontiguousarray(packed).tobytes()
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from data import people
 from data.splits import split_of
-from data.walk import Found, class_name, some
+from data.walk import Found, class_name, is_slice, some
 
 DIAGNOSES = {"cn": "NC", "nc": "NC", "ad": "AD", "mci": "MCI"}  # cognitively normal is written CN and NC
 OASIS_NAME = re.compile(r"(case_\d+)_slice_\d+", re.I)
@@ -362,7 +362,9 @@ LAYOUTS = (
         "BIDS, NIfTI volumes",
         lambda f: f.volumes and f.mostly(re.compile(r"sub-[a-z0-9]+(_[a-z]+-[a-z0-9]+)*_[a-z0-9]+", re.I)),
     ),
-    Layout("NIfTI volumes", lambda f: f.volumes),
+    Layout("NIfTI volumes", lambda f: f.volumes and any(".nii" in p.file.name.lower() for p in f.placed)),
+    Layout("DICOM series", lambda f: f.volumes and any(is_slice(p.file.name) for p in f.placed)),
+    Layout("volumes", lambda f: f.volumes),
     Layout("OASIS", lambda f: f.mostly(OASIS_NAME)),
     Layout("ADNI", lambda f: bool(f.classes) and set(f.classes) <= set(DIAGNOSES.values()) and f.mostly(ADNI_NAME)),
     Layout("class folders", lambda f: bool(f.classes)),

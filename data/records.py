@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,6 +69,11 @@ class Choices:
     range: str = ""
     spacing: str = ""
     volume: str = ""
+
+    @classmethod
+    def of(cls, values: Mapping) -> Choices:
+        """Those of a configuration, which may be a stored one of before they were there."""
+        return cls(**{name: value for name in vars(cls()) if isinstance(value := values.get(name, ""), str)})
 
     def given(self) -> dict[str, str]:
         """Those that are not the default."""

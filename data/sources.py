@@ -84,19 +84,19 @@ def _folder(spec: str, root: Path, split: str) -> tuple[Source, str]:
     else:
         own, walk = "", walk_folder(root)
     left_out = walk.left_out() + _previews(walk)
-    files = walk.pictures or walk.volumes
+    volumes = len(walk.pictures) < len(walk.volumes)
+    files, unused = (walk.volumes, walk.pictures) if volumes else (walk.pictures, walk.volumes)
     if not any(f.folders[:1] == (own,) or not own for f in files):
         _nothing(spec, root, walk)
-    if walk.pictures and walk.volumes:
+    if unused:
+        here, there = ("pictures", "volumes") if volumes else ("NIfTI volumes", "pictures")
         warnings.append(
-            f"{len(walk.volumes):,} NIfTI volumes beside the pictures are not used; point --data at their folder "
-            "for them"
+            f"{len(unused):,} {here} beside the {there} are not used; point --data at their folder for them"
         )
-        left_out += [(f.relative, "a volume beside pictures") for f in walk.volumes]
+        left_out += [(f.relative, f"beside {there}") for f in unused]
     _report_left_out(left_out, walk, warnings)
     files, skipped = _common_root(files)
     _refuse_several(spec, root, files)
-    volumes = not walk.pictures
     # A file of several pages is a scan, as a volume is: the number in its name is no slice's.
     placed = place(files, volumes or _are_stacks(files), warnings)
     _report_empty(walk, warnings)

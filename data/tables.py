@@ -11,7 +11,7 @@ import io
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +21,10 @@ from data.images import BadFile
 from data.layouts import DIAGNOSES
 from data.records import Record
 from data.splits import split_of
-from data.walk import DataError, class_name
+from data.walk import DataError, class_name, printable
 
 MAX_TABLE = 64 << 20  # bytes
+MAX_CELLS = 4_000_000
 MAX_TABLES = 50  # tables looked at in one folder
 FILE = ("file", "filename", "filepath", "path", "imagepath", "imagefile", "image", "img", "imagename")
 SCAN = ("imagedataid", "imageid", "imageuid", "scan", "scanid")
@@ -41,7 +42,7 @@ PERSON = (
     "subj",
     "id",
 )
-SESSION = ("sessionid", "session", "visit", "viscode", "ses", "timepoint")
+SESSION = ("sessionid", "session", "visit", "viscode", "timepoint")
 CLASS = ("class", "label", "diagnosis", "dx", "researchgroup", "group", "diagnosticgroup", "dxgroup", "dxbl")
 SPLIT = ("split", "partition")
 # Headers of tables that are read unasked: each has all of these columns.
@@ -60,29 +61,37 @@ def plain(column: str) -> str:
     return re.sub(r"[^a-z0-9]", "", column.lower())
 
 
-def read_rows(path) -> list[Row]:
-    """The rows of a CSV or TSV; raises BadFile. Columns without a name are left out, the others keep their spelling."""
+def read_text(path) -> bytes:
+    """Contents of a regular file that is small enough for a table; raises BadFile."""
     if os.path.isfile(path) and os.path.getsize(path) > MAX_TABLE:
         raise BadFile(f"larger than {MAX_TABLE >> 20} MB")
-    data = images.read_bytes(path)
+    return images.read_bytes(path)
+
+
+def read_rows(path) -> list[Row]:
+    """The rows of a CSV or TSV; raises BadFile. Columns without a name are left out, the others keep their spelling."""
+    data = read_text(path)
     text = data.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
     first = text.partition("\n")[0]
     delimiter = max("\t,;", key=first.count)
     if "\0" in text:
         raise BadFile("not a table of text")
+    rows: list[list[str]] = []
+    if (first.count(delimiter) + 1) * (text.count("\n") + text.count("\r") + 1) > 2 * MAX_CELLS:
+        raise BadFile(f"more than {MAX_CELLS:,} cells")  # at once; line ends may be of two characters
     try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
+            rows.append([cell.strip() for cell in row])
+            if len(rows) * len(rows[0]) > MAX_CELLS:
+                raise BadFile(f"more than {MAX_CELLS:,} cells")
     except csv.Error as error:
         raise BadFile(f"not a table ({error})") from None
-    header = [cell.strip() for cell in rows[0]] if rows else []
-    doubled = {h for h in header if h and header.count(h) > 1}
+    header = rows[0] if rows else []
+    doubled = [h for h, n in Counter(header).items() if h and n > 1]
     if doubled:
-        raise BadFile(f"two columns are called {sorted(doubled)[0]}")
-    return [
-        {h: (row[i].strip() if i < len(row) else "") for i, h in enumerate(header) if h}
-        for row in rows[1:]
-        if any(cell.strip() for cell in row)
-    ]
+        raise BadFile(f"two columns are called {printable(doubled[0][:40])}")
+    found = (row + [""] * (len(header) - len(row)) for row in rows[1:] if any(row))
+    return [{h: cell for h, cell in zip(header, row, strict=False) if h} for row in found]
 
 
 class Labelled:
@@ -100,7 +109,7 @@ class Labelled:
         if not asked and matched * 2 < len(self.records):
             return ""
         if not matched:
-            columns = ", ".join(keys.values()) or "none"
+            columns = printable(", ".join(keys.values())[:200]) or "none"
             raise DataError(
                 f"--table {name}: no row belongs to any of the {len(self.records):,} files (columns: {columns}); it "
                 "needs a column file, scan, or participant_id (and session) with the values that the paths hold"
@@ -156,7 +165,7 @@ class Labelled:
                     self.names[i] = ""
                 continue
             r = self.records[i]
-            get = {c: v for c, v in row.items() if v.lower() not in MISSING}
+            get = {c: printable(v) for c, v in row.items() if v.lower() not in MISSING}
             if person in get:
                 self.told.add(r.path)
                 same = people.match_key(get[person]) == people.match_key(r.subject)
@@ -261,10 +270,8 @@ def _is_known(path: Path) -> bool:
 
 def _stylegan(path: Path) -> list[Row]:
     """Rows file, class of StyleGAN's dataset.json: {"labels": [["00000/img.png", 3], ...]}; [] for another file."""
-    if path.stat().st_size > MAX_TABLE:
-        raise BadFile(f"larger than {MAX_TABLE >> 20} MB")
     try:
-        labels = json.loads(images.read_bytes(path))["labels"]
+        labels = json.loads(read_text(path))["labels"]
     except (ValueError, RecursionError, KeyError, TypeError):
         return []
     pairs = labels if isinstance(labels, list) else []
@@ -279,7 +286,7 @@ def _adni_json(path: Path, labelled: Labelled, warnings: list[str]) -> str:
     """ADNI's JSON beside AD_NC: the patient of every scan, hashed at once (ADNI's terms of use)."""
     patients: dict[str, str] = {}
     try:
-        _collect_patients(json.loads(images.read_bytes(path)), patients)
+        _collect_patients(json.loads(read_text(path)), patients)
     except (BadFile, ValueError, RecursionError) as error:
         warnings.append(f"{path.name} cannot be read ({type(error).__name__}) and is not used")
         return ""

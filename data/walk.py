@@ -77,6 +77,11 @@ def class_name(folder: str) -> str:
     return "".join(c if c.isprintable() else f"%{ord(c) & 0xFF:02X}" for c in folder)
 
 
+def is_slice(name: str) -> bool:
+    """Whether a file is called like a slice of a DICOM series."""
+    return name.lower().endswith(SERIES) or "." not in name
+
+
 @dataclass(frozen=True)
 class Found:
     """A candidate file below the root."""
@@ -96,7 +101,7 @@ class Found:
     def stem(self) -> str:
         """Its name without what readers append to it: case_001_slice_0.nii.png -> case_001_slice_0."""
         stem, lower = self.name, self.name.lower()
-        if lower.endswith(SERIES) or "." not in lower:  # DICOM: a slice's name says nothing of the scan
+        if is_slice(lower):  # its name says nothing of the scan
             return self.folders[-1] if self.folders else stem
         for suffixes in APPENDED:
             short, suffix = os.path.splitext(stem)

@@ -59,16 +59,17 @@ def ssim(output: Tensor, target: Tensor, mask: Tensor | None = None, window: int
     """
     if min(output.shape[-2:]) < window:
         raise ValueError(f"SSIM needs images of at least {window} px, got {tuple(output.shape[-2:])}")
-    luminance, structure = ssim_maps(output, target, window, sigma)
-    values = luminance * structure
+    light, light_most, structure, structure_most = ssim_terms(output, target, window, sigma)
+    values = light * structure / (light_most * structure_most)
     edge = window // 2
     inner = None if mask is None else mask[..., edge : edge + values.shape[-2], edge : edge + values.shape[-1]]
     return _masked_mean(values.mean(1, keepdim=True), inner)
 
 
-def ssim_maps(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> tuple[Tensor, Tensor]:
-    """Luminance and contrast-structure maps (N, C, h, w) of images (N, C, H, W) in 0 .. 1 (Wang 2004, equations 6 and
-    9), where a Gaussian window lies wholly inside. Differentiable in both images."""
+def ssim_terms(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Maps (N, C, h, w) of images (N, C, H, W) in 0 .. 1, where a Gaussian window lies wholly inside: luminance (Wang
+    2004, equation 6) is the first over the second, contrast and structure (equation 9) the third over the fourth.
+    Differentiable in both images."""
     n, c, h, w = x.shape
     x, y = x.float(), y.float()
     offset = torch.arange(window, device=x.device, dtype=torch.float32) - (window - 1) / 2
@@ -79,7 +80,7 @@ def ssim_maps(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> tup
     mean_x, mean_y, xx, yy, xy = moments.reshape(5, n, c, *moments.shape[-2:])
     var_x, var_y, cov = xx - mean_x**2, yy - mean_y**2, xy - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    return (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1), (2 * cov + c2) / (var_x + var_y + c2)
+    return 2 * mean_x * mean_y + c1, mean_x**2 + mean_y**2 + c1, 2 * cov + c2, var_x + var_y + c2
 
 
 def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

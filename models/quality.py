@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.metrics import ssim_maps
+from models.metrics import ssim_terms
 
 CHUNK = 1024  # rows of a distance matrix that are in memory at once
 MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang 2003, table 1
@@ -216,9 +216,10 @@ def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
     for scale, weight in enumerate(weights):
         if scale:
             x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
-        luminance, structure = ssim_maps(x, y, window)
+        light, light_most, structure, structure_most = ssim_terms(x, y, window)
         last = scale == len(weights) - 1
-        value = (luminance * structure if last else structure).flatten(1).mean(1)
+        values = structure / structure_most * (light / light_most if last else 1.0)
+        value = values.flatten(1).mean(1)
         product = product * value.clamp_min(0) ** weight
     return product.view(len(a), -1).mean(1)
 

@@ -80,7 +80,7 @@ def data_of(model: Trained, data: str) -> str:
 def shape_of(model: Trained) -> dict:
     """What ensure_pack needs to make slices as the model was trained on."""
     crop = model.config.get("crop")
-    choices = Choices(**{k: v for k in vars(Choices()) if isinstance(v := model.config.get(k, ""), str)})
+    choices = Choices.of(model.config)
     side = crop if isinstance(crop, int) else 0
     return dict(resolution=model.resolution, channels=model.channels, crop=side, choices=choices)
 

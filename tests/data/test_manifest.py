@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import time
 import zipfile
 from pathlib import Path
 
@@ -230,6 +231,16 @@ def test_oasis_csv_joins_by_person_and_session(tmp_path):
     assert source.classes == ["Demented", "Nondemented"]
 
 
+def test_oasis_1_csv_joins_by_the_id_of_the_session(tmp_path):
+    """Its SES is no session."""
+    root = pictures(tmp_path, *(f"OAS1_{i:04d}_MR1_{z}.png" for i in range(10) for z in (1, 2)))
+    rows = [{"ID": f"OAS1_{i:04d}_MR1", "M/F": "F", "SES": "2", "CDR": "0.5" if i % 2 else "0"} for i in range(10)]
+    write(tmp_path / "oasis_cross-sectional.csv", rows)
+    source = find_source(root, "all")
+    assert dict(source.records[0].attributes) == {"M/F": "F", "SES": "2", "CDR": "0"} and source.classes == []
+    assert any("20 of 20 files are in it, by person and session" in w for w in source.warnings)
+
+
 def test_a_table_of_other_data_is_said_and_not_used(tmp_path):
     root = pictures(tmp_path, *(f"sub-{i:02d}/{z}.png" for i in range(12) for z in (1, 2)))
     (tmp_path / "participants.tsv").write_text("participant_id\tgroup\nsub-77\tx\nsub-78\ty\n")
@@ -271,6 +282,16 @@ def test_rows_that_disagree_on_a_person_say_nothing(tmp_path):
     assert {r.attributes for r in source.records} == {(("sex", "F"),)}
 
 
+@pytest.mark.parametrize("text", ["a\n" * 8_100_000, "," * 8_100_000, "a,b" + "\n1" * 4_100_000, "{" * 70_000_000])
+def test_tables_that_would_fill_the_memory_are_refused_at_once(tmp_path, text):
+    root = pictures(tmp_path / "x", "p1_1.png", "p2_1.png")
+    (tmp_path / "t.csv").write_text(text)
+    start = time.process_time()
+    with pytest.raises(DataError, match=r"--table .*(cells|MB)"):
+        find_source(root, "all", Choices(table=str(tmp_path / "t.csv")))
+    assert time.process_time() - start < 5
+
+
 @pytest.mark.parametrize("text", ["x,y\n1,2\n", "person\nnobody\n", "", "\0"])
 def test_a_table_that_fits_nothing_is_refused(tmp_path, text):
     root = pictures(tmp_path / "x", "p1_1.png", "p2_1.png")
@@ -307,7 +328,7 @@ def test_slices_choose_among_pages_too(tmp_path):
     for i in range(3):
         frames = [Image.fromarray(picture(20 * i + z, 16, 16)) for z in range(5)]
         frames[0].save(tmp_path / f"p{i}.tif", save_all=True, append_images=frames[1:])
-    source = find_source(str(tmp_path), "all", Choices(slices="0.4:0.8"))
+    source = find_source(str(tmp_path), "all", Choices(slices="0.5:0.75"))
     assert sorted((r.name, r.page) for r in source.records) == [(f"p{i}.tif", z) for i in range(3) for z in (2, 3)]
     assert who(source) == {"p0", "p1", "p2"}
 
@@ -443,9 +464,10 @@ def test_several_modalities_stop_the_run_with_the_lines_to_choose_from(tmp_path,
 
 
 def test_a_modality_that_is_the_class_is_learnt(tmp_path):
-    root = pictures(tmp_path, *(f"{m}/q{i}_{z}.png" for m in ("T1", "FLAIR") for i in range(3) for z in (1, 2)))
+    root = pictures(tmp_path, *(f"{m}/q{i}_{m}_{z}.png" for m in ("T1", "FLAIR") for i in range(3) for z in (1, 2)))
     source = find_source(root, "all")
     assert source.classes == ["FLAIR", "T1"] and not source.refusal
+    assert {r.modality for r in source.records} == {"FLAIR", "T1w"} and who(source) == {"q0", "q1", "q2"}
 
 
 # --- the scan ---------------------------------------------------------------------------------------------------------

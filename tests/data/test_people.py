@@ -142,6 +142,12 @@ def test_folders_of_classes_stay_classes(tmp_path, labels):
     assert train.classes == sorted({"CN": "NC"}.get(x, x) for x in labels)
 
 
+def test_numbers_of_scans_are_adnis_only_below_diagnoses(tmp_path):
+    for layout, labels in (("ADNI", ("AD", "CN")), ("class folders", ("glioma", "yes"))):
+        files = [f"{label}/{50 * k + i}_{z}.png" for k, label in enumerate(labels) for i in range(12) for z in (1, 2)]
+        assert find_source(tree(tmp_path / layout, files)).layout == layout
+
+
 @pytest.mark.parametrize("above", ["ADNI{}", "fold{}", "part_{}", "site{}", "disc{}", "batch-{}"])
 def test_parts_above_the_diagnosis_do_not_hide_it(tmp_path, above):
     names = [
@@ -334,6 +340,11 @@ def test_scan_level_is_said_every_time(tmp_path):
         root = tree(tmp_path / sub, names)
         for split in ("train", "test", "all"):
             assert any("SCAN-LEVEL" in w for w in find_source(root, split).warnings)
+
+
+def test_files_that_name_nobody_among_others_are_counted(tmp_path):
+    source = find_source(tree(tmp_path, [*(f"s{i:02d}_{z}.png" for i in range(12) for z in (1, 2)), "overview.png"]))
+    assert any("1 files have no subject in their names; each counts as its own" in w for w in source.warnings)
 
 
 def test_pixels_do_not_depend_on_what_names_hide(tmp_path, monkeypatch):

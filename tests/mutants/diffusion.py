@@ -320,7 +320,7 @@ FAULTS = [
           'replace(base, dry_run=False)',
           ("tests/scripts/test_train_diffusion.py::test_a_vae_run_that_does_not_fit_is_passed_over",)),
     Fault("jobs/config/parsing.py",
-          'PATH_FIELDS = ("data", "init_from", ',
+          'PATH_FIELDS = ("data", "table", "init_from", ',
           'PATH_FIELDS = ("data", ',
           ("tests/scripts/test_train_diffusion.py::test_a_vae_run_that_does_not_fit_is_passed_over",)),
     Fault("jobs/config/parsing.py",

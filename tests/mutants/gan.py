@@ -370,7 +370,7 @@ FAULTS = [
     Fault("jobs/training/upkeep.py",
           "{'starting' if found < 0 else 'resuming'}",
           "{'resuming' if found < 0 else 'starting'}",
-          ("tests/scripts/test_train_gan.py", "tests/scripts/test_gan_main.py")),
+          ("tests/training/test_loop.py::test_an_attempt_begins_where_its_checkpoint_is_and_says_with_what",)),
     Fault("jobs/run/resume.py",
           '    compare_with_run(RunDir(config.run), config)\n    world',
           '    world',
