@@ -275,7 +275,7 @@ def _pixels(f: Slice) -> np.ndarray:
         if not hasattr(data.file_meta, "TransferSyntaxUID"):
             data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
         name = data.file_meta.TransferSyntaxUID.name
-        name = name if name.isprintable() and len(name) < 80 else "of an unknown kind"
+        name = name if name.isprintable() and len(name) < 120 else "of an unknown kind"
         return data.pixel_array
     except BadFile:
         raise
