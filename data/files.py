@@ -19,9 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeGuard
 
-# The one list of what is taken for a picture, a volume and a pack, by its name.
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
-VOLUMES = (".nii", ".nii.gz")
+# The one list of what is taken for a picture, a volume, an archive and a pack, by its name.
+ARRAYS = (".npy", ".npz")  # one picture, or a stack of them
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", *ARRAYS)
+SERIES = (".dcm", ".dicom", ".ima")  # one slice each; those of one series are one volume
+VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".hdr.gz", *SERIES)
+PARTNERS = (".img", ".img.gz")  # the voxels that belong to a .hdr; no files of their own
+ARCHIVES = (".zip", ".tar")  # read in place: /data/set.zip/train/a.png is a member
 PACK = ".pack"
 
 SMALL = 4 << 20  # bytes of a JSON file of a run at most: config, status, jobs, sidecars, headers

@@ -23,6 +23,7 @@ PREAMBLE = struct.Struct("<8sIIQQ32s")  # magic, version, 0, header length, data
 ALIGN = 4096
 MAX_HEADER = 256 << 20
 RESOLUTIONS = (8, 4096)
+MAX_SIDE = 4096  # of the square that slices are padded to
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Row:
     mean: float  # grey level at source size, 0-255
     size: tuple[int, int]  # at source
     file: str = ""  # SHA-256 of the file
+    levels: int = 256  # grey levels in use
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -165,7 +167,7 @@ def check_geometry(geometry) -> None:
     if not isinstance(geometry, dict) or not all(type(geometry.get(k)) is int for k in names):
         raise DataError(f"the geometry needs whole numbers {', '.join(names)}")
     height, width, square, crop, resolution = (geometry[k] for k in names)
-    fits = 1 <= height <= square and 1 <= width <= square and 0 <= crop <= square <= 1 << 14
+    fits = 1 <= height <= square and 1 <= width <= square and 0 <= crop <= square <= MAX_SIDE
     if not fits or not RESOLUTIONS[0] <= resolution <= RESOLUTIONS[1]:
         raise DataError(f"the geometry is impossible: {', '.join(f'{k} {geometry[k]}' for k in names)}")
 

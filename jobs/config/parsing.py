@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.config import kinds
-from jobs.config.rules import FREE
+from jobs.config.rules import CHOICES, FREE
 from jobs.config.specs import ROOT, ConfigError, TrainConfig, read_json
 from jobs.config.version import version
 
 Config = TypeVar("Config", bound=TrainConfig)
-PATH_FIELDS = ("data", "init_from", "vae", "perceptual_file")  # made absolute: a job may run in another folder
+PATH_FIELDS = ("data", "table", "init_from", "vae", "perceptual_file")  # made absolute: a job may run in another folder
 
 
 def parse_config(
@@ -115,7 +115,7 @@ def result_fields(config: TrainConfig) -> dict:
 
 def config_hash(config: TrainConfig) -> str:
     """8 hex digits over the fields that change the result."""
-    content = result_fields(config)
+    content = {k: v for k, v in result_fields(config).items() if v or k not in CHOICES}
     if config.init_from:
         content["init_from"] = config.init_from
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

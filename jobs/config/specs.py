@@ -50,7 +50,7 @@ class TrainConfig:
     preset: str = ""
     """A named configuration that the other flags override."""
     data: str = ""
-    """A folder of slices (its layout is recognised), a .pack file, or phantom[:N]."""
+    """A folder of slices (its layout is recognised), a table .csv of data.scan, a .pack file, or phantom[:N]."""
     split: Literal["train", "test", "val", "all"] = "train"
     """Which part of the data to train on."""
     max_bad: float = 0.01
@@ -71,6 +71,23 @@ class TrainConfig:
     """Image channels: 1 (grey) or 3."""
     crop: int = 0
     """Crop this many pixels from the middle of the padded slice before resizing (0: none). Undone when generating."""
+
+    include: str = ""
+    """Use only files whose path or name fits one of these globs, separated by commas, such as *_T1w.*"""
+    exclude: str = ""
+    """Leave files out whose path or name fits one of these globs, separated by commas."""
+    table: str = ""
+    """A .csv or .tsv that is joined to the files by file, scan, or person (and session): person, class, split, more."""
+    plane: Literal["", "axial", "coronal", "sagittal"] = ""
+    """Plane in which volumes are cut. Default: axial."""
+    slices: str = ""
+    """Share LO:HI of the head's extent, from its lowest slice, that is used, such as 0.3:0.7. Default: all of it."""
+    range: str = ""
+    """Grey values LO:HI that become black and white. Default: decided once for the whole set, and said."""
+    spacing: str = ""
+    """Mm per pixel that volumes are resampled to in plane. Default: the median of the set."""
+    volume: str = ""
+    """Which volume of 4-D files is used, counted from 0."""
 
     # --- optimisation -------------------------------------------------------------------------------------------------
     batch: int = 64

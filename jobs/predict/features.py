@@ -14,6 +14,7 @@ from tqdm import tqdm
 from data.files import say, sha256_of
 from data.pack import ensure_pack
 from data.packfile import Pack
+from data.records import Choices
 from jobs.config.specs import ConfigError
 from jobs.predict.trained import Trained, UsageError
 from jobs.training import collectives, ranks
@@ -79,7 +80,9 @@ def data_of(model: Trained, data: str) -> str:
 def shape_of(model: Trained) -> dict:
     """What ensure_pack needs to make slices as the model was trained on."""
     crop = model.config.get("crop")
-    return dict(resolution=model.resolution, channels=model.channels, crop=crop if isinstance(crop, int) else 0)
+    choices = Choices.of(model.config)
+    side = crop if isinstance(crop, int) else 0
+    return dict(resolution=model.resolution, channels=model.channels, crop=side, choices=choices)
 
 
 def open_data(model: Trained, data: str = "", say: Callable[[str], None] = say) -> RealSlices:
@@ -89,6 +92,10 @@ def open_data(model: Trained, data: str = "", say: Callable[[str], None] = say) 
         raise UsageError(f"{spec}: a pack holds one split; name the folder that it was packed from with --data")
     shape = shape_of(model)
     train, heldout = (ensure_pack(spec, split=s, log=say, progress=False, **shape) for s in ("train", "test"))
+    if train.digest == heldout.digest:
+        raise ConfigError(
+            f"{spec} is one side of a split, so nothing is held out; name the folder above it with --data"
+        )
     if len(heldout) < MIN_HELDOUT:
         raise ConfigError(f"{spec}: only {len(heldout)} held-out slices, and figures need {MIN_HELDOUT}; use more data")
     if model.classes and list(train.classes) != model.classes:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from data.files import atomic_write, is_number, plain, say
 from jobs.config import specs
+from jobs.config.rules import CHOICES
 from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import stopping
 from jobs.run.resume import compare_with_run, write_config
@@ -141,6 +142,8 @@ def check_data(
         say(f"Override: other {' and '.join(differ)}")
         run.note("override", changed=", ".join(differ))
     after: dict = {"classes": classes, "digests": old | digests}
+    if chosen := {name: value for name in CHOICES if (value := getattr(config, name, ""))}:
+        after["choices"] = chosen
     if augmentation is not None or drawn is not None:
         after["augmentation"] = augmentation if differ or drawn is None else drawn
     if differ or not before or set(digests) - set(old) or (drawn is None and augmentation is not None):

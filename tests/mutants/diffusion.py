@@ -324,7 +324,7 @@ FAULTS = [
           'replace(base, dry_run=False)',
           ("tests/config/test_specs.py::test_what_is_asked_of_one_attempt_is_not_remembered",)),
     Fault("jobs/config/parsing.py",
-          'PATH_FIELDS = ("data", "init_from", ',
+          'PATH_FIELDS = ("data", "table", "init_from", ',
           'PATH_FIELDS = ("data", ',
           ("tests/config/test_specs.py::test_paths_become_absolute",)),
     Fault("jobs/config/parsing.py",
