@@ -218,8 +218,10 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing)
 
     channels, poll = how.get("channels", 1), how.get("poll")
 
+    levels = levels_of(source)
+
     def one(group: list[Record]) -> list[Decoded]:
-        return list(_decode(group, source, geometry, channels))
+        return list(_decode(group, source, geometry, channels, levels))
 
     rows: list[Row] = []
     bad: list[tuple[str, str]] = []
@@ -297,7 +299,7 @@ def ordered_map(function, items, workers: int, cost: Callable[..., int] = lambda
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _decode(group: list[Record], source: Source, geometry: dict, channels: int) -> Iterator[Decoded]:
+def _decode(group: list[Record], source: Source, geometry: dict, channels: int, levels) -> Iterator[Decoded]:
     """The outcome of each record of a group: pages of one file, or one record alone."""
     first = group[0]
     try:
@@ -307,12 +309,12 @@ def _decode(group: list[Record], source: Source, geometry: dict, channels: int) 
             yield _decode_volume(first, source, geometry, channels)
         elif first.page < 0 and first.path.lower().endswith(ONE_PAGE):
             data = images.read_bytes(first.path)
-            with images.decode_one(data, channels, levels_of(source)) as (pixels, notes):
+            with images.decode_one(data, channels, levels) as (pixels, notes):
                 row, packed = _row(first, first.name, pixels, geometry, channels)
             row.file = hashlib.sha256(data).hexdigest()
             yield Decoded([(row, packed)], "", notes)
         else:
-            yield from _decode_pages(group, source, geometry, channels)
+            yield from _decode_pages(group, geometry, channels, levels)
     except BadFile as error:
         yield Decoded([], str(error))
 
@@ -325,8 +327,7 @@ def _decode_volume(record: Record, source: Source, geometry: dict, channels: int
     return Decoded(list(rows) if small else rows, "", tuple(notes))
 
 
-def _decode_pages(group: list[Record], source: Source, geometry: dict, channels: int) -> Iterator[Decoded]:
-    levels = levels_of(source)
+def _decode_pages(group: list[Record], geometry: dict, channels: int, levels) -> Iterator[Decoded]:
     file = images.file_sha(group[0].path)
     for record, raw in zip(group, images.read_pages(group[0].path, [r.page for r in group], channels), strict=True):
         try:

@@ -21,7 +21,7 @@ from data.files import ARCHIVES
 
 MAX_MEMBERS = 500_000
 MAX_INDEX = 128 << 20  # bytes of the list at the end of a .zip, and of one extended header of a .tar
-M_MMAP_THRESHOLD = -3  # of mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 FLIGHT = 384 << 20  # bytes that all decoding threads hold together, about
 
 
@@ -34,7 +34,9 @@ def give_back_memory() -> None:
     """Large blocks go back to the system when they are freed: glibc would keep, for each thread, what its largest
     picture took."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 1 << 20)
+        mallopt(M_TRIM_THRESHOLD, 4 << 20)  # else small pictures would give back and ask again, each of them
 
 
 class Budget:
@@ -89,8 +91,11 @@ def split_member(path) -> tuple[str, str] | None:
 def open_file(path) -> BinaryIO:
     """A seekable binary file: a regular file that is not empty, or a member of an archive. Never blocks on a pipe."""
     inside = split_member(path)
-    if inside:
-        return _archive(inside[0]).open(inside[1])
+    return _archive(inside[0]).open(inside[1]) if inside else open_regular(path)
+
+
+def open_regular(path) -> BinaryIO:
+    """A regular file that is not empty, opened without waiting."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
@@ -115,9 +120,10 @@ def file_size(path) -> int:
 
 def read_bytes(path, most: int) -> bytes:
     """The whole contents of a file or a member, at most `most` bytes. Raises BadFile."""
-    with open_file(path) as file:
+    inside = split_member(path)
+    with _archive(inside[0]).open(inside[1]) if inside else open_regular(path) as file:
         try:
-            size = file_size(path) if split_member(path) else os.fstat(file.fileno()).st_size
+            size = _archive(inside[0]).find(inside[1]).size if inside else os.fstat(file.fileno()).st_size
             data = file.read(most + 1) if size <= most else b""
         except BadFile:
             raise
