@@ -62,7 +62,7 @@ def packs(tmp_path_factory, monkeypatch):
 
 
 def slices_in(root: Path, split: str) -> tuple[np.ndarray, list[str], list[str], list[int]]:
-    """(images (N, 32, 32), names, scans, classes) of a split, in the order of their names. Scans as they are told: each by
+    """(images (N, 32, 32), names, scans, classes) of a split, by name. Scans as they are told: each by
     its keyed hash."""
     paths = sorted((root / split).glob("*/*.png"))
     images = np.stack([pixels(p) for p in paths])
