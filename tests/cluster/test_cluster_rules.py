@@ -65,6 +65,7 @@ def test_what_holds_where_nobody_says_otherwise():
         "init_from",
         "vae",
         "perceptual_file",
+        "table",
     }
     assert set(REMEMBERED) == set("partition account qos time nodes gpus cpus site shared local max_restarts".split())
 
