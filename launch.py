@@ -21,6 +21,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from data.files import say
 from jobs.cluster import doctor, serve, show, slurm, status, submit, terminal, why
 from jobs.cluster.options import MAX_RESTARTS, Options, is_given
 from jobs.cluster.plan import make_plan
@@ -186,7 +187,7 @@ def status_command(argv: list[str]) -> int:
     elif views:
         show.show_runs(views)
     else:
-        print(f"No runs in {RUNS} yet. Start one:  python launch.py --local --wait --job stylegan2 --preset quickstart")
+        say(f"No runs in {RUNS} yet. Start one:  python launch.py --local --wait --job stylegan2 --preset quickstart")
     return DONE
 
 
@@ -203,7 +204,7 @@ def logs_command(argv: list[str]) -> int:
     follower = show.Follower(run, at_end=True)  # from here on: what is written meanwhile must be shown once
     log = why.newest_log(run)
     if log is None and not options.follow:
-        print(f"{run.name} has no log yet: its job has not started. python launch.py status {run.name}")
+        say(f"{run.name} has no log yet: its job has not started. python launch.py status {run.name}")
         return DONE
     if log is not None:
         print(paint(f"==> {log}", "grey", sys.stderr), file=sys.stderr)
@@ -304,7 +305,7 @@ def doctor_command(argv: list[str]) -> int:
     else:
         terminal.say_checks(checks)
         failed = sum(check.level == "fail" for check in checks)
-        print(f"\n{failed} problem{'s' if failed > 1 else ''} to fix." if failed else "\nAll well.")
+        say(f"\n{failed} problem{'s' if failed > 1 else ''} to fix." if failed else "\nAll well.")
     return BAD if any(check.level == "fail" for check in checks) else DONE
 
 

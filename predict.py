@@ -26,6 +26,7 @@ import argparse
 import os
 import signal
 
+from data.files import leads_out, say
 from jobs.predict.flags import CALLS_COMMANDS, parse_args
 
 if __name__ == "__main__":
@@ -102,8 +103,13 @@ def how_of(args: argparse.Namespace, model: Trained) -> dict:
 
 def output(args: argparse.Namespace) -> Output:
     """--out, else predictions/COMMAND in the run, or here where only a weights file is given."""
+    if args.out:
+        return Output(args.command, Path(args.out))
     base = run_of(args.run) if args.run else Path()
-    return Output(args.command, Path(args.out) if args.out else base / "predictions" / args.command)
+    folder = base / "predictions" / args.command
+    if leads_out(folder, base):
+        raise ConfigError(f"{folder}: a link that leads out of the run; name the folder itself with --out")
+    return Output(args.command, folder)
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
@@ -232,7 +238,7 @@ def main(args: argparse.Namespace) -> int:
         COMMANDS[args.command](args)
         return stopping.DONE
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on or starts again", file=sys.stderr)
+        say("interrupted; the same command goes on or starts again", sys.stderr)
         return 130
     except (UsageError, ConfigError, DataError) as error:
         text, code = str(error), stopping.USAGE if isinstance(error, UsageError) else stopping.BAD
@@ -246,7 +252,7 @@ def main(args: argparse.Namespace) -> int:
     except OSError as error:
         what = f"{error.filename or args.command}: {error.strerror or error}"
         text, code = f"{what}; check the path, its permissions and the free space", stopping.BAD
-    print(f"error: {text}", file=sys.stderr)
+    say(f"error: {text}", sys.stderr)
     return code
 
 

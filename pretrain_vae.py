@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from data import files
 from data.batches import Batches
 from data.build import packing_of
 from data.files import sha256_of
@@ -346,7 +347,7 @@ def write_latents(c: VaeConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack
 
 def dry_run(c: VaeConfig) -> int:
     """Check flags, data, run directory and memory, and change nothing."""
-    say = partial(print, file=sys.stderr)
+    say = partial(files.say, to=sys.stderr)
     preview(c.data, split=c.split, **packing_of(c) | {"log": say})
     open_perceptual(c, torch.device("cpu"))
     return end_dry_run(c, say)

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from data import files
 from data.build import packing_of
 from data.latents import Latents
 from data.pack import ensure_held_out, ensure_pack, preview
@@ -235,7 +236,7 @@ def train(
 
 def dry_run(c: DiffusionConfig) -> int:
     """Check flags, data, VAE, run directory and memory, and change nothing."""
-    say = partial(print, file=sys.stderr)
+    say = partial(files.say, to=sys.stderr)
     rules.check_classes(c, preview(c.data, split=c.split, **packing_of(c) | {"log": say}))
     if c.space == "latent":
         copied = copied_vae(RunDir(c.run).path)

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data import files
 from data.batches import Batches
 from data.build import packing_of
 from data.pack import ensure_pack, preview
@@ -430,7 +431,7 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
 
 def dry_run(c: GanConfig) -> int:
     """Check flags, data, run directory and memory, and change nothing."""
-    say = partial(print, file=sys.stderr)
+    say = partial(files.say, to=sys.stderr)
     rules.check_classes(c, preview(c.data, split=c.split, **packing_of(c) | {"log": say}))
     return end_dry_run(c, say)
 

@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Required, TypedDict, Unpack
+from typing import Required, TypedDict, Unpack, cast
 
 import numpy as np
 from tqdm import tqdm
 
 from data import images, volumes
-from data.files import atomic_file, remove_torn
-from data.images import BadFile
-from data.packfile import (
-    ALIGN,
-    PREAMBLE,
-    RESOLUTIONS,
-    VERSION,
-    Pack,
-    Row,
-    open_pack,
-    sha256_of,
-    write_header,
-)
-from data.records import Record, Source
+from data.files import atomic_file, remove_torn, say
+from data.formats import is_volume
+from data.packfile import ALIGN, MAX_SIDE, PREAMBLE, RESOLUTIONS, VERSION, Pack, Row, open_pack, sha256_of, write_header
+from data.people import hide, pseudonym
+from data.reading import FLIGHT, BadFile, default_workers, give_back_memory
+from data.records import Choices, Record, Source
+from data.settle import cut_of, levels_of, settle
 from data.walk import DataError
 
 PHANTOM_SIZE = 256  # phantoms that are cropped are drawn at this size first
 DARK, DARK_MIN_SCANS = 0.3, 10  # scans below this fraction of the median scan's mean are left out
 MAX_BAD = 0.01  # share of bad files to go on with
+PIXELS = 2  # how files become slices: raise it when decoding changes, so that packs in the cache are made again
 BAD_FREE = 100  # sets smaller than this tolerate one bad file
+ONE_PAGE = (".png", ".jpg", ".jpeg", ".bmp")  # read whole and decoded at once, as most data sets are
 LISTED = 20  # bad files named in the log
 COMPARED = 256 << 20  # bytes of other splits' files read at most to look for the same pictures
+GREY_LEVELS = 32  # a median slice that uses fewer was made from values that were not scaled
+LAZY = 64 << 20  # bytes of one volume's slices; more of them are made when they are written
 FEW = 8  # slices below which a warning says that they are no data set
 
 
@@ -48,7 +46,7 @@ FEW = 8  # slices below which a warning says that they are no data set
 class Decoded:
     """One record's outcome: rows with their pixels, or the reason why there are none."""
 
-    rows: list[tuple[Row, bytes]]
+    rows: Iterable[tuple[Row, bytes]]
     bad: str = ""
     notes: tuple[str, ...] = ()
 
@@ -57,14 +55,16 @@ class Packing(TypedDict, total=False):
     """What a pack is made of and how: the arguments that build_pack, ensure_pack and ensure_held_out hand on.
 
     resolution: side of the slices in pixels. channels: 1 or 3. crop: pixels of the middle to keep, 0 for all. max_bad:
-    share of bad files to go on with. workers: decoding threads. progress: whether to show a bar. log(text): where the
-    words go. poll(): called after each file; what it raises ends the work, and nothing is left behind.
+    share of bad files to go on with. choices: what is chosen of the data. workers: decoding threads. progress: whether
+    to show a bar. log(text): where the words go. poll(): called after each file; what it raises ends the work, and
+    nothing is left behind.
     """
 
     resolution: Required[int]
     channels: int
     crop: int
     max_bad: float
+    choices: Choices
     workers: int | None
     progress: bool
     log: Callable[[str], object]
@@ -73,7 +73,9 @@ class Packing(TypedDict, total=False):
 
 def packing_of(config) -> Packing:
     """What a pack for a run of this configuration is made of."""
-    return Packing(resolution=config.resolution, channels=config.channels, crop=config.crop, max_bad=config.max_bad)
+    choices = Choices.of(vars(config))
+    shape = {name: getattr(config, name) for name in ("resolution", "channels", "crop", "max_bad")}
+    return cast(Packing, shape | {"choices": choices})
 
 
 def shape_of(how: Packing) -> tuple[int, int, int]:
@@ -90,7 +92,9 @@ def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
     be bad, unless max_bad is 0).
     """
     resolution, channels, crop = shape_of(how)
-    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
+    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", say)
+    source.check()
+    source = settle(source)
     geometry = _geometry(source, resolution, crop)
     out = Path(out)
     count, index_size = _upper_bounds(source)
@@ -122,6 +126,8 @@ def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
                 "bad_count": len(bad),
                 "bad": bad[:1000],
                 "warnings": notes,
+                "value_range": source.value_range,
+                "spacing": source.spacing,
             }
             write_header(file, offset, rows, source.classes, geometry, channels, sha, meta)
             file.flush()
@@ -157,8 +163,10 @@ def _geometry(source: Source, resolution: int, crop: int) -> dict:
     square = max(height, width)
     if crop > square:
         raise DataError(f"--crop {crop} is larger than the slices, {width}x{height}; choose at most {square}")
-    if square > 1 << 14:
-        raise DataError(f"{source.spec}: slices of {width}x{height} are too large")
+    if square > MAX_SIDE:
+        raise DataError(
+            f"{source.spec}: slices of {width}x{height} are too large; scale them to at most {MAX_SIDE} pixels"
+        )
     return dict(source_height=height, source_width=width, square=square, crop=crop, resolution=resolution)
 
 
@@ -167,13 +175,13 @@ def _upper_bounds(source: Source) -> tuple[int, int]:
     count = text = 0
     for r in source.records:
         slices = 1
-        if source.kind == "volumes":
+        if is_volume(r.path):
             try:
-                slices = volumes.volume_frame(r.path)[1]
+                slices = volumes.volume_frame(r.path, cut_of(source), r.page)[1]
             except BadFile:
                 continue
         count += slices
-        text += slices * (len(json.dumps([r.name, r.subject])) + 80)
+        text += slices * (len(json.dumps([r.name, r.subject])) + 160)
     fixed = len(json.dumps([source.classes, source.warnings, source.describe(), source.bad])) + (1 << 16)
     return count, text + fixed + 400 * min(len(source.records), 2000)
 
@@ -210,8 +218,10 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing)
 
     channels, poll = how.get("channels", 1), how.get("poll")
 
-    def one(record: Record) -> Decoded:
-        return _decode(record, source.kind, geometry, channels)
+    levels = levels_of(source)
+
+    def one(group: list[Record]) -> list[Decoded]:
+        return list(_decode(group, source, geometry, channels, levels))
 
     rows: list[Row] = []
     bad: list[tuple[str, str]] = []
@@ -225,65 +235,110 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing)
         disable=None if how.get("progress", True) else True,
         leave=False,
     )
+    row_bytes = channels * geometry["resolution"] ** 2
+
+    def cost(group: list[Record]) -> int:
+        with contextlib.suppress(BadFile):
+            if is_volume(group[0].path):
+                return volumes.volume_cost(volumes.open_volume(group[0].path, group[0].page))
+        return len(group) * row_bytes
+
+    give_back_memory()
+    groups = _by_file(source.records, max(1, min(64, LAZY // row_bytes)))
     with bar:
-        for record, result in ordered_map(one, source.records, how.get("workers") or default_workers()):
-            bar.update()
-            if poll is not None:
-                poll()
-            if result.bad:
-                bad.append((record.name, result.bad))
-            notes += [f"{record.name}: {n}" for n in result.notes]
-            for row, data in result.rows:
-                file.write(data)
-                sha.update(data)
-                rows.append(row)
+        for group, results in ordered_map(one, groups, how.get("workers") or default_workers(), cost):
+            for record, result in zip(group, results, strict=True):
+                bar.update()
+                if poll is not None:
+                    poll()
+                try:
+                    for row, data in result.rows:
+                        file.write(data)
+                        sha.update(data)
+                        rows.append(row)
+                except BadFile as error:  # of a volume whose slices are made only now
+                    result.bad = str(error)
+                if result.bad:
+                    bad.append((hide(record.name), result.bad))
+                notes += [f"{hide(record.name)}: {n}" for n in result.notes]
     return rows, bad, notes, sha.hexdigest()
 
 
-def default_workers() -> int:
-    """Threads: Pillow and zlib release the interpreter lock while they decode.
+def _by_file(records: list[Record], most: int) -> Iterator[list[Record]]:
+    """Neighbouring pages of one file together, so that it is opened once."""
+    group: list[Record] = []
+    for r in records:
+        if group and (r.page < 0 or r.path != group[0].path or len(group) == most):
+            yield group
+            group = []
+        group.append(r)
+    if group:
+        yield group
 
-    More than cores, as NFS makes them wait.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(2 * cores, 16)
 
-
-def ordered_map(function, items, workers: int):
-    """(item, function(item)) in order, computed by threads at most a few items ahead, so that memory stays bounded."""
+def ordered_map(function, items, workers: int, cost: Callable[..., int] = lambda item: 0):
+    """(item, function(item)) in order, computed by threads at most a few items ahead, and no more than what FLIGHT
+    bytes hold by their `cost`, so that memory stays bounded."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
         waiting: deque = deque()
+        held = 0
         for item in items:
-            waiting.append((item, pool.submit(function, item)))
-            if len(waiting) >= 8 * workers:
-                done, future = waiting.popleft()
+            need = cost(item)
+            while waiting and (held + need > FLIGHT or len(waiting) >= 8 * workers):
+                done, future, freed = waiting.popleft()
                 yield done, future.result()
+                del future
+                held -= freed
+            waiting.append((item, pool.submit(function, item), need))
+            held += need
         while waiting:
-            done, future = waiting.popleft()
+            done, future, _ = waiting.popleft()
             yield done, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _decode(record: Record, kind: str, geometry: dict, channels: int) -> Decoded:
+def _decode(group: list[Record], source: Source, geometry: dict, channels: int, levels) -> Iterator[Decoded]:
+    """The outcome of each record of a group: pages of one file, or one record alone."""
+    first = group[0]
     try:
-        if kind == "phantom":
-            return Decoded([_phantom_row(record, geometry, channels)])
-        if kind == "volumes":
-            slices, notes = volumes.read_volume(record.path)
-            return Decoded(
-                [_row(record, f"{record.name}#{z:03d}", p[:, :, None], geometry, channels) for z, p in slices],
-                "",
-                tuple(notes),
-            )
-        data = images.read_bytes(record.path)
-        pixels = images.decode(data, channels)
-        row, packed = _row(record, record.name, pixels, geometry, channels)
-        row.file = hashlib.sha256(data).hexdigest()
-        return Decoded([(row, packed)])
+        if source.kind == "phantom":
+            yield Decoded([_phantom_row(first, geometry, channels)])
+        elif is_volume(first.path):
+            yield _decode_volume(first, source, geometry, channels)
+        elif first.page < 0 and first.path.lower().endswith(ONE_PAGE):
+            data = images.read_bytes(first.path)
+            with images.decode_one(data, channels, levels) as (pixels, notes):
+                row, packed = _row(first, first.name, pixels, geometry, channels)
+            row.file = hashlib.sha256(data).hexdigest()
+            yield Decoded([(row, packed)], "", notes)
+        else:
+            yield from _decode_pages(group, geometry, channels, levels)
     except BadFile as error:
-        return Decoded([], str(error))
+        yield Decoded([], str(error))
+
+
+def _decode_volume(record: Record, source: Source, geometry: dict, channels: int) -> Decoded:
+    slices, notes = volumes.cut_volume(volumes.open_volume(record.path, record.page), cut_of(source))
+    rows = (_row(record, f"{record.name}#{z:03d}", p[:, :, None], geometry, channels) for z, p in slices)
+    count = volumes.open_volume(record.path, record.page).frame(source.plane)[1]
+    small = count * channels * geometry["resolution"] ** 2 <= LAZY
+    return Decoded(list(rows) if small else rows, "", tuple(notes))
+
+
+def _decode_pages(group: list[Record], geometry: dict, channels: int, levels) -> Iterator[Decoded]:
+    file = images.file_sha(group[0].path)
+    for record, raw in zip(group, images.read_pages(group[0].path, [r.page for r in group], channels), strict=True):
+        try:
+            if isinstance(raw, BadFile):
+                raise raw
+            name = record.name if record.page < 0 or "#" in record.name else f"{record.name}#{record.page:03d}"
+            row, packed = _row(record, name, images.render(raw, channels, levels), geometry, channels)
+            row.file = file
+            yield Decoded([(row, packed)])
+        except BadFile as error:
+            yield Decoded([], str(error))
 
 
 def _row(record: Record, name: str, pixels, geometry: dict, channels: int) -> tuple[Row, bytes]:
@@ -291,7 +346,10 @@ def _row(record: Record, name: str, pixels, geometry: dict, channels: int) -> tu
     h = hashlib.blake2b(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes(), digest_size=16)
     packed = images.fit_square(pixels, geometry["square"], geometry["crop"], geometry["resolution"])
     packed = np.broadcast_to(packed, (*packed.shape[:2], channels)).transpose(2, 0, 1)
-    row = Row(name, record.label, record.subject, record.scan, h.hexdigest(), float(pixels.mean()), pixels.shape[:2])
+    person = pseudonym(record.subject) if record.path else record.subject  # a phantom is nobody
+    mean = float(pixels.mean())
+    row = Row(hide(name), record.label, person, hide(record.scan), h.hexdigest(), mean, pixels.shape[:2])
+    row.levels = int(np.count_nonzero(np.bincount(pixels[::2, ::2, 0].ravel(), minlength=256)))
     return row, np.ascontiguousarray(packed).tobytes()
 
 
@@ -377,8 +435,12 @@ def _remarks(source: Source, rows: list[Row], geometry: dict) -> list[str]:
             "smaller ones are "
             f"padded, larger ones scaled down"
         )
-    if max(row.mean for row in rows) < 3:
-        notes.append("all slices are nearly black: 12-bit values in 16-bit files? stretch them to the full range first")
+    levels, mean = (float(np.median(values)) for values in zip(*((r.levels, r.mean) for r in rows), strict=True))
+    if mean < 3 or (1 < levels < GREY_LEVELS and mean < GREY_LEVELS):
+        notes.append(
+            f"the median slice is nearly black, with {levels:.0f} grey levels: 12-bit values that were saved without "
+            "scaling? give the values that become black and white, --range LO:HI"
+        )
     labels: dict[str, set] = defaultdict(set)
     first: dict[str, str] = {}
     again: list[str] = []
@@ -412,13 +474,13 @@ def _same_in_other_split(source: Source, rows: list[Row]) -> list[str]:
 
     def sha(record: Record) -> str:
         try:
-            return hashlib.sha256(images.read_bytes(record.path)).hexdigest()
+            return images.file_sha(record.path)
         except BadFile:
             return ""
 
     for record, value in ordered_map(sha, candidates, default_workers()):
         if value in own:
-            twins.append(f"{own[value]} = {record.name}")
+            twins.append(f"{own[value]} = {hide(record.name)}")
     if not twins:
         return []
     return [f"{len(twins):,} pictures{partly} are in another split too: {', '.join(twins[:3])}"]
@@ -428,5 +490,5 @@ def _same_in_other_split(source: Source, rows: list[Row]) -> list[str]:
 def pack_key(source: Source, resolution: int, channels: int, crop: int) -> str:
     """What the contents of a pack depend on, as hex."""
     return hashlib.blake2b(
-        repr((VERSION, source.digest(), resolution, channels, crop)).encode(), digest_size=12
+        repr((VERSION, PIXELS, source.digest(), resolution, channels, crop)).encode(), digest_size=12
     ).hexdigest()

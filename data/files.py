@@ -1,4 +1,5 @@
-"""Files that are whole or not there: atomic writes for all rooms. Standard library only."""
+"""Files for all rooms: written whole or not at all, read within bounds; text of others made harmless. Standard library
+only."""
 
 from __future__ import annotations
 
@@ -6,19 +7,31 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import json
+import math
 import os
 import re
 import socket
+import stat
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import IO, Any, TypeGuard
 
-# The one list of what is taken for a picture, a volume and a pack, by its name.
-PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp")
-VOLUMES = (".nii", ".nii.gz")
+# The one list of what is taken for a picture, a volume, an archive and a pack, by its name.
+ARRAYS = (".npy", ".npz")  # one picture, or a stack of them
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", *ARRAYS)
+SERIES = (".dcm", ".dicom", ".ima")  # one slice each; those of one series are one volume
+VOLUMES = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".hdr.gz", *SERIES)
+PARTNERS = (".img", ".img.gz")  # the voxels that belong to a .hdr; no files of their own
+ARCHIVES = (".zip", ".tar")  # read in place: /data/set.zip/train/a.png is a member
 PACK = ".pack"
 
+SMALL = 4 << 20  # bytes of a JSON file of a run at most: config, status, jobs, sidecars, headers
+LINE = 256 << 10  # bytes of a row of a log at most; longer ones are passed over
+ROWS = 256 << 20  # bytes that are read of a log: its end
+KEPT = 16 << 20  # bytes of rows that are kept in memory; of more, every second one, and so on
 TORN_AGE = 600.0  # a temporary file of another host is a dead writer's when nothing was written to it for so long
 
 _temporary = re.compile(r"\..+\.tmp\.(?P<host>.+)\.(?P<pid>\d+)\.\d+")
@@ -119,10 +132,162 @@ def is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and abs(value) < 1e15  # also false for nan
 
 
+# --- files that others may have written -------------------------------------------------------------------------------
+def open_regular(path: str | os.PathLike, mode: str = "rb", inside: Path | None = None) -> IO[bytes]:
+    """A regular file, opened without ever waiting: a pipe, a device, a socket or a folder is an OSError whose words can
+    be shown. `inside`: a folder out of which no link may lead."""
+    if inside is not None and leads_out(Path(path), inside):
+        raise OSError(errno.EPERM, f"a link that leads out of {inside}", str(path))
+
+    def opener(name: str, flags: int) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            check_regular(os.stat(name), name)  # first: to open a device may do something
+        handle = os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+        try:
+            check_regular(os.fstat(handle), name)
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
+
+    return open(path, mode, opener=opener)
+
+
+def check_regular(info: os.stat_result, name: str | os.PathLike, most: int = sys.maxsize) -> None:
+    """OSError unless this is a regular file of at most so many bytes."""
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(name))
+    if info.st_size > most:
+        raise OSError(errno.EFBIG, f"too large: more than {most / (1 << 20):g} MB", str(name))
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether links on the way to `path` lead out of `folder`, which may be a link itself."""
+    return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def read_bytes(path: str | os.PathLike, most: int = SMALL, inside: Path | None = None) -> bytes:
+    """The contents of a regular file of at most `most` bytes. OSError for anything else, see open_regular."""
+    with open_regular(path, inside=inside) as file:
+        check_regular(os.fstat(file.fileno()), path, most)
+        return file.read(most)
+
+
+def read_tail(path: str | os.PathLike, most: int, end: int | None = None, inside: Path | None = None) -> bytes:
+    """The last `most` bytes of a regular file, or of its first `end` bytes."""
+    with open_regular(path, inside=inside) as file:
+        end = file.seek(0, os.SEEK_END) if end is None else end
+        begin = file.seek(max(end - most, 0))
+        return file.read(end - begin)
+
+
+def lines_of(file: IO[bytes]) -> Iterator[bytes]:
+    """The whole lines of a file of rows. What is longer than LINE, or has no end yet, is passed over."""
+    while line := file.readline(LINE):
+        if line.endswith(b"\n"):
+            yield line
+        else:
+            while (rest := file.readline(LINE)) and not rest.endswith(b"\n"):
+                pass
+
+
+def read_rows(path: str | os.PathLike, inside: Path | None = None, keep: Callable[[dict], bool] = bool) -> list[dict]:
+    """The JSON objects in the last ROWS bytes of a file of rows, in order, those that `keep` takes. Rows that are none
+    are left out, numbers that are not finite are None. Of more than KEPT bytes of rows every second one is taken, of
+    more than twice that every fourth, and the last in any case: a curve stays whole, and the memory bounded."""
+    rows: list[dict] = []
+    size, step, last = 0, 1, b""
+    with open_regular(path, inside=inside) as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - ROWS, 0))
+        for number, line in enumerate(lines_of(file)):
+            if number % step:
+                last = line
+                continue
+            last = b""
+            rows += row_of(line, keep, nonfinite=True)
+            size += len(line)
+            if size > KEPT:
+                rows, size, step = rows[::2], size // 2, step * 2
+    return rows + row_of(last, keep, nonfinite=True)
+
+
+def row_of(line: bytes, keep: Callable[[dict], bool] = bool, nonfinite: bool = False) -> list[dict]:
+    """The JSON object in a line, as a list of one; [] where it holds none, or none that `keep` takes."""
+    with contextlib.suppress(ValueError):
+        row = parse_json(line, nonfinite)
+        return [row] if isinstance(row, dict) and keep(row) else []
+    return []
+
+
+def parse_json(text: str | bytes, nonfinite: bool = False) -> Any:
+    """JSON that can be computed with, printed and stored. ValueError, a few words, for all else: what is nested too
+    deeply, half a character, NaN and infinities (with `nonfinite` these become None)."""
+
+    def number(word: str) -> float | None:
+        value = float(word)
+        if not math.isfinite(value) and not nonfinite:
+            raise ValueError(f"the number {word[:20]}")
+        return value if math.isfinite(value) else None
+
+    text = text if isinstance(text, str) else text.decode()
+    try:
+        value = json.loads(text, parse_constant=number, parse_float=number)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if _surrogate.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("text that is no Unicode") from None
+    return value
+
+
+_surrogate = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+
+
+def read_json(path: str | os.PathLike, inside: Path | None = None, most: int = SMALL, nonfinite: bool = False) -> dict:
+    """The JSON object in a small file. OSError or ValueError, whose words can be shown, for anything else."""
+    value = parse_json(read_bytes(path, most, inside), nonfinite)
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    return value
+
+
+def read_object(path: str | os.PathLike, inside: Path | None = None, nonfinite: bool = False) -> tuple[dict, str]:
+    """(the JSON object in a small file, ''); ({}, what is wrong with the file) where there is one that cannot be read,
+    ({}, '') where there is none."""
+    try:
+        return read_json(path, inside, nonfinite=nonfinite), ""
+    except FileNotFoundError:
+        return {}, ""
+    except (OSError, ValueError) as error:
+        return {}, f"{Path(path).name} is damaged ({words(error)})"
+
+
+def words(error: Exception) -> str:
+    """What an OSError or a ValueError says, without the file's name."""
+    return plain(getattr(error, "strerror", None) or str(error))[:200]
+
+
+# --- text that others wrote -------------------------------------------------------------------------------------------
+def plain(text: object, keep: str = "") -> str:
+    """Text in which what does not print is spelled out, as \\x1b or \\u202e: control characters, escapes of
+    terminals, what turns the direction of writing, other line ends. `keep`: characters that stay, such as line ends."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def say(text: object, to: IO[str] | None = None) -> None:
+    """Print lines that may hold text of others."""
+    print(plain(text, keep="\n\t"), file=to or sys.stdout, flush=True)
+
+
 def sha256_of(file, offset: int = 0) -> str:
     """Hex digest of an open file from `offset` on, or of the file at a path."""
     if isinstance(file, (str, os.PathLike)):
-        with open(file, "rb") as opened:
+        with open_regular(file) as opened:
             return sha256_of(opened)
     file.seek(offset)
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data.batches import FREE_FRACTION, sample_order, to_float
-from data.files import atomic_write, remove_torn, sha256_of, temporary_for
+from data.files import atomic_write, open_regular, read_json, remove_torn, say, sha256_of, temporary_for
 from data.pack import pack_folder
 from data.packfile import Pack
 from data.walk import DataError
@@ -59,8 +59,9 @@ def open_latents(path: Path, pack: Pack, encoder_sha256: str, verify: bool = Tru
     `verify` reads it all and compares its SHA-256.
     """
     try:
-        about = json.loads(path.with_suffix(".json").read_text())
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        about = read_json(path.with_suffix(".json"))
+        with open_regular(path):  # no pipe, at which numpy would wait
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception:  # a damaged header raises almost anything, tokenize.TokenError among it
         return None
     expected = {"version": VERSION, "encoder": encoder_sha256, "pack": pack.digest}
@@ -98,7 +99,7 @@ def build_latents(
     device,
     batch: int = 32,
     poll=None,
-    log=print,
+    log=say,
 ) -> Latents:
     """Encode every slice and write the cache, atomically; two processes may do it at once.
 
@@ -165,7 +166,7 @@ def build_latents(
 
 
 def ensure_latents(
-    pack: Pack, encode, encoder_sha256: str, *, device, cache_dir=None, poll=None, log=print, verify: bool = True
+    pack: Pack, encode, encoder_sha256: str, *, device, cache_dir=None, poll=None, log=say, verify: bool = True
 ) -> Latents:
     """The cache of these slices under this encoder, re-used or built."""
     path = latents_path(pack, encoder_sha256, cache_dir)

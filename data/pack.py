@@ -13,17 +13,21 @@ import re
 import stat
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 from data.build import MAX_BAD, Packing, _geometry, _list_bad, build_pack, check_bad, pack_key, shape_of
+from data.files import say
 from data.packfile import (
     MAGIC,
     Pack,
     open_pack,
 )
-from data.records import ROOM
-from data.sources import find_source
+from data.people import hide
+from data.records import ROOM, Source
+from data.settle import settle
+from data.sources import DEFAULT, find_source
 from data.walk import DataError
 
 
@@ -49,10 +53,12 @@ def ensure_pack(
     of a pack that is there already (2 GB in a few seconds).
     """
     resolution, channels, crop = shape_of(how)
-    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
-    if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
+    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", say)
+    if _given(spec):
         return _given_pack(spec, resolution, channels, crop, split, log, verify)
-    source = find_source(spec, split)
+    source = find_source(spec, split, how.get("choices", DEFAULT))
+    source.check()
+    source = settle(source)
     key = pack_key(source, resolution, channels, crop)
     if out is None:
         slug = re.sub(r"[^a-z0-9]+", "-", source.layout.lower())
@@ -89,15 +95,17 @@ def preview(spec: str, *, split: str = "train", **how: Unpack[Packing]) -> list[
     Files that are bad at a glance (unreadable, empty) count: with too many of them ensure_pack is sure to refuse.
     """
     resolution, channels, crop = shape_of(how)
-    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", print)
-    if spec and spec.lower().endswith(".pack") and not Path(spec).is_dir():
+    max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", say)
+    if _given(spec):
         return _given_pack(spec, resolution, channels, crop, split, log, verify=False).classes
-    source = find_source(spec, split)
+    source = find_source(spec, split, how.get("choices", DEFAULT))
+    source.check()
+    source = settle(source)
     _geometry(source, resolution, crop)
     log(source.describe())
     for warning in source.warnings:
         log(f"warning: {warning}")
-    empty = [(r.name, "zero bytes") for r in source.records if not r.size and source.kind != "phantom"]
+    empty = [(hide(r.name), "zero bytes") for r in source.records if not r.size and source.kind != "phantom"]
     bad = source.bad + empty
     check_bad(spec, bad, len(bad), len(source.records) + len(source.bad), max_bad)
     return source.classes
@@ -114,16 +122,16 @@ def ensure_held_out(
     """
     if val_split == "none":
         return None
-    log = how.get("log", print)
+    log = how.get("log", say)
     reason = "--split all trains on everything"
     if train_split != "all":
+        choices = how.get("choices", DEFAULT)
         for split in ("val", "test") if val_split == "auto" else (val_split,):
             if split == train_split:
                 continue
             try:
-                if any(r.split == train_split for r in find_source(spec, split).records):  # val, where there is no test
-                    why = f"{spec} has only the {train_split} folder, which is trained on"
-                    raise DataError(f"--split {split}: {why}; use --val-split none")
+                if not _given(spec):
+                    _apart(spec, find_source(spec, train_split, choices), find_source(spec, split, choices))
             except DataError as error:
                 if val_split != "auto":
                     raise
@@ -132,6 +140,19 @@ def ensure_held_out(
             return ensure_pack(spec, split=split, verify=verify, **how)
     log(f"no other patients to validate on ({reason}); figures are of the training slices")
     return None
+
+
+def _apart(spec: str, train: Source, held: Source) -> None:
+    """DataError where somebody whom `train` learns from is in `held`: val used as test, or a test folder."""
+    who, files = {r.subject for r in train.records if r.subject}, {r.name for r in train.records}
+    if any(r.name in files or r.subject in who for r in held.records):
+        only = {r.split for r in held.records if r.split}
+        what = f"{spec} has only the {' and '.join(sorted(only))} folder" if only else f"{spec} has only people"
+        raise DataError(f"--split {held.split}: {what}, which is trained on; use --val-split none")
+
+
+def _given(spec: str) -> bool:
+    return bool(spec) and spec.lower().endswith(".pack") and not Path(spec).is_dir()
 
 
 def _ours(path: Path) -> bool:
@@ -186,14 +207,16 @@ def main(argv: list[str] | None = None) -> int:
         help="go on with this share of bad files (default 0.01)",
     )
     parser.add_argument("--workers", type=int, help="decoding threads (default: by the cores)")
+    for name in vars(DEFAULT):
+        parser.add_argument(f"--{name}", default="", help="what is used of the data, as of data.scan")
     args = parser.parse_args(argv)
     if args.workers is not None and args.workers < 1:
         parser.error("--workers must be at least 1")
     try:
         if args.source.lower().endswith(".pack") and not Path(args.source).is_dir():
             pack = open_pack(Path(args.source).expanduser(), verify=True)
-            print(pack.meta["describe"])
-            print(_result(pack, "verified"))
+            say(pack.meta["describe"])
+            say(_result(pack, "verified"))
             return 0
         ensure_pack(
             args.source,
@@ -204,12 +227,13 @@ def main(argv: list[str] | None = None) -> int:
             out=args.out,
             max_bad=args.max_bad,
             workers=args.workers,
+            choices=replace(DEFAULT, **{name: getattr(args, name) for name in vars(DEFAULT)}),
         )
     except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 78
     except KeyboardInterrupt:
-        print("interrupted; nothing was left behind", file=sys.stderr)
+        say("interrupted; nothing was left behind", sys.stderr)
         return 130
     return 0
 

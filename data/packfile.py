@@ -8,14 +8,13 @@ import hashlib
 import json
 import os
 import re
-import stat
 import struct
 from dataclasses import dataclass
 
 import numpy as np
 
 from data import images
-from data.files import sha256_of
+from data.files import open_regular, parse_json, plain, sha256_of
 from data.walk import DataError
 
 MAGIC = b"BRAINPAK"
@@ -24,6 +23,7 @@ PREAMBLE = struct.Struct("<8sIIQQ32s")  # magic, version, 0, header length, data
 ALIGN = 4096
 MAX_HEADER = 256 << 20
 RESOLUTIONS = (8, 4096)
+MAX_SIDE = 4096  # of the square that slices are padded to
 
 
 @dataclass
@@ -57,6 +57,7 @@ class Row:
     mean: float  # grey level at source size, 0-255
     size: tuple[int, int]  # at source
     file: str = ""  # SHA-256 of the file
+    levels: int = 256  # grey levels in use
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -64,11 +65,8 @@ def open_pack(path, verify: bool = False) -> Pack:
     """Open a pack; `verify` also reads all the data and compares its SHA-256. Raises DataError on anything wrong."""
     path = str(path)
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(handle, "rb") as file:
+        with open_regular(path) as file:
             info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise DataError(f"{path} is no pack (not a regular file); build one with python -m data.pack FOLDER")
             head, offset = _read_header(path, file, info.st_size)
             shape = tuple(head["shape"])
             if info.st_size != offset + int(np.prod(shape, dtype=object)):
@@ -102,9 +100,9 @@ def _read_header(path: str, file, size: int) -> tuple[dict, int]:
     if len(text) != length or hashlib.sha256(text).digest() != sha:
         raise _damaged(path, "its header is damaged")
     try:
-        head = json.loads(text)
+        head = parse_json(text)
         problem = _header_problem(head)
-    except (ValueError, RecursionError, MemoryError, TypeError, KeyError):
+    except (ValueError, MemoryError, TypeError, KeyError):
         problem = "its header is no JSON of the right form"
     if problem:
         raise _damaged(path, problem)
@@ -128,6 +126,8 @@ def _header_problem(head) -> str:
             return f"its {name} are malformed"
         if name != "classes" and len(values) != n:
             return f"it has {len(values)} {name} for {n} slices"
+    if odd := odd_class(head["classes"]):
+        return f"its class {odd} cannot be shown or typed"
     labels, classes = head.get("labels"), head["classes"]
     if (
         not isinstance(labels, list)
@@ -156,13 +156,18 @@ def _header_problem(head) -> str:
     return "" if head["geometry"]["resolution"] == height else "its geometry does not match its shape"
 
 
+def odd_class(classes: list[str]) -> str:
+    """The first name, spelled out, that no class may have, whoever wrote it; '' if there is none."""
+    return next((repr(plain(name)) for name in classes if not name.isprintable()), "")
+
+
 def check_geometry(geometry) -> None:
     """DataError unless `geometry` is one that restore() can undo; it may come from a stranger's weights."""
     names = ("source_height", "source_width", "square", "crop", "resolution")
     if not isinstance(geometry, dict) or not all(type(geometry.get(k)) is int for k in names):
         raise DataError(f"the geometry needs whole numbers {', '.join(names)}")
     height, width, square, crop, resolution = (geometry[k] for k in names)
-    fits = 1 <= height <= square and 1 <= width <= square and 0 <= crop <= square <= 1 << 14
+    fits = 1 <= height <= square and 1 <= width <= square and 0 <= crop <= square <= MAX_SIDE
     if not fits or not RESOLUTIONS[0] <= resolution <= RESOLUTIONS[1]:
         raise DataError(f"the geometry is impossible: {', '.join(f'{k} {geometry[k]}' for k in names)}")
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import images, volumes
-from data.images import BadFile
+from data import people
+from data.formats import shown_size
+from data.reading import BadFile
+from data.walk import DataError
 
 ROOM = Path(__file__).resolve().parent  # this package; never data by accident
+
+
+# What the contents of a pack depend on besides the records.
+DECIDED = "kind layout classes split split_rule subject_kind bad plane slices value_range spacing".split()
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,49 @@ class Record:
     slice_index: int = -1  # phantoms: the index; slices of volumes: axial index (in a pack's names)
     size: int = 0  # bytes
     mtime_ns: int = 0
+    page: int = -1  # of a file of several pages; -1: one picture, or a volume whose slices the pack takes
+    session: str = ""
+    modality: str = ""
+    position: float = -1.0  # along the axis: 0 the lowest slice of the scan, 1 the highest; -1 unknown
+    attributes: tuple[tuple[str, str], ...] = ()  # further columns of the manifest, sorted by name
+    use: bool = True
+    why: str = ""  # the reason for a no
+
+
+def parse_range(text: str) -> tuple[float, float] | None:
+    """(low, high) of LO:HI; None of ''. Raises DataError."""
+    if not text:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(":"))
+        if math.isfinite(low) and math.isfinite(high) and low < high:
+            return low, high
+    except ValueError:
+        pass
+    raise DataError(f"--range {text}: give LO:HI, the values that become black and white, such as 0:4095")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a person chose of the data, as text; '' the default. Globs are separated by commas."""
+
+    include: str = ""
+    exclude: str = ""
+    table: str = ""
+    plane: str = ""
+    slices: str = ""
+    range: str = ""
+    spacing: str = ""
+    volume: str = ""
+
+    @classmethod
+    def of(cls, values: Mapping) -> Choices:
+        """Those of a configuration, which may be a stored one of before they were there."""
+        return cls(**{name: value for name in vars(cls()) if isinstance(value := values.get(name, ""), str)})
+
+    def given(self) -> dict[str, str]:
+        """Those that are not the default."""
+        return {name: value for name, value in vars(self).items() if value}
 
 
 @dataclass
@@ -45,17 +96,22 @@ class Source:
     bad: list[tuple[str, str]] = field(default_factory=list)  # (name, reason): entries that are no readable files
     others: list[Record] = field(default_factory=list)  # the other splits, to look for the same pictures
     kind: str = "images"  # images | volumes | phantom
+    plane: str = "axial"  # of the slices of volumes: axial | coronal | sagittal
+    slices: tuple[float, float] | None = None  # share of the head's extent along the axis that is used
+    value_range: str = ""  # LO:HI of the grey values, '' to be decided from a sample
+    spacing: float = 0.0  # mm per pixel that volumes are resampled to in plane, 0 for the median of the set
+    choices: Choices = Choices()
+    table: list[Record] = field(default_factory=list)  # every row, of all splits, with what is not used and why
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # (file or folder, reason): never an image
+    refusal: str = ""  # why no run may learn from these records as they are
 
     def digest(self) -> str:
         """Hex digest of what the records are (names, sizes, times, labels, subjects), not of where they lie."""
         h = hashlib.blake2b(digest_size=16)
-        h.update(
-            json.dumps(
-                [self.kind, self.layout, self.classes, self.split, self.split_rule, self.subject_kind, self.bad]
-            ).encode()
-        )
+        h.update(json.dumps({k: getattr(self, k) for k in DECIDED} | self.choices.given()).encode())
         for r in self.records:
             h.update(repr((r.name, r.size, r.mtime_ns, r.label, r.subject, r.scan, r.split, r.slice_index)).encode())
+            h.update(repr((r.page, r.session, r.modality, r.position, r.attributes)).encode())
         if self.kind == "phantom":
             h.update((ROOM / "phantom.py").read_bytes())
         return h.hexdigest()
@@ -74,7 +130,28 @@ class Source:
             size = f"{width}x{height}" + ("" if most == sizes.total() else " mostly")
         bad = f"; {len(self.bad)} bad entries" if self.bad else ""
         found = f"{self.layout}: {len(self.records):,} {what} ({classes}){of}, {size}"
-        return f"{found}; split {self.split}: {self.split_rule}{bad}"
+        chosen = "".join(f"; --{name} {value}" for name, value in self.choices.given().items())
+        return people.hide(
+            f"{found}; split {self.split}: {self.split_rule}{bad}{chosen}" + f"; {self.scale()}" * bool(self.scale())
+        )
+
+    def scale(self) -> str:
+        """What was decided once for the whole set, in words; '' before it was."""
+        value_range = parse_range(self.value_range)
+        words = [f"{self.spacing:.4g} mm per pixel"] if self.spacing and self.kind == "volumes" else []
+        if value_range is not None:
+            low, high = value_range
+            bits = int(high + 1).bit_length() - 1
+            if low == 0 and high + 1 == 1 << bits:
+                words.append("8-bit values" if bits == 8 else f"{bits}-bit values, scaled by {high:.0f}")
+            else:
+                words.append(f"values from {low:g} to {high:g}" + (" (signed)" if low < 0 else ""))
+        return ", ".join(words)
+
+    def check(self) -> None:
+        """DataError where no run may learn from these records as they are: several modalities."""
+        if self.refusal:
+            raise DataError(self.refusal)
 
     def sizes(self, count: int) -> Counter:
         """Counter of (height, width) over the headers of up to `count` files spread over the records."""
@@ -84,8 +161,8 @@ class Source:
         n = len(self.records)
         for i in sorted({k * n // count for k in range(count)}) if n > count else range(n):
             try:
-                path = self.records[i].path
-                found[volumes.volume_frame(path)[0] if self.kind == "volumes" else images.image_size(path)] += 1
+                r = self.records[i]
+                found[shown_size(r.path, self.plane, self.spacing, r.page)] += 1
             except BadFile:
                 continue
         return found

@@ -8,34 +8,29 @@ Nothing is decoded here, and only a few headers are read, so this is cheap enoug
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 import os
 import re
 import stat
-from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
-from data import images
-from data.files import PICTURES, VOLUMES
+from data import formats, people, settle
+from data.choose import check_choices, included, not_used, paged, several_modalities
+from data.files import ARCHIVES, PICTURES, VOLUMES
 from data.images import BadFile
-from data.records import ROOM, Record, Source
-from data.splits import SPLIT_CHOICES, _choose, _pointed_split, _sibling_splits, split_of
-from data.walk import MASK_FILE, MASK_FOLDER, DataError, Found, Walk, class_name, walk_folder
+from data.layouts import CLASS_NAME, LAYOUTS, Files, Place, place
+from data.manifest import read_manifest
+from data.records import ROOM, Choices, Record, Source
+from data.splits import SPLIT_CHOICES, divide, pointed_split, sibling_splits, split_of
+from data.tables import Labelled, beside, read_rows
+from data.walk import CONVERT, MASK_FILE, MASK_FOLDER, DataError, Found, Walk, some, walk_folder
 
-DIAGNOSES = {"cn": "NC", "nc": "NC", "ad": "AD", "mci": "MCI"}  # cognitively normal is written CN and NC
-OASIS_NAME = re.compile(r"(case_\d+)_slice_\d+", re.I)
-ADNI_NAME = re.compile(r"I?(\d+)_(\d+)", re.I)
-PATIENT = re.compile(r"\d{3}_S_\d{4,5}")  # ADNI
-SUBJECT_IN_PATH = re.compile(r"\d{3}_S_\d{4,5}|sub-[a-z0-9]+|OAS\d_?\d{4,5}", re.I)  # ADNI, BIDS, OASIS volumes
-MANY_FOLDERS = 20  # more folders than that are one per subject, not one per class
 PHANTOM_DEFAULT, PHANTOM_MAX = 2000, 1_000_000
+DEFAULT = Choices()
 
 
-def find_source(spec: str, split: str = "train") -> Source:
+def find_source(spec: str, split: str = "train", choices: Choices = DEFAULT) -> Source:
     """Recognise the layout behind `spec` and return the records of one split. Raises DataError."""
     if split not in SPLIT_CHOICES:
         raise DataError(f"--split {split}: choose from {', '.join(SPLIT_CHOICES)}")
@@ -43,7 +38,10 @@ def find_source(spec: str, split: str = "train") -> Source:
         raise DataError(
             "no data: give --data FOLDER (ADNI, OASIS, class folders, NIfTI), a .pack file, or --data phantom"
         )
+    cut = check_choices(choices)
     if spec == "phantom" or spec.startswith("phantom:"):
+        if choices.given():
+            raise DataError(f"--{next(iter(choices.given()))} chooses from files; phantoms have none")
         return _phantoms(spec, split)
     root = Path(spec).expanduser().absolute()
     try:
@@ -53,61 +51,131 @@ def find_source(spec: str, split: str = "train") -> Source:
             f"--data {spec}: cannot be opened ({getattr(error, 'strerror', None) or error}); check the path"
         ) from None
     if stat.S_ISREG(mode):
-        return _single_file(spec, root, split)
-    if not stat.S_ISDIR(mode):
+        if root.name.lower().endswith(ARCHIVES):
+            source, split = _folder(spec, root, split)
+        else:
+            source = _table(spec, root) if root.suffix.lower() == ".csv" else _single_file(spec, root, split)
+    elif stat.S_ISDIR(mode):
+        source, split = _folder(spec, root, split)
+    else:
         raise DataError(f"--data {spec}: neither a folder nor a file; point --data at a folder of slices")
-    return _folder(spec, root, split)
+    source.plane, source.choices, source.slices = choices.plane or "axial", choices, cut
+    source.value_range, source.spacing = choices.range, float(choices.spacing or 0)
+    return _finish(source, split)
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
-def _folder(spec: str, root: Path, split: str) -> Source:
+def _folder(spec: str, root: Path, split: str) -> tuple[Source, str]:
+    """The source of a folder, not yet divided, and the split that is asked for."""
     if MASK_FOLDER.fullmatch(root.name):
         raise DataError(
             f"--data {spec}: these are segmentation masks, not images; point --data at the folder beside it"
         )
     warnings: list[str] = []
-    top = {e.lower(): e for e in os.listdir(root)} if os.access(root, os.R_OK | os.X_OK) else {}
+    listed = os.listdir(root) if root.is_dir() and os.access(root, os.R_OK | os.X_OK) else []
+    top = {e.lower(): e for e in listed}
     if "ad_nc" in top and "keras_png_slices_data" not in top and (root / top["ad_nc"]).is_dir():
         root = root / top["ad_nc"]  # ADNI's parent folder, whatever else lies in it
+    given = root
     pointed = split_of(root.name) and not any(split_of(e) for e in top)
-    if pointed:  # one split folder: its siblings are needed to keep patients apart
-        split, own, root = _pointed_split(spec, root, split, warnings), root.name, root.parent
-        walk = walk_folder(root, starts=[own, *_sibling_splits(root, own)])
+    if pointed:  # one split folder: its siblings are needed to keep people apart
+        split, own, root = pointed_split(spec, root, split, warnings), root.name, root.parent
+        walk = walk_folder(root, starts=[own, *sibling_splits(root, own)])
     else:
         own, walk = "", walk_folder(root)
-    files = walk.pictures or walk.volumes
+    left_out = walk.left_out() + _previews(walk)
+    volumes = len(walk.pictures) < len(walk.volumes)
+    files, unused = (walk.volumes, walk.pictures) if volumes else (walk.pictures, walk.volumes)
     if not any(f.folders[:1] == (own,) or not own for f in files):
         _nothing(spec, root, walk)
-    if walk.pictures and walk.volumes:
+    if unused:
+        here, there = ("pictures", "volumes") if volumes else ("NIfTI volumes", "pictures")
         warnings.append(
-            f"{len(walk.volumes):,} NIfTI volumes beside the pictures are not used; point --data at their folder "
-            "for them"
+            f"{len(unused):,} {here} beside the {there} are not used; point --data at their folder for them"
         )
-    if walk.masks:
-        warnings.append(f"segmentation masks are never images; left out: {_some(walk.masks)}")
+        left_out += [(f.relative, f"beside {there}") for f in unused]
+    _report_left_out(left_out, walk, warnings)
     files, skipped = _common_root(files)
     _refuse_several(spec, root, files)
-    placed = _place(files, warnings, keep_classes=bool(walk.pictures))
+    # A file of several pages is a scan, as a volume is: the number in its name is no slice's.
+    placed = place(files, volumes or _are_stacks(files), warnings)
     _report_empty(walk, warnings)
     root = root.joinpath(*skipped)
-    maker = _picture_records if walk.pictures else _volume_records
-    layout, classes, records, kind = maker(root, placed, warnings)
-    chosen, others, rule = _choose(spec, records, split, kind, layout, warnings)
-    _note_missing_classes(classes, chosen, warnings)
-    return Source(
-        spec,
-        str(root),
-        layout,
-        classes,
-        chosen,
-        kind,
-        split,
-        rule,
-        warnings,
-        walk.bad,
-        others,
-        "images" if walk.pictures else "volumes",
-    )
+    names = [p.name if not p.why else "" for p in placed]
+    classes = sorted({n for n in names if n})
+    layout = next(x for x in LAYOUTS if x.fits(Files(placed, classes, volumes))).name
+    records = [_record(p) for p in placed]
+    labelled = Labelled(records, names, [r.name for r in records])
+    said = beside([given, root, root.parent], labelled, layout == "ADNI" and not all(p.sure for p in placed), warnings)
+    warnings += [f"read {text}" for text in said]
+    patients = any("the patient of" in text for text in said)
+    bad = [(people.hide(n), why) for n, why in walk.bad]
+    source = Source(spec, str(root), layout, classes, records, "none", split, "", warnings, bad)
+    source.kind, source.left_out = "volumes" if volumes else "images", left_out
+    source.classes = labelled.names  # one of each record, until _finish counts them
+    sure = labelled.told | {p.file.path for p in placed if p.sure}
+    source.subject_kind = "patient" if patients else _kind_of(records, sure)
+    return source, split
+
+
+def _are_stacks(files: list[Found]) -> bool:
+    """Whether pictures are files of several pages each, by a few of them."""
+    paged = [f for f in files if f.name.lower().endswith(settle.PAGED)]
+    counts = []
+    for f in paged[:: max(len(paged) // 5, 1)][:5] if len(paged) * 2 > len(files) else []:
+        with contextlib.suppress(BadFile):
+            counts.append(formats.look(f.path).pages)
+    return sum(n > 1 for n in counts) * 2 > len(counts)
+
+
+def _record(p: Place) -> Record:
+    f = p.file
+    return Record(
+        f.path, f.relative, -1, p.person, p.scan, p.split, -1, f.size, f.mtime_ns, session=p.session,
+        modality=p.modality, position=p.position, use=not p.why, why=p.why,
+    )  # fmt: skip
+
+
+def _kind_of(records: list[Record], sure: set[str]) -> str:
+    """What `subject` is: patient where every one of them is an id of a person, scan where it is the start of a name."""
+    used = [r for r in records if r.use]
+    known = [r for r in used if r.subject]
+    if not known:
+        return "none"
+    return "patient" if all(r.path in sure or _hashed(r) for r in known) and len(known) == len(used) else "scan"
+
+
+def _hashed(r: Record) -> bool:
+    return bool(re.fullmatch(r"p[0-9a-f]{12}", r.subject))
+
+
+def _previews(walk: Walk) -> list[tuple[str, str]]:
+    """Take the pictures out that programs put beside volumes: named after one in their folder, or in the one above."""
+    stems: dict[str, set[str]] = {}
+    for f in walk.volumes:
+        stems.setdefault("/".join(f.folders), set()).add(f.stem.lower())
+    found = []
+    for f in walk.pictures if stems else ():
+        near = {s for depth in (0, 1) for s in stems.get("/".join(f.folders[: len(f.folders) - depth]), ())}
+        if any(f.stem.lower().startswith(s) for s in near):
+            found.append(f)
+    walk.pictures[:] = [f for f in walk.pictures if f not in set(found)] if found else walk.pictures
+    return [(f.relative, "a preview of a volume") for f in found]
+
+
+def _report_left_out(left_out: list[tuple[str, str]], walk: Walk, warnings: list[str]) -> None:
+    """Say what is never an image, and what is not understood, with counts."""
+    if walk.masks:
+        warnings.append(f"segmentation masks are never images; left out: {some(walk.masks)}")
+    for why in ("derivatives", "a preview of a volume"):
+        names = [name for name, reason in left_out if reason == why]
+        if names:
+            what = "derivatives and reports are" if why == "derivatives" else f"{len(names):,} previews of volumes are"
+            warnings.append(f"{what} never images; left out: {some(names, 3)}")
+    for suffix, count in sorted(walk.unknown.items()):
+        what = f"{count:,} {suffix or 'files without a suffix'}{' files' if suffix else ''}"
+        fix = f"; convert with {CONVERT[suffix]}" if suffix in CONVERT else ""
+        warnings.append(people.hide(f"{what} are not understood and not used{fix}"))
 
 
 def _nothing(spec: str, root: Path, walk: Walk) -> None:
@@ -116,29 +184,32 @@ def _nothing(spec: str, root: Path, walk: Walk) -> None:
             f"--data {spec} is the toolkit's own source folder and holds no slices; give --data the folder of "
             "your slices"
         )
+    if walk.bad and root.is_file():
+        raise DataError(f"--data {spec}: {walk.bad[0][1]}; unpack it, or give --data a folder")
     if walk.bad:
         raise DataError(
-            f"--data {spec}: no usable image, but {len(walk.bad)} bad entries: "
-            f"{_some([f'{n} ({r})' for n, r in walk.bad])}"
+            f"--data {spec}: no images that can be used, but {len(walk.bad)} bad entries: "
+            f"{some([f'{n} ({r})' for n, r in walk.bad])}"
         )
     if walk.masks:
         raise DataError(
-            f"--data {spec}: only segmentation masks here ({_some(walk.masks)}), which are never images; point --data "
+            f"--data {spec}: only segmentation masks here ({some(walk.masks)}), which are never images; point --data "
             "at the slices"
         )
+    known = [
+        f"{n:,} {suffix or 'files without a suffix'} (convert with {CONVERT[suffix]})"
+        for suffix, n in walk.unknown.items()
+        if suffix in CONVERT
+    ]
     raise DataError(
-        f"--data {spec}: no images in this folder (.png .jpg .jpeg .tif .bmp .gif .webp .nii .nii.gz); point --data at "
-        "the slices"
+        f"--data {spec}: no images in this folder (.png .jpg .jpeg .tif .bmp .gif .webp .nii .nii.gz)"
+        + (f", but {', '.join(known)}" if known else "")
+        + "; point --data at the slices"
     )
 
 
-def _some(names: list[str], count: int = 5) -> str:
-    more = f" and {len(names) - count:,} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
-
-
 def _common_root(files: list[Found]) -> tuple[list[Found], tuple[str, ...]]:
-    """Step over wrapper folders, such as keras_png_slices_data, until there is a choice, a split or a diagnosis."""
+    """Step over wrapper folders, such as keras_png_slices_data, to a choice, a split, a class or a person."""
     skipped: tuple[str, ...] = ()
     while True:
         first = {f.folders[0] if f.folders else "" for f in files}
@@ -147,7 +218,9 @@ def _common_root(files: list[Found]) -> tuple[list[Found], tuple[str, ...]]:
             len(first) > 1
             or not name
             or split_of(name)
-            or name.lower() in DIAGNOSES
+            or CLASS_NAME.fullmatch(name)
+            or people.known_person(name)
+            or people.SESSION.fullmatch(name)
             or min(len(f.folders) for f in files) < 2
         ):
             return files, skipped
@@ -156,62 +229,14 @@ def _common_root(files: list[Found]) -> tuple[list[Found], tuple[str, ...]]:
 
 
 def _refuse_several(spec: str, root: Path, files: list[Found]) -> None:
-    """A folder of several data sets: one with folders above and below its split level that are no diagnoses."""
+    """A folder of several data sets: one with folders above and below its split level that are no classes."""
     for f in files:
-        at = next((i for i, part in enumerate(f.folders) if split_of(part)), None)
-        if at and (len(f.folders) > at + 1) and f.folders[0].lower() not in DIAGNOSES:
+        at = next((i for i, part in enumerate(f.folders) if split_of(part)), 0)
+        above = f.folders[:at]
+        named = any(CLASS_NAME.fullmatch(x) or people.known_person(x) for x in above)
+        if above and len(f.folders) > at + 1 and not named:
             sets = sorted({g.folders[0] for g in files if g.folders})
-            raise DataError(f"--data {spec} holds several data sets ({_some(sets)}); point --data at one of them")
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A file and what its folders say: split, class, and the rest."""
-
-    file: Found
-    split: str
-    name: str  # class folder, canonical; '' none
-    rest: tuple[str, ...]  # folders below it
-
-
-def _place(files: list[Found], warnings: list[str], keep_classes: bool) -> list[Placed]:
-    """Split and class of each file, from its folders: the first split-like folder is the split, the first other the
-    class."""
-    placed = []
-    for f in files:
-        at = next((i for i, part in enumerate(f.folders) if split_of(part)), None)
-        others = f.folders if at is None else f.folders[:at] + f.folders[at + 1 :]
-        placed.append(
-            Placed(
-                f, "" if at is None else split_of(f.folders[at]), class_name(others[0]) if others else "", others[1:]
-            )
-        )
-    if any(p.split for p in placed):
-        outside = [p.file.relative for p in placed if not p.split]
-        if outside:
-            warnings.append(f"{len(outside):,} images outside the split folders are not used: {_some(outside, 3)}")
-            placed = [p for p in placed if p.split]
-    names = {p.name for p in placed if p.name}
-    if not all(n.lower() in DIAGNOSES for n in names) and (len(names) > MANY_FOLDERS or not keep_classes):
-        if keep_classes:
-            warnings.append(f"{len(names)} folders are taken as one per subject, not as classes")
-        return [replace(p, name="", rest=(p.name, *p.rest) if p.name else ()) for p in placed]
-    loose = [p for p in placed if not p.name]
-    if names and loose:
-        if len(loose) > len(placed) / 2:
-            warnings.append(f"images in folders beside a flat set are not used: {_some(sorted(names), 3)}")
-            return loose
-        warnings.append(
-            f"{len(loose):,} images outside the class folders are not used: "
-            f"{_some([p.file.relative for p in loose], 3)}"
-        )
-        placed = [p for p in placed if p.name]
-    spelled: dict[str, str] = {}  # `T1` and `t1` are one class
-    for p in placed:
-        spelled.setdefault(DIAGNOSES.get(p.name.lower(), p.name).casefold(), DIAGNOSES.get(p.name.lower(), p.name))
-    return [
-        replace(p, name=spelled[DIAGNOSES.get(p.name.lower(), p.name).casefold()] if p.name else "") for p in placed
-    ]
+            raise DataError(f"--data {spec} holds several data sets ({some(sets)}); point --data at one of them")
 
 
 def _report_empty(walk: Walk, warnings: list[str]) -> None:
@@ -225,170 +250,16 @@ def _report_empty(walk: Walk, warnings: list[str]) -> None:
     parents = {os.path.dirname(path) for path, _ in walk.folders}
     empty = sorted(relative for path, relative in walk.folders if path not in used and path not in parents)
     if empty:
-        warnings.append(f"no images in {_some(empty)}")
+        warnings.append(f"no images in {some(empty)}")
 
 
-def _note_missing_classes(classes: list[str], chosen: list[Record], warnings: list[str]) -> None:
-    present = {r.label for r in chosen}
-    missing = [name for i, name in enumerate(classes) if i not in present]
-    if missing:
-        warnings.append(f"the chosen split has no slice of class {', '.join(missing)}")
-
-
-# --- records ----------------------------------------------------------------------------------------------------------
-def _record(p: Placed, classes: list[str], subject: str, scan: str) -> Record:
-    label = classes.index(p.name) if p.name else -1
-    f = p.file
-    return Record(f.path, f.relative, label, subject, scan, p.split, -1, f.size, f.mtime_ns)
-
-
-class Pictures(NamedTuple):
-    """2-D pictures that a layout is looked for in."""
-
-    root: Path
-    placed: list[Placed]
-    classes: list[str]
-    scans: list[str]  # of each picture; '' where its name has none
-
-    def mostly(self, pattern: re.Pattern) -> bool:
-        """Whether more than half of the file names are of this pattern."""
-        return sum(bool(pattern.fullmatch(p.file.stem)) for p in self.placed) > len(self.placed) / 2
-
-
-class Layout(NamedTuple):
-    """One way in which slices lie in folders: the first in LAYOUTS that fits is what `--data` is taken for."""
-
-    name: str
-    fits: Callable[[Pictures], bool]
-    subjects: Callable[[Pictures, list[str]], tuple[list[str], str]]  # (pictures, warnings) -> (subjects, their kind)
-
-
-def _subjects_by_scan(pictures: Pictures, warnings: list[str]) -> tuple[list[str], str]:
-    named = sum(bool(s) for s in pictures.scans)
-    if 0 < named < len(pictures.placed):
-        warnings.append(
-            f"{len(pictures.placed) - named:,} files have no subject in their names; each counts as its own"
-        )
-    return pictures.scans, "scan" if named else "none"
-
-
-def _subjects_of_oasis(pictures: Pictures, warnings: list[str]) -> tuple[list[str], str]:
-    return pictures.scans, "scan" if any(pictures.scans) else "none"
-
-
-def _subjects_of_adni(pictures: Pictures, warnings: list[str]) -> tuple[list[str], str]:
-    patients = _adni_patients(pictures.root, {s for s in pictures.scans if s}, warnings)
-    if patients:
-        return [patients.get(_image_id(s), s) for s in pictures.scans], "patient"
-    warnings.append(
-        "the split is SCAN-LEVEL: without meta_data_with_label.json beside AD_NC patients cannot be told "
-        "apart, and in the "
-        "course's ADNI 216 patients are in both train and test; figures on the test split will look too good"
-    )
-    return pictures.scans, "scan" if any(pictures.scans) else "none"
-
-
-LAYOUTS = (
-    Layout("OASIS", lambda p: p.mostly(OASIS_NAME), _subjects_of_oasis),
-    Layout(
-        "ADNI",
-        lambda p: bool(p.classes) and set(p.classes) <= set(DIAGNOSES.values()) and p.mostly(ADNI_NAME),
-        _subjects_of_adni,
-    ),
-    Layout("class folders", lambda p: bool(p.classes), _subjects_by_scan),
-    Layout("flat folders", lambda p: any(placed.split for placed in p.placed), _subjects_by_scan),
-    Layout("flat folder", lambda p: True, _subjects_by_scan),
-)
-
-
-def _picture_records(root: Path, placed: list[Placed], warnings: list[str]):
-    """(layout, classes, records, subject kind) of 2-D pictures."""
-    pictures = Pictures(root, placed, sorted({p.name for p in placed if p.name}), _scans(placed))
-    layout = next(layout for layout in LAYOUTS if layout.fits(pictures))
-    subjects, kind = layout.subjects(pictures, warnings)
-    records = [_record(p, pictures.classes, u, s) for p, u, s in zip(placed, subjects, pictures.scans, strict=True)]
-    return layout.name, pictures.classes, records, kind
-
-
-def _scans(placed: list[Placed]) -> list[str]:
-    """Scan of each picture: its name up to the last number, below its subject folder; '' where the name has none."""
-    scans, stems = [], defaultdict(set)
-    for p in placed:
-        match = OASIS_NAME.fullmatch(p.file.stem) or re.fullmatch(r"(.+?)(?:[_-]slice)?[_-]\d+", p.file.stem, re.I)
-        stem = match.group(1) if match else ""
-        stems[p.name, p.rest].add(stem)
-        scans.append("/".join((*p.rest, stem) if stem or not p.rest else p.rest))
-    # img_1, img_2, ...: one word for a whole class counts pictures and names no subject. A folder per subject does.
-    words = all(len(s - {""}) <= 1 and not re.search(r"\d", max(s)) for s in stems.values())
-    if words and len(placed) > len(stems):
-        return ["/".join(p.rest) for p in placed]
-    return scans
-
-
-def _image_id(text: str) -> str:
-    """ADNI's image id in one spelling: I00123 and 123 are the same."""
-    return text.upper().removeprefix("I").lstrip("0") or "0"
-
-
-def _adni_patients(root: Path, scans: set[str], warnings: list[str]) -> dict[str, str]:
-    """Image id -> hashed patient id from ADNI's JSON beside the folder, {} without a usable one.
-
-    Patient ids are hashed at once: no file, message or pack of ours ever holds one (ADNI's terms of use).
-    """
-    for folder in (root, root.parent):
-        try:
-            paths = sorted(p for p in folder.iterdir() if re.fullmatch(r"meta_?data.*\.json", p.name, re.I))
-        except OSError:
-            continue
-        for path in paths:
-            try:
-                data = images.read_bytes(path)
-                patients: dict[str, str] = {}
-                _collect_patients(json.loads(data), patients)
-            except (BadFile, ValueError, RecursionError) as error:
-                warnings.append(f"{path.name} cannot be read ({type(error).__name__}) and is not used")
-                continue
-            known = sum(_image_id(s) in patients for s in scans)
-            if known < 0.5 * len(scans) or not known:
-                warnings.append(f"{path.name} names only {known:,} of {len(scans):,} scans and is not used")
-                continue
-            if known < len(scans):
-                warnings.append(
-                    f"{len(scans) - known:,} of {len(scans):,} scans are not in {path.name}; each counts as a patient "
-                    "of its own"
-                )
-            return patients
-    return {}
-
-
-def _collect_patients(node, patients: dict[str, str]) -> None:
-    """Fill image id -> patient from any nesting of dicts and lists: an entry's key or id field, and NNN_S_NNNN in its
-    text."""
-    entries = node.items() if isinstance(node, dict) else (("", v) for v in node) if isinstance(node, list) else ()
-    for key, value in entries:
-        ids = [key] if re.fullmatch(r"I?\d+", str(key), re.I) else []
-        if not ids and isinstance(value, dict):
-            fields = [v for k, v in value.items() if re.search(r"id$|^image", str(k), re.I)]
-            ids = [str(v) for v in fields if re.fullmatch(r"I?\d+", str(v), re.I)]
-        match = PATIENT.search(json.dumps(value)) if ids else None
-        if match:
-            for i in ids:
-                patients[_image_id(i)] = "p" + hashlib.blake2b(match.group().encode(), digest_size=6).hexdigest()
-        elif isinstance(value, dict | list):
-            _collect_patients(value, patients)
-
-
-def _volume_records(root: Path, placed: list[Placed], warnings: list[str]):
-    """(layout, classes, records, subject kind) of NIfTI volumes: one record per volume."""
-    classes = sorted({p.name for p in placed if p.name})
-    records, patients = [], 0
-    for p in placed:
-        match = SUBJECT_IN_PATH.search(p.file.relative)
-        patients += bool(match)
-        start = p.file.stem.split("_")[0]
-        subject = match.group() if match else p.rest[0] if p.rest else start if re.search(r"\d", start) else p.file.stem
-        records.append(_record(p, classes, subject, p.file.relative))
-    return "NIfTI volumes", classes, records, "patient" if patients == len(placed) else "scan"
+# --- a table, one file ------------------------------------------------------------------------------------------------
+def _table(spec: str, path: Path) -> Source:
+    """The source that a table of --out describes, edited or not."""
+    records, names, bad, kind = read_manifest(spec, path)
+    source = Source(spec, str(path.parent), "table", names, records, "none", "train", "", [], bad, kind=kind)
+    source.subject_kind = _kind_of(records, {r.path for r in records if r.subject})
+    return source
 
 
 def _single_file(spec: str, path: Path, split: str) -> Source:
@@ -401,13 +272,90 @@ def _single_file(spec: str, path: Path, split: str) -> Source:
     elif lower.endswith(".pack"):
         raise DataError(f"--data {spec} is a pack already; it is opened as it is, not searched")
     else:
-        raise DataError(f"--data {spec}: neither a folder, an image, a NIfTI volume nor a .pack; unpack archives first")
+        raise DataError(
+            f"--data {spec}: neither a folder, an image, a NIfTI volume, a .csv nor a .pack; unpack archives first"
+        )
     if MASK_FILE.fullmatch(path.name):
         raise DataError(f"--data {spec} is a segmentation mask, not an image")
     if split not in ("train", "all"):
         raise DataError(f"--split {split}: a single file has no {split} split; use --split train")
-    record = _record(Placed(found, "", "", ()), [], found.stem, found.stem)
-    return Source(spec, str(path.parent), layout, [], [record], "scan", split, "one file, nothing held out", kind=kind)
+    person = people.known_person(path.name) or found.stem
+    record = _record(Place(found, person=person, scan=found.stem))
+    return Source(spec, str(path.parent), layout, [""], [record], "scan", split, "", kind=kind)
+
+
+# --- from rows to a source --------------------------------------------------------------------------------------------
+def _finish(source: Source, split: str) -> Source:
+    """Join --table, choose, count the classes, divide: the source of one split."""
+    choices, warnings = source.choices, source.warnings
+    labelled = Labelled(source.records, source.classes, [r.name for r in source.records])
+    if choices.table:
+        try:
+            rows = read_rows(Path(choices.table).expanduser())
+        except BadFile as error:
+            raise DataError(
+                f"--table {choices.table}: {error}; give a .csv or .tsv with a line of column names"
+            ) from None
+        warnings.append(f"read {labelled.join(Path(choices.table).name, rows, True)}")
+        sure = {r.path for r in source.records if source.subject_kind == "patient" and r.subject}
+        source.subject_kind = _kind_of(source.records, sure | labelled.told)
+    records = included(source, labelled.records)
+    if source.slices and source.kind == "images":
+        records, labelled.names = paged(records, labelled.names)
+        low, high = source.slices
+        records = [not_used(r, "outside --slices") if r.use and not low <= r.position <= high else r for r in records]
+        if not any(r.use for r in records):
+            raise DataError(
+                f"--slices {choices.slices}: no slice of {source.spec} lies there, or no name holds a number of a slice"
+            )
+    source.classes = sorted({n for n, r in zip(labelled.names, records, strict=True) if n and r.use})
+    index = {name: i for i, name in enumerate(source.classes)}
+    records = [
+        r if n not in index else replace(r, label=index[n]) for r, n in zip(records, labelled.names, strict=True)
+    ]
+    source.refusal = several_modalities(source, records)
+    unnamed = sum(not r.subject for r in records if r.use)
+    if 0 < unnamed < sum(r.use for r in records):
+        warnings.append(f"{unnamed:,} files have no subject in their names; each counts as its own")
+    single = source.layout.startswith("one ")
+    if not single:
+        _say_level(source, warnings)
+    sides = divide(source.spec, records, split, source.subject_kind, warnings)
+    source.records, source.others = sides.take(records), sides.take(records, others=True)
+    source.split, source.split_rule = sides.split, "one file, nothing held out" if single else sides.rule
+    if source.layout == "table":
+        source.split_rule = source.split_rule.replace("the given folders", "as the table says")
+    source.table = records if split == "all" else [_on(r, s) for r, s in zip(records, sides.sides, strict=True)]
+    present = {r.label for r in source.records}
+    missing = [name for i, name in enumerate(source.classes) if i not in present]
+    if missing:
+        warnings.append(f"the chosen split has no slice of class {', '.join(missing)}")
+    warnings[:] = [people.hide(text) for text in warnings]
+    return source
+
+
+def _on(r: Record, side: str) -> Record:
+    """A row of the table with the side of the split that it is on."""
+    if not r.use or side == r.split:
+        return r
+    return replace(r, split=side) if side else not_used(r, "this person is in test or val too")
+
+
+def _say_level(source: Source, warnings: list[str]) -> None:
+    """Where people cannot be told apart it is said, every time."""
+    fix = "give --table FILE with a column file or scan, and person"
+    if source.layout == "ADNI" and source.subject_kind != "patient":
+        warnings.append(
+            "the split is SCAN-LEVEL: without meta_data_with_label.json beside AD_NC patients cannot be told "
+            "apart, and in the "
+            "course's ADNI 216 patients are in both train and test; figures on the test split will look too good"
+        )
+    elif source.subject_kind == "scan":
+        warnings.append(f"the split is SCAN-LEVEL: names tell scans apart, and a person may have several; {fix}")
+    elif source.subject_kind == "none":
+        warnings.append(
+            f"the split is SLICE-LEVEL: no name tells whose slice it is, and a person may be on both sides; {fix}"
+        )
 
 
 # --- phantoms ---------------------------------------------------------------------------------------------------------

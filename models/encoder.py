@@ -232,6 +232,9 @@ def load_pretrained(path: str | Path) -> tuple[Pretrained, str]:
     return made.eval().requires_grad_(False), name
 
 
+MAX_INDEX = 16 << 20  # bytes of what says which tensors a file holds
+
+
 def check_names(file) -> None:
     """ValueError unless a .pt or .pth is uncompressed and names tensors alone; nothing in it is run for that.
 
@@ -241,7 +244,10 @@ def check_names(file) -> None:
         with zipfile.ZipFile(file) as archive:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
                 raise ValueError("its parts are compressed")
-            streams = [io.BytesIO(archive.read(name)) for name in archive.namelist() if name.endswith("/data.pkl")]
+            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            if any(archive.getinfo(name).file_size > MAX_INDEX for name in names):
+                raise ValueError("its list of tensors is too large")
+            streams = [io.BytesIO(archive.read(name)) for name in names]
     else:  # the older format: magic number, version, machine, state dict and storage names in turn, then the numbers
         file.seek(0)
         streams = [file] * 5

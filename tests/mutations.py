@@ -191,6 +191,62 @@ def image(folder: Path) -> Iterator:
         yield file.getvalue(), read, (BadFile,)
 
 
+def formats(folder: Path) -> Iterator:
+    """Stacks of pages, arrays, and archives of them."""
+    import zipfile
+
+    from PIL import Image
+
+    from data import reading
+    from data.images import BadFile, look_picture, read_pages, render
+
+    def read_pictures(path: Path | str) -> None:
+        for raw in read_pages(path, list(range(min(look_picture(path)[0], 3)))):
+            if not isinstance(raw, BadFile):
+                assert render(raw).dtype == np.uint8
+
+    def reader(suffix: str) -> Callable[[bytes], None]:
+        return lambda data: read_pictures(_put(folder / f"hostile{suffix}", data))
+
+    def read_archive(data: bytes) -> None:
+        path = _put(folder / "hostile.zip", data)
+        for member in reading.members(path)[:3]:
+            read_pictures(f"{path}/{member.name}")
+
+    values = np.random.default_rng(0).integers(0, 255, (3, 20, 24), np.uint8)
+    first, *rest = [Image.fromarray(page) for page in values]
+    for suffix in (".tif", ".gif"):
+        file = io.BytesIO()
+        first.save(file, {".tif": "TIFF", ".gif": "GIF"}[suffix], save_all=True, append_images=rest)
+        yield file.getvalue(), reader(suffix), (BadFile,)
+    file, archive = io.BytesIO(), io.BytesIO()
+    np.save(file, values.astype(np.float32))
+    yield file.getvalue(), reader(".npy"), (BadFile,)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as written:
+        written.writestr("a.npy", file.getvalue())
+    yield archive.getvalue(), reader(".npz"), (BadFile,)
+    yield archive.getvalue(), read_archive, (BadFile,)
+
+
+def dicom(folder: Path) -> Iterator:
+    import pydicom
+
+    from data.images import BadFile
+    from data.volumes import read_volume
+
+    d = pydicom.dataset.FileDataset("", {}, file_meta=pydicom.dataset.FileMetaDataset(), preamble=bytes(128))
+    d.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    d.file_meta.MediaStorageSOPClassUID = d.SOPClassUID = pydicom.uid.MRImageStorage
+    d.file_meta.MediaStorageSOPInstanceUID = d.SOPInstanceUID = d.SeriesInstanceUID = "1.2.3"
+    d.Rows, d.Columns, d.SamplesPerPixel, d.PhotometricInterpretation, d.PixelSpacing = 14, 12, 1, "MONOCHROME2", [1, 1]
+    d.BitsAllocated, d.BitsStored, d.HighBit, d.PixelRepresentation, d.NumberOfFrames = 16, 16, 15, 0, 1
+    d.ImageOrientationPatient, d.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 0]
+    d.PixelData = np.random.default_rng(0).integers(1, 900, (14, 12), np.uint16).tobytes()
+    file = io.BytesIO()
+    d.save_as(file, enforce_file_format=True)
+    yield file.getvalue(), lambda data: read_volume(_put(folder / "hostile.dcm", data)), (BadFile,)
+
+
 def nifti(folder: Path) -> Iterator:
     import nibabel
 
@@ -426,7 +482,10 @@ def latents(folder: Path) -> Iterator:
     yield about, read_about, ()
 
 
-READERS = {f.__name__: f for f in (pack, image, nifti, sites, run_files, slurm, checkpoint, metrics, weights, latents)}
+READERS = {
+    f.__name__: f
+    for f in (pack, image, formats, dicom, nifti, sites, run_files, slurm, checkpoint, metrics, weights, latents)
+}
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import PACK, PICTURES, VOLUMES
+from data.files import ARCHIVES, PACK, PICTURES, VOLUMES
 from jobs.cluster import slurm
 from jobs.cluster.plan import Plan
 from jobs.cluster.slurm import Partition, format_time
@@ -227,6 +227,9 @@ def check_data(plan: Plan) -> list[Check]:
                 "give --data a folder of slices (ADNI, OASIS, class folders, NIfTI) or a .pack",
             )
         ]
+    table = getattr(plan.config, "table", "")
+    if table and not os.access(table, os.R_OK):
+        return [fail(f"--table {table} cannot be read", "give a .csv or .tsv with a line of column names")]
     return [ok(f"data {path}: readable")]
 
 
@@ -265,7 +268,7 @@ def any_image(folder: Path, most: int = 5000) -> bool:
     for _, _, files in os.walk(folder, followlinks=True):
         for name in files:
             seen += 1
-            if name.lower().endswith((*PICTURES, *VOLUMES, PACK)) or seen > most:
+            if name.lower().endswith((*PICTURES, *VOLUMES, *ARCHIVES, PACK)) or "." not in name or seen > most:
                 return True
     return False
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from data.files import is_number, say
 from jobs.cluster import preflight, show, slurm, status, submit, terminal
 from jobs.cluster.options import Options
 from jobs.cluster.plan import Plan, make_plan
@@ -99,7 +101,7 @@ def already(plan: Plan, options: Options) -> int | None:
     if options.json:
         print(json.dumps({"run": str(plan.run), "job_id": view.job_id, "state": view.state, "queued": False}))
     else:
-        print(text)
+        say(text)
         show.next_steps(plan.run, view.state)
     if options.wait and view.state not in FINAL:
         return show.wait_for(plan.run, plan.local, stop_run)
@@ -109,7 +111,8 @@ def already(plan: Plan, options: Options) -> int | None:
 def stored_total(run: Path) -> float | None:
     """total_kimg of the stored config; None where there is none that can be read."""
     with contextlib.suppress(RunDirError):
-        return (RunDir(run).read_config() or {}).get("total_kimg")
+        total = (RunDir(run).read_config() or {}).get("total_kimg")
+        return total if is_number(total) else None
     return None
 
 
@@ -118,7 +121,7 @@ def dependency_of(plan: Plan, options: Options) -> tuple[str, str]:
     if not plan.after:
         return "", ""
     first = Path(plan.after)
-    if (first / "DONE").exists():
+    if os.path.exists(first / "DONE"):
         return "", ""
     if plan.local:
         raise ConfigError(f"--after {first.name}: that run is not done; run it first")
@@ -156,12 +159,12 @@ def show_dry_run(plans: list[Plan], text: str, checks: Iterable[Check], options:
         return BAD if failed else DONE
     for plan in plans:
         print(paint(f"# {plan.run}", "bold"))
-        print(to_json(plan.config) if len(plans) == 1 else " ".join(plan.command()))
+        say(to_json(plan.config) if len(plans) == 1 else " ".join(plan.command()))
     print(paint("\n# sbatch text" if text else "\n# command", "bold"))
-    print(text.rstrip() if text else " ".join(plans[0].command()))
+    say(text.rstrip() if text else " ".join(plans[0].command()))
     print(paint("\n# checks", "bold"))
     terminal.say_checks(checks)
-    print("\nNothing queued (--dry-run)." if not failed else "\nNothing queued (--dry-run); it would be refused.")
+    say("\nNothing queued (--dry-run)." if not failed else "\nNothing queued (--dry-run); it would be refused.")
     return BAD if failed else DONE
 
 
@@ -183,9 +186,9 @@ def say_queued(plan: Plan, job_id: str, waiting: str, options: Options) -> None:
             f"{goes_on} until the run is done."
         )
     if waiting:
-        print(f"  It {waiting}.")
+        say(f"  It {waiting}.")
     if plan.site.note:
-        print(f"  {plan.partition}: {plan.site.note}.")
+        say(f"  {plan.partition}: {plan.site.note}.")
     if options.wait and plan.local:
         facts([("run", str(plan.run)), ("stop", "Ctrl-C; the same command goes on from there")])
     else:

@@ -22,7 +22,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import atomic_write, is_number
+from data.files import atomic_write, is_number, say, words
 from jobs.cluster import sites, slurm, submit
 from jobs.cluster.options import MAX_RESTARTS
 from jobs.cluster.plan import resolve
@@ -150,7 +150,7 @@ def finish(path: Path, code: int) -> int:
     restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     mine = not status.get("job_id") or status.get("job_id") == job_id
     if not mine and code in (0, stopping.BAD) and (other := _other_live_job(about, job_id)):
-        print(f"{path}: job {other} works on this run; this one changes nothing")
+        say(f"{path}: job {other} works on this run; this one changes nothing")
         return code
     reason, left_with = "", code
     if mine and status.get("state") == RunState.CONTINUE:
@@ -174,7 +174,7 @@ def finish(path: Path, code: int) -> int:
     _note(run, decision=verdict, why=why, **facts)
     if not (decision.by_slurm and job and job.state == "RUNNING"):  # its next start works on the run already
         _write_state(path, verdict, why, status)
-    print(f"{path}: {SAYING[verdict]}: {why}", flush=True)
+    say(f"{path}: {SAYING[verdict]}: {why}")
     if verdict == Verdict.REQUEUE and not decision.by_slurm:
         error = _requeue(job_id, restarts)
         if error is not None:
@@ -210,7 +210,7 @@ def _ask(job_id: str, code: int) -> Job | None:
             return slurm.show_job(job_id)
         except SlurmError as error:
             if time.monotonic() > end or shutil.which("scontrol") is None:
-                print(f"WARNING: {error}", file=sys.stderr)
+                say(f"WARNING: {error}", sys.stderr)
                 return None
             time.sleep(10)
     return None
@@ -250,7 +250,7 @@ def _successor_at_the_end(run: RunDir, about: dict, job_id: str, error: SlurmErr
         )
     _note(run, decision=verdict, why=why, **facts | {"counted": False})
     _write_state(run.path, verdict, why, {})
-    print(f"{run.path}: {why}", flush=True)
+    say(f"{run.path}: {why}")
     return verdict
 
 
@@ -258,7 +258,7 @@ def _note(run: RunDir, **fields) -> None:
     try:
         run.note("decision", **fields)
     except OSError as error:  # a full disk must not keep a job from its requeue
-        print(f"WARNING: {run.attempts} cannot be written ({error.strerror})", file=sys.stderr)
+        say(f"WARNING: {run.attempts} cannot be written ({words(error)})", sys.stderr)
 
 
 def _write_state(path: Path, verdict: Verdict, why: str, status: dict) -> None:
@@ -269,14 +269,14 @@ def _write_state(path: Path, verdict: Verdict, why: str, status: dict) -> None:
     try:
         submit.write_state(path, state, why)
     except OSError as error:
-        print(f"WARNING: {path}/status.json cannot be written ({error.strerror})", file=sys.stderr)
+        say(f"WARNING: {path}/status.json cannot be written ({words(error)})", sys.stderr)
 
 
 def _try(command, *arguments) -> None:
     try:
         command(*arguments)
     except SlurmError as error:
-        print(f"WARNING: {error}", file=sys.stderr)
+        say(f"WARNING: {error}", sys.stderr)
 
 
 # --- the start of a job -----------------------------------------------------------------------------------------------
@@ -302,12 +302,12 @@ def begin(path: Path, kind: str) -> str:
         job = slurm.show_job(job_id) if job_id else None
     except SlurmError as error:
         job = None
-        print(f"WARNING: {error}", file=sys.stderr)
+        say(f"WARNING: {error}", sys.stderr)
     if job is not None and not job.requeue and not _pending_successors(about, job_id):
         try:
-            print(f"No requeueing here: job {queue_successor(run, about, job)} stands ready to go on", file=sys.stderr)
+            say(f"No requeueing here: job {queue_successor(run, about, job)} stands ready to go on", sys.stderr)
         except (SlurmError, submit.SubmitError) as error:
-            print(f"WARNING: no requeueing here, and no successor could be queued ({error})", file=sys.stderr)
+            say(f"WARNING: no requeueing here, and no successor could be queued ({error})", sys.stderr)
     _link_log(run, job)
     before = next((str(e["after"]) for e in about.get("submitted", []) if e["id"] == job_id and "after" in e), "")
     return f"export PREDECESSOR_JOB={shlex.quote(before)}" if kind == "chain" and before else ""
@@ -401,7 +401,7 @@ def _write_jobs(path: Path, about: dict) -> None:
 
 
 def _nothing_to_do(text: str) -> str:
-    print(text, file=sys.stderr)
+    say(text, sys.stderr)
     return LEAVE
 
 
@@ -410,7 +410,7 @@ def _live(ids: list[str]) -> list[str]:
     try:
         return [job_id for job_id, job in slurm.squeue(ids).items() if job.active]
     except SlurmError as error:
-        print(f"WARNING: {error}", file=sys.stderr)
+        say(f"WARNING: {error}", sys.stderr)
         return []
 
 
@@ -491,7 +491,7 @@ def main(argv: list[str] | None = None) -> int:
             more = begin(Path(config.run), kind)
             print(more if more == LEAVE else f"{text}\n{more}")
     except (ConfigError, RunDirError, submit.SubmitError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return stopping.BAD
     return 0
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from data.files import say
 from jobs.cluster import show
 from jobs.cluster.sites import Site
 from jobs.run.find import RUNS
@@ -44,7 +45,7 @@ def serve(command: list[str]) -> int:
     try:
         for line in process.stderr:
             if not NOTICES.search(line):
-                print(line, end="", file=sys.stderr, flush=True)
+                say(line.rstrip("\n"), sys.stderr)
         return process.wait()
     except KeyboardInterrupt:
         return DONE

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from data.files import is_number
+from data.files import is_number, open_regular, plain, say
 from jobs.cluster import status, terminal, why
 from jobs.cluster.terminal import facts, paint, table
 from jobs.config import kinds, wording
@@ -140,6 +140,8 @@ def attempt_rows(lines: list[dict]) -> list[list[str]]:
     for line in lines:
         number, event = line.get("attempt"), line.get("event")
         kimg = f"{line['nimg'] / 1000:g}" if is_number(line.get("nimg")) else ""
+        if type(number) is not int:
+            number = 0
         if event == "start" and number:
             began = wording.short_date(line["time"]) if line.get("time") else ""
             rows[number] = [
@@ -154,13 +156,13 @@ def attempt_rows(lines: list[dict]) -> list[list[str]]:
             ]
         elif event == "end" and number in rows:
             code = f" (code {line['code']})" if line.get("code") not in (None, 0, 85) else ""
-            ended = f"{line.get('reason', '')}{code}"
+            ended = f"{str(line.get('reason', ''))[:500]}{code}"
             rows[number][4:] = [wording.short_time(line.get("seconds")), rows[number][5], kimg, ended]
         elif event == "decision" and rows:
             verdict = str(line.get("decision", ""))
             row = rows[max(rows)]
             row[7] = ", ".join(
-                part for part in (row[7] or str(line.get("why", "")), OUTCOMES.get(verdict, verdict)) if part
+                part for part in (row[7] or str(line.get("why", ""))[:500], OUTCOMES.get(verdict, verdict)) if part
             )
     return list(rows.values())
 
@@ -192,7 +194,7 @@ class Follower:
 
     def show(self, before=lambda: None) -> None:
         for path in why.log_files(self.run):
-            with contextlib.suppress(OSError), open(path, "rb") as file:
+            with contextlib.suppress(OSError), open_regular(path) as file:
                 file.seek(self.seen.get(path, 0))
                 if text := file.read(1 << 20):
                     before()
@@ -220,13 +222,13 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
             if live:
                 clear()
                 left = f", {wording.short_time(view.eta_s)} left" if view.eta_s else ""
-                print(f"{view.state}  {progress(view)}{left}"[: terminal.width() - 1], end="\r", flush=True)
+                print(plain(f"{view.state}  {progress(view)}{left}")[: terminal.width() - 1], end="\r", flush=True)
             bad_looks = bad_looks + 1 if view.state in FINAL else 0
             time.sleep(0.5 if local else 1.0)
     except KeyboardInterrupt:
         clear()
         if not local:
-            print(f"The job goes on. python launch.py stop {run.name} stops it.")
+            say(f"The job goes on. python launch.py stop {run.name} stops it.")
             return DONE
         print("Stopping; it saves first.", flush=True)
         stop(run, now=False)
@@ -239,7 +241,7 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
     clear()
     if view.state == RunState.DONE:
         return DONE
-    print(f"{run.name}: {view.state}{f' ({view.note})' if view.note else ''}")
+    say(f"{run.name}: {view.state}{f' ({view.note})' if view.note else ''}")
     return DONE if view.state == RunState.STOPPED else view.code or 1
 
 

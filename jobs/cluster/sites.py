@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
+from data.files import read_bytes, words
 from jobs.config.specs import ConfigError
 from jobs.run.owners import others_may_replace
 
@@ -95,9 +96,9 @@ def choose_site(wanted: str, partitions: Collection[str] | None, hostname: str =
 
 def _read(path: Path) -> dict:
     try:
-        return tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML ({error})") from None
+        return tomllib.loads(read_bytes(path).decode())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML ({words(error)})") from None
 
 
 def _merge(base: dict, over: dict) -> None:

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from data.files import plain
+
 TIMEOUT_S = 20.0
 # Separators that no name or path contains; Slurm passes them through as they are.
 FIELD, RECORD = "\x1f", "\x1e"
@@ -203,7 +205,7 @@ def _run(command: list[str], stdin: str = "", timeout: float = 0, merge: bool = 
 
 def _one_line(text: str) -> str:
     text = re.sub(r"(^|\s)(sbatch|scontrol|scancel|squeue|sinfo|sacct): (error: )?", r"\1", text)
-    return " ".join(text.split())[:500]
+    return plain(" ".join(text.split()))[:500]
 
 
 # --- parsers ----------------------------------------------------------------------------------------------------------

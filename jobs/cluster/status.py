@@ -6,7 +6,6 @@ Torch-free.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data.files import is_number, process_start
+from data.files import is_number, plain, process_start, read_json, read_object, read_tail, row_of
 from jobs.cluster import slurm
 from jobs.cluster.slurm import Job
 from jobs.cluster.terminal import paint
@@ -26,6 +25,7 @@ from jobs.run.lock import LOCK_STALE, process_space
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState
 
+ROW = 65536  # bytes that hold the last row of metrics.jsonl, however many columns it has
 HUNG_S = 600.0  # a running job whose heartbeat is older is reported as hanging
 # What the requeueing decides from, told to a person: Slurm's reason for pending -> what it means.
 PENDING = {
@@ -94,6 +94,7 @@ class View:
     code: int | None = None
     note: str = ""
     metrics: dict = field(default_factory=dict)  # the last row of metrics.jsonl
+    damage: str = ""  # a file of the run that cannot be read, and why
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -103,10 +104,8 @@ def live_process(run: Path) -> dict | None:
     A holder on another host counts while its heartbeat is young.
     """
     try:
-        about, holder = (run / "LOCK").stat(), json.loads((run / "LOCK").read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(holder, dict):
+        about, holder = (run / "LOCK").stat(), read_json(run / "LOCK", run)
+    except (OSError, ValueError):
         return None
     if (holder.get("host"), holder.get("space")) == (socket.gethostname(), process_space()):
         pid = holder.get("pid")
@@ -139,13 +138,10 @@ def live_jobs(run: Path, queue: dict[str, Job]) -> list[Job]:
 
 def last_metrics(run: Path) -> dict:
     """The last whole row of metrics.jsonl, read from its end."""
-    with contextlib.suppress(OSError), open(run / "metrics.jsonl", "rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - 8192, 0))
-        for line in reversed(file.read().splitlines()):
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line)
-                if isinstance(row, dict):
-                    return row
+    with contextlib.suppress(OSError):
+        for line in reversed(read_tail(run / "metrics.jsonl", ROW, inside=run).splitlines()):
+            for row in row_of(line, nonfinite=True):
+                return row
     return {}
 
 
@@ -165,34 +161,41 @@ def all_jobs() -> dict | None:
 # --- merging ----------------------------------------------------------------------------------------------------------
 def view_run(run: Path, queue: dict[str, Job] | None) -> View:
     """Merge what Slurm and the run itself say. queue: all of the user's jobs; None where Slurm cannot be asked."""
-    seen, jobs, metrics = RunDir(run).read_status(), read_jobs(run), last_metrics(run)
+    seen, damage = read_object(run / "status.json", run)
+    damage = damage or RunDir(run).damage() or read_object(run / "jobs.json", run)[1]
+    view = _view_run(run, queue, seen)
+    return replace(view, damage=damage, note="; ".join(filter(None, [damage, view.note])))
+
+
+def _view_run(run: Path, queue: dict[str, Job] | None, seen: dict) -> View:
+    jobs, metrics = read_jobs(run), last_metrics(run)
     submitted = jobs.get("submitted", [])
     view = View(
         name=run.name,
         path=str(run),
-        job=str(jobs.get("job", "")),
-        state=str(seen.get("state") or RunState.NEW),
-        job_id=str(seen.get("job_id") or (submitted[-1]["id"] if submitted else "") or ""),
-        node=str(seen.get("host") or ""),
+        job=jobs.get("job", ""),
+        state=_word(seen.get("state")) or RunState.NEW,
+        job_id=_word(seen.get("job_id") or (submitted[-1]["id"] if submitted else "")),
+        node=_word(seen.get("host")),
         kimg=_number(seen.get("kimg")),
         total_kimg=_number(seen.get("total_kimg")),
         eta_s=_number(seen.get("eta_s")),
         restarts=max(int(_number(seen.get("attempt")) or 1) - 1, 0),
         updated=_number(seen.get("updated")),
-        code=seen.get("code"),
+        code=code if type(code := seen.get("code")) is int and 0 <= code < 256 else None,
         gpu_util=_number(metrics.get("gpu_util")),
         gpu_gb=_number(metrics.get("gpu_gb")),
-        note=str(seen.get("reason") or ""),
+        note=_word(seen.get("reason"), 500),
         metrics=metrics,
     )
     live = live_jobs(run, queue) if queue is not None else []
     if live:
-        after = Path(str(jobs.get("after") or ""))
-        return _with_job(view, live[0], live[1:], "" if (after / "DONE").exists() else after.name)
+        after = Path(jobs.get("after", ""))
+        return _with_job(view, live[0], live[1:], "" if os.path.exists(after / "DONE") else after.name)
     if (holder := live_process(run)) is not None:
         elapsed = time.time() - holder["since"] if is_number(holder.get("since")) else None
         own = view.state if view.state in GONE - {RunState.QUEUED} else RunState.STARTING
-        return _hanging(replace(view, state=own, node=str(holder.get("host")), elapsed_s=elapsed, note=""))
+        return _hanging(replace(view, state=own, node=_word(holder.get("host")), elapsed_s=elapsed, note=""))
     if view.state in (RunState.QUEUED, RunState.NEW, RunState.STARTING) and (pid := starting_process(run)):
         return replace(view, state=RunState.STARTING, job_id=pid, node=socket.gethostname(), note="")
     return _without_job(view, run, queue)
@@ -233,7 +236,7 @@ def _hanging(view: View) -> View:
 
 def _without_job(view: View, run: Path, queue: dict[str, Job] | None) -> View:
     """No job and no process: finished, stopped, or cut off."""
-    if (run / "DONE").exists():
+    if os.path.exists(run / "DONE"):  # False as well of what can be no path
         return replace(view, state=RunState.DONE, eta_s=None, note="")
     last = read_jobs(run).get("submitted", [{}])[-1:]
     was_here = bool(last) and last[0].get("kind") == "local" and last[0].get("host") == socket.gethostname()
@@ -288,4 +291,10 @@ def pending_words(job: Job, after: str = "") -> str:
 
 
 def _number(value) -> float | None:
-    return value if is_number(value) else None
+    """A count or a time of a file: what is negative is none."""
+    return value if is_number(value) and value >= 0 else None
+
+
+def _word(value, most: int = 100) -> str:
+    """A name or a sentence of a file, harmless and short."""
+    return plain(value or "")[:most]

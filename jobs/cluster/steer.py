@@ -10,7 +10,7 @@ import socket
 import time
 from pathlib import Path
 
-from data.files import atomic_write
+from data.files import atomic_write, say
 from jobs.cluster import slurm, status, submit
 from jobs.cluster.options import OF_SLURM, REMEMBERED, Options
 from jobs.cluster.terminal import facts
@@ -29,7 +29,7 @@ def stop_run(run: Path, now: bool) -> int:
     jobs = status.all_jobs()
     live, holder = status.live_jobs(run, jobs or {}), status.live_process(run)
     if not live and holder is None and not status.starting_process(run):
-        print(f"{run.name} is not running ({status.view_run(run, jobs).state}).")
+        say(f"{run.name} is not running ({status.view_run(run, jobs).state}).")
         return DONE
     atomic_write(
         run / "STOP", f"{getpass.getuser()} at {time.strftime('%F %T')}, launch.py stop{' --now' if now else ''}\n"
@@ -41,12 +41,10 @@ def stop_run(run: Path, now: bool) -> int:
     if holder is not None and not running and now and holder.get("host") == socket.gethostname():
         os.kill(holder["pid"], signal.SIGTERM)
     if running or holder is not None or not live:
-        print(
-            f"{run.name} " + ("is ended now; it saves if it can." if now else "saves and stops within its next step.")
-        )
+        say(f"{run.name} " + ("is ended now; it saves if it can." if now else "saves and stops within its next step."))
     else:
         submit.write_state(run, RunState.STOPPED, "taken out of the queue")
-        print(f"{run.name} is taken out of the queue (job {', '.join(job.id for job in waiting)}).")
+        say(f"{run.name} is taken out of the queue (job {', '.join(job.id for job in waiting)}).")
     facts([("go on", f"python launch.py resume {run.name}")])
     return DONE
 
@@ -68,7 +66,12 @@ def job_of(run: Path) -> str:
 def resume_options(run: Path, typed: dict) -> Options:
     """The options that a run goes on with: those that it was queued with, and over them those that were typed now."""
     recorded = read_jobs(run)
-    known = {name: value for name, value in recorded.get("options", {}).items() if name in REMEMBERED}
+    stored = recorded.get("options")
+    known = {name: value for name, value in stored.items() if name in REMEMBERED} if isinstance(stored, dict) else {}
+    for name, value in known.items():
+        wanted = str if isinstance(usual := getattr(Options, name), str) else bool if usual is False else int
+        if type(value) is not wanted or not str(value).isprintable():
+            raise ConfigError(f"{run}/jobs.json: is damaged ({name}); move it away and launch the run with --job")
     if typed.get("partition"):  # a run of this machine moves to the cluster
         known.pop("local", None)
     if typed.get("local"):  # and back: what Slurm was told means nothing here

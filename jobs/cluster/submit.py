@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.files import atomic_write
+from data.files import atomic_write, say
 from jobs.cluster import slurm
 from jobs.cluster.plan import Plan
 from jobs.config import specs
@@ -300,7 +300,7 @@ def ready(run: Path, job_id: str) -> int:
     Otherwise the job waits on, or says what to do.
     """
     after = Path(read_jobs(run).get("after") or run)
-    if (after / "DONE").exists():
+    if os.path.exists(after / "DONE"):
         return 0
     ids = {str(job["id"]) for job in read_jobs(after).get("submitted", [])}
     try:
@@ -308,7 +308,7 @@ def ready(run: Path, job_id: str) -> int:
     except slurm.SlurmError:
         alive = []
     if alive:  # a chain: its later links did not exist when this job was queued
-        print(
+        say(
             f"{after.name} goes on as job {alive[-1]}; this run waits for that as job "
             f"{successor(run, job_id, alive[-1])}"
         )
@@ -316,7 +316,7 @@ def ready(run: Path, job_id: str) -> int:
     again = f"python launch.py resume {after.name}, then python launch.py resume {run.name}"
     text = f"{after.name} ended and is not done: {again}"
     write_state(run, RunState.WAITING, text)
-    print(text)
+    say(text)
     return 1
 
 

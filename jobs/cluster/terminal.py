@@ -1,4 +1,5 @@
-"""What launch.py prints: colours only on a terminal, tables that fit it. Torch-free."""
+"""What launch.py prints: colours only on a terminal, tables that fit it. All texts may be others': they are made plain
+before they are painted. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Collection
 
+from data.files import plain
 from jobs.run.states import RunState
 
 COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "grey": 90, "bold": 1}
@@ -20,8 +22,8 @@ LEVEL_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def paint(text: str, colour: str, stream=None) -> str:
-    """The text in a colour where the stream is a terminal and NO_COLOR is not set; else as it is."""
-    stream = stream or sys.stdout
+    """The text, made plain, in a colour where the stream is a terminal and NO_COLOR is not set."""
+    stream, text = stream or sys.stdout, plain(text, keep="\n")
     if not colour or not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{COLOURS[colour]}m{text}\x1b[0m"
@@ -34,19 +36,19 @@ def width() -> int:
 
 def error(text: str) -> None:
     """One line `error: text` to standard error."""
-    print(paint("error:", "red", sys.stderr) + " " + text, file=sys.stderr)
+    print(paint("error:", "red", sys.stderr) + " " + plain(text), file=sys.stderr)
 
 
 def say_checks(checks, stream=None) -> None:
     """One line per check: level, text, and below it the fix."""
     stream = stream or sys.stdout
     for check in checks:
-        lines = textwrap.wrap(check.text, width() - 6, break_on_hyphens=False, break_long_words=False) or [""]
+        lines = textwrap.wrap(plain(check.text), width() - 6, break_on_hyphens=False, break_long_words=False) or [""]
         print(paint(f"{check.level:4}", LEVEL_COLOURS[check.level], stream), lines[0], file=stream)
         for line in lines[1:]:
             print("     " + line, file=stream)
         if check.fix:
-            fix = textwrap.wrap(check.fix, width() - 11, break_on_hyphens=False, break_long_words=False)
+            fix = textwrap.wrap(plain(check.fix), width() - 11, break_on_hyphens=False, break_long_words=False)
             print(
                 "\n".join(("     fix: " if i == 0 else "          ") + line for i, line in enumerate(fix)), file=stream
             )
@@ -57,7 +59,7 @@ def facts(rows: list[tuple[str, str]], indent: str = "  ") -> None:
 
     Values are not cut: they are there to be copied.
     """
-    rows = [(key, value) for key, value in rows if value]
+    rows = [(plain(key), plain(value)) for key, value in rows if value]
     wide = max((len(key) for key, _ in rows), default=0)
     for key, value in rows:
         print(f"{indent}{paint(f'{key:{wide}}', 'grey')}  {value}")
@@ -75,6 +77,7 @@ def table(
     colours: for a column's number, the colour of each word that may stand in it. right: headers of right-aligned
     columns.
     """
+    header, rows = [plain(text) for text in header], [[plain(text) for text in row] for row in rows]
     keep = [i for i in range(len(header)) if any(row[i] for row in rows) or i == 0]
     wide = {i: max(len(header[i]), *(len(row[i]) for row in rows)) for i in keep}
     last = keep[-1]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.files import check_regular, plain, read_tail
 from jobs.cluster import slurm
 from jobs.cluster.slurm import Job
 from jobs.cluster.status import View, live_jobs, pending_words, view_run
@@ -114,6 +114,9 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
         return view, Cause(f"job {job.id} is pending: {view.note}", _pending_fix(job, run))
     if view.state in (RunState.RUNNING, RunState.STARTING, RunState.ENDING):
         return view, Cause(f"nothing is wrong: it is {view.state}" + (f" on {view.node}" if view.node else ""))
+    if view.damage and view.state != RunState.DONE:
+        fix = f"restore it from a copy, or move it away; then python launch.py resume {run.name}"
+        return view, Cause(view.damage, fix, last_error(tail(log)) if (log := newest_log(run)) else "")
     if view.state == RunState.HANGING:
         return view, Cause(
             view.note.split(";")[0] + " although its job is running",
@@ -276,10 +279,12 @@ def _pending_fix(job: Job, run: Path) -> str:
 # --- logs -------------------------------------------------------------------------------------------------------------
 def log_files(run: Path) -> list[Path]:
     """The run's logs, the newest last."""
-    found = [*run.glob("logs/*.out"), *run.glob("logs/submitit/*_log.out")]
-    with contextlib.suppress(OSError):
-        return sorted(found, key=lambda path: path.stat().st_mtime)
-    return found
+    found = []
+    for path in [*run.glob("logs/*.out"), *run.glob("logs/submitit/*_log.out")]:
+        with contextlib.suppress(OSError):  # a link to a log that is gone, or no file
+            check_regular(info := path.stat(), path)
+            found.append((info.st_mtime, path))
+    return [path for _, path in sorted(found)]
 
 
 def newest_log(run: Path) -> Path | None:
@@ -290,17 +295,15 @@ def newest_log(run: Path) -> Path | None:
 def tail(path: Path, size: int = TAIL_BYTES, end: int | None = None) -> str:
     """The end of a log, or of its first `end` bytes, as text without control characters: a log may hold anything, and
     this goes to a terminal."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        end = file.seek(0, os.SEEK_END) if end is None else end
-        begin = file.seek(max(end - size, 0))
-        return clean(file.read(end - begin).decode(errors="replace"))
+    with contextlib.suppress(OSError):
+        return clean(read_tail(path, size, end).decode(errors="replace"))
     return ""
 
 
 def clean(text: str) -> str:
-    """Text without escape sequences and control characters, one kind of line end."""
+    """Text without escape sequences and control characters, one kind of line end; the rest made plain."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r\n", "\n").replace("\r", "\n")
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+    return plain(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text), keep="\n\t")
 
 
 def _last_match(pattern: str, log: str) -> str:

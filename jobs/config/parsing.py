@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jobs.config import kinds
-from jobs.config.rules import FREE
+from jobs.config.rules import CHOICES, FREE
 from jobs.config.specs import ROOT, ConfigError, TrainConfig, read_json
 from jobs.config.version import version
 
 Config = TypeVar("Config", bound=TrainConfig)
-PATH_FIELDS = ("data", "init_from", "vae", "perceptual_file")  # made absolute: a job may run in another folder
+PATH_FIELDS = ("data", "table", "init_from", "vae", "perceptual_file")  # made absolute: a job may run in another folder
 
 
 def parse_config(
@@ -75,7 +76,7 @@ def _run_and_preset(argv: list[str]) -> tuple[str | None, str | None]:
 def _base(cls: type[Config], run: str | None, preset: str | None) -> Config:
     """The values below the flags: of the named preset, else of the stored run, else of the default preset."""
     stored = Path(run, "config.json").expanduser() if run else None
-    if preset is None and stored is not None and stored.is_file():
+    if preset is None and stored is not None and os.path.lexists(stored):
         base = from_dict(cls, read_json(stored))
     else:
         job = kinds.JOBS[kinds.name_of(cls)]
@@ -103,7 +104,7 @@ def from_dict(cls: type[Config], values: dict) -> Config:
         default = known[name]
         fits = isinstance(value, (int, float)) if isinstance(default, float) else isinstance(value, type(default))
         if not fits or (isinstance(value, bool) != isinstance(default, bool)):
-            raise ConfigError(f"the stored config's {name} is {value!r}, expected {type(default).__name__}")
+            raise ConfigError(f"the stored config's {name} is {repr(value)[:100]}, expected {type(default).__name__}")
     return cls(**values)
 
 
@@ -114,7 +115,7 @@ def result_fields(config: TrainConfig) -> dict:
 
 def config_hash(config: TrainConfig) -> str:
     """8 hex digits over the fields that change the result."""
-    content = result_fields(config)
+    content = {k: v for k, v in result_fields(config).items() if v or k not in CHOICES}
     if config.init_from:
         content["init_from"] = config.init_from
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

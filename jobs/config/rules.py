@@ -24,6 +24,9 @@ FREE = frozenset(
     ).split()
 )
 
+# What is chosen of the data. Where nothing is, these name no run, and runs of before they were there keep their names.
+CHOICES = ("include", "exclude", "table", "plane", "slices", "range", "spacing", "volume")
+
 
 def check_classes(config, classes: list[str]) -> None:
     """Refuse --conditional where the data have nothing to condition on."""

@@ -6,11 +6,11 @@ order of precedence: the field's default, the preset, the flag on the command li
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import data.files as files
 from models.names import SAMPLERS, SCHEDULES, TARGETS, TIME_SETS
 
 if TYPE_CHECKING:  # a checker takes no Literal of names that it would have to look up
@@ -50,7 +50,7 @@ class TrainConfig:
     preset: str = ""
     """A named configuration that the other flags override."""
     data: str = ""
-    """A folder of slices (its layout is recognised), a .pack file, or phantom[:N]."""
+    """A folder of slices (its layout is recognised), a table .csv of data.scan, a .pack file, or phantom[:N]."""
     split: Literal["train", "test", "val", "all"] = "train"
     """Which part of the data to train on."""
     max_bad: float = 0.01
@@ -71,6 +71,23 @@ class TrainConfig:
     """Image channels: 1 (grey) or 3."""
     crop: int = 0
     """Crop this many pixels from the middle of the padded slice before resizing (0: none). Undone when generating."""
+
+    include: str = ""
+    """Use only files whose path or name fits one of these globs, separated by commas, such as *_T1w.*"""
+    exclude: str = ""
+    """Leave files out whose path or name fits one of these globs, separated by commas."""
+    table: str = ""
+    """A .csv or .tsv that is joined to the files by file, scan, or person (and session): person, class, split, more."""
+    plane: Literal["", "axial", "coronal", "sagittal"] = ""
+    """Plane in which volumes are cut. Default: axial."""
+    slices: str = ""
+    """Share LO:HI of the head's extent, from its lowest slice, that is used, such as 0.3:0.7. Default: all of it."""
+    range: str = ""
+    """Grey values LO:HI that become black and white. Default: decided once for the whole set, and said."""
+    spacing: str = ""
+    """Mm per pixel that volumes are resampled to in plane. Default: the median of the set."""
+    volume: str = ""
+    """Which volume of 4-D files is used, counted from 0."""
 
     # --- optimisation -------------------------------------------------------------------------------------------------
     batch: int = 64
@@ -279,12 +296,10 @@ class DiffusionConfig(DenoisingConfig):
 def read_json(path: Path) -> dict:
     """A JSON object from a file. Raises ConfigError, one line, for anything else."""
     try:
-        value = json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON ({error}); restore it, or use another --run") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: not a config; restore it, or use another --run")
-    return value
+        return files.read_json(path)
+    except (OSError, ValueError) as error:
+        text = f"{path}: cannot be read as JSON ({files.words(error)}); restore it, or use another --run"
+        raise ConfigError(text) from None
 
 
 def numbers(text: str, flag: str) -> tuple[int, ...]:

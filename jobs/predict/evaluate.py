@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.files import say
 from jobs.predict.features import (
     Images,
     RealSlices,
@@ -58,7 +59,7 @@ def evaluate(
     how = how_of(model)
     labels = model.labels(label, list(range(number)))
     given = given_features(reference.feature_weights)
-    real = open_data(model, reference.data, print if rt.rank == 0 else lambda text: None)
+    real = open_data(model, reference.data, say if rt.rank == 0 else lambda text: None)
     out.make()
     network, features_name = open_features(given, real.train, out.folder, rt)
     images_of = generated(model, seed, label, how)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.files import sha256_of
+from data.files import say, sha256_of
 from data.pack import ensure_pack
 from data.packfile import Pack
+from data.records import Choices
 from jobs.config.specs import ConfigError
 from jobs.predict.trained import Trained, UsageError
 from jobs.training import collectives, ranks
@@ -71,7 +72,7 @@ class RealSlices:
 def data_of(model: Trained, data: str) -> str:
     """`data`, else what the run was trained on. UsageError where neither is known."""
     spec = data or model.config.get("data")
-    if not isinstance(spec, str) or not spec:
+    if not isinstance(spec, str) or not spec or "\0" in spec:
         raise UsageError(f"{model.path} does not say what it was trained on; name the real slices with --data")
     return spec
 
@@ -79,16 +80,22 @@ def data_of(model: Trained, data: str) -> str:
 def shape_of(model: Trained) -> dict:
     """What ensure_pack needs to make slices as the model was trained on."""
     crop = model.config.get("crop")
-    return dict(resolution=model.resolution, channels=model.channels, crop=crop if isinstance(crop, int) else 0)
+    choices = Choices.of(model.config)
+    side = crop if isinstance(crop, int) else 0
+    return dict(resolution=model.resolution, channels=model.channels, crop=side, choices=choices)
 
 
-def open_data(model: Trained, data: str = "", say: Callable[[str], None] = print) -> RealSlices:
+def open_data(model: Trained, data: str = "", say: Callable[[str], None] = say) -> RealSlices:
     """Both splits of `data`, or of what the run was trained on. ConfigError where nothing is held out."""
     spec = data_of(model, data)
     if spec.lower().endswith(".pack"):
         raise UsageError(f"{spec}: a pack holds one split; name the folder that it was packed from with --data")
     shape = shape_of(model)
     train, heldout = (ensure_pack(spec, split=s, log=say, progress=False, **shape) for s in ("train", "test"))
+    if train.digest == heldout.digest:
+        raise ConfigError(
+            f"{spec} is one side of a split, so nothing is held out; name the folder above it with --data"
+        )
     if len(heldout) < MIN_HELDOUT:
         raise ConfigError(f"{spec}: only {len(heldout)} held-out slices, and figures need {MIN_HELDOUT}; use more data")
     if model.classes and list(train.classes) != model.classes:
@@ -127,7 +134,7 @@ def open_features(given: Network | None, train: Pack, out: Path, rt: ranks.Runti
     )
     network = read_encoder(path, shape, train.digest)
     if network is None and rt.rank == 0:
-        print(f"training the feature encoder on {len(train):,} slices, once; it is kept as {path}")
+        say(f"training the feature encoder on {len(train):,} slices, once; it is kept as {path}")
         labels = torch.from_numpy(np.array(train.labels))
         network = encoder.train_encoder(
             train.images,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import re
 import zipfile
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data.files import atomic_file
+from data.files import atomic_file, read_json
 from jobs.config.specs import ConfigError
 from jobs.predict.flags import MAX_NUMBER
 from jobs.predict.output import Output
@@ -51,7 +51,7 @@ def generate(
     with ThreadPoolExecutor(WRITERS) as pool, tqdm(total=number, unit=" pictures", disable=None) as bar:
         for start in range(0, number, model.batch):
             indices = range(start, min(start + model.batch, number))
-            todo = [i for i in indices if not is_complete(out / file_name(model, label, i), model.size)]
+            todo = [i for i in indices if not is_complete(out / file_name(model, label, i), model.size, model.channels)]
             if todo:
                 images = model.sample(indices=todo, seed=seed, label=label, **how)
                 wait(writing)  # so that at most two batches are in memory
@@ -105,14 +105,14 @@ def claim(out: Output, settings: dict, overwrite: bool) -> int:
         about.unlink(missing_ok=True)  # first: pictures without it are never taken for those of the new settings
         for path in pictures_in(out.folder):
             path.unlink()
-    if not about.exists():
+    if not os.path.lexists(about):
         if pictures_in(out.folder):
             raise ConfigError(f"{out.folder}: holds pictures without a generate.json; {remedy}")
         return 0
     try:
-        stored = json.loads(about.read_text())
+        stored = read_json(about, out.folder)
         old, count = dict(stored["settings"]), min(int(stored["number"]), MAX_NUMBER)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         raise ConfigError(f"{about}: cannot be read; {remedy}") from None
     changed = [f"{k} {str(old.get(k))[:12]} -> {str(v)[:12]}" for k, v in settings.items() if old.get(k) != v]
     if changed:

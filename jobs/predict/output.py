@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import atomic_write
+from data.files import atomic_write, plain, say
 from jobs.predict.trained import Trained
 
 
@@ -37,15 +37,16 @@ class Output:
         atomic_write(self / name, json.dumps({**about, "settings": settings, **more}, indent=1) + "\n")
 
     def csv(self, name: str, head: Sequence[str], rows: Iterable[Sequence]) -> None:
-        """Numbers with six digits, nothing where there is none; names may hold anything."""
+        """Numbers with six digits, nothing where there is none; names are made plain."""
         text = io.StringIO()
-        cells = [[f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows]
+        form = {float: "{:.6g}".format, str: plain}
+        cells = [[form.get(type(v), lambda v: v)(v) for v in row] for row in rows]
         csv.writer(text, lineterminator="\n").writerows([head, *cells])
         atomic_write(self / name, text.getvalue())
 
     def tell(self, model: Trained, what: str, *names: str) -> None:
         """What was made, of what size, from which weights, and the files."""
         height, width = model.size
-        print(f"{what} of {width}x{height} from {model.path} ({model.nimg / 1000:g} kimg)")
+        say(f"{what} of {width}x{height} from {model.path} ({model.nimg / 1000:g} kimg)")
         for name in names:
-            print(f"  {self / name}")
+            say(f"  {self / name}")

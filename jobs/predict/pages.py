@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.files import atomic_write
+from data.files import atomic_write, leads_out, say
 from jobs.config.specs import ConfigError
 from jobs.predict.trained import UsageError, run_of
 from jobs.run.rundir import RunDir
@@ -31,13 +32,14 @@ def plot(named: Sequence[str], out: str = "", *, from_kimg: float = 0.0, to_kimg
     rows = {name: read_metrics(run.metrics) for name, run in zip(names, runs, strict=True)}
     for run, found in zip(runs, rows.values(), strict=True):
         if not found:
-            raise ConfigError(
-                f"{run.path}: no losses in metrics.jsonl yet; the first row comes after --log-kimg thousand images"
-            )
+            why = run.damage() or "no losses in metrics.jsonl yet; the first row comes after --log-kimg thousand images"
+            raise ConfigError(f"{run.path}: {why}")
         last = found[-1]["nimg"] / 1000
         if not any(from_kimg <= row["nimg"] / 1000 <= to_kimg for row in found):
             raise UsageError(f"{run.path}: no rows from {from_kimg:g} to {to_kimg:g} kimg; it has 0 to {last:g}")
     default = runs[0].plots / ("losses.png" if len(runs) == 1 else "losses-compared.png")
+    if not out and leads_out(default, runs[0].path):
+        raise ConfigError(f"{default}: a link that leads out of the run; name the file itself with --out")
     png = Path(out) if out else default
     if png.is_dir():
         raise UsageError(f"--out {png}: a folder; name a PNG file in it")
@@ -47,19 +49,19 @@ def plot(named: Sequence[str], out: str = "", *, from_kimg: float = 0.0, to_kimg
         restarts = [kimg for kimg in restarts_of(runs[0]) if from_kimg <= kimg <= to_kimg]
         plot_losses(rows[names[0]], png, from_kimg, to_kimg, restarts)
     for name, found in rows.items():
-        print(f"{name}: {len(found)} rows up to {found[-1]['nimg'] / 1000:g} kimg")
-    print(f"  {png}")
+        say(f"{name}: {len(found)} rows up to {found[-1]['nimg'] / 1000:g} kimg")
+    say(f"  {png}")
 
 
 def report(named: Sequence[str], out: str = "") -> None:
     """One self-contained HTML page about the runs."""
     runs = runs_of(named)
     for run in runs:
-        if not run.config.is_file():
+        if not os.path.lexists(run.config):
             raise ConfigError(f"{run.path}: no config.json, so it is no run directory; give the folder of a run")
     html = Path(out) if out else runs[0].path / "report.html"
     if html.is_dir():
         raise UsageError(f"--out {html}: a folder; name an HTML file in it")
     html.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(html, write_page(runs))
-    print(f"report on {len(runs)} run{'s' * (len(runs) > 1)}, {html.stat().st_size / 1e6:.1f} MB\n  {html}")
+    say(f"report on {len(runs)} run{'s' * (len(runs) > 1)}, {html.stat().st_size / 1e6:.1f} MB\n  {html}")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.files import atomic_file
 from data.pack import ensure_pack
 from data.packfile import Pack
 from jobs.predict.features import data_of, rows_of, shape_of
@@ -37,7 +38,8 @@ def project(model: GanModel, pack: Pack, out: Output, *, number: int = 4, steps:
     columns, labels = ["real slice", "projection", "difference x 2"], [f"{value:.1f} dB" for value in psnr]
     grid = image_grid(shown.reshape(-1, *targets.shape[1:]), 3, row_labels=labels, column_labels=columns)
     save_png(out / "project.png", grid)
-    np.savez(out / "project.npz", ws=ws, row=rows.numpy())
+    with atomic_file(out / "project.npz") as file:
+        np.savez(file, ws=ws, row=rows.numpy())
     found = [{"slice": pack.names[i], "psnr": value} for i, value in zip(rows.tolist(), psnr, strict=True)]
     settings = {"seed": seed, "steps": steps, "weights_sha256": model.sha256, "data": pack.digest}
     loss = [float(value) for value in np.mean(history, 0)]

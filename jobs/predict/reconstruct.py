@@ -7,6 +7,7 @@ import torch
 from tqdm import tqdm
 
 from data.batches import to_float
+from data.files import say
 from data.pack import ensure_held_out, ensure_pack
 from data.packfile import Pack
 from data.walk import DataError
@@ -58,7 +59,7 @@ def reconstruct(
     settings = {"weights_sha256": model.sha256, "split": split, "precision": model.about["precision"]}
     out.json("reconstruct.json", model, settings, data=pack.meta["describe"], slices=number, **figures)
     for name, (mean, sd) in figures["mean and sd over subjects"].items():
-        print(f"{name:10} {mean:8.4g} +- {sd:.3g}")
+        say(f"{name:10} {mean:8.4g} +- {sd:.3g}")
     files = [f"reconstruct.{kind}" for kind in ("png", "csv", "json")]
     out.tell(model, f"{number} slices of {figures['subjects']} subjects", *files)
 
@@ -66,15 +67,19 @@ def reconstruct(
 def slices_of(model: VaeModel, data: str = "", split: str = "auto") -> Pack:
     """The pack of `data` at the VAE's size, of patients that it was not trained on where there are any."""
     c, spec = model.config, data or model.config.get("data")
-    if not isinstance(spec, str) or not spec:
+    if not isinstance(spec, str) or not spec or "\0" in spec:
         raise ConfigError("the weights do not say what they were trained on; name slices with --data")
-    shape = {"resolution": c["resolution"], "channels": c["channels"], "crop": int(c.get("crop") or 0)}
+    shape = {
+        "resolution": c["resolution"],
+        "channels": c["channels"],
+        "crop": crop if isinstance(crop := c.get("crop"), int) else 0,
+    }
     try:
         if split != "auto":
             return ensure_pack(spec, split=split, **shape)
         said: list[str] = []  # only what turned out well: an error is one line
         pack = ensure_held_out(spec, "auto", log=said.append, **shape) or ensure_pack(spec, log=said.append, **shape)
-        print("\n".join(said))
+        say("\n".join(said))
         return pack
     except DataError as error:
         raise ConfigError(str(error)) from None

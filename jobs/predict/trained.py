@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from data.batches import to_uint8
-from data.files import sha256_of
-from data.packfile import check_geometry, restore
+from data.files import is_number, leads_out, sha256_of
+from data.packfile import check_geometry, odd_class, restore
 from data.walk import DataError
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
 from jobs.run.find import find_run
 from jobs.run.rundir import RunDir
 from jobs.training import devices
-from jobs.training.weights import WeightsError, read_weights
+from jobs.training.weights import WeightsError, check_header, read_weights
 from models import loading
 
 
@@ -143,6 +143,8 @@ def weights_of(run: str | Path) -> Path:
     weights = RunDir(run_of(str(run))).weights
     if not weights.is_file():
         raise ConfigError(f"{run}: has no weights yet; training writes them at its first checkpoint")
+    if leads_out(weights, weights.parent):
+        raise ConfigError(f"{weights}: a link that leads out of the run; name the file itself with --weights")
     return weights
 
 
@@ -228,7 +230,8 @@ def read_snapshot(path: Path) -> tuple[dict, dict, str]:
     """(tensors, about, SHA-256) of one version of the file: a run that still trains replaces it now and then."""
     for _ in range(5):
         try:
-            before = sha256_of(path) if path.is_file() else ""
+            check_header(path)  # before a file of any size is hashed
+            before = sha256_of(path)
             tensors, about = read_weights(path)
             if sha256_of(path) == before:
                 return tensors, about, before
@@ -240,11 +243,11 @@ def read_snapshot(path: Path) -> tuple[dict, dict, str]:
 def checked_about(path: Path, about: dict) -> tuple[list[str], dict, int]:
     """(classes, geometry, nimg) of a weights file that may be a stranger's."""
     classes, geometry, nimg = about.get("classes"), about.get("geometry") or {}, about.get("nimg")
-    if not isinstance(classes, list) or not all(isinstance(c, str) and c.isprintable() for c in classes):
+    if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes) or odd_class(classes):
         raise ConfigError(f"{path}: its list of classes is malformed; copy the file again from the run")
     try:
         if geometry:
             check_geometry(geometry)
     except DataError as error:
         raise ConfigError(f"{path}: {error}; copy the file again from the run") from None
-    return classes, geometry, nimg if isinstance(nimg, int) else 0
+    return classes, geometry, int(nimg) if type(nimg) is int and is_number(nimg) else 0

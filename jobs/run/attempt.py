@@ -11,8 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from data.files import atomic_write, is_number
+from data.files import atomic_write, is_number, plain, say
 from jobs.config import specs
+from jobs.config.rules import CHOICES
 from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import stopping
 from jobs.run.resume import compare_with_run, write_config
@@ -27,12 +28,12 @@ class Attempt:
         self.run, self.config, self.rank = run, config, rank
         self.started, self.total, self.recorded = time.monotonic(), 0, False
         self.nimg: int | None = None
-        self.printer: Callable[[str], None] = print
+        self.printer: Callable[[str], None] = say
 
     def say(self, text: str) -> None:
         """One line for the person and the log; above the progress bar where there is one."""
         if self.rank == 0:
-            self.printer(text)
+            self.printer(plain(text, keep="\n"))
 
     def __enter__(self) -> Attempt:
         if self.rank == 0:
@@ -120,9 +121,11 @@ def check_data(
     `augmentation`: what this code draws for it, as numbers."""
     path = run.path / "data.json"
     before = specs.read_json(path) if path.exists() else {}
+    if not all(isinstance(before.get(key, kind()), kind) for key, kind in (("classes", list), ("digests", dict))):
+        raise ConfigError(f"{path}: is damaged; restore it, or use another --run")
     if before and getattr(config, "conditional", False) and before.get("classes") != classes:
         raise ConfigError(
-            f"{run.path}: the run learns the classes {', '.join(before.get('classes', []))}, the data have "
+            f"{run.path}: the run learns the classes {', '.join(map(str, before.get('classes', [])))}, the data have "
             f"{', '.join(classes)}; "
             "restore them, or use another --run"
         )
@@ -139,6 +142,8 @@ def check_data(
         say(f"Override: other {' and '.join(differ)}")
         run.note("override", changed=", ".join(differ))
     after: dict = {"classes": classes, "digests": old | digests}
+    if chosen := {name: value for name in CHOICES if (value := getattr(config, name, ""))}:
+        after["choices"] = chosen
     if augmentation is not None or drawn is not None:
         after["augmentation"] = augmentation if differ or drawn is None else drawn
     if differ or not before or set(digests) - set(old) or (drawn is None and augmentation is not None):
@@ -161,10 +166,10 @@ def report_and_code(main) -> int:
     try:
         return main()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        say("interrupted; the same command goes on from the last checkpoint", sys.stderr)
         return 130
     except stopping.Stopped as asked:
-        print(f"Stopped before the training began ({asked}). The same command goes on from here.", file=sys.stderr)
+        say(f"Stopped before the training began ({asked}). The same command goes on from here.", sys.stderr)
         return asked.exit_code
     except Exception as error:
         code = stopping.exit_code(error)
@@ -177,7 +182,7 @@ def report_and_code(main) -> int:
                 else "the file server may be back for the next attempt"
             )
             text = f"{where}{error.strerror}; {fix}"
-        print(f"error: {text}", file=sys.stderr)
+        say(f"error: {text}", sys.stderr)
         if code == 1:
             raise
         return code

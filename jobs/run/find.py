@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from pathlib import Path
 
+from data.files import read_json
 from jobs.config import specs
 
 RUNS = specs.ROOT / "runs"
@@ -15,13 +15,16 @@ RUNS = specs.ROOT / "runs"
 
 def read_jobs(run: Path) -> dict:
     """jobs.json: which jobs were submitted for the run, and how. {} if there is none."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        about = json.loads((run / "jobs.json").read_text())
-        if isinstance(about, dict):
-            listed = about.get("submitted")
-            listed = listed if isinstance(listed, list) else []
-            about["submitted"] = [job for job in listed if isinstance(job, dict) and isinstance(job.get("id"), str)]
-            return about
+    with contextlib.suppress(OSError, ValueError):
+        about = read_json(run / "jobs.json", run)
+        listed = about.get("submitted")
+        listed = listed if isinstance(listed, list) else []
+        about["submitted"] = [job for job in listed if isinstance(job, dict) and isinstance(job.get("id"), str)]
+        # Words that become options of a command, a path, a key: of another type, or unprintable, they are left out.
+        for name in ("job", "after"):
+            if not isinstance(about.get(name, ""), str) or not about.get(name, "").isprintable():
+                del about[name]
+        return about
     return {}
 
 
@@ -44,9 +47,9 @@ def find_run(text: str, root: Path = RUNS) -> Path:
     """
     direct = Path(text).expanduser()
     for path in (root / text, direct):
-        if path.is_dir() and (
+        if os.path.isdir(path) and (
             path.parent == root
-            or any((path / n).exists() for n in ("jobs.json", "status.json", "config.json", "sweep.json"))
+            or any(os.path.exists(path / n) for n in ("jobs.json", "status.json", "config.json", "sweep.json"))
         ):
             return path.absolute()
     folders = run_folders(root)

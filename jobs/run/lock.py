@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from data.files import _serial, _writing, process_start
+from data.files import _serial, _writing, parse_json, process_start, read_bytes, say
 from jobs.run.states import RunDirError
 from jobs.run.stopping import TRANSIENT
 
@@ -128,12 +128,12 @@ class Lock:
     def _read(self, path: Path) -> dict | None:
         """What a lock file says, its mtime, and a token in every case; None if it is not there."""
         try:
-            about, text = path.stat(), path.read_text(errors="replace")
+            about, text = path.stat(), read_bytes(path)
         except FileNotFoundError:
             return None
         holder = {}
-        with contextlib.suppress(ValueError, RecursionError):
-            holder = json.loads(text)
+        with contextlib.suppress(ValueError):
+            holder = parse_json(text)
         holder = holder if isinstance(holder, dict) else {}
         if not re.fullmatch("[0-9a-f]{16}", str(holder.get("token"))):
             holder = {
@@ -174,12 +174,10 @@ class Lock:
                 elif holder["token"] == self.token:
                     os.utime(self.path)
                 elif not self._released.is_set():
-                    print(
+                    say(
                         f"error: {self.path.parent}: process {holder.get('pid')} on {holder.get('host')} took this run "
-                        "over, as this "
-                        "process was frozen or its job requeued; ending without a save",
-                        file=sys.stderr,
-                        flush=True,
+                        "over, as this process was frozen or its job requeued; ending without a save",
+                        sys.stderr,
                     )
                     os._exit(TRANSIENT)  # two writers would mix their rows
 
@@ -192,9 +190,10 @@ class Lock:
 
 
 def _in_use(run: Path, holder: dict, age: float) -> str:
-    job = f" (job {holder['job']})" if holder.get("job") else ""
+    pid, host, number = (str(holder.get(name, ""))[:100] for name in ("pid", "host", "job"))
+    job = f" (job {number})" if holder.get("job") else ""
     return (
-        f"{run}: in use by process {holder.get('pid')} on {holder.get('host')}{job}, heartbeat {max(age, 0):.0f} s "
+        f"{run}: in use by process {pid} on {host}{job}, heartbeat {max(age, 0):.0f} s "
         "ago; stop that one "
         f"first (python launch.py stop {run.name}), or use another --run"
     )

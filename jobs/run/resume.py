@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
+from data.files import is_number
 from jobs.config import kinds, parsing, rules
 from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import stopping
@@ -37,7 +37,9 @@ def compare_with_run(run: RunDir, config: TrainConfig) -> str:
         raise ConfigError(f"{run.config}: {error}; restore it, or use another --run") from None
     changed = {k: (old[k], new[k]) for k in new if old[k] != new[k] and k not in rules.FREE}
     architecture = {k: v for k, v in changed.items() if k in rules.ARCHITECTURE}
-    text = ", ".join(f"--{k.replace('_', '-')} {a} -> {b}" for k, (a, b) in (architecture or changed).items())
+    text = ", ".join(
+        f"--{k.replace('_', '-')} {str(a)[:200]} -> {b}" for k, (a, b) in (architecture or changed).items()
+    )
     if architecture:
         raise ConfigError(f"{run.path}: the run has another architecture ({text}); use another --run for a new run")
     if changed and not config.override:
@@ -68,7 +70,7 @@ def store_config(run: RunDir, config: TrainConfig, say: Callable[[str], None] = 
 def write_config(run: RunDir, config: TrainConfig) -> None:
     """config.json, whatever stood there; a finished run that is longer now is no longer done."""
     before = run.read_config() or {}
-    if config.total_kimg > before.get("total_kimg", math.inf):
+    if is_number(before.get("total_kimg")) and config.total_kimg > before["total_kimg"]:
         run.unmark_done()
     stored = asdict(replace(config, dry_run=False, override=False))  # these two are of one command, not of the run
     if stored != before:

@@ -13,7 +13,22 @@ import sys
 import time
 from pathlib import Path
 
-from data.files import atomic_write, is_number, remove_torn
+from data.files import (
+    SMALL,
+    atomic_write,
+    check_regular,
+    is_number,
+    leads_out,
+    open_regular,
+    read_bytes,
+    read_json,
+    read_object,
+    read_tail,
+    remove_torn,
+    row_of,
+    say,
+    words,
+)
 from jobs.config.specs import ROOT
 from jobs.config.version import version
 from jobs.run.lock import Lock, restart_count
@@ -21,6 +36,7 @@ from jobs.run.owners import others_may_replace
 from jobs.run.states import RunDirError, RunState
 from jobs.run.stopping import DONE
 
+MOST = {"metrics.jsonl": 1 << 30, "attempts.jsonl": 1 << 26}  # bytes at most; of all other small files SMALL
 STATUS_BEAT = 5.0  # seconds between writes of status.json while the state stays the same
 PACKAGES = "torch torchvision numpy pillow safetensors tyro tensorboard matplotlib submitit nibabel".split()
 
@@ -54,6 +70,23 @@ class RunDir:
                 f"{self.path}: cannot make the run directory ({error.strerror}); choose another --run"
             ) from None
         self.check_private()
+        if damage := self.damage():
+            raise RunDirError(f"{self.path}: {damage}; move it away, or use another --run")
+
+    def damage(self) -> str:
+        """Which of the files that grow or are replaced is none that a run writes, in words; '' if all are well. Nothing
+        is read for that."""
+        for name in ("config.json", "status.json", "jobs.json", "data.json", "attempts.jsonl", "metrics.jsonl"):
+            path = self.path / name
+            try:
+                if path.is_symlink() and leads_out(path, self.path):
+                    return f"{name} is damaged (a link that leads out of the run)"
+                check_regular(path.stat(), path, MOST.get(name, SMALL))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                return f"{name} is damaged ({words(error)})"
+        return ""
 
     def check_private(self) -> None:
         """Raise RunDirError where another user could have put a checkpoint, code or a job's pickle into this run.
@@ -90,14 +123,12 @@ class RunDir:
     def read_config(self) -> dict | None:
         """The stored config; None if there is none yet."""
         try:
-            value = json.loads(self.config.read_text())
+            return read_json(self.config, self.path)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, RecursionError) as error:
-            raise RunDirError(f"{self.config}: cannot be read ({error}); restore it, or use another --run") from None
-        if not isinstance(value, dict):
-            raise RunDirError(f"{self.config}: not a config; restore it, or use another --run")
-        return value
+        except (OSError, ValueError) as error:
+            text = f"{self.config}: cannot be read ({words(error)}); restore it, or use another --run"
+            raise RunDirError(text) from None
 
     def write_config(self, config: dict) -> None:
         """Replace config.json."""
@@ -122,8 +153,7 @@ class RunDir:
             "time": round(time.time(), 1),
             **facts,
         }
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            before = json.loads(path.read_text())
+        if before := read_object(path, self.path)[0]:
             about["first"] = before.get("first") or before
         atomic_write(path, json.dumps(about, indent=2, sort_keys=True) + "\n")
 
@@ -147,35 +177,29 @@ class RunDir:
             self._status_failed = False
         except OSError as error:
             if not self._status_failed:
-                print(
-                    f"WARNING: {self.path}/status.json cannot be written ({error.strerror}); training goes on",
-                    file=sys.stderr,
+                say(
+                    f"WARNING: {self.path}/status.json cannot be written ({words(error)}); training goes on", sys.stderr
                 )
             self._status_failed = True
 
     def read_status(self) -> dict:
-        """The last heartbeat; {} if there is none."""
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            value = json.loads((self.path / "status.json").read_text())
-            return value if isinstance(value, dict) else {}
-        return {}
+        """The last heartbeat; {} if there is none that can be read."""
+        return read_object(self.path / "status.json", self.path)[0]
 
     def read_attempts(self) -> list[dict]:
-        """The lines of attempts.jsonl in order; what a killed process left half, or is no such line, is left out.
+        """The last lines of attempts.jsonl in order; what a killed process left half, or is no such line, is left out.
 
         `event` is a str in every line; `time`, `nimg` and `seconds` are numbers where they are there.
         """
-        lines = []
         with contextlib.suppress(OSError):
-            for line in self.attempts.read_text(errors="replace").splitlines():
-                with contextlib.suppress(ValueError, RecursionError):
-                    lines.append(json.loads(line))
-        return [line for line in lines if isinstance(line, dict) and _is_attempt_line(line)]
+            text = read_tail(self.attempts, SMALL, inside=self.path)
+            return [row for line in text.split(b"\n") for row in row_of(line, _is_attempt_line)]
+        return []
 
     def note(self, event: str, **fields) -> None:
         """Append one line to attempts.jsonl, durably."""
         line = json.dumps({"event": event, "time": round(time.time(), 1), **fields}, sort_keys=True) + "\n"
-        with open(self.attempts, "a+b") as file:
+        with open_regular(self.attempts, "a+b", self.path) as file:
             if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
                 line = "\n" + line  # the attempt before was killed inside its line
             file.write(line.encode())
@@ -227,7 +251,7 @@ class RunDir:
         try:
             self.note("end", **self._attempt, **fields)
         except OSError as error:
-            print(f"WARNING: {self.attempts} cannot be written ({error.strerror})", file=sys.stderr)
+            say(f"WARNING: {self.attempts} cannot be written ({words(error)})", sys.stderr)
 
     def newest_checkpoint(self) -> int:
         """Images seen at the newest committed checkpoint, judged by names alone; 0 if there is none."""
@@ -236,7 +260,7 @@ class RunDir:
     # --- DONE, STOP, SAVE ---------------------------------------------------------------------------------------------
     def done(self) -> bool:
         """Whether the run has seen all its images."""
-        return (self.path / "DONE").exists()
+        return os.path.exists(self.path / "DONE")
 
     def mark_done(self) -> None:
         """Create DONE, after the last checkpoint is on disk."""
@@ -254,9 +278,12 @@ class RunDir:
         """Move a person's STOP into attempts.jsonl: what it said and when it was made."""
         path = self.path / "STOP"
         try:
-            text, made = path.read_text(errors="replace")[:500].strip(), round(path.stat().st_mtime, 1)
+            made = round(path.lstat().st_mtime, 1)
         except FileNotFoundError:
             return
+        text = ""
+        with contextlib.suppress(OSError):
+            text = read_bytes(path, inside=self.path)[:500].decode(errors="replace").strip()
         self.note("stop lifted", text=text, made=made)
         path.unlink(missing_ok=True)
 
@@ -295,7 +322,7 @@ def git_state(root: Path) -> dict:
     """Commit of the code at `root` and whether tracked files differ from it; None where git or a repository is
     absent."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a run's snapshot says what it was taken from
-        taken = json.loads((root / "snapshot.json").read_text())
+        taken = read_json(root / "snapshot.json")
         return {name: taken[name] for name in ("git_commit", "git_dirty")}
     if _git(root, "rev-parse", "--show-toplevel") != str(root):
         return {

@@ -16,13 +16,14 @@ from typing import IO, cast
 
 import torch
 
-from data.files import atomic_file, atomic_write, remove_torn, sync_folder
+from data.files import atomic_file, atomic_write, open_regular, read_json, remove_torn, say, sha256_of, sync_folder
 from jobs.run.owners import free_bytes
 from jobs.run.stopping import BAD, DIVERGED
 
 DIGITS = 12
 RETRIES = 2  # of a failed write, PAUSE seconds apart
 PAUSE = 2.0
+MAX_INDEX = 16 << 20  # bytes of what says which tensors a checkpoint holds
 ROOM = 16 << 20  # bytes to leave free beyond the checkpoint itself: weights file, logs, pictures
 
 
@@ -91,7 +92,7 @@ def not_finite(state: dict, allowed: Collection[str] = ()) -> str | None:
 class Checkpoints:
     """The checkpoints of one run. Only rank 0 saves, under the run's lock; every rank may load."""
 
-    def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = print, allowed: Collection[str] = ()):
+    def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = say, allowed: Collection[str] = ()):
         """`allowed`: paths of the state (as in 'state.averages') whose tensors may be non-finite."""
         self.folder, self.keep, self.say, self.allowed = Path(folder), keep, say, tuple(allowed)
         self.blocked_seconds = 0.0  # what saving has cost the loop
@@ -201,10 +202,8 @@ class Checkpoints:
         """{nimg: sidecar} in rising order, of all whose sidecar can be read; the files themselves are not looked at."""
         found = {}
         for path in self._sidecars():
-            with contextlib.suppress(OSError, ValueError, RecursionError):
-                about = json.loads(path.read_text())
-                if isinstance(about, dict):
-                    found[int(path.stem)] = about
+            with contextlib.suppress(OSError, ValueError):
+                found[int(path.stem)] = read_json(path)
         return found
 
     def _sidecars(self) -> list[Path]:
@@ -260,11 +259,11 @@ class Checkpoints:
             time.sleep(min(1.0, wait / 10))
 
     def _load(self, sidecar: Path) -> dict:
-        about = json.loads(sidecar.read_text())
+        about = read_json(sidecar)
         path = sidecar.with_suffix(".pt")
-        with open(path, "rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            if file.tell() != about["size"] or sha256 != about["sha256"]:
+        with open_regular(path) as file:
+            # The size first: of a file that is too long nothing need be read.
+            if file.seek(0, 2) != about["size"] or sha256_of(file) != about["sha256"]:
                 raise ValueError("its contents do not match its checksum")
             check_archive(file)
             file.seek(0)
@@ -281,6 +280,8 @@ def check_archive(file) -> None:
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise ValueError("it holds compressed parts; checkpoints have none")
         (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        if archive.getinfo(name).file_size > MAX_INDEX:
+            raise ValueError("its list of tensors is too large")
         for opcode, argument, _ in pickletools.genops(archive.read(name)):
             if opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4"):
                 raise ValueError(f"it holds an object that no checkpoint has ({opcode.name})")

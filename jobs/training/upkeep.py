@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from data.files import atomic_write
+from data.files import atomic_write, is_number, say
 from jobs.config import kinds, parsing, specs
 from jobs.config.wording import command
 from jobs.run import stopping
@@ -383,7 +383,8 @@ def compiles(asked: bool, device: torch.device, say: Callable[[str], None]) -> b
 
 def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
     """Whether the run is finished and --total-kimg is no larger than it was; says so."""
-    if not run.done() or c.total_kimg > (run.read_config() or {}).get("total_kimg", math.inf):
+    before = (run.read_config() or {}).get("total_kimg")
+    if not run.done() or (is_number(before) and c.total_kimg > before):
         return False
     if rank == 0:
         if run.read_status().get("state") != RunState.DONE or run.lockfile.exists():  # killed after its last image
@@ -391,7 +392,7 @@ def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
                 run.lock(wait=0)
                 run.complete_marks()
                 run.unlock()
-        print(f"{run.path} is done. Raise --total-kimg to go on, or use another --run to start afresh.")
+        say(f"{run.path} is done. Raise --total-kimg to go on, or use another --run to start afresh.")
         announce(run, generate)
     return True
 
@@ -399,9 +400,9 @@ def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
 def announce(run: RunDir, generate: str) -> None:
     """Where everything is, and what to do next; `generate` is the predict.py subcommand with its flags."""
     grids = sorted(p for p in run.samples.glob("[0-9]*.png"))
-    print(f"  samples      {grids[-1] if grids else 'none'}")
+    say(f"  samples      {grids[-1] if grids else 'none'}")
     if (run.samples / "reals.png").exists():
-        print(f"  real slices  {run.samples / 'reals.png'}")
-    print(f"  losses       {run.plots / 'losses.png'}")
-    print(f"  next         {command('predict.py')} {generate.format(run=run.path)}")
-    print(f"  TensorBoard  {Path(sys.executable).with_name('tensorboard')} --logdir {run.tensorboard}")
+        say(f"  real slices  {run.samples / 'reals.png'}")
+    say(f"  losses       {run.plots / 'losses.png'}")
+    say(f"  next         {command('predict.py')} {generate.format(run=run.path)}")
+    say(f"  TensorBoard  {Path(sys.executable).with_name('tensorboard')} --logdir {run.tensorboard}")

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from data.files import atomic_write
+from data.files import SMALL, atomic_write, check_regular, open_regular, parse_json, words
 
 FORMAT = 1
+MAX_WEIGHTS = 4 << 30  # bytes of a file at most
 
 
 class WeightsError(Exception):
@@ -50,14 +52,13 @@ def digest_of(tensors: dict[str, torch.Tensor]) -> str:
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """The tensors (on the CPU) and what `write_weights` was told of them."""
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file; a run writes it at its first checkpoint")
+    check_header(path)
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            about = json.loads((file.metadata() or {}).get("config", "null"))
+            about = parse_json((file.metadata() or {}).get("config", "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not a readable weights file ({error}); copy it again from the run") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
     if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
         raise WeightsError(f"{path}: no `config` in its metadata; only weights written by this toolkit can be used")
     if about.get("format") != FORMAT:
@@ -67,3 +68,27 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     if "sha256" in about and about["sha256"] != digest_of(tensors):
         raise WeightsError(f"{path}: its tensors do not match their checksum; copy it again from the run")
     return tensors, about
+
+
+def check_header(path: Path) -> None:
+    """WeightsError unless the file begins as weights do and is as long as its header says; no tensor is read."""
+    try:
+        with open_regular(path) as file:
+            info = os.fstat(file.fileno())
+            check_regular(info, path, MAX_WEIGHTS)
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= SMALL:
+                raise ValueError("its header is of no plausible length")
+            header = parse_json(file.read(length))
+            parts = [part for name, part in header.items() if name != "__metadata__"]
+            if 8 + length + max((part["data_offsets"][1] for part in parts), default=0) != info.st_size:
+                raise ValueError("its length is not what its header says")
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such weights file; a run writes it at its first checkpoint") from None
+    except (OSError, ValueError, TypeError, AttributeError, LookupError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    why = words(error) if isinstance(error, (OSError, ValueError, SafetensorError)) else "its header is malformed"
+    return WeightsError(f"{path}: not a readable weights file ({why}); copy it again from the run")

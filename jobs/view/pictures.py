@@ -11,19 +11,21 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.files import SMALL, check_regular
 from jobs.view.grids import BACKGROUND, image_grid
+from jobs.view.plots import label_of
 
 DENOISE_COLUMNS = 10  # of a strip at most
 
 
-def is_complete(path: Path, size: tuple[int, int]) -> bool:
-    """Whether the file is a whole PNG of (height, width); its checksums are verified."""
-    if not path.is_file():
-        return False
+def is_complete(path: Path, size: tuple[int, int], channels: int = 0) -> bool:
+    """Whether this is a whole PNG of (height, width), a file and no link; its checksums are verified. channels: 1 grey,
+    3 colour, 0 either."""
     try:
+        check_regular(path.lstat(), path, 4 * size[0] * size[1] + SMALL)
         with Image.open(path, formats=("PNG",)) as picture:
             picture.verify()
-            return picture.size == size[::-1]
+            return picture.size == size[::-1] and picture.mode in {1: ("L",), 3: ("RGB",)}.get(channels, ("L", "RGB"))
     except Exception:  # a damaged PNG raises almost anything; it is made again
         return False
 
@@ -85,14 +87,14 @@ def scatter_plots(table: list[tuple], what: str, caption: str, most: int = 9) ->
                 marker="x" if source == "generated" else "o",
                 linewidths=0.8,
                 color=color,
-                label=label[:24],
+                label=label_of(label[:24]),
                 alpha=0.8,
             )
         axis.set_title(title, loc="left", fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3)
-    figure.suptitle(caption, fontsize=8, color="0.4")
+    figure.suptitle(label_of(caption), fontsize=8, color="0.4")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import atomic_write, is_number
+from data.files import atomic_write, is_number, plain
 from jobs.config import kinds
 
 
@@ -84,10 +84,15 @@ def _curve(axis, rows: list[dict], column: str, label: str, color: str) -> None:
         alpha=0.3 if many else 1,
         linewidth=1,
         marker="" if len(y) > 1 else ".",
-        label="" if many else label,
+        label="" if many else label_of(label),
     )
     if many:
-        axis.plot(x, _smooth(y), color=color, linewidth=1.8, label=label)
+        axis.plot(x, _smooth(y), color=color, linewidth=1.8, label=label_of(label))
+
+
+def label_of(text: str) -> str:
+    """The name of a run, a class or a person as a label: what does not print spelled out, and no formula."""
+    return plain(text).replace("$", r"\$")
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from data.files import is_number
+from data.files import is_number, say
 from jobs.config import kinds
 from jobs.config.wording import clock
 
@@ -52,7 +52,7 @@ class Progress:
         if self.bar is not None:
             self.bar.write(text)
         else:
-            print(text, flush=True)
+            say(text)
 
     def close(self) -> None:
         """Remove the bar."""

@@ -4,12 +4,12 @@ run that is training. Everything from a file is escaped; the page has no script 
 from __future__ import annotations
 
 import base64
+import html
 import json
 import time
-from html import escape
 from pathlib import Path
 
-from data.files import is_number
+from data.files import is_number, plain, read_bytes, read_object, say
 from jobs.config.wording import clock
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
@@ -104,15 +104,15 @@ def about_run(run: RunDir, name: str) -> list[str]:
     if rows:
         parts.append(figure(draw_losses(rows, restarts=restarts_of(run)), "losses over images seen; dotted: restarts"))
     grids = pick(sorted(p for p in run.samples.glob("*.png") if p.name[0].isdigit()), GRIDS)
-    shown = [picture(p, f"{p.stem.lstrip('0').removesuffix('.000') or '0'} kimg") for p in grids]
-    shown = [*shown, picture(run.samples / "reals.png", "real slices")]
+    shown = [picture(p, f"{p.stem.lstrip('0').removesuffix('.000') or '0'} kimg", run.path) for p in grids]
+    shown = [*shown, picture(run.samples / "reals.png", "real slices", run.path)]
     if any(shown):
         parts.append('<h3>Samples over time</h3><div class="grids">' + "".join(shown) + "</div>")
-    found = [picture(run.path / "predictions" / file, caption) for file, caption in PICTURES.items()]
+    found = [picture(run.path / "predictions" / file, caption, run.path) for file, caption in PICTURES.items()]
     if any(found):
         parts.append('<h3>Pictures</h3><div class="pictures">' + "".join(found) + "</div>")
-    parts.append(folded("Configuration", read_object(run.config)))
-    parts.append(folded("Provenance", read_object(run.path / "provenance.json")))
+    parts.append(folded("Configuration", json_of(run, "config.json")))
+    parts.append(folded("Provenance", json_of(run, "provenance.json")))
     if attempts:
         parts.append(attempts_table(attempts))
     return parts
@@ -126,7 +126,7 @@ def restarts_of(run: RunDir) -> list[float]:
 
 def summary(run: RunDir) -> str:
     """RunState, length and cost, in one table."""
-    status, config = run.read_status(), read_object(run.config)
+    status, config = run.read_status(), json_of(run, "config.json")
     return table([], [[key, value] for key, value in facts(run, status, config).items()])
 
 
@@ -135,11 +135,13 @@ def facts(run: RunDir, status: dict, config: dict) -> dict[str, str]:
     kimg, total = status.get("kimg"), status.get("total_kimg")
     seconds, device = (
         machine_seconds(run.read_attempts(), status),
-        read_object(run.path / "provenance.json").get("device"),
+        json_of(run, "provenance.json").get("device"),
     )
     unit = "hours on a CPU" if device == "cpu" else "GPU hours" if device else "hours x processes"
+    damage = read_object(run.path / "status.json", run.path)[1] or run.damage()
+    why = damage or (status.get("reason") if status.get("reason") != "finished" else "")
     return {
-        "state": state + (f" ({status['reason']})" if status.get("reason") and status["reason"] != "finished" else ""),
+        "state": state + (f" ({why})" if why else ""),
         "images seen": f"{kimg:g} of {total:g} thousand" if is_number(kimg) and is_number(total) else "unknown",
         "cost": f"{seconds / 3600:.2f} {unit}",
         "data": f"{config.get('data', 'unknown')}, {config.get('resolution', '?')} px",
@@ -187,7 +189,7 @@ def attempts_table(attempts: list[dict]) -> str:
 def overview(runs: list[RunDir], names: list[str]) -> str:
     rows = []
     for run, name in zip(runs, names, strict=True):
-        values = facts(run, run.read_status(), read_object(run.config))
+        values = facts(run, run.read_status(), json_of(run, "config.json"))
         rows.append([name, *values.values()])
         head = ["run", *values]
     return table(head, rows)
@@ -208,7 +210,7 @@ def evaluations(runs: list[RunDir], names: list[str]) -> list[str]:
     units, or biased differently, and never set side by side."""
     groups: dict[tuple[str, str, str], list[tuple[str, dict]]] = {}
     for run, name in zip(runs, names, strict=True):
-        found = read_object(run.path / "predictions" / "evaluate" / "metrics.json")
+        found = json_of(run, "predictions/evaluate/metrics.json")
         heldout = child(child(found, "data"), "heldout")
         if isinstance(found.get("distances"), dict):
             key = str(child(found, "settings").get("features")), str(heldout.get("digest")), str(found.get("compared"))
@@ -237,7 +239,7 @@ def reconstructions(runs: list[RunDir], names: list[str]) -> list[str]:
     """A table for each set of slices that VAEs were measured on."""
     groups: dict[tuple[str, str], list[list]] = {}
     for run, name in zip(runs, names, strict=True):
-        found = read_object(run.path / "predictions" / "reconstruct" / "reconstruct.json")
+        found = json_of(run, "predictions/reconstruct/reconstruct.json")
         figures = child(found, "mean and sd over subjects")
         if figures:
             at = f" at {found['nimg'] / 1000:g} kimg" if is_number(found.get("nimg")) else ""
@@ -300,30 +302,30 @@ def more_figures(name: str, found: dict) -> str:
 
 def print_figures(figures: dict, features: str, data: dict, notes: list[str]) -> None:
     """The table for a person; metrics.json has the digits."""
-    print(f"features: {features}")
-    print(f"held-out: {data['heldout']['describe']}")
-    print(f"{'':16}{'FID':>18}{'KID x 1000':>20}{'precision':>11}{'recall':>9}{'density':>9}{'coverage':>10}")
+    say(f"features: {features}")
+    say(f"held-out: {data['heldout']['describe']}")
+    say(f"{'':16}{'FID':>18}{'KID x 1000':>20}{'precision':>11}{'recall':>9}{'density':>9}{'coverage':>10}")
     for name, f in figures["distances"].items():
         fid, kid = f"{f['fid']:.2f} +- {f['fid_error']:.2f}", f"{1000 * f['kid']:.1f} +- {1000 * f['kid_sd']:.1f}"
         rest = f"{f['precision']:>11.3f}{f['recall']:>9.3f}{f['density']:>9.3f}{f['coverage']:>10.3f}"
-        print(f"{name:16}{fid:>18}{kid:>20}{rest}")
+        say(f"{name:16}{fid:>18}{kid:>20}{rest}")
     for name, sides in figures["ms_ssim"].items():
-        print(f"MS-SSIM of pairs, {name}: " + ", ".join(f"{side} {v['mean']:.3f}" for side, v in sides.items()))
+        say(f"MS-SSIM of pairs, {name}: " + ", ".join(f"{side} {v['mean']:.3f}" for side, v in sides.items()))
     for space, f in figures["copying"].items():
-        print(
+        say(
             f"copies by {space}: {100 * f['below_5th_percentile']:.1f} % nearer than the 5th percentile of held-out "
             "slices "
             f"(5 % is even), distance ratio {f['relative_ratio']:.2f} (1 is even)"
         )
     if "class_fidelity" in figures:
         f = figures["class_fidelity"]
-        print(
+        say(
             f"classes recognised: generated {f['accuracy']:.3f}, held-out {f['accuracy_of_heldout']:.3f}, "
             "held-out after "
             f"training on generated {f['train_on_generated']:.3f}"
         )
     for note in notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------
@@ -356,10 +358,11 @@ def figure(content: bytes, caption: str, kind: str = "png") -> str:
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def picture(path: Path, caption: str) -> str:
-    """A PNG or GIF file as a figure; '' where there is none, or something else under its name."""
+def picture(path: Path, caption: str, inside: Path | None = None) -> str:
+    """A PNG or GIF file as a figure; '' where there is none, or something else under its name, or a link that leads out
+    of `inside`."""
     try:
-        content = path.read_bytes() if path.stat().st_size <= MAX_PICTURE else b""
+        content = read_bytes(path, MAX_PICTURE, inside)
     except OSError:
         return ""
     kinds = {b"\x89PNG\r\n\x1a\n": "png", b"GIF89a": "gif", b"GIF87a": "gif"}
@@ -373,13 +376,14 @@ def pick(items: list, count: int) -> list:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-def read_object(path: Path) -> dict:
-    """A JSON object; {} where there is none."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def json_of(run: RunDir, name: str) -> dict:
+    """A JSON object of the run; {} where there is none. Figures that are not finite are None."""
+    return read_object(run.path / name, run.path, nonfinite=True)[0]
+
+
+def escape(text: object) -> str:
+    """Text of others as text of a page, what does not print spelled out."""
+    return html.escape(plain(text, keep="\n\t"))
 
 
 def child(parent: dict, key: str) -> dict:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.files import is_number
+from data.files import is_number, say
 from jobs.config import kinds
 from jobs.config.columns import PLACE
 
@@ -24,7 +24,7 @@ class TensorBoard:
     from there on is hidden; resumed at nimg, whose row is kept, that is nimg + 1.
     """
 
-    def __init__(self, folder: Path | None, purge_step: int | None = None, say: Callable[[str], None] = print):
+    def __init__(self, folder: Path | None, purge_step: int | None = None, say: Callable[[str], None] = say):
         self.folder, self.say = folder, say
         self.writer: Any = None
         if folder is not None:

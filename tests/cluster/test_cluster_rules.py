@@ -65,6 +65,7 @@ def test_what_holds_where_nobody_says_otherwise():
         "init_from",
         "vae",
         "perceptual_file",
+        "table",
     }
     assert set(REMEMBERED) == set("partition account qos time nodes gpus cpus site shared local max_restarts".split())
 
@@ -1172,7 +1173,9 @@ def test_places_and_kinds_of_files_by_name():
     assert set(shared.split()) == preflight.SHARED_FILESYSTEMS and {"tmpfs", "ramfs"} == preflight.MEMORY_FILESYSTEMS
     assert set(preflight.NODE_LOCAL) == {"/tmp", "/var/tmp", "/scratch", "/dev/shm", "/run"}
     pictures = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
-    assert {*preflight.PICTURES, *preflight.VOLUMES, preflight.PACK} == pictures | {".nii", ".nii.gz", ".pack"}
+    volumes = {".nii", ".nii.gz", ".mgz", ".mgh", ".hdr", ".hdr.gz", ".dcm", ".dicom", ".ima"}
+    assert {*preflight.PICTURES, *preflight.VOLUMES} == pictures | {".npy", ".npz"} | volumes
+    assert {*preflight.ARCHIVES, preflight.PACK} == {".zip", ".tar", ".pack"}
 
 
 def test_limits_that_only_the_profile_knows(tmp_path):

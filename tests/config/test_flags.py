@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import itertools
 import json
 import math
 import os
@@ -58,7 +59,8 @@ ARCHITECTURE = set(
 _TRAIN = dict(
     run="", preset="", data="", split="train", max_bad=0.01, seed=0, dry_run=False, override=False, init_from="",
     resolution=256,
-    channels=1, crop=0, batch=64, accumulate=1, total_kimg=2000.0, ema_kimg=200.0, ema_rampup=0.05, precision="auto",
+    channels=1, crop=0, include="", exclude="", table="", plane="", slices="", range="", spacing="", volume="",
+    batch=64, accumulate=1, total_kimg=2000.0, ema_kimg=200.0, ema_rampup=0.05, precision="auto",
     compile=False,
     threads=0, log_kimg=4.0, sample_kimg=50.0, checkpoint_minutes=10.0, checkpoint_kimg=0.0, keep=2,
 )  # fmt: skip
@@ -123,7 +125,12 @@ PRESETS: dict[type, dict[str, dict]] = {
         ),
     },
 }  # fmt: skip
-_CHOICES = dict(split=("train", "test", "val", "all"), channels=(1, 3), precision=("auto", "bf16", "fp16", "fp32"))
+_CHOICES = dict(
+    split=("train", "test", "val", "all"),
+    plane=("", "axial", "coronal", "sagittal"),
+    channels=(1, 3),
+    precision=("auto", "bf16", "fp16", "fp32"),
+)
 CHOICES: dict[type, dict[str, tuple]] = {
     GanConfig: _CHOICES | dict(loss=("logistic", "rpgan"), ada=("off", "mri", "mri-flip")),
     VaeConfig: _CHOICES | dict(
@@ -236,7 +243,8 @@ def test_a_runs_name_and_its_weights_tell_exactly_what_changes_the_result(cls, n
 def test_names_of_runs_stay_those_of_earlier_versions():
     """The same command finds the run that it began last month: the name is a function of the values alone."""
     for cls, job in JOB_NAME.items():
-        content = {k: v for k, v in DEFAULTS[cls].items() if k not in FREE}
+        chosen = "include exclude table plane slices range spacing volume".split()  # later than the first runs
+        content = {k: v for k, v in DEFAULTS[cls].items() if k not in FREE and k not in chosen}
         name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
         assert parsing.default_name(cls()) == f"{job}-{name}"
 
@@ -435,12 +443,24 @@ def slices(folder: Path, shade: int = 0) -> None:
     (folder / "train" / "AD" / "p1899_1.png").write_bytes(b"no picture")
 
 
+def scans(folder: Path) -> None:
+    """Five slices of each of a few people."""
+    for split, number in (("train", 4), ("test", 2), ("val", 2)):
+        for i, z in itertools.product(range(number), range(5)):
+            noise = np.random.default_rng([number, i, z]).integers(0, 255, (40, 36), np.uint8)
+            name = folder / split / ("AD", "NC")[i % 2] / f"p{split}{i}_{z}.png"
+            name.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise).save(name)
+
+
 @pytest.fixture(scope="module")
 def room(tmp_path_factory) -> Path:
     """A folder with two sets of slices and a VGG of few channels."""
     room = tmp_path_factory.mktemp("flags")
     slices(room / "data")
     slices(room / "other", shade=1)
+    scans(room / "scans")
+    (room / "moved.csv").write_text("file,split\np1803_1.png,test\n")
     torch.save(narrow(), room / "vgg.pth")
     return room
 
@@ -542,6 +562,17 @@ def averaged(network: str, extra: str = "") -> dict[str, list[Row]]:
     }  # fmt: skip
 
 
+def chosen(run: Run) -> dict:
+    """What data.json says of the choices of the data."""
+    return json.loads((run.path / "data.json").read_text()).get("choices", {})
+
+
+def noted(flag: str, value: str) -> list[Row]:
+    """Of volumes alone: pictures are as they were, and data.json says it."""
+    see = lambda o, b: (chosen(o) == {flag: value}, chosen(b) == {})  # noqa: E731
+    return [Row(f"--{flag} {value}", {4: ""}, see)]
+
+
 def learnt_from(what: str, base: str = "") -> dict[str, list[Row]]:
     """Other slices, from the first step on."""
     return {
@@ -549,6 +580,13 @@ def learnt_from(what: str, base: str = "") -> dict[str, list[Row]]:
         "split": [Row("--split test", {0: "scale?", 4: f"{what} scale?"}, lambda o, b: (
             splits(o) == {"test"}, splits(b) == {"train"},
         ))],
+        **{flag: [Row(f"--{flag} {value}", {0: "scale?", 4: f"{what} scale?"}, lambda o, b, flag=flag: (
+            set(chosen(o)) == {flag}, chosen(b) == {},
+        ), base=under)] for flag, value, under in (
+            ("include", "*[0-7]_1.png", ""), ("exclude", "*p1803*", ""), ("table", "{room}/moved.csv", ""),
+            ("slices", "0:0.5", "--data {room}/scans"), ("range", "20:180", ""),
+        )},
+        **{flag: noted(flag, value) for flag, value in (("plane", "coronal"), ("spacing", "1.5"), ("volume", "1"))},
         "crop": [Row("--crop 24", {0: "", 4: what}, lambda o, b: (
             geometry(o, "crop") == 24, geometry(b, "crop") == 0,
         ), base=base)],

@@ -30,7 +30,7 @@ from data.walk import DataError
 from jobs.training.checkpoint import CheckpointError, Checkpoints, check_archive
 from jobs.training.weights import WeightsError, read_weights, write_weights
 
-TORCH_FREE = ["pack", "image", "nifti", "sites", "run_files", "slurm"]
+TORCH_FREE = ["pack", "image", "formats", "dicom", "nifti", "sites", "run_files", "slurm"]
 TORCH = ["checkpoint", "metrics", "weights", "latents"]
 
 

@@ -4,8 +4,8 @@ from tests.mutants import Fault
 
 FAULTS = [
     Fault("jobs/view/report.py",
-          'if path.stat().st_size <= MAX_PICTURE else b""',
-          '',
+          'read_bytes(path, MAX_PICTURE, inside)',
+          'read_bytes(path, 2 * MAX_PICTURE, inside)',
           ("tests/view/test_report.py::test_samples_from_the_first_to_the_last_and_real_slices_behind_them",)),
     Fault("jobs/view/report.py",
           'if len(runs) > 1:\n        parts.append',

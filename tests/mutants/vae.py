@@ -4,6 +4,10 @@ from tests.mutants import Fault
 
 FAULTS = [
     Fault("pretrain_vae.py",
+          '            check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)\n',
+          '',
+          ("tests/scripts/test_what_is_written.py::test_other_data_are_refused",)),
+    Fault("pretrain_vae.py",
           'self.nimg >= self.c.gan_start_kimg * 1000',
           'self.nimg > self.c.gan_start_kimg * 1000',
           ("tests/scripts/test_reference_vae.py::test_six_steps_are_those_of_the_papers",)),

@@ -216,3 +216,19 @@ def test_checkpoints_of_a_collapsed_generator_are_marked_and_the_last_healthy_on
     assert about["nimg"] == 16 and same(tensors, below("G_ema", checkpoint(run, 16)["G_ema"]))
     tensors, about = weights(run / "weights.safetensors")
     assert about["nimg"] == 64 and same(tensors, below("G_ema", checkpoint(run, 64)["G_ema"]))
+
+
+@pytest.mark.parametrize("script", [VAE, DIFFUSION])
+def test_other_data_are_refused(runs, script):
+    """By the digest that the run began with; what is refused has changed nothing. (train_gan.py: test_gan_main.py)"""
+    few = ("--checkpoint-kimg", "0", "--log-kimg", "1", "--sample-kimg", "1")
+    name = f"other-{Path(script).stem}"
+    assert runs.go(name, script, "--total-kimg", "0.008", *few).code == 0
+    path = runs.folder / name / "data.json"
+    about = json.loads(path.read_text())
+    about["digests"]["train"] = "0" * 64
+    path.write_text(json.dumps(about))
+    refused = runs.go(name, script, "--total-kimg", "0.016", *few)
+    assert refused.code == 78 and "slices (train)" in refused.said
+    assert json.loads((runs.folder / name / "config.json").read_text())["total_kimg"] == 0.008
+    assert (runs.folder / name / "DONE").exists()

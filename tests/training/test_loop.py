@@ -597,6 +597,22 @@ def test_resuming_takes_the_newest_checkpoint_on_every_rank(bench, clock, monkey
     assert again.upkeep.resume() == 0 and float(again.s.mean) == 1.0
 
 
+def test_an_attempt_begins_where_its_checkpoint_is_and_says_with_what(bench, clock):
+    for found, word in ((-1, "starting at 0"), (0, "resuming at 0"), (16, "resuming at 0.016")):
+        b = bench(f"run{found}")
+        assert b.upkeep.begin(found, torch.bfloat16, "host memory") == max(found, 0)
+        assert b.said[-1] == f"{b.run.path}: {word} of 0.048 kimg, bfloat16 on 1 x cpu, data in host memory"
+        (start,) = [line for line in b.run.read_attempts() if line["event"] == "start"]
+        assert (start["nimg"], start["precision"], start["world"], start["threads"]) == (
+            max(found, 0),
+            "bfloat16",
+            1,
+            1,
+        )
+        about = json.loads((b.run.path / "provenance.json").read_text())
+        assert about["precision"] == "bfloat16" and b.run.read_status()["kimg"] == max(found, 0) / 1000
+
+
 def test_a_roll_back_goes_to_the_newest_checkpoint_and_past_the_data(bench, clock, monkeypatch):
     """It waits for the write under way; the images between are skipped on top of what was skipped; once."""
     b = bench(checkpoint_minutes=1.0)
