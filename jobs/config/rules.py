@@ -6,8 +6,7 @@ import math
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig, numbers, read_json
-from models.names import OF_LISTED_TIMES
+from jobs.config.specs import OF_LISTED_TIMES, ConfigError, DiffusionConfig, GanConfig, VaeConfig, numbers, read_json
 
 # A checkpoint fits only networks for which all of these agree.
 ARCHITECTURE = frozenset(

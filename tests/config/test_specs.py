@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import typing
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from jobs.cluster.sites import choose_site
 from jobs.config import kinds, parsing, presets, rules, sizes, specs
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
 from jobs.run.rundir import RunDir
+from models import names
 
 CONFIGS = (GanConfig, VaeConfig, DiffusionConfig)
 EACH = pytest.mark.parametrize("cls", CONFIGS)
@@ -446,3 +448,10 @@ def test_memory_grows_with_the_networks():
     assert activations == pytest.approx(8 * 540 * 32 * 32 * 2 / 1e9)
     assert sizes.diffusion_memory_gb(replace(unet, space="pixel")) > 2 * sizes.diffusion_memory_gb(unet) - 0.4
     assert sizes.vae_memory_gb(replace(vae, down=8)) >= sizes.vae_memory_gb(replace(vae, down=2))
+
+
+def test_what_a_config_may_name_is_what_there_is_an_algorithm_for():
+    """The room of configurations imports no models, so the names stand in both."""
+    chosen = [typing.get_args(kind) for kind in (specs.Sampler, specs.Schedule, specs.Target, specs.Times)]
+    assert chosen == [tuple(names.SAMPLERS), names.SCHEDULES, names.TARGETS, names.TIME_SETS]
+    assert specs.OF_LISTED_TIMES == names.OF_LISTED_TIMES

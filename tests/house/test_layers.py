@@ -14,7 +14,7 @@ from tiny import ROOT
 MAY_IMPORT = {
     "data": set(),
     "models": set(),
-    "jobs.config": {"data.files", "models.names"},
+    "jobs.config": {"data.files"},
     "jobs.run": {"data.files", "jobs.config"},
     "jobs.view": {"data.files", "jobs.config", "jobs.run"},
     "jobs.training": {"data.files", "jobs.config", "jobs.run", "jobs.view"},

@@ -3,6 +3,10 @@
 from tests.mutants import Fault
 
 FAULTS = [
+    Fault("jobs/config/specs.py",
+          '"ddim", "ancestral", "heun"]',
+          '"ddim", "ancestral"]',
+          ("tests/config/test_specs.py::test_what_a_config_may_name_is_what_there_is_an_algorithm_for",)),
     Fault("train_diffusion.py",
           '            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)\n',
           '',
