@@ -9,15 +9,14 @@ import contextlib
 import ctypes
 import io
 import os
-import stat
 import struct
 import tarfile
 import threading
 import zipfile
 from functools import lru_cache
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from data.files import ARCHIVES
+from data.files import ARCHIVES, open_regular
 
 MAX_MEMBERS = 500_000
 MAX_INDEX = 128 << 20  # bytes of the list at the end of a .zip, and of one extended header of a .tar
@@ -91,20 +90,19 @@ def split_member(path) -> tuple[str, str] | None:
 def open_file(path) -> BinaryIO:
     """A seekable binary file: a regular file that is not empty, or a member of an archive. Never blocks on a pipe."""
     inside = split_member(path)
-    return _archive(inside[0]).open(inside[1]) if inside else open_regular(path)
+    return _archive(inside[0]).open(inside[1]) if inside else _open_outside(path)
 
 
-def open_regular(path) -> BinaryIO:
-    """A regular file that is not empty, opened without waiting."""
+def _open_outside(path) -> BinaryIO:
+    """A regular file that is not empty, opened without waiting. Raises BadFile."""
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        file: Any = open_regular(path)
     except OSError as error:
         raise BadFile(error.strerror or "cannot be read") from None
-    info = os.fstat(handle)
-    if not stat.S_ISREG(info.st_mode) or not info.st_size:
-        os.close(handle)
-        raise BadFile("zero bytes" if stat.S_ISREG(info.st_mode) else "not a regular file")
-    return open(handle, "rb")
+    if not os.fstat(file.fileno()).st_size:
+        file.close()
+        raise BadFile("zero bytes")
+    return file
 
 
 def file_size(path) -> int:
@@ -121,7 +119,7 @@ def file_size(path) -> int:
 def read_bytes(path, most: int) -> bytes:
     """The whole contents of a file or a member, at most `most` bytes. Raises BadFile."""
     inside = split_member(path)
-    with _archive(inside[0]).open(inside[1]) if inside else open_regular(path) as file:
+    with _archive(inside[0]).open(inside[1]) if inside else _open_outside(path) as file:
         try:
             size = _archive(inside[0]).find(inside[1]).size if inside else os.fstat(file.fileno()).st_size
             data = file.read(most + 1) if size <= most else b""

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from data import people
 from data.build import build_pack
-from data.files import atomic_file
+from data.files import atomic_file, say
 from data.manifest import write_manifest
 from data.records import Choices, Record, Source
 from data.settle import sample_of, settle
@@ -186,17 +186,17 @@ def main(argv: list[str] | None = None) -> int:
             if path and not path.lower().endswith(suffix):
                 raise DataError(f"{path}: give a name that ends in {suffix}")
         source = scan(spec, choices)
-        print("\n".join(tell(source)))
+        say("\n".join(tell(source)))
         if out:
             write_manifest(source, Path(out).expanduser().absolute())
-            print(f"{'table':<11}{out}: it names people as the files do; keep it as private as them")
+            say(f"{'table':<11}{out}: it names people as the files do; keep it as private as them")
         if sheet:
             picture = contact_sheet(source)
             with atomic_file(Path(sheet).expanduser().absolute()) as file:
                 picture.save(file, "PNG")
-            print(f"{'sheet':<11}{sheet}")
+            say(f"{'sheet':<11}{sheet}")
     except (DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 78
     return 0
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data import images, people
+from data.files import open_regular
 from data.images import BadFile
 from data.layouts import DIAGNOSES
 from data.records import Record
@@ -260,7 +261,7 @@ def _one(path: Path, labelled: Labelled, adni: bool, warnings: list[str]) -> str
 def _is_known(path: Path) -> bool:
     """Whether the header is that of a table we know, from its first bytes."""
     try:
-        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        with open_regular(path) as file:
             first = file.read(1 << 14).decode("utf-8-sig", "replace").partition("\n")[0]
     except OSError:
         return False

@@ -12,8 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+from PIL import Image
 
 from data.files import plain, say, words
 from data.pack import ensure_held_out, ensure_pack
@@ -469,3 +471,18 @@ def test_files_are_read_by_the_one_reader(path):
     }
     found = re.findall(r"json\.loads?\(|\.read_text\(|(?<![\w.])open\(", path.read_text())
     assert len(found) <= allowed.get(str(path.relative_to(ROOM)), 0), found
+
+
+def test_what_a_scan_tells_moves_no_cursor(tmp_path, capsys):
+    """Names of folders and files are others': control characters never reach the terminal."""
+    from data import scan
+
+    root = tmp_path / "set"
+    for name in ("a\x1b]0;owned\x07", "b\x1b[2J"):
+        (root / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(np.full((32, 32), 90 + 10 * i, np.uint8)).save(root / name / f"{i}.png")
+    scan.main([str(root)])
+    scan.main([str(root), "--out", "x\x1b[2J.txt"])
+    told = "".join(capsys.readouterr())
+    assert "owned" in told and "\x1b" not in told and "\x07" not in told

@@ -6,6 +6,12 @@ BOUNDED, VALUES = "tests/run/test_bounded.py", "tests/run/test_odd_values.py"
 INSIDE, ESCAPES = "tests/predict/test_inside_a_run.py", "tests/house/test_escapes.py"
 
 FAULTS = [
+    Fault(
+        "data/scan.py",
+        'say(f"error: {error}", sys.stderr)',
+        'print(f"error: {error}", file=sys.stderr)',
+        ("tests/house/test_escapes.py::test_what_a_scan_tells_moves_no_cursor",),
+    ),
     # the reader
     Fault(
         "data/files.py",
