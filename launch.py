@@ -59,6 +59,7 @@ training flags are those of the job's script and may stand before or after the `
 
 # --- queueing ---------------------------------------------------------------------------------------------------------
 def queue_parser() -> argparse.ArgumentParser:
+    """The options of launch.py itself; what it does not know are training flags."""
     parser = argparse.ArgumentParser(
         prog="launch.py",
         usage=USAGE_TEXT.strip(),
@@ -95,6 +96,7 @@ def queue_parser() -> argparse.ArgumentParser:
 
 
 def add_resources(group) -> None:
+    """The options that say where a job runs and with what."""
     group.add_argument("--partition", default="", metavar="P", help="Slurm partition; a comma list is allowed")
     group.add_argument("--gpus", type=int, metavar="N", help="GPUs per node (default 1; 0 for a CPU partition)")
     group.add_argument("--nodes", type=int, metavar="N", help="nodes (default 1)")
@@ -117,6 +119,7 @@ def add_resources(group) -> None:
 
 
 def queue_command(argv: list[str]) -> int:
+    """Check and queue a run, a sweep or a pipeline."""
     parser = queue_parser()
     given, flags = split_flags(parser, argv)
     options = options_of(given)
@@ -153,6 +156,7 @@ def options_of(given: argparse.Namespace) -> Options:
 
 # --- watching ---------------------------------------------------------------------------------------------------------
 def verb_parser(verb: str, text: str, run: str = "") -> argparse.ArgumentParser:
+    """The parser of a verb; `run`: how many runs it names (one, ?, *)."""
     parser = argparse.ArgumentParser(prog=f"launch.py {verb}", description=text, allow_abbrev=False)
     if run:
         about = "name, beginning of a name, path or job id"
@@ -167,6 +171,7 @@ def verb_parser(verb: str, text: str, run: str = "") -> argparse.ArgumentParser:
 
 
 def status_command(argv: list[str]) -> int:
+    """`launch.py status`."""
     parser = verb_parser(
         "status", "What every run is doing, or one run in detail. The runs touched last stand last.", "?"
     )
@@ -192,6 +197,7 @@ def status_command(argv: list[str]) -> int:
 
 
 def logs_command(argv: list[str]) -> int:
+    """`launch.py logs`."""
     parser = verb_parser("logs", "The newest log of a run.", "one")
     parser.add_argument(
         "-f", "--follow", action="store_true", help="go on showing what is written, through requeues, until Ctrl-C"
@@ -219,6 +225,7 @@ def logs_command(argv: list[str]) -> int:
 
 
 def why_command(argv: list[str]) -> int:
+    """`launch.py why`."""
     parser = verb_parser("why", "Why a run failed, waits or stopped, and what to do about it.", "one")
     parser.add_argument("--json", action="store_true", help="one JSON object, for scripts")
     options = parser.parse_args(argv)
@@ -242,6 +249,7 @@ def why_command(argv: list[str]) -> int:
 
 # --- steering ---------------------------------------------------------------------------------------------------------
 def stop_command(argv: list[str]) -> int:
+    """`launch.py stop`."""
     parser = verb_parser("stop", "Save and stop a run. It stays stopped until it is launched or resumed.", "one")
     parser.add_argument(
         "--now",
@@ -255,6 +263,7 @@ def stop_command(argv: list[str]) -> int:
 
 
 def resume_command(argv: list[str]) -> int:
+    """`launch.py resume`."""
     text = "Go on with a run, with the options it had; those given here replace them. Training flags after --."
     parser = verb_parser("resume", text, "one")
     add_resources(parser)
@@ -279,6 +288,7 @@ def resume_command(argv: list[str]) -> int:
 
 # --- curves, health ---------------------------------------------------------------------------------------------------
 def tensorboard_command(argv: list[str]) -> int:
+    """`launch.py tensorboard`."""
     text = (
         "Serve the curves and sample grids of all runs, or of some, on this machine's loopback; print the ssh tunnel."
     )
@@ -293,6 +303,7 @@ def tensorboard_command(argv: list[str]) -> int:
 
 
 def doctor_command(argv: list[str]) -> int:
+    """`launch.py doctor`."""
     parser = verb_parser("doctor", "Check this machine, the environment and the cluster.")
     parser.add_argument(
         "--site", default="", metavar="PROFILE", help="profile of jobs/sites.toml (default: recognised)"
@@ -316,6 +327,7 @@ VERBS = {
 
 
 def main(argv: list[str]) -> int:
+    """Run the verb, or queue. Returns the exit code."""
     if argv and argv[0] in VERBS:
         return VERBS[argv[0]](argv[1:])
     if not argv or argv[0] == "help":

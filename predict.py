@@ -72,14 +72,17 @@ def model_of(args: argparse.Namespace) -> Any:
 
 
 def jobs_of(command: str) -> list[str]:
+    """The jobs whose models this command takes."""
     return [name for name, job in kinds.JOBS.items() if command in job.predicts]
 
 
 def weights(args: argparse.Namespace) -> Path:
+    """The weights file that --weights or --run names."""
     return Path(args.weights) if args.weights else weights_of(args.run)
 
 
 def opening(args: argparse.Namespace) -> dict:
+    """How a model is opened: precision and pictures per pass."""
     return {"precision": args.precision, "batch": args.batch}
 
 
@@ -114,6 +117,7 @@ def output(args: argparse.Namespace) -> Output:
 
 # --- the commands -----------------------------------------------------------------------------------------------------
 def run_generate(args: argparse.Namespace) -> None:
+    """`predict.py generate`: from flags to plain arguments."""
     model = model_of(args)
     model.labels(args.label, [0])  # a wrong class is found before anything is written
     how = how_of(args, model)
@@ -131,6 +135,7 @@ def run_generate(args: argparse.Namespace) -> None:
 
 
 def run_denoise(args: argparse.Namespace) -> None:
+    """`predict.py denoise`: from flags to plain arguments."""
     model = model_of(args)
     model.labels(args.label, [0])
     how = how_of(args, model)
@@ -139,12 +144,14 @@ def run_denoise(args: argparse.Namespace) -> None:
 
 
 def run_reconstruct(args: argparse.Namespace) -> None:
+    """`predict.py reconstruct`: from flags to plain arguments."""
     model = model_of(args)
     pack = slices_of(model, args.data, args.split)
     reconstruct(model, pack, output(args), number=args.number, split=args.split, batch=args.batch)
 
 
 def run_mix(args: argparse.Namespace) -> None:
+    """`predict.py mix`: from flags to plain arguments."""
     model = model_of(args)
     model.labels(args.label, [0])
     mix(
@@ -161,6 +168,7 @@ def run_mix(args: argparse.Namespace) -> None:
 
 
 def run_interpolate(args: argparse.Namespace) -> None:
+    """`predict.py interpolate`: from flags to plain arguments."""
     check_frames(args.number, args.steps)
     model = model_of(args)
     if isinstance(model, DiffusionModel):
@@ -175,6 +183,8 @@ def run_interpolate(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
+    """`predict.py evaluate`: from flags to plain arguments."""
+
     def open_on(device: torch.device) -> Any:
         model = open_model(weights(args), device=device, jobs=jobs_of("evaluate"), **opening(args), square=True)
         check_flags(args, model)
@@ -185,10 +195,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 
 def reference(args: argparse.Namespace) -> Reference:
+    """The slices and the network that features are measured with."""
     return Reference(args.data or "", args.feature_weights)
 
 
 def run_tsne(args: argparse.Namespace) -> None:
+    """`predict.py tsne`: from flags to plain arguments."""
     model = model_of(args)
     tsne(
         model,
@@ -202,12 +214,14 @@ def run_tsne(args: argparse.Namespace) -> None:
 
 
 def run_project(args: argparse.Namespace) -> None:
+    """`predict.py project`: from flags to plain arguments."""
     model = model_of(args)
     pack = targets_of(model, args.data)
     project(model, pack, output(args), number=args.number, steps=args.steps, seed=args.seed)
 
 
 def run_direction(args: argparse.Namespace) -> None:
+    """`predict.py direction`: from flags to plain arguments."""
     model = model_of(args)
     how = {"sampler": args.sampler, "steps": args.calls, "guidance": args.guidance}
     if isinstance(model, DiffusionModel):

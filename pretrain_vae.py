@@ -99,6 +99,7 @@ class TrainState(State):
 
 
 def build_vae(c: VaeConfig) -> VAE:
+    """The VAE of a configuration, not yet trained."""
     return VAE(c.channels, c.latent_channels, width=c.width, down=c.down, num_res=c.num_res)
 
 
@@ -145,20 +146,25 @@ class Step:
 
     @property
     def adversarial(self) -> bool:
+        """Whether the discriminator takes part in this step."""
         return self.c.gan_weight > 0 and self.nimg >= self.c.gan_start_kimg * 1000
 
     def lr(self, s: TrainState) -> float:
+        """The learning rate of this step."""
         cosine_kimg = self.c.decay_kimg if self.c.decay == "cosine" else 0.0
         rate = learning_rate(self.nimg, self.c.batch, self.c.lr, self.c.warmup_kimg, cosine_kimg)
         return rate * s.counters["lr_factor"]
 
     def autocast(self):
+        """The type that the networks run in."""
         return torch.autocast(self.rt.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def rows(self) -> list[tuple[int, int]]:
+        """(start, stop) of this rank's micro-batches in the global batch."""
         return randomness.rows(self.c.batch, self.rt.rank, self.rt.world, self.c.accumulate)
 
     def add(self, name: str, values: torch.Tensor) -> None:
+        """Add this rank's rows of a figure to its mean over the global batch."""
         self.stats[name] = self.stats.get(name, 0.0) + values.detach().float().sum() / self.c.batch
 
 
@@ -361,6 +367,7 @@ def open_data(c: VaeConfig, rank: int, say) -> tuple[Pack, Pack | None]:
 
 
 def main() -> int:
+    """Train, or check with --dry-run. Returns the exit code."""
     c = parsing.parse_config(VaeConfig)
     if c.dry_run:
         return dry_run(c)

@@ -263,6 +263,7 @@ def open_data(c: DiffusionConfig, run: RunDir, meeting: ranks.Meeting, say) -> t
 
 
 def main() -> int:
+    """Train, or check with --dry-run. Returns the exit code."""
     c = parsing.parse_config(DiffusionConfig)
     if c.dry_run:
         return dry_run(c)

@@ -124,12 +124,15 @@ class Step:
     stats: dict = field(default_factory=dict)  # the same for losses and logits
 
     def generator(self, purpose: str) -> torch.Generator:
+        """The random stream of one purpose in this step."""
         return randomness.generator(self.c.seed, self.position, purpose, self.rt.device)
 
     def rows(self, batch: int) -> list[tuple[int, int]]:
+        """(start, stop) of this rank's micro-batches in a global batch."""
         return randomness.rows(batch, self.rt.rank, self.rt.world, self.c.accumulate)
 
     def add(self, name: str, values: torch.Tensor, batch: int) -> None:
+        """Add this rank's rows of a figure to its mean over a global batch."""
         self.stats[name] = self.stats.get(name, 0.0) + values.detach().float().sum() / batch
 
 
@@ -166,6 +169,7 @@ def styles_of(G: Generator, z, z_mix, cutoff, labels) -> tuple[torch.Tensor, tor
 
 
 def draw_augmentation(step: Step, p: float, purpose: str) -> dict:
+    """What is drawn for a global batch, each decision with probability p; {} where nothing is augmented."""
     if step.c.ada == "off":
         return {}
     gen, kinds = step.generator("augment " + purpose), ada.KINDS[step.c.ada]
@@ -173,6 +177,7 @@ def draw_augmentation(step: Step, p: float, purpose: str) -> dict:
 
 
 def augmented(images: torch.Tensor, params: dict, start: int, stop: int) -> torch.Tensor:
+    """Rows start to stop of a global batch as D sees them."""
     return ada.augment(images, ada.rows(params, start, stop)) if params else images
 
 
@@ -437,6 +442,7 @@ def dry_run(c: GanConfig) -> int:
 
 
 def main() -> int:
+    """Train, or check with --dry-run. Returns the exit code."""
     c = parsing.parse_config(GanConfig)
     if c.dry_run:
         return dry_run(c)

@@ -69,12 +69,14 @@ VARIANTS = {  # name: (module, attribute, what it was chosen over)
 
 
 def make(variant: str, resolution: int, batch: int, precision: str, folder: str, threads: int) -> Ours:
+    """Our side of the GAN benchmark with one choice undone."""
     if VARIANTS[variant]:
         mock.patch.object(*VARIANTS[variant]).start()
     return make_ours(resolution, batch, precision, folder, threads)
 
 
 def measure(resolution: int, batch: int, precision: str, rounds: int, threads: int) -> str:
+    """Seconds of every variant, in turn."""
     with tempfile.TemporaryDirectory() as folder:
         sides = [machine.Side(make, variant, resolution, batch, precision, folder, threads) for variant in VARIANTS]
         seconds = machine.interleaved(sides, rounds, ("main", "r1", "pl", "inference"))
@@ -96,6 +98,7 @@ def measure(resolution: int, batch: int, precision: str, rounds: int, threads: i
 
 
 def main() -> None:
+    """Measure and write the section."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="64 px, 1 repetition: does it run?")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions of every task (default 3)")

@@ -38,6 +38,7 @@ class SlowDisk:
         self.since, self.written = time.monotonic(), 0
 
     def write(self, data) -> int:
+        """Write as slowly as the disk that this stands for."""
         count = self.file.write(data)
         self.written += count
         self.sha256, self.size = self.file.sha256, self.file.size
@@ -45,6 +46,7 @@ class SlowDisk:
         return count
 
     def flush(self) -> None:
+        """Hand on to the file."""
         self.file.flush()
 
 
@@ -52,6 +54,7 @@ checkpoint_writer = checkpoint._Hashing
 
 
 def config(quick: bool) -> GanConfig:
+    """The configuration whose state is saved."""
     c = replace(GanConfig(), **GAN_PRESETS["adni256"], data="phantom:16", precision="fp32")
     return replace(c, resolution=64, channel_base=2048, channel_max=64) if quick else c
 
@@ -68,6 +71,7 @@ def full_state(c: GanConfig, device: torch.device) -> train_gan.TrainState:
 
 
 def saving(c: GanConfig, rt: ranks.Runtime, folder: Path, rounds: int) -> list[list[str]]:
+    """Rows of the table: seconds that a save blocks, and until it is on the disk."""
     state = full_state(c, rt.device).state_dict()
     megabytes = sum(t.nbytes for _, t in checkpoint.tensors(state)) / 1e6
     blocked, written = [], []
@@ -121,6 +125,7 @@ def start_up(c: GanConfig, folder: Path, rounds: int) -> list[list[str]]:
 
 
 def main() -> None:
+    """Measure and write the section."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="small networks, 2 repetitions: does it run?")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions (default 5)")

@@ -35,12 +35,14 @@ DEVICE = torch.device("cpu")
 
 
 def write_slice(folder: Path, suffix: str, index: int) -> None:
+    """One phantom as a picture file."""
     pixels = phantom_slice(0, index, WIDTH)[(WIDTH - HEIGHT) // 2 :][:HEIGHT]
     name = CLASSES[phantom_label(0, index)]
     Image.fromarray(pixels).save(folder / name / f"{index:06d}.{suffix}", quality=95)
 
 
 def write_slices(folder: Path, suffix: str, count: int) -> None:
+    """So many phantoms as picture files, in a folder per class."""
     for name in CLASSES:
         (folder / name).mkdir(parents=True)
     with ProcessPoolExecutor() as pool:
@@ -48,6 +50,7 @@ def write_slices(folder: Path, suffix: str, count: int) -> None:
 
 
 def image_folder(folder: Path, resolution: int) -> DataLoader:
+    """A DataLoader over them, as one writes it with torchvision."""
     transform = transforms.Compose([
         transforms.Grayscale(), transforms.Pad((0, (WIDTH - HEIGHT) // 2)), transforms.Resize(resolution),
         transforms.ToTensor(), transforms.Normalize(0.5, 0.5),
@@ -57,11 +60,14 @@ def image_folder(folder: Path, resolution: int) -> DataLoader:
 
 
 def epoch_of_loader(loader: DataLoader) -> None:
+    """All batches of a DataLoader once."""
     for images, _ in loader:
         images.sum()  # touch them
 
 
 class PackEpochs:
+    """Epochs of batches from a pack."""
+
     def __init__(self, batches: Batches, count: int):
         self.batches, self.count, self.position = batches, count, 0
 
@@ -73,6 +79,7 @@ class PackEpochs:
 
 
 def print_nothing(*_) -> None:
+    """In place of print."""
     pass
 
 
@@ -100,6 +107,7 @@ def compare(folder: Path, suffix: str, resolution: int, count: int, rounds: int)
 
 
 def main() -> None:
+    """Measure and write the section."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="192 slices, PNG, 64 px, 2 epochs: does it run?")
     parser.add_argument("--slices", type=int, default=1920, help="slices in the folder (default 1920)")

@@ -57,6 +57,7 @@ def paged(records: list[Record], names: list[str]) -> tuple[list[Record], list[s
 
 
 def not_used(r: Record, why: str) -> Record:
+    """The record as one that is left out, and why."""
     return replace(r, use=False, why=why)
 
 

@@ -71,6 +71,7 @@ def check_machine(wanted_site: str, runs: Path) -> list[Check]:
 
 
 def check_versions() -> list[Check]:
+    """Whether the packages are there, and which versions of them."""
     found, missing = [], []
     for name in "torch submitit tyro safetensors numpy pillow tensorboard matplotlib".split():
         try:

@@ -51,14 +51,17 @@ class Check:
 
 
 def ok(text: str) -> Check:
+    """A check that passed."""
     return Check("ok", text)
 
 
 def warn(text: str, fix: str = "") -> Check:
+    """A check that a person should read; the job is queued all the same."""
     return Check("warn", text, fix)
 
 
 def fail(text: str, fix: str) -> Check:
+    """A check that keeps the job from being queued, with the way out."""
     return Check("fail", text, fix)
 
 
@@ -80,6 +83,7 @@ def check_plan(plan: Plan, partitions: Mapping[str, Partition] | None, script: s
 
 # --- what Slurm offers ------------------------------------------------------------------------------------------------
 def check_resources(plan: Plan, partitions: Mapping[str, Partition] | None) -> list[Check]:
+    """Time, nodes and GPUs that Slurm could meet; `partitions` is None where there is no Slurm."""
     minimum = plan.site.margin + STARTUP_S
     found = []
     if plan.minutes * 60 < minimum:
@@ -98,6 +102,7 @@ def check_resources(plan: Plan, partitions: Mapping[str, Partition] | None) -> l
 
 
 def check_partition(plan: Plan, name: str, partitions: Mapping[str, Partition]) -> list[Check]:
+    """Whether the partition exists, is up, and has what the plan asks for."""
     if name not in partitions:
         near = difflib.get_close_matches(name, partitions, n=1)
         return [
@@ -194,6 +199,7 @@ REFUSALS = {
 
 
 def check_with_slurm(script: str) -> list[Check]:
+    """What `sbatch --test-only` says of the script."""
     try:
         accepted, words = slurm.test_only(script)
     except slurm.SlurmError as error:
@@ -211,6 +217,7 @@ def check_with_slurm(script: str) -> list[Check]:
 
 # --- the run's data, folder and flags ---------------------------------------------------------------------------------
 def check_data(plan: Plan) -> list[Check]:
+    """Whether the data are there, can be read and hold images; nothing is decoded."""
     data = getattr(plan.config, "data", "")
     if data == "phantom" or data.startswith("phantom:"):
         return [ok(f"data {data}: drawn procedurally")]
@@ -392,6 +399,7 @@ def check_config(plan: Plan) -> list[Check]:
 
 # --- code and packages ------------------------------------------------------------------------------------------------
 def check_code(plan: Plan) -> list[Check]:
+    """Whether the scripts are there as Slurm and the shell take them."""
     script = specs.ROOT / kinds.JOBS[plan.job].script
     if not script.is_file():
         return [fail(f"{script} is missing", "git checkout the repository again")]

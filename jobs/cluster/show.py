@@ -193,6 +193,7 @@ class Follower:
             self.seen = {path: path.stat().st_size for path in why.log_files(run)}
 
     def show(self, before=lambda: None) -> None:
+        """Print what the logs have gained since the last call; `before()` is called ahead of each piece."""
         for path in why.log_files(self.run):
             with contextlib.suppress(OSError), open_regular(path) as file:
                 file.seek(self.seen.get(path, 0))

@@ -88,6 +88,7 @@ class Sampler:
         return x0, labels, torch.randn(x0.shape, generator=gen, device=device), t
 
     def reals(self):
+        """A grid of real slices, laid out as the samples are."""
         captions = None
         if self.labels is not None:
             captions = [self.classes[int(k)] for k in self.real_labels[: self.number]]

@@ -47,6 +47,7 @@ class RealSlices:
     heldout: Pack
 
     def labels(self, pack: Pack) -> torch.Tensor:
+        """(N,) int64 classes of a pack's slices."""
         return torch.from_numpy(np.array(pack.labels))
 
     def subjects(self, pack: Pack) -> torch.Tensor:

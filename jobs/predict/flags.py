@@ -98,6 +98,7 @@ def diffusion_flags(calls: str = "--steps") -> argparse.ArgumentParser:
 
 
 def add_denoise(commands, parents: list) -> None:
+    """The subcommand `denoise` and its flags."""
     line = "how a diffusion network makes pictures of noise: its estimates beside the noisy states, a strip and a GIF"
     p = commands.add_parser("denoise", parents=parents, help=line, description=line)
     p.add_argument("--number", type=whole(1, 64), default=4, metavar="N", help="how many pictures (default "
@@ -106,6 +107,7 @@ def add_denoise(commands, parents: list) -> None:
 
 
 def add_reconstruct(commands, parents: list) -> None:
+    """The subcommand `reconstruct` and its flags."""
     line = "slices through a VAE and back: a grid, PSNR and SSIM whole and inside the head, by subject, as JSON and CSV"
     p = commands.add_parser("reconstruct", parents=parents, help=line, description=line)
     p.add_argument("--data", metavar="SPEC", help="slices, as the train scripts take them (default: those of the run)")
@@ -134,6 +136,7 @@ def feature_flag() -> argparse.ArgumentParser:
 
 
 def add_generate(commands, parents: list) -> None:
+    """The subcommand `generate` and its flags."""
     line = "PNGs from random latents, a grid and generate.json; an interrupted command goes on where it stopped"
     p = commands.add_parser("generate", parents=parents, help=line, description=line)
     p.add_argument("--number", type=whole(1, MAX_NUMBER), default=64, metavar="N",
@@ -147,6 +150,7 @@ def add_generate(commands, parents: list) -> None:
 
 
 def add_mix(commands, parents: list) -> None:
+    """The subcommand `mix` and its flags."""
     line = "a grid of pictures whose styles are mixed (Karras 2019, figure 3)"
     p = commands.add_parser("mix", parents=parents, help=line, description=line)
     p.add_argument("--rows", type=whole(1, 64), default=4, metavar="N",
@@ -158,6 +162,7 @@ def add_mix(commands, parents: list) -> None:
 
 
 def add_interpolate(commands, parents: list) -> None:
+    """The subcommand `interpolate` and its flags."""
     line = "a looping GIF through random latents, and a strip of its frames"
     p = commands.add_parser("interpolate", parents=parents, help=line, description=line)
     p.add_argument("--number", type=whole(2, 1000), default=6, metavar="N",
@@ -170,6 +175,7 @@ def add_interpolate(commands, parents: list) -> None:
 
 
 def add_evaluate(commands, parents: list) -> None:
+    """The subcommand `evaluate` and its flags."""
     line = ("Frechet and kernel distance, precision to coverage, diversity, copies and class fidelity of generated "
             "slices "
             "beside the same figures of real ones; with several GPUs: torchrun --nproc-per-node N -- predict.py "
@@ -180,6 +186,7 @@ def add_evaluate(commands, parents: list) -> None:
 
 
 def add_tsne(commands, parents: list) -> None:
+    """The subcommand `tsne` and its flags."""
     line = ("t-SNE of real and generated slices' features by class and by subject, of a StyleGAN2's w by class, of "
             "a VAE's "
             "latents by class and by subject; needs scikit-learn")
@@ -189,6 +196,7 @@ def add_tsne(commands, parents: list) -> None:
 
 
 def add_project(commands, parents: list) -> None:
+    """The subcommand `project` and its flags."""
     line = "find the styles that draw real slices: target, result and difference side by side"
     p = commands.add_parser("project", parents=parents, help=line, description=line + "; --data may be one picture")
     p.add_argument("--number", type=whole(1, 256), default=4, metavar="N",
@@ -198,6 +206,7 @@ def add_project(commands, parents: list) -> None:
 
 
 def add_direction(commands, parents: list) -> None:
+    """The subcommand `direction` and its flags."""
     line = ("from one class to the other: along the direction in w of a StyleGAN2, or from one class's prediction "
             "to the "
             "other's in a diffusion network")
@@ -211,6 +220,7 @@ def add_direction(commands, parents: list) -> None:
 
 
 def add_report(commands) -> None:
+    """The subcommand `report` and its flags."""
     line = "one self-contained HTML page about runs: curves, samples over time, figures, configuration, cost"
     p = commands.add_parser("report", help=line, description=line)
     p.add_argument("run", nargs="+", metavar="RUN", help="run directories")
@@ -218,6 +228,7 @@ def add_report(commands) -> None:
 
 
 def add_plot(commands) -> None:
+    """The subcommand `plot` and its flags."""
     line = "loss curves from metrics.jsonl, of one run or of several over each other; works while they train"
     p = commands.add_parser("plot", help=line, description=line)
     p.add_argument("--run", action="append", required=True, help="run directory; give it again to compare runs")

@@ -32,6 +32,7 @@ class Sampler:
         self.real, self.real_labels = batches.rows(0, 0, count)
 
     def reals(self):
+        """A grid of real slices, laid out as the samples are."""
         captions = None
         if self.labels is not None:
             captions = [self.classes[int(k)] for k in self.real_labels[: self.number]]

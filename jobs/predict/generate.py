@@ -126,6 +126,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def wait(jobs: Iterable[Future]) -> None:
+    """Until all are written; raises what one of them raised."""
     for job in jobs:
         job.result()
 

@@ -109,9 +109,11 @@ class Data:
 
     @property
     def waited(self) -> float:
+        """Seconds that the training has waited for data so far."""
         return getattr(self.batches, "waited", 0.0)
 
     def close(self) -> None:
+        """End the thread that reads ahead."""
         if self.latents is None:
             self.batches.close()
 

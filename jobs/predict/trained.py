@@ -62,10 +62,12 @@ class Trained:
 
     @property
     def resolution(self) -> int:
+        """Side of the training square in pixels."""
         return self.config["resolution"]
 
     @property
     def channels(self) -> int:
+        """1 (grey) or 3."""
         return self.config["channels"]
 
     @property
@@ -82,6 +84,7 @@ class Trained:
         return {"weights_sha256": self.sha256, "size": f"{width}x{height}", "precision": precision}
 
     def autocast(self) -> contextlib.AbstractContextManager:
+        """The type that its networks run in."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def restored(self, images: torch.Tensor) -> np.ndarray:

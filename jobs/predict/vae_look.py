@@ -36,6 +36,7 @@ class Reconstructions:
         self.masks = [head_mask((images + 1) / 2) for images in self.images]
 
     def reals(self):
+        """The slices that are looked at, uint8 picture."""
         return image_grid(to_uint8(self.images[0][: 4 * self.columns]).cpu().numpy(), self.columns)
 
     @torch.no_grad()
@@ -72,6 +73,7 @@ class Reconstructions:
         return (None if self.rt.rank or shown is None else self.grid(shown)), figures
 
     def grid(self, output: torch.Tensor):
+        """Slices above, their reconstructions below."""
         n = min(self.columns, len(output))
         pairs = [t[i * n : (i + 1) * n] for i in range(4) for t in (self.images[0], output)]
         return image_grid(to_uint8(torch.cat([row for row in pairs if len(row)])).cpu().numpy(), n)

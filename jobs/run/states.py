@@ -46,6 +46,7 @@ class Verdict(StrEnum):
 
     @property
     def goes_on(self) -> bool:
+        """Whether another attempt follows by itself."""
         return self in (Verdict.REQUEUE, Verdict.CHAIN)
 
     @property

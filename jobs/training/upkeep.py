@@ -47,9 +47,11 @@ class State:
     counters: dict
 
     def state_dict(self) -> dict:
+        """{field: its state}, as a checkpoint holds it."""
         return {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in vars(self).items()}
 
     def load_state_dict(self, state: dict) -> None:
+        """Take over a checkpoint's values, in place."""
         for name, value in vars(self).items():
             if isinstance(value, torch.optim.Optimizer):
                 # The configuration rules over the checkpoint: a learning rate that --override changes takes effect.
@@ -202,6 +204,7 @@ class Upkeep:
         self.saved_at, self.saved_time, self.level, self.ending = -1, time.monotonic(), 0, False
 
     def waits(self) -> dict[str, float]:
+        """{column: seconds waited so far}."""
         return {"checkpoint_wait": self.checkpoints.blocked_seconds}
 
     def resume(self) -> int:

@@ -33,6 +33,7 @@ class Watchdog:
         self._last = None
 
     def stop(self) -> None:
+        """Watch no longer."""
         self._stopped.set()
 
     def _watch(self) -> None:

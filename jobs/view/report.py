@@ -99,6 +99,7 @@ def run_names(runs: list[RunDir]) -> list[str]:
 
 # --- one run ----------------------------------------------------------------------------------------------------------
 def about_run(run: RunDir, name: str) -> list[str]:
+    """The part of the page about one run, as pieces of HTML."""
     attempts, rows = run.read_attempts(), read_metrics(run.metrics)
     parts = [f"<h2>{escape(name)}</h2>", summary(run)]
     if rows:
@@ -131,6 +132,7 @@ def summary(run: RunDir) -> str:
 
 
 def facts(run: RunDir, status: dict, config: dict) -> dict[str, str]:
+    """{word: value} of the summary at the top of a run."""
     state = RunState.DONE if run.done() else str(status.get("state", "unknown"))
     kimg, total = status.get("kimg"), status.get("total_kimg")
     seconds, device = (
@@ -171,6 +173,7 @@ def machine_seconds(attempts: list[dict], status: dict) -> float:
 
 
 def attempts_table(attempts: list[dict]) -> str:
+    """One row per attempt: when, where from, how long, why it ended."""
     rows = []
     for line in attempts:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(line["time"])) if is_number(line.get("time")) else ""
@@ -187,6 +190,7 @@ def attempts_table(attempts: list[dict]) -> str:
 
 # --- several runs -----------------------------------------------------------------------------------------------------
 def overview(runs: list[RunDir], names: list[str]) -> str:
+    """The table of all runs of a page."""
     rows = []
     for run, name in zip(runs, names, strict=True):
         values = facts(run, run.read_status(), json_of(run, "config.json"))
@@ -256,6 +260,7 @@ def reconstructions(runs: list[RunDir], names: list[str]) -> list[str]:
 
 
 def mean_and_sd(value) -> str:
+    """'0.52 ± 0.03'; '' for anything but two numbers."""
     if not (isinstance(value, list) and len(value) == 2 and all(is_number(v) for v in value)):
         return ""
     return f"{digits(value[0], 3)} ± {digits(value[1], 2)}"
@@ -353,6 +358,7 @@ def folded(title: str, values: dict) -> str:
 
 
 def figure(content: bytes, caption: str, kind: str = "png") -> str:
+    """A picture inside of the page, with its caption."""
     data = base64.b64encode(content).decode()
     image = f'<img src="data:image/{kind};base64,{data}" alt="{escape(caption)}">'
     return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
