@@ -61,7 +61,7 @@ VARIANTS = {  # name: (module, attribute, what it was chosen over)
     "as it is": None,
     "memory given back to the system": (collectives, "keep_freed_memory", lambda: None),
     "FIR with autograd's derivatives": (filters, "_fir", plain_fir),
-    "FIR as shifted sums": (stylegan2, "_fir", filters._fir_shifted),
+    "FIR as shifted sums": (filters, "_fir", filters._fir_shifted),
     "a weight per sample, grouped convolution": (stylegan2, "modulated_conv", grouped_conv),
     "1x1 convolutions as matrix products": (stylegan2, "pointwise", matrix_product),
     "Adam not fused": (train_gan, "adam", separate_adam),
