@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from jobs.training.ranks import (
 # The gloo group for decisions on the CPU, where it is not the default group. Not a field of Runtime: whoever holds a
 # group keeps its threads alive past shutdown().
 _gloo = None
+LET_GO = 0.2  # seconds
 
 
 def init_runtime(threads: int = 0, meeting: Meeting | None = None) -> Runtime:
@@ -70,6 +72,9 @@ def shutdown(rt: Runtime | None = None) -> None:
     global _gloo
     _gloo = None
     if dist.is_initialized():
+        # Gloo's threads let go of the last collective's tensors, for which they need the interpreter's lock, and torch 2.6
+        # waits for these threads without giving it up: now and then for ever. So they get the time before.
+        time.sleep(LET_GO)
         dist.destroy_process_group()
 
 
