@@ -72,8 +72,8 @@ def shutdown(rt: Runtime | None = None) -> None:
     global _gloo
     _gloo = None
     if dist.is_initialized():
-        # Gloo's threads let go of the last collective's tensors, for which they need the interpreter's lock, and torch 2.6
-        # waits for these threads without giving it up: now and then for ever. So they get the time before.
+        # Gloo's threads let go of the last collective's tensors, for which they need the interpreter's lock, and torch
+        # 2.6 waits for these threads without giving it up: now and then for ever. So they get the time before.
         time.sleep(LET_GO)
         dist.destroy_process_group()
 

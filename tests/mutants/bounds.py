@@ -258,7 +258,7 @@ FAULTS = [
         (f"{INSIDE}::test_weights_that_lead_out_of_a_run_are_not_followed",),
     ),
     Fault(
-        "predict.py",
+        "jobs/predict/commands.py",
         "    if leads_out(folder, base):",
         "    if False:",
         (f"{INSIDE}::test_predictions_that_lead_out_of_a_run_are_not_written",),

@@ -3,6 +3,14 @@
 from tests.mutants import Fault
 
 FAULTS = [
+    Fault("jobs/view/metrics.py",
+          'import os\nfrom collections',
+          'import os\n\nimport torch\nfrom collections',
+          ("tests/predict/test_without_torch.py",)),
+    Fault("predict.py",
+          'if args.command in PAGES:\n',
+          'from jobs.predict import commands\n    if args.command in PAGES:\n',
+          ("tests/predict/test_without_torch.py",)),
     Fault("jobs/predict/trained.py",
           '(g["source_height"], g["source_width"]) if g else',
           '(g["source_width"], g["source_height"]) if g else',
@@ -219,11 +227,11 @@ FAULTS = [
           'ensure_pack(c.data, split=c.split, verify=rank == 0',
           'ensure_pack(c.data, split=c.split, verify=False',
           ("tests/scripts/test_pretrain_vae.py::test_slices_of_training_and_of_other_patients",)),
-    Fault("predict.py",
+    Fault("jobs/predict/commands.py",
           'if flag.name not in own and',
           'if',
           ("tests/predict/test_predict.py", "tests/predict/test_predict_denoising.py")),
-    Fault("predict.py",
+    Fault("jobs/predict/commands.py",
           'for flag in model.FLAGS if flag.argument}',
           'for flag in model.FLAGS[1:] if flag.argument}',
           ("tests/predict/test_written.py", "tests/predict/test_predict_commands.py")),

@@ -379,7 +379,7 @@ FAULTS = [
           'for line, row in _lines(self.path) if nimg is None or row["nimg"] <= nimg}',
           'for line, row in _lines(self.path) if nimg is None or row["nimg"] < nimg}',
           ("tests/view/test_log.py",)),
-    Fault("jobs/view/metrics.py",
+    Fault("jobs/training/averages.py",
           'return {"sums": dict(self.sums), "counts": dict(self.counts)}',
           'return {"sums": dict(self.sums), "counts": {}}',
           ("tests/view/test_log.py",)),
