@@ -252,7 +252,7 @@ FAULTS = [
         (f"{INSIDE}::test_an_odd_checkpoint_is_passed_over[.pt-pipe]",),
     ),
     Fault(
-        "jobs/predict/trained.py",
+        "jobs/predict/named.py",
         "    if leads_out(weights, weights.parent):",
         "    if False:",
         (f"{INSIDE}::test_weights_that_lead_out_of_a_run_are_not_followed",),
