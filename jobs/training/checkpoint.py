@@ -296,9 +296,11 @@ class _Hashing:
         self.file, self.sha256, self.size = file, hashlib.sha256(), 0
 
     def write(self, data) -> int:
+        """Write, and hash what was written."""
         self.sha256.update(data)
         self.size += memoryview(data).nbytes
         return self.file.write(data)
 
     def flush(self) -> None:
+        """Hand it to the operating system."""
         self.file.flush()
