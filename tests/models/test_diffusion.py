@@ -195,8 +195,15 @@ def test_every_sampler_gives_the_spread_of_the_data_on_every_schedule(schedule, 
     assert torch.allclose(gain(schedule, sampler, 400), SPREAD, rtol=0.1)
 
 
+ORDERS = {"ddim": 1, "midpoint": 2, "dpmpp-2m": 2, "heun": 2}  # that of ancestral is of its samples' variance, below
+
+
+def test_the_order_of_every_sampler_is_measured():
+    assert {*ORDERS, "ancestral"} == set(names.SAMPLERS)
+
+
 @pytest.mark.parametrize("data", ["gaussian", "mixture"])
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("midpoint", 2), ("dpmpp-2m", 2), ("heun", 2)])
+@pytest.mark.parametrize(("sampler", "order"), ORDERS.items())
 def test_the_error_falls_at_the_order_of_the_method(sampler, order, data):
     """Against the solver's own limit, between fixed ends of the noise range: twice the calls, 2^order less error at
     least."""

@@ -3,6 +3,14 @@
 from tests.mutants import Fault
 
 FAULTS = [
+    Fault("jobs/predict/commands.py",
+          '    "tsne": run_tsne,\n',
+          '',
+          ("tests/predict/test_predict_commands.py::test_every_command_stands_in_each_of_its_places",)),
+    Fault("jobs/config/kinds.py",
+          '"generate", "interpolate", "denoise", "direction", "evaluate", "tsne"',
+          '"generate", "interpolate", "direction", "evaluate", "tsne"',
+          ("tests/predict/test_predict_commands.py::test_every_command_stands_in_each_of_its_places",)),
     Fault("jobs/view/metrics.py",
           'import os\nfrom collections',
           'import os\n\nimport torch\nfrom collections',

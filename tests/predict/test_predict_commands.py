@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,8 +20,9 @@ from written_by_hand import Gan
 
 import predict
 from data.pack import ensure_pack
+from jobs.config import kinds
 from jobs.config.specs import ConfigError
-from jobs.predict import commands, direction, features, films, generate, output, pages, project, trained
+from jobs.predict import commands, direction, features, films, flags, generate, output, pages, project, trained
 from jobs.predict.gan import GanModel
 from jobs.training import collectives, ranks
 from jobs.training.weights import read_weights, write_weights
@@ -92,6 +94,18 @@ def test_sampling_without_flags(tmp_path):
     for s, c in (("midpoint", None), ("ddim", 9), (None, 20), ("heun", 10)):
         with pytest.raises(predict.UsageError, match="leave the number of network calls out"):
             way_of(fast, s, c)
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+def test_every_command_stands_in_each_of_its_places():
+    """Flags, function, the kinds of model that it takes, the help of predict.py; what a page shows is a command's."""
+    from jobs.view import report
+
+    (choices,) = [a.choices for a in flags.command_line("")._actions if a.dest == "command"]
+    assert set(choices) == set(commands.COMMANDS) | set(predict.PAGES)
+    assert set(commands.COMMANDS) == {name for job in kinds.JOBS.values() for name in job.predicts}
+    assert set(choices) <= set(re.findall(r"^    python predict.py (\w+)", predict.__doc__, re.M))
+    assert {file.partition("/")[0] for file in report.PICTURES} <= set(commands.COMMANDS)
 
 
 # --- exit codes -------------------------------------------------------------------------------------------------------
