@@ -42,6 +42,7 @@ from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, rep
 from jobs.run.resume import end_dry_run
 from jobs.run.rundir import RunDir
 from jobs.training import collectives, devices, randomness, ranks
+from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged
 from jobs.training.throughput import count_flops
 from jobs.training.upkeep import (
@@ -56,7 +57,6 @@ from jobs.training.upkeep import (
     optimizer_step,
 )
 from jobs.training.weights import read_weights
-from jobs.view.metrics import Averages
 from models import loading
 from models.ema import ema_beta, update_ema
 from models.optim import adamw, after_window, learning_rate, memory_layout

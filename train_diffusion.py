@@ -41,6 +41,7 @@ from jobs.run.resume import end_dry_run
 from jobs.run.rundir import RunDir
 from jobs.run.vae import copied_vae, find_vae
 from jobs.training import collectives, devices, randomness, ranks
+from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged
 from jobs.training.throughput import count_flops
 from jobs.training.upkeep import (
@@ -53,7 +54,6 @@ from jobs.training.upkeep import (
     load_initial_weights,
     optimizer_step,
 )
-from jobs.view.metrics import Averages
 from models import schedules, targets
 from models.ema import ema_beta, update_ema
 from models.optim import adamw, learning_rate, memory_layout

@@ -39,10 +39,10 @@ from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, rep
 from jobs.run.resume import end_dry_run
 from jobs.run.rundir import RunDir
 from jobs.training import collectives, devices, randomness, ranks
+from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged
 from jobs.training.throughput import count_flops
 from jobs.training.upkeep import FRESH_COUNTERS, Record, State, Upkeep, already_done, compiles, load_initial_weights
-from jobs.view.metrics import Averages
 from models import augment as ada
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths

@@ -34,6 +34,7 @@ class SlowDisk:
     """In place of the hashing writer: as many bytes a second as the shared disk takes."""
 
     def __init__(self, file):
+        """`file` is open for writing; nothing is hashed before the first write."""
         self.file, self.sha256, self.size = checkpoint_writer(file), None, 0
         self.since, self.written = time.monotonic(), 0
 

@@ -69,9 +69,11 @@ class PackEpochs:
     """Epochs of batches from a pack."""
 
     def __init__(self, batches: Batches, count: int):
+        """`count` images a call, in batches of BATCH."""
         self.batches, self.count, self.position = batches, count, 0
 
     def __call__(self) -> None:
+        """Read the next `count` images; their sum touches every pixel."""
         for _ in range(self.count // BATCH):
             images, _ = self.batches.rows(self.position, 0, BATCH)
             images.sum()

@@ -54,7 +54,10 @@ WAYS = (
 
 # --- the three sides --------------------------------------------------------------------------------------------------
 class Ours:
+    """The toolkit's own step and sampler, on latents that are in memory already."""
+
     def __init__(self, batch: int, precision: str, threads: int):
+        """A network and latents for batches of `batch`; threads 0 takes all CPU cores."""
         rt = collectives.init_runtime(threads)
         torch.manual_seed(0)
         self.c = DiffusionConfig(
@@ -71,11 +74,13 @@ class Ours:
         self.schedule, self.nimg = schedules.make_schedule("linear"), 0
 
     def step(self) -> None:
+        """One training step, also of the EMA."""
         train_diffusion.train_step(self.c, self.rt, self.s, self.data, self.schedule, self.net, self.dtype, self.nimg)
         self.nimg += self.c.batch
 
     @torch.no_grad()
     def sample(self) -> None:
+        """One batch of latents from noise, in CALLS network calls."""
         predict = diffusion_look.predictor(self.s.unet_ema, None, self.dtype)
         denoise = samplers.denoiser(predict, self.schedule, "epsilon")
         noise = torch.randn(self.c.batch, *SHAPE, device=self.rt.device)
@@ -86,12 +91,14 @@ class OursEncoding(Ours):
     """The same step without the cache: the VAE of the preset adni256-ldm encodes the batch of 256 px slices first."""
 
     def __init__(self, batch: int, precision: str, threads: int):
+        """As above, with images and an encoder before them."""
         super().__init__(batch, precision, threads)
         rt = self.rt
         self.vae = VAE(1, SHAPE[0]).to(rt.device).eval().requires_grad_(False)
         self.images = torch.rand(batch, 1, SHAPE[1] * self.vae.down, SHAPE[2] * self.vae.down, device=rt.device) * 2 - 1
 
     def step(self) -> None:
+        """Encode a batch and train on it."""
         with torch.no_grad(), torch.autocast(self.rt.device.type, self.dtype, enabled=self.dtype != torch.float32):
             self.vae.encode(self.images)
         super().step()
@@ -103,6 +110,7 @@ class Peer:
     dtype = torch.float32
 
     def __init__(self, batch: int, threads: int):
+        """A network of the peer and random latents; threads 0 takes all CPU cores."""
         torch.manual_seed(0)
         torch.set_num_threads(threads or devices.default_threads(1))
         torch.backends.cudnn.benchmark = True
@@ -114,6 +122,7 @@ class Peer:
         self.latents = torch.randn(8 * batch, *SHAPE, device=device)
 
     def step(self) -> None:
+        """One training step: predict the noise, mean squared error, Adam."""
         self.net.train()
         x0 = self.latents[torch.randint(len(self.latents), (self.batch,), device=self.device)]
         noise, t = torch.randn_like(x0), torch.randint(1000, (self.batch,), device=self.device)
@@ -128,15 +137,19 @@ class Peer:
 
     @torch.no_grad()
     def sample(self) -> None:
+        """One batch of latents from noise, in CALLS network calls."""
         self.net.eval()
         x = torch.randn(self.batch, *SHAPE, device=self.device)
         self.loop(lambda x, t: self.predict(x, torch.full((len(x),), int(t), device=x.device)), x, CALLS)
 
 
 class Diffusers(Peer):
+    """The same step and sampler written with Hugging Face diffusers, in float32."""
+
     name = "diffusers, float32"
 
     def network(self):
+        """A U-Net as ours, and its EMA."""
         import diffusers
         from diffusers.training_utils import EMAModel
 
@@ -154,17 +167,21 @@ class Diffusers(Peer):
         return net
 
     def noisy(self, x0, noise, t):
+        """x0 (B, C, H, W) with noise at the whole times t (B,)."""
         return self.ddpm.add_noise(x0, noise, t)
 
     def predict(self, x, t):
+        """The network's estimate of the noise in x."""
         return self.net(x, t).sample
 
     def finish(self) -> None:
+        """Clip the gradients before the optimizer's step, and follow with the EMA."""
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.ema.step(self.net.parameters())
 
     @staticmethod
     def loop(predict: Callable, x, calls: int, scheduler: str = "DDIMScheduler", **settings):
+        """Denoise x in `calls` calls of `predict` with a scheduler of diffusers."""
         import diffusers
 
         settings = {"clip_sample": False} | settings if scheduler == "DDIMScheduler" else settings
@@ -176,9 +193,12 @@ class Diffusers(Peer):
 
 
 class Monai(Peer):
+    """The same step and sampler written with MONAI, in float32."""
+
     name = "MONAI, float32"
 
     def network(self):
+        """A U-Net as ours, of MONAI."""
         from monai.networks.nets import DiffusionModelUNet
         from monai.networks.schedulers import DDPMScheduler
 
@@ -189,13 +209,16 @@ class Monai(Peer):
         )  # fmt: skip
 
     def noisy(self, x0, noise, t):
+        """x0 (B, C, H, W) with noise at the whole times t (B,)."""
         return self.ddpm.add_noise(x0, noise, t)
 
     def predict(self, x, t):
+        """The network's estimate of the noise in x."""
         return self.net(x, t)
 
     @staticmethod
     def loop(predict: Callable, x, calls: int):
+        """Denoise x in `calls` calls of `predict` with MONAI's DDIM."""
         from monai.networks.schedulers import DDIMScheduler
 
         s = DDIMScheduler(
@@ -224,10 +247,12 @@ def exactness() -> str:
     spread, schedule = spectrum(), schedules.make_schedule("linear")
 
     def denoise(x, t):
+        """The exact mean of x0 given x at time t, for Gaussian data."""
         alpha, sigma = (v[:, None].double() for v in schedule.alpha_sigma(t.double()))
         return alpha * spread**2 / (alpha**2 * spread**2 + sigma**2) * x
 
     def epsilon(x, t):
+        """The same as an estimate of the noise, at the whole times that schedulers count in."""
         time = torch.as_tensor(t).double().reshape(1) / (schedules.T - 1)
         alpha, sigma = schedule.alpha_sigma(time)
         return (x - alpha * denoise(x, time)) / sigma
@@ -259,6 +284,7 @@ def exactness() -> str:
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
 def compare(batch: int, rounds: int, threads: int, device: torch.device) -> str:
+    """The table of one step and of one batch of samples, ours beside diffusers and MONAI."""
     sides = [machine.Side(Ours, batch, "fp32", threads)]
     if devices.precision_dtype("auto", device) != torch.float32:
         sides.append(machine.Side(Ours, batch, "auto", threads))
@@ -377,6 +403,7 @@ denoiser on the linear schedule: lower is better, and nothing but the sampler di
 
 
 def main() -> None:
+    """Run what the command line asks for; --write puts it into RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="2 repetitions: does it run?")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions of every task (default 7)")

@@ -53,6 +53,7 @@ def evaluate(model: list[str], number: int, out: Path, env: dict[str, str]) -> t
 
 
 def main() -> None:
+    """Time `predict.py evaluate` and print what it costs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="100 and 200 slices: does it run?")
     parser.add_argument("--run", help="evaluate this run instead")

@@ -39,6 +39,7 @@ class Ours:
     """The toolkit: each phase is the function of train_gan.py that training calls."""
 
     def __init__(self, resolution: int, batch: int, precision: str, pack: Pack, rt: ranks.Runtime):
+        """Networks of a width that all sides can have, and batches of `pack`."""
         self.c = c = replace(
             GanConfig(), data="phantom", resolution=resolution, batch=batch, precision=precision, ada="off",
             channel_base=CHANNEL_BASE, channel_max=CHANNEL_MAX, mapping_layers=MAPPING_LAYERS,
@@ -54,6 +55,7 @@ class Ours:
         self.tasks = {"main": self.main, "r1": self.r1, "pl": self.pl, "inference": self.inference}
 
     def step(self) -> train_gan.Step:
+        """What a step needs, at the next position in the data."""
         return train_gan.Step(
             c=self.c, rt=self.rt, batches=self.batches, label_pool=self.labels, dtype=self.dtype,
             position=next(self.positions), synthesis=self.G.synthesis, critic=self.D,
@@ -61,16 +63,20 @@ class Ours:
         )  # fmt: skip
 
     def main(self) -> None:
+        """An iteration of both networks without a regulariser."""
         train_gan.train_step(self.state, self.step(), nimg=self.c.batch)  # the second step: no regulariser is due
 
     def r1(self) -> None:
+        """The gradient penalty alone, as it is added every R1_INTERVAL iterations."""
         train_gan.gradient_penalty_step(self.state, self.step())
 
     def pl(self) -> None:
+        """The path length penalty alone."""
         train_gan.path_length_step(self.state, self.step())
 
     @torch.no_grad()
     def inference(self) -> None:
+        """One batch of the EMA's pictures."""
         z = torch.randn(self.c.batch, self.c.z_dim, device=self.rt.device)
         self.state.G_ema(z, dtype=self.dtype)
 
@@ -82,6 +88,7 @@ class Ours:
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
 def make_ours(resolution: int, batch: int, precision: str, folder: str, threads: int) -> Ours:
+    """Our side of the comparison, on phantoms whose pack lies in `folder`."""
     seed()
     rt = collectives.init_runtime(threads)
     pack = ensure_pack("phantom:64", resolution=resolution, cache_dir=folder, progress=False, log=lambda *_: None)
@@ -98,6 +105,7 @@ def make_peer(peer: type, threads: int, *args):
 
 
 def seed() -> None:
+    """The same random numbers on every side."""
     random.seed(0)
     torch.manual_seed(0)
 
@@ -108,6 +116,7 @@ def lazy(cost: dict[str, float]) -> float:
 
 
 def inference(cost: dict[str, float]) -> float:
+    """Seconds of one pass of the generator."""
     return cost["inference"]
 
 
@@ -152,6 +161,7 @@ def compare(resolution: int, batch: int, rounds: int, threads: int, device: torc
 
 def costs(sides: list[machine.Side], times: list, flops: list, batch: int, memory: list[float], resident: list[float],
           ceilings: list[float]) -> str:  # fmt: skip
+    """The table of milliseconds, FLOPs and memory, one column a side."""
     millions = [" / ".join(f"{number / 1e6:.2f}" for number in side.parameters) for side in sides]
     rows = [["parameters of G / D, millions", *millions]]
     for phase, label in zip(PHASES, ("main iteration", "gradient penalty", "path length", "inference"), strict=True):
@@ -192,6 +202,7 @@ on a CPU a 3x3 convolution of 256 channels in channels-last layout, on a GPU a m
 
 
 def main() -> None:
+    """Run what the command line asks for; --write puts it into RESULTS.md."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="64 px, 2 repetitions: does it run?")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions of every task (default 7)")

@@ -35,12 +35,14 @@ def copy_toolkit(folder: Path) -> None:
 
 
 def call(folder: Path, *words: str) -> None:
+    """launch.py with these words; the benchmark ends where it fails."""
     done = subprocess.run([sys.executable, "launch.py", *words], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"benchmarks.launch: launch.py {' '.join(words)}: {done.stderr or done.stdout}")
 
 
 def make_runs(folder: Path, count: int) -> None:
+    """`count` stopped runs in `folder`, as small as a run can be."""
     for i in range(count):
         run = RunDir(folder / "runs" / f"stylegan2-{i:08x}")
         run.create()
@@ -54,6 +56,7 @@ def make_runs(folder: Path, count: int) -> None:
 
 
 def main() -> None:
+    """Time launch.py among many runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="20 runs, 2 repetitions: does it run?")
     parser.add_argument("--rounds", type=int, default=9, help="repetitions (default 9)")

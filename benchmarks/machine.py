@@ -28,6 +28,7 @@ the ratios, not the absolute speeds. Cells are medians over interleaved repetiti
 
 
 def cpu_name() -> str:
+    """The CPU's model name, or the architecture where the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -60,6 +61,7 @@ class Side:
     """
 
     def __init__(self, make: Callable, *args):
+        """Start a process of its own, which makes the side by `make(*args)`."""
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make, args), daemon=True)
@@ -72,9 +74,11 @@ class Side:
         return self._ask("seconds", task)
 
     def flops(self, task: str) -> float:
+        """Floating-point operations of one call of a task."""
         return self._ask("flops", task)
 
     def peak_gb(self, task: str) -> float:
+        """Most memory that a task held, in GB."""
         return self._ask("peak_gb", task)
 
     def ceiling(self) -> float:
@@ -86,14 +90,17 @@ class Side:
         return self._ask("resident_gb", "")
 
     def close(self) -> None:
+        """End the process."""
         self.pipe.close()
         self.process.join()
 
     def _ask(self, what: str, task: str) -> float:
+        """Ask the process and wait."""
         self.pipe.send((what, task))
         return self._answer()
 
     def _answer(self):
+        """What the process answers; its error ends the benchmark."""
         try:
             answer, error = self.pipe.recv()
         except EOFError:
@@ -121,6 +128,7 @@ def _serve(pipe, make: Callable, args: tuple) -> None:
 
 
 def _measure(side, what: str, task: Callable[[], object] | None) -> float:
+    """One figure of a side: its device's peak, or the FLOPs or the memory of a task."""
     if what == "ceiling":
         return device_peak(side.device, side.dtype)
     if what == "flops":
@@ -201,6 +209,7 @@ def command(module: str) -> str:
 
 
 def synchronise(device: torch.device) -> None:
+    """Wait for the GPU, where there is one."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -214,10 +223,12 @@ def spread(values: list[float]) -> str:
 
 
 def number(value: float) -> str:
+    """Three significant digits, and all before the point."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def table(columns: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; the first row is the head."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

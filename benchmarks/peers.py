@@ -35,6 +35,7 @@ class Lucidrains:
     dtype = torch.float32
 
     def __init__(self, resolution: int, batch: int, device: torch.device, folder: str):
+        """Its trainer, as wide as our networks, on images that are in memory."""
         peer = import_peer(device)
         capacity = CHANNEL_BASE // resolution // 4  # its discriminator starts with 4 x capacity feature maps
         with (
@@ -58,21 +59,25 @@ class Lucidrains:
         self.iterate(5024)  # the first path-length step only notes the mean length
 
     def iterate(self, steps: int) -> None:
+        """`steps` iterations of the trainer, whatever it does in each."""
         self.trainer.steps = steps
         self.trainer.train()
 
     @torch.no_grad()
     def inference(self) -> None:
+        """One batch of its generator's pictures."""
         z = torch.randn(self.batch, self.trainer.GAN.G.latent_dim, device=self.device)
         self.sampler.styles_to_images(self.sampler.noise_to_styles(z))
 
     @staticmethod
     def phases(cost: dict[str, float]) -> dict[str, float]:
+        """Costs of phases from those of whole iterations, by difference."""
         main, gp, both = cost["main"], cost["gp"], cost["gp+pl"]
         return {"main": main, "r1": gp - main, "pl": both - gp, "inference": cost["inference"]}
 
 
 def in_memory(batch: int, resolution: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """Batches (B, 3, H, W) of noise that never wait for a disk."""
     images = torch.rand(8 * batch, 3, resolution, resolution, device=device)
     while True:
         yield images[torch.randint(len(images), (batch,), device=device)]
@@ -104,6 +109,7 @@ class NVlabs:
     """stylegan2-ada-pytorch: its own networks and loss object, phase by phase, in its best working precision."""
 
     def __init__(self, folder: Path, resolution: int, batch: int, device: torch.device):
+        """Its networks and loss from a clone in `folder`, as wide as ours."""
         networks, loss, upfirdn2d, gradfix = import_nvlabs(folder)
         half = dict(num_fp16_res=4, conv_clamp=256) if device.type == "cuda" else {}
         widths = dict(channel_base=CHANNEL_BASE, channel_max=CHANNEL_MAX, **half)
@@ -131,6 +137,7 @@ class NVlabs:
         self.name = f"NVlabs, {'float16' if half else 'float32'}, {kernels}"
 
     def phase(self, name: str) -> None:
+        """One of its loss's phases, with the optimizer's step."""
         net = self.G if name.startswith("G") else self.D
         z = torch.randn(self.batch, W_DIM, device=self.device)
         net.requires_grad_(True)
@@ -142,18 +149,21 @@ class NVlabs:
         self.opt[net].step()
 
     def main(self) -> None:
+        """An iteration of both networks without a regulariser, and the EMA."""
         self.phase("Gmain")
         self.phase("Dmain")
         torch._foreach_lerp_(self.G_ema, list(self.G.parameters()), 0.001)
 
     @torch.no_grad()
     def inference(self) -> None:
+        """One batch of its generator's pictures."""
         self.G.eval()
         self.G(torch.randn(self.batch, W_DIM, device=self.device), self.none)
         self.G.train()
 
     @staticmethod
     def phases(cost: dict[str, float]) -> dict[str, float]:
+        """Its phases are timed one by one: nothing to work out."""
         return cost
 
 
@@ -161,6 +171,7 @@ class Rosinality:
     """stylegan2-pytorch of rosinality: its networks, with the textbook form of its losses."""
 
     def __init__(self, folder: Path, resolution: int, batch: int, device: torch.device):
+        """Its networks from a clone in `folder`, and two optimizers."""
         model = import_rosinality(folder, device)
         self.G = model.Generator(resolution, W_DIM, MAPPING_LAYERS).to(device)
         self.D = model.Discriminator(resolution).to(device)
@@ -172,14 +183,17 @@ class Rosinality:
         self.tasks = {"main": self.main, "r1": self.r1, "pl": self.pl, "inference": self.inference}
 
     def generate(self, batch: int, **more):
+        """A batch of its generator; `more` goes to it."""
         return self.G(list(torch.randn(2, batch, W_DIM, device=self.device).unbind()), **more)
 
     def step(self, net: torch.nn.Module, loss: torch.Tensor) -> None:
+        """Backward and one step of this network's optimizer."""
         self.opt[net].zero_grad(set_to_none=True)
         loss.backward()
         self.opt[net].step()
 
     def main(self) -> None:
+        """An iteration of both networks without a regulariser, and the EMA."""
         self.G.requires_grad_(False)
         fake, _ = self.generate(self.batch)
         self.step(self.D, F.softplus(self.D(fake)).mean() + F.softplus(-self.D(self.images)).mean())
@@ -190,11 +204,13 @@ class Rosinality:
         torch._foreach_lerp_(self.G_ema, list(self.G.parameters()), 0.001)
 
     def r1(self) -> None:
+        """The gradient penalty alone."""
         images = self.images.detach().requires_grad_(True)
         (slope,) = torch.autograd.grad(self.D(images).sum(), images, create_graph=True)
         self.step(self.D, slope.square().sum((1, 2, 3)).mean())
 
     def pl(self) -> None:
+        """The path length penalty alone, on half a batch."""
         image, w = self.generate(self.batch // 2, return_latents=True)
         noise = torch.randn_like(image) / image.shape[-1]
         (slope,) = torch.autograd.grad((image * noise).sum(), w, create_graph=True)
@@ -203,10 +219,12 @@ class Rosinality:
 
     @torch.no_grad()
     def inference(self) -> None:
+        """One batch of its generator's pictures."""
         self.G([torch.randn(self.batch, W_DIM, device=self.device)])
 
     @staticmethod
     def phases(cost: dict[str, float]) -> dict[str, float]:
+        """Its phases are timed one by one: nothing to work out."""
         return cost
 
 

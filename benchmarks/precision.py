@@ -29,6 +29,7 @@ COLUMNS = ("loss_G", "loss_D", "logits_real", "r1", "diversity")
 
 
 def curve(folder: Path, name: str, kimg: float, *flags: str) -> list[dict]:
+    """The rows of the log of a run of `kimg` with these flags."""
     run = folder / name
     words = [
         "train_gan.py",
@@ -62,6 +63,7 @@ def distance(a: list[dict], b: list[dict], column: str) -> float:
 
 
 def main() -> None:
+    """Train in each precision and print how far the curves lie apart."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="0.5 kimg: does it run?")
     parser.add_argument("--kimg", type=float, default=8.0, help="length of each run (default 8)")

@@ -19,6 +19,7 @@ NAMES = ("gan", "diffusion", "evaluate", "data", "launch", "checkpoint", "scalin
 
 
 def main() -> None:
+    """Run the benchmarks that are named, each in a process of its own."""
     words = sys.argv[1:]
     own, flags = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -137,6 +137,7 @@ def on_paper() -> str:
 
 
 def main() -> None:
+    """Measure by number of processes and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="1 repetition of few steps: does it run?")
     parser.add_argument("--rounds", type=int, default=3, help="repetitions (default 3)")

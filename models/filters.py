@@ -46,6 +46,7 @@ class _SelfAdjointFir(torch.autograd.Function):
 
     @staticmethod
     def forward(x: torch.Tensor, mode: str, padding: int, gain: float) -> torch.Tensor:
+        """x (B, C, H, W) filtered."""
         kernel = _fir_kernel(x.shape[1], gain, x.dtype, x.device)
         if mode == "up":
             if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
@@ -57,10 +58,12 @@ class _SelfAdjointFir(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
+        """Keep what the backward pass needs."""
         _, ctx.mode, ctx.padding, ctx.gain = inputs
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor):
+        """The filter's own adjoint, which is differentiable again."""
         mode = {"up": "down", "down": "up", "same": "same"}[ctx.mode]
         padding = 3 - ctx.padding if mode == "same" else ctx.padding
         return _SelfAdjointFir.apply(grad, mode, padding, ctx.gain), None, None, None

@@ -42,14 +42,14 @@ def _check(kind: str) -> None:
         raise ValueError(f"unknown loss '{kind}': use one of {', '.join(KINDS)}")
 
 
-def gradient_penalty(images: torch.Tensor, logits: torch.Tensor, scale: float | torch.Tensor = 1.0) -> torch.Tensor:
+def gradient_penalty(images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """|grad_x D(x)|^2 of every image, summed over its pixels (Mescheder 2018, equation 9, without gamma / 2).
 
     images (B, C, H, W) fp32 that require grad, logits (B,) = D(images) -> (B,), differentiable. R1 on real images, R2
-    on generated ones. scale: the loss scale of fp16, which keeps the inner gradient in range and is divided out again.
+    on generated ones.
     """
-    (grad,) = torch.autograd.grad(logits.sum() * scale, images, create_graph=True)
-    return (grad / scale).square().sum((1, 2, 3))
+    (grad,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return grad.square().sum((1, 2, 3))
 
 
 def path_lengths(images: torch.Tensor, ws: torch.Tensor, pl_noise: torch.Tensor) -> torch.Tensor:

@@ -71,16 +71,16 @@ class VggDistance(nn.Module):
         return total / len(wanted)
 
 
-def load_vgg(path: str | Path, flag: str = "--perceptual-file") -> VggDistance:
+def load_vgg(path: str | Path) -> VggDistance:
     """From a state dict of torchvision's vgg16 (.pth or .safetensors), read as data.
 
     ValueError, one line, on anything else.
     """
-    state = read_state(Path(path), flag)
+    state = read_state(Path(path), "--perceptual-file")
     try:
         network = VggDistance(state)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; give {flag} a state dict of torchvision's vgg16") from None
+        raise ValueError(f"{path}: {error}; give --perceptual-file a state dict of torchvision's vgg16") from None
     if not all(math.isfinite(float(p.abs().sum())) for p in network.parameters()):
         raise ValueError(f"{path}: its numbers are not finite; copy the file again")
     return network

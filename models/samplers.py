@@ -61,16 +61,14 @@ def dpmpp_2m(
     schedule: Schedule,
     calls: int,
     *,
-    sigma_min: float = 0.04,
-    sigma_max: float = 80.0,
     watch=None,
 ) -> Tensor:
     """DPM-Solver++(2M), steps uniform in log-SNR, then one first-order step to clean (Lu 2022, algorithm 2); `calls`
     calls.
 
-    sigma_min and sigma_max limit sigma / alpha: beyond them the data do not change, and steps there are lost.
+    sigma / alpha stays within 0.04 and 80: beyond them the data do not change, and steps there are lost.
     """
-    ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64).atan()
+    ends = torch.tensor([80.0, 0.04], dtype=torch.float64).atan()
     low, high = schedule.angle(torch.tensor([0.0, 1.0], dtype=torch.float64))
     ends = ends.clamp(float(low), float(high))
     first, last = ends.tan().log10().tolist()
@@ -134,16 +132,14 @@ def heun(
     calls: int,
     *,
     sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
     watch=None,
 ) -> Tensor:
     """Heun's method in y = x / alpha over Karras' spacing (Karras 2022, algorithm 1 and equation 5); 2 n - 1 <= calls
     calls."""
     number = max((calls + 1) // 2, 1)
     low, high = schedule.angle(torch.tensor([0.0, 1.0], dtype=torch.float64)).tan().tolist()
-    sigma_min, sigma_max = max(sigma_min, low), min(sigma_max, high)
-    ramp = torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), number, dtype=torch.float64) ** rho
+    first, last, rho = min(80.0, high), max(sigma_min, low), 7.0
+    ramp = torch.linspace(first ** (1 / rho), last ** (1 / rho), number, dtype=torch.float64) ** rho
     sigmas = [*ramp.tolist(), 0.0]
 
     def clean(y: Tensor, sigma: float) -> Tensor:

@@ -28,6 +28,7 @@ from models.filters import blur, downsample, upsample
 SQRT2 = math.sqrt(2)
 SLOPE = 0.2  # of leaky ReLU
 CLAMP = 256.0  # largest activation in fp16, whose range ends at 65504 (Karras 2020b, appendix)
+MAPPING_LR = 0.01  # learning rate of the mapping network relative to the others (Karras 2019, appendix C)
 NOISE_SEED = 20200  # of the fixed noise; the same images on every machine
 
 
@@ -82,14 +83,14 @@ class MappingNetwork(nn.Module):
     The class embedding is normalised as z is, and concatenated to it (Karras 2020b). z_dim 0 maps the class alone.
     """
 
-    def __init__(self, z_dim: int, w_dim: int, *, num_classes: int = 0, layers: int = 8, lr_multiplier: float = 0.01):
+    def __init__(self, z_dim: int, w_dim: int, *, num_classes: int = 0, layers: int = 8):
         super().__init__()
         self.z_dim, self.num_classes = z_dim, num_classes
         if num_classes:
             self.embedding = nn.Parameter(torch.randn(num_classes, w_dim))
         widths = [z_dim + (w_dim if num_classes else 0)] + [w_dim] * layers
         self.layers = nn.ModuleList(
-            EqualLinear(i, o, lr_multiplier=lr_multiplier, activate=True) for i, o in pairwise(widths)
+            EqualLinear(i, o, lr_multiplier=MAPPING_LR, activate=True) for i, o in pairwise(widths)
         )
 
     def forward(self, z: torch.Tensor | None, labels: torch.Tensor | None = None) -> torch.Tensor:

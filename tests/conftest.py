@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,35 +34,64 @@ LONGEST = (
 ).split()
 
 
-SLOW = Path(__file__).with_name("slow.txt")  # what --fast leaves out; written by --note-slow
-A_SECOND = 1.0
-_seconds: dict[str, float] = {}  # of each test, with the fixtures that it is the first to use
+SLOW = Path(__file__).with_name("slow.txt")  # tests and fixtures that --fast leaves out; written by --note-slow
+HALF_A_SECOND = 0.5  # of a quiet machine; all cases of a test together may take four times that
+_cases: dict[str, dict[str, float]] = {}  # test, or FILE::@FIXTURE -> seconds of each of its cases
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="without the tests in tests/slow.txt")
-    parser.addoption("--note-slow", action="store_true", help="add what takes a second or more to tests/slow.txt")
+    parser.addoption(
+        "--note-slow", nargs="?", type=float, const=HALF_A_SECOND, metavar="SECONDS",
+        help="add what takes that long (default %(const)s) to tests/slow.txt",
+    )  # fmt: skip
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     if config.getoption("--fast"):
         slow = set(SLOW.read_text().split())
-        left_out = [item for item in items if item.nodeid.partition("[")[0] in slow or "cluster" in item.fixturenames]
+        left_out = [item for item in items if slow & _names(item) or "cluster" in _uses(item)]
         items[:] = [item for item in items if item not in set(left_out)]
         config.hook.pytest_deselected(items=left_out)
 
 
+def _uses(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
+
+
+def _names(item: pytest.Item) -> set[str]:
+    """As tests/slow.txt writes a test and its fixtures."""
+    file = item.nodeid.partition("::")[0]
+    return {item.nodeid.partition("[")[0], *(f"{file}::@{name}" for name in _uses(item))}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    started = time.monotonic()
+    try:
+        return (yield)
+    finally:
+        if fixturedef.scope != "function":
+            file = request.node.nodeid.partition("::")[0]
+            request._pyfuncitem.user_properties.append((f"{file}::@{fixturedef.argname}", time.monotonic() - started))
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    name = report.nodeid.partition("[")[0]
-    _seconds[report.nodeid] = _seconds.get(report.nodeid, 0.0) + report.duration
-    _seconds[name] = max(_seconds.get(name, 0.0), _seconds[report.nodeid])
+    cases = _cases.setdefault(report.nodeid.partition("[")[0], {})
+    cases[report.nodeid] = cases.get(report.nodeid, 0.0) + report.duration
+    if report.when == "setup":
+        for name, seconds in report.user_properties:
+            _cases.setdefault(name, {})[name] = seconds
+            cases[report.nodeid] -= seconds  # the fixture's, not the test's
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if session.config.getoption("--note-slow") and not hasattr(session.config, "workerinput"):
+    limit = session.config.getoption("--note-slow")
+    if limit and not hasattr(session.config, "workerinput"):
         known = set(SLOW.read_text().split()) if SLOW.exists() else set()
-        slow = {name for name, seconds in _seconds.items() if seconds >= A_SECOND and "[" not in name}
+        slow = {name for name, cases in _cases.items()
+                if max(cases.values()) >= limit or sum(cases.values()) >= 4 * limit}  # fmt: skip
         SLOW.write_text("".join(f"{name}\n" for name in sorted(known | slow)))
 
 

@@ -3,7 +3,7 @@
 #
 #     bash tests/run.sh [--fast | --long] [--python VERSION] [--lowest] [pytest arguments]
 #
-# --fast: for the edit loop, without those that take a second or more (tests/slow.txt) and without Slurm.
+# --fast: for the edit loop, without those that take half a second or more (tests/slow.txt) and without Slurm.
 # --long: the slow tests too, with the lines that were reached in all processes; then, unless pytest arguments or a version
 #     are given, the suite on the other promised versions that are found here, and the planted faults
 #     (python -m tests.mutants).

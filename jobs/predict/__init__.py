@@ -9,7 +9,8 @@ images = model.sample(8, seed=0)           # uint8 (8, C, H, W)
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jobs.predict.trained import Trained, UsageError, load
+    from jobs.predict.named import UsageError
+    from jobs.predict.trained import Trained, load
 
 __all__ = ["Trained", "UsageError", "load"]
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from jobs.predict.trained import Flag, Trained, UsageError
+from jobs.predict.named import UsageError
+from jobs.predict.trained import Flag, Trained
 from jobs.training import randomness
 from models import loading, samplers
 from models.loading import Denoiser

@@ -13,8 +13,8 @@ from jobs.config.specs import ConfigError
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.features import Reference, given_features, measure, open_data, open_features
 from jobs.predict.gan import GanModel
+from jobs.predict.named import UsageError
 from jobs.predict.output import Output
-from jobs.predict.trained import UsageError
 from jobs.training import ranks
 from jobs.view.grids import image_grid, save_png
 from models import quality

@@ -16,7 +16,8 @@ from data.pack import ensure_pack
 from data.packfile import Pack
 from data.records import Choices
 from jobs.config.specs import ConfigError
-from jobs.predict.trained import Trained, UsageError
+from jobs.predict.named import UsageError
+from jobs.predict.trained import Trained
 from jobs.training import collectives, ranks
 from jobs.training.weights import WeightsError, read_weights, write_weights
 from models import encoder, quality

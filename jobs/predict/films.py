@@ -8,8 +8,8 @@ from tqdm import tqdm
 from data.files import atomic_write
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.gan import GanModel
+from jobs.predict.named import UsageError
 from jobs.predict.output import Output
-from jobs.predict.trained import UsageError
 from jobs.view.grids import BACKGROUND, image_grid, save_png
 from jobs.view.pictures import denoise_gif, denoise_strip, gif_of
 from models.styles import mix_layers, style_layers

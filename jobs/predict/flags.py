@@ -239,8 +239,8 @@ def add_plot(commands) -> None:
 # fmt: on
 
 
-def parse_args(about: str, argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; a wrong flag prints the usage and one line, and exits with code 2."""
+def command_line(about: str) -> argparse.ArgumentParser:
+    """The parser, with all subcommands; `about` is what --help says first."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="predict.py", description=about, formatter_class=raw)
     parser.add_argument("--version", action="version", version=version())
@@ -259,4 +259,9 @@ def parse_args(about: str, argv: list[str] | None = None) -> argparse.Namespace:
     add_direction(commands, [square, calls, data, features])
     add_plot(commands)
     add_report(commands)
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_args(about: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; a wrong flag prints the usage and one line, and exits with code 2."""
+    return command_line(about).parse_args(argv)

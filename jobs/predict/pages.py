@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.files import atomic_write, leads_out, say
 from jobs.config.specs import ConfigError
-from jobs.predict.trained import UsageError, run_of
+from jobs.predict.named import UsageError, run_of
 from jobs.run.rundir import RunDir
 from jobs.view.metrics import read_metrics
 from jobs.view.plots import plot_losses

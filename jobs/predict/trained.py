@@ -16,20 +16,15 @@ import numpy as np
 import torch
 
 from data.batches import to_uint8
-from data.files import is_number, leads_out, sha256_of
+from data.files import is_number, sha256_of
 from data.packfile import check_geometry, odd_class, restore
 from data.walk import DataError
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
-from jobs.run.find import find_run
-from jobs.run.rundir import RunDir
+from jobs.predict.named import UsageError, weights_of
 from jobs.training import devices
 from jobs.training.weights import WeightsError, check_header, read_weights
 from models import loading
-
-
-class UsageError(Exception):
-    """A flag or an argument that does not fit this model; the text is one line that names the fix. Exit code 2."""
 
 
 @dataclass(frozen=True)
@@ -136,32 +131,6 @@ def load(
     one line that names the fix.
     """
     return open_model(weights_of(run), device=device, precision=precision, batch=batch, square=square)
-
-
-def weights_of(run: str | Path) -> Path:
-    """The weights file of a run, or the file itself."""
-    path = Path(run)
-    if path.suffix == ".safetensors" and not path.is_dir():
-        return path
-    weights = RunDir(run_of(str(run))).weights
-    if not weights.is_file():
-        raise ConfigError(f"{run}: has no weights yet; training writes them at its first checkpoint")
-    if leads_out(weights, weights.parent):
-        raise ConfigError(f"{weights}: a link that leads out of the run; name the file itself with --weights")
-    return weights
-
-
-def run_of(text: str) -> Path:
-    """The run directory that a person means, or a folder with a part of one, such as its weights alone.
-
-    ConfigError where there is none.
-    """
-    try:
-        return find_run(text)
-    except LookupError as error:
-        if Path(text).is_dir():
-            return Path(text).absolute()
-        raise ConfigError(f"--run {text}: {error.args[0]}") from None
 
 
 def open_model(

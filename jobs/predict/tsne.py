@@ -22,8 +22,8 @@ from jobs.predict.features import (
     rows_of,
 )
 from jobs.predict.gan import GanModel
+from jobs.predict.named import UsageError
 from jobs.predict.output import Output
-from jobs.predict.trained import UsageError
 from jobs.training import ranks
 from jobs.view.pictures import scatter_plots
 

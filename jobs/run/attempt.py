@@ -50,7 +50,7 @@ class Attempt:
             self.recorded = True
             self.run.status(state=RunState.RUNNING, kimg=nimg / 1000, total_kimg=total / 1000, reason="")
 
-    def heartbeat(self, nimg: int, images_per_second: float = 0.0, **fields) -> None:
+    def heartbeat(self, nimg: int, images_per_second: float = 0.0) -> None:
         """Tell status.json where the run is; also when the images per second are not known yet (0)."""
         self.nimg = nimg
         if self.rank == 0:
@@ -64,7 +64,6 @@ class Attempt:
                 total_kimg=self.total / 1000,
                 reason="",
                 **({} if eta is None else {"eta_s": round(eta)}),
-                **fields,
             )
 
     def end(self, code: int, state: str, reason: str) -> int:

@@ -56,13 +56,12 @@ def compare_with_run(run: RunDir, config: TrainConfig) -> str:
     return text
 
 
-def store_config(run: RunDir, config: TrainConfig, say: Callable[[str], None] = lambda text: None) -> None:
+def store_config(run: RunDir, config: TrainConfig) -> None:
     """Make config.json that of this configuration, from which every process of the run reads it.
 
     Raises ConfigError where the run cannot go on like that; what --override changes is noted in attempts.jsonl.
     """
     if changed := compare_with_run(run, config):
-        say(f"Override: {changed}")
         run.note("override", changed=changed)
     write_config(run, config)
 

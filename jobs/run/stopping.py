@@ -23,6 +23,13 @@ SIGNALS = {"USR1": signal.SIGUSR1, "USR2": signal.SIGUSR2, "TERM": signal.SIGTER
 # What a rank stops for, as it tells the others; a person's wishes stand last, as the highest of all ranks counts.
 REASONS = ("", "USR1", "USR2", "TERM", "time limit", "Ctrl-C", "STOP file")
 
+
+class PeerLost(Exception):
+    """Another rank died or hangs. Exit code 75: the attempt may be repeated."""
+
+    exit_code = TRANSIENT
+
+
 _received: list[str] = []
 _installed = False
 

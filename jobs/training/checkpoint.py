@@ -10,7 +10,7 @@ import re
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
@@ -72,13 +72,9 @@ def tensors(value, path: str = "state") -> Iterator[tuple[str, torch.Tensor]]:
             yield from tensors(part, f"{path}.{key}")
 
 
-def not_finite(state: dict, allowed: Collection[str] = ()) -> str | None:
-    """Path of the first floating tensor that is not finite; paths that begin with one of `allowed` may be."""
-    checked = [
-        (path, t)
-        for path, t in tensors(state)
-        if t.is_floating_point() and not any(path == a or path.startswith(a + ".") for a in allowed)
-    ]
+def not_finite(state: dict) -> str | None:
+    """Path of the first floating tensor that is not finite."""
+    checked = [(path, t) for path, t in tensors(state) if t.is_floating_point()]
     by_device: dict[torch.device, list] = {}
     for path, t in checked:
         by_device.setdefault(t.device, []).append((path, torch.isfinite(t.detach()).all()))
@@ -92,9 +88,8 @@ def not_finite(state: dict, allowed: Collection[str] = ()) -> str | None:
 class Checkpoints:
     """The checkpoints of one run. Only rank 0 saves, under the run's lock; every rank may load."""
 
-    def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = say, allowed: Collection[str] = ()):
-        """`allowed`: paths of the state (as in 'state.averages') whose tensors may be non-finite."""
-        self.folder, self.keep, self.say, self.allowed = Path(folder), keep, say, tuple(allowed)
+    def __init__(self, folder: Path, keep: int = 2, say: Callable[[str], None] = say):
+        self.folder, self.keep, self.say = Path(folder), keep, say
         self.blocked_seconds = 0.0  # what saving has cost the loop
         self.last_error: str | None = None  # of the latest save; None when it went well
         self._writer: threading.Thread | None = None
@@ -111,7 +106,7 @@ class Checkpoints:
         """
         started = time.monotonic()
         self._join()
-        if bad := not_finite(state, self.allowed):
+        if bad := not_finite(state):
             raise NonFinite(f"{bad} is not finite; no checkpoint at {nimg} images")
         snapshot = to_host(state)
         # Not a daemon: an exception in the loop must not tear the write that is under way.
@@ -301,9 +296,11 @@ class _Hashing:
         self.file, self.sha256, self.size = file, hashlib.sha256(), 0
 
     def write(self, data) -> int:
+        """Write, and hash what was written."""
         self.sha256.update(data)
         self.size += memoryview(data).nbytes
         return self.file.write(data)
 
     def flush(self) -> None:
+        """Hand it to the operating system."""
         self.file.flush()

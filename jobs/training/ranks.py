@@ -15,17 +15,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from jobs.run.stopping import TRANSIENT, exit_code
+from jobs.run.stopping import PeerLost, exit_code
 
 # Longest wait for a rank that neither answers nor dies (one that dies is noticed at once), and for all ranks to meet.
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
 FIRST_PSEUDO_STEP = 0xFFFFFFF0  # Slurm's batch, interactive and extern "steps" have ids from here on
-
-
-class PeerLost(Exception):
-    """Another rank died or hangs. Exit code 75: the attempt may be repeated."""
-
-    exit_code = TRANSIENT
 
 
 @dataclass(frozen=True)

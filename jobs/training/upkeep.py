@@ -24,11 +24,12 @@ from jobs.run.attempt import Attempt
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError, RunState
 from jobs.training import collectives, devices, ranks, watchdog
+from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.training.throughput import device_peak
 from jobs.training.weights import write_weights
 from jobs.view.grids import save_png
-from jobs.view.metrics import Averages, MetricsLog, read_metrics
+from jobs.view.metrics import MetricsLog, read_metrics
 from jobs.view.plots import plot_losses
 from jobs.view.progress import Progress
 from jobs.view.tensorboard import TensorBoard

@@ -20,17 +20,13 @@ class Watchdog:
 
     def __init__(self, seconds: float):
         self.seconds = seconds
-        self._last: float | None = time.monotonic()  # None: paused
+        self._last = time.monotonic()
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def pat(self) -> None:
-        """A step ended; also ends a pause."""
+        """A step ended."""
         self._last = time.monotonic()
-
-    def pause(self) -> None:
-        """Do not count until the next pat(): what follows may take as long as it likes."""
-        self._last = None
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -38,8 +34,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.wait(min(self.seconds / 4, 10)):
-            last = self._last
-            if last is not None and time.monotonic() - last > self.seconds:
+            if time.monotonic() - self._last > self.seconds:
                 print(
                     f"error: no step finished for {self.seconds:g} s; another rank or the device hangs. Ending.",
                     file=sys.stderr,

@@ -19,10 +19,10 @@ from jobs.run import stopping
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.rundir import RunDir
 from jobs.training import collectives, randomness, ranks
+from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints
 from jobs.training.upkeep import FRESH_COUNTERS, Record, State, Upkeep, already_done, optimizer_step
 from jobs.view.grids import image_grid
-from jobs.view.metrics import Averages
 
 NEXT = "generate --run {run} --number 16"
 

@@ -394,14 +394,14 @@ def test_numbers_of_a_pack_are_finite_and_its_header_is_shallow(good_pack, tmp_p
 # --- predict.py, pages, pictures --------------------------------------------------------------------------------------
 def test_predict_py_says_what_is_wrong_in_one_plain_line(tmp_path, capsys, monkeypatch):
     import predict
-    from jobs.predict.trained import UsageError
+    from jobs.predict.named import UsageError
 
     for error in (ConfigError(ALL), UsageError(ALL), DataError(ALL), OSError(2, ALL, ALL)):
 
         def fail(args, error=error):
             raise error
 
-        monkeypatch.setitem(predict.COMMANDS, "plot", fail)
+        monkeypatch.setitem(predict.PAGES, "plot", fail)
         assert predict.main(argparse.Namespace(command="plot", batch=1)) in (2, 78)
         only_plain(capsys.readouterr().err, 1)
 

@@ -189,14 +189,21 @@ def test_trailing_times_start_at_the_end():
 
 
 # --- samplers ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("sampler", ["midpoint", "dpmpp-2m", "ddim", "heun"])
+ORDERS = {"ddim": 1, "midpoint": 2, "dpmpp-2m": 2, "heun": 2}  # that of ancestral is of its samples' variance, below
+
+
+@pytest.mark.parametrize("sampler", ORDERS)
 @pytest.mark.parametrize("schedule", all_schedules(), ids=lambda s: s.name)
 def test_every_sampler_gives_the_spread_of_the_data_on_every_schedule(schedule, sampler):
     assert torch.allclose(gain(schedule, sampler, 400), SPREAD, rtol=0.1)
 
 
+def test_the_order_of_every_sampler_is_measured():
+    assert {*ORDERS, "ancestral"} == set(names.SAMPLERS)
+
+
 @pytest.mark.parametrize("data", ["gaussian", "mixture"])
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("midpoint", 2), ("dpmpp-2m", 2), ("heun", 2)])
+@pytest.mark.parametrize(("sampler", "order"), ORDERS.items())
 def test_the_error_falls_at_the_order_of_the_method(sampler, order, data):
     """Against the solver's own limit, between fixed ends of the noise range: twice the calls, 2^order less error at
     least."""
@@ -207,12 +214,11 @@ def test_the_error_falls_at_the_order_of_the_method(sampler, order, data):
         centres = torch.tensor([[1.0, 0.5, 0.0], [-0.6, 0.3, 0.2], [0.1, -0.8, -0.3]], dtype=torch.float64)
         denoise = mixture_denoiser(schedule, centres, 0.3)
         ones = torch.tensor([[1.0, 1.0, 1.0], [-0.9, 0.4, 1.5], [0.3, -1.2, -0.5]], dtype=torch.float64)
-    run = {
-        "ddim": lambda n: samplers.ddim(denoise, ones, schedule, torch.linspace(0.99, 0.05, n, dtype=torch.float64)),
-        "dpmpp-2m": lambda n: samplers.dpmpp_2m(denoise, ones, schedule, n),
-        "midpoint": lambda n: samplers.midpoint(denoise, ones, schedule, n),
-        "heun": lambda n: samplers.heun(denoise, ones, schedule, n, sigma_min=0.05),
-    }[sampler]
+    if sampler == "ddim":
+        run = lambda n: samplers.ddim(denoise, ones, schedule, torch.linspace(0.99, 0.05, n, dtype=torch.float64))  # noqa: E731
+    else:
+        ends = {"sigma_min": 0.05} if sampler == "heun" else {}
+        run = lambda n: samplers.ALGORITHMS[sampler](denoise, ones, schedule, n, **ends)  # noqa: E731
     limit = run(3001)
     errors = [float((run(n) - limit).norm()) for n in (64, 128, 256)]
     for coarse, fine in pairwise(errors):

@@ -252,13 +252,13 @@ FAULTS = [
         (f"{INSIDE}::test_an_odd_checkpoint_is_passed_over[.pt-pipe]",),
     ),
     Fault(
-        "jobs/predict/trained.py",
+        "jobs/predict/named.py",
         "    if leads_out(weights, weights.parent):",
         "    if False:",
         (f"{INSIDE}::test_weights_that_lead_out_of_a_run_are_not_followed",),
     ),
     Fault(
-        "predict.py",
+        "jobs/predict/commands.py",
         "    if leads_out(folder, base):",
         "    if False:",
         (f"{INSIDE}::test_predictions_that_lead_out_of_a_run_are_not_written",),

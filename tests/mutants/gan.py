@@ -339,7 +339,7 @@ FAULTS = [
           'batch=1 if device.type == "cpu" else batch',
           'batch=batch',
           ("tests/predict/test_written.py::test_generate_draws_what_the_file_holds",)),
-    Fault("predict.py",
+    Fault("jobs/predict/commands.py",
           'if flag.name not in own and',
           'if flag.name not in own | {"--noise"} and',
           ("tests/predict/test_predict_denoising.py::test_flags_of_the_gan_are_refused",)),

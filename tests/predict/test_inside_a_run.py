@@ -17,9 +17,10 @@ from data.files import (
     SMALL,
 )
 from jobs.config.specs import ConfigError
-from jobs.predict import pages
+from jobs.predict import commands, pages
+from jobs.predict.named import weights_of
 from jobs.predict.output import Output
-from jobs.predict.trained import read_snapshot, weights_of
+from jobs.predict.trained import read_snapshot
 from jobs.training.checkpoint import CheckpointError, Checkpoints
 from jobs.training.weights import WeightsError, check_header, read_weights
 from jobs.view.pictures import is_complete
@@ -122,17 +123,15 @@ def test_weights_that_lead_out_of_a_run_are_not_followed(tmp_path):
 def test_predictions_that_lead_out_of_a_run_are_not_written(tmp_path):
     import argparse
 
-    import predict
-
     run = make_run(tmp_path)
     (tmp_path / "private").mkdir()
     args = argparse.Namespace(command="generate", run=str(run.path), out="")
-    assert predict.output(args).folder == run.path / "predictions" / "generate"
+    assert commands.output(args).folder == run.path / "predictions" / "generate"
     (run.path / "predictions").symlink_to(tmp_path / "private")
     with pytest.raises(ConfigError, match="a link that leads out of the run; name the folder itself with --out"):
-        predict.output(args)
+        commands.output(args)
     args.out = str(tmp_path / "private")
-    assert predict.output(args).folder == tmp_path / "private"  # a person's own word
+    assert commands.output(args).folder == tmp_path / "private"  # a person's own word
 
 
 def test_plots_that_lead_out_of_a_run_are_not_written(tmp_path):
@@ -255,8 +254,8 @@ def test_any_origin_that_weights_name_is_one_line(tmp_path, field, value):
 
     from data.walk import DataError
     from jobs.predict.features import open_data
+    from jobs.predict.named import UsageError
     from jobs.predict.reconstruct import slices_of
-    from jobs.predict.trained import UsageError
 
     config = {"data": str(tmp_path / "none"), "crop": 0, "resolution": 32, "channels": 1} | {field: value}
     model = SimpleNamespace(config=config, path="weights", resolution=32, channels=1, classes=[])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,8 +20,9 @@ from written_by_hand import Gan
 
 import predict
 from data.pack import ensure_pack
+from jobs.config import kinds
 from jobs.config.specs import ConfigError
-from jobs.predict import direction, features, films, generate, output, pages, project, trained
+from jobs.predict import commands, direction, features, films, flags, generate, output, pages, project, trained
 from jobs.predict.gan import GanModel
 from jobs.training import collectives, ranks
 from jobs.training.weights import read_weights, write_weights
@@ -81,7 +83,7 @@ def test_sampling_without_flags(tmp_path):
     args = predict.parse_args(predict.__doc__, ["generate", "--run", "x"])
 
     def way_of(model, sampler=None, calls=None):
-        return model.way(**predict.how_of(SimpleNamespace(**vars(args) | {"sampler": sampler, "calls": calls}), model))
+        return model.way(**commands.how_of(SimpleNamespace(**vars(args) | {"sampler": sampler, "calls": calls}), model))
 
     load = lambda path: trained.read_model(path, torch.device("cpu"))  # noqa: E731
     assert way_of(load(diffusion_file(tmp_path / "a", "flow", "flow"))) == ("midpoint", 20, 1.0)
@@ -92,6 +94,18 @@ def test_sampling_without_flags(tmp_path):
     for s, c in (("midpoint", None), ("ddim", 9), (None, 20), ("heun", 10)):
         with pytest.raises(predict.UsageError, match="leave the number of network calls out"):
             way_of(fast, s, c)
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+def test_every_command_stands_in_each_of_its_places():
+    """Flags, function, the kinds of model that it takes, the help of predict.py; what a page shows is a command's."""
+    from jobs.view import report
+
+    (choices,) = [a.choices for a in flags.command_line("")._actions if a.dest == "command"]
+    assert set(choices) == set(commands.COMMANDS) | set(predict.PAGES)
+    assert set(commands.COMMANDS) == {name for job in kinds.JOBS.values() for name in job.predicts}
+    assert set(choices) <= set(re.findall(r"^    python predict.py (\w+)", predict.__doc__, re.M))
+    assert {file.partition("/")[0] for file in report.PICTURES} <= set(commands.COMMANDS)
 
 
 # --- exit codes -------------------------------------------------------------------------------------------------------
@@ -112,14 +126,14 @@ def test_exit_codes(monkeypatch, capsys, error, code, says):
     def fail(args):
         raise error
 
-    monkeypatch.setitem(predict.COMMANDS, "generate", fail)
+    monkeypatch.setitem(commands.COMMANDS, "generate", fail)
     assert code_of("generate", "--run", "x") == code
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
 
 
 def test_what_nobody_foresaw_keeps_its_traceback(monkeypatch):
-    monkeypatch.setitem(predict.COMMANDS, "generate", lambda args: 1 // 0)
+    monkeypatch.setitem(commands.COMMANDS, "generate", lambda args: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         code_of("generate", "--run", "x")
 
@@ -156,7 +170,7 @@ def test_one_picture_a_pass_on_a_cpu(tmp_path):
     args = predict.parse_args(
         predict.__doc__, ["generate", "--weights", str(path), "--batch", "8", "--device", "cpu", "--precision", "bf16"]
     )
-    model = predict.model_of(args)
+    model = commands.model_of(args)
     assert model.batch == 1 and model.dtype == torch.bfloat16 and model.nimg == 5000 and model.classes == CLASSES
 
 
@@ -516,8 +530,8 @@ def test_films_are_bounded_by_their_frames(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def threes(monkeypatch) -> list[list[int]]:
     """Passes of three pictures also on a CPU; which pictures were made, pass by pass."""
-    made, opened, real = [], predict.open_model, GanModel.sample
-    monkeypatch.setattr(predict, "open_model", lambda *a, **k: replace(opened(*a, **k), batch=3))
+    made, opened, real = [], commands.open_model, GanModel.sample
+    monkeypatch.setattr(commands, "open_model", lambda *a, **k: replace(opened(*a, **k), batch=3))
     monkeypatch.setattr(
         GanModel, "sample", lambda self, *, indices, **how: made.append(indices) or real(self, indices=indices, **how)
     )

@@ -16,7 +16,7 @@ import predict
 from data.batches import to_uint8
 from jobs.config import parsing, specs
 from jobs.config.specs import DiffusionConfig, VaeConfig
-from jobs.predict import evaluate, trained
+from jobs.predict import commands, evaluate, trained
 from jobs.run import stopping
 from jobs.training import randomness
 from jobs.training.weights import write_weights
@@ -126,14 +126,14 @@ def test_every_sampler_and_a_folder_of_other_settings_is_refused(weights, tmp_pa
 
 def drawn(model, args, indices) -> np.ndarray:
     """The pictures that generate would write with these flags."""
-    return model.sample(indices=indices, seed=args.seed, label=args.label, **predict.how_of(args, model))
+    return model.sample(indices=indices, seed=args.seed, label=args.label, **commands.how_of(args, model))
 
 
 def test_ancestral_noise_belongs_to_the_picture_not_to_its_batch(weights, tmp_path):
     args = predict.parse_args(
         predict.__doc__, ["generate", "--weights", str(weights), "--sampler", "ancestral", "--steps", "3"]
     )
-    model = predict.model_of(args)
+    model = commands.model_of(args)
     both = drawn(model, args, [4, 5])
     assert np.abs(both[1].astype(int) - drawn(model, args, [5])[0].astype(int)).max() <= 1
 
@@ -141,7 +141,7 @@ def test_ancestral_noise_belongs_to_the_picture_not_to_its_batch(weights, tmp_pa
 def test_guidance_and_class_change_the_picture(weights):
     def one(*flags):
         args = predict.parse_args(predict.__doc__, ["generate", "--weights", str(weights), "--steps", "2", *flags])
-        return drawn(predict.model_of(args), args, [0]).astype(int)
+        return drawn(commands.model_of(args), args, [0]).astype(int)
 
     plain = one("--class", "NC")
     assert not np.array_equal(plain, one("--class", "AD"))
@@ -154,7 +154,7 @@ def test_it_denoises_as_the_sampler_itself_does(weights):
     args = predict.parse_args(
         predict.__doc__, ["generate", "--weights", str(weights), "--steps", "4", "--sampler", "ddim", "--square"]
     )
-    model = predict.model_of(args)
+    model = commands.model_of(args)
     noise = torch.randn(2, 8, 8, generator=randomness.generator(0, 3, "predict z"))[None]
     with torch.no_grad():
         guess = lambda x, t: model.net.unet(x, t, torch.tensor([1]))  # noqa: E731

@@ -29,10 +29,10 @@ from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, rep
 from jobs.run.lock import process_space
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
+from jobs.training.averages import Averages
 from jobs.training.checkpoint import CheckpointError, Checkpoints, Diverged
 from jobs.training.ranks import PeerLost
 from jobs.training.upkeep import FRESH_COUNTERS, State
-from jobs.view.metrics import Averages
 from models import augment
 
 SHORT = ("--total-kimg", "0.04", "--log-kimg", "0.008")

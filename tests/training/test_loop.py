@@ -22,10 +22,10 @@ from jobs.run import lock, rundir, stopping
 from jobs.run.attempt import Attempt
 from jobs.run.rundir import RunDir
 from jobs.training import checkpoint, collectives, ranks, upkeep
+from jobs.training.averages import Averages
 from jobs.training.checkpoint import CheckpointError, Checkpoints, Diverged
 from jobs.training.upkeep import FRESH_COUNTERS, Record, State, Upkeep, due
 from jobs.training.weights import read_weights
-from jobs.view.metrics import Averages
 
 CPU = torch.device("cpu")
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from jobs.training.averages import Averages
 from jobs.view import grids, metrics, plots, tensorboard
 from jobs.view import progress as progress_module
 from jobs.view.grids import image_grid, save_png
-from jobs.view.metrics import Averages, MetricsLog, read_metrics
+from jobs.view.metrics import MetricsLog, read_metrics
 from jobs.view.plots import plot_losses
 from jobs.view.progress import Progress
 from jobs.view.tensorboard import TensorBoard

@@ -1,0 +1,223 @@
+"""The commands of predict.py that run a model: from flags to plain arguments."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.files import leads_out
+from jobs.config import kinds
+from jobs.config.specs import ConfigError
+from jobs.predict.denoiser import DiffusionModel
+from jobs.predict.direction import Strip, direction
+from jobs.predict.evaluate import evaluate
+from jobs.predict.features import Reference
+from jobs.predict.films import check_frames, denoise, interpolate, mix
+from jobs.predict.flags import CALLS_COMMANDS
+from jobs.predict.generate import generate
+from jobs.predict.named import UsageError, run_of, weights_of
+from jobs.predict.output import Output
+from jobs.predict.project import project, targets_of
+from jobs.predict.reconstruct import reconstruct, slices_of
+from jobs.predict.trained import Trained, open_model
+from jobs.predict.tsne import tsne
+
+
+# --- from flags to arguments ------------------------------------------------------------------------------------------
+def model_of(args: argparse.Namespace) -> Any:
+    """The model that --run or --weights names, of a job that this command takes.
+
+    UsageError for flags of another kind of model.
+    """
+    model = open_model(
+        weights(args), device=args.device, jobs=jobs_of(args.command), **opening(args), square=args.square
+    )
+    check_flags(args, model)
+    return model
+
+
+def jobs_of(command: str) -> list[str]:
+    """The jobs whose models this command takes."""
+    return [name for name, job in kinds.JOBS.items() if command in job.predicts]
+
+
+def weights(args: argparse.Namespace) -> Path:
+    """The weights file that --weights or --run names."""
+    return Path(args.weights) if args.weights else weights_of(args.run)
+
+
+def opening(args: argparse.Namespace) -> dict:
+    """How a model is opened: precision and pictures per pass."""
+    return {"precision": args.precision, "batch": args.batch}
+
+
+def check_flags(args: argparse.Namespace, model: Trained) -> None:
+    """UsageError for a flag that only other kinds of model have."""
+    own = {flag.name for flag in model.FLAGS}
+    others: list[type[Trained]] = [job.model() for job in kinds.JOBS.values()]
+    for kind in others:
+        for flag in kind.FLAGS:
+            if flag.name not in own and getattr(args, flag.place, flag.unset) != flag.unset:
+                named = "--calls" if flag.place == "calls" and args.command in CALLS_COMMANDS else flag.name
+                see = f", see {model.FLAGS[0].name}" if model.FLAGS else ""
+                raise UsageError(f"{named} is a flag of a {kind.KIND}; this is a {model.KIND}{see}")
+
+
+def how_of(args: argparse.Namespace, model: Trained) -> dict:
+    """What `sample` of this kind of model takes, as far as it was asked for."""
+    asked = {flag.argument: getattr(args, flag.place) for flag in model.FLAGS if flag.argument}
+    return {argument: value for argument, value in asked.items() if value is not None}
+
+
+def output(args: argparse.Namespace) -> Output:
+    """--out, else predictions/COMMAND in the run, or here where only a weights file is given."""
+    if args.out:
+        return Output(args.command, Path(args.out))
+    base = run_of(args.run) if args.run else Path()
+    folder = base / "predictions" / args.command
+    if leads_out(folder, base):
+        raise ConfigError(f"{folder}: a link that leads out of the run; name the folder itself with --out")
+    return Output(args.command, folder)
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+def run_generate(args: argparse.Namespace) -> None:
+    """`predict.py generate`: from flags to plain arguments."""
+    model = model_of(args)
+    model.labels(args.label, [0])  # a wrong class is found before anything is written
+    how = how_of(args, model)
+    model.settings(**how)  # and what this model cannot do
+    generate(
+        model,
+        output(args),
+        number=args.number,
+        seed=args.seed,
+        label=args.label,
+        npz=args.npz,
+        overwrite=args.overwrite,
+        **how,
+    )
+
+
+def run_denoise(args: argparse.Namespace) -> None:
+    """`predict.py denoise`: from flags to plain arguments."""
+    model = model_of(args)
+    model.labels(args.label, [0])
+    how = how_of(args, model)
+    model.way(**how)
+    denoise(model, output(args), number=args.number, seed=args.seed, label=args.label, fps=args.fps, **how)
+
+
+def run_reconstruct(args: argparse.Namespace) -> None:
+    """`predict.py reconstruct`: from flags to plain arguments."""
+    model = model_of(args)
+    pack = slices_of(model, args.data, args.split)
+    reconstruct(model, pack, output(args), number=args.number, split=args.split, batch=args.batch)
+
+
+def run_mix(args: argparse.Namespace) -> None:
+    """`predict.py mix`: from flags to plain arguments."""
+    model = model_of(args)
+    model.labels(args.label, [0])
+    mix(
+        model,
+        output(args),
+        rows=args.rows,
+        cols=args.cols,
+        styles=args.styles,
+        seed=args.seed,
+        label=args.label,
+        truncation=args.truncation,
+        truncation_cutoff=args.truncation_cutoff,
+    )
+
+
+def run_interpolate(args: argparse.Namespace) -> None:
+    """`predict.py interpolate`: from flags to plain arguments."""
+    check_frames(args.number, args.steps)
+    model = model_of(args)
+    if isinstance(model, DiffusionModel):
+        how = {"sampler": args.sampler, "calls": args.calls, "guidance": args.guidance}
+        model.still_way(*how.values())
+    else:
+        how = {"truncation": args.truncation, "truncation_cutoff": args.truncation_cutoff, "space": args.space or "w"}
+    model.labels(args.label, [0])
+    interpolate(
+        model, output(args), number=args.number, steps=args.steps, seed=args.seed, label=args.label, fps=args.fps, **how
+    )
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """`predict.py evaluate`: from flags to plain arguments."""
+
+    def open_on(device: torch.device) -> Any:
+        model = open_model(weights(args), device=device, jobs=jobs_of("evaluate"), **opening(args), square=True)
+        check_flags(args, model)
+        return model
+
+    evaluate(open_on, output(args), number=args.number, seed=args.seed, label=args.label, reference=reference(args),
+             how_of=partial(how_of, args), on_cpu=args.device == "cpu")  # fmt: skip
+
+
+def reference(args: argparse.Namespace) -> Reference:
+    """The slices and the network that features are measured with."""
+    return Reference(args.data or "", args.feature_weights)
+
+
+def run_tsne(args: argparse.Namespace) -> None:
+    """`predict.py tsne`: from flags to plain arguments."""
+    model = model_of(args)
+    tsne(
+        model,
+        output(args),
+        number=args.number,
+        seed=args.seed,
+        label=args.label,
+        reference=reference(args),
+        how=how_of(args, model),
+    )
+
+
+def run_project(args: argparse.Namespace) -> None:
+    """`predict.py project`: from flags to plain arguments."""
+    model = model_of(args)
+    pack = targets_of(model, args.data)
+    project(model, pack, output(args), number=args.number, steps=args.steps, seed=args.seed)
+
+
+def run_direction(args: argparse.Namespace) -> None:
+    """`predict.py direction`: from flags to plain arguments."""
+    model = model_of(args)
+    how = {"sampler": args.sampler, "steps": args.calls, "guidance": args.guidance}
+    if isinstance(model, DiffusionModel):
+        model.still_way(*how.values())
+    ends, strip = (args.start or "", args.end or ""), Strip(args.rows, args.steps, args.strength)
+    how = how if isinstance(model, DiffusionModel) else {}
+    direction(model, output(args), ends=ends, strip=strip, seed=args.seed, reference=reference(args), **how)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "generate": run_generate,
+    "denoise": run_denoise,
+    "reconstruct": run_reconstruct,
+    "mix": run_mix,
+    "interpolate": run_interpolate,
+    "evaluate": run_evaluate,
+    "tsne": run_tsne,
+    "project": run_project,
+    "direction": run_direction,
+}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command that `args` name. ConfigError where the GPU's memory does not hold its batch."""
+    try:
+        COMMANDS[args.command](args)
+    except torch.OutOfMemoryError:
+        what = f"the GPU's memory does not hold {args.batch} pictures at once"
+        raise ConfigError(f"{what}; use a smaller --batch") from None
