@@ -137,7 +137,7 @@ class _Classes:
             if self.depth == 0 and len(levels) > 1 and not modal and self._has_all(levels[1]):
                 self.depth = 1  # sites, or other parts, that each have all the classes
         for level, names in enumerate(levels):
-            digits = sum(bool(re.search(r"\d", x)) for x in names) * 2 > len(names)
+            digits = sum(bool(people.DIGIT.search(x)) for x in names) * 2 > len(names)
             many = level != self.depth and (_numbered(names) or len(names) > MANY_FOLDERS)
             if many or (level > self.depth >= 0 and (digits or self._apart(level))):
                 self.people |= names
@@ -196,7 +196,7 @@ class _Classes:
     def _has_all(self, names: set[str]) -> bool:
         """Whether every folder at depth 0 has the same two or more folders of words in it."""
         inner = self._below(1)
-        words = not any(re.search(r"\d", x) or people.modality_of(x) for x in names)
+        words = not any(people.DIGIT.search(x) or people.modality_of(x) for x in names)
         return words and len(inner) > 1 < len(names) and all(x == names for x in inner.values())
 
     def _apart(self, level: int) -> bool:
@@ -237,7 +237,7 @@ def _is_plain(name: str) -> bool:
 
 def _numbered(names: set[str]) -> bool:
     """Whether folders are numbered people: sub01, P02, 0003, 100_F; not classes such as 0 and 1, or T1 and T2."""
-    if len(names) < 2 or not all(re.search(r"\d", n) for n in names):
+    if len(names) < 2 or not all(people.DIGIT.search(n) for n in names):
         return False
     if any(CLASS_NAME.fullmatch(n) or people.modality_of(n) for n in names):
         return False
@@ -285,26 +285,27 @@ def _people(placed: list[Place], volumes: bool, classes: _Classes) -> None:
         own = next((x for x in folders if x in classes.people), "")
         person, sure = people.known_person(p.file.relative), True
         if not person and own:
-            person, sure = people_of.get(own, own), bool(re.search(r"\d", own))
+            person, sure = people_of.get(own, own), bool(people.DIGIT.search(own))
         elif not person and volumes:  # alice_T1 and alice_T2 are one; of x_T1 alone the whole name is all there is
-            name = bool(re.search(r"\d", s.person)) or shared[s.person] > 1
+            name = bool(people.DIGIT.search(s.person)) or shared[s.person] > 1
             person, sure = s.person if name and s.person else p.file.stem, False
         elif not person:
             person, sure = s.person or word, False
             if not word:
-                person = next((x for x in folders if re.search(r"\d", x)), "")
+                person = next((x for x in folders if people.DIGIT.search(x)), "")
         scan = p.file.relative if volumes else "/".join((*p.rest, word) if word or not p.rest else p.rest)
         p.person, p.sure, p.scan, p.number = person, sure, scan, s.number
 
 
 def _channel(f: Found) -> str:
     """nnU-Net's number of the channel, which is its modality."""
-    found = re.search(r"\d_(\d{4})$", f.stem)
+    found = re.search(r"\d_(\d{4})$", f.stem) if f.stem[-5:-4] == "_" else None
     return found[1] if found and any(re.fullmatch(r"images(tr|ts)", part, re.I) for part in f.folders) else ""
 
 
 def _stem(p: Place) -> str:
-    return p.file.stem.removesuffix(f"_{_channel(p.file)}") if _channel(p.file) else p.file.stem
+    channel = _channel(p.file)
+    return p.file.stem.removesuffix(f"_{channel}") if channel else p.file.stem
 
 
 def _volume_person(stem: str) -> str:
@@ -315,23 +316,23 @@ def _words(placed: list[Place], said: list[people.Said]) -> list[str]:
     """Of each picture its name up to the last number; '' where that only counts pictures."""
     words, stems = [], defaultdict(set)
     for p, s in zip(placed, said, strict=True):
-        counts = s.scan and not re.search(r"\d", s.scan) and people.is_counting(s.scan, p.name)
+        counts = s.scan and not people.DIGIT.search(s.scan) and people.is_counting(s.scan, p.name)
         words.append("" if counts else s.scan)
         stems[p.name, p.rest].add(words[-1])
     # img_1, img_2, ...: one word for a whole class counts pictures and names nobody. A folder per person does.
-    one = all(len(s - {""}) <= 1 and not re.search(r"\d", max(s)) for s in stems.values())
+    one = all(len(s - {""}) <= 1 and not people.DIGIT.search(max(s)) for s in stems.values())
     return [""] * len(words) if one and len(placed) > len(stems) else words
 
 
 def _modality(p: Place, volumes: bool) -> str:
     """By the name, else by the nearest folder that tells; OASIS-1 and FreeSurfer keep several versions of one scan."""
-    stem, parts = p.file.stem.lower(), [x.lower() for x in p.rest]
-    if volumes and re.match(r"oas1_\d{4}_mr\d_mpr", stem):
+    stem = p.file.stem.lower() if volumes else ""
+    if re.match(r"oas1_\d{4}_mr\d_mpr", stem):
         version = (
             "masked t88" if "masked" in stem else "t88" if "t88" in stem else "average" if "sbj" in stem else "raw"
         )
         return f"T1w {version}"
-    if parts and parts[-1] == "mri" and stem in people.FREESURFER:
+    if p.rest and p.rest[-1].lower() == "mri" and stem in people.FREESURFER:
         return f"T1w {stem}"
     return people.modality_of(p.file.stem) or next((m for x in reversed(p.rest) if (m := people.modality_of(x))), "")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from data import formats, reading
@@ -81,7 +80,7 @@ def read_manifest(spec: str, path: Path) -> tuple[list[Record], list[str], list[
                 bad.append((r.name, str(error)))
                 continue
             kinds.add("volumes" if volume else "images")
-            r = replace(r, size=size, mtime_ns=changed, scan=r.scan or (r.name if volume else ""))
+            r = r.but(size=size, mtime_ns=changed, scan=r.scan or (r.name if volume else ""))
         records.append(r)
         names.append(class_name(row.get("class", "")))
     if len(kinds) > 1:

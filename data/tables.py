@@ -13,7 +13,6 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from data import images, people
@@ -170,18 +169,16 @@ class Labelled:
             if person in get:
                 self.told.add(r.path)
                 same = people.match_key(get[person]) == people.match_key(r.subject)
-                r = replace(
-                    r, subject=r.subject if same and r.subject else people.known_person(get[person]) or get[person]
-                )
+                r = r.but(subject=r.subject if same and r.subject else people.known_person(get[person]) or get[person])
             if session in get and not r.session:
-                r = replace(r, session=get[session])
+                r = r.but(session=get[session])
             if split in get:
-                r = replace(r, split=split_of(get[split]) or r.split)
+                r = r.but(split=split_of(get[split]) or r.split)
             if label:
                 self.names[i] = class_name(DIAGNOSES.get(get.get(label, "").lower(), get.get(label, "")))
             own = dict(r.attributes) | {c: get[c] for c in extra if c in get}
             taken |= {c for c in extra if c in get}
-            self.records[i] = replace(r, attributes=tuple(sorted(own.items())))
+            self.records[i] = r.but(attributes=tuple(sorted(own.items())))
         said = [f"class from {label}"] * bool(label) + [f"split from {split}"] * bool(split)
         return ", ".join(said + ([f"attributes {', '.join(sorted(taken))}"] if taken else []))
 
@@ -301,7 +298,7 @@ def _adni_json(path: Path, labelled: Labelled, warnings: list[str]) -> str:
             f"{len(scans) - known:,} of {len(scans):,} scans are not in {path.name}; each counts as a patient of its "
             "own"
         )
-    labelled.records[:] = [replace(r, subject=patients.get(image_id(r.scan), r.scan)) for r in labelled.records]
+    labelled.records[:] = [r.but(subject=patients.get(image_id(r.scan), r.scan)) for r in labelled.records]
     return f"{path.name}: the patient of {known:,} of {len(scans):,} scans"
 
 
