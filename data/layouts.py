@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from data import people
+from data import people, reading
 from data.splits import split_of
 from data.walk import Found, class_name, is_slice, some
 
@@ -67,6 +68,7 @@ def place(files: list[Found], volumes: bool, warnings: list[str]) -> list[Place]
         p.name, p.rest = classes.of(p.rest)
     _loose(placed, warnings)
     _people(placed, volumes, classes)
+    _patients([p for p in placed if volumes and is_slice(p.file.name)], warnings)
     channels = [_channel(p.file) for p in placed] if volumes else []
     for i, p in enumerate(placed):
         p.session = people.session_of(p.file.relative)
@@ -295,6 +297,26 @@ def _people(placed: list[Place], volumes: bool, classes: _Classes) -> None:
                 person = next((x for x in folders if people.DIGIT.search(x)), "")
         scan = p.file.relative if volumes else "/".join((*p.rest, word) if word or not p.rest else p.rest)
         p.person, p.sure, p.scan, p.number = person, sure, scan, s.number
+
+
+def _patients(series: list[Place], warnings: list[str]) -> None:
+    """PatientID of the headers of DICOM series, where no path has an id of a known kind; before folders."""
+    if not series:
+        return
+    from data import dicom  # has read these headers before; numpy and pydicom, for these alone
+
+    ids: dict[int, str] = {}
+    for i, p in enumerate(series):
+        with contextlib.suppress(reading.BadFile):
+            ids[i] = dicom.headers(p.file.path)[0].patient
+    who = set(ids.values()) - {""}
+    if len(who) < FEW_PEOPLE and len(who) * 8 < len(series):  # one id for a whole archive: nobody's
+        return
+    told = [i for i, patient in ids.items() if patient and not people.known_person(series[i].file.relative)]
+    for i in told:
+        series[i].person, series[i].sure = people.known_person(ids[i]) or ids[i], True
+    if told:
+        warnings.append(f"the people of {len(told):,} DICOM series are the PatientID of their headers")
 
 
 def _channel(f: Found) -> str:

@@ -25,7 +25,7 @@ from data.records import Choices, Record, Source
 from data.settle import sample_of, settle
 from data.sources import find_source
 from data.splits import SPLIT_CHOICES
-from data.walk import DataError, some
+from data.walk import DataError, is_slice, some
 
 PEOPLE, SLICES, MOST = 4, 6, 24  # people per class, slices of each, people in all, on a contact sheet
 TILE, MARGIN = 128, 14
@@ -59,9 +59,10 @@ def tell(source: Source) -> list[str]:
     used = [r for r in source.table if r.use]
     noun = {"volumes": "volumes", "images": "slices"}.get(source.kind, "phantoms")
     kind = {"patient": "people", "scan": "scans (people are not known)"}.get(source.subject_kind, "nobody is named")
+    files = "series" if used and all(is_slice(r.path) for r in used) else "files"
     sessions = len({(r.subject, r.session) for r in used if r.session})
     lines = [
-        ("layout", f"{source.layout}, {len(used):,} {noun} in {len({r.path for r in used}):,} files"),
+        ("layout", f"{source.layout}, {len(used):,} {noun} in {len({r.path for r in used}):,} {files}"),
         ("people", f"{_people(used)} {kind}" if source.subject_kind != "none" else kind),
         ("sessions", f"{sessions:,}" if sessions else ""),
         ("classes", "; ".join(_counts(source, used)) or "none"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from bad_folder import picture, save
 from PIL import Image
+from test_file_formats import write_series
 from test_manifest import table
 
 from data import scan
@@ -110,6 +111,33 @@ def test_dicom_series(tmp_path, capsys, suffix):
             path.parent.mkdir(parents=True, exist_ok=True)
             ds.save_as(path, enforce_file_format=True)
     said = lines(tmp_path, capsys)
-    assert said["layout"] == "DICOM series, 3 volumes in 3 files\n" and said["people"] == "3 people\n"
+    assert said["layout"] == "DICOM series, 3 volumes in 3 series\n" and said["people"] == "3 people\n"
     assert said["modalities"] == "T1w 3\n"
     assert "20x24 (3)" in said["sizes"] and "not understood" not in said.get("warning", "")
+
+
+def test_the_person_of_a_dicom_series_is_in_its_header(tmp_path, capsys):
+    """Scans of one patient in several folders are one person; an id in the path counts more, a folder less."""
+    pytest.importorskip("pydicom")
+    for i in range(12):
+        for visit in range(2):
+            folder = tmp_path / "x" / (f"sub-{i:02d}_v{visit}" if i < 2 else f"exam{37 * i + 11 * visit:04d}")
+            write_series(folder / "T1", head(i), uid=f"1.2.{i}.{visit}", PatientID=f"MRN{i:05d}")
+    said = lines(tmp_path / "x", capsys, "--out", str(tmp_path / "t.csv"))
+    assert said["layout"] == "DICOM series, 24 volumes in 24 series\n" and said["people"] == "12 people\n"
+    assert "the people of 20 DICOM series are the PatientID" in said["warning"] and "MRN" not in "".join(said.values())
+    assert {r["person"] for r in table(tmp_path / "t.csv")} == {"sub-00", "sub-01"} | {
+        f"MRN{i:05d}" for i in range(2, 12)
+    }
+    how = dict(resolution=24, cache_dir=tmp_path / "packs", progress=False, log=lambda line: None)
+    pack = ensure_pack(str(tmp_path / "x"), split="all", **how)
+    assert len(set(pack.subjects)) == 12 and "MRN" not in str([pack.subjects, pack.names, pack.meta])
+
+
+@pytest.mark.parametrize("patient", ["", "Anonymous", "0000", "PHANTOM"])
+def test_a_patient_id_that_says_nobody(tmp_path, capsys, patient):
+    """All series of an archive with one word for a patient: the folders tell."""
+    pytest.importorskip("pydicom")
+    for i in range(26):
+        write_series(tmp_path / f"P{i:02d}/T1", head(i)[:, :, :2], uid=f"1.2.{i}", PatientID=patient)
+    assert lines(tmp_path, capsys)["people"] == "26 people\n"
