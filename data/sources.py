@@ -20,7 +20,7 @@ from data.choose import check_choices, included, not_used, paged, several_modali
 from data.files import ARCHIVES, PICTURES, VOLUMES
 from data.images import BadFile
 from data.layouts import CLASS_NAME, LAYOUTS, Files, Place, place
-from data.manifest import read_manifest
+from data.manifest import GUESSED, read_manifest
 from data.records import ROOM, Choices, Record, Source
 from data.splits import SPLIT_CHOICES, divide, pointed_split, sibling_splits, split_of
 from data.tables import Labelled, beside, read_rows
@@ -257,7 +257,7 @@ def _table(spec: str, path: Path) -> Source:
     """The source that a table of --out describes, edited or not."""
     records, names, bad, kind = read_manifest(spec, path)
     source = Source(spec, str(path.parent), "table", names, records, "none", "train", "", [], bad, kind=kind)
-    source.subject_kind = _kind_of(records, {r.path for r in records if r.subject})
+    source.subject_kind = _kind_of(records, {r.path for r in records if r.subject and r.why != GUESSED})
     return source
 
 
@@ -348,6 +348,8 @@ def _say_level(source: Source, warnings: list[str]) -> None:
             "course's ADNI 216 patients are in both train and test; figures on the test split will look too good"
         )
     elif source.subject_kind == "scan":
+        if source.layout == "table":
+            fix = "correct the column person, and empty the column why"
         warnings.append(f"the split is SCAN-LEVEL: names tell scans apart, and a person may have several; {fix}")
     elif source.subject_kind == "none":
         warnings.append(

@@ -12,6 +12,7 @@ from test_file_formats import write_series
 from test_manifest import table
 
 from data import scan
+from data.manifest import GUESSED
 from data.pack import ensure_pack
 from data.records import Choices
 
@@ -141,3 +142,15 @@ def test_a_patient_id_that_says_nobody(tmp_path, capsys, patient):
     for i in range(26):
         write_series(tmp_path / f"P{i:02d}/T1", head(i)[:, :, :2], uid=f"1.2.{i}", PatientID=patient)
     assert lines(tmp_path, capsys)["people"] == "26 people\n"
+
+
+def test_a_guessed_person_stays_a_guess_in_the_table(tmp_path, capsys):
+    """Until somebody who knows better empties the column why."""
+    for i in range(24):
+        save(tmp_path / "x" / "ADNC"[i % 2 * 2 :][:2] / f"k{i // 2:02d}_{i}.png", picture(i, 20, 24))
+    out = tmp_path / "t.csv"
+    assert "SCAN-LEVEL" in lines(tmp_path / "x", capsys, "--out", str(out))["warning"]
+    assert "empty the column why" in lines(out, capsys)["warning"]
+    out.write_text("\n".join(line.replace(GUESSED, "") for line in out.read_text().splitlines()))
+    said = lines(out, capsys)
+    assert "warning" not in said and said["people"] == "12 people\n"

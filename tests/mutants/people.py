@@ -159,4 +159,8 @@ FAULTS = [
           'fix = f"; if it is whole, {name} is not read here: convert with dcm2niix" * bool(packed)',
           'fix = ""',
           ("tests/data/test_file_formats.py::test_what_cannot_be_decoded_names_its_syntax_and_the_fix",)),
+    Fault("data/manifest.py",
+          'why=why if use in NO or why == GUESSED else ""',
+          'why=why if use in NO else ""',
+          ("tests/data/test_scan_trees.py::test_a_guessed_person_stays_a_guess_in_the_table",)),
 ]  # fmt: skip
