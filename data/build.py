@@ -371,10 +371,12 @@ def check_bad(spec: str, bad: list, count: int, total: int, max_bad: float) -> N
     if count <= allowed or count == total:  # nothing usable at all is another error
         return
     share = count / total
+    levels = "give --range LO:HI that holds for all, " * any("the set's range" in reason for _, reason in bad)
     raise DataError(
         f"{spec}: {count:,} of {total:,} files cannot be used ({100 * share:.2g} %, more than {100 * max_bad:g} %): "
         f"{_reasons(bad, count)}; "
-        f"remove or replace them, or go on without them: --max-bad {min(np.ceil(share * 1000) / 1000 + 0.001, 1):.3f}"
+        f"remove or replace them, {levels}or go on without them: --max-bad "
+        f"{min(np.ceil(share * 1000) / 1000 + 0.001, 1):.3f}"
     )
 
 

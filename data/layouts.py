@@ -34,10 +34,15 @@ CLASS_NAME = re.compile(
 PLAIN = re.compile(
     r"images?(?:tr|ts)?|imgs?|slices?|pngs?|jpe?gs?|tiffs?|nii|nifti|niftis?|dicom|dataset|data|raw|raws|processed|preprocessed|original"
     r"|mri|mr|brain|brains|scans?|axial|coronal|sagittal|anat|func|dwi|fmap|perf|pet|rawdata|t88_111|subj_\d+|adni(?:\d|go)?"
-    r"|aibl|oasis[-_]?\d?|(?:fold|part|disc|disk|batch|shard|chunk|site|cent(?:er|re)|hospital|scanner|cohort|split|set|volume|vol"
-    r"|subset|release)[-_ ]?(?:\d+|[a-h])|mprage|mp-rage|t1_mprage.*|1[._]?5t|3t|7t|(?:hi)?res",
+    r"|aibl|oasis[-_]?\d?|(?:k?fold|cv|part|disc|disk|batch|shard|chunk|site|cent(?:er|re)|hospital|scanner|cohort|split|(?:data|sub)?set"
+    r"|vol(?:ume)?|release|version|folder|dir|archive|download|block|round|series|phase|epoch|week|day|year|images?|slices?|slc|sl|plane"
+    r"|view|page)[-_ ]?(?:\d+|[a-h])|mprage|mp-rage|t1_mprage.*|1[._]?5t|3t|7t|(?:hi)?res",
     re.I,
 )
+
+
+SLICE_FOLDER = re.compile(r"(?:slices?|slc|sl)[-_ ]?(\d{1,4})", re.I)
+SPAN = re.compile(r"(?:ages?[-_ ]?)?(\d{1,3})(?:[-_]|to)(\d{1,3})(?:[-_ ]?y(?:(?:ea)?rs?)?)?", re.I)  # 40-60
 
 
 @dataclass
@@ -82,7 +87,7 @@ def _positions(placed: list[Place]) -> None:
     spans: dict[tuple, list[Place]] = defaultdict(list)
     for p in placed:
         if p.number >= 0 and p.scan:
-            spans[p.file.folders, p.scan].append(p)
+            spans[p.split, p.name, p.scan].append(p)
     for own in spans.values():
         low, high = min(p.number for p in own), max(p.number for p in own)
         for p in own if high > low else ():
@@ -245,6 +250,9 @@ def _numbered(names: set[str]) -> bool:
         return False
     if all(re.fullmatch(r"\d", n) for n in names):
         return False
+    spans = sorted((int(m[1]), int(m[2])) for n in names if (m := SPAN.fullmatch(n)))
+    if len(spans) * 2 > len(names) and all(a < b <= c for (a, b), (c, _) in pairwise([*spans, (999, 999)])):
+        return False  # of ages: 20-40, 41-60, 60+
     shapes = {re.sub(r"\d+", "#", n.lower()) for n in names}
     return len(shapes) == 1 or len(shapes) * 3 <= len(names) or len(names) > 5
 
@@ -272,7 +280,7 @@ def _loose(placed: list[Place], warnings: list[str]) -> None:
 
 def _people(placed: list[Place], volumes: bool, classes: _Classes) -> None:
     """The person: an id of a known kind, else the folder of a person, else the name before a slice number."""
-    said = [people.said_by_name(_stem(p), volumes) for p in placed]
+    said = [_said(p, volumes) for p in placed]
     words = [""] * len(said) if volumes else _words(placed, said)
     short = {s.person for s in said}
     if len(short - {""}) < FEW_PEOPLE and len(short) * 8 < len({s.scan for s in said}):
@@ -297,6 +305,21 @@ def _people(placed: list[Place], volumes: bool, classes: _Classes) -> None:
                 person = next((x for x in folders if people.DIGIT.search(x)), "")
         scan = p.file.relative if volumes else "/".join((*p.rest, word) if word or not p.rest else p.rest)
         p.person, p.sure, p.scan, p.number = person, sure, scan, s.number
+
+
+def _said(p: Place, volumes: bool) -> people.Said:
+    """What the name says; in slice_07/P01.png the folder has the number, and the name is the person's."""
+    at = _slice_folder(p.rest) if not volumes else -1
+    if at < 0:
+        return people.said_by_name(_stem(p), volumes)
+    number, p.rest = int(SLICE_FOLDER.fullmatch(p.rest[at])[1]), (*p.rest[:at], *p.rest[at + 1 :])  # type: ignore[index]
+    said = people.said_by_name(p.file.stem, True)
+    return said._replace(person=said.person if people.DIGIT.search(said.person) else "", number=number)
+
+
+@lru_cache(1 << 12)
+def _slice_folder(rest: tuple[str, ...]) -> int:
+    return next((i for i, x in enumerate(rest) if SLICE_FOLDER.fullmatch(x)), -1)
 
 
 def _patients(series: list[Place], warnings: list[str]) -> None:

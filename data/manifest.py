@@ -31,6 +31,7 @@ def write_manifest(source: Source, out: Path) -> None:
         raise DataError("phantoms are drawn, not read: they have no table")
     names = sorted({name for r in source.table for name, _ in r.attributes} - {"modality"})
     modality = any(r.modality for r in source.table)
+    guessed = GUESSED * (source.subject_kind == "scan")
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n")
     write.writerow([*COLUMNS, *["modality"] * modality, *names])
@@ -41,7 +42,8 @@ def write_manifest(source: Source, out: Path) -> None:
                 _below(r.path, out.parent), r.page if r.page >= 0 else "", r.subject, r.session, r.scan,
                 f"{r.position:.4g}" if r.position >= 0 else "", r.split,
                 source.classes[r.label] if r.label >= 0 else "",
-                "yes" if r.use else "no", r.why or GUESSED * (source.subject_kind == "scan" and bool(r.subject)), *[r.modality] * modality, *(own.get(name, "") for name in names),
+                "yes" if r.use else "no", r.why or guessed * bool(r.subject), *[r.modality] * modality,
+                *(own.get(name, "") for name in names),
             ]
         )  # fmt: skip
     for name, why in source.left_out + source.bad:

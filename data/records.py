@@ -148,7 +148,7 @@ class Source:
         if value_range is not None:
             low, high = value_range
             bits = int(high + 1).bit_length() - 1
-            if low == 0 and high + 1 == 1 << bits:
+            if low == 0 and bits >= 8 and high + 1 == 1 << bits:
                 words.append("8-bit values" if bits == 8 else f"{bits}-bit values, scaled by {high:.0f}")
             else:
                 words.append(f"values from {low:g} to {high:g}" + (" (signed)" if low < 0 else ""))

@@ -24,7 +24,7 @@ from data.splits import split_of
 from data.walk import DataError, class_name, printable
 
 MAX_TABLE = 64 << 20  # bytes
-MAX_CELLS = 4_000_000
+MAX_CELLS, MAX_ROWS = 4_000_000, 400_000
 MAX_TABLES = 50  # tables looked at in one folder
 FILE = ("file", "filename", "filepath", "path", "imagepath", "imagefile", "image", "img", "imagename")
 SCAN = ("imagedataid", "imageid", "imageuid", "scan", "scanid")
@@ -77,8 +77,9 @@ def read_rows(path) -> list[Row]:
     if "\0" in text:
         raise BadFile("not a table of text")
     rows: list[list[str]] = []
-    if (first.count(delimiter) + 1) * (text.count("\n") + text.count("\r") + 1) > 2 * MAX_CELLS:
-        raise BadFile(f"more than {MAX_CELLS:,} cells")  # at once; line ends may be of two characters
+    lines = max(text.count("\n"), text.count("\r"))  # before a row is made: each takes hundreds of bytes
+    if lines > MAX_ROWS or (first.count(delimiter) + 1) * lines > MAX_CELLS:
+        raise BadFile(f"more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells")
     try:
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
             rows.append([cell.strip() for cell in row])
@@ -180,6 +181,10 @@ class Labelled:
             taken |= {c for c in extra if c in get}
             self.records[i] = r.but(attributes=tuple(sorted(own.items())))
         said = [f"class from {label}"] * bool(label) + [f"split from {split}"] * bool(split)
+        for column in filter(None, (person, label, split)):
+            apart = sum(row is not None and column not in row for row in found)
+            if apart:
+                said.append(f"rows of {apart:,} files contradict each other in {printable(column)}: none is taken")
         return ", ".join(said + ([f"attributes {', '.join(sorted(taken))}"] if taken else []))
 
 
