@@ -159,8 +159,9 @@ class Source:
         if self.refusal:
             raise DataError(self.refusal)
 
-    def sizes(self, count: int) -> Counter:
-        """Counter of (height, width) over the headers of up to `count` files spread over the records."""
+    def sizes(self, count: int, bad: list[str] | None = None) -> Counter:
+        """Counter of (height, width) over the headers of up to `count` files spread over the records; what is wrong
+        with those that have none goes into `bad`."""
         found: Counter = Counter()
         if self.kind == "phantom":
             return found
@@ -169,6 +170,7 @@ class Source:
             try:
                 r = self.records[i]
                 found[shown_size(r.path, self.plane, self.spacing, r.page)] += 1
-            except BadFile:
-                continue
+            except BadFile as error:
+                if bad is not None:
+                    bad.append(f"{r.name} ({error})")
         return found

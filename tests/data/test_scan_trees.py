@@ -154,3 +154,15 @@ def test_a_guessed_person_stays_a_guess_in_the_table(tmp_path, capsys):
     out.write_text("\n".join(line.replace(GUESSED, "") for line in out.read_text().splitlines()))
     said = lines(out, capsys)
     assert "warning" not in said and said["people"] == "12 people\n"
+
+
+def test_the_scan_says_what_no_header_can_be_read_of(tmp_path, capsys):
+    """4-D volumes and damaged files are told before a run stops over them."""
+    for i in range(12):
+        volume = np.stack([head(i)] * 3, -1) if i < 3 else head(i)
+        (tmp_path / "x").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "x" / f"P{i:02d}.nii.gz")
+    bad = lines(tmp_path / "x", capsys)["bad files"]
+    assert "of 11 that were looked at" in bad and "4-D" in bad and "--volume" in bad
+    (tmp_path / "x" / "P07.nii.gz").write_bytes(b"no volume")
+    assert "P07.nii.gz" in lines(tmp_path / "x", capsys, "--volume", "0")["bad files"]
