@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from data import images, volumes
 from data.files import atomic_file, remove_torn, say
-from data.formats import is_volume
 from data.packfile import ALIGN, MAX_SIDE, PREAMBLE, RESOLUTIONS, VERSION, Pack, Row, open_pack, sha256_of, write_header
 from data.people import hide, pseudonym
 from data.reading import FLIGHT, BadFile, default_workers, give_back_memory
@@ -175,7 +174,7 @@ def _upper_bounds(source: Source) -> tuple[int, int]:
     count = text = 0
     for r in source.records:
         slices = 1
-        if is_volume(r.path):
+        if source.kind == "volumes":
             try:
                 slices = volumes.volume_frame(r.path, cut_of(source), r.page)[1]
             except BadFile:
@@ -239,7 +238,7 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing)
 
     def cost(group: list[Record]) -> int:
         with contextlib.suppress(BadFile):
-            if is_volume(group[0].path):
+            if source.kind == "volumes":
                 return volumes.volume_cost(volumes.open_volume(group[0].path, group[0].page))
         return len(group) * row_bytes
 
@@ -305,7 +304,7 @@ def _decode(group: list[Record], source: Source, geometry: dict, channels: int, 
     try:
         if source.kind == "phantom":
             yield Decoded([_phantom_row(first, geometry, channels)])
-        elif is_volume(first.path):
+        elif source.kind == "volumes":
             yield _decode_volume(first, source, geometry, channels)
         elif first.page < 0 and first.path.lower().endswith(ONE_PAGE):
             data = images.read_bytes(first.path)
@@ -343,14 +342,17 @@ def _decode_pages(group: list[Record], geometry: dict, channels: int, levels) ->
 
 def _row(record: Record, name: str, pixels, geometry: dict, channels: int) -> tuple[Row, bytes]:
     """Row and packed bytes (C, R, R) of one uint8 (H, W, C) picture."""
-    h = hashlib.blake2b(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes(), digest_size=16)
+    h = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
+    h.update(np.ascontiguousarray(pixels).data)
     packed = images.fit_square(pixels, geometry["square"], geometry["crop"], geometry["resolution"])
-    packed = np.broadcast_to(packed, (*packed.shape[:2], channels)).transpose(2, 0, 1)
+    if packed.shape[2] != channels:
+        packed = np.broadcast_to(packed, (*packed.shape[:2], channels))
     person = pseudonym(record.subject) if record.path else record.subject  # a phantom is nobody
-    mean = float(pixels.mean())
+    mean = float(np.add.reduce(pixels, axis=None, dtype=np.uint64)) / pixels.size
     row = Row(hide(name), record.label, person, hide(record.scan), h.hexdigest(), mean, pixels.shape[:2])
-    row.levels = int(np.count_nonzero(np.bincount(pixels[::2, ::2, 0].ravel(), minlength=256)))
-    return row, np.ascontiguousarray(packed).tobytes()
+    if mean < GREY_LEVELS:
+        row.levels = int(np.count_nonzero(np.bincount(pixels[::2, ::2, 0].ravel(), minlength=256)))
+    return row, packed.transpose(2, 0, 1).tobytes()
 
 
 def _phantom_row(record: Record, geometry: dict, channels: int) -> tuple[Row, bytes]:
@@ -369,10 +371,12 @@ def check_bad(spec: str, bad: list, count: int, total: int, max_bad: float) -> N
     if count <= allowed or count == total:  # nothing usable at all is another error
         return
     share = count / total
+    levels = "give --range LO:HI that holds for all, " * any("the set's range" in reason for _, reason in bad)
     raise DataError(
         f"{spec}: {count:,} of {total:,} files cannot be used ({100 * share:.2g} %, more than {100 * max_bad:g} %): "
         f"{_reasons(bad, count)}; "
-        f"remove or replace them, or go on without them: --max-bad {min(np.ceil(share * 1000) / 1000 + 0.001, 1):.3f}"
+        f"remove or replace them, {levels}or go on without them: --max-bad "
+        f"{min(np.ceil(share * 1000) / 1000 + 0.001, 1):.3f}"
     )
 
 

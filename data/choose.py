@@ -6,7 +6,6 @@ import fnmatch
 import math
 import re
 from collections import Counter
-from dataclasses import replace
 
 from data import people, settle
 from data.records import Choices, Record, Source
@@ -58,7 +57,7 @@ def paged(records: list[Record], names: list[str]) -> tuple[list[Record], list[s
 
 def not_used(r: Record, why: str) -> Record:
     """The record as one that is left out, and why."""
-    return replace(r, use=False, why=why)
+    return r.but(use=False, why=why)
 
 
 def _globs(text: str) -> list[re.Pattern]:

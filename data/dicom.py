@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass
@@ -30,9 +31,11 @@ TAGS = [
     "SeriesInstanceUID", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "BitsStored",
     "PixelRepresentation", "PhotometricInterpretation", "RescaleSlope", "RescaleIntercept", "PixelSpacing",
     "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness", "SpacingBetweenSlices", "InstanceNumber",
-    "Modality", "SeriesDescription", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence",
+    "Modality", "SeriesDescription", "PatientID", "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence",
     "DirectoryRecordSequence",
 ]  # fmt: skip
+NOBODY = re.compile(r"[\W_0]*|(?:anon|unknown|none|n/?a$|null|no[_ ]?name|test|patient$|removed|deleted|xxx).*", re.I)
+UNPACKED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")  # syntaxes without compression
 DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
@@ -53,6 +56,7 @@ class Slice:
     number: int
     thickness: float
     modality: str
+    patient: str  # '' where the header says nobody
 
     @property
     def normal(self) -> np.ndarray:
@@ -149,7 +153,8 @@ def _frames(path: str, head: Any) -> list[Slice]:
         raise BadFile(f"implausible size {shape} x {count}")
     shared = (head.get("SharedFunctionalGroupsSequence") or [None])[0]
     frames = list(head.get("PerFrameFunctionalGroupsSequence") or [])
-    found = []
+    found, patient = [], _text(str(head.get("PatientID") or ""))
+    patient = "" if NOBODY.fullmatch(patient) else patient
     for i in range(count):
         own = frames[i] if i < len(frames) else None
 
@@ -179,7 +184,7 @@ def _frames(path: str, head: Any) -> list[Slice]:
                 (float(get("RescaleSlope", rescale, 1)), float(get("RescaleIntercept", rescale, 0))),
                 str(head.get("PhotometricInterpretation", "")) == "MONOCHROME1", bits,
                 number, float(get("SpacingBetweenSlices", "PixelMeasuresSequence", 0) or 0) or thickness,
-                _text(f"{head.get('Modality', '')} {head.get('SeriesDescription', '')}"),
+                _text(f"{head.get('Modality', '')} {head.get('SeriesDescription', '')}"), patient,
             )
         )  # fmt: skip
     return found
@@ -269,12 +274,12 @@ def _load(chosen: list[Slice], shape: tuple[int, ...], dtype: np.dtype) -> np.nd
 
 
 def _pixels(f: Slice) -> np.ndarray:
-    pydicom, name = _pydicom(), ""
+    pydicom, name, packed = _pydicom(), "", False
     try:
         data = pydicom.dcmread(io.BytesIO(reading.read_bytes(f.path, MAX_BYTES)), force=True)
         if not hasattr(data.file_meta, "TransferSyntaxUID"):
             data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-        name = data.file_meta.TransferSyntaxUID.name
+        name, packed = data.file_meta.TransferSyntaxUID.name, data.file_meta.TransferSyntaxUID not in UNPACKED
         name = name if name.isprintable() and len(name) < 120 else "of an unknown kind"
         return data.pixel_array
     except BadFile:
@@ -285,4 +290,5 @@ def _pixels(f: Slice) -> np.ndarray:
                 f"compressed DICOM ({name}): pip install pylibjpeg pylibjpeg-openjpeg pylibjpeg-libjpeg, or convert "
                 "with dcm2niix"
             ) from None
-        raise BadFile(f"truncated or damaged DICOM file {os.path.basename(f.path)} ({type(error).__name__})") from None
+        fix = f"; if it is whole, {name} is not read here: convert with dcm2niix" * bool(packed)
+        raise BadFile(f"truncated or damaged DICOM file ({type(error).__name__}){fix}") from None

@@ -139,18 +139,21 @@ def open_regular(path: str | os.PathLike, mode: str = "rb", inside: Path | None 
     if inside is not None and leads_out(Path(path), inside):
         raise OSError(errno.EPERM, f"a link that leads out of {inside}", str(path))
 
-    def opener(name: str, flags: int) -> int:
-        with contextlib.suppress(FileNotFoundError):
-            check_regular(os.stat(name), name)  # first: to open a device may do something
-        handle = os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
-        try:
-            check_regular(os.fstat(handle), name)
-        except OSError:
-            os.close(handle)
-            raise
-        return handle
+    return open(path, mode, opener=_open_regular)
 
-    return open(path, mode, opener=opener)
+
+def _open_regular(name: str, flags: int) -> int:
+    try:
+        check_regular(os.stat(name), name)  # first: to open a device may do something
+    except FileNotFoundError:
+        pass
+    handle = os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    try:
+        check_regular(os.fstat(handle), name)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def check_regular(info: os.stat_result, name: str | os.PathLike, most: int = sys.maxsize) -> None:

@@ -272,10 +272,10 @@ def _raw(image, channels: int) -> Raw:
         (width, height), mode = shown.size, "L" if channels == 1 else "RGB"
         rows = max(SMALL // width, 1)  # converted band by band: every step of a conversion is a copy of all
         if rows >= height:
-            values = np.asarray(_eight_bit(shown).convert(mode), np.uint8)
+            values = _as_array(shown, mode)
         else:
             bands = (shown.crop((0, y, width, min(y + rows, height))) for y in range(0, height, rows))
-            values = np.concatenate([np.asarray(_eight_bit(band).convert(mode), np.uint8) for band in bands])
+            values = np.concatenate([_as_array(band, mode) for band in bands])
     except Exception as error:  # truncated and damaged pixel data raise almost anything, depending on the format
         raise BadFile(f"truncated or damaged ({str(error)[:60] or type(error).__name__})") from None
     if deep and 0 < values.max() < 32:  # Pillow keeps the upper byte of 16-bit colours
@@ -304,6 +304,11 @@ def _eight_bit(image):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
     return image if image.mode in ("1", "L", "RGB") else image.convert("RGB")
+
+
+def _as_array(image, mode: str) -> np.ndarray:
+    image = _eight_bit(image)
+    return np.asarray(image if image.mode == mode else image.convert(mode), np.uint8)
 
 
 # --- grey levels ------------------------------------------------------------------------------------------------------

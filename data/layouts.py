@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from data import people
+from data import people, reading
 from data.splits import split_of
 from data.walk import Found, class_name, is_slice, some
 
@@ -33,10 +34,15 @@ CLASS_NAME = re.compile(
 PLAIN = re.compile(
     r"images?(?:tr|ts)?|imgs?|slices?|pngs?|jpe?gs?|tiffs?|nii|nifti|niftis?|dicom|dataset|data|raw|raws|processed|preprocessed|original"
     r"|mri|mr|brain|brains|scans?|axial|coronal|sagittal|anat|func|dwi|fmap|perf|pet|rawdata|t88_111|subj_\d+|adni(?:\d|go)?"
-    r"|aibl|oasis[-_]?\d?|(?:fold|part|disc|disk|batch|shard|chunk|site|cent(?:er|re)|hospital|scanner|cohort|split|set|volume|vol"
-    r"|subset|release)[-_ ]?(?:\d+|[a-h])|mprage|mp-rage|t1_mprage.*|1[._]?5t|3t|7t|(?:hi)?res",
+    r"|aibl|oasis[-_]?\d?|(?:k?fold|cv|part|disc|disk|batch|shard|chunk|site|cent(?:er|re)|hospital|scanner|cohort|split|(?:data|sub)?set"
+    r"|vol(?:ume)?|release|version|folder|dir|archive|download|block|round|series|phase|epoch|week|day|year|images?|slices?|slc|sl|plane"
+    r"|view|page)[-_ ]?(?:\d+|[a-h])|mprage|mp-rage|t1_mprage.*|1[._]?5t|3t|7t|(?:hi)?res",
     re.I,
 )
+
+
+SLICE_FOLDER = re.compile(r"(?:slices?|slc|sl)[-_ ]?(\d{1,4})", re.I)
+SPAN = re.compile(r"(?:ages?[-_ ]?)?(\d{1,3})(?:[-_]|to)(\d{1,3})(?:[-_ ]?y(?:(?:ea)?rs?)?)?", re.I)  # 40-60
 
 
 @dataclass
@@ -67,6 +73,7 @@ def place(files: list[Found], volumes: bool, warnings: list[str]) -> list[Place]
         p.name, p.rest = classes.of(p.rest)
     _loose(placed, warnings)
     _people(placed, volumes, classes)
+    _patients([p for p in placed if volumes and is_slice(p.file.name)], warnings)
     channels = [_channel(p.file) for p in placed] if volumes else []
     for i, p in enumerate(placed):
         p.session = people.session_of(p.file.relative)
@@ -80,7 +87,7 @@ def _positions(placed: list[Place]) -> None:
     spans: dict[tuple, list[Place]] = defaultdict(list)
     for p in placed:
         if p.number >= 0 and p.scan:
-            spans[p.file.folders, p.scan].append(p)
+            spans[p.split, p.name, p.scan].append(p)
     for own in spans.values():
         low, high = min(p.number for p in own), max(p.number for p in own)
         for p in own if high > low else ():
@@ -137,7 +144,7 @@ class _Classes:
             if self.depth == 0 and len(levels) > 1 and not modal and self._has_all(levels[1]):
                 self.depth = 1  # sites, or other parts, that each have all the classes
         for level, names in enumerate(levels):
-            digits = sum(bool(re.search(r"\d", x)) for x in names) * 2 > len(names)
+            digits = sum(bool(people.DIGIT.search(x)) for x in names) * 2 > len(names)
             many = level != self.depth and (_numbered(names) or len(names) > MANY_FOLDERS)
             if many or (level > self.depth >= 0 and (digits or self._apart(level))):
                 self.people |= names
@@ -196,7 +203,7 @@ class _Classes:
     def _has_all(self, names: set[str]) -> bool:
         """Whether every folder at depth 0 has the same two or more folders of words in it."""
         inner = self._below(1)
-        words = not any(re.search(r"\d", x) or people.modality_of(x) for x in names)
+        words = not any(people.DIGIT.search(x) or people.modality_of(x) for x in names)
         return words and len(inner) > 1 < len(names) and all(x == names for x in inner.values())
 
     def _apart(self, level: int) -> bool:
@@ -237,12 +244,15 @@ def _is_plain(name: str) -> bool:
 
 def _numbered(names: set[str]) -> bool:
     """Whether folders are numbered people: sub01, P02, 0003, 100_F; not classes such as 0 and 1, or T1 and T2."""
-    if len(names) < 2 or not all(re.search(r"\d", n) for n in names):
+    if len(names) < 2 or not all(people.DIGIT.search(n) for n in names):
         return False
     if any(CLASS_NAME.fullmatch(n) or people.modality_of(n) for n in names):
         return False
     if all(re.fullmatch(r"\d", n) for n in names):
         return False
+    spans = sorted((int(m[1]), int(m[2])) for n in names if (m := SPAN.fullmatch(n)))
+    if len(spans) * 2 > len(names) and all(a < b <= c for (a, b), (c, _) in pairwise([*spans, (999, 999)])):
+        return False  # of ages: 20-40, 41-60, 60+
     shapes = {re.sub(r"\d+", "#", n.lower()) for n in names}
     return len(shapes) == 1 or len(shapes) * 3 <= len(names) or len(names) > 5
 
@@ -270,7 +280,7 @@ def _loose(placed: list[Place], warnings: list[str]) -> None:
 
 def _people(placed: list[Place], volumes: bool, classes: _Classes) -> None:
     """The person: an id of a known kind, else the folder of a person, else the name before a slice number."""
-    said = [people.said_by_name(_stem(p), volumes) for p in placed]
+    said = [_said(p, volumes) for p in placed]
     words = [""] * len(said) if volumes else _words(placed, said)
     short = {s.person for s in said}
     if len(short - {""}) < FEW_PEOPLE and len(short) * 8 < len({s.scan for s in said}):
@@ -285,26 +295,62 @@ def _people(placed: list[Place], volumes: bool, classes: _Classes) -> None:
         own = next((x for x in folders if x in classes.people), "")
         person, sure = people.known_person(p.file.relative), True
         if not person and own:
-            person, sure = people_of.get(own, own), bool(re.search(r"\d", own))
+            person, sure = people_of.get(own, own), bool(people.DIGIT.search(own))
         elif not person and volumes:  # alice_T1 and alice_T2 are one; of x_T1 alone the whole name is all there is
-            name = bool(re.search(r"\d", s.person)) or shared[s.person] > 1
+            name = bool(people.DIGIT.search(s.person)) or shared[s.person] > 1
             person, sure = s.person if name and s.person else p.file.stem, False
         elif not person:
             person, sure = s.person or word, False
             if not word:
-                person = next((x for x in folders if re.search(r"\d", x)), "")
+                person = next((x for x in folders if people.DIGIT.search(x)), "")
         scan = p.file.relative if volumes else "/".join((*p.rest, word) if word or not p.rest else p.rest)
         p.person, p.sure, p.scan, p.number = person, sure, scan, s.number
 
 
+def _said(p: Place, volumes: bool) -> people.Said:
+    """What the name says; in slice_07/P01.png the folder has the number, and the name is the person's."""
+    at = _slice_folder(p.rest) if not volumes else -1
+    if at < 0:
+        return people.said_by_name(_stem(p), volumes)
+    number, p.rest = int(SLICE_FOLDER.fullmatch(p.rest[at])[1]), (*p.rest[:at], *p.rest[at + 1 :])  # type: ignore[index]
+    said = people.said_by_name(p.file.stem, True)
+    return said._replace(person=said.person if people.DIGIT.search(said.person) else "", number=number)
+
+
+@lru_cache(1 << 12)
+def _slice_folder(rest: tuple[str, ...]) -> int:
+    return next((i for i, x in enumerate(rest) if SLICE_FOLDER.fullmatch(x)), -1)
+
+
+def _patients(series: list[Place], warnings: list[str]) -> None:
+    """PatientID of the headers of DICOM series, where no path has an id of a known kind; before folders."""
+    if not series:
+        return
+    from data import dicom  # has read these headers before; numpy and pydicom, for these alone
+
+    ids: dict[int, str] = {}
+    for i, p in enumerate(series):
+        with contextlib.suppress(reading.BadFile):
+            ids[i] = dicom.headers(p.file.path)[0].patient
+    who = set(ids.values()) - {""}
+    if len(who) < FEW_PEOPLE and len(who) * 8 < len(series):  # one id for a whole archive: nobody's
+        return
+    told = [i for i, patient in ids.items() if patient and not people.known_person(series[i].file.relative)]
+    for i in told:
+        series[i].person, series[i].sure = people.known_person(ids[i]) or ids[i], True
+    if told:
+        warnings.append(f"the people of {len(told):,} DICOM series are the PatientID of their headers")
+
+
 def _channel(f: Found) -> str:
     """nnU-Net's number of the channel, which is its modality."""
-    found = re.search(r"\d_(\d{4})$", f.stem)
+    found = re.search(r"\d_(\d{4})$", f.stem) if f.stem[-5:-4] == "_" else None
     return found[1] if found and any(re.fullmatch(r"images(tr|ts)", part, re.I) for part in f.folders) else ""
 
 
 def _stem(p: Place) -> str:
-    return p.file.stem.removesuffix(f"_{_channel(p.file)}") if _channel(p.file) else p.file.stem
+    channel = _channel(p.file)
+    return p.file.stem.removesuffix(f"_{channel}") if channel else p.file.stem
 
 
 def _volume_person(stem: str) -> str:
@@ -315,23 +361,23 @@ def _words(placed: list[Place], said: list[people.Said]) -> list[str]:
     """Of each picture its name up to the last number; '' where that only counts pictures."""
     words, stems = [], defaultdict(set)
     for p, s in zip(placed, said, strict=True):
-        counts = s.scan and not re.search(r"\d", s.scan) and people.is_counting(s.scan, p.name)
+        counts = s.scan and not people.DIGIT.search(s.scan) and people.is_counting(s.scan, p.name)
         words.append("" if counts else s.scan)
         stems[p.name, p.rest].add(words[-1])
     # img_1, img_2, ...: one word for a whole class counts pictures and names nobody. A folder per person does.
-    one = all(len(s - {""}) <= 1 and not re.search(r"\d", max(s)) for s in stems.values())
+    one = all(len(s - {""}) <= 1 and not people.DIGIT.search(max(s)) for s in stems.values())
     return [""] * len(words) if one and len(placed) > len(stems) else words
 
 
 def _modality(p: Place, volumes: bool) -> str:
     """By the name, else by the nearest folder that tells; OASIS-1 and FreeSurfer keep several versions of one scan."""
-    stem, parts = p.file.stem.lower(), [x.lower() for x in p.rest]
-    if volumes and re.match(r"oas1_\d{4}_mr\d_mpr", stem):
+    stem = p.file.stem.lower() if volumes else ""
+    if re.match(r"oas1_\d{4}_mr\d_mpr", stem):
         version = (
             "masked t88" if "masked" in stem else "t88" if "t88" in stem else "average" if "sbj" in stem else "raw"
         )
         return f"T1w {version}"
-    if parts and parts[-1] == "mri" and stem in people.FREESURFER:
+    if p.rest and p.rest[-1].lower() == "mri" and stem in people.FREESURFER:
         return f"T1w {stem}"
     return people.modality_of(p.file.stem) or next((m for x in reversed(p.rest) if (m := people.modality_of(x))), "")
 

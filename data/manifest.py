@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from data import formats, reading
@@ -21,6 +20,7 @@ from data.tables import read_rows
 from data.walk import DataError, class_name, printable
 
 COLUMNS = ("file", "page", "person", "session", "scan", "slice", "split", "class", "use", "why")
+GUESSED = "person: by the name, which may be a scan's"  # in the column why of what is used
 YES, NO = ("yes", "true", "1", ""), ("no", "false", "0")
 
 
@@ -31,6 +31,7 @@ def write_manifest(source: Source, out: Path) -> None:
         raise DataError("phantoms are drawn, not read: they have no table")
     names = sorted({name for r in source.table for name, _ in r.attributes} - {"modality"})
     modality = any(r.modality for r in source.table)
+    guessed = GUESSED * (source.subject_kind == "scan")
     text = io.StringIO()
     write = csv.writer(text, lineterminator="\n")
     write.writerow([*COLUMNS, *["modality"] * modality, *names])
@@ -41,7 +42,8 @@ def write_manifest(source: Source, out: Path) -> None:
                 _below(r.path, out.parent), r.page if r.page >= 0 else "", r.subject, r.session, r.scan,
                 f"{r.position:.4g}" if r.position >= 0 else "", r.split,
                 source.classes[r.label] if r.label >= 0 else "",
-                "yes" if r.use else "no", r.why, *[r.modality] * modality, *(own.get(name, "") for name in names),
+                "yes" if r.use else "no", r.why or guessed * bool(r.subject), *[r.modality] * modality,
+                *(own.get(name, "") for name in names),
             ]
         )  # fmt: skip
     for name, why in source.left_out + source.bad:
@@ -81,7 +83,7 @@ def read_manifest(spec: str, path: Path) -> tuple[list[Record], list[str], list[
                 bad.append((r.name, str(error)))
                 continue
             kinds.add("volumes" if volume else "images")
-            r = replace(r, size=size, mtime_ns=changed, scan=r.scan or (r.name if volume else ""))
+            r = r.but(size=size, mtime_ns=changed, scan=r.scan or (r.name if volume else ""))
         records.append(r)
         names.append(class_name(row.get("class", "")))
     if len(kinds) > 1:
@@ -102,7 +104,7 @@ def _changed(path: str) -> int:
 
 
 def _record(where: str, row: dict[str, str], folder: Path) -> Record:
-    file, use = row["file"], row.get("use", "").lower()
+    file, use, why = row["file"], row.get("use", "").lower(), row.get("why", "")
     if not file or "\0" in file:
         raise DataError(f"{where}: no file; name one, or remove the row")
     if use not in YES + NO:
@@ -118,7 +120,7 @@ def _record(where: str, row: dict[str, str], folder: Path) -> Record:
     return Record(
         os.path.normpath(folder / file), name, -1, row.get("person", ""), row.get("scan", ""), split_of(split),
         page=int(page), session=row.get("session", ""), modality=row.get("modality", ""), position=position,
-        attributes=tuple(sorted(extra.items())), use=use in YES, why=row.get("why", "") if use in NO else "",
+        attributes=tuple(sorted(extra.items())), use=use in YES, why=why if use in NO or why == GUESSED else "",
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ class Row:
     mean: float  # grey level at source size, 0-255
     size: tuple[int, int]  # at source
     file: str = ""  # SHA-256 of the file
-    levels: int = 256  # grey levels in use
+    levels: int = 256  # grey levels in use, counted of dark slices
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -75,14 +75,20 @@ SESSION = re.compile(
     r"|fu\d*|(?:mr|mpr|run|acq|scan|echo|rec|study|exam)[-_]?\d+|\d{4}-\d{2}-\d{2}.*|\d{8}",
     re.I,
 )
-SESSION_HINT = re.compile(
-    r"ses|visit|v\d|mr|mpr|tp\d|time|m\d|bl|base|follow|fu|run|acq|scan|echo|rec|study|exam|\d{4}-\d\d|\d{8}|brats",
-    re.I,
+SESSION_WORD = re.compile(
+    r"ses(sion)?\d+|study\d+|visit\d+|tp\d+|v\d{1,2}|time(point)?\d+|m\d{2,3}|baseline|followup\d*", re.I
+)
+# What stands in a path that names its session in a known way, and how.
+SESSION_IDS = (
+    ("ses-", re.compile(r"(?<![a-z0-9])ses-([a-z0-9]+)", re.I)),
+    ("oas", re.compile(r"OAS\d_?\d{4,5}_(MR_?d?\d+)", re.I)),
+    ("brats", re.compile(r"BraTS-[a-z]+-\d+-(\d+)", re.I)),
 )
 COUNTING = set(
     "tr te va train training test testing val valid validation img image images im slice slices scan scans pic "
     "picture mri mr brain axial coronal sagittal aug augmented frame data sample file png jpg class label copy".split()
 )
+DIGIT = re.compile(r"\d")
 TOKEN = re.compile(r"[^-_. ()]+")
 NUMBER = re.compile(r"(?:slices?|slc|sl|z|s|i|im|img|image|frame|page|axial|ax|cor|sag)?(\d+)", re.I)
 
@@ -98,12 +104,19 @@ class Said(NamedTuple):
 @lru_cache(1 << 16)
 def known_person(path: str) -> str:
     """The person whose id some known data set would write like this, in one spelling; '' none."""
-    lower = path.lower()
-    for pattern in PATTERNS if any(hint in lower for hint in HINTS) else ():
+    for pattern in PATTERNS if _may_name(path) else ():
         found = pattern.search(path)
         if found:
             return _spelled(found.group())
     return ""
+
+
+def _may_name(text: str) -> bool:
+    lower = text.lower()
+    for hint in HINTS:  # noqa: SIM110  any() takes twice the time
+        if hint in lower:
+            return True
+    return False
 
 
 def _spelled(text: str) -> str:
@@ -126,7 +139,7 @@ def pseudonym(person: str) -> str:
 
 def hide(text: str) -> str:
     """Text of ours, such as a file's name, with the keyed hash in place of every known kind of id."""
-    for pattern in PATTERNS:
+    for pattern in PATTERNS if _may_name(text) else ():
         text = pattern.sub(lambda found: pseudonym(_spelled(found.group())), text)
     return text
 
@@ -146,29 +159,24 @@ def modality_of(name: str) -> str:
     return ""
 
 
-@lru_cache(1 << 16)
 def session_of(path: str) -> str:
     """The session that a path names: BIDS ses-X, OASIS MR1, a visit, a date; '' none."""
-    if not SESSION_HINT.search(path):
-        return ""
-    bids = re.search(r"(?<![a-z0-9])ses-([a-z0-9]+)", path, re.I)
-    if bids:
-        return f"ses-{bids[1]}"
-    oasis = re.search(r"OAS\d_?\d{4,5}_(MR_?d?\d+)", path, re.I)
-    if oasis:
-        return oasis[1]
-    brats = re.search(r"BraTS-[a-z]+-\d+-(\d+)", path, re.I)
-    if brats:
-        return brats[1]
-    for part in path.split("/")[:-1]:
-        if SESSION.fullmatch(part) and part.lower() != "sc":
-            return part
-    for token in TOKEN.findall(path.rpartition("/")[2]):
-        if re.fullmatch(
-            r"ses(sion)?\d+|study\d+|visit\d+|tp\d+|v\d{1,2}|time(point)?\d+|m\d{2,3}|baseline|followup\d*", token, re.I
-        ):
-            return token
-    return ""
+    lower = path.lower()
+    for hint, pattern in SESSION_IDS:
+        if hint in lower and (found := pattern.search(path)):
+            return "ses-" * (hint == "ses-") + found[1]
+    folder, _, name = path.rpartition("/")
+    return _session_folder(folder) or next((t for t in TOKEN.findall(name) if _is_session(t)), "")
+
+
+@lru_cache(1 << 12)
+def _session_folder(folder: str) -> str:
+    return next((x for x in folder.split("/") if SESSION.fullmatch(x) and x.lower() != "sc"), "")
+
+
+@lru_cache(1 << 12)
+def _is_session(token: str) -> bool:
+    return bool(SESSION_WORD.fullmatch(token))
 
 
 def said_by_name(stem: str, volume: bool) -> Said:
@@ -182,23 +190,35 @@ def said_by_name(stem: str, volume: bool) -> Said:
         if last is None or len(last[1]) > 9:
             return Said("", "", -1)
         number, end = int(last[1]), end - 1
-        if end and re.fullmatch(r"slices?|slc|sl", tokens[end - 1].group(), re.I):
+        if end and tokens[end - 1].group().lower() in ("slice", "slices", "slc", "sl"):
             end -= 1
     scan = stem[: tokens[end - 1].end()] if end else ""
+    return Said(scan, _person_in(scan), number)
+
+
+@lru_cache(1 << 12)
+def _person_in(scan: str) -> str:
+    """Of a name without its slice number: up to the first word with a digit in it."""
+    tokens = list(TOKEN.finditer(scan))
     start = 0
-    while start < end - 1 and tokens[start].group().lower() in MODALITIES:
+    while start < len(tokens) - 1 and tokens[start].group().lower() in MODALITIES:
         start += 1  # T1_001: the modality comes first
     kept = start
-    while kept < end and not (kept > start and _is_word(tokens[kept].group())):
+    while kept < len(tokens) and not (kept > start and _is_word(tokens[kept].group())):
         kept += 1
-    digits = next((k + 1 for k in range(start, kept) if re.search(r"\d", tokens[k].group())), kept)
-    person = stem[tokens[start].start() : tokens[digits - 1].end()] if digits > start else ""
-    return Said(scan, "" if person.lower() in MODALITIES or VIEW.fullmatch(person) else person, number)
+    end = next((k + 1 for k in range(start, kept) if DIGIT.search(tokens[k].group())), kept)
+    person = scan[tokens[start].start() : tokens[end - 1].end()] if end > start else ""
+    return "" if _is_view(person) else person
+
+
+@lru_cache(1 << 12)
+def _is_view(word: str) -> bool:
+    return word.lower() in MODALITIES or bool(VIEW.fullmatch(word))
 
 
 @lru_cache(1 << 12)
 def _is_word(token: str) -> bool:
-    return token.lower() in MODALITIES or bool(VIEW.fullmatch(token) or SESSION.fullmatch(token))
+    return _is_view(token) or bool(SESSION.fullmatch(token))
 
 
 def is_counting(prefix: str, folder: str) -> bool:

@@ -90,19 +90,20 @@ def split_member(path) -> tuple[str, str] | None:
 def open_file(path) -> BinaryIO:
     """A seekable binary file: a regular file that is not empty, or a member of an archive. Never blocks on a pipe."""
     inside = split_member(path)
-    return _archive(inside[0]).open(inside[1]) if inside else _open_outside(path)
-
-
-def _open_outside(path) -> BinaryIO:
-    """A regular file that is not empty, opened without waiting. Raises BadFile."""
-    try:
-        file: Any = open_regular(path)
-    except OSError as error:
-        raise BadFile(error.strerror or "cannot be read") from None
+    if inside:
+        return _archive(inside[0]).open(inside[1])
+    file = _open_outside(path)
     if not os.fstat(file.fileno()).st_size:
         file.close()
         raise BadFile("zero bytes")
     return file
+
+
+def _open_outside(path) -> Any:
+    try:
+        return open_regular(path)
+    except OSError as error:
+        raise BadFile(error.strerror or "cannot be read") from None
 
 
 def file_size(path) -> int:
@@ -122,7 +123,7 @@ def read_bytes(path, most: int) -> bytes:
     with _archive(inside[0]).open(inside[1]) if inside else _open_outside(path) as file:
         try:
             size = _archive(inside[0]).find(inside[1]).size if inside else os.fstat(file.fileno()).st_size
-            data = file.read(most + 1) if size <= most else b""
+            data = file.read(size + 1) if size <= most else b""  # not most + 1: Python makes room at once
         except BadFile:
             raise
         except Exception as error:  # a damaged archive raises almost anything

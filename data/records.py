@@ -43,6 +43,12 @@ class Record:
     use: bool = True
     why: str = ""  # the reason for a no
 
+    def but(self, **values) -> Record:
+        """A copy with other values: dataclasses.replace takes ten times as long, and there may be a million of them."""
+        other = object.__new__(Record)
+        vars(other).update(vars(self), **values)
+        return other
+
 
 def parse_range(text: str) -> tuple[float, float] | None:
     """(low, high) of LO:HI; None of ''. Raises DataError."""
@@ -142,7 +148,7 @@ class Source:
         if value_range is not None:
             low, high = value_range
             bits = int(high + 1).bit_length() - 1
-            if low == 0 and high + 1 == 1 << bits:
+            if low == 0 and bits >= 8 and high + 1 == 1 << bits:
                 words.append("8-bit values" if bits == 8 else f"{bits}-bit values, scaled by {high:.0f}")
             else:
                 words.append(f"values from {low:g} to {high:g}" + (" (signed)" if low < 0 else ""))
@@ -153,8 +159,9 @@ class Source:
         if self.refusal:
             raise DataError(self.refusal)
 
-    def sizes(self, count: int) -> Counter:
-        """Counter of (height, width) over the headers of up to `count` files spread over the records."""
+    def sizes(self, count: int, bad: list[str] | None = None) -> Counter:
+        """Counter of (height, width) over the headers of up to `count` files spread over the records; what is wrong
+        with those that have none goes into `bad`."""
         found: Counter = Counter()
         if self.kind == "phantom":
             return found
@@ -163,6 +170,7 @@ class Source:
             try:
                 r = self.records[i]
                 found[shown_size(r.path, self.plane, self.spacing, r.page)] += 1
-            except BadFile:
-                continue
+            except BadFile as error:
+                if bad is not None:
+                    bad.append(f"{r.name} ({error})")
         return found

@@ -25,7 +25,7 @@ from data.records import Choices, Record, Source
 from data.settle import sample_of, settle
 from data.sources import find_source
 from data.splits import SPLIT_CHOICES
-from data.walk import DataError, some
+from data.walk import DataError, is_slice, some
 
 PEOPLE, SLICES, MOST = 4, 6, 24  # people per class, slices of each, people in all, on a contact sheet
 TILE, MARGIN = 128, 14
@@ -59,9 +59,11 @@ def tell(source: Source) -> list[str]:
     used = [r for r in source.table if r.use]
     noun = {"volumes": "volumes", "images": "slices"}.get(source.kind, "phantoms")
     kind = {"patient": "people", "scan": "scans (people are not known)"}.get(source.subject_kind, "nobody is named")
+    files = "series" if used and all(is_slice(r.path) for r in used) else "files"
+    bad: list[str] = []  # of the headers that are looked at
     sessions = len({(r.subject, r.session) for r in used if r.session})
     lines = [
-        ("layout", f"{source.layout}, {len(used):,} {noun} in {len({r.path for r in used}):,} files"),
+        ("layout", f"{source.layout}, {len(used):,} {noun} in {len({r.path for r in used}):,} {files}"),
         ("people", f"{_people(used)} {kind}" if source.subject_kind != "none" else kind),
         ("sessions", f"{sessions:,}" if sessions else ""),
         ("classes", "; ".join(_counts(source, used)) or "none"),
@@ -70,7 +72,7 @@ def tell(source: Source) -> list[str]:
             ", ".join(f"{m} {n:,}" for m, n in Counter(r.modality for r in used if r.modality).most_common()),
         ),
         ("columns", ", ".join(sorted({name for r in used for name, _ in r.attributes}))),
-        ("sizes", ", ".join(f"{w}x{h} ({n})" for (h, w), n in source.sizes(SIZES).most_common(5))),
+        ("sizes", ", ".join(f"{w}x{h} ({n})" for (h, w), n in source.sizes(SIZES, bad).most_common(5))),
         ("values", source.scale().removeprefix("; ")),
         ("split", source.split_rule),
     ]
@@ -81,6 +83,9 @@ def tell(source: Source) -> list[str]:
     for name, why in [*source.left_out, *source.bad, *((r.name, r.why) for r in source.table if not r.use)]:
         groups[why].append(name)
     lines += [("left out", f"{len(names):,}, {why}: {some(names, 3)}") for why, names in groups.items()]
+    if bad:
+        looked = min(SIZES, len(source.records))
+        lines.append(("bad files", f"{len(bad):,} of {looked:,} that were looked at: {some(bad, 3)}"))
     lines += [("warning", text) for text in source.warnings]
     if source.refusal:
         lines.append(("stops", source.refusal))

@@ -28,7 +28,7 @@ def settle(source: Source) -> Source:
     records = [r for r in source.records if r.use]
     if source.kind == "volumes":
         volume = int(source.choices.volume or -1)
-        records = [replace(r, page=volume) if r.page < 0 else r for r in records]
+        records = [r.but(page=volume) if r.page < 0 else r for r in records]
         source = replace(source, records=records)
         return replace(source, spacing=source.spacing or _median_spacing(source, volume))
     source = replace(source, records=by_page(records))
@@ -61,7 +61,7 @@ def by_page(records: list[Record]) -> list[Record]:
             found.append(r)
             continue
         for page in range(count):
-            found.append(replace(r, page=page, scan=r.scan or r.name, position=page / (count - 1)))
+            found.append(r.but(page=page, scan=r.scan or r.name, position=page / (count - 1)))
     return found
 
 

@@ -20,7 +20,7 @@ from data.choose import check_choices, included, not_used, paged, several_modali
 from data.files import ARCHIVES, PICTURES, VOLUMES
 from data.images import BadFile
 from data.layouts import CLASS_NAME, LAYOUTS, Files, Place, place
-from data.manifest import read_manifest
+from data.manifest import GUESSED, read_manifest
 from data.records import ROOM, Choices, Record, Source
 from data.splits import SPLIT_CHOICES, divide, pointed_split, sibling_splits, split_of
 from data.tables import Labelled, beside, read_rows
@@ -230,11 +230,11 @@ def _common_root(files: list[Found]) -> tuple[list[Found], tuple[str, ...]]:
 
 def _refuse_several(spec: str, root: Path, files: list[Found]) -> None:
     """A folder of several data sets: one with folders above and below its split level that are no classes."""
-    for f in files:
-        at = next((i for i, part in enumerate(f.folders) if split_of(part)), 0)
-        above = f.folders[:at]
+    for folders in dict.fromkeys(f.folders for f in files):
+        at = next((i for i, part in enumerate(folders) if split_of(part)), 0)
+        above = folders[:at]
         named = any(CLASS_NAME.fullmatch(x) or people.known_person(x) for x in above)
-        if above and len(f.folders) > at + 1 and not named:
+        if above and len(folders) > at + 1 and not named:
             sets = sorted({g.folders[0] for g in files if g.folders})
             raise DataError(f"--data {spec} holds several data sets ({some(sets)}); point --data at one of them")
 
@@ -242,8 +242,7 @@ def _refuse_several(spec: str, root: Path, files: list[Found]) -> None:
 def _report_empty(walk: Walk, warnings: list[str]) -> None:
     """Warn about folders without any image below them, such as an empty class folder."""
     used, parents = set(), set()
-    for f in walk.pictures + walk.volumes:
-        folder = os.path.dirname(f.path)
+    for folder in {f.path[: -len(f.name) - 1] for f in walk.pictures + walk.volumes}:
         while folder not in used and len(folder) > 1:
             used.add(folder)
             folder = os.path.dirname(folder)
@@ -258,7 +257,7 @@ def _table(spec: str, path: Path) -> Source:
     """The source that a table of --out describes, edited or not."""
     records, names, bad, kind = read_manifest(spec, path)
     source = Source(spec, str(path.parent), "table", names, records, "none", "train", "", [], bad, kind=kind)
-    source.subject_kind = _kind_of(records, {r.path for r in records if r.subject})
+    source.subject_kind = _kind_of(records, {r.path for r in records if r.subject and r.why != GUESSED})
     return source
 
 
@@ -310,9 +309,7 @@ def _finish(source: Source, split: str) -> Source:
             )
     source.classes = sorted({n for n, r in zip(labelled.names, records, strict=True) if n and r.use})
     index = {name: i for i, name in enumerate(source.classes)}
-    records = [
-        r if n not in index else replace(r, label=index[n]) for r, n in zip(records, labelled.names, strict=True)
-    ]
+    records = [r if n not in index else r.but(label=index[n]) for r, n in zip(records, labelled.names, strict=True)]
     source.refusal = several_modalities(source, records)
     unnamed = sum(not r.subject for r in records if r.use)
     if 0 < unnamed < sum(r.use for r in records):
@@ -338,7 +335,7 @@ def _on(r: Record, side: str) -> Record:
     """A row of the table with the side of the split that it is on."""
     if not r.use or side == r.split:
         return r
-    return replace(r, split=side) if side else not_used(r, "this person is in test or val too")
+    return r.but(split=side) if side else not_used(r, "this person is in test or val too")
 
 
 def _say_level(source: Source, warnings: list[str]) -> None:
@@ -351,6 +348,8 @@ def _say_level(source: Source, warnings: list[str]) -> None:
             "course's ADNI 216 patients are in both train and test; figures on the test split will look too good"
         )
     elif source.subject_kind == "scan":
+        if source.layout == "table":
+            fix = "correct the column person, and empty the column why"
         warnings.append(f"the split is SCAN-LEVEL: names tell scans apart, and a person may have several; {fix}")
     elif source.subject_kind == "none":
         warnings.append(

@@ -13,7 +13,6 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from data import images, people
@@ -25,7 +24,7 @@ from data.splits import split_of
 from data.walk import DataError, class_name, printable
 
 MAX_TABLE = 64 << 20  # bytes
-MAX_CELLS = 4_000_000
+MAX_CELLS, MAX_ROWS = 4_000_000, 400_000
 MAX_TABLES = 50  # tables looked at in one folder
 FILE = ("file", "filename", "filepath", "path", "imagepath", "imagefile", "image", "img", "imagename")
 SCAN = ("imagedataid", "imageid", "imageuid", "scan", "scanid")
@@ -78,8 +77,9 @@ def read_rows(path) -> list[Row]:
     if "\0" in text:
         raise BadFile("not a table of text")
     rows: list[list[str]] = []
-    if (first.count(delimiter) + 1) * (text.count("\n") + text.count("\r") + 1) > 2 * MAX_CELLS:
-        raise BadFile(f"more than {MAX_CELLS:,} cells")  # at once; line ends may be of two characters
+    lines = max(text.count("\n"), text.count("\r"))  # before a row is made: each takes hundreds of bytes
+    if lines > MAX_ROWS or (first.count(delimiter) + 1) * lines > MAX_CELLS:
+        raise BadFile(f"more than {MAX_ROWS:,} rows or {MAX_CELLS:,} cells")
     try:
         for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter):
             rows.append([cell.strip() for cell in row])
@@ -170,19 +170,21 @@ class Labelled:
             if person in get:
                 self.told.add(r.path)
                 same = people.match_key(get[person]) == people.match_key(r.subject)
-                r = replace(
-                    r, subject=r.subject if same and r.subject else people.known_person(get[person]) or get[person]
-                )
+                r = r.but(subject=r.subject if same and r.subject else people.known_person(get[person]) or get[person])
             if session in get and not r.session:
-                r = replace(r, session=get[session])
+                r = r.but(session=get[session])
             if split in get:
-                r = replace(r, split=split_of(get[split]) or r.split)
+                r = r.but(split=split_of(get[split]) or r.split)
             if label:
                 self.names[i] = class_name(DIAGNOSES.get(get.get(label, "").lower(), get.get(label, "")))
             own = dict(r.attributes) | {c: get[c] for c in extra if c in get}
             taken |= {c for c in extra if c in get}
-            self.records[i] = replace(r, attributes=tuple(sorted(own.items())))
+            self.records[i] = r.but(attributes=tuple(sorted(own.items())))
         said = [f"class from {label}"] * bool(label) + [f"split from {split}"] * bool(split)
+        for column in filter(None, (person, label, split)):
+            apart = sum(row is not None and column not in row for row in found)
+            if apart:
+                said.append(f"rows of {apart:,} files contradict each other in {printable(column)}: none is taken")
         return ", ".join(said + ([f"attributes {', '.join(sorted(taken))}"] if taken else []))
 
 
@@ -301,7 +303,7 @@ def _adni_json(path: Path, labelled: Labelled, warnings: list[str]) -> str:
             f"{len(scans) - known:,} of {len(scans):,} scans are not in {path.name}; each counts as a patient of its "
             "own"
         )
-    labelled.records[:] = [replace(r, subject=patients.get(image_id(r.scan), r.scan)) for r in labelled.records]
+    labelled.records[:] = [r.but(subject=patients.get(image_id(r.scan), r.scan)) for r in labelled.records]
     return f"{path.name}: the patient of {known:,} of {len(scans):,} scans"
 
 

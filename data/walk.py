@@ -5,7 +5,6 @@ import re
 import stat
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 from data import reading
@@ -51,6 +50,7 @@ BESIDE = set(
     ".crdownload .xlsx .xls .doc .docx .rst .bib .stats .lta .pack .lock .tmp .svg .cfg .r .css .js".split()
 )
 TEXT = re.compile(r"readme|licen[cs]e|changes|changelog|makefile|dataset_description|citation|authors|dicomdir|version")
+IMAGES = (*PICTURES, *VOLUMES)
 APPENDED = ({".gz"}, set(PICTURES), {*VOLUMES, ".img"} - set(SERIES))
 MAX_FILES, MAX_DEPTH = 3_000_000, 12
 
@@ -82,7 +82,7 @@ def is_slice(name: str) -> bool:
     return name.lower().endswith(SERIES) or "." not in name
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Found:
     """A candidate file below the root."""
 
@@ -91,22 +91,19 @@ class Found:
     name: str
     size: int
     mtime_ns: int
+    relative: str = field(init=False)  # its path below the root, in printable characters
+    stem: str = field(init=False)  # its name without suffixes: case_001_slice_0.nii.png -> case_001_slice_0
 
-    @cached_property
-    def relative(self) -> str:
-        """Its path below the root, in printable characters."""
-        return printable("/".join((*self.folders, self.name)))
-
-    @cached_property
-    def stem(self) -> str:
-        """Its name without what readers append to it: case_001_slice_0.nii.png -> case_001_slice_0."""
-        stem, lower = self.name, self.name.lower()
-        if is_slice(lower):  # its name says nothing of the scan
-            return self.folders[-1] if self.folders else stem
+    def __post_init__(self):
+        self.relative = printable("/".join((*self.folders, self.name)))
+        self.stem = self.name
+        if is_slice(self.name):  # its name says nothing of the scan
+            self.stem = self.folders[-1] if self.folders else self.name
+            return
         for suffixes in APPENDED:
-            short, suffix = os.path.splitext(stem)
-            stem = short if suffix.lower() in suffixes else stem
-        return stem
+            short, dot, suffix = self.stem.rpartition(".")
+            if short and dot + suffix.lower() in suffixes:
+                self.stem = short
 
 
 @dataclass
@@ -222,42 +219,39 @@ def _enter(entry: os.DirEntry, parts: tuple, found: Walk, folder: str) -> bool:
     name, lower = entry.name, entry.name.lower()
     if name.startswith(".") or lower in JUNK_FOLDERS:
         return False
-    picture, volume = lower.endswith(PICTURES), lower.endswith(VOLUMES)
-    relative = printable("/".join((*parts, name)))
     try:
         info = entry.stat()
     except OSError as error:  # a broken link, or one that leads to itself
-        if picture or volume:
-            found.bad.append((relative, error.strerror or "cannot be read"))
-        return False
-    if stat.S_ISDIR(info.st_mode):
-        if picture or volume:
-            found.bad.append((relative, "a folder, not an image"))
-            return False
-        if MASK_FOLDER.fullmatch(name):
-            found.masks.append(relative)
-            return False
-        if DERIVED_FOLDER.fullmatch(name):
-            found.derived.append(relative)
-            return False
-        if entry.is_symlink() and os.path.realpath(folder).startswith(os.path.join(os.path.realpath(entry.path), "")):
-            return False  # leads back up
-        return len(parts) < MAX_DEPTH
-    if not stat.S_ISREG(info.st_mode):
-        if picture or volume:
-            found.bad.append((relative, "not a regular file"))
-    elif lower.endswith(ARCHIVES):
-        found.archives.append((entry.path, (*parts, os.path.splitext(name)[0])))
+        reason = error.strerror or "cannot be read"
     else:
-        _sort(Found(entry.path, parts, name, info.st_size, info.st_mtime_ns), found)
-    return False
+        if stat.S_ISREG(info.st_mode):
+            if lower.endswith(ARCHIVES):
+                found.archives.append((entry.path, (*parts, os.path.splitext(name)[0])))
+            else:
+                _sort(Found(entry.path, parts, name, info.st_size, info.st_mtime_ns), found)
+            return False
+        reason = "a folder, not an image" if stat.S_ISDIR(info.st_mode) else "not a regular file"
+    relative = printable("/".join((*parts, name)))
+    if lower.endswith(IMAGES):
+        found.bad.append((relative, reason))
+        return False
+    if reason != "a folder, not an image":
+        return False
+    if MASK_FOLDER.fullmatch(name):
+        found.masks.append(relative)
+        return False
+    if DERIVED_FOLDER.fullmatch(name):
+        found.derived.append(relative)
+        return False
+    if entry.is_symlink() and os.path.realpath(folder).startswith(os.path.join(os.path.realpath(entry.path), "")):
+        return False  # leads back up
+    return len(parts) < MAX_DEPTH
 
 
 def _sort(f: Found, found: Walk) -> None:
     """A regular file by its name: a picture, a volume, a mask, or something else."""
     lower = f.name.lower()
-    suffix = os.path.splitext(lower)[1]
-    if MASK_FILE.fullmatch(f.name) and lower.endswith((*PICTURES, *VOLUMES)):
+    if lower.endswith(IMAGES) and MASK_FILE.fullmatch(f.name):
         found.masks.append(f.relative)
     elif lower.endswith(PICTURES):
         found.pictures.append(f)
@@ -267,7 +261,7 @@ def _sort(f: Found, found: Walk) -> None:
         found.partners += [] if MASK_FILE.fullmatch(f.name) else [f]
     elif TEXT.fullmatch(lower):
         pass
-    elif suffix:
+    elif suffix := os.path.splitext(lower)[1]:
         found.unknown[suffix] += suffix not in BESIDE
     else:
         found.plain.append(f)

@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from data import dicom, reading, volumes
 from data.formats import Look, look
@@ -504,6 +504,45 @@ def test_what_cannot_be_decompressed_names_the_packages(tmp_path):
     data.save_as(first)
     with pytest.raises(BadFile, match=r"compressed DICOM \(JPEG Lossless.*pip install pylibjpeg|damaged"):
         read_volume(first)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_jpeg_2000_in_dicom(tmp_path, bits):
+    """Its stream made by Pillow, so by another encoder than the one that pydicom has."""
+    if not features.check("jpg_2000"):
+        pytest.skip("Pillow without JPEG 2000")
+    pages = {}
+    for z in range(6):
+        stored = np.random.default_rng(z).integers(0, 255 << (bits - 8), (20, 24)).astype(f"u{bits // 8}")
+        path = write_dicom(tmp_path / f"IM{z}.dcm", stored.astype(np.uint16), (0, 0, 3.0 * z), number=z)
+        stream = io.BytesIO()
+        Image.fromarray(stored).save(stream, "JPEG2000", no_jp2=True, irreversible=False)
+        data = pydicom.dcmread(path)
+        data.BitsAllocated = data.BitsStored = bits
+        data.HighBit = bits - 1
+        data.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
+        data.PixelData = pydicom.encaps.encapsulate([stream.getvalue()])
+        data["PixelData"].VR = "OB"
+        data.save_as(path)
+        pages[z] = stored
+    volume = volumes.open_volume(tmp_path / "IM0.dcm")
+    loaded = volume.load()
+    assert all(np.array_equal(loaded[:, :, z].T, pages[z]) for z in pages)
+
+
+@pytest.mark.parametrize(
+    "syntax", ["JPEGLSLossless", "JPEGLosslessSV1", "HTJ2KLossless", "MPEG2MPML", "1.2.826.0.1.3680043.9"]
+)
+def test_what_cannot_be_decoded_names_its_syntax_and_the_fix(tmp_path, syntax):
+    first = write_series(tmp_path, order=[0])
+    data = pydicom.dcmread(first)
+    data.file_meta.TransferSyntaxUID = pydicom.uid.UID(getattr(pydicom.uid, syntax, syntax))
+    data.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xd9"])
+    data["PixelData"].VR = "OB"
+    data.save_as(first, implicit_vr=False, little_endian=True)
+    with pytest.raises(BadFile) as error:
+        read_volume(first)
+    assert data.file_meta.TransferSyntaxUID.name in str(error.value) and "dcm2niix" in str(error.value)
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------

@@ -535,3 +535,20 @@ def test_an_archive_is_a_folder(tmp_path):
     assert inside.left_out == [("masks", "a mask, label or tissue map")]
     assert scan.main([str(tmp_path / "set.zip"), "--out", str(tmp_path / "t.csv")]) == 0
     assert len(find_source(str(tmp_path / "t.csv"), "all").records) == 48
+
+
+@pytest.mark.parametrize("column", ["class", "person", "split"])
+def test_rows_that_contradict_each_other_are_said(tmp_path, column):
+    """Two rows of one file that do not agree: neither is taken, and the line that is printed says so."""
+    root = pictures(tmp_path / "x", *(f"a{i:02d}_1.png" for i in range(12)))
+    cells = {"split": ("train", "test")}.get(column, ("X", "Y"))
+    rows = [{"file": f"a{i:02d}_1.png", column: cells[k]} for i in range(12) for k in range(2 if i < 5 else 1)]
+    source = find_source(root, "all", Choices(table=write(tmp_path / "t.csv", rows)))
+    assert f"rows of 5 files contradict each other in {column}: none is taken" in "".join(source.warnings)
+
+
+def test_a_table_of_many_short_rows_is_refused_at_once(tmp_path):
+    root = pictures(tmp_path / "x", "a01_1.png")
+    (tmp_path / "t.csv").write_text("file,person\n" + "a,b\n" * 450_000)
+    with pytest.raises(DataError, match="more than 400,000 rows"):
+        find_source(root, "all", Choices(table=str(tmp_path / "t.csv")))

@@ -354,3 +354,29 @@ def test_pixels_do_not_depend_on_what_names_hide(tmp_path, monkeypatch):
     pack = ensure_pack(str(tmp_path / "x"), resolution=16, progress=False, log=lambda line: None)
     for i in range(4):
         np.testing.assert_array_equal(pack.images[i, 0], picture(i, 16, 16))
+
+
+@pytest.mark.parametrize("prefix", ["slice_", "sl", "Slice-", "slc "])
+def test_a_folder_per_slice_number_is_nobody(tmp_path, prefix):
+    """slice_07/P03.png: the folder has the number of the slice, the name is the person's."""
+    names = [
+        f"{prefix}{z:02d}/{who}/P{i:02d}.png" for i in range(12) for z in range(6) for who in ["AD", "NC"][i % 2 :][:1]
+    ]
+    tree(tmp_path, names)
+    source = find_source(str(tmp_path), "all")
+    assert {r.subject for r in source.records} == {f"P{i:02d}" for i in range(12)} and source.classes == ["AD", "NC"]
+    assert {r.position for r in source.records} == {0, 0.2, 0.4, 0.6, 0.8, 1}
+
+
+@pytest.mark.parametrize(
+    "part", ["kfold", "cv_", "dataset", "version-", "folder", "download", "series_", "day", "images", "block "]
+)
+def test_numbered_parts_of_a_download_are_nobody(tmp_path, part):
+    tree(tmp_path, [f"{part}{i % 3 + 1}/Q{i:02d}_{z}.png" for i in range(24) for z in range(3)])
+    assert {r.subject for r in find_source(str(tmp_path), "all").records} == {f"Q{i:02d}" for i in range(24)}
+
+
+@pytest.mark.parametrize("spans", [("20-40", "41-60", "61-80"), ("18to40", "40to60"), ("age_20_40", "age_40_60")])
+def test_spans_of_ages_are_classes(tmp_path, spans):
+    tree(tmp_path, [f"{spans[i % len(spans)]}/v{i:02d}_{z}.png" for i in range(24) for z in range(3)])
+    assert find_source(str(tmp_path), "all").classes == sorted(spans)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from bad_folder import picture, save
 from PIL import Image
+from test_file_formats import write_series
 from test_manifest import table
 
 from data import scan
+from data.manifest import GUESSED
 from data.pack import ensure_pack
 from data.records import Choices
 
@@ -110,6 +112,57 @@ def test_dicom_series(tmp_path, capsys, suffix):
             path.parent.mkdir(parents=True, exist_ok=True)
             ds.save_as(path, enforce_file_format=True)
     said = lines(tmp_path, capsys)
-    assert said["layout"] == "DICOM series, 3 volumes in 3 files\n" and said["people"] == "3 people\n"
+    assert said["layout"] == "DICOM series, 3 volumes in 3 series\n" and said["people"] == "3 people\n"
     assert said["modalities"] == "T1w 3\n"
     assert "20x24 (3)" in said["sizes"] and "not understood" not in said.get("warning", "")
+
+
+def test_the_person_of_a_dicom_series_is_in_its_header(tmp_path, capsys):
+    """Scans of one patient in several folders are one person; an id in the path counts more, a folder less."""
+    pytest.importorskip("pydicom")
+    for i in range(12):
+        for visit in range(2):
+            folder = tmp_path / "x" / (f"sub-{i:02d}_v{visit}" if i < 2 else f"exam{37 * i + 11 * visit:04d}")
+            write_series(folder / "T1", head(i), uid=f"1.2.{i}.{visit}", PatientID=f"MRN{i:05d}")
+    said = lines(tmp_path / "x", capsys, "--out", str(tmp_path / "t.csv"))
+    assert said["layout"] == "DICOM series, 24 volumes in 24 series\n" and said["people"] == "12 people\n"
+    assert "the people of 20 DICOM series are the PatientID" in said["warning"] and "MRN" not in "".join(said.values())
+    assert {r["person"] for r in table(tmp_path / "t.csv")} == {"sub-00", "sub-01"} | {
+        f"MRN{i:05d}" for i in range(2, 12)
+    }
+    how = dict(resolution=24, cache_dir=tmp_path / "packs", progress=False, log=lambda line: None)
+    pack = ensure_pack(str(tmp_path / "x"), split="all", **how)
+    assert len(set(pack.subjects)) == 12 and "MRN" not in str([pack.subjects, pack.names, pack.meta])
+
+
+@pytest.mark.parametrize("patient", ["", "Anonymous", "0000", "PHANTOM"])
+def test_a_patient_id_that_says_nobody(tmp_path, capsys, patient):
+    """All series of an archive with one word for a patient: the folders tell."""
+    pytest.importorskip("pydicom")
+    for i in range(26):
+        write_series(tmp_path / f"P{i:02d}/T1", head(i)[:, :, :2], uid=f"1.2.{i}", PatientID=patient)
+    assert lines(tmp_path, capsys)["people"] == "26 people\n"
+
+
+def test_a_guessed_person_stays_a_guess_in_the_table(tmp_path, capsys):
+    """Until somebody who knows better empties the column why."""
+    for i in range(24):
+        save(tmp_path / "x" / "ADNC"[i % 2 * 2 :][:2] / f"k{i // 2:02d}_{i}.png", picture(i, 20, 24))
+    out = tmp_path / "t.csv"
+    assert "SCAN-LEVEL" in lines(tmp_path / "x", capsys, "--out", str(out))["warning"]
+    assert "empty the column why" in lines(out, capsys)["warning"]
+    out.write_text("\n".join(line.replace(GUESSED, "") for line in out.read_text().splitlines()))
+    said = lines(out, capsys)
+    assert "warning" not in said and said["people"] == "12 people\n"
+
+
+def test_the_scan_says_what_no_header_can_be_read_of(tmp_path, capsys):
+    """4-D volumes and damaged files are told before a run stops over them."""
+    for i in range(12):
+        volume = np.stack([head(i)] * 3, -1) if i < 3 else head(i)
+        (tmp_path / "x").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), tmp_path / "x" / f"P{i:02d}.nii.gz")
+    bad = lines(tmp_path / "x", capsys)["bad files"]
+    assert "of 11 that were looked at" in bad and "4-D" in bad and "--volume" in bad
+    (tmp_path / "x" / "P07.nii.gz").write_bytes(b"no volume")
+    assert "P07.nii.gz" in lines(tmp_path / "x", capsys, "--volume", "0")["bad files"]

@@ -291,3 +291,20 @@ def test_a_dark_median_slice_is_remarked_on(tmp_path, pack_of):
     for i in range(9):
         write(tmp_path / "y", head(i, 250).astype(np.uint8), f"s{i}_1.png")
     assert not any("12-bit" in w for w in pack_of(tmp_path / "y").meta["warnings"])
+
+
+def test_brighter_files_stop_with_the_range_to_give(tmp_path, pack_of):
+    """A few that use two bits more do not decide what white is; who knows better gives the range."""
+    for i in range(60):
+        write(tmp_path / "x", head(i, 4000 if i % 20 == 3 else 1000).astype(np.uint16), f"s{i:02d}_5.png")
+    with pytest.raises(DataError, match=r"3 of 60 .*set's range.*give --range LO:HI that holds for all"):
+        pack_of(tmp_path / "x")
+    assert len(pack_of(tmp_path / "x", choices=Choices(range="0:4095"))) == 60
+
+
+def test_floats_up_to_one_are_not_called_bits(tmp_path, pack_of):
+    said: list[str] = []
+    for i in range(12):
+        write(tmp_path / "x", head(i, 1).astype(np.float32), f"s{i:02d}_5.tif")
+    pack_of(tmp_path / "x", said)
+    assert "values from 0 to 1" in said[0] and "-bit" not in said[0]

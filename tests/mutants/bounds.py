@@ -21,8 +21,8 @@ FAULTS = [
     ),
     Fault(
         "data/files.py",
-        "            check_regular(os.stat(name), name)  # first: to open a device may do something\n",
-        "            os.stat(name)\n",
+        "        check_regular(os.stat(name), name)  # first: to open a device may do something\n",
+        "        os.stat(name)\n",
         (f"{BOUNDED}::test_only_a_regular_file_within_its_bound_is_read[socket]",),
     ),
     Fault(
