@@ -56,6 +56,7 @@ fi
 # A shell without a trap dies of the TERM that Slurm sends to it and the tasks; the tasks then have no time to save.
 trap : TERM USR1 USR2
 export MPLBACKEND=Agg PYTHONUNBUFFERED=1
+[ -n "${BRAIN_CORES:-}" ] || ulimit -S -c 0  # a crash leaves no gigabyte in a small home
 node_python
 if [ -n "${RUN:-}" ]; then
     trap hand_over EXIT
