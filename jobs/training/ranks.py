@@ -199,7 +199,7 @@ class Meeting:
         for port in self.ports:
             with contextlib.suppress(OSError):  # somebody else has it
                 server = beacon.enter_context(socket.create_server(("", port)))
-                beacon.callback(lambda server=server: server.shutdown(socket.SHUT_RDWR))  # wakes the thread below
+                beacon.callback(server.shutdown, socket.SHUT_RDWR)  # wakes the thread below
                 store = dist.TCPStore(self.address, 0, self.world, True, COLLECTIVE_TIMEOUT, wait_for_workers=False)
                 answer = f"{_token()}\n{store.port}\n".encode()
                 threading.Thread(target=_answer, args=(server, answer), daemon=True, name="meeting").start()
