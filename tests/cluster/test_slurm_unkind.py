@@ -66,7 +66,8 @@ def controller(cluster: Cluster, number: int) -> None:
 def launch(cluster: Cluster, clone: Path, *words, code: int | None = 0) -> subprocess.CompletedProcess:
     done = subprocess.run(
         [sys.executable, clone / "launch.py", *map(str, words)],
-        env=cluster.env | {"XDG_CONFIG_HOME": str(clone), "COLUMNS": "200"}, capture_output=True, text=True, timeout=300,
+        env=cluster.env | {"XDG_CONFIG_HOME": str(clone), "COLUMNS": "200"},
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert code is None or done.returncode == code, f"{words}: {done.returncode}: {done.stdout}{done.stderr}"
     return done
@@ -271,7 +272,7 @@ class Chaos:
         self.cluster.up()
         self.command("scontrol", "update", f"nodename={node}", "state=resume")
 
-    ACTIONS = [launch, launch, resume, stop, stop, scancel, limit, limit, requeue, hold, duplicate, freeze, kill_node]
+    ACTIONS = (launch, launch, resume, stop, stop, scancel, limit, limit, requeue, hold, duplicate, freeze, kill_node)
 
     # what must hold
     def rests(self) -> bool:
