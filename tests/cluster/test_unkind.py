@@ -282,9 +282,7 @@ def test_a_run_of_another_job_is_named_as_such(run):
     ],
 )
 @pytest.mark.parametrize("state", ["done", "running", "queued"])
-def test_job_and_flags_are_compared_before_a_run_is_said_to_be_anything(
-    run, monkeypatch, capsys, job, flags, said, state
-):
+def test_job_and_flags_are_compared_first(run, monkeypatch, capsys, job, flags, said, state):
     write_config(run, replace(GanConfig(), run=str(run.path)))
     tell(run, state)
     if state == "done":
