@@ -268,9 +268,8 @@ class Chaos:
         node = self.random.choice(["n1", "n2"])
         self.history.append(("crash", node))
         self.cluster.crash(node)
-        self.command("scontrol", "update", f"nodename={node}", "state=down", "reason=crash")
-        self.cluster.up()
-        self.command("scontrol", "update", f"nodename={node}", "state=resume")
+        time.sleep(self.random.choice([0, 2]))
+        self.cluster.up()  # Slurm finds that the node's job is gone, and puts it back into the queue
 
     ACTIONS = (launch, launch, resume, stop, stop, scancel, limit, limit, requeue, hold, duplicate, freeze, kill_node)
 
