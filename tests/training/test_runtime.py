@@ -438,14 +438,16 @@ def of_a_step(world: int, ports: list[str], job: int = 7) -> list[dict]:
 
 
 def test_ranks_meet_where_the_first_ports_are_busy():
-    """One by a server that is no store, one by the store of another job, which never lets go."""
-    with socket.socket() as mute:
-        mute.bind(("127.0.0.1", 0))
-        mute.listen()
+    """One by a server that is mute, one by the store of another job, one by the ranks of another job, who wait."""
+    with socket.create_server(("127.0.0.1", 0)) as mute, socket.create_server(("127.0.0.1", 0)) as theirs:
         other = dist.TCPStore("127.0.0.1", 0, 1, True, wait_for_workers=False)
-        ports = [str(mute.getsockname()[1]), str(other.port), free_port()]
-        processes = [forks.Forked(["-c", WAITING_RANK], env=clean_environment() | v) for v in of_a_step(3, ports)]
+        answer = (theirs, f"8 0 0 \n{other.port}\n".encode())
+        threading.Thread(target=ranks._answer, args=answer, daemon=True).start()
+        busy = [str(port) for port in (mute.getsockname()[1], other.port, theirs.getsockname()[1])]
+        variables = of_a_step(3, [*busy, free_port()])
+        processes = [forks.Forked(["-c", WAITING_RANK], env=clean_environment() | v) for v in variables]
         ends = [p.communicate(timeout=120) for p in processes]
+        theirs.shutdown(socket.SHUT_RDWR)
     assert [p.returncode for p in processes] == [0, 0, 0], ends
     assert all("met 7 0" in out for out, _ in ends) and other.add("here", 0) == 0
 
