@@ -202,6 +202,17 @@ def test_a_stop_is_judged_by_the_time_of_the_sbatch(run, monkeypatch, written, h
     assert run.stop_requested() == holds
 
 
+@pytest.mark.parametrize(
+    ("dated", "ahead", "holds"), [(50, 0, False), (150, 0, True), (150, 100, False), (50, -100, True)]
+)
+def test_a_stop_is_dated_by_another_clock(run, monkeypatch, dated, ahead, holds):
+    """The file server's, which may be minutes off."""
+    (run.path / "STOP").write_text("me")
+    os.utime(run.path / "STOP", (NOW + dated, NOW + dated))
+    monkeypatch.setattr(RunDir, "_clock_ahead", lambda self: float(ahead))
+    assert run.stop_holds(NOW + 100) == holds == run.stop_requested()
+
+
 # --- bad nodes --------------------------------------------------------------------------------------------------------
 def died(node: str, nimg: int = 8, time: float = 100.0) -> dict:
     return {"decision": "requeue", "counted": True, "nimg": nimg, "time": time, "faulty_node": node}
@@ -227,6 +238,7 @@ def test_only_faults_are_a_nodes():
     [
         ([died("n1", 0)], "n1", (), "stuck"),  # there is no other node
         ([died("n1", 0)], "n1", ("n1",), "requeue"),
+        ([died("", 0), died("n1", 0)], "n1", ("n1",), "requeue"),
         ([died("n1", 0), died("n1", 0), died("n2", 0)], "n2", ("n1",), "stuck"),
         ([died("n1", 0), died("n1", 0), died("n2", 0)], "n2", ("n1", "n2"), "stuck"),  # it is not the nodes
         ([died("n1", 0), died("n1", 0)], "n2", ("n1",), "requeue"),
