@@ -76,7 +76,8 @@ def decide(
             Verdict.REQUEUE, f"a fault that may pass ({reason or 'exit code 75'})", counted=True, fault=True
         )
     name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
-    return Decision(Verdict.REQUEUE, f"a task was killed by {name}", counted=True, fault=True)
+    # srun's own TERM to the last ranks is nobody's fault.
+    return Decision(Verdict.REQUEUE, f"a task was killed by {name}", counted=True, fault=name != "SIGTERM")
 
 
 REFUSALS = (stopping.USAGE, stopping.DIVERGED, stopping.BAD)

@@ -227,8 +227,8 @@ def test_a_node_is_bad_from_its_second_fault_on():
 
 def test_only_faults_are_a_nodes():
     job = Job("7", "RUNNING", start=NOW - 60, end=NOW + 9999)
-    faults = {code: decide.decide(code, False, False, job, 0, "USR2", NOW).fault for code in (75, 85, 134, 137)}
-    assert faults == {75: True, 85: False, 134: True, 137: True}
+    faults = {code: decide.decide(code, False, False, job, 0, "USR2", NOW).fault for code in (75, 85, 134, 137, 143)}
+    assert faults == {75: True, 85: False, 134: True, 137: True, 143: False}
     assert decide.decide(1, False, False, replace(job, state="NODE_FAIL"), 0, "", NOW).fault
     assert not decide.decide(137, False, False, replace(job, preempt_time=NOW), 0, "", NOW).fault
 
