@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
 import subprocess
 import time
+
+from jobs.run.own_job import job_id
 
 # Exit codes: done or stopped by a person, wrong usage, transient, losses not finite, bad config or data, saved:
 # continue me.
@@ -31,6 +34,7 @@ class PeerLost(Exception):
 
 
 _received: list[str] = []
+left_with: int | None = None  # the exit code, once it is certain
 _installed = False
 
 
@@ -46,13 +50,16 @@ def install_handlers() -> None:
     """Let USR1, USR2, TERM and INT set a flag. Main thread only; may be called again.
 
     Also undoes what a launcher left over an exec: ignored signals (it ignores them until the handlers stand) and
-    blocked ones.
+    blocked ones. And a crash leaves no core file, unless BRAIN_CORES is set.
     """
     global _installed
     for number in SIGNALS.values():
         signal.signal(number, _note)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS.values())
     _installed = True
+    if not os.environ.get("BRAIN_CORES"):
+        # A training process leaves a core file of a gigabyte, in the folder of the code, and a few of them fill a home.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 # What a file system says when a person has to do something, and when it may have got better by the next attempt.
@@ -97,7 +104,7 @@ def job_end_time() -> float | None:
     """
     with contextlib.suppress(ValueError):
         return float(os.environ.get("SLURM_JOB_END_TIME", ""))
-    job = os.environ.get("SLURM_JOB_ID")
+    job = job_id()
     if not job or os.environ.get("SLURM_PROCID", "0") != "0":
         return None
     command = ["squeue", "-h", "-j", job, "-o", "%e"]

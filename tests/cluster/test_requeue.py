@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster import requeue, slurm
-from jobs.cluster.requeue import Decision, decide, within_budget
+from jobs.cluster.decide import Decision, decide, within_budget
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.run.rundir import RunDir
 
@@ -171,7 +171,7 @@ class Controller:
         return self.shown
 
     def squeue(self, ids):
-        return {i: Job(id=i, state="PENDING") for i in ids}
+        return {i: Job(id=i, state="PENDING" if i == "8" else "RUNNING") for i in ids}
 
     def requeue(self, job_id):
         if self.refuse:
