@@ -12,14 +12,29 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from data.files import say
-from jobs.cluster import show
-from jobs.cluster.sites import Site
+from jobs.cluster import show, slurm
+from jobs.cluster.choose import chosen, verb_parser
+from jobs.cluster.sites import Site, choose_site
 from jobs.run.find import RUNS
 from jobs.run.stopping import DONE
 
 NOTICES = re.compile(
     r"TensorFlow installation not found|experimental fast data loading|--load_fast=false|github.com/tensorflow|^\s*$"
 )
+
+
+def tensorboard_command(argv: list[str]) -> int:
+    """`launch.py tensorboard`."""
+    text = (
+        "Serve the curves and sample grids of all runs, or of some, on this machine's loopback; print the ssh tunnel."
+    )
+    parser = verb_parser("tensorboard", text, "*")
+    parser.add_argument("--port", type=int, default=0, help="port here (default: a free one)")
+    parser.add_argument("--site", default="", metavar="PROFILE", help="profile with the names of login and jump host")
+    options = parser.parse_intermixed_args(argv)
+    runs = chosen(options.run)
+    site = choose_site(options.site, slurm.partitions() if slurm.available() else None, local=True)
+    return tensorboard(runs, options.port, site)
 
 
 def tensorboard(runs: Iterable[Path], port: int, site: Site) -> int:

@@ -4,21 +4,75 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from data.files import is_number, open_regular, plain, say
-from jobs.cluster import status, terminal, why
+from jobs.cluster import choose, status, terminal, why
+from jobs.cluster.choose import verb_parser
 from jobs.cluster.terminal import facts, paint, table
 from jobs.config import kinds, wording
-from jobs.run.find import RUNS
+from jobs.run.find import RUNS, find_run, read_sweep
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState, Verdict
 from jobs.run.stopping import DONE
+
+JSON_VERSION = 1  # of what `status --json` prints; it grows when a field goes or changes its meaning
+WATCH_S = 5.0
+
+
+# --- launch.py status -------------------------------------------------------------------------------------------------
+def status_command(argv: list[str]) -> int:
+    """`launch.py status`."""
+    about = "What every run is doing, or one run in detail. The runs touched last stand last."
+    parser = verb_parser("status", about, "*")
+    parser.add_argument("--json", action="store_true", help='one JSON object, {"version": 1, "runs": [...]}')
+    parser.add_argument(
+        "--watch", nargs="?", type=float, const=WATCH_S, metavar="SECONDS",
+        help=f"show it again every so many seconds ({WATCH_S:g}), until Ctrl-C",
+    )  # fmt: skip
+    options = parser.parse_intermixed_args(argv)
+    if options.watch is None:
+        show_status(options.run, options.json)
+        return DONE
+    if not options.watch >= 1:
+        parser.error(f"--watch {options.watch:g}: at least 1 second, as the cluster's controller is asked each time")
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            show_status(options.run, options.json, clear=sys.stdout.isatty() and not options.json)
+            sys.stdout.flush()
+            time.sleep(options.watch)
+    return DONE
+
+
+def show_status(names: list[str], as_json: bool, clear: bool = False) -> None:
+    """One look at the runs of these names, or at all. `clear`: on an empty screen, once all is known."""
+    run = find_run(names[0], choose.RUNS) if len(names) == 1 else None
+    points = read_sweep(run) if run else None
+    folders = choose.chosen(names) if names else choose.all_runs()
+    jobs = status.all_jobs()
+    views = [status.view_run(folder, jobs) for folder in folders]
+    if clear:
+        print("\x1b[H\x1b[2J", end="")
+    if as_json:
+        extra = [{"sweep": point["values"]} for point in points] if points else [{} for _ in views]
+        runs = [asdict(view) | more for view, more in zip(views, extra, strict=True)]
+        print(json.dumps({"version": JSON_VERSION, "runs": runs}))
+    elif points:
+        show_sweep(points, views)
+    elif run and views:
+        show_run(views[0], run)
+    elif views:
+        show_runs(views)
+    else:
+        first = "python launch.py --local --wait --job stylegan2 --preset quickstart"
+        say(f"No runs in {choose.RUNS} yet. Start one:  {first}")
 
 
 def next_steps(run: Path, state: str) -> None:
@@ -192,15 +246,18 @@ class Follower:
         if at_end:
             self.seen = {path: path.stat().st_size for path in why.log_files(run)}
 
-    def show(self, before=lambda: None) -> None:
-        """Print what the logs have gained since the last call; `before()` is called ahead of each piece."""
+    def show(self, before=lambda: None) -> bool:
+        """Print what the logs have gained since the last call; `before()` is called ahead of each piece. Whether there
+        was any."""
+        shown = False
         for path in why.log_files(self.run):
             with contextlib.suppress(OSError), open_regular(path) as file:
                 file.seek(self.seen.get(path, 0))
                 if text := file.read(1 << 20):
                     before()
                     print(why.clean(text.decode(errors="replace")), end="", flush=True)
-                    self.seen[path] = file.tell()
+                    self.seen[path], shown = file.tell(), True
+        return shown
 
 
 def wait_for(run: Path, local: bool, stop: Callable) -> int:

@@ -8,10 +8,12 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from data.files import atomic_write, say
-from jobs.cluster import slurm, status, submit
+from jobs.cluster import slurm, status, submit, terminal
+from jobs.cluster.choose import chosen, verb_parser
 from jobs.cluster.options import OF_SLURM, REMEMBERED, Options
 from jobs.cluster.terminal import facts
 from jobs.config import kinds
@@ -19,8 +21,35 @@ from jobs.config.parsing import from_dict
 from jobs.config.specs import ConfigError
 from jobs.run.find import read_jobs
 from jobs.run.rundir import RunDir
-from jobs.run.states import RunState
-from jobs.run.stopping import DONE
+from jobs.run.states import RunDirError, RunState
+from jobs.run.stopping import BAD, DONE
+
+
+def stop_command(argv: list[str]) -> int:
+    """`launch.py stop`."""
+    parser = verb_parser("stop", "Save and stop runs. They stay stopped until they are launched or resumed.", "+")
+    parser.add_argument(
+        "--now",
+        action="store_true",
+        help="do not wait for the next step: end the job; it saves if it can, within seconds",
+    )
+    options = parser.parse_intermixed_args(argv)
+    return each(chosen(options.run), lambda run: stop_run(run, options.now))
+
+
+def each(runs: Iterable[Path], work: Callable[[Path], int]) -> int:
+    """The work on every run: where it fails on one, that is said and the others have their turn. The worst exit
+    code."""
+    worst, runs = DONE, list(runs)
+    for run in runs:
+        try:
+            worst = max(worst, work(run))
+        except (ConfigError, RunDirError, submit.SubmitError, slurm.SlurmError) as error:
+            if len(runs) == 1:
+                raise
+            terminal.error(f"{run.name}: {error}")
+            worst = max(worst, BAD)
+    return worst
 
 
 def stop_run(run: Path, now: bool) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from data.files import atomic_write, read_json
+from data.files import atomic_write
 from jobs.cluster import preflight, status, submit
 from jobs.cluster.options import Options
 from jobs.cluster.plan import Plan
@@ -121,13 +121,3 @@ def queue_sweep(plans: list[Plan], folder: Path, options: Options) -> int:
         ]
     )
     return DONE
-
-
-def read_sweep(run: Path) -> list[dict] | None:
-    """The points of a sweep, each {values, run}; None where `run` is no sweep."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        points = read_json(run / "sweep.json", run)["points"]
-        names = list(points[0]["values"]) if points else []
-        if all(list(point["values"]) == names and point["run"].isprintable() for point in points):
-            return [{"values": dict(point["values"]), "run": point["run"]} for point in points]
-    return None

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.files import check_regular, plain, read_tail
-from jobs.cluster import slurm
+from jobs.cluster import slurm, status, terminal
+from jobs.cluster.choose import chosen, verb_parser
 from jobs.cluster.slurm import Job
 from jobs.cluster.status import View, live_jobs, pending_words, view_run
+from jobs.cluster.terminal import facts, paint
 from jobs.config import wording
 from jobs.run.find import read_jobs
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
+from jobs.run.stopping import DONE
 
 TAIL_BYTES = 65536
 MEMORY_FIX = "--accumulate 2 (the result stays the same), a smaller --batch, or --channel-max 256"
@@ -104,6 +108,26 @@ IN_LOG = [
         "the environment must be on shared storage; python launch.py doctor checks it",
     ),
 ]
+
+
+def why_command(argv: list[str]) -> int:
+    """`launch.py why`."""
+    about = "Why a run failed, waits or stopped, and what to do about it; of a sweep, for each of its points."
+    parser = verb_parser("why", about, "+")
+    parser.add_argument("--json", action="store_true", help="one JSON object per run, for scripts")
+    options = parser.parse_intermixed_args(argv)
+    jobs = status.all_jobs()
+    for number, run in enumerate(chosen(options.run)):
+        view, cause = explain(run, jobs)
+        if options.json:
+            print(json.dumps({"run": view.name, "state": view.state, **asdict(cause)}))
+            continue
+        print("\n" * bool(number), end="")
+        print(f"{paint(view.name, 'bold')}: {paint(view.state, terminal.STATE_COLOURS.get(view.state, ''))}")
+        log = newest_log(run)
+        shown = str(log) if log and view.state != RunState.QUEUED else ""
+        facts([("cause", cause.text), ("line", cause.line), ("fix", cause.fix), ("log", shown)])
+    return DONE
 
 
 def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:

@@ -65,3 +65,13 @@ def find_run(text: str, root: Path = RUNS) -> Path:
         raise LookupError(f"{text} is the beginning of several runs: {', '.join(p.name for p in starts[:6])}")
     names = ", ".join(path.name for path in folders[-6:]) or "none yet"
     raise LookupError(f"there is no run {text} in {root}; the last ones are: {names}")
+
+
+def read_sweep(run: Path) -> list[dict] | None:
+    """The points of a sweep, each {values, run}; None where `run` is no sweep."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        points = read_json(run / "sweep.json", run)["points"]
+        names = list(points[0]["values"]) if points else []
+        if all(list(point["values"]) == names and point["run"].isprintable() for point in points):
+            return [{"values": dict(point["values"]), "run": point["run"]} for point in points]
+    return None
