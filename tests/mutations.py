@@ -298,7 +298,7 @@ def run_files(folder: Path) -> Iterator:
     """config.json, data.json, status.json, attempts.jsonl and jobs.json of a run directory."""
     from dataclasses import asdict
 
-    from jobs.cluster import requeue, status
+    from jobs.cluster import decide, status
     from jobs.config import parsing, specs
     from jobs.run.attempt import check_data
     from jobs.run.find import read_jobs
@@ -330,8 +330,8 @@ def run_files(folder: Path) -> Iterator:
         _put(run.path / "status.json", second)
         _put(run.path / "jobs.json", second)
         lines, about = run.read_attempts(), read_jobs(run.path)
-        decision = requeue.Decision(Verdict.REQUEUE, "", counted=True)
-        requeue.within_budget(decision, 5, lines, requeue.started_by_person(about), 3)
+        decision = decide.Decision(Verdict.REQUEUE, "", counted=True)
+        decide.within_budget(decision, 5, lines, decide.started_by_person(about), 3)
         status.view_run(run.path, {})
 
     line = b'{"event": "start", "time": 5.0, "nimg": 8, "attempt": 1}\n'

@@ -18,7 +18,7 @@ import pytest
 from tiny import ROOT
 
 from jobs.cluster import requeue, sites, slurm, submit
-from jobs.cluster.requeue import Decision, decide, started_by_person, within_budget
+from jobs.cluster.decide import STUCK_AFTER, Decision, decide, started_by_person, within_budget
 from jobs.cluster.slurm import Job, Partition, SlurmError
 from jobs.config import parsing, specs
 from jobs.config.specs import ConfigError
@@ -212,7 +212,7 @@ def test_within_budget(about, nimg, lines, since, most, verdict):
 
 
 def test_the_numbers_of_the_contract():
-    assert (requeue.STUCK_AFTER, requeue.MAX_RESTARTS, requeue.RETRY_S) == (2, 20, 600)
+    assert (STUCK_AFTER, requeue.MAX_RESTARTS, requeue.RETRY_S) == (2, 20, 600)
     assert f"all {7} restarts" in within_budget(LIMIT, 80, [said(i) for i in range(1, 8)], 0, 7).why
     assert "2 attempts" in within_budget(LIMIT, 8, [said(8), said(8)], 0, 20).why
 

@@ -17,7 +17,7 @@ from data.files import is_number
 from data.packfile import check_geometry, restore
 from data.sources import find_source
 from data.walk import DataError, class_name
-from jobs.cluster import requeue, slurm
+from jobs.cluster import decide, slurm
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.config import parsing
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
@@ -238,7 +238,7 @@ codes = st.sampled_from([0, 1, 2, TRANSIENT, 77, 78, CONTINUE, 126, 130, 137, 14
     now=st.floats(0, 1e4),
 )
 def test_a_run_never_goes_on_against_a_person_or_after_a_refusal(code, done, stopped, job, restarts, reason, now):
-    decision = requeue.decide(code, done, stopped, job, restarts, reason, now)
+    decision = decide.decide(code, done, stopped, job, restarts, reason, now)
     assert decision.verdict in ("requeue", "done", "stopped", "failed")
     put_back = job is not None and job.restarts > restarts
     node_failed = job is not None and job.state == "NODE_FAIL"
@@ -274,8 +274,8 @@ def test_the_record_of_a_run_may_hold_anything(lines, status, about, tmp_path):
     read = run.read_attempts()
     assert all(is_number(line["time"]) for line in read if line.get("time") is not None)
     known = read_jobs(run.path)
-    decision = requeue.Decision("requeue", "", counted=True)
-    assert requeue.within_budget(decision, 8, read, requeue.started_by_person(known), 3).verdict in (
+    decision = decide.Decision("requeue", "", counted=True)
+    assert decide.within_budget(decision, 8, read, decide.started_by_person(known), 3).verdict in (
         "requeue",
         "stuck",
         "budget",

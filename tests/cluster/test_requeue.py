@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cluster import requeue, slurm
-from jobs.cluster.requeue import Decision, decide, within_budget
+from jobs.cluster.decide import Decision, decide, within_budget
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.run.rundir import RunDir
 

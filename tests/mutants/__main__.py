@@ -25,7 +25,7 @@ WANTED = 0.95
 # A training step, a checkpoint, a requeue decision and a written weight: what is wrong here is trained on for days.
 NO_SURVIVOR = (
     "train_gan.py", "pretrain_vae.py", "train_diffusion.py", "jobs/run/attempt.py", "jobs/run/resume.py",
-    "jobs/cluster/requeue.py", "jobs/training/checkpoint.py", "jobs/training/collectives.py", "jobs/training/devices.py",
+    "jobs/cluster/decide.py", "jobs/cluster/requeue.py", "jobs/training/checkpoint.py", "jobs/training/collectives.py", "jobs/training/devices.py",
     "jobs/training/randomness.py", "jobs/training/ranks.py", "jobs/training/upkeep.py", "jobs/training/watchdog.py",
     "jobs/training/weights.py", "models/augment.py", "models/ema.py", "models/gan_losses.py", "models/optim.py",
     "models/samplers.py", "models/schedules.py", "models/targets.py",
