@@ -109,6 +109,16 @@ def within_budget(decision: Decision, nimg: int, lines: list[dict], since: float
     return decision
 
 
+def within_hours(decision: Decision, used: float, most: float | None) -> Decision:
+    """The same decision, or `budget` instead of a requeue where the run has used its GPU hours; None: no limit.
+
+    A job that Slurm has put back itself goes on: its next attempt ends at once, with the same words.
+    """
+    if decision.verdict != Verdict.REQUEUE or decision.by_slurm or most is None or used < most:
+        return decision
+    return Decision(Verdict.BUDGET, f"{used:.3g} of its {most:g} GPU hours (--max-gpu-hours) are used up")
+
+
 def started_by_person(about: dict) -> float:
     """When a person last queued the run; 0 if it is not known."""
     times = [entry.get("time", 0) for entry in about.get("submitted", []) if entry.get("kind") != "chain"]

@@ -22,14 +22,14 @@ import time
 from pathlib import Path
 
 from data.files import atomic_write, is_number, say, words
-from jobs.cluster import sites, slurm, submit
-from jobs.cluster.decide import decide, started_by_person, within_budget
+from jobs.cluster import notify, sites, slurm, submit
+from jobs.cluster.decide import decide, started_by_person, within_budget, within_hours
 from jobs.cluster.options import MAX_RESTARTS
 from jobs.cluster.plan import resolve
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.config import kinds, specs
 from jobs.config.specs import ConfigError, TrainConfig
-from jobs.run import stopping
+from jobs.run import budget, stopping
 from jobs.run.find import read_jobs
 from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir
@@ -66,6 +66,7 @@ def finish(path: Path, code: int) -> int:
     lines = [line for line in run.read_attempts() if line.get("event") == "decision"]
     limit = about["max_restarts"] if is_number(about.get("max_restarts")) else MAX_RESTARTS
     decision = within_budget(decision, nimg, lines, started_by_person(about), limit)
+    decision = within_hours(decision, budget.used_hours(path, time.time()), budget.limit_hours(path))
     verdict, why = decision.verdict, decision.why
     successors = _pending_successors(about, job_id)
     if verdict == Verdict.REQUEUE and successors:
@@ -84,6 +85,7 @@ def finish(path: Path, code: int) -> int:
     elif not verdict.goes_on:
         for successor in successors:
             _try(slurm.cancel, successor)
+    notify.at_end(path, verdict, why)
     return code if verdict in (Verdict.FAILED, Verdict.STUCK, Verdict.BUDGET) else 0
 
 

@@ -8,13 +8,14 @@ import json
 import os
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from data.files import is_number, open_regular, plain, say
-from jobs.cluster import choose, status, terminal, why
+from jobs.cluster import choose, quota, status, terminal, why
 from jobs.cluster.choose import verb_parser
 from jobs.cluster.terminal import facts, paint, table
 from jobs.config import kinds, wording
@@ -70,6 +71,8 @@ def show_status(names: list[str], as_json: bool, clear: bool = False) -> None:
         show_run(views[0], run)
     elif views:
         show_runs(views)
+        if room := quota.used_and_limit_gb(choose.RUNS, timeout=2):
+            say(f"\nquota: {room[0]:.1f} of {room[1]:.1f} GB used; python launch.py clean shows by what")
     else:
         first = "python launch.py --local --wait --job stylegan2 --preset quickstart"
         say(f"No runs in {choose.RUNS} yet. Start one:  {first}")
@@ -98,11 +101,12 @@ def next_steps(run: Path, state: str) -> None:
     facts([("run", str(run)), *((word.replace("_", " "), steps[word.replace("_", " ")]) for word in wanted.split())])
 
 
-def progress(view) -> str:
-    """A bar and the kimg of a run, '' where they are not known."""
+def progress(view, narrow: bool = False) -> str:
+    """A bar and the kimg of a run, '' where they are not known; `narrow`: without the bar."""
     if view.kimg is None:
         return ""
-    return f"{terminal.bar(view.kimg, view.total_kimg)} {view.kimg:.4g}/{view.total_kimg or 0:g} kimg"
+    bar = "" if narrow else terminal.bar(view.kimg, view.total_kimg) + " "
+    return f"{bar}{view.kimg:.4g}/{view.total_kimg or 0:g} kimg"
 
 
 def gpu_use(view) -> str:
@@ -115,7 +119,8 @@ def gpu_use(view) -> str:
 def show_runs(views) -> None:
     """The table of `launch.py status`."""
     header = ["RUN", "STATE", "JOB", "ON", "TIME", "PROGRESS", "LEFT", "RESTARTS", "GPU", "NOTE"]
-    rows = []
+    spare = ["GPU", "RESTARTS", "ON", "JOB", "LEFT", "TIME"]  # the first that a narrow terminal goes without
+    rows, narrow = [], terminal.width() < 100
     for v in views:
         time_ = (
             ""
@@ -132,14 +137,22 @@ def show_runs(views) -> None:
                 v.job_id if live else "",
                 where,
                 time_,
-                progress(v),
+                progress(v, narrow),
                 eta,
                 str(v.restarts or ""),
                 gpu_use(v),
                 v.note,
             ]
         )
-    table(header, rows, {1: terminal.STATE_COLOURS})
+    left_out = table(header, rows, {1: terminal.STATE_COLOURS}, spare=spare)
+    say_left_out(left_out)
+
+
+def say_left_out(columns: list[str]) -> None:
+    """Which columns the terminal is too narrow for, and where they are to be seen."""
+    if columns:
+        text = f"not shown for want of room: {', '.join(columns)} (a wider terminal, status RUN or status --json)"
+        say("\n" + "\n".join(textwrap.wrap(text, terminal.width())))
 
 
 def show_run(view, run: Path) -> None:
@@ -181,7 +194,7 @@ def show_run(view, run: Path) -> None:
 OUTCOMES: dict[str, str] = {
     Verdict.REQUEUE: "requeued",
     Verdict.CHAIN: "next job",
-    Verdict.BUDGET: "out of restarts",
+    Verdict.BUDGET: "out of budget",
     Verdict.DONE: "",
     Verdict.STOPPED: "",
     Verdict.FAILED: "",
@@ -235,7 +248,8 @@ def show_sweep(points: list[dict], views) -> None:
         figures = [f"{view.metrics[name]:.4g}" if is_number(view.metrics.get(name)) else "" for name in wanted]
         rows.append([*point["values"].values(), view.state, progress(view), *figures, view.name])
     header = [*(name.upper() for name in swept), "STATE", "PROGRESS", *wanted, "RUN"]
-    table(header, rows, {len(swept): terminal.STATE_COLOURS}, right=set(wanted))
+    colours = {len(swept): terminal.STATE_COLOURS}
+    say_left_out(table(header, rows, colours, right=set(wanted), spare=wanted[::-1]))
 
 
 class Follower:

@@ -99,7 +99,7 @@ def resume_options(run: Path, typed: dict) -> Options:
     known = {name: value for name, value in stored.items() if name in REMEMBERED} if isinstance(stored, dict) else {}
     for name, value in known.items():
         wanted = str if isinstance(usual := getattr(Options, name), str) else bool if usual is False else int
-        if type(value) is not wanted or not str(value).isprintable():
+        if type(value) not in (wanted, *([float] if name == "max_gpu_hours" else [])) or not str(value).isprintable():
             raise ConfigError(f"{run}/jobs.json: is damaged ({name}); move it away and launch the run with --job")
     if typed.get("partition"):  # a run of this machine moves to the cluster
         known.pop("local", None)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import atomic_write, say
-from jobs.cluster import slurm
+from jobs.cluster import notify, slurm
 from jobs.cluster.plan import Plan
 from jobs.config import specs
 from jobs.run.find import read_jobs
@@ -317,6 +317,7 @@ def ready(run: Path, job_id: str) -> int:
     text = f"{after.name} ended and is not done: {again}"
     write_state(run, RunState.WAITING, text)
     say(text)
+    notify.tell(run, RunState.WAITING, text)
     return 1
 
 
@@ -326,6 +327,8 @@ def submit_local(plan: Plan) -> str:
     Returns the process id.
     """
     command = plan.command()
+    if plan.options.get("notify"):
+        command = [sys.executable, "-m", "jobs.cluster.notify", str(plan.run), "--", *command]
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):  # submitit would set its own
         command = ["/usr/bin/env", f"CUDA_VISIBLE_DEVICES={visible}", *command]
     starter = [sys.executable, "-m", "jobs.cluster.submit", "start-local", str(plan.run), str(plan.gpus), *command]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 from pathlib import Path
 
 from data.files import read_json
@@ -65,6 +66,11 @@ def find_run(text: str, root: Path = RUNS) -> Path:
         raise LookupError(f"{text} is the beginning of several runs: {', '.join(p.name for p in starts[:6])}")
     names = ", ".join(path.name for path in folders[-6:]) or "none yet"
     raise LookupError(f"there is no run {text} in {root}; the last ones are: {names}")
+
+
+def typed(run: Path, root: Path | None = None) -> str:
+    """How a person types this run in a command: its name where it lies in runs/, else its path, quoted for a shell."""
+    return shlex.quote(run.name if run.parent == (root or RUNS) else str(run))
 
 
 def read_sweep(run: Path) -> list[dict] | None:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import ROOT
 
-from jobs.cluster import doctor, preflight, sites, slurm, submit
+from jobs.cluster import doctor, preflight, quota, sites, slurm, submit
 from jobs.cluster import plan as planning
 from jobs.cluster.options import REMEMBERED, Options
 from jobs.cluster.plan import Plan
@@ -47,7 +47,7 @@ def test_what_holds_where_nobody_says_otherwise():
     assert asdict(Site("s")) == dict(
         name="s", about="", hosts=(), recognise=(), partition="", account="", qos="", time="4:00:00", max_time="",
         cpus=4, gres="gpu:{gpus}",
-        margin=180, requeue=True, login="", jump="", note="", data={}, partitions={},
+        margin=180, requeue=True, login="", jump="", remote_dir="", note="", data={}, partitions={},
     )  # fmt: skip
     plan = Plan("vae", None, Path("/r"), Site("s"), False)
     assert (plan.minutes, plan.nodes, plan.gpus, plan.cpus, plan.max_restarts, plan.shared, plan.chain) == (
@@ -67,7 +67,9 @@ def test_what_holds_where_nobody_says_otherwise():
         "perceptual_file",
         "table",
     }
-    assert set(REMEMBERED) == set("partition account qos time nodes gpus cpus site shared local max_restarts".split())
+    assert set(REMEMBERED) == set(
+        "partition account qos time nodes gpus cpus site shared local max_restarts notify max_gpu_hours".split()
+    )
 
 
 # --- Slurm's words ----------------------------------------------------------------------------------------------------
@@ -1380,10 +1382,10 @@ def test_whether_this_machine_is_the_cluster(monkeypatch, text, alone):
     ],
 )  # fmt: skip
 def test_what_a_quota_leaves(tmp_path, monkeypatch, line, left):
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/quota")
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/quota" if name == "quota" else None)
     asked = []
     monkeypatch.setattr(
-        preflight.subprocess,
+        quota.subprocess,
         "run",
         lambda command, **k: (
             asked.append(command) or SimpleNamespace(stdout=f"Filesystem blocks quota limit\n{line}\n")

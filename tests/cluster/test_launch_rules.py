@@ -213,6 +213,7 @@ def test_a_name_alone_is_enough_for_a_known_run(world):
 def test_the_options_by_default():
     assert vars(launch.queue_parser().parse_args([])) == dict(
         job=None, preset="", name="", sweep=[], after="", partition="", gpus=None, nodes=None, cpus=None, time="",
+        notify="", max_gpu_hours=None,
         account="", qos="",
         max_restarts=None, site="", local=False, wait=False, dry_run=False, shared=False, json=False,
     )  # fmt: skip

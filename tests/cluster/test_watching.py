@@ -649,7 +649,7 @@ def test_the_attempts_of_a_run():
     one, two, three = show.attempt_rows(lines)
     assert one == ["1", "7", "n1", wording.short_date(1e9), "2 min", "0", "4", "USR2, requeued"]
     assert two == ["2", "", "", "", "", "4", "", "the node failed, next job"]
-    assert three[4:] == ["3 s", "4", "4.5", "done, out of restarts"]
+    assert three[4:] == ["3 s", "4", "4.5", "done, out of budget"]
     assert show.attempt_rows(lines[:10])[2][7] == "ConfigError: x (code 78)"
 
 
