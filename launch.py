@@ -47,7 +47,7 @@ from jobs.config.specs import ConfigError
 from jobs.config.version import version
 from jobs.run.find import find_run, read_jobs
 from jobs.run.states import RunDirError, RunState
-from jobs.run.stopping import BAD, DONE, USAGE
+from jobs.run.stopping import BAD, DONE, TRANSIENT, USAGE
 
 USAGE_TEXT = """
 python launch.py --partition a100 --job {stylegan2,...} [options] [-- training flags]
@@ -251,7 +251,7 @@ if __name__ == "__main__":
         sys.exit(USAGE)
     except (ConfigError, RunDirError, submit.SubmitError, slurm.SlurmError) as error:
         terminal.error(str(error))
-        sys.exit(BAD)
+        sys.exit(TRANSIENT if isinstance(error, slurm.NoAnswer) else BAD)
     except BrokenPipeError:  # `launch.py status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(DONE)

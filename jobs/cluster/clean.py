@@ -91,7 +91,7 @@ def look(run: Path, jobs: dict | None) -> Holding:
     if state != RunState.DONE:
         return Holding(run, state, sizes)
     of_slurm = any(job.get("kind") != "local" for job in read_jobs(run).get("submitted", []))
-    if jobs is None and of_slurm:
+    if of_slurm and (jobs is None or isinstance(jobs, status.Silent)):
         return Holding(run, state, sizes, kept="Slurm gives no answer, so it may be queued again")
     spare, kept = spare_of(run)
     return Holding(run, state, sizes, tuple(spare), sum(map(bytes_of, spare)), kept)

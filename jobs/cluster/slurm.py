@@ -27,8 +27,21 @@ ACTIVE = frozenset(
 )
 
 
+# States in which tasks run, or are about to: such a job has the run, one that waits or ends has not.
+AT_WORK = frozenset("CONFIGURING RUNNING SUSPENDED STOPPED RESIZING SIGNALING".split())
+# What a command says when no controller has answered it, which says nothing of any job.
+SILENCE = re.compile(
+    r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|[Cc]onnection (refused|timed out)"
+    r"|in standby mode|Resource temporarily unavailable|temporarily unable|Connection reset|Transport endpoint"
+)
+
+
 class SlurmError(Exception):
     """A Slurm command failed, did not answer, or said something unexpected. The text is one line."""
+
+
+class NoAnswer(SlurmError):
+    """Slurm did not answer: nothing is known, and the same question may be answered in a moment."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class Job:
     id: str  # as Slurm prints it: "123", or "123_4" for a task of an array
     state: str  # "RUNNING", "PENDING", "CANCELLED", ...: one word, not abbreviated
     array_task: int | None = None
+    array: bool = False  # a task of an array, or what is left of one: show_job only
     name: str = ""
     user: str = ""
     reason: str = ""  # why it is pending, "" where there is none
@@ -45,6 +59,7 @@ class Job:
     nodes: str = ""  # Slurm's node list: "n[1-2]"
     elapsed_s: int | None = None
     limit_s: int | None = None
+    submitted: float | None = None  # or requeued: show_job only
     start: float | None = None
     end: float | None = None  # the end it had, or will have at its time limit
     exit_code: int | None = None
@@ -57,11 +72,17 @@ class Job:
     dependency: str = ""
     stdout: str = ""  # this and gres ("gpu:a100:1", per node): show_job only
     gres: str = ""
+    excluded: str = ""  # nodes that it must not run on: show_job only
 
     @property
     def active(self) -> bool:
         """Queued, running or about to be; not over."""
         return self.state in ACTIVE
+
+    @property
+    def at_work(self) -> bool:
+        """Its tasks run, or are about to."""
+        return self.state in AT_WORK
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,17 @@ class Partition:
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def absent() -> bool:
+    """Whether there is no Slurm here: no commands, or no cluster that they know. One that is silent is there."""
+    if shutil.which("squeue") is None:
+        return True
+    try:
+        _run(["scontrol", "ping"], timeout=5)
+    except SlurmError as error:
+        return "configuration source" in str(error) or "not found" in str(error)
+    return False
 
 
 def available() -> bool:
@@ -212,13 +244,12 @@ def _run(command: list[str], stdin: str = "", timeout: float = 0, merge: bool = 
             f"{command[0]}: not found; is this a login node of the cluster, with Slurm on the PATH?"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(
-            f"{command[0]}: no answer from the Slurm controller within {timeout:.0f} s; try again"
-        ) from None
+        raise NoAnswer(f"{command[0]}: no answer from the Slurm controller within {timeout:.0f} s; try again") from None
     except (OSError, ValueError) as error:
         raise SlurmError(f"{command[0]}: {error}") from None
     if done.returncode:
-        raise SlurmError(f"{' '.join(command[:2])}: {_one_line(done.stderr or done.stdout) or done.returncode}")
+        text = f"{' '.join(command[:2])}: {_one_line(done.stderr or done.stdout) or done.returncode}"
+        raise NoAnswer(f"{text}; try again") if SILENCE.search(text) else SlurmError(text)
     return _one_line(done.stderr + done.stdout) if merge else done.stdout
 
 
@@ -323,6 +354,7 @@ def parse_show_job(text: str) -> Job | None:
     return Job(
         id=job_id,
         array_task=_array_task(job_id),
+        array=array is not None,
         name=get("JobName", ""),
         user=get("UserId", "").partition("(")[0],
         state=_word(get("JobState", "")),
@@ -331,6 +363,7 @@ def parse_show_job(text: str) -> Job | None:
         nodes=_text(get("NodeList", "")),
         elapsed_s=parse_time(get("RunTime", "")),
         limit_s=parse_time(get("TimeLimit", "")),
+        submitted=_date(get("SubmitTime", "")),
         start=_date(get("StartTime", "")),
         end=_date(get("EndTime", "")),
         exit_code=code,
@@ -343,6 +376,7 @@ def parse_show_job(text: str) -> Job | None:
         dependency=_text(get("Dependency", "")),
         stdout=get("StdOut", ""),
         gres=re.sub(r"gres[:/]", "", _text(get("TresPerNode", ""))),
+        excluded=_text(get("ExcNodeList", "")),
     )
 
 

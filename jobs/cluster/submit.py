@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from data.files import atomic_write, say
 from jobs.cluster import notify, slurm
 from jobs.cluster.plan import Plan
 from jobs.config import specs
+from jobs.run import own_job
 from jobs.run.find import read_jobs
 from jobs.run.lock import Lock, Locked
 from jobs.run.resume import store_config
@@ -150,7 +152,7 @@ def setup_lines(plans: list[Plan]) -> list[str]:
     )
     lines += [f"PYTHON={shlex.quote(sys.executable)}", 'cd "$RUN/code"']
     if any(plan.after for plan in plans):
-        lines.append('"$PYTHON" -m jobs.cluster.submit ready "$RUN" "$SLURM_JOB_ID" || exit 0')
+        lines.append('"$PYTHON" -m jobs.cluster.submit ready "$RUN" || exit 0')
     return [*lines, "source jobs/env.sh"]
 
 
@@ -231,7 +233,7 @@ def prepare(plan: Plan) -> None:
     if plan.shared:
         for folder in (run.path, run.checkpoints, run.samples, run.plots, run.tensorboard, run.logs):
             folder.chmod(0o750)
-    run.lift_stop()
+    run.stop_holds(math.inf)  # what is there now is older than what is queued
     store_config(run, plan.config)
     run.unmark_done()  # a finished run comes here only to be extended
     take_snapshot(plan.run)
@@ -267,6 +269,10 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
             else:
                 jobs = executor.map_array(os.execv, [command[0] for command in commands], commands)
         except (FailedJobError, FailedSubmissionError, OSError) as error:
+            if slurm.SILENCE.search(str(error)):
+                name = (folder or plans[0].run).name
+                text = f"Slurm did not answer, so whether {name} is queued is not known: python launch.py status {name}"
+                raise slurm.NoAnswer(text) from None
             for plan in plans:
                 write_state(plan.run, RunState.FAILED, "could not be queued")
             raise SubmitError(f"Slurm refused the job: {plain_refusal(str(error))}") from None
@@ -279,7 +285,9 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
 
 def successor(run: Path, job_id: str, dependency: str) -> str:
     """Queue the run's job again, to start when job `dependency` has ended however it ended. Returns the new id."""
-    command = ["sbatch", "--parsable", f"--dependency=afterany:{dependency}", str(run / "job.sbatch")]
+    task = job_id.partition("_")[2]  # of an array this task alone is queued again
+    command = ["sbatch", "--parsable", *([f"--array={task}"] if task else [])]
+    command += [f"--dependency=afterany:{dependency}", str(run / "job.sbatch")]
     try:
         with clean_environment(), private_files():
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -288,13 +296,14 @@ def successor(run: Path, job_id: str, dependency: str) -> str:
     new = done.stdout.strip().split(";")[0]
     if done.returncode or not new.isdigit():
         raise SubmitError(f"Slurm refused the next job of the chain: {plain_refusal(done.stderr)}")
-    folder = run / "logs" / "submitit"
-    shutil.copy2(folder / f"{job_id}_submitted.pkl", folder / f"{new}_submitted.pkl")
+    new = f"{new}_{task}" if task else new
+    for pickle in run.parent.glob(f"*/logs/submitit/{job_id}_submitted.pkl"):  # an array's are in the sweep's folder
+        shutil.copy2(pickle, pickle.with_name(f"{new}_submitted.pkl"))
     note_submitted(run, [(new, "chain")])
     return new
 
 
-def ready(run: Path, job_id: str) -> int:
+def ready(run: Path) -> int:
     """At job start, for a run that comes after another: 0 if that one is done.
 
     Otherwise the job waits on, or says what to do.
@@ -303,14 +312,16 @@ def ready(run: Path, job_id: str) -> int:
     if os.path.exists(after / "DONE"):
         return 0
     ids = {str(job["id"]) for job in read_jobs(after).get("submitted", [])}
-    try:
-        alive = [job.id for job in slurm.squeue().values() if job.id in ids and job.active]
-    except slurm.SlurmError:
-        alive = []
+    alive: list[str] = []
+    for tries_left in reversed(range(61)):  # ten minutes: a controller that is silent has not said that nothing is left
+        with contextlib.suppress(slurm.SlurmError):
+            alive = [job.id for job in slurm.squeue().values() if job.id in ids and job.active]
+            break
+        time.sleep(10 if tries_left else 0)
     if alive:  # a chain: its later links did not exist when this job was queued
         say(
             f"{after.name} goes on as job {alive[-1]}; this run waits for that as job "
-            f"{successor(run, job_id, alive[-1])}"
+            f"{successor(run, own_job.job_id(), alive[-1])}"
         )
         return 1
     again = f"python launch.py resume {after.name}, then python launch.py resume {run.name}"
@@ -340,6 +351,7 @@ def submit_local(plan: Plan) -> str:
         text=True,
         timeout=60,
         start_new_session=True,
+        env=os.environ | {"LAUNCHED_RUN": str(plan.run)},  # an older STOP is lifted by now
     )
     answer = done.stdout.strip()
     if not answer.isdigit():
@@ -404,7 +416,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["start-local", run, gpus, *command]:
             start_local(Path(run), int(gpus), command)
-        case ["ready", run, job_id]:
-            sys.exit(ready(Path(run), job_id))
+        case ["ready", run]:
+            sys.exit(ready(Path(run)))
         case _:
             sys.exit("jobs.cluster.submit is called by launch.py and by its jobs")

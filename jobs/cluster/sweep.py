@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from data.files import atomic_write
-from jobs.cluster import preflight, status, submit
+from jobs.cluster import preflight, slurm, status, submit
 from jobs.cluster.options import Options
 from jobs.cluster.plan import Plan
 from jobs.cluster.queueing import Partitions, launch, plan_or_hint, refused, show_dry_run, stored_total
@@ -20,6 +20,7 @@ from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
 from jobs.run.find import RUNS
+from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState
 from jobs.run.stopping import BAD, DONE
@@ -85,6 +86,10 @@ def queue_sweep(plans: list[Plan], folder: Path, options: Options) -> int:
             RunDir(plan.run).create()
             locks.enter_context(submit.submit_lock(plan.run))
         jobs = status.all_jobs()
+        if isinstance(jobs, status.Silent):
+            raise slurm.NoAnswer("nothing queued: Slurm does not answer; try again")
+        for plan in plans:
+            compare_with_run(RunDir(plan.run), plan.config)
         views = {plan.run: status.view_run(plan.run, jobs) for plan in plans}
         todo = [
             p

@@ -16,6 +16,7 @@ from jobs.config import specs
 from jobs.config.rules import CHOICES
 from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import budget, stopping
+from jobs.run.own_job import job_id, process_began, restart_count
 from jobs.run.resume import compare_with_run, write_config
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
@@ -96,16 +97,19 @@ class Attempt:
 def prepare_run(run: RunDir, config: TrainConfig, say: Callable[[str], None]) -> bool:
     """Rank 0, under the lock: compare with the stored config, lift or obey STOP. False: nothing to do.
 
-    A STOP file ends every attempt that Slurm started by itself; a person who types the command lifts it.
+    A STOP ends every attempt that was queued before it was written, and all that Slurm starts by itself; a person who
+    types the command later lifts it.
     """
     if changed := compare_with_run(run, config):
         say(f"Override: {changed}")
         run.note("override", changed=changed)
     if run.stop_requested():
-        if os.environ.get("SLURM_JOB_ID") and int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0:
+        queued = bool(job_id() and restart_count()) or os.environ.get("LAUNCHED_RUN") == str(run.path)
+        if run.stop_holds(None if queued else process_began()):
             say(f"{run.path} was stopped by a person (STOP); nothing to do")
+            if not run.done():
+                run.status(state=RunState.STOPPED, reason="STOP file")
             return False
-        run.lift_stop()
         say("The STOP of this run is lifted")
     if run.read_config() is None:
         write_config(run, config)

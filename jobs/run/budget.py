@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.files import is_number
+from jobs.run import own_job
 from jobs.run.find import read_jobs
 from jobs.run.rundir import RunDir
 
@@ -44,7 +45,7 @@ def allocated(gpus_in_use: int) -> dict:
     about = {
         "gpus": nodes * _count(env.get("SLURM_GPUS_ON_NODE")) or gpus_in_use,
         "cpus": nodes * _count(env.get("SLURM_CPUS_ON_NODE")) or len(os.sched_getaffinity(0)),
-        "since": round(now, 1),
+        "since": round(own_job.process_began(), 1),
     }
     began, ends = _count(env.get("SLURM_JOB_START_TIME")), _count(env.get("SLURM_JOB_END_TIME"))
     if 0 < began <= now < ends:  # those of a job that is over may be inherited by a shell that outlived it

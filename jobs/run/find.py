@@ -34,10 +34,11 @@ def run_folders(root: Path) -> list[Path]:
     found = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(root):
+            # In a folder that is another person's alone os.path finds nothing, and does not fail.
             if entry.is_dir() and any(
-                Path(entry.path, name).exists() for name in ("jobs.json", "status.json", "config.json")
+                os.path.exists(os.path.join(entry.path, name)) for name in ("jobs.json", "status.json", "config.json")
             ):
-                found.append((os.stat(entry.path).st_mtime, Path(entry.path)))
+                found.append((entry.stat().st_mtime, Path(entry.path)))
     return [path for _, path in sorted(found)]
 
 

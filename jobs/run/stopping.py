@@ -13,6 +13,8 @@ import signal
 import subprocess
 import time
 
+from jobs.run.own_job import job_id
+
 # Exit codes: done or stopped by a person, wrong usage, transient, losses not finite, bad config or data, saved:
 # continue me.
 DONE, USAGE, TRANSIENT, DIVERGED, BAD, CONTINUE = 0, 2, 75, 77, 78, 85
@@ -90,7 +92,7 @@ def job_end_time() -> float | None:
     """
     with contextlib.suppress(ValueError):
         return float(os.environ.get("SLURM_JOB_END_TIME", ""))
-    job = os.environ.get("SLURM_JOB_ID")
+    job = job_id()
     if not job or os.environ.get("SLURM_PROCID", "0") != "0":
         return None
     command = ["squeue", "-h", "-j", job, "-o", "%e"]

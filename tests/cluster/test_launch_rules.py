@@ -102,7 +102,7 @@ def world(tmp_path, monkeypatch) -> World:
         monkeypatch.setattr(module, "ROOT", world.root)
     for module in (choose, sweep, serve, show):
         monkeypatch.setattr(module, "RUNS", world.runs)
-    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "absent", lambda: False)
     monkeypatch.setattr(slurm, "partitions", lambda: {"a100": A100})
     monkeypatch.setattr(slurm, "cancel", world.cancel)
     monkeypatch.setattr(status, "all_jobs", lambda: dict(world.queue))
@@ -278,7 +278,7 @@ def test_a_dry_run_queues_nothing(world, capsys):
 
 
 def test_without_slurm_only_a_dry_run_or_a_local_one(world, monkeypatch, capsys):
-    monkeypatch.setattr(slurm, "available", lambda: False)
+    monkeypatch.setattr(slurm, "absent", lambda: True)
     monkeypatch.setattr(slurm, "partitions", lambda: pytest.fail("asked"))
     with pytest.raises(ConfigError, match="--local"):
         ran(*GAN)
