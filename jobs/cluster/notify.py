@@ -133,14 +133,23 @@ def send(whom: str, name: str, state: str, text: str) -> str:
 
 def mail(address: str, subject: str, text: str) -> str:
     """Through Slurm's mail program, else sendmail."""
-    program = slurm.mail_program()
-    if program:
+    if program := mail_program():
         return run_command([program, "-s", subject, address], text, program)
     for name in SENDMAIL:
         if found := shutil.which(name):
             head = f"To: {address}\nSubject: {subject}\nContent-Type: text/plain; charset=utf-8\n\n"
             return run_command([found, "-i", address], head + text, name)
     return f"{socket.gethostname()} has no program that sends mail; use a command or webhook under [notify]"
+
+
+def mail_program() -> str:
+    """The program by which Slurm sends mail (MailProg), where it is installed here; '' otherwise."""
+    try:
+        text = slurm._run(["scontrol", "show", "config"], timeout=10)
+    except slurm.SlurmError:
+        return ""
+    found = re.search(r"^MailProg\s*=\s*(/\S+)", text, re.MULTILINE)
+    return found[1] if found and os.access(found[1], os.X_OK) else ""
 
 
 def run_command(command: list[str], text: str, name: str, env: dict[str, str] | None = None) -> str:

@@ -158,7 +158,7 @@ def pull(host: Host, argv: list[str]) -> int:
             worst = BAD
             continue
         say(f"{name} is copied to {target}")
-        facts([("pictures", f"python predict.py generate --run {typed(target, choose.RUNS)} --number 64")])
+        facts([("pictures", f"python predict.py generate --run {typed(target)} --number 64")])
     return worst
 
 

@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import json
 import os
+import shlex
 import socket
 import sys
 import textwrap
@@ -19,7 +20,7 @@ from jobs.cluster import choose, quota, status, terminal, why
 from jobs.cluster.choose import verb_parser
 from jobs.cluster.terminal import facts, paint, table
 from jobs.config import kinds, wording
-from jobs.run.find import RUNS, find_run, read_sweep
+from jobs.run.find import find_run, read_sweep, typed
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState, Verdict
 from jobs.run.stopping import DONE
@@ -80,10 +81,10 @@ def show_status(names: list[str], as_json: bool, clear: bool = False) -> None:
 
 def next_steps(run: Path, state: str) -> None:
     """The commands that make sense now, ready to be copied."""
-    name = run.name if run.parent == RUNS else str(run)
+    name = typed(run)
     ours = wording.python()
     steps = {
-        "pictures": f"{ours} predict.py generate --run {run} --number 64",
+        "pictures": f"{ours} predict.py generate --run {shlex.quote(str(run))} --number 64",
         "watch": f"{ours} launch.py status {name}",
         "log": f"{ours} launch.py logs {name} -f",
         "why": f"{ours} launch.py why {name}",
@@ -300,7 +301,7 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
     except KeyboardInterrupt:
         clear()
         if not local:
-            say(f"The job goes on. python launch.py stop {run.name} stops it.")
+            say(f"The job goes on. python launch.py stop {typed(run)} stops it.")
             return DONE
         print("Stopping; it saves first.", flush=True)
         stop(run, now=False)

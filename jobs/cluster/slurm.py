@@ -174,25 +174,6 @@ def sacct(ids: Iterable[str]) -> dict[str, Job] | None:
         raise
 
 
-def sacct_lines(ids: Iterable[str], fields: tuple[str, ...]) -> list[list[str]]:
-    """The rows of the accounting database for these jobs, one per run of each, as text."""
-    ids = [_checked_id(i) for i in ids]
-    command = ["sacct", "-X", "-D", "-n", "-P", f"--delimiter={FIELD}", f"--format={','.join(fields)}"]
-    rows = [line.split(FIELD) for line in _run([*command, "-j", ",".join(ids)]).splitlines()]
-    if any(len(row) != len(fields) for row in rows):
-        raise SlurmError("sacct: unexpected answer")
-    return rows
-
-
-def mail_program() -> str:
-    """The program by which Slurm sends mail (MailProg), where it is installed here; '' otherwise."""
-    try:
-        found = re.search(r"^MailProg\s*=\s*(/\S+)", _run(["scontrol", "show", "config"], timeout=10), re.MULTILINE)
-    except SlurmError:
-        return ""
-    return found[1] if found and os.access(found[1], os.X_OK) else ""
-
-
 def partitions() -> dict[str, Partition]:
     """The cluster's partitions by name."""
     return parse_partitions(

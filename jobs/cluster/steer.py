@@ -19,7 +19,7 @@ from jobs.cluster.terminal import facts
 from jobs.config import kinds
 from jobs.config.parsing import from_dict
 from jobs.config.specs import ConfigError
-from jobs.run.find import read_jobs
+from jobs.run.find import read_jobs, typed
 from jobs.run.owners import others_may_replace
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError, RunState
@@ -97,7 +97,7 @@ def stop_run(run: Path, now: bool) -> int:
     else:
         submit.write_state(run, RunState.STOPPED, "taken out of the queue")
         say(f"{run.name} is taken out of the queue (job {', '.join(job.id for job in waiting)}).")
-    facts([("go on", f"python launch.py resume {run.name}")])
+    facts([("go on", f"python launch.py resume {typed(run)}")])
     return DONE
 
 

@@ -19,7 +19,7 @@ from jobs.cluster.sites import Site
 from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
-from jobs.run.find import RUNS
+from jobs.run.find import RUNS, typed
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState
@@ -121,8 +121,8 @@ def queue_sweep(plans: list[Plan], folder: Path, options: Options) -> int:
         print(f"{left} point{'s are' if left > 1 else ' is'} live or done already.")
     facts(
         [
-            ("compare", f"python launch.py status {folder.name}"),
-            ("curves", f"python launch.py tensorboard {folder.name}"),
+            ("compare", f"python launch.py status {typed(folder)}"),
+            ("curves", f"python launch.py tensorboard {typed(folder)}"),
         ]
     )
     return DONE

@@ -127,17 +127,20 @@ def accounted(ids: list[str]) -> float | None:
     """GPU seconds of these jobs in the cluster's accounts; None where it keeps none, or none of GPUs."""
     if not ids or shutil.which("sacct") is None:
         return None
+    command = ["sacct", "-X", "-D", "-n", "-P", f"--delimiter={slurm.FIELD}", "--format=JobID,ElapsedRaw,AllocTRES"]
     try:
-        return parse_accounts(slurm.sacct_lines(ids, ("JobID", "ElapsedRaw", "AllocTRES")), ids)
+        text = slurm._run([*command, "-j", ",".join(map(slurm._checked_id, ids))])
     except slurm.SlurmError:
         return None  # attempts.jsonl says it too
+    return parse_accounts(text, ids)
 
 
-def parse_accounts(lines: Iterable[list[str]], ids: Collection[str]) -> float | None:
-    """GPU seconds from rows of (id, seconds, resources), requeued jobs once per run; None unless every job is there
-    and the resources name GPUs."""
+def parse_accounts(text: str, ids: Collection[str]) -> float | None:
+    """GPU seconds from sacct's rows (id, seconds, resources), of which a requeued job has several; None unless every
+    job is there and the resources name GPUs."""
     total, found, named = 0.0, set(), False
-    for job_id, elapsed, resources in lines:
+    rows = [line.split(slurm.FIELD) for line in text.splitlines()]
+    for job_id, elapsed, resources in (row for row in rows if len(row) == 3):  # a site's banner has none
         count = re.search(r"(?:^|,)gres/gpu=(\d+)", resources)
         named |= count is not None
         found.add(job_id)

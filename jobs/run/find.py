@@ -69,9 +69,9 @@ def find_run(text: str, root: Path = RUNS) -> Path:
     raise LookupError(f"there is no run {text} in {root}; the last ones are: {names}")
 
 
-def typed(run: Path, root: Path | None = None) -> str:
+def typed(run: Path) -> str:
     """How a person types this run in a command: its name where it lies in runs/, else its path, quoted for a shell."""
-    return shlex.quote(run.name if run.parent == (root or RUNS) else str(run))
+    return shlex.quote(run.name if run.parent == RUNS else str(run))
 
 
 def read_sweep(run: Path) -> list[dict] | None:

@@ -26,7 +26,7 @@ from jobs.cluster.slurm import FIELD, RECORD, Job, Partition, SlurmError
 from jobs.cluster.submit import SubmitError
 from jobs.config import kinds, parsing, specs
 from jobs.config.specs import ConfigError
-from jobs.run import rundir
+from jobs.run import find, rundir
 from jobs.run.rundir import RunDir
 
 HOUR, DAY = 3600, 86400
@@ -1028,6 +1028,7 @@ def test_a_later_link_of_a_chain(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_a_run_behind_another_waits_until_that_is_done(tmp_path, monkeypatch, capsys, done, queue, code, behind):
+    monkeypatch.setattr(find, "RUNS", tmp_path)
     first, second = RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
     for run in (first, second):
         run.create()

@@ -26,6 +26,7 @@ from jobs.cluster.preflight import Check
 from jobs.cluster.slurm import Job, Partition
 from jobs.config import kinds, parsing, specs
 from jobs.config.specs import ConfigError
+from jobs.run import find
 from jobs.run.rundir import RunDir
 
 A100 = Partition("a100", True, 86400, 1200, 10, 64, 1, None, True, {"gpu:a100": 4})
@@ -100,7 +101,7 @@ def world(tmp_path, monkeypatch) -> World:
     monkeypatch.setattr(sites.socket, "gethostname", lambda: "login")  # of no cluster that has a profile
     for module in (specs, parsing):
         monkeypatch.setattr(module, "ROOT", world.root)
-    for module in (choose, sweep, serve, show):
+    for module in (find, choose, sweep, serve):
         monkeypatch.setattr(module, "RUNS", world.runs)
     monkeypatch.setattr(slurm, "absent", lambda: False)
     monkeypatch.setattr(slurm, "partitions", lambda: {"a100": A100})
