@@ -88,7 +88,7 @@ def look(run: Path, jobs: dict | None) -> Holding:
     for entry in entries(run):
         part = next((name for name, patterns in PARTS.items() if any(entry.match(p) for p in patterns)), "OTHER")
         sizes[part] += bytes_of(entry)
-    if state != RunState.DONE:
+    if state != RunState.DONE or not RunDir(run).done():
         return Holding(run, state, sizes)
     of_slurm = any(job.get("kind") != "local" for job in read_jobs(run).get("submitted", []))
     if of_slurm and (jobs is None or isinstance(jobs, status.Silent)):

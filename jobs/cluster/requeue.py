@@ -86,6 +86,7 @@ def finish(path: Path, code: int) -> int:
         with contextlib.suppress(OSError):  # a full disk must not keep the successors
             atomic_write(path / "STOP", f"{why}, job {job_id}\n")
     facts = dict(job_id=job_id, restart=restarts, code=code, nimg=nimg, counted=decision.counted) | faulty
+    facts |= {"limit_s": job.limit_s} if job is not None and job.limit_s else {}
     _note(run, decision=verdict, why=why, **facts)
     if not (decision.by_slurm and job and job.state == "RUNNING"):  # its next start works on the run already
         _write_state(path, verdict, why, status)

@@ -89,6 +89,8 @@ def spent(lines: Iterable[dict], now: float | None = None) -> list[Spent]:
             )
             reached = _number(line.get("reached")) or _number(line.get("nimg"))
             begin = begin | {"ended": True}
+        elif line.get("event") == "decision" and found and found[-1].asked_s is None:  # Slurm told the limit then
+            found[-1] = replace(found[-1], asked_s=limit if is_number(limit := line.get("limit_s")) else None)
     return found
 
 

@@ -17,7 +17,7 @@ from tiny import ROOT
 from jobs.cluster import notify, preflight, sites, slurm, status, submit, usage
 from jobs.cluster.decide import Decision, within_hours
 from jobs.config.specs import ConfigError
-from jobs.run import budget, stopping
+from jobs.run import budget, find, stopping
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState, Verdict
 
@@ -28,6 +28,7 @@ def no_job(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     (tmp_path / "xdg/brain-slices").mkdir(parents=True)
+    monkeypatch.setattr(find, "RUNS", tmp_path)
 
 
 @pytest.fixture
@@ -66,6 +67,8 @@ def test_each_attempt_counts_from_the_start_of_its_job_with_all_its_gpus():
     ]
     (one,) = budget.spent(lines)
     assert (one.used_s, one.gpu_s, one.asked_s, one.cpu_s, one.lost_s) == (900, 1800, 3600, 90, 0)
+    (told,) = budget.spent([start(1, 1010.0), end(1, 1900.0, 100), {"event": "decision", "limit_s": 7200}])
+    assert told.asked_s == 7200  # by Slurm, at the end
     (of_four,) = budget.spent([start(1, 1010.0, world=4), end(1, 1900.0, 100, cpu_seconds=90.0)])
     assert of_four.cpu_s == 360  # rank 0 counted its own
 
