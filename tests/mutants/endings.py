@@ -50,9 +50,9 @@ FAULTS = [
     ),
     Fault(
         "jobs/cluster/clean.py",
-        "if state != RunState.DONE or not",
-        "if state == RunState.QUEUED or not",
-        (SEVERAL + "test_clean_takes_from_a_finished_run_what_it_does_not_need",),
+        "if state != RunState.DONE or not RunDir(run).done():",
+        "if state != RunState.DONE:",
+        (SEVERAL + "test_clean_looks_again_before_it_deletes",),
     ),
     Fault(
         "jobs/cluster/clean.py",
