@@ -14,42 +14,58 @@ if sys.version_info < (3, 11):
     sys.exit("launch.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
 
 import argparse
-import contextlib
-import json
 import os
-import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from data.files import say
-from jobs.cluster import doctor, serve, show, slurm, status, submit, terminal, why
+from jobs.cluster import (
+    choose,
+    clean,
+    doctor,
+    logs,
+    remote,
+    serve,
+    show,
+    slurm,
+    status,
+    steer,
+    submit,
+    terminal,
+    usage,
+    why,
+)
+from jobs.cluster.choose import all_runs, chosen, verb_parser
 from jobs.cluster.options import MAX_RESTARTS, Options, is_given
 from jobs.cluster.plan import make_plan
 from jobs.cluster.queueing import launch, pipeline, plan_or_hint, slurm_partitions
 from jobs.cluster.sites import choose_site
-from jobs.cluster.steer import resume_options, stop_run
-from jobs.cluster.sweep import read_sweep, sweep
-from jobs.cluster.terminal import facts, paint
+from jobs.cluster.sweep import sweep
 from jobs.config import kinds
 from jobs.config.parsing import parse_config
 from jobs.config.specs import ConfigError
 from jobs.config.version import version
-from jobs.run.find import RUNS, find_run, read_jobs, run_folders
+from jobs.run.find import find_run, read_jobs
 from jobs.run.states import RunDirError, RunState
 from jobs.run.stopping import BAD, DONE, TRANSIENT, USAGE
 
 USAGE_TEXT = """
 python launch.py --partition a100 --job {stylegan2,...} [options] [-- training flags]
-       python launch.py {status,logs,stop,resume,why,tensorboard,doctor} [RUN] [--help]
+       python launch.py {status,logs,stop,resume,why,usage,clean,tensorboard,doctor} [RUN ...] [--help]
+       python launch.py --host LOGIN ... | python launch.py pull RUN --host LOGIN
 """
 EPILOG = """
 then:
-  status [RUN]           what every run is doing, or one in detail
+  status [RUN ...]       what every run is doing, or one in detail; --watch shows it again and again
   logs RUN [-f]          the newest log
   why RUN                why it failed, waits or stopped, and what to do
   stop RUN [--now]       save and stop; --now does not wait for a save that hangs
-  resume RUN             go on with a stopped, failed or interrupted run, with the options it had
+  resume RUN | --failed  go on with a stopped, failed or interrupted run, with the options it had
+  usage [RUN ...]        GPU hours: asked for, used, lost to restarts
+  clean [RUN ...]        what runs hold on the disk; deletes what finished ones no longer need
   tensorboard [RUN ...]  serve the curves, and print the ssh tunnel to them
+  --host LOGIN ...       the same on a login node, through ssh (--host-dir: the clone's folder there)
+  pull RUN --host LOGIN  copy pictures, report, curves and weights from there
   doctor                 check this machine, the environment and the cluster
 
 training flags are those of the job's script and may stand before or after the `--`:
@@ -115,6 +131,14 @@ def add_resources(group) -> None:
         metavar="N",
         help=f"give up after so many restarts (default {MAX_RESTARTS}; pre-emptions do not count)",
     )
+    group.add_argument(
+        "--max-gpu-hours", type=float, metavar="H",
+        help="GPU hours over all attempts; the run then saves and ends (default: no limit)",
+    )  # fmt: skip
+    group.add_argument(
+        "--notify", default="", metavar="WHO", help="a mail address, or a name under [notify] of your own sites.toml: "
+        "who hears when the run is done, has failed or waits for you",
+    )  # fmt: skip
     group.add_argument("--site", default="", metavar="PROFILE", help="profile of jobs/sites.toml (default: recognised)")
 
 
@@ -124,7 +148,7 @@ def queue_command(argv: list[str]) -> int:
     given, flags = split_flags(parser, argv)
     options = options_of(given)
     if not options.job and options.name:
-        options = replace(options, job=read_jobs(RUNS / options.name).get("job", ""))
+        options = replace(options, job=read_jobs(choose.RUNS / options.name).get("job", ""))
     if not options.job:
         parser.error(f"--job is missing: {', '.join(kinds.JOBS)} or pipeline")
     if {"-h", "--help"} & set(flags) and options.job in kinds.JOBS:
@@ -133,7 +157,7 @@ def queue_command(argv: list[str]) -> int:
     partitions = None if options.local else slurm_partitions(options)
     site = choose_site(options.site, partitions, local=options.local)
     if options.after:
-        options = replace(options, after=str(find_run(options.after, RUNS)))
+        options = replace(options, after=str(find_run(options.after, choose.RUNS)))
     if options.job == "pipeline":
         return pipeline(options, flags, site, partitions)
     own_flags = [name for action in parser._actions for name in action.option_strings]
@@ -154,118 +178,12 @@ def options_of(given: argparse.Namespace) -> Options:
     return Options(**vars(given) | {"sweep": tuple(given.sweep)})
 
 
-# --- watching ---------------------------------------------------------------------------------------------------------
-def verb_parser(verb: str, text: str, run: str = "") -> argparse.ArgumentParser:
-    """The parser of a verb; `run`: how many runs it names (one, ?, *)."""
-    parser = argparse.ArgumentParser(prog=f"launch.py {verb}", description=text, allow_abbrev=False)
-    if run:
-        about = "name, beginning of a name, path or job id"
-        parser.add_argument(
-            "run",
-            metavar="RUN",
-            help=about,
-            nargs=None if run == "one" else run,
-            default=[] if run == "*" else None,
-        )
-    return parser
-
-
-def status_command(argv: list[str]) -> int:
-    """`launch.py status`."""
-    parser = verb_parser(
-        "status", "What every run is doing, or one run in detail. The runs touched last stand last.", "?"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON list, for scripts")
-    options = parser.parse_args(argv)
-    run = find_run(options.run, RUNS) if options.run else None
-    points = read_sweep(run) if run else None
-    folders = [Path(point["run"]) for point in points] if points else [run] if run else run_folders(RUNS)
-    jobs = status.all_jobs()
-    views = [status.view_run(folder, jobs) for folder in folders]
-    if options.json:
-        extra = [{"sweep": point["values"]} for point in points] if points else [{} for _ in views]
-        print(json.dumps([asdict(view) | more for view, more in zip(views, extra, strict=True)]))
-    elif points:
-        show.show_sweep(points, views)
-    elif run:
-        show.show_run(views[0], run)
-    elif views:
-        show.show_runs(views)
-    else:
-        say(f"No runs in {RUNS} yet. Start one:  python launch.py --local --wait --job stylegan2 --preset quickstart")
-    return DONE
-
-
-def logs_command(argv: list[str]) -> int:
-    """`launch.py logs`."""
-    parser = verb_parser("logs", "The newest log of a run.", "one")
-    parser.add_argument(
-        "-f", "--follow", action="store_true", help="go on showing what is written, through requeues, until Ctrl-C"
-    )
-    parser.add_argument(
-        "-n", "--lines", type=int, default=50, metavar="N", help="how many lines from the end (default 50)"
-    )
-    options = parser.parse_args(argv)
-    run = find_run(options.run, RUNS)
-    follower = show.Follower(run, at_end=True)  # from here on: what is written meanwhile must be shown once
-    log = why.newest_log(run)
-    if log is None and not options.follow:
-        say(f"{run.name} has no log yet: its job has not started. python launch.py status {run.name}")
-        return DONE
-    if log is not None:
-        print(paint(f"==> {log}", "grey", sys.stderr), file=sys.stderr)
-        text = why.tail(log, 1 << 20, follower.seen.get(log, 0) if options.follow else None)
-        print("\n".join(text.rstrip("\n").splitlines()[-max(options.lines, 1) :]), flush=True)
-    if options.follow:
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                follower.show()
-                time.sleep(0.5)
-    return DONE
-
-
-def why_command(argv: list[str]) -> int:
-    """`launch.py why`."""
-    parser = verb_parser("why", "Why a run failed, waits or stopped, and what to do about it.", "one")
-    parser.add_argument("--json", action="store_true", help="one JSON object, for scripts")
-    options = parser.parse_args(argv)
-    run = find_run(options.run, RUNS)
-    view, cause = why.explain(run, status.all_jobs())
-    if options.json:
-        print(json.dumps({"run": view.name, "state": view.state, **asdict(cause)}))
-        return DONE
-    print(f"{paint(view.name, 'bold')}: {paint(view.state, terminal.STATE_COLOURS.get(view.state, ''))}")
-    log = why.newest_log(run)
-    facts(
-        [
-            ("cause", cause.text),
-            ("line", cause.line),
-            ("fix", cause.fix),
-            ("log", str(log) if log and view.state != RunState.QUEUED else ""),
-        ]
-    )
-    return DONE
-
-
 # --- steering ---------------------------------------------------------------------------------------------------------
-def stop_command(argv: list[str]) -> int:
-    """`launch.py stop`."""
-    parser = verb_parser("stop", "Save and stop a run. It stays stopped until it is launched or resumed.", "one")
-    parser.add_argument(
-        "--now",
-        action="store_true",
-        help="do not wait for the next step: end the job; it saves if it can, within seconds",
-    )
-    options = parser.parse_args(argv)
-    run = find_run(options.run, RUNS)
-    stopped = [stop_run(Path(point["run"]), options.now) for point in read_sweep(run) or [{"run": str(run)}]]
-    return max(stopped)
-
-
 def resume_command(argv: list[str]) -> int:
     """`launch.py resume`."""
-    text = "Go on with a run, with the options it had; those given here replace them. Training flags after --."
-    parser = verb_parser("resume", text, "one")
+    text = "Go on with runs, with the options they had; those given here replace them. Training flags after --."
+    parser = verb_parser("resume", text, "*")
+    parser.add_argument("--failed", action="store_true", help="every run that ended without being done or stopped")
     add_resources(parser)
     for name, about in (
         ("local", "on this machine"),
@@ -275,59 +193,43 @@ def resume_command(argv: list[str]) -> int:
     ):
         parser.add_argument(f"--{name}", action="store_true", help=about)
     given, flags = split_flags(parser, argv)
-    run = find_run(given.run, RUNS)
-    if points := read_sweep(run):
-        return max(resume_command([point["run"], *argv[1:]]) for point in points)
-    typed = {name: value for name, value in vars(given).items() if name != "run" and is_given(value)}
-    options = resume_options(run, typed)
+    while flags and not flags[0].startswith("-"):  # runs that stood behind an option
+        given.run.append(flags.pop(0))
+    runs = chosen(given.run)
+    if given.failed:
+        jobs = status.all_jobs()
+        runs = [run for run in runs or all_runs() if status.view_run(run, jobs).state in ENDED_BADLY]
+        if not runs:
+            say("No run has failed.")
+    elif not runs:
+        parser.error("name a run, or give --failed")
+    typed = {name: v for name, v in vars(given).items() if name not in ("run", "failed") and is_given(v)}
+    return steer.each(runs, lambda run: resume_run(run, typed, flags))
+
+
+def resume_run(run: Path, typed: dict, flags: list[str]) -> int:
+    """Go on with one run. Returns the exit code."""
+    options = steer.resume_options(run, typed)
     options.check()
     partitions = None if options.local else slurm_partitions(options)
     site = choose_site(options.site, partitions, local=options.local)
     return launch(make_plan(options, [*flags, "--run", str(run)], site, partitions), options, partitions)
 
 
-# --- curves, health ---------------------------------------------------------------------------------------------------
-def tensorboard_command(argv: list[str]) -> int:
-    """`launch.py tensorboard`."""
-    text = (
-        "Serve the curves and sample grids of all runs, or of some, on this machine's loopback; print the ssh tunnel."
-    )
-    parser = verb_parser("tensorboard", text, "*")
-    parser.add_argument("--port", type=int, default=0, help="port here (default: a free one)")
-    parser.add_argument("--site", default="", metavar="PROFILE", help="profile with the names of login and jump host")
-    options = parser.parse_args(argv)
-    named = [find_run(text, RUNS) for text in options.run]
-    runs = [Path(point["run"]) for run in named for point in read_sweep(run) or [{"run": str(run)}]]
-    site = choose_site(options.site, slurm.partitions() if slurm.available() else None, local=True)
-    return serve.tensorboard(runs, options.port, site)
-
-
-def doctor_command(argv: list[str]) -> int:
-    """`launch.py doctor`."""
-    parser = verb_parser("doctor", "Check this machine, the environment and the cluster.")
-    parser.add_argument(
-        "--site", default="", metavar="PROFILE", help="profile of jobs/sites.toml (default: recognised)"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON list, for scripts")
-    options = parser.parse_args(argv)
-    checks = doctor.check_machine(options.site, RUNS)
-    if options.json:
-        print(json.dumps([asdict(check) for check in checks]))
-    else:
-        terminal.say_checks(checks)
-        failed = sum(check.level == "fail" for check in checks)
-        say(f"\n{failed} problem{'s' if failed > 1 else ''} to fix." if failed else "\nAll well.")
-    return BAD if any(check.level == "fail" for check in checks) else DONE
-
-
+# What `resume --failed` goes on with. A run that diverged needs other flags first.
+ENDED_BADLY = (RunState.FAILED, RunState.STUCK, RunState.CUT_OFF, RunState.INTERRUPTED)
 VERBS = {
-    "status": status_command, "logs": logs_command, "why": why_command, "stop": stop_command, "resume": resume_command,
-    "tensorboard": tensorboard_command, "doctor": doctor_command,
+    "status": show.status_command, "logs": logs.logs_command, "why": why.why_command, "stop": steer.stop_command,
+    "resume": resume_command, "usage": usage.usage_command, "clean": clean.clean_command, "pull": remote.pull_command,
+    "tensorboard": serve.tensorboard_command, "doctor": doctor.doctor_command,
 }  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb, or queue. Returns the exit code."""
+    """Run the verb, or queue; with --host, there. Returns the exit code."""
+    elsewhere, argv = remote.split(argv)
+    if elsewhere:
+        return remote.run_there(elsewhere, argv)
     if argv and argv[0] in VERBS:
         return VERBS[argv[0]](argv[1:])
     if not argv or argv[0] == "help":

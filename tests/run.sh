@@ -58,6 +58,14 @@ if [ -z "$fast" ] && have_slurm && ! have_accounts && [ "$(id -u)" = 0 ] && comm
         || echo "WARNING: apt-get could not install slurmdbd; the tests with accounting are skipped" >&2
 fi
 
+# `launch.py --host` is tested against an sshd on loopback.
+have_login() { local tool; for tool in sshd ssh rsync; do PATH=$PATH:/usr/sbin command -v $tool >/dev/null || return 1; done; }
+if [ -z "$fast" ] && ! have_login && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "Installing openssh-server openssh-client rsync with apt-get (for the tests of --host)"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends openssh-server openssh-client rsync; } >/dev/null 2>&1 \
+        || echo "WARNING: apt-get could not install openssh-server and rsync; the tests of --host are skipped" >&2
+fi
+
 selection=(-m "not long and not gpu")
 if [ -n "$long" ]; then selection=(-m "not gpu"); fi
 if [ -n "$fast" ]; then selection+=(--fast); fi

@@ -122,6 +122,16 @@ def within_budget(
     return decision
 
 
+def within_hours(decision: Decision, used: float, most: float | None) -> Decision:
+    """The same decision, or `budget` instead of a requeue where the run has used its GPU hours; None: no limit.
+
+    A job that Slurm has put back itself goes on: its next attempt ends at once, with the same words.
+    """
+    if decision.verdict != Verdict.REQUEUE or decision.by_slurm or most is None or used < most:
+        return decision
+    return Decision(Verdict.BUDGET, f"{used:.3g} of its {most:g} GPU hours (--max-gpu-hours) are used up")
+
+
 def bad_nodes(lines: list[dict], since: float) -> list[str]:
     """The nodes on which two attempts died of a fault since a person last started the run, sorted.
 

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
-from jobs.cluster import slurm
+from data.files import say
+from jobs.cluster import choose, slurm, terminal
+from jobs.cluster.choose import verb_parser
 from jobs.cluster.preflight import SHARED_FILESYSTEMS, Check, fail, filesystem, ok, quota_left_gb, torch_cuda, warn
 from jobs.cluster.sites import choose_site, user_file
 from jobs.config import specs
 from jobs.run.rundir import git_state
+from jobs.run.stopping import BAD, DONE
 
 
-# --- doctor -----------------------------------------------------------------------------------------------------------
+def doctor_command(argv: list[str]) -> int:
+    """`launch.py doctor`."""
+    parser = verb_parser("doctor", "Check this machine, the environment and the cluster.")
+    parser.add_argument(
+        "--site", default="", metavar="PROFILE", help="profile of jobs/sites.toml (default: recognised)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON list, for scripts")
+    options = parser.parse_args(argv)
+    checks = check_machine(options.site, choose.RUNS)
+    if options.json:
+        print(json.dumps([asdict(check) for check in checks]))
+    else:
+        terminal.say_checks(checks)
+        failed = sum(check.level == "fail" for check in checks)
+        say(f"\n{failed} problem{'s' if failed > 1 else ''} to fix." if failed else "\nAll well.")
+    return BAD if any(check.level == "fail" for check in checks) else DONE
+
+
 def check_machine(wanted_site: str, runs: Path) -> list[Check]:
     """For `launch.py doctor`: what holds for every run. Nothing is queued."""
     found = [ok(f"Python {sys.version.split()[0]} at {sys.executable}")]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from jobs.config.specs import ConfigError
 
 # What `resume` uses again.
-REMEMBERED = ("partition", "account", "qos", "time", "nodes", "gpus", "cpus", "site", "shared", "local", "max_restarts")
+REMEMBERED = ("partition", "account", "qos", "time", "nodes", "gpus", "cpus", "site", "shared", "local", "max_restarts",
+              "notify", "max_gpu_hours")  # fmt: skip
 # What has a meaning on a cluster alone.
 OF_SLURM = ("partition", "time", "account", "qos", "cpus", "nodes", "max_restarts")
 MAX_RESTARTS = 20
@@ -30,6 +31,8 @@ class Options:
     account: str = ""
     qos: str = ""
     max_restarts: int | None = None
+    notify: str = ""
+    max_gpu_hours: float | None = None
     site: str = ""
     local: bool = False
     wait: bool = False
@@ -43,6 +46,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"--{name.replace('_', '-')} {value}: at least {least}")
+        if self.max_gpu_hours is not None and not 0 < self.max_gpu_hours < 1e9:
+            raise ConfigError(f"--max-gpu-hours {self.max_gpu_hours:g}: more than 0")
         ignored = [name for name in OF_SLURM if self.local and is_given(getattr(self, name))]
         if ignored:
             names = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)

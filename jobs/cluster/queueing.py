@@ -23,6 +23,7 @@ from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds, wording
 from jobs.config.parsing import parse_known, to_json
 from jobs.config.specs import ConfigError
+from jobs.run.find import typed
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunDirError, RunState
@@ -151,7 +152,7 @@ def dependency_of(plan: Plan, options: Options) -> tuple[str, str]:
     if options.dry_run:
         return f"afterany:JOB_OF_{first.name}", ""
     raise ConfigError(
-        f"--after {first.name}: that run is neither done nor queued; python launch.py resume {first.name} first"
+        f"--after {first.name}: that run is neither done nor queued; python launch.py resume {typed(first)} first"
     )
 
 

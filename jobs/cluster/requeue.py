@@ -24,15 +24,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.files import atomic_write, is_number, say, words
-from jobs.cluster import nodes, sites, slurm, submit
-from jobs.cluster.decide import bad_nodes, decide, started_by_person, within_budget
+from jobs.cluster import nodes, notify, sites, slurm, submit
+from jobs.cluster.decide import bad_nodes, decide, started_by_person, within_budget, within_hours
 from jobs.cluster.options import MAX_RESTARTS
 from jobs.cluster.plan import resolve
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.cluster.status import live_process
 from jobs.config import kinds, specs
 from jobs.config.specs import ConfigError, TrainConfig
-from jobs.run import own_job, stopping
+from jobs.run import budget, own_job, stopping
 from jobs.run.find import read_jobs
 from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir
@@ -77,6 +77,7 @@ def finish(path: Path, code: int) -> int:
     faulty = {"faulty_node": decision.node} if decision.node else {}
     avoid = _to_avoid(job, bad_nodes([*lines, faulty | {"time": time.time()}], since))
     decision = within_budget(decision, nimg, lines, since, limit, avoid)
+    decision = within_hours(decision, budget.used_hours(path, time.time()), budget.limit_hours(path))
     verdict, why = decision.verdict, decision.why
     successors = _pending_successors(about, job_id)
     if verdict == Verdict.REQUEUE and successors:
@@ -85,6 +86,7 @@ def finish(path: Path, code: int) -> int:
         with contextlib.suppress(OSError):  # a full disk must not keep the successors
             atomic_write(path / "STOP", f"{why}, job {job_id}\n")
     facts = dict(job_id=job_id, restart=restarts, code=code, nimg=nimg, counted=decision.counted) | faulty
+    facts |= {"limit_s": job.limit_s} if job is not None and job.limit_s else {}
     _note(run, decision=verdict, why=why, **facts)
     if not (decision.by_slurm and job and job.state == "RUNNING"):  # its next start works on the run already
         _write_state(path, verdict, why, status)
@@ -100,6 +102,7 @@ def finish(path: Path, code: int) -> int:
     elif not verdict.goes_on:
         for successor in successors:
             _try(slurm.cancel, successor)
+    notify.at_end(path, verdict, why)
     return code if verdict in (Verdict.FAILED, Verdict.STUCK, Verdict.BUDGET) else 0
 
 

@@ -4,29 +4,87 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import os
+import shlex
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from data.files import is_number, open_regular, plain, say
-from jobs.cluster import status, terminal, why
+from jobs.cluster import choose, quota, status, terminal, why
+from jobs.cluster.choose import verb_parser
 from jobs.cluster.terminal import facts, paint, table
 from jobs.config import kinds, wording
-from jobs.run.find import RUNS
+from jobs.run.find import find_run, read_sweep, typed
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState, Verdict
 from jobs.run.stopping import DONE
 
+JSON_VERSION = 1  # of what `status --json` prints; it grows when a field goes or changes its meaning
+WATCH_S = 5.0
+
+
+# --- launch.py status -------------------------------------------------------------------------------------------------
+def status_command(argv: list[str]) -> int:
+    """`launch.py status`."""
+    about = "What every run is doing, or one run in detail. The runs touched last stand last."
+    parser = verb_parser("status", about, "*")
+    parser.add_argument("--json", action="store_true", help='one JSON object, {"version": 1, "runs": [...]}')
+    parser.add_argument(
+        "--watch", nargs="?", type=float, const=WATCH_S, metavar="SECONDS",
+        help=f"show it again every so many seconds ({WATCH_S:g}), until Ctrl-C",
+    )  # fmt: skip
+    options = parser.parse_intermixed_args(argv)
+    if options.watch is None:
+        show_status(options.run, options.json)
+        return DONE
+    if not options.watch >= 1:
+        parser.error(f"--watch {options.watch:g}: at least 1 second, as the cluster's controller is asked each time")
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            show_status(options.run, options.json, clear=sys.stdout.isatty() and not options.json)
+            sys.stdout.flush()
+            time.sleep(options.watch)
+    return DONE
+
+
+def show_status(names: list[str], as_json: bool, clear: bool = False) -> None:
+    """One look at the runs of these names, or at all. `clear`: on an empty screen, once all is known."""
+    run = find_run(names[0], choose.RUNS) if len(names) == 1 else None
+    points = read_sweep(run) if run else None
+    folders = choose.chosen(names) if names else choose.all_runs()
+    jobs = status.all_jobs()
+    views = [status.view_run(folder, jobs) for folder in folders]
+    if clear:
+        print("\x1b[H\x1b[2J", end="")
+    if as_json:
+        extra = [{"sweep": point["values"]} for point in points] if points else [{} for _ in views]
+        runs = [asdict(view) | more for view, more in zip(views, extra, strict=True)]
+        print(json.dumps({"version": JSON_VERSION, "runs": runs}))
+    elif points:
+        show_sweep(points, views)
+    elif run and views:
+        show_run(views[0], run)
+    elif views:
+        show_runs(views)
+        if room := quota.used_and_limit_gb(choose.RUNS, timeout=2):
+            say(f"\nquota: {room[0]:.1f} of {room[1]:.1f} GB used; python launch.py clean shows by what")
+    else:
+        first = "python launch.py --local --wait --job stylegan2 --preset quickstart"
+        say(f"No runs in {choose.RUNS} yet. Start one:  {first}")
+
 
 def next_steps(run: Path, state: str) -> None:
     """The commands that make sense now, ready to be copied."""
-    name = run.name if run.parent == RUNS else str(run)
+    name = typed(run)
     ours = wording.python()
     steps = {
-        "pictures": f"{ours} predict.py generate --run {run} --number 64",
+        "pictures": f"{ours} predict.py generate --run {shlex.quote(str(run))} --number 64",
         "watch": f"{ours} launch.py status {name}",
         "log": f"{ours} launch.py logs {name} -f",
         "why": f"{ours} launch.py why {name}",
@@ -44,11 +102,12 @@ def next_steps(run: Path, state: str) -> None:
     facts([("run", str(run)), *((word.replace("_", " "), steps[word.replace("_", " ")]) for word in wanted.split())])
 
 
-def progress(view) -> str:
-    """A bar and the kimg of a run, '' where they are not known."""
+def progress(view, narrow: bool = False) -> str:
+    """A bar and the kimg of a run, '' where they are not known; `narrow`: without the bar."""
     if view.kimg is None:
         return ""
-    return f"{terminal.bar(view.kimg, view.total_kimg)} {view.kimg:.4g}/{view.total_kimg or 0:g} kimg"
+    bar = "" if narrow else terminal.bar(view.kimg, view.total_kimg) + " "
+    return f"{bar}{view.kimg:.4g}/{view.total_kimg or 0:g} kimg"
 
 
 def gpu_use(view) -> str:
@@ -61,7 +120,8 @@ def gpu_use(view) -> str:
 def show_runs(views) -> None:
     """The table of `launch.py status`."""
     header = ["RUN", "STATE", "JOB", "ON", "TIME", "PROGRESS", "LEFT", "RESTARTS", "GPU", "NOTE"]
-    rows = []
+    spare = ["GPU", "RESTARTS", "ON", "JOB", "LEFT", "TIME"]  # the first that a narrow terminal goes without
+    rows, narrow = [], terminal.width() < 100
     for v in views:
         time_ = (
             ""
@@ -78,14 +138,22 @@ def show_runs(views) -> None:
                 v.job_id if live else "",
                 where,
                 time_,
-                progress(v),
+                progress(v, narrow),
                 eta,
                 str(v.restarts or ""),
                 gpu_use(v),
                 v.note,
             ]
         )
-    table(header, rows, {1: terminal.STATE_COLOURS})
+    left_out = table(header, rows, {1: terminal.STATE_COLOURS}, spare=spare)
+    say_left_out(left_out)
+
+
+def say_left_out(columns: list[str]) -> None:
+    """Which columns the terminal is too narrow for, and where they are to be seen."""
+    if columns:
+        text = f"not shown for want of room: {', '.join(columns)} (a wider terminal, status RUN or status --json)"
+        say("\n" + "\n".join(textwrap.wrap(text, terminal.width())))
 
 
 def show_run(view, run: Path) -> None:
@@ -127,7 +195,7 @@ def show_run(view, run: Path) -> None:
 OUTCOMES: dict[str, str] = {
     Verdict.REQUEUE: "requeued",
     Verdict.CHAIN: "next job",
-    Verdict.BUDGET: "out of restarts",
+    Verdict.BUDGET: "out of budget",
     Verdict.DONE: "",
     Verdict.STOPPED: "",
     Verdict.FAILED: "",
@@ -181,7 +249,8 @@ def show_sweep(points: list[dict], views) -> None:
         figures = [f"{view.metrics[name]:.4g}" if is_number(view.metrics.get(name)) else "" for name in wanted]
         rows.append([*point["values"].values(), view.state, progress(view), *figures, view.name])
     header = [*(name.upper() for name in swept), "STATE", "PROGRESS", *wanted, "RUN"]
-    table(header, rows, {len(swept): terminal.STATE_COLOURS}, right=set(wanted))
+    colours = {len(swept): terminal.STATE_COLOURS}
+    say_left_out(table(header, rows, colours, right=set(wanted), spare=wanted[::-1]))
 
 
 class Follower:
@@ -192,15 +261,18 @@ class Follower:
         if at_end:
             self.seen = {path: path.stat().st_size for path in why.log_files(run)}
 
-    def show(self, before=lambda: None) -> None:
-        """Print what the logs have gained since the last call; `before()` is called ahead of each piece."""
+    def show(self, before=lambda: None) -> bool:
+        """Print what the logs have gained since the last call; `before()` is called ahead of each piece. Whether there
+        was any."""
+        shown = False
         for path in why.log_files(self.run):
             with contextlib.suppress(OSError), open_regular(path) as file:
                 file.seek(self.seen.get(path, 0))
                 if text := file.read(1 << 20):
                     before()
                     print(why.clean(text.decode(errors="replace")), end="", flush=True)
-                    self.seen[path] = file.tell()
+                    self.seen[path], shown = file.tell(), True
+        return shown
 
 
 def wait_for(run: Path, local: bool, stop: Callable) -> int:
@@ -229,7 +301,7 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
     except KeyboardInterrupt:
         clear()
         if not local:
-            say(f"The job goes on. python launch.py stop {run.name} stops it.")
+            say(f"The job goes on. python launch.py stop {typed(run)} stops it.")
             return DONE
         print("Stopping; it saves first.", flush=True)
         stop(run, now=False)

@@ -20,7 +20,7 @@ from jobs.cluster import slurm
 from jobs.cluster.slurm import Job
 from jobs.cluster.terminal import paint
 from jobs.config import wording
-from jobs.run.find import read_jobs
+from jobs.run.find import read_jobs, typed
 from jobs.run.lock import LOCK_STALE, process_space
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState
@@ -240,7 +240,7 @@ def _with_job(view: View, job: Job, others: list[Job], after: str) -> View:
 def _hanging(view: View) -> View:
     age = time.time() - (view.updated or time.time())
     if view.state == RunState.RUNNING and age > HUNG_S:
-        note = f"no heartbeat for {wording.short_time(age)}; python launch.py why {view.name}"
+        note = f"no heartbeat for {wording.short_time(age)}; python launch.py why {typed(Path(view.path))}"
         return replace(view, state=RunState.HANGING, note=note)
     return view
 
@@ -259,21 +259,24 @@ def _without_job(view: View, run: Path, queue: dict[str, Job] | None) -> View:
         return replace(view, state=RunState.UNKNOWN, eta_s=None, note=f"Slurm does not answer ({known}); try again")
     if view.state in GONE:
         return replace(
-            view, state=RunState.CUT_OFF, eta_s=None, note=f"ended without a word; python launch.py why {view.name}"
+            view,
+            state=RunState.CUT_OFF,
+            eta_s=None,
+            note=f"ended without a word; python launch.py why {typed(Path(view.path))}",
         )
     if view.state == RunState.CONTINUE:
         return replace(
             view,
             state=RunState.INTERRUPTED,
             eta_s=None,
-            note=f"saved ({view.note}) and not continued; python launch.py resume {view.name}",
+            note=f"saved ({view.note}) and not continued; python launch.py resume {typed(Path(view.path))}",
         )
     if view.state == RunState.DONE:
         return replace(view, eta_s=None, note="")
     if view.state == RunState.STOPPED:
         return replace(view, eta_s=None, note="" if view.note == "STOP file" else view.note)
     if view.state in (RunState.FAILED, RunState.DIVERGED, RunState.STUCK) and not view.note:
-        return replace(view, note=f"python launch.py why {view.name}")
+        return replace(view, note=f"python launch.py why {typed(Path(view.path))}")
     return replace(view, eta_s=None)
 
 

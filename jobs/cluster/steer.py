@@ -8,20 +8,49 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from data.files import atomic_write, say, words
-from jobs.cluster import slurm, status, submit
+from jobs.cluster import slurm, status, submit, terminal
+from jobs.cluster.choose import chosen, verb_parser
 from jobs.cluster.options import OF_SLURM, REMEMBERED, Options
 from jobs.cluster.terminal import facts
 from jobs.config import kinds
 from jobs.config.parsing import from_dict
 from jobs.config.specs import ConfigError
-from jobs.run.find import read_jobs
+from jobs.run.find import read_jobs, typed
 from jobs.run.owners import others_may_replace
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError, RunState
-from jobs.run.stopping import DONE, TRANSIENT
+from jobs.run.stopping import BAD, DONE, TRANSIENT
+
+
+def stop_command(argv: list[str]) -> int:
+    """`launch.py stop`."""
+    parser = verb_parser("stop", "Save and stop runs. They stay stopped until they are launched or resumed.", "+")
+    parser.add_argument(
+        "--now",
+        action="store_true",
+        help="do not wait for the next step: end the job; it saves if it can, within seconds",
+    )
+    options = parser.parse_intermixed_args(argv)
+    return each(chosen(options.run), lambda run: stop_run(run, options.now))
+
+
+def each(runs: Iterable[Path], work: Callable[[Path], int]) -> int:
+    """The work on every run: where it fails on one, that is said and the others have their turn. The worst exit
+    code."""
+    worst, runs = DONE, list(runs)
+    for run in runs:
+        try:
+            worst = max(worst, work(run))
+        except (ConfigError, RunDirError, submit.SubmitError, slurm.SlurmError) as error:
+            if len(runs) == 1:
+                raise
+            terminal.error(f"{run.name}: {error}")
+            worst = max(worst, BAD)
+    return worst
 
 
 def stop_run(run: Path, now: bool) -> int:
@@ -68,7 +97,7 @@ def stop_run(run: Path, now: bool) -> int:
     else:
         submit.write_state(run, RunState.STOPPED, "taken out of the queue")
         say(f"{run.name} is taken out of the queue (job {', '.join(job.id for job in waiting)}).")
-    facts([("go on", f"python launch.py resume {run.name}")])
+    facts([("go on", f"python launch.py resume {typed(run)}")])
     return DONE
 
 
@@ -93,7 +122,7 @@ def resume_options(run: Path, typed: dict) -> Options:
     known = {name: value for name, value in stored.items() if name in REMEMBERED} if isinstance(stored, dict) else {}
     for name, value in known.items():
         wanted = str if isinstance(usual := getattr(Options, name), str) else bool if usual is False else int
-        if type(value) is not wanted or not str(value).isprintable():
+        if type(value) not in (wanted, *([float] if name == "max_gpu_hours" else [])) or not str(value).isprintable():
             raise ConfigError(f"{run}/jobs.json: is damaged ({name}); move it away and launch the run with --job")
     if typed.get("partition"):  # a run of this machine moves to the cluster
         known.pop("local", None)

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from data.files import atomic_write, say
-from jobs.cluster import slurm
+from jobs.cluster import notify, slurm
 from jobs.cluster.plan import Plan
 from jobs.config import specs
 from jobs.run import own_job
-from jobs.run.find import read_jobs
+from jobs.run.find import read_jobs, typed
 from jobs.run.lock import Lock, Locked
 from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir, git_state
@@ -270,8 +270,9 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
                 jobs = executor.map_array(os.execv, [command[0] for command in commands], commands)
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             if slurm.SILENCE.search(str(error)):
-                name = (folder or plans[0].run).name
-                text = f"Slurm did not answer, so whether {name} is queued is not known: python launch.py status {name}"
+                run = folder or plans[0].run
+                again = f"python launch.py status {typed(run)}"
+                text = f"Slurm did not answer, so whether {run.name} is queued is not known: {again}"
                 raise slurm.NoAnswer(text) from None
             for plan in plans:
                 write_state(plan.run, RunState.FAILED, "could not be queued")
@@ -324,10 +325,11 @@ def ready(run: Path) -> int:
             f"{successor(run, own_job.job_id(), alive[-1])}"
         )
         return 1
-    again = f"python launch.py resume {after.name}, then python launch.py resume {run.name}"
+    again = f"python launch.py resume {typed(after)}, then python launch.py resume {typed(run)}"
     text = f"{after.name} ended and is not done: {again}"
     write_state(run, RunState.WAITING, text)
     say(text)
+    notify.tell(run, RunState.WAITING, text)
     return 1
 
 
@@ -337,6 +339,8 @@ def submit_local(plan: Plan) -> str:
     Returns the process id.
     """
     command = plan.command()
+    if plan.options.get("notify"):
+        command = [sys.executable, "-m", "jobs.cluster.notify", str(plan.run), "--", *command]
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):  # submitit would set its own
         command = ["/usr/bin/env", f"CUDA_VISIBLE_DEVICES={visible}", *command]
     starter = [sys.executable, "-m", "jobs.cluster.submit", "start-local", str(plan.run), str(plan.gpus), *command]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from data.files import atomic_write, read_json
+from data.files import atomic_write
 from jobs.cluster import preflight, slurm, status, submit
 from jobs.cluster.options import Options
 from jobs.cluster.plan import Plan
@@ -19,7 +19,7 @@ from jobs.cluster.sites import Site
 from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
-from jobs.run.find import RUNS
+from jobs.run.find import RUNS, typed
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState
@@ -121,18 +121,8 @@ def queue_sweep(plans: list[Plan], folder: Path, options: Options) -> int:
         print(f"{left} point{'s are' if left > 1 else ' is'} live or done already.")
     facts(
         [
-            ("compare", f"python launch.py status {folder.name}"),
-            ("curves", f"python launch.py tensorboard {folder.name}"),
+            ("compare", f"python launch.py status {typed(folder)}"),
+            ("curves", f"python launch.py tensorboard {typed(folder)}"),
         ]
     )
     return DONE
-
-
-def read_sweep(run: Path) -> list[dict] | None:
-    """The points of a sweep, each {values, run}; None where `run` is no sweep."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        points = read_json(run / "sweep.json", run)["points"]
-        names = list(points[0]["values"]) if points else []
-        if all(list(point["values"]) == names and point["run"].isprintable() for point in points):
-            return [{"values": dict(point["values"]), "run": point["run"]} for point in points]
-    return None

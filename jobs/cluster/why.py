@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.files import check_regular, plain, read_tail
-from jobs.cluster import slurm
+from jobs.cluster import slurm, status, terminal
+from jobs.cluster.choose import chosen, verb_parser
 from jobs.cluster.slurm import Job
 from jobs.cluster.status import View, live_jobs, pending_words, view_run
+from jobs.cluster.terminal import facts, paint
 from jobs.config import wording
-from jobs.run.find import read_jobs
+from jobs.run.find import read_jobs, typed
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
+from jobs.run.stopping import DONE
 
 TAIL_BYTES = 65536
 MEMORY_FIX = "--accumulate 2 (the result stays the same), a smaller --batch, or --channel-max 256"
@@ -106,6 +110,26 @@ IN_LOG = [
 ]
 
 
+def why_command(argv: list[str]) -> int:
+    """`launch.py why`."""
+    about = "Why a run failed, waits or stopped, and what to do about it; of a sweep, for each of its points."
+    parser = verb_parser("why", about, "+")
+    parser.add_argument("--json", action="store_true", help="one JSON object per run, for scripts")
+    options = parser.parse_intermixed_args(argv)
+    jobs = status.all_jobs()
+    for number, run in enumerate(chosen(options.run)):
+        view, cause = explain(run, jobs)
+        if options.json:
+            print(json.dumps({"run": view.name, "state": view.state, **asdict(cause)}))
+            continue
+        print("\n" * bool(number), end="")
+        print(f"{paint(view.name, 'bold')}: {paint(view.state, terminal.STATE_COLOURS.get(view.state, ''))}")
+        log = newest_log(run)
+        shown = str(log) if log and view.state != RunState.QUEUED else ""
+        facts([("cause", cause.text), ("line", cause.line), ("fix", cause.fix), ("log", shown)])
+    return DONE
+
+
 def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
     """The run's view and the cause of its state. queue: the user's jobs, None where Slurm cannot be asked."""
     view = view_run(run, queue)
@@ -115,7 +139,7 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
     if view.state == RunState.UNKNOWN:
         return view, Cause(
             f"Slurm did not answer, so nobody knows whether its job waits, runs or is over ({view.note})",
-            f"try again in a minute; python launch.py stop {run.name} writes a STOP that holds all the same",
+            f"try again in a minute; python launch.py stop {typed(run)} writes a STOP that holds all the same",
         )
     if view.state == RunState.SUSPENDED:
         return view, Cause(
@@ -126,20 +150,21 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
     if view.state in (RunState.RUNNING, RunState.STARTING, RunState.ENDING):
         return view, Cause(f"nothing is wrong: it is {view.state}" + (f" on {view.node}" if view.node else ""))
     if view.damage and view.state != RunState.DONE:
-        fix = f"restore it from a copy, or move it away; then python launch.py resume {run.name}"
+        fix = f"restore it from a copy, or move it away; then python launch.py resume {typed(run)}"
         return view, Cause(view.damage, fix, last_error(tail(log)) if (log := newest_log(run)) else "")
     if view.state == RunState.HANGING:
         return view, Cause(
             view.note.split(";")[0] + " although its job is running",
-            f"python launch.py logs {run.name}; if nothing moves: python launch.py stop {run.name} --now, then resume",
+            f"python launch.py logs {typed(run)}; if nothing moves: python launch.py stop {typed(run)} --now, then "
+            "resume",
         )
     if view.state == RunState.DONE:
         return view, Cause(
             "it is done",
-            f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {run.name} -- "
-            "--total-kimg N",
+            f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {typed(run)} "
+            "-- --total-kimg N",
         )
-    return view, diagnose(gather(run, view), run.name)
+    return view, diagnose(gather(run, view), typed(run))
 
 
 def gather(run: Path, view: View) -> Evidence:
@@ -298,9 +323,9 @@ def _from_slurm(job: Job, again: str) -> Cause | None:
 
 def _pending_fix(job: Job, run: Path) -> str:
     if "scontrol release" in pending_words(job):
-        return f"scontrol release {job.id}; python launch.py stop {run.name} takes it out of the queue instead"
+        return f"scontrol release {job.id}; python launch.py stop {typed(run)} takes it out of the queue instead"
     return (
-        f"python launch.py stop {run.name} takes it out of the queue"
+        f"python launch.py stop {typed(run)} takes it out of the queue"
         if "never start" in pending_words(job) or "queue it again" in pending_words(job)
         else ""
     )

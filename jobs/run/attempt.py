@@ -15,7 +15,7 @@ from data.files import atomic_write, is_number, plain, say
 from jobs.config import specs
 from jobs.config.rules import CHOICES
 from jobs.config.specs import ConfigError, TrainConfig
-from jobs.run import stopping
+from jobs.run import budget, stopping
 from jobs.run.own_job import job_id, process_began, restart_count
 from jobs.run.resume import compare_with_run, write_config
 from jobs.run.rundir import RunDir
@@ -29,6 +29,7 @@ class Attempt:
         self.run, self.config, self.rank = run, config, rank
         self.started, self.total, self.recorded = time.monotonic(), 0, False
         self.nimg: int | None = None
+        self.spent_at: float | None = None  # when the run's GPU hours are used up
         self.printer: Callable[[str], None] = say
 
     def say(self, text: str) -> None:
@@ -47,7 +48,10 @@ class Attempt:
         self.nimg, self.total = nimg, total
         if self.rank == 0:
             self.run.write_provenance([sys.executable, *sys.argv], **machine)
-            self.run.attempt_start(nimg=nimg, **facts)
+            in_use = 0 if machine.get("device", "cpu") == "cpu" else machine.get("world", 1)
+            given = budget.allocated(in_use)
+            self.run.attempt_start(nimg=nimg, **given, **facts)
+            self.spent_at = budget.ends(self.run.path, given["gpus"])
             self.recorded = True
             self.run.status(state=RunState.RUNNING, kimg=nimg / 1000, total_kimg=total / 1000, reason="")
 
@@ -72,7 +76,8 @@ class Attempt:
         if self.rank == 0:
             if self.recorded:
                 seconds = round(time.monotonic() - self.started, 1)
-                self.run.attempt_end(nimg=self.nimg or 0, reason=reason, seconds=seconds, code=code)
+                used = budget.cpu_seconds()
+                self.run.attempt_end(nimg=self.nimg or 0, reason=reason, seconds=seconds, code=code, cpu_seconds=used)
                 self.recorded = False
             self.run.status(state=state, reason=reason, code=code)
         return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 from pathlib import Path
 
 from data.files import read_json
@@ -66,3 +67,18 @@ def find_run(text: str, root: Path = RUNS) -> Path:
         raise LookupError(f"{text} is the beginning of several runs: {', '.join(p.name for p in starts[:6])}")
     names = ", ".join(path.name for path in folders[-6:]) or "none yet"
     raise LookupError(f"there is no run {text} in {root}; the last ones are: {names}")
+
+
+def typed(run: Path) -> str:
+    """How a person types this run in a command: its name where it lies in runs/, else its path, quoted for a shell."""
+    return shlex.quote(run.name if run.parent == RUNS else str(run))
+
+
+def read_sweep(run: Path) -> list[dict] | None:
+    """The points of a sweep, each {values, run}; None where `run` is no sweep."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        points = read_json(run / "sweep.json", run)["points"]
+        names = list(points[0]["values"]) if points else []
+        if all(list(point["values"]) == names and point["run"].isprintable() for point in points):
+            return [{"values": dict(point["values"]), "run": point["run"]} for point in points]
+    return None

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from data.files import _serial, _writing, parse_json, process_start, read_bytes, say
+from jobs.run.find import typed
 from jobs.run.own_job import job_id, restart_count
 from jobs.run.states import RunDirError
 from jobs.run.stopping import TRANSIENT
@@ -196,7 +197,7 @@ def _in_use(run: Path, holder: dict, age: float) -> str:
     return (
         f"{run}: in use by process {pid} on {host}{job}, heartbeat {max(age, 0):.0f} s "
         "ago; stop that one "
-        f"first (python launch.py stop {run.name}), or use another --run"
+        f"first (python launch.py stop {typed(run)}), or use another --run"
     )
 
 

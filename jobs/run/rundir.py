@@ -231,6 +231,7 @@ class RunDir:
                 job_id=last.get("job_id"),
                 node=last.get("node"),
                 nimg=self.newest_checkpoint(),
+                reached=round(seen["kimg"] * 1000) if seconds is not None and is_number(seen.get("kimg")) else None,
                 reason="died without a word",
                 seconds=seconds,
                 inferred=True,

@@ -43,7 +43,7 @@ class Verdict(StrEnum):
     STOPPED = "stopped"
     FAILED = "failed"
     STUCK = "stuck"
-    BUDGET = "budget"  # out of restarts
+    BUDGET = "budget"  # out of restarts, or of GPU hours
 
     @property
     def goes_on(self) -> bool:

@@ -222,6 +222,7 @@ class Upkeep:
         nimg, precision = max(found, 0), str(dtype).removeprefix("torch.")
         machine = devices.facts(self.rt) | {"precision": precision}
         self.attempt.begin(nimg, self.total, machine, precision=precision, world=self.rt.world, threads=self.rt.threads)
+        self.watch.spent_at = self.attempt.spent_at
         self.attempt.say(
             f"{self.run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of "
             f"{self.total / 1000:g} kimg, {precision} on {self.rt.world} x {self.rt.device.type}, data in {placement}"

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import ROOT
 
-from jobs.cluster import doctor, preflight, sites, slurm, submit
+from jobs.cluster import doctor, preflight, quota, sites, slurm, submit
 from jobs.cluster import plan as planning
 from jobs.cluster.options import REMEMBERED, Options
 from jobs.cluster.plan import Plan
@@ -26,7 +26,7 @@ from jobs.cluster.slurm import FIELD, RECORD, Job, Partition, SlurmError
 from jobs.cluster.submit import SubmitError
 from jobs.config import kinds, parsing, specs
 from jobs.config.specs import ConfigError
-from jobs.run import rundir
+from jobs.run import find, rundir
 from jobs.run.rundir import RunDir
 
 HOUR, DAY = 3600, 86400
@@ -47,7 +47,7 @@ def test_what_holds_where_nobody_says_otherwise():
     assert asdict(Site("s")) == dict(
         name="s", about="", hosts=(), recognise=(), partition="", account="", qos="", time="4:00:00", max_time="",
         cpus=4, gres="gpu:{gpus}",
-        margin=180, requeue=True, login="", jump="", note="", data={}, partitions={},
+        margin=180, requeue=True, login="", jump="", remote_dir="", note="", data={}, partitions={},
     )  # fmt: skip
     plan = Plan("vae", None, Path("/r"), Site("s"), False)
     assert (plan.minutes, plan.nodes, plan.gpus, plan.cpus, plan.max_restarts, plan.shared, plan.chain) == (
@@ -67,7 +67,9 @@ def test_what_holds_where_nobody_says_otherwise():
         "perceptual_file",
         "table",
     }
-    assert set(REMEMBERED) == set("partition account qos time nodes gpus cpus site shared local max_restarts".split())
+    assert set(REMEMBERED) == set(
+        "partition account qos time nodes gpus cpus site shared local max_restarts notify max_gpu_hours".split()
+    )
 
 
 # --- Slurm's words ----------------------------------------------------------------------------------------------------
@@ -1026,6 +1028,7 @@ def test_a_later_link_of_a_chain(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_a_run_behind_another_waits_until_that_is_done(tmp_path, monkeypatch, capsys, done, queue, code, behind):
+    monkeypatch.setattr(find, "RUNS", tmp_path)
     first, second = RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
     for run in (first, second):
         run.create()
@@ -1391,10 +1394,10 @@ def test_whether_this_machine_is_the_cluster(monkeypatch, text, alone):
     ],
 )  # fmt: skip
 def test_what_a_quota_leaves(tmp_path, monkeypatch, line, left):
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/quota")
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/quota" if name == "quota" else None)
     asked = []
     monkeypatch.setattr(
-        preflight.subprocess,
+        quota.subprocess,
         "run",
         lambda command, **k: (
             asked.append(command) or SimpleNamespace(stdout=f"Filesystem blocks quota limit\n{line}\n")

@@ -582,7 +582,7 @@ def test_local_run_from_start_to_end(clone, env, finished):
     assert "is done" in launch(clone, env, *words).stdout  # the same command names the finished run
     longer = launch(clone, env, *words, "--total-kimg", "0.12")
     assert "resuming at 0.08" in longer.stdout and "is done" not in longer.stdout
-    assert json.loads(launch(clone, env, "status", "--json").stdout)[0]["state"] == "done"
+    assert json.loads(launch(clone, env, "status", "--json").stdout)["runs"][0]["state"] == "done"
     assert "it is done" in launch(clone, env, "why", "one").stdout
     # The toolkit may be edited while a job waits: it runs its snapshot.
     assert (run / "code" / "train_gan.py").read_bytes() == (ROOT / "train_gan.py").read_bytes()

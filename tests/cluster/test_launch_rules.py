@@ -20,12 +20,13 @@ import pytest
 from tiny import ROOT
 
 import launch
-from jobs.cluster import doctor, preflight, serve, show, sites, slurm, status, steer, submit, sweep, why
+from jobs.cluster import choose, doctor, logs, preflight, serve, show, sites, slurm, status, steer, submit, sweep, why
 from jobs.cluster.options import OF_SLURM, Options
 from jobs.cluster.preflight import Check
 from jobs.cluster.slurm import Job, Partition
 from jobs.config import kinds, parsing, specs
 from jobs.config.specs import ConfigError
+from jobs.run import find
 from jobs.run.rundir import RunDir
 
 A100 = Partition("a100", True, 86400, 1200, 10, 64, 1, None, True, {"gpu:a100": 4})
@@ -100,7 +101,7 @@ def world(tmp_path, monkeypatch) -> World:
     monkeypatch.setattr(sites.socket, "gethostname", lambda: "login")  # of no cluster that has a profile
     for module in (specs, parsing):
         monkeypatch.setattr(module, "ROOT", world.root)
-    for module in (launch, sweep, serve, show):
+    for module in (find, choose, sweep, serve):
         monkeypatch.setattr(module, "RUNS", world.runs)
     monkeypatch.setattr(slurm, "absent", lambda: False)
     monkeypatch.setattr(slurm, "partitions", lambda: {"a100": A100})
@@ -213,6 +214,7 @@ def test_a_name_alone_is_enough_for_a_known_run(world):
 def test_the_options_by_default():
     assert vars(launch.queue_parser().parse_args([])) == dict(
         job=None, preset="", name="", sweep=[], after="", partition="", gpus=None, nodes=None, cpus=None, time="",
+        notify="", max_gpu_hours=None,
         account="", qos="",
         max_restarts=None, site="", local=False, wait=False, dry_run=False, shared=False, json=False,
     )  # fmt: skip
@@ -711,10 +713,12 @@ def test_status(world, capsys):
         "grid-lr=0.2",
     ]
     ran("status", "--json")
-    first = json.loads(capsys.readouterr().out)[0]
+    said = json.loads(capsys.readouterr().out)
+    assert said["version"] == 1
+    first = said["runs"][0]
     assert (first["name"], first["state"]) == ("one", "queued")
     ran("status", "grid", "--json")
-    assert [v["sweep"] for v in json.loads(capsys.readouterr().out)] == [{"lr": "0.1"}, {"lr": "0.2"}]
+    assert [v["sweep"] for v in json.loads(capsys.readouterr().out)["runs"]] == [{"lr": "0.1"}, {"lr": "0.2"}]
     ran("status", "grid")
     assert capsys.readouterr().out.startswith("LR ")
     ran("status", "one")
@@ -736,7 +740,7 @@ def test_logs(world, capsys, monkeypatch):
             raise KeyboardInterrupt
         (run.logs / "2.out").write_text("next\n")
 
-    monkeypatch.setattr(launch.time, "sleep", grow)
+    monkeypatch.setattr(logs.time, "sleep", grow)
     assert ran("logs", "one", "-f", "-n", "1") == 0 and capsys.readouterr().out == "59\nnext\n"
 
 

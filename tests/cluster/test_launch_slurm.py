@@ -45,7 +45,7 @@ def launch(cluster: Cluster, clone: Path, *words, code: int | None = 0, **env) -
 
 
 def view(cluster: Cluster, clone: Path, name: str) -> dict:
-    return json.loads(launch(cluster, clone, "status", name, "--json").stdout)[0]
+    return json.loads(launch(cluster, clone, "status", name, "--json").stdout)["runs"][0]
 
 
 def ids(run: Path) -> list[str]:

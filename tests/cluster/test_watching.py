@@ -19,6 +19,7 @@ from jobs.cluster.sites import Site
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.cluster.status import View
 from jobs.config import specs, wording
+from jobs.run import find
 from jobs.run.find import RUNS, find_run, run_folders
 from jobs.run.lock import LOCK_STALE, process_space
 from jobs.run.rundir import RunDir
@@ -28,7 +29,8 @@ HOST = socket.gethostname()
 
 
 @pytest.fixture
-def run(tmp_path) -> RunDir:
+def run(tmp_path, monkeypatch) -> RunDir:
+    monkeypatch.setattr(find, "RUNS", tmp_path)
     run = RunDir(tmp_path / "brains")
     run.create()
     return run
@@ -577,7 +579,7 @@ def test_checks_and_facts(monkeypatch, capsys):
 
 
 def test_one_run_in_detail(wide, run, capsys, monkeypatch):
-    monkeypatch.setattr(show, "RUNS", run.path.parent)
+    monkeypatch.setattr(find, "RUNS", run.path.parent)
     run.note("start", attempt=1, job_id="42", node="n1", nimg=0)
     run.note("end", attempt=1, nimg=2500, reason="USR2", seconds=100, code=85)
     run.note("decision", decision="requeue", why="the time limit was reached")
@@ -626,7 +628,7 @@ def test_one_run_in_detail(wide, run, capsys, monkeypatch):
     assert "42 in a100" in queued and "heartbeat" not in queued and "launch.py stop brains" in queued
     show.show_run(replace(found, state="done"), run.path)
     assert f"predict.py generate --run {run.path}" in capsys.readouterr().out
-    monkeypatch.setattr(show, "RUNS", Path("/elsewhere"))
+    monkeypatch.setattr(find, "RUNS", Path("/elsewhere"))
     show.next_steps(run.path, "stopped")
     steps = capsys.readouterr().out
     assert f"launch.py resume {run.path}" in steps and "launch.py stop" not in steps
@@ -649,7 +651,7 @@ def test_the_attempts_of_a_run():
     one, two, three = show.attempt_rows(lines)
     assert one == ["1", "7", "n1", wording.short_date(1e9), "2 min", "0", "4", "USR2, requeued"]
     assert two == ["2", "", "", "", "", "4", "", "the node failed, next job"]
-    assert three[4:] == ["3 s", "4", "4.5", "done, out of restarts"]
+    assert three[4:] == ["3 s", "4", "4.5", "done, out of budget"]
     assert show.attempt_rows(lines[:10])[2][7] == "ConfigError: x (code 78)"
 
 

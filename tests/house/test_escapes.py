@@ -24,10 +24,10 @@ from data.packfile import open_pack
 from data.walk import DataError
 from jobs.cluster import requeue, serve, show, slurm, status, submit, terminal, why
 from jobs.cluster.preflight import Check
-from jobs.cluster.sweep import read_sweep
 from jobs.config.specs import ConfigError, GanConfig
 from jobs.predict.trained import checked_about
 from jobs.run.attempt import Attempt, report_and_code
+from jobs.run.find import read_sweep
 from jobs.run.rundir import RunDir
 from jobs.run.states import Verdict
 from jobs.training.upkeep import announce
@@ -201,8 +201,7 @@ def test_launch_py_names_hostile_folders_in_one_line(tmp_path):
     for name in ("abc\x1b[2J\u202e", "abd\x9bx\n"):
         hostile_run(tmp_path, name)
     code = (
-        f"import launch, pathlib, sys; launch.RUNS = pathlib.Path({str(tmp_path)!r}); "
-        "launch.find_run.__defaults__ = (launch.RUNS,)\n"
+        f"import launch, pathlib, sys; launch.choose.RUNS = pathlib.Path({str(tmp_path)!r})\n"
         "try: sys.exit(launch.main(sys.argv[1:]))\n"
         "except LookupError as error: launch.terminal.error(error.args[0])"
     )
@@ -437,16 +436,19 @@ def test_names_in_a_picture_are_text_and_no_formula():
 ROOM = tiny.ROOT
 SOURCES = sorted([*(ROOM / "jobs").glob("**/*.py"), *ROOM.glob("*.py"), ROOM / "data" / "pack.py"])
 RAW = {  # print() where no text of others is, or where it was made plain before
+    "jobs/cluster/doctor.py": 1,
+    "jobs/cluster/logs.py": 2,
     "jobs/cluster/queueing.py": 9,
     "jobs/cluster/requeue.py": 2,
-    "jobs/cluster/show.py": 8,
+    "jobs/cluster/show.py": 10,
     "jobs/cluster/status.py": 1,
     "jobs/cluster/sweep.py": 3,
     "jobs/cluster/terminal.py": 8,
+    "jobs/cluster/usage.py": 1,
+    "jobs/cluster/why.py": 3,
     "jobs/run/resume.py": 1,
     "jobs/training/watchdog.py": 1,
     "jobs/view/progress.py": 1,
-    "launch.py": 6,
 }
 
 

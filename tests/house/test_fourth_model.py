@@ -101,7 +101,7 @@ def test_it_trains_through_the_launcher_and_its_own_figures_are_shown(house):
 
 
 def test_status_and_the_table_of_a_sweep_know_it(house):
-    table = json.loads(call(house, "launch.py", "status", "--json"))
+    table = json.loads(call(house, "launch.py", "status", "--json"))["runs"]
     assert [row["state"] for row in table if row["name"].startswith("both-lr")] == ["done", "done"]
     shown = call(house, "launch.py", "status", "both")
     assert "toy_loss" in shown and "0.02" in shown

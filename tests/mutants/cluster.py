@@ -243,7 +243,7 @@ FAULTS = [
           'and script and not any(c.level == "fail" for c in found)',
           'and script',
           ("tests/cluster/test_cluster_rules.py::test_slurm_is_asked_only_where_nothing_failed_before",)),
-    Fault("jobs/cluster/preflight.py",
+    Fault("jobs/cluster/quota.py",
           'used, soft, hard = (int(',
           'used, hard, soft = (int(',
           ("tests/cluster/test_cluster_rules.py::test_what_a_quota_leaves",)),

@@ -286,7 +286,7 @@ def test_launch_status_of_runs_with_odd_files_within_half_a_gigabyte(tmp_path, k
         put(make_run(tmp_path, f"bad-{name.split('.')[0]}"), name, kind)
     code = (
         "import resource, sys, pathlib; resource.setrlimit(resource.RLIMIT_AS, (500 << 20, 500 << 20)); import launch; "
-        f"launch.RUNS = pathlib.Path({str(tmp_path)!r}); sys.exit(launch.main(sys.argv[1:]))"
+        f"launch.choose.RUNS = pathlib.Path({str(tmp_path)!r}); sys.exit(launch.main(sys.argv[1:]))"
     )
     for words in (
         ["status"],
@@ -309,7 +309,7 @@ def test_launch_status_of_runs_with_odd_files_within_half_a_gigabyte(tmp_path, k
         if words == ["status"]:
             assert done.stdout.count("is damaged") == len(FILES) + 1 and "good" in done.stdout
         elif words[-1] == "--json":
-            found = json.loads(done.stdout, parse_constant=pytest.fail)
+            found = json.loads(done.stdout, parse_constant=pytest.fail)["runs"]
             assert {view["name"]: bool(view["damage"]) for view in found}["good"] is False
 
 

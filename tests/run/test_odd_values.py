@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from odd_files import ODD, bounded, look, make_run
 
-from jobs.cluster import show, status, steer, sweep
+from jobs.cluster import show, status, steer
 from jobs.cluster.slurm import Job
 from jobs.config.specs import ConfigError
+from jobs.run import find
 from jobs.run.attempt import check_data
 from jobs.run.find import find_run, read_jobs
 from jobs.view.report import write_page
@@ -104,10 +105,10 @@ def test_any_value_in_any_field_of_a_sweep_or_a_plan_is_one_line(tmp_path, value
         value,
     ):
         (folder / "sweep.json").write_text(f'{{"points": [{{"values": {{"lr": "1"}}, "run": "/y"}}, {point}]}}')
-        if points := sweep.read_sweep(folder):
+        if points := find.read_sweep(folder):
             show.show_sweep(points, [status.view_run(Path(p["run"]), {}) for p in points])
     (folder / "sweep.json").write_text(f'{{"points": {value}}}')
-    sweep.read_sweep(folder)
+    find.read_sweep(folder)
     run = make_run(tmp_path)
     for name in ("partition", "gpus", "time", "local", "max_restarts"):
         (run.path / "jobs.json").write_text(f'{{"job": "vae", "options": {{"{name}": {value}}}}}')
@@ -135,7 +136,7 @@ def test_any_value_in_any_field_of_a_sweep_or_a_plan_is_one_line(tmp_path, value
 def test_an_odd_sweep_is_none(tmp_path, kind):
     run = make_run(tmp_path)
     ODD[kind](run.path / "sweep.json")
-    assert sweep.read_sweep(run.path) is None
+    assert find.read_sweep(run.path) is None
     assert find_run(str(run.path)) == run.path
 
 
