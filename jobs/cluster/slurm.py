@@ -21,6 +21,10 @@ TIMEOUT_S = 20.0
 # Separators that no name or path contains; Slurm passes them through as they are.
 FIELD, RECORD = "\x1f", "\x1e"
 
+FOREIGN = (
+    "SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK",
+    "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
 ACTIVE = frozenset(
     "PENDING CONFIGURING RUNNING SUSPENDED STOPPED COMPLETING RESIZING SIGNALING STAGE_OUT REQUEUED "
     "REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT RESV_DEL_HOLD".split()
@@ -57,6 +61,7 @@ class Job:
     dependency: str = ""
     stdout: str = ""  # this and gres ("gpu:a100:1", per node): show_job only
     gres: str = ""
+    shown: dict[str, str] = field(default_factory=dict, compare=False, repr=False)  # all of show_job's own fields
 
     @property
     def active(self) -> bool:
@@ -158,6 +163,11 @@ def requeue(job_id: str) -> None:
     _run(["scontrol", "requeue", _checked_id(job_id)])
 
 
+def update(job_id: str, change: str) -> None:
+    """Change a job that waits: "Partition=a,b"."""
+    _run(["scontrol", "update", f"JobId={_checked_id(job_id)}", change])
+
+
 def cancel(job_id: str, signal: str | None = None, batch: bool = False) -> None:
     """Cancel a job, or send `signal` ("USR2") to its steps; `batch`: to the batch script instead."""
     command = ["scancel", *([f"--signal={signal}"] if signal else []), *(["--batch"] if batch else [])]
@@ -172,6 +182,12 @@ def test_only(script: str) -> tuple[bool, str]:
         return False, str(error)
 
 
+def foreign(variable: str) -> bool:
+    """Whether an environment variable is of a surrounding job or torchrun rank, or changes what sbatch or srun are
+    told: no new job may see it. SLURM_CONF says which cluster to talk to."""
+    return variable.startswith(FOREIGN) and variable != "SLURM_CONF"
+
+
 def _checked_id(job_id) -> str:
     text = str(job_id)
     if not re.fullmatch(r"\d+(_\d+)?", text):
@@ -181,7 +197,10 @@ def _checked_id(job_id) -> str:
 
 def _run(command: list[str], stdin: str = "", timeout: float = 0, merge: bool = False) -> str:
     """Its standard output (`merge`: with standard error). A user's own output formats and language are switched off."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_"))}
+    own = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "SBATCH_")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(own)}
+    if command[0] == "sbatch":
+        env = {k: v for k, v in env.items() if not foreign(k)}
     timeout = timeout or TIMEOUT_S
     env |= {"SLURM_TIME_FORMAT": "standard", "LC_ALL": "C.UTF-8"}
     try:
@@ -281,7 +300,8 @@ def parse_squeue(text: str) -> dict[str, Job]:
 def parse_show_job(text: str) -> Job | None:
     """The first record of `scontrol show job`, in its form of several lines: a name or a path is the rest of its
     line."""
-    record = text.strip("\n").split("\n\n")[0]
+    # What a site's wrapper prints stands before or after it.
+    record = text[max(text.find("JobId="), 0) :].strip("\n").split("\n\n")[0]
     values: dict[str, str] = {}
     for line in record.splitlines():
         line = line.strip()
@@ -324,6 +344,7 @@ def parse_show_job(text: str) -> Job | None:
         dependency=_text(get("Dependency", "")),
         stdout=get("StdOut", ""),
         gres=re.sub(r"gres[:/]", "", _text(get("TresPerNode", ""))),
+        shown=values,
     )
 
 
@@ -333,7 +354,7 @@ _WHOLE_LINE = frozenset("JobName Command WorkDir StdErr StdIn StdOut Comment Adm
 def parse_sacct(text: str) -> dict[str, Job]:
     """{job id: Job} from the text of our sacct format. Raises SlurmError for another one."""
     jobs: dict[str, Job] = {}
-    for line in text.splitlines():
+    for line in _without_banner(text.splitlines(), FIELD):
         row = line.split(FIELD)
         if len(row) != 13:
             raise SlurmError(f"sacct: unexpected line {line[:80]!r}")
@@ -368,7 +389,7 @@ def parse_partitions(partition_text: str, node_text: str) -> dict[str, Partition
         numbers = (_number(nodes), _number(cpus.rstrip("+")), _number(memory.rstrip("+")))
         kinds.setdefault(name, []).append((*numbers, parse_gres(gres_text)))
     found = {}
-    for line in partition_text.splitlines():
+    for line in _without_banner(partition_text.splitlines(), "PartitionName="):
         values = dict(word.split("=", 1) for word in line.split() if "=" in word)
         if not values:
             continue
@@ -396,6 +417,14 @@ def parse_partitions(partition_text: str, node_text: str) -> dict[str, Partition
     return found
 
 
+def parse_memory(text: str) -> int | None:
+    """Megabytes of "64G", "500", "4.50G" (as scontrol writes it); None for what is no size."""
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([KMGTkmgt]?)[Bb]?", text.strip(), re.ASCII)
+    if not match:
+        return None
+    return int(float(match[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[match[2].upper()])
+
+
 def parse_gres(text: str) -> dict[str, int]:
     """ "gpu:a100:4(S:0-1),shard:16" -> {"gpu:a100": 4, "shard": 16}."""
     found: dict[str, int] = {}
@@ -411,13 +440,18 @@ def parse_gres(text: str) -> dict[str, int]:
 
 
 def _records(text: str, width: int) -> list[list[str]]:
-    rows = [record.lstrip("\n").split(FIELD) for record in text.split(RECORD)]
-    if rows and rows[-1] in ([""], []):
-        rows.pop()
+    rows = [record.split(FIELD) for record in _without_banner(text.split(RECORD), FIELD) if record.strip("\n")]
     for row in rows:
         if len(row) != width:
             raise SlurmError(f"Slurm: unexpected answer {FIELD.join(row)[:80]!r}")
+        row[0] = row[0].rpartition("\n")[2]  # an id or a name; above it stands what a wrapper printed
     return rows
+
+
+def _without_banner(pieces: list[str], sign: str) -> list[str]:
+    """Those pieces of an answer that are Slurm's, which have the sign; where none has it, all, to be understood or
+    not."""
+    return [piece for piece in pieces if sign in piece] or pieces
 
 
 def _array_task(job_id: str) -> int | None:

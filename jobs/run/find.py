@@ -67,6 +67,12 @@ def find_run(text: str, root: Path = RUNS) -> Path:
     raise LookupError(f"there is no run {text} in {root}; the last ones are: {names}")
 
 
+def members(run: Path) -> list[Path]:
+    """The runs that this folder stands for: the points of a sweep, else itself."""
+    points = read_sweep(run)
+    return [run] if points is None else [Path(point["run"]) for point in points]
+
+
 def read_sweep(run: Path) -> list[dict] | None:
     """The points of a sweep, each {values, run}; None where `run` is no sweep."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
