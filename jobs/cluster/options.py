@@ -44,6 +44,8 @@ class Row:
         return f"--{self.name.replace('_', '-')}"
 
 
+# The training flags have one of this name as well.
+DATA_TOO = "data to leave out stand behind a -- of their own: -- --exclude GLOB"
 EMPTY: dict[type, Any] = {str: "", int: None, bool: False, tuple: ()}
 
 
@@ -89,16 +91,20 @@ class Resources:
     constraint: str = _slurm(
         str, "constraint", "features that the nodes must have", metavar="F", plain=True, shown="Features",
         variable="SBATCH_CONSTRAINT")  # fmt: skip
-    exclude: str = _slurm(str, "exclude", "nodes not to use", metavar="NODES", plain=True, shown="ExcNodeList")
+    exclude: str = _slurm(
+        str, "exclude", "nodes not to use (data: behind the --)", metavar="NODES", plain=True, shown="ExcNodeList"
+    )
     nodelist: str = _slurm(str, "nodelist", "nodes to use", metavar="NODES", plain=True, shown="ReqNodeList")
     reservation: str = _slurm(
         str, "reservation", "reservation to use", metavar="R", plain=True, shown="Reservation",
         variable="SBATCH_RESERVATION")  # fmt: skip
     nice: int | None = _slurm(
-        int, "nice", "let others go first; the higher, the longer", metavar="N", plain=True, shown="Nice")  # fmt: skip
+        int, "nice", "let others go first; the higher, the longer", metavar="N", plain=True,
+        shown="Nice")  # fmt: skip
     comment: str = _slurm(str, "comment", "words for the job's record", metavar="TEXT", plain=True, shown="Comment")
     slurm: tuple[str, ...] = _slurm(
-        tuple, "", "any other option of sbatch, such as mail-type=END; may be repeated", metavar="KEY=VALUE")  # fmt: skip
+        tuple, "", "any other option of sbatch, such as mail-type=END; may be repeated",
+        metavar="KEY=VALUE")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +147,10 @@ class Options(Resources):
         ignored = [name for name in OF_SLURM if self.local and is_given(getattr(self, name))]
         if ignored:
             names = ", ".join(TABLE[name].flag for name in ignored)
-            raise ConfigError(f"--local runs on this machine, so leave out {names}: they are for a cluster")
+            data = f"; {DATA_TOO}" if self.exclude else ""
+            raise ConfigError(f"--local runs on this machine, so leave out {names}: they are for a cluster{data}")
+        if re.search(r"[*?/]", self.exclude):
+            raise ConfigError(f"--exclude {self.exclude}: before the -- these are nodes; {DATA_TOO}")
         further(self.slurm)
 
     def remembered(self) -> dict:
@@ -224,8 +233,8 @@ def from_shell(options: Options, environ: Mapping[str, str] | None = None) -> Op
     if more:
         taken["slurm"] = (*more, *options.slurm)
     known = {r.variable for r in PROFILE.values()} | {variable for *_, variable in told}
-    left += [name for name in sorted(environ) if name.startswith("SBATCH_") and name not in known]
-    return replace(options, **taken, from_shell=tuple(told), not_taken=tuple(left))
+    left += [name for name in environ if name.startswith("SBATCH_") and name not in known]
+    return replace(options, **taken, from_shell=tuple(told), not_taken=tuple(sorted(left)))
 
 
 def asked(options: Resources, profile: Resources) -> Resources:
@@ -257,8 +266,11 @@ def add_flags(parser: Any, group: str, only: str = "") -> None:
 
 def options_of(given: argparse.Namespace) -> Options:
     """argparse's answer, typed."""
-    values: dict[str, Any] = {k: v for k, v in vars(given).items() if k in TABLE}
-    return Options(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values: dict[str, Any] = {}
+    for name, value in vars(given).items():
+        if name in TABLE:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return Options(**values)
 
 
 def is_given(value: object) -> bool:

@@ -21,7 +21,7 @@ REFUSALS = {
     "memory": "fewer --cpus, or --mem SIZE; if that is refused too, ask the administrators about DefMemPerCPU",
     "feature": "another --constraint; `sinfo -o '%N %f'` lists the features",
     "reservation": "another --reservation; `scontrol show reservation` lists them",
-    "node name": "another --nodelist or --exclude; `sinfo -N` lists the nodes",
+    "node name": "another --nodelist or --exclude, which `sinfo -N` lists; data to leave out: -- --exclude GLOB",
     "processors": "fewer --cpus",
 }
 

@@ -219,8 +219,16 @@ def test_which_python_it_is(lab):
     assert lab.env()["PYTHON"] == str(own)  # .venv before the PATH
     other = lab.dir / "other"
     shutil.copy(lab.python, other)
+    done = lab.bash("jobs/vae.sh", PYTHON=str(other))
+    assert lab.env()["PYTHON"] == str(own)  # a variable that the shell happens to have is no choice
+    assert f"not PYTHON={other} of your shell" in done.stderr
+    own.write_text("#!/bin/sh\nexit 1\n")  # a .venv without torch is none
     lab.bash("jobs/vae.sh", PYTHON=str(other))
-    assert lab.env()["PYTHON"] == str(other)  # what was said before both
+    assert lab.env()["PYTHON"] == str(other)
+    shutil.copy(lab.python, own)
+    lines = [f"RUN={lab.run}", f"PYTHON={other}", f"cd {lab.root}", "source jobs/env.sh", "srun python x"]
+    lab.bash("-c", "\n".join(lines))
+    assert lab.env()["PYTHON"] == str(other)  # what launch.py chose stands
 
 
 # --- .venv and quickstart ---------------------------------------------------------------------------------------------
