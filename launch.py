@@ -19,7 +19,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.files import say
-from jobs.cluster import choose, doctor, logs, serve, show, slurm, status, steer, submit, terminal, why
+from jobs.cluster import (
+    choose,
+    clean,
+    doctor,
+    logs,
+    remote,
+    serve,
+    show,
+    slurm,
+    status,
+    steer,
+    submit,
+    terminal,
+    usage,
+    why,
+)
 from jobs.cluster.choose import all_runs, chosen, verb_parser
 from jobs.cluster.options import add_flags, from_shell, is_given, options_of
 from jobs.cluster.plan import make_plan
@@ -32,20 +47,25 @@ from jobs.config.specs import ConfigError
 from jobs.config.version import version
 from jobs.run.find import find_run, read_jobs
 from jobs.run.states import RunDirError, RunState
-from jobs.run.stopping import BAD, DONE, USAGE
+from jobs.run.stopping import BAD, DONE, TRANSIENT, USAGE
 
 USAGE_TEXT = """
 python launch.py --partition a100 --job {stylegan2,...} [options] [-- training flags]
-       python launch.py {status,logs,stop,resume,why,tensorboard,doctor} [RUN] [--help]
+       python launch.py {status,logs,stop,resume,why,usage,clean,tensorboard,doctor} [RUN ...] [--help]
+       python launch.py --host LOGIN ... | python launch.py pull RUN --host LOGIN
 """
 EPILOG = """
 then:
-  status [RUN]           what every run is doing, or one in detail
+  status [RUN ...]       what every run is doing, or one in detail; --watch shows it again and again
   logs RUN [-f]          the newest log
   why RUN                why it failed, waits or stopped, and what to do
   stop RUN [--now]       save and stop; --now does not wait for a save that hangs
-  resume RUN             go on with a stopped, failed or interrupted run, with the options it had
+  resume RUN | --failed  go on with a stopped, failed or interrupted run, with the options it had
+  usage [RUN ...]        GPU hours: asked for, used, lost to restarts
+  clean [RUN ...]        what runs hold on the disk; deletes what finished ones no longer need
   tensorboard [RUN ...]  serve the curves, and print the ssh tunnel to them
+  --host LOGIN ...       the same on a login node, through ssh (--host-dir: the clone's folder there)
+  pull RUN --host LOGIN  copy pictures, report, curves and weights from there
   doctor                 check this machine, the environment and the cluster
 
 training flags are those of the job's script and may stand before or after the `--`:
@@ -139,12 +159,16 @@ def resume_run(run: Path, typed: dict, flags: list[str]) -> int:
 ENDED_BADLY = (RunState.FAILED, RunState.STUCK, RunState.CUT_OFF, RunState.INTERRUPTED)
 VERBS = {
     "status": show.status_command, "logs": logs.logs_command, "why": why.why_command, "stop": steer.stop_command,
-    "resume": resume_command, "tensorboard": serve.tensorboard_command, "doctor": doctor.doctor_command,
+    "resume": resume_command, "usage": usage.usage_command, "clean": clean.clean_command, "pull": remote.pull_command,
+    "tensorboard": serve.tensorboard_command, "doctor": doctor.doctor_command,
 }  # fmt: skip
 
 
 def main(argv: list[str]) -> int:
-    """Run the verb, or queue. Returns the exit code."""
+    """Run the verb, or queue; with --host, there. Returns the exit code."""
+    elsewhere, argv = remote.split(argv)
+    if elsewhere:
+        return remote.run_there(elsewhere, argv)
     if argv and argv[0] in VERBS:
         return VERBS[argv[0]](argv[1:])
     if not argv or argv[0] == "help":
@@ -166,7 +190,7 @@ if __name__ == "__main__":
         sys.exit(USAGE)
     except (ConfigError, RunDirError, submit.SubmitError, slurm.SlurmError) as error:
         terminal.error(str(error))
-        sys.exit(BAD)
+        sys.exit(TRANSIENT if isinstance(error, slurm.NoAnswer) else BAD)
     except BrokenPipeError:  # `launch.py status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(DONE)

@@ -269,6 +269,14 @@ def words(error: Exception) -> str:
     return plain(getattr(error, "strerror", None) or str(error))[:200]
 
 
+def cache_folder(chosen: str | os.PathLike | None = None) -> Path:
+    """Where packs and latents are kept: the argument, $BRAIN_PACK_DIR, $XDG_CACHE_HOME/brain-slices or
+    ~/.cache/brain-slices."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    chosen = chosen or os.environ.get("BRAIN_PACK_DIR") or os.path.join(base, "brain-slices")
+    return Path(chosen).expanduser().absolute()
+
+
 # --- text that others wrote -------------------------------------------------------------------------------------------
 def plain(text: object, keep: str = "") -> str:
     """Text in which what does not print is spelled out, as \\x1b or \\u202e: control characters, escapes of

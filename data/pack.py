@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Unpack
 
 from data.build import MAX_BAD, Packing, _geometry, _list_bad, build_pack, check_bad, pack_key, shape_of
-from data.files import say
+from data.files import cache_folder, say
 from data.packfile import (
     MAGIC,
     Pack,
@@ -32,10 +32,8 @@ from data.walk import DataError
 
 
 def pack_folder(cache_dir=None) -> Path:
-    """Where packs are kept: the argument, $BRAIN_PACK_DIR, $XDG_CACHE_HOME/brain-slices or ~/.cache/brain-slices."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    chosen = cache_dir or os.environ.get("BRAIN_PACK_DIR") or os.path.join(base, "brain-slices")
-    folder = Path(chosen).expanduser().absolute()
+    """Where packs are kept (cache_folder of data/files.py), outside of the toolkit's own code."""
+    folder = cache_folder(cache_dir)
     if folder.resolve().is_relative_to(ROOM):
         raise DataError(
             f"packs may not lie in the toolkit's own {ROOM.name}/ folder; set BRAIN_PACK_DIR to another one"

@@ -29,6 +29,7 @@ begin() {  # begin RUN | begin --job NAME -- FLAGS: sets RUN and COMMAND, or lea
     local text
     text=$("$PYTHON" -m jobs.cluster.requeue --begin "$@") || exit $?
     eval "$text"
+    export LAUNCHED_RUN=$RUN  # a STOP that is older than the submission is lifted by now: whoever finds one obeys it
     # Compiled kernels on shared storage: a restart on another node does not compile again. They are code that is run, so
     # only in a folder of one's own.
     local cache=${RUN%/*}/.cache

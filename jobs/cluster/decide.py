@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.files import is_number
@@ -11,6 +12,7 @@ from jobs.run import stopping
 from jobs.run.states import Verdict
 
 STUCK_AFTER = 2  # attempts in a row that ended by themselves and saw no new image
+FAULTS_OF_A_NODE = 2  # attempts that died on a node before the next one starts elsewhere
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Decision:
     why: str
     counted: bool = False
     by_slurm: bool = False  # Slurm has put the job back into the queue itself
+    fault: bool = False  # it died of what may be the node's fault
+    node: str = ""  # then the node, where it is known
 
 
 def decide(
@@ -48,7 +52,7 @@ def decide(
     if put_back and not done:
         return Decision(Verdict.REQUEUE, "Slurm requeued the job", by_slurm=True)
     if node_failed and code not in (*REFUSALS, 130):
-        return Decision(Verdict.REQUEUE, "the node failed")
+        return Decision(Verdict.REQUEUE, "the node failed", fault=True)
     if code in (0, 130):
         return Decision(Verdict.STOPPED, "the tasks left as if stopped by a person")
     if code not in (stopping.CONTINUE, stopping.TRANSIENT) and code <= 128:
@@ -68,9 +72,11 @@ def decide(
             Verdict.REQUEUE, limit if reason in LIMIT_SIGNS else "the run saved and asks to go on", counted=True
         )
     if code == stopping.TRANSIENT:
-        return Decision(Verdict.REQUEUE, f"a fault that may pass ({reason or 'exit code 75'})", counted=True)
+        return Decision(
+            Verdict.REQUEUE, f"a fault that may pass ({reason or 'exit code 75'})", counted=True, fault=True
+        )
     name = signal.Signals(code - 128).name if code - 128 in set(signal.Signals) else f"signal {code - 128}"
-    return Decision(Verdict.REQUEUE, f"a task was killed by {name}", counted=True)
+    return Decision(Verdict.REQUEUE, f"a task was killed by {name}", counted=True, fault=True)
 
 
 REFUSALS = (stopping.USAGE, stopping.DIVERGED, stopping.BAD)
@@ -85,11 +91,15 @@ FAILURES = {
 LIMIT_SIGNS = ("USR1", "USR2", "time limit")
 
 
-def within_budget(decision: Decision, nimg: int, lines: list[dict], since: float, max_restarts: int) -> Decision:
+def within_budget(
+    decision: Decision, nimg: int, lines: list[dict], since: float, max_restarts: int, avoid: Sequence[str] = ()
+) -> Decision:
     """The same decision, or `stuck` or `budget` instead of a requeue.
 
     lines: the decisions in attempts.jsonl; those before `since`, when a person last started the run, do not count.
-    nimg: images in the newest checkpoint now. Pre-emptions, node failures and what people requeue by hand cost nothing.
+    nimg: images in the newest checkpoint now. What Slurm ends and what people requeue by hand cost nothing.
+    avoid: nodes that the next attempt is kept off. Where it is one, its faults do not make the run stuck yet: elsewhere
+    it may go well. Where it is more, the fault is hardly that of the nodes.
     """
     if decision.verdict != Verdict.REQUEUE or not decision.counted:
         return decision
@@ -100,13 +110,35 @@ def within_budget(decision: Decision, nimg: int, lines: list[dict], since: float
             continue
         counted = bool(line.get("counted")) and line.get("decision") in (Verdict.REQUEUE, Verdict.CHAIN)
         used += counted
-        idle = 0 if seen > before else idle + counted
-    idle = 0 if nimg > seen else idle + 1
+        excused = len(avoid) == 1 and line.get("faulty_node") == avoid[0]
+        idle = 0 if seen > before else idle + (counted and not excused)
+    excused = len(avoid) == 1 and decision.node == avoid[0]
+    idle = 0 if nimg > seen else idle + (not excused)
     if idle >= STUCK_AFTER:
         return Decision(Verdict.STUCK, f"{decision.why}, and {idle} attempts in a row saw no new image")
     if used >= max_restarts:
         return Decision(Verdict.BUDGET, f"{decision.why}, and all {max_restarts} restarts (--max-restarts) are used up")
     return decision
+
+
+def within_hours(decision: Decision, used: float, most: float | None) -> Decision:
+    """The same decision, or `budget` instead of a requeue where the run has used its GPU hours; None: no limit.
+
+    A job that Slurm has put back itself goes on: its next attempt ends at once, with the same words.
+    """
+    if decision.verdict != Verdict.REQUEUE or decision.by_slurm or most is None or used < most:
+        return decision
+    return Decision(Verdict.BUDGET, f"{used:.3g} of its {most:g} GPU hours (--max-gpu-hours) are used up")
+
+
+def bad_nodes(lines: list[dict], since: float) -> list[str]:
+    """The nodes on which two attempts died of a fault since a person last started the run, sorted.
+
+    lines: the decisions in attempts.jsonl.
+    """
+    died = [line.get("faulty_node") for line in lines if (line.get("time") or 0) >= since]
+    named = [node for node in died if isinstance(node, str) and node]
+    return sorted({node for node in named if named.count(node) >= FAULTS_OF_A_NODE})
 
 
 def started_by_person(about: dict) -> float:

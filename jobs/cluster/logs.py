@@ -11,6 +11,7 @@ from data.files import say
 from jobs.cluster import show, why
 from jobs.cluster.choose import chosen, verb_parser
 from jobs.cluster.terminal import paint
+from jobs.run.find import typed
 from jobs.run.stopping import DONE
 
 
@@ -43,7 +44,7 @@ def show_end(run: Path, lines: int, follower: show.Follower | None) -> None:
     log = why.newest_log(run)
     if log is None:
         if follower is None:
-            say(f"{run.name} has no log yet: its job has not started. python launch.py status {run.name}")
+            say(f"{run.name} has no log yet: its job has not started. python launch.py status {typed(run)}")
         return
     heading(str(log))
     text = why.tail(log, 1 << 20, follower.seen.get(log, 0) if follower else None)

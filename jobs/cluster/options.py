@@ -24,7 +24,7 @@ MAX_RESTARTS = 20
 class Row:
     """One option. `name` is that of its field."""
 
-    kind: type  # str, int, bool; tuple: it may be repeated
+    kind: type  # str, int, float, bool; tuple: it may be repeated
     help: str
     group: str = ""  # what, where, how: where --help shows it, '' is no flag of its own
     metavar: str | None = None
@@ -46,7 +46,7 @@ class Row:
 
 # The training flags have one of this name as well.
 DATA_TOO = "data to leave out stand behind a -- of their own: -- --exclude GLOB"
-EMPTY: dict[type, Any] = {str: "", int: None, bool: False, tuple: ()}
+EMPTY: dict[type, Any] = {str: "", int: None, float: None, bool: False, tuple: ()}
 
 
 def row(kind: type, help: str, **how) -> Any:
@@ -125,6 +125,12 @@ class Options(Resources):
     max_restarts: int | None = row(
         int, f"give up after so many restarts (default {MAX_RESTARTS}; pre-emptions do not count)", metavar="N",
         group="where", resume=True, kept=True, local=False, least=0)  # fmt: skip
+    max_gpu_hours: float | None = row(
+        float, "GPU hours over all attempts; the run then saves and ends (default: no limit)", metavar="H",
+        group="where", resume=True, kept=True)  # fmt: skip
+    notify: str = row(
+        str, "a mail address, or a name under [notify] of your own sites.toml: who hears when the run is done, has "
+        "failed or waits for you", metavar="WHO", group="where", resume=True, kept=True)  # fmt: skip
     site: str = row(
         str, "profile of jobs/sites.toml (default: recognised)", metavar="PROFILE", group="where", resume=True,
         kept=True)  # fmt: skip
@@ -144,6 +150,8 @@ class Options(Resources):
             value = getattr(self, r.name)
             if r.least is not None and value is not None and value < r.least:
                 raise ConfigError(f"{r.flag} {value}: at least {r.least}")
+        if self.max_gpu_hours is not None and not 0 < self.max_gpu_hours < 1e9:
+            raise ConfigError(f"--max-gpu-hours {self.max_gpu_hours:g}: more than 0")
         ignored = [name for name in OF_SLURM if self.local and is_given(getattr(self, name))]
         if ignored:
             names = ", ".join(TABLE[name].flag for name in ignored)

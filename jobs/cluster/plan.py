@@ -195,7 +195,8 @@ def local_gpus() -> int:
     """1 where this machine has a GPU that the environment does not hide, else 0: as many as a plain python would
     use."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
-        return int(bool(os.environ["CUDA_VISIBLE_DEVICES"].strip(" -1")))
+        first = os.environ["CUDA_VISIBLE_DEVICES"].split(",")[0].strip()  # CUDA stops at the first that is none
+        return int(first not in ("", "-1", "NoDevFiles"))
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10)
         return int("GPU " in listed.stdout)

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.files import ARCHIVES, PACK, PICTURES, VOLUMES
-from jobs.cluster import sbatch, slurm
+from jobs.cluster import notify, quota, sbatch, slurm
 from jobs.cluster.plan import Plan
 from jobs.cluster.slurm import Partition, format_time
 from jobs.cluster.submit import untracked_code
 from jobs.config import kinds, specs
 from jobs.config.specs import ConfigError, DiffusionConfig
+from jobs.run import budget
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError
@@ -75,9 +76,20 @@ def check_plan(plan: Plan, partitions: Mapping[str, Partition] | None, script: s
         found += check_resources(plan, partitions)
         if partitions is not None and script and not any(c.level == "fail" for c in found):
             found += check_with_slurm(script)
-    found += check_data(plan) + check_vae(plan)
+    found += check_promises(plan) + check_data(plan) + check_vae(plan)
     found += check_run_folder(plan, partitions)
     found += check_config(plan) + check_code(plan) + check_packages(plan)
+    return found
+
+
+def check_promises(plan: Plan) -> list[Check]:
+    """Whether the run has GPU hours left, and whoever is to hear of its end can be told."""
+    found, most = [], plan.options.get("max_gpu_hours")
+    if most and (used := budget.used_hours(plan.run)) >= most:
+        found.append(fail(f"{used:.3g} of the run's {most:g} GPU hours are used up", "--max-gpu-hours with more"))
+    whom = plan.options.get("notify")
+    if whom and (problem := notify.problem_of(whom)):
+        found.append(fail(problem, "--notify you@example.org, or an entry in that file"))
     return found
 
 
@@ -378,17 +390,8 @@ def nodes_are_here() -> bool:
 
 def quota_left_gb(folder: Path) -> float | None:
     """What the user's disk quota leaves on the file system of `folder`; None where there is none to ask for."""
-    if shutil.which("quota") is None:
-        return None
-    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError):
-        command = ["quota", "-w", "-p", "-f", str(folder)]
-        text = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout
-        for line in text.splitlines():
-            words = line.split()
-            if len(words) >= 4 and words[1].rstrip("*").isdigit() and words[3].isdigit():
-                used, soft, hard = (int(w.rstrip("*")) for w in words[1:4])
-                return max((hard or soft) - used, 0) * 1024 / 1e9 if hard or soft else None
-    return None
+    room = quota.used_and_limit_gb(folder)
+    return None if room is None else max(room[1] - room[0], 0)
 
 
 def check_config(plan: Plan) -> list[Check]:

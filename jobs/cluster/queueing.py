@@ -23,7 +23,8 @@ from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds, wording
 from jobs.config.parsing import parse_known, to_json
 from jobs.config.specs import ConfigError
-from jobs.run.find import members
+from jobs.run.find import members, typed
+from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunDirError, RunState
 from jobs.run.stopping import BAD, DONE
@@ -32,10 +33,18 @@ Partitions = Mapping[str, Partition] | None  # what Slurm reports by name; None 
 
 
 def slurm_partitions(options: Options) -> Partitions:
-    """What Slurm offers; None without Slurm, which only a --dry-run may do without."""
-    if slurm.available():
-        return slurm.partitions()
-    if not options.dry_run:
+    """What Slurm offers; None without Slurm, which only a --dry-run may do without.
+
+    Raises NoAnswer where there is one that is silent.
+    """
+    if not slurm.absent():
+        try:
+            return slurm.partitions()
+        except slurm.NoAnswer as error:
+            if not options.dry_run:
+                raise slurm.NoAnswer(f"nothing queued: {error}") from None
+            terminal.error(f"{error}; checked without Slurm")
+    elif not options.dry_run:
         raise ConfigError(
             "there is no Slurm here: run this on the cluster's login node, add --local to train on this machine, "
             "or --dry-run"
@@ -81,10 +90,20 @@ def launch(plan: Plan, options: Options, partitions: Partitions) -> int:
 
 
 def already(plan: Plan, options: Options) -> int | None:
-    """Exit code if there is nothing to queue: the run is live, or finished and not to be extended. None otherwise."""
+    """Exit code if there is nothing to queue: the run is live, or finished and not to be extended. None otherwise.
+
+    Raises ConfigError where the run is one of another job or configuration, NoAnswer where Slurm does not say whether a
+    job of the run is queued.
+    """
     if not plan.run.exists():
         return None
-    view = status.view_run(plan.run, status.all_jobs())
+    compare_with_run(RunDir(plan.run), plan.config)
+    jobs = status.all_jobs()
+    view = status.view_run(plan.run, jobs)
+    if view.state == RunState.UNKNOWN or (isinstance(jobs, status.Silent) and not plan.local):
+        raise slurm.NoAnswer(
+            f"nothing queued: Slurm does not answer, and {plan.run.name} may have a job already; try again"
+        )
     if view.state == RunState.DONE and plan.config.total_kimg <= (stored_total(plan.run) or 0):
         text = (
             f"{plan.run.name} is done ({view.total_kimg or 0:g} kimg). Nothing queued; "
@@ -134,9 +153,8 @@ def dependency_of(plan: Plan, options: Options) -> tuple[str, str]:
         elif options.dry_run:
             last.append(f"JOB_OF_{run.name}")
         else:
-            raise ConfigError(
-                f"--after {first.name}: {run.name} is neither done nor queued; python launch.py resume {run.name} first"
-            )
+            way = f"python launch.py resume {typed(run)} first"
+            raise ConfigError(f"--after {first.name}: {run.name} is neither done nor queued; {way}")
     jobs = f"job {last[0]}" if len(last) == 1 else f"jobs {', '.join(last)}"
     return f"afterany:{':'.join(last)}", f"starts when {first.name} ({jobs}) is done"
 

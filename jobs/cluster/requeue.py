@@ -11,6 +11,7 @@ Where a site forbids requeueing, a successor that depends on this job (`afterany
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
@@ -18,25 +19,28 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from data.files import atomic_write, is_number, say, words
-from jobs.cluster import sites, slurm, submit
-from jobs.cluster.decide import decide, started_by_person, within_budget
+from jobs.cluster import nodes, notify, sites, slurm, submit
+from jobs.cluster.decide import bad_nodes, decide, started_by_person, within_budget, within_hours
 from jobs.cluster.options import MAX_RESTARTS
 from jobs.cluster.plan import resolve
 from jobs.cluster.slurm import Job, SlurmError
+from jobs.cluster.status import live_process
 from jobs.cluster.successor import queue_successor, remember_options
 from jobs.config import kinds, specs
 from jobs.config.specs import ConfigError, TrainConfig
-from jobs.run import stopping
+from jobs.run import budget, own_job, stopping
 from jobs.run.find import read_jobs
 from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError, RunState, Verdict
 
 RETRY_S = 600  # how long a silent controller is asked again
-LEAVE = "exit 0"  # shell text
+LEAVE = "exit 0"  # shell text; the end of the job is decided like any
+AWAY = "trap - EXIT; exit 0"  # ... nothing is decided or written
 FORBIDDEN = "presently disabled"  # Slurm's words for Requeue=0
 
 
@@ -47,12 +51,14 @@ def finish(path: Path, code: int) -> int:
         signal.signal(
             number, signal.SIG_IGN
         )  # Slurm may be ending the job already; this has to be finished in KillWait
-    run, job_id = RunDir(path), os.environ.get("SLURM_JOB_ID", "")
+    run, job_id, restarts = RunDir(path), own_job.job_id(), own_job.restart_count()
     about, status = read_jobs(path), run.read_status()
-    restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     mine = not status.get("job_id") or status.get("job_id") == job_id
-    if not mine and code in (0, stopping.BAD) and (other := _other_live_job(about, job_id)):
-        say(f"{path}: job {other} works on this run; this one changes nothing")
+    other = _lock_holder(path, job_id)
+    if not other and not mine and code in (0, stopping.BAD):
+        other = next((f"job {job.id}" for job in _others(about, job_id) if job.at_work), "")
+    if other:
+        say(f"{path}: {other} works on this run; this job changes nothing")
         return code
     reason, left_with = "", code
     if mine and status.get("state") == RunState.CONTINUE:
@@ -63,27 +69,39 @@ def finish(path: Path, code: int) -> int:
             left_with = status["code"]
     job, nimg = _ask(job_id, code), run.newest_checkpoint()
     decision = decide(left_with, run.done(), run.stop_requested(), job, restarts, reason, time.time())
-    lines = [line for line in run.read_attempts() if line.get("event") == "decision"]
+    lines = _decisions(run)
     limit = about["max_restarts"] if is_number(about.get("max_restarts")) else MAX_RESTARTS
-    decision = within_budget(decision, nimg, lines, started_by_person(about), limit)
+    since = started_by_person(about)
+    if decision.fault and job is not None and os.environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
+        decision = replace(decision, node=job.nodes)  # of several it is not known which one it was
+    faulty = {"faulty_node": decision.node} if decision.node else {}
+    avoid = _to_avoid(job, bad_nodes([*lines, faulty | {"time": time.time()}], since))
+    decision = within_budget(decision, nimg, lines, since, limit, avoid)
+    decision = within_hours(decision, budget.used_hours(path, time.time()), budget.limit_hours(path))
     verdict, why = decision.verdict, decision.why
     successors = _pending_successors(about, job_id)
     if verdict == Verdict.REQUEUE and successors:
         verdict, why = Verdict.CHAIN, f"{why}; job {successors[0]} goes on"
     elif verdict != Verdict.REQUEUE and successors and "scancel" in why:
-        atomic_write(path / "STOP", f"{why}, job {job_id}\n")
-    facts = dict(job_id=job_id, restart=restarts, code=code, nimg=nimg, counted=decision.counted)
+        with contextlib.suppress(OSError):  # a full disk must not keep the successors
+            atomic_write(path / "STOP", f"{why}, job {job_id}\n")
+    facts = dict(job_id=job_id, restart=restarts, code=code, nimg=nimg, counted=decision.counted) | faulty
     _note(run, decision=verdict, why=why, **facts)
     if not (decision.by_slurm and job and job.state == "RUNNING"):  # its next start works on the run already
         _write_state(path, verdict, why, status)
     say(f"{path}: {SAYING[verdict]}: {why}")
     if verdict == Verdict.REQUEUE and not decision.by_slurm:
         error = _requeue(job_id, restarts)
-        if error is not None:
+        if error is None:
+            _keep_off([job_id], avoid)
+        else:
             verdict = _successor_at_the_end(run, about, job_id, error, facts)
+    elif verdict == Verdict.CHAIN:
+        _keep_off(successors, avoid)
     elif not verdict.goes_on:
         for successor in successors:
             _try(slurm.cancel, successor)
+    notify.at_end(path, verdict, why)
     return code if verdict in (Verdict.FAILED, Verdict.STUCK, Verdict.BUDGET) else 0
 
 
@@ -134,6 +152,21 @@ def _requeue(job_id: str, restarts: int) -> SlurmError | None:
         time.sleep(2)
 
 
+def _to_avoid(job: Job | None, bad: list[str]) -> list[str]:
+    try:
+        return nodes.to_avoid(job, bad) if job is not None else []
+    except SlurmError as error:
+        say(f"WARNING: {', '.join(bad)} cannot be excluded: {error}", sys.stderr)
+        return []
+
+
+def _keep_off(jobs: list[str], avoid: list[str]) -> None:
+    """Keep jobs that wait, or were put back into the queue this moment, off nodes on which attempts died."""
+    for job_id in jobs if avoid else []:
+        _try(nodes.keep_off, job_id, avoid)
+        say(f"Two attempts died of a fault on one node: job {job_id} starts on none of {', '.join(avoid)}")
+
+
 def _successor_at_the_end(run: RunDir, about: dict, job_id: str, error: SlurmError, facts: dict) -> Verdict:
     """Requeueing turned out to be impossible: queue another job for the run. Returns the verdict."""
     try:
@@ -148,6 +181,10 @@ def _successor_at_the_end(run: RunDir, about: dict, job_id: str, error: SlurmErr
     _write_state(run.path, verdict, why, {})
     say(f"{run.path}: {why}")
     return verdict
+
+
+def _decisions(run: RunDir) -> list[dict]:
+    return [line for line in run.read_attempts() if line.get("event") == "decision"]
 
 
 def _note(run: RunDir, **fields) -> None:
@@ -182,18 +219,18 @@ def begin(path: Path, kind: str) -> str:
     kind: main (queued by launch.py), sbatch, or chain. Only a person's start lifts STOP: launch.py does at submit,
     sbatch here, a successor or a requeued job never.
     """
-    run, job_id = RunDir(path), os.environ.get("SLURM_JOB_ID", "")
+    run, job_id = RunDir(path), own_job.job_id()
     about = read_jobs(path)
-    by_itself = kind == "chain" or int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    by_itself = kind == "chain" or own_job.restart_count() > 0
+    if other := _at_work_before(about, job_id):
+        _nothing_to_do(f"{path}: job {other} works on this run already; nothing to do")
+        return AWAY
     if by_itself and run.done():
         return _nothing_to_do(f"{path} is done; nothing to do")
     if kind == "chain" and not run.stop_requested() and (cancelled := _cancelled_before(about, job_id)):
         atomic_write(path / "STOP", f"job {cancelled} was cancelled\n")
-    if run.stop_requested() and (by_itself or kind == "main"):
+    if run.stop_holds(None if by_itself or kind == "main" else _submitted_at(run, job_id)):
         return _nothing_to_do(f"{path} was stopped by a person (STOP); nothing to do")
-    if not by_itself and (other := _other_live_job(about, job_id)):
-        return _nothing_to_do(f"{path}: job {other} works on this run already; nothing to do")
-    run.lift_stop()
     try:
         job = slurm.show_job(job_id) if job_id else None
     except SlurmError as error:
@@ -225,13 +262,27 @@ def begin_sbatch(job_name: str, flags: list[str]) -> tuple[TrainConfig, str]:
     return config, f"RUN={shlex.quote(config.run)}\nCOMMAND=({shlex.join(command)})"
 
 
+def _forget_the_array() -> str:
+    """Shell text without the variables of an array in whose task a person typed the sbatch of this job, which hands
+    them on; '' where they are this job's own."""
+    names = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+    if names[0] not in os.environ:
+        return ""
+    job = _ask(os.environ.get("SLURM_JOB_ID", ""), stopping.CONTINUE)
+    if job is None or job.array:
+        return ""
+    for name in names:
+        os.environ.pop(name, None)
+    return f"unset {' '.join(names)}"
+
+
 def record_sbatch(job_name: str, config: TrainConfig) -> str:
     """Make the run directory and its config.json, and enter this job into jobs.json. Returns the kind: sbatch, or
-    chain.
+    chain; '' where another job works on the run and nothing was written.
 
     A job that is known already goes on with the run as it is: its flags were those of an earlier moment.
     """
-    path, job_id = Path(config.run), os.environ.get("SLURM_JOB_ID", "")
+    path, job_id = Path(config.run), own_job.job_id()
     run = RunDir(path)
     run.create()
     with submit.submit_lock(path):
@@ -240,8 +291,9 @@ def record_sbatch(job_name: str, config: TrainConfig) -> str:
         known = [entry.get("kind") for entry in submitted if entry["id"] == job_id]
         if known:
             return known[-1]
-        if _other_live_job(about, job_id):
-            return "sbatch"  # it will do nothing
+        if other := _at_work_before(about, job_id):
+            _nothing_to_do(f"{path}: job {other} works on this run already; nothing to do")
+            return ""
         store_config(run, config)
         submitted.append({"id": job_id, "kind": "sbatch", "time": round(time.time(), 1)})
         about |= {"job": job_name, "submitted": submitted}
@@ -257,10 +309,10 @@ def _nothing_to_do(text: str) -> str:
     return LEAVE
 
 
-def _live(ids: list[str]) -> list[str]:
+def _live(ids: list[str]) -> list[Job]:
     """Those of the jobs that are queued or running; none where the controller does not answer."""
     try:
-        return [job_id for job_id, job in slurm.squeue(ids).items() if job.active]
+        return [job for job in slurm.squeue(ids).values() if job.active]
     except SlurmError as error:
         say(f"WARNING: {error}", sys.stderr)
         return []
@@ -270,21 +322,50 @@ def _slurm_ids(about: dict, *kinds: str) -> list[str]:
     return [str(entry["id"]) for entry in about.get("submitted", []) if entry.get("kind") in kinds]
 
 
-def _other_live_job(about: dict, job_id: str) -> str:
-    """Another job that works on the run or is about to, '' if there is none.
+def _others(about: dict, job_id: str) -> list[Job]:
+    """The run's jobs that are queued or running, this one too; none where the controller does not answer."""
+    ids = [i for i in _slurm_ids(about, "main", "sbatch", "chain") if i != job_id]
+    return [job for job in _live(ids[-20:]) if job.id != job_id] if ids else []
 
-    Its own successor waits for it: it does not.
+
+def _at_work_before(about: dict, job_id: str) -> str:
+    """The job that works on the run and goes before this one, '' if there is none.
+
+    Of two that run at once the one that began first works, of two that began in the same second the one that was
+    queued first: always exactly one, as both look at the same times. A job that waits or ends works on nothing; it will
+    find this one. Where the controller is silent the run's lock decides.
     """
-    own = {str(entry["id"]) for entry in about.get("submitted", []) if entry.get("after") == job_id}
-    own |= {job_id, os.environ.get("SLURM_ARRAY_JOB_ID", "-") + "_" + os.environ.get("SLURM_ARRAY_TASK_ID", "-")}
-    ids = [i for i in _slurm_ids(about, "main", "sbatch", "chain") if i not in own]
-    live = _live(ids[-20:]) if ids else []
-    return live[0] if live else ""
+    others = [job for job in _others(about, job_id) if job.at_work]
+    if not others:
+        return ""
+    own = [job for job in _live([job_id]) if job.at_work] if job_id else []
+    began = own[0].start if own and own[0].start else time.time()
+    before = [job for job in others if (job.start or 0, _order(job.id)) < (began, _order(job_id))]
+    return min(before, key=lambda job: _order(job.id)).id if before else ""
+
+
+def _order(job_id: str) -> list[int]:
+    return [int(part) for part in job_id.split("_") if part.isdecimal()]
+
+
+def _lock_holder(path: Path, job_id: str) -> str:
+    """Who holds the run's lock and lives, in words; '' if nobody, or this job."""
+    holder = live_process(path)
+    if holder is None or (holder.get("job") or "") == job_id:
+        return ""
+    return f"job {holder['job']}" if holder.get("job") else f"process {holder.get('pid')}"
+
+
+def _submitted_at(run: RunDir, job_id: str) -> float:
+    """When a person typed the sbatch that started this job; asked of the controller, patiently, where a STOP waits for
+    the answer."""
+    job = _ask(job_id, stopping.CONTINUE) if run.stop_requested() else None
+    return job.submitted if job is not None and job.submitted else time.time()
 
 
 def _pending_successors(about: dict, job_id: str) -> list[str]:
     ids = [i for i in _slurm_ids(about, "chain") if i != job_id]
-    return _live(ids[-20:]) if ids else []
+    return [job.id for job in _live(ids[-20:])] if ids else []
 
 
 def _cancelled_before(about: dict, job_id: str) -> str:
@@ -338,10 +419,11 @@ def main(argv: list[str] | None = None) -> int:
         if options.job is None:
             print(begin(Path(options.run).absolute(), "main"))
         else:
+            forget = _forget_the_array()
             config, text = begin_sbatch(options.job, flags)
             kind = record_sbatch(options.job, config)
-            more = begin(Path(config.run), kind)
-            print(more if more == LEAVE else f"{text}\n{more}")
+            more = begin(Path(config.run), kind) if kind else AWAY
+            print("\n".join(filter(None, [forget, "" if more in (LEAVE, AWAY) else text, more])))
     except (ConfigError, RunDirError, submit.SubmitError) as error:
         say(f"error: {error}", sys.stderr)
         return stopping.BAD

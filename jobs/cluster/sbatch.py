@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from data.files import say
 from jobs.cluster import slurm
+from jobs.cluster.plan import Plan
 from jobs.cluster.slurm import Job, SlurmError
 
 # A word of sbatch's refusal -> what to do.
@@ -37,7 +40,12 @@ def submit(words: list[str], cwd: Path | None, ours: Callable[[Job], bool]) -> s
     except (OSError, subprocess.SubprocessError) as error:
         raise SlurmError(f"sbatch: {error}") from None
     if done.returncode:
-        raise SlurmError(plain_refusal(done.stderr or done.stdout))
+        text = done.stderr or done.stdout
+        raise (
+            slurm.NoAnswer(f"{plain_refusal(text)}; try again")
+            if slurm.SILENCE.search(text)
+            else SlurmError(plain_refusal(text))
+        )
     return read_id(done.stdout) or read_id(done.stderr) or look_up(ours)
 
 
@@ -91,6 +99,24 @@ def clean_environment() -> Iterator[None]:
         yield
     finally:
         os.environ.update(taken)
+
+
+def widen_later(job_id: str, plan: Plan) -> None:
+    """Let a job that still waits after `second_after` seconds try the other partitions of its list too.
+
+    No process stays here, so it is a small job of its own that tells Slurm so.
+    """
+    update = f"scontrol update JobId={job_id} Partition={shlex.quote(plan.partition)} || true"
+    words = [
+        "--parsable", f"--begin=now+{plan.second_after}", f"--partition={plan.partition}", "--time=1", "--ntasks=1",
+        "--no-requeue", "--output=/dev/null", f"--job-name={plan.run.name}-widen", f"--wrap={update}",
+        *(f"--{name}={value}" for name, value in (("account", plan.account), ("qos", plan.qos)) if value),
+    ]  # fmt: skip
+    try:
+        submit(words, None, lambda job: job.name == f"{plan.run.name}-widen")
+    except SlurmError as error:  # then it tries them all from now on
+        say(f"WARNING: {plan.partition} is tried at once, as Slurm takes no job that would add to it later ({error})")
+        slurm.update(job_id, f"Partition={plan.partition}")
 
 
 def plain_refusal(text: str) -> str:

@@ -31,14 +31,19 @@ def tensorboard_command(argv: list[str]) -> int:
     parser = verb_parser("tensorboard", text, "*")
     parser.add_argument("--port", type=int, default=0, help="port here (default: a free one)")
     parser.add_argument("--site", default="", metavar="PROFILE", help="profile with the names of login and jump host")
+    parser.add_argument("--no-tunnel", action="store_true", help="do not print the ssh tunnel: it is open already")
+    parser.add_argument("--host", metavar="LOGIN", help="on that login node, with the tunnel opened from here")
     options = parser.parse_intermixed_args(argv)
     runs = chosen(options.run)
     site = choose_site(options.site, slurm.partitions() if slurm.available() else None, local=True)
-    return tensorboard(runs, options.port, site)
+    return tensorboard(runs, options.port, None if options.no_tunnel else site)
 
 
-def tensorboard(runs: Iterable[Path], port: int, site: Site) -> int:
-    """Serve the curves and sample grids of these runs, or of all in runs/, and print the ssh tunnel to them."""
+def tensorboard(runs: Iterable[Path], port: int, site: Site | None) -> int:
+    """Serve the curves and sample grids of these runs, or of all in runs/, and print the ssh tunnel to them.
+
+    site: whose tunnel; None prints none.
+    """
     runs, text = list(dict.fromkeys(runs)), str(port or free_port())
     with tempfile.TemporaryDirectory(prefix="brain-slices-tensorboard-") as chosen:
         for run in runs:  # a folder of links is all that names with commas and colons leave of --logdir_spec
@@ -47,7 +52,8 @@ def tensorboard(runs: Iterable[Path], port: int, site: Site) -> int:
         command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", text,
                    "--reload_interval", "15", "--samples_per_plugin", "images=200",
                    "--logdir", chosen if runs else str(RUNS)]  # fmt: skip
-        show.say_tunnel(site, text)
+        if site is not None:
+            show.say_tunnel(site, text)
         return serve(command)
 
 

@@ -7,19 +7,21 @@ import getpass
 import json
 import math
 import os
+import shlex
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from data.files import is_number, open_regular, plain, say
-from jobs.cluster import choose, status, terminal, why
+from jobs.cluster import choose, quota, status, terminal, why
 from jobs.cluster.choose import verb_parser
 from jobs.cluster.terminal import facts, paint, table
 from jobs.config import kinds, wording
-from jobs.run.find import RUNS, find_run, read_sweep
+from jobs.run.find import find_run, read_sweep, typed
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState, Verdict
 from jobs.run.stopping import DONE
@@ -81,6 +83,8 @@ def show_status(names: list[str], as_json: bool, clear: bool = False, best: str 
         show_run(views[0], run)
     elif views:
         show_runs(views)
+        if room := quota.used_and_limit_gb(choose.RUNS, timeout=2):
+            say(f"\nquota: {room[0]:.1f} of {room[1]:.1f} GB used; python launch.py clean shows by what")
     else:
         first = "python launch.py --local --wait --job stylegan2 --preset quickstart"
         say(f"No runs in {choose.RUNS} yet. Start one:  {first}")
@@ -88,10 +92,10 @@ def show_status(names: list[str], as_json: bool, clear: bool = False, best: str 
 
 def next_steps(run: Path, state: str) -> None:
     """The commands that make sense now, ready to be copied."""
-    name = run.name if run.parent == RUNS else str(run)
+    name = typed(run)
     ours = wording.python()
     steps = {
-        "pictures": f"{ours} predict.py generate --run {run} --number 64",
+        "pictures": f"{ours} predict.py generate --run {shlex.quote(str(run))} --number 64",
         "watch": f"{ours} launch.py status {name}",
         "log": f"{ours} launch.py logs {name} -f",
         "why": f"{ours} launch.py why {name}",
@@ -109,11 +113,12 @@ def next_steps(run: Path, state: str) -> None:
     facts([("run", str(run)), *((word.replace("_", " "), steps[word.replace("_", " ")]) for word in wanted.split())])
 
 
-def progress(view) -> str:
-    """A bar and the kimg of a run, '' where they are not known."""
+def progress(view, narrow: bool = False) -> str:
+    """A bar and the kimg of a run, '' where they are not known; `narrow`: without the bar."""
     if view.kimg is None:
         return ""
-    return f"{terminal.bar(view.kimg, view.total_kimg)} {view.kimg:.4g}/{view.total_kimg or 0:g} kimg"
+    bar = "" if narrow else terminal.bar(view.kimg, view.total_kimg) + " "
+    return f"{bar}{view.kimg:.4g}/{view.total_kimg or 0:g} kimg"
 
 
 def gpu_use(view) -> str:
@@ -126,7 +131,8 @@ def gpu_use(view) -> str:
 def show_runs(views) -> None:
     """The table of `launch.py status`."""
     header = ["RUN", "STATE", "JOB", "ON", "TIME", "PROGRESS", "LEFT", "RESTARTS", "GPU", "NOTE"]
-    rows = []
+    spare = ["GPU", "RESTARTS", "ON", "JOB", "LEFT", "TIME"]  # the first that a narrow terminal goes without
+    rows, narrow = [], terminal.width() < 100
     for v in views:
         time_ = (
             ""
@@ -143,14 +149,22 @@ def show_runs(views) -> None:
                 v.job_id if live else "",
                 where,
                 time_,
-                progress(v),
+                progress(v, narrow),
                 eta,
                 str(v.restarts or ""),
                 gpu_use(v),
                 v.note,
             ]
         )
-    table(header, rows, {1: terminal.STATE_COLOURS})
+    left_out = table(header, rows, {1: terminal.STATE_COLOURS}, spare=spare)
+    say_left_out(left_out)
+
+
+def say_left_out(columns: list[str]) -> None:
+    """Which columns the terminal is too narrow for, and where they are to be seen."""
+    if columns:
+        text = f"not shown for want of room: {', '.join(columns)} (a wider terminal, status RUN or status --json)"
+        say("\n" + "\n".join(textwrap.wrap(text, terminal.width())))
 
 
 def show_run(view, run: Path) -> None:
@@ -192,7 +206,7 @@ def show_run(view, run: Path) -> None:
 OUTCOMES: dict[str, str] = {
     Verdict.REQUEUE: "requeued",
     Verdict.CHAIN: "next job",
-    Verdict.BUDGET: "out of restarts",
+    Verdict.BUDGET: "out of budget",
     Verdict.DONE: "",
     Verdict.STOPPED: "",
     Verdict.FAILED: "",
@@ -261,7 +275,8 @@ def show_sweep(points: list[dict], views, best: str = "") -> None:
         figures = [f"{view.metrics[name]:.4g}" if is_number(view.metrics.get(name)) else "" for name in wanted]
         rows.append([*point["values"].values(), view.state, progress(view), *figures, view.name])
     header = [*(name.upper() for name in swept), "STATE", "PROGRESS", *wanted, "RUN"]
-    table(header, rows, {len(swept): terminal.STATE_COLOURS}, right=set(wanted))
+    colours = {len(swept): terminal.STATE_COLOURS}
+    say_left_out(table(header, rows, colours, right=set(wanted), spare=wanted[::-1]))
     if best:
         values = ", ".join(f"{name}={value}" for name, value in points[0]["values"].items())
         say(f"Best by {best}: {views[0].name} ({values}), {views[0].metrics[best]:.4g} at {views[0].kimg or 0:g} kimg.")
@@ -315,7 +330,7 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
     except KeyboardInterrupt:
         clear()
         if not local:
-            say(f"The job goes on. python launch.py stop {run.name} stops it.")
+            say(f"The job goes on. python launch.py stop {typed(run)} stops it.")
             return DONE
         print("Stopping; it saves first.", flush=True)
         stop(run, now=False)

@@ -15,6 +15,7 @@ from jobs.cluster.options import PROFILE, Resources, further
 from jobs.config.specs import ConfigError
 from jobs.run.owners import others_may_replace
 
+NOTIFY = "notify"  # the one table of the user's file that is no profile
 SHIPPED = Path(__file__).parents[1] / "sites.toml"
 
 
@@ -34,6 +35,7 @@ class Site(Resources):
     requeue: bool = True
     login: str = ""
     jump: str = ""
+    remote_dir: str = ""
     note: str = ""
     data: dict[str, str] = field(default_factory=dict)
     partitions: dict[str, dict] = field(default_factory=dict)
@@ -58,17 +60,30 @@ def user_file() -> Path:
 
 def load_sites() -> dict[str, Site]:
     """All profiles by name. Raises ConfigError that names the file and key that is wrong."""
-    merged = _read(SHIPPED)
+    merged, mine = _read(SHIPPED), _read_own()
+    _merge(merged, {name: table for name, table in mine.items() if name != NOTIFY})
+    return {name: _site(name, table, user_file() if mine else SHIPPED) for name, table in merged.items()}
+
+
+def read_notify() -> dict:
+    """The table [notify] of the user's own file: who is told of a run's end. {} without one."""
+    table = _read_own().get(NOTIFY, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{user_file()}: {NOTIFY} must be a table, as in [{NOTIFY}]")
+    return table
+
+
+def _read_own() -> dict:
+    """The user's own file; {} where there is none."""
     own = user_file()
     try:
-        present = own.is_file()
+        if not own.is_file():
+            return {}
     except OSError:
-        present = False
-    if present:
-        if reason := others_may_replace(own):
-            raise ConfigError(f"{own}: {reason}; it decides what is queued in your name: chmod go-w {own}")
-        _merge(merged, _read(own))
-    return {name: _site(name, table, own if present else SHIPPED) for name, table in merged.items()}
+        return {}
+    if reason := others_may_replace(own):
+        raise ConfigError(f"{own}: {reason}; it decides what is queued in your name: chmod go-w {own}")
+    return _read(own)
 
 
 def choose_site(wanted: str, partitions: Collection[str] | None, hostname: str = "", local: bool = False) -> Site:

@@ -11,15 +11,20 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from data.files import plain
+from jobs.cluster.slurm_text import FIELD as FIELD
+from jobs.cluster.slurm_text import RECORD as RECORD
+from jobs.cluster.slurm_text import SlurmError as SlurmError
+from jobs.cluster.slurm_text import _array_task, _date, _exit, _number, _records, _text, _without_banner, _word
+from jobs.cluster.slurm_text import format_time as format_time
+from jobs.cluster.slurm_text import parse_gres as parse_gres
+from jobs.cluster.slurm_text import parse_memory as parse_memory
+from jobs.cluster.slurm_text import parse_time as parse_time
 
 TIMEOUT_S = 20.0
-# Separators that no name or path contains; Slurm passes them through as they are.
-FIELD, RECORD = "\x1f", "\x1e"
 
 FOREIGN = (
     "SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK",
@@ -31,8 +36,17 @@ ACTIVE = frozenset(
 )
 
 
-class SlurmError(Exception):
-    """A Slurm command failed, did not answer, or said something unexpected. The text is one line."""
+# States in which tasks run, or are about to: such a job has the run, one that waits or ends has not.
+AT_WORK = frozenset("CONFIGURING RUNNING SUSPENDED STOPPED RESIZING SIGNALING".split())
+# What a command says when no controller has answered it, which says nothing of any job.
+SILENCE = re.compile(
+    r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|[Cc]onnection (refused|timed out)"
+    r"|in standby mode|Resource temporarily unavailable|temporarily unable|Connection reset|Transport endpoint"
+)
+
+
+class NoAnswer(SlurmError):
+    """Slurm did not answer: nothing is known, and the same question may be answered in a moment."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class Job:
     id: str  # as Slurm prints it: "123", or "123_4" for a task of an array
     state: str  # "RUNNING", "PENDING", "CANCELLED", ...: one word, not abbreviated
     array_task: int | None = None
+    array: bool = False  # a task of an array, or what is left of one: show_job only
     name: str = ""
     user: str = ""
     reason: str = ""  # why it is pending, "" where there is none
@@ -49,6 +64,7 @@ class Job:
     nodes: str = ""  # Slurm's node list: "n[1-2]"
     elapsed_s: int | None = None
     limit_s: int | None = None
+    submitted: float | None = None  # or requeued: show_job only
     start: float | None = None
     end: float | None = None  # the end it had, or will have at its time limit
     exit_code: int | None = None
@@ -62,11 +78,17 @@ class Job:
     stdout: str = ""  # this and gres ("gpu:a100:1", per node): show_job only
     gres: str = ""
     shown: dict[str, str] = field(default_factory=dict, compare=False, repr=False)  # all of show_job's own fields
+    excluded: str = ""  # nodes that it must not run on: show_job only
 
     @property
     def active(self) -> bool:
         """Queued, running or about to be; not over."""
         return self.state in ACTIVE
+
+    @property
+    def at_work(self) -> bool:
+        """Its tasks run, or are about to."""
+        return self.state in AT_WORK
 
 
 @dataclass(frozen=True)
@@ -86,6 +108,17 @@ class Partition:
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def absent() -> bool:
+    """Whether there is no Slurm here: no commands, or no cluster that they know. One that is silent is there."""
+    if shutil.which("squeue") is None:
+        return True
+    try:
+        _run(["scontrol", "ping"], timeout=5)
+    except SlurmError as error:
+        return "configuration source" in str(error) or "not found" in str(error)
+    return False
 
 
 def available() -> bool:
@@ -212,13 +245,12 @@ def _run(command: list[str], stdin: str = "", timeout: float = 0, merge: bool = 
             f"{command[0]}: not found; is this a login node of the cluster, with Slurm on the PATH?"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(
-            f"{command[0]}: no answer from the Slurm controller within {timeout:.0f} s; try again"
-        ) from None
+        raise NoAnswer(f"{command[0]}: no answer from the Slurm controller within {timeout:.0f} s; try again") from None
     except (OSError, ValueError) as error:
         raise SlurmError(f"{command[0]}: {error}") from None
     if done.returncode:
-        raise SlurmError(f"{' '.join(command[:2])}: {_one_line(done.stderr or done.stdout) or done.returncode}")
+        text = f"{' '.join(command[:2])}: {_one_line(done.stderr or done.stdout) or done.returncode}"
+        raise NoAnswer(f"{text}; try again") if SILENCE.search(text) else SlurmError(text)
     return _one_line(done.stderr + done.stdout) if merge else done.stdout
 
 
@@ -228,33 +260,6 @@ def _one_line(text: str) -> str:
 
 
 # --- parsers ----------------------------------------------------------------------------------------------------------
-
-
-def parse_time(text: str) -> int | None:
-    """Seconds of Slurm's "MM", "MM:SS", "HH:MM:SS", "D-HH", "D-HH:MM", "D-HH:MM:SS"; None for UNLIMITED and the
-    like."""
-    text = text.strip()
-    if text.upper() in {"UNLIMITED", "INFINITE", "NOT_SET", "PARTITION_LIMIT", "NONE", "N/A", "INVALID", ""}:
-        return None
-    match = re.fullmatch(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", text, re.ASCII)
-    if not match:
-        raise SlurmError(f"{text[:50]!r} is not a time; write minutes, HH:MM:SS or D-HH:MM:SS")
-    days, a, b, c = (int(part or 0) for part in match.groups())
-    if match[1] is not None:
-        return days * 86400 + a * 3600 + b * 60 + c
-    if match[4] is not None:
-        return a * 3600 + b * 60 + c
-    return a * 60 + b
-
-
-def format_time(seconds: float | None) -> str:
-    """Slurm's way to write a duration: "1-02:03:04" or "02:03:04"; None is UNLIMITED."""
-    if seconds is None:
-        return "UNLIMITED"
-    minutes, s = divmod(max(int(seconds), 0), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    return f"{days}-{h:02}:{m:02}:{s:02}" if days else f"{h:02}:{m:02}:{s:02}"
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
@@ -324,6 +329,7 @@ def parse_show_job(text: str) -> Job | None:
     return Job(
         id=job_id,
         array_task=_array_task(job_id),
+        array=array is not None,
         name=get("JobName", ""),
         user=get("UserId", "").partition("(")[0],
         state=_word(get("JobState", "")),
@@ -332,6 +338,7 @@ def parse_show_job(text: str) -> Job | None:
         nodes=_text(get("NodeList", "")),
         elapsed_s=parse_time(get("RunTime", "")),
         limit_s=parse_time(get("TimeLimit", "")),
+        submitted=_date(get("SubmitTime", "")),
         start=_date(get("StartTime", "")),
         end=_date(get("EndTime", "")),
         exit_code=code,
@@ -345,6 +352,7 @@ def parse_show_job(text: str) -> Job | None:
         stdout=get("StdOut", ""),
         gres=re.sub(r"gres[:/]", "", _text(get("TresPerNode", ""))),
         shown=values,
+        excluded=_text(get("ExcNodeList", "")),
     )
 
 
@@ -415,81 +423,3 @@ def parse_partitions(partition_text: str, node_text: str) -> dict[str, Partition
             gres=gres,
         )
     return found
-
-
-def parse_memory(text: str) -> int | None:
-    """Megabytes of "64G", "500", "4.50G" (as scontrol writes it); None for what is no size."""
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([KMGTkmgt]?)[Bb]?", text.strip(), re.ASCII)
-    if not match:
-        return None
-    return int(float(match[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[match[2].upper()])
-
-
-def parse_gres(text: str) -> dict[str, int]:
-    """ "gpu:a100:4(S:0-1),shard:16" -> {"gpu:a100": 4, "shard": 16}."""
-    found: dict[str, int] = {}
-    for item in re.sub(r"\([^)]*\)", "", text).split(","):
-        if not item.strip() or item.strip().upper() in {"N/A", "NONE"}:
-            continue
-        name, _, count = item.strip().rpartition(":")
-        scale = {"K": 1024, "M": 1024**2, "G": 1024**3}.get(count[-1:].upper(), 1)
-        if not name or not count.rstrip("KMGkmg").isdecimal():
-            name, count, scale = item.strip(), "1", 1
-        found[name] = found.get(name, 0) + _number(count.rstrip("KMGkmg")) * scale
-    return found
-
-
-def _records(text: str, width: int) -> list[list[str]]:
-    rows = [record.split(FIELD) for record in _without_banner(text.split(RECORD), FIELD) if record.strip("\n")]
-    for row in rows:
-        if len(row) != width:
-            raise SlurmError(f"Slurm: unexpected answer {FIELD.join(row)[:80]!r}")
-        row[0] = row[0].rpartition("\n")[2]  # an id or a name; above it stands what a wrapper printed
-    return rows
-
-
-def _without_banner(pieces: list[str], sign: str) -> list[str]:
-    """Those pieces of an answer that are Slurm's, which have the sign; where none has it, all, to be understood or
-    not."""
-    return [piece for piece in pieces if sign in piece] or pieces
-
-
-def _array_task(job_id: str) -> int | None:
-    match = re.fullmatch(r"\d+_(\d{1,18})", job_id, re.ASCII)
-    return int(match[1]) if match else None
-
-
-def _word(state: str) -> str:
-    """ "CANCELLED by 1000" -> "CANCELLED"."""
-    words = state.split()
-    if not words:
-        raise SlurmError("Slurm: a job without a state")
-    return words[0].rstrip("+")
-
-
-def _text(value: str) -> str:
-    return "" if value in {"(null)", "None", "N/A", "None assigned", "Unknown"} else value
-
-
-def _number(text: str) -> int:
-    if not re.fullmatch(r"\d{1,18}", text.strip(), re.ASCII):
-        raise SlurmError(f"Slurm: {text[:50]!r} is not a number")
-    return int(text)
-
-
-def _exit(text: str) -> tuple[int | None, int | None]:
-    """ "1:9" -> (1, 9): exit code and signal."""
-    if not text:
-        return None, None
-    code, _, number = text.partition(":")
-    return _number(code), _number(number or "0")
-
-
-def _date(text: str) -> float | None:
-    """Unix time of "2026-01-31T12:00:00" in this machine's time zone, which is what the commands print."""
-    if text in {"", "N/A", "NONE", "None", "Unknown", "(null)"}:
-        return None
-    try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    except (ValueError, OverflowError):
-        raise SlurmError(f"Slurm: {text[:50]!r} is not a date") from None

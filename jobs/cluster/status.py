@@ -20,7 +20,7 @@ from jobs.cluster import slurm
 from jobs.cluster.slurm import Job
 from jobs.cluster.terminal import paint
 from jobs.config import wording
-from jobs.run.find import read_jobs
+from jobs.run.find import read_jobs, typed
 from jobs.run.lock import LOCK_STALE, process_space
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState
@@ -53,6 +53,7 @@ PENDING = {
     "NodeDown": "a node that it needs is down",
     "BadConstraints": "no node can satisfy what it asks for, so it will never start; stop it and queue it again",
     "JobHeldUser": "is held; scontrol release starts it",
+    "job_requeued_in_held_state": "was requeued and is held; scontrol release starts it",
     "JobHeldAdmin": "is held by an administrator; ask them",
     "JobArrayTaskLimit": "waits for other points of its sweep",
     "QOSMaxJobsPerUserLimit": "you have as many running jobs as you may; it starts when one of them ends",
@@ -69,6 +70,10 @@ PENDING = {
     "JobHoldMaxRequeue": "was requeued too often and is held; look into why, then scontrol release",
 }
 GONE = {RunState.RUNNING, RunState.STARTING, RunState.QUEUED}  # states that need a job; without one the run was cut off
+
+
+class Silent(dict):
+    """The queue of a Slurm that did not answer: empty, and no sign that anything is over."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +151,7 @@ def last_metrics(run: Path) -> dict:
 
 
 def all_jobs() -> dict | None:
-    """The user's jobs in Slurm; None where there is none or it does not answer."""
+    """The user's jobs in Slurm; None where there is no Slurm, Silent where it does not answer."""
     if not shutil.which("squeue"):
         return None
     try:
@@ -154,13 +159,19 @@ def all_jobs() -> dict | None:
     except slurm.SlurmError as error:
         if "configuration source" in str(error):  # Slurm's commands are installed, but there is no cluster
             return None
-        print(paint(f"warning: {error}; showing what the runs themselves say", "yellow", sys.stderr), file=sys.stderr)
-        return None
+        if str(error) not in _warned:
+            text = f"warning: {error}; showing what the runs themselves say"
+            print(paint(text, "yellow", sys.stderr), file=sys.stderr)
+            _warned.add(str(error))
+        return Silent()
+
+
+_warned: set[str] = set()  # --wait asks every few seconds, and says it once
 
 
 # --- merging ----------------------------------------------------------------------------------------------------------
 def view_run(run: Path, queue: dict[str, Job] | None) -> View:
-    """Merge what Slurm and the run itself say. queue: all of the user's jobs; None where Slurm cannot be asked."""
+    """Merge what Slurm and the run itself say. queue: what all_jobs() says."""
     seen, damage = read_object(run / "status.json", run)
     damage = damage or RunDir(run).damage() or read_object(run / "jobs.json", run)[1]
     view = _view_run(run, queue, seen)
@@ -205,7 +216,7 @@ def _with_job(view: View, job: Job, others: list[Job], after: str) -> View:
     view = replace(
         view, job_id=job.id, partition=job.partition, node=job.nodes, limit_s=job.limit_s, elapsed_s=job.elapsed_s
     )
-    if job.state == "PENDING":
+    if not job.at_work and job.state not in ("COMPLETING", "STAGE_OUT"):  # also held in Slurm's several ways
         return replace(view, state=RunState.QUEUED, elapsed_s=None, eta_s=None, note=pending_words(job, after))
     if job.state in ("COMPLETING", "SUSPENDED", "CONFIGURING"):
         return replace(
@@ -229,7 +240,7 @@ def _with_job(view: View, job: Job, others: list[Job], after: str) -> View:
 def _hanging(view: View) -> View:
     age = time.time() - (view.updated or time.time())
     if view.state == RunState.RUNNING and age > HUNG_S:
-        note = f"no heartbeat for {wording.short_time(age)}; python launch.py why {view.name}"
+        note = f"no heartbeat for {wording.short_time(age)}; python launch.py why {typed(Path(view.path))}"
         return replace(view, state=RunState.HANGING, note=note)
     return view
 
@@ -242,24 +253,36 @@ def _without_job(view: View, run: Path, queue: dict[str, Job] | None) -> View:
     was_here = bool(last) and last[0].get("kind") == "local" and last[0].get("host") == socket.gethostname()
     if view.state in GONE and queue is None and not was_here and time.time() - (view.updated or 0) < LOCK_STALE:
         return view  # no Slurm to ask, and a young heartbeat
+    needs_a_job = view.state in GONE or view.state == RunState.CONTINUE or _new_job(view, last)
+    if isinstance(queue, Silent) and needs_a_job and not was_here:
+        known = f"last known: {view.state}" if view.state != RunState.NEW else "a job was queued"
+        return replace(view, state=RunState.UNKNOWN, eta_s=None, note=f"Slurm does not answer ({known}); try again")
     if view.state in GONE:
         return replace(
-            view, state=RunState.CUT_OFF, eta_s=None, note=f"ended without a word; python launch.py why {view.name}"
+            view,
+            state=RunState.CUT_OFF,
+            eta_s=None,
+            note=f"ended without a word; python launch.py why {typed(Path(view.path))}",
         )
     if view.state == RunState.CONTINUE:
         return replace(
             view,
             state=RunState.INTERRUPTED,
             eta_s=None,
-            note=f"saved ({view.note}) and not continued; python launch.py resume {view.name}",
+            note=f"saved ({view.note}) and not continued; python launch.py resume {typed(Path(view.path))}",
         )
     if view.state == RunState.DONE:
         return replace(view, eta_s=None, note="")
     if view.state == RunState.STOPPED:
         return replace(view, eta_s=None, note="" if view.note == "STOP file" else view.note)
     if view.state in (RunState.FAILED, RunState.DIVERGED, RunState.STUCK) and not view.note:
-        return replace(view, note=f"python launch.py why {view.name}")
+        return replace(view, note=f"python launch.py why {typed(Path(view.path))}")
     return replace(view, eta_s=None)
+
+
+def _new_job(view: View, last: list[dict]) -> bool:
+    """Whether the run is one of which only its job is known."""
+    return view.state == RunState.NEW and bool(last) and last[0].get("kind") != "local"
 
 
 def pending_words(job: Job, after: str = "") -> str:

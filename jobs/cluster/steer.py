@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from data.files import atomic_write, say
+from data.files import atomic_write, say, words
 from jobs.cluster import slurm, status, submit, terminal
 from jobs.cluster.choose import chosen, verb_parser
 from jobs.cluster.options import OF_SLURM, REMEMBERED, TABLE, Options
@@ -19,10 +19,11 @@ from jobs.cluster.terminal import facts
 from jobs.config import kinds
 from jobs.config.parsing import from_dict
 from jobs.config.specs import ConfigError
-from jobs.run.find import read_jobs
+from jobs.run.find import read_jobs, typed
+from jobs.run.owners import others_may_replace
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError, RunState
-from jobs.run.stopping import BAD, DONE
+from jobs.run.stopping import BAD, DONE, TRANSIENT
 
 
 def stop_command(argv: list[str]) -> int:
@@ -57,24 +58,46 @@ def stop_run(run: Path, now: bool) -> int:
     queue."""
     jobs = status.all_jobs()
     live, holder = status.live_jobs(run, jobs or {}), status.live_process(run)
-    if not live and holder is None and not status.starting_process(run):
-        say(f"{run.name} is not running ({status.view_run(run, jobs).state}).")
+    state = status.view_run(run, jobs).state
+    if not live and holder is None and not status.starting_process(run) and state != RunState.UNKNOWN:
+        say(f"{run.name} is not running ({state}).")
         return DONE
-    atomic_write(
-        run / "STOP", f"{getpass.getuser()} at {time.strftime('%F %T')}, launch.py stop{' --now' if now else ''}\n"
-    )
-    waiting = [job for job in live if job.state == "PENDING"]
-    running = [job for job in live if job.state != "PENDING"]
-    for job in waiting + (running if now else []):
-        slurm.cancel(job.id)
+    written = f"{getpass.getuser()} at {time.strftime('%F %T')}, launch.py stop{' --now' if now else ''}\n"
+    unwritten = ""
+    try:
+        atomic_write(run / "STOP", written)
+    except OSError as error:
+        unwritten = words(error)
+        here = holder is not None and holder.get("host") == socket.gethostname()
+        theirs = run.stat().st_uid not in (os.getuid(), 0)
+        if not live and (theirs or not here):
+            reason = others_may_replace(run) if theirs else f"STOP cannot be written ({unwritten})"
+            fix = "only they can stop it" if theirs else "make room and try again, or end its process where it runs"
+            raise RunDirError(f"{run}: {reason}, so it is not stopped; {fix}") from None
+        now = True  # the job itself is ended, which saves if it can
+    waiting = [job for job in live if not job.at_work and job.state != "COMPLETING"]
+    running = [job for job in live if job not in waiting]
+    try:
+        for job in waiting + (running if now else []):
+            slurm.cancel(job.id)
+    except slurm.NoAnswer:
+        state = RunState.UNKNOWN
     if holder is not None and not running and now and holder.get("host") == socket.gethostname():
         os.kill(holder["pid"], signal.SIGTERM)
-    if running or holder is not None or not live:
+    if unwritten:
+        say(f"{run.name}: STOP cannot be written ({unwritten}), so it is ended now; it saves if it can.")
+    elif state == RunState.UNKNOWN:
+        say(
+            f"{run.name}: Slurm does not answer. STOP is written: if it runs it saves and stops within its next step, "
+            "if it waits it leaves as soon as it begins."
+        )
+        return TRANSIENT if now else DONE
+    elif running or holder is not None or not live:
         say(f"{run.name} " + ("is ended now; it saves if it can." if now else "saves and stops within its next step."))
     else:
         submit.write_state(run, RunState.STOPPED, "taken out of the queue")
         say(f"{run.name} is taken out of the queue (job {', '.join(job.id for job in waiting)}).")
-    facts([("go on", f"python launch.py resume {run.name}")])
+    facts([("go on", f"python launch.py resume {typed(run)}")])
     return DONE
 
 
@@ -85,9 +108,9 @@ def job_of(run: Path) -> str:
         raise ConfigError(
             f"{run}: no config.json and no jobs.json, so there is nothing to resume; launch it with --job"
         )
-    for name, job in kinds.JOBS.items():
+    for name in kinds.jobs_of(stored):
         with contextlib.suppress(ConfigError):
-            from_dict(job.config, stored)
+            from_dict(kinds.JOBS[name].config, stored)
             return name
     raise ConfigError(f"{run}: its config.json is of no job of this version")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from data.files import atomic_write, say
-from jobs.cluster import sbatch, slurm
+from jobs.cluster import notify, sbatch, slurm
 from jobs.cluster.plan import Plan
 from jobs.config import specs
-from jobs.run.find import members, read_jobs
+from jobs.run import own_job
+from jobs.run.find import members, read_jobs, typed
 from jobs.run.lock import Lock, Locked
 from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir, git_state
@@ -146,8 +148,7 @@ def setup_lines(plans: list[Plan]) -> list[str]:
     gone = 'cd "$REPOSITORY" && "$PYTHON" -m jobs.cluster.submit gone "$RUN"; exit 78'
     lines.append(f'cd "$RUN/code" && [ -f jobs/env.sh ] || {{ {gone}; }}')
     if any(plan.after for plan in plans):
-        own = "$SLURM_JOB_ID" if len(plans) == 1 else "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
-        lines.append(f'"$PYTHON" -m jobs.cluster.submit ready "$RUN" "{own}" || exit 0')
+        lines.append('"$PYTHON" -m jobs.cluster.submit ready "$RUN" || exit 0')
     return [*lines, "source jobs/env.sh"]
 
 
@@ -234,7 +235,7 @@ def prepare(plan: Plan) -> None:
     if plan.shared:
         for folder in (run.path, run.checkpoints, run.samples, run.plots, run.tensorboard, run.logs):
             folder.chmod(0o750)
-    run.lift_stop()
+    run.stop_holds(math.inf)  # what is there now is older than what is queued
     store_config(run, plan.config)
     run.unmark_done()  # a finished run comes here only to be extended
     take_snapshot(plan.run)
@@ -280,6 +281,11 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
             else:
                 jobs = executor.map_array(os.execv, [command[0] for command in commands], commands)
         except (FailedJobError, FailedSubmissionError, slurm.SlurmError, OSError) as error:
+            if slurm.SILENCE.search(str(error)):
+                run = folder or plans[0].run
+                again = f"python launch.py status {typed(run)}"
+                text = f"Slurm did not answer, so whether {run.name} is queued is not known: {again}"
+                raise slurm.NoAnswer(text) from None
             for plan in plans:
                 write_state(plan.run, RunState.FAILED, "could not be queued")
             words = sbatch.plain_refusal(str(error))
@@ -292,26 +298,8 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
     for plan, job in zip(plans, jobs, strict=True):
         note_submitted(plan.run, [(job.job_id, "main")], **array)
     if plans[0].second_after:
-        widen_later(jobs[0].job_id.partition("_")[0], plans[0])
+        sbatch.widen_later(jobs[0].job_id.partition("_")[0], plans[0])
     return [job.job_id for job in jobs]
-
-
-def widen_later(job_id: str, plan: Plan) -> None:
-    """Let a job that still waits after `second_after` seconds try the other partitions of its list too.
-
-    No process stays here, so it is a small job of its own that tells Slurm so.
-    """
-    update = f"scontrol update JobId={job_id} Partition={shlex.quote(plan.partition)} || true"
-    words = [
-        "--parsable", f"--begin=now+{plan.second_after}", f"--partition={plan.partition}", "--time=1", "--ntasks=1",
-        "--no-requeue", "--output=/dev/null", f"--job-name={plan.run.name}-widen", f"--wrap={update}",
-        *(f"--{name}={value}" for name, value in (("account", plan.account), ("qos", plan.qos)) if value),
-    ]  # fmt: skip
-    try:
-        sbatch.submit(words, None, lambda job: job.name == f"{plan.run.name}-widen")
-    except slurm.SlurmError as error:  # then it tries them all from now on
-        say(f"WARNING: {plan.partition} is tried at once, as Slurm takes no job that would add to it later ({error})")
-        slurm.update(job_id, f"Partition={plan.partition}")
 
 
 def successor(run: Path, job_id: str, *dependency: str) -> str:
@@ -334,7 +322,7 @@ def successor(run: Path, job_id: str, *dependency: str) -> str:
     return new
 
 
-def ready(run: Path, job_id: str) -> int:
+def ready(run: Path) -> int:
     """At job start, for a run that comes after another: 0 if that one is done.
 
     Otherwise the job waits on, or says what to do.
@@ -344,21 +332,24 @@ def ready(run: Path, job_id: str) -> int:
     if not left:
         return 0
     ids = {str(job["id"]) for first in left for job in read_jobs(first).get("submitted", [])}
-    try:
-        alive = [job.id for job in slurm.squeue().values() if job.id in ids and job.active]
-    except slurm.SlurmError:
-        alive = []
+    alive: list[str] = []
+    for tries_left in reversed(range(61)):  # ten minutes: a controller that is silent has not said that nothing is left
+        with contextlib.suppress(slurm.SlurmError):
+            alive = [job.id for job in slurm.squeue().values() if job.id in ids and job.active]
+            break
+        time.sleep(10 if tries_left else 0)
     if alive:  # a chain: its later links did not exist when this job was queued
         say(
             f"{after.name} goes on as job {', '.join(alive)}; this run waits for that as job "
-            f"{successor(run, job_id, *alive)}"
+            f"{successor(run, own_job.job_id(), *alive)}"
         )
         return 1
+    again = f"python launch.py resume {typed(after)}, then python launch.py resume {typed(run)}"
     names = ", ".join(first.name for first in left)
-    again = f"python launch.py resume {after.name}, then python launch.py resume {run.name}"
     text = f"{names} ended and {'is' if len(left) == 1 else 'are'} not done: {again}"
     write_state(run, RunState.WAITING, text)
     say(text)
+    notify.tell(run, RunState.WAITING, text)
     return 1
 
 
@@ -368,6 +359,8 @@ def submit_local(plan: Plan) -> str:
     Returns the process id.
     """
     command = plan.command()
+    if plan.options.get("notify"):
+        command = [sys.executable, "-m", "jobs.cluster.notify", str(plan.run), "--", *command]
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):  # submitit would set its own
         command = ["/usr/bin/env", f"CUDA_VISIBLE_DEVICES={visible}", *command]
     starter = [sys.executable, "-m", "jobs.cluster.submit", "start-local", str(plan.run), str(plan.gpus), *command]
@@ -379,6 +372,7 @@ def submit_local(plan: Plan) -> str:
         text=True,
         timeout=60,
         start_new_session=True,
+        env=os.environ | {"LAUNCHED_RUN": str(plan.run)},  # an older STOP is lifted by now
     )
     answer = done.stdout.strip()
     if not answer.isdigit():
@@ -435,7 +429,7 @@ if __name__ == "__main__":
             start_local(Path(run), int(gpus), command)
         case ["gone", run]:
             gone(Path(run))
-        case ["ready", run, job_id]:
-            sys.exit(ready(Path(run), job_id))
+        case ["ready", run]:
+            sys.exit(ready(Path(run)))
         case _:
             sys.exit("jobs.cluster.submit is called by launch.py and by its jobs")

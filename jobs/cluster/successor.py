@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jobs.cluster import sbatch, slurm, submit
+from jobs.cluster import nodes, sbatch, slurm, submit
+from jobs.cluster.decide import bad_nodes, started_by_person
 from jobs.cluster.options import FURTHER, PROFILE
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.config import kinds, specs
@@ -128,6 +129,8 @@ def queue_successor(run: RunDir, about: dict, job: Job | None) -> str:
         raise SlurmError("the job's own description is not known")
     options: dict[str, Any] = {"dependency": f"afterany:{job.id}"} | options_of_job(job.shown)
     options.setdefault("gres", "none")  # the script asks for one
+    if avoid := _to_avoid(run, about, job):
+        options["exclude"] = ",".join(avoid)
     kept = about.get("options")
     wanted = kept.get("partition") if isinstance(kept, dict) else None
     if isinstance(wanted, str) and job.partition in wanted.split(","):
@@ -143,3 +146,12 @@ def queue_successor(run: RunDir, about: dict, job: Job | None) -> str:
         new = sbatch.submit(words, specs.ROOT, lambda other: other.id not in known and sbatch.follows(other, job.id))
         submit.note_submitted(run.path, [(new, "chain")], after=job.id)
     return new
+
+
+def _to_avoid(run: RunDir, about: dict, job: Job) -> list[str]:
+    """Nodes on which attempts died, and those that the job avoids already; [] where that is not to be had."""
+    lines = [line for line in run.read_attempts() if line.get("event") == "decision"]
+    try:
+        return nodes.to_avoid(job, bad_nodes(lines, started_by_person(about)))
+    except SlurmError:
+        return []

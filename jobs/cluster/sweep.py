@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from data.files import atomic_write
-from jobs.cluster import preflight, status, submit
+from jobs.cluster import preflight, slurm, status, submit
 from jobs.cluster.options import Options
 from jobs.cluster.plan import Plan
 from jobs.cluster.queueing import Partitions, launch, plan_or_hint, refused, show_dry_run, stored_total
@@ -20,7 +20,8 @@ from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds
 from jobs.config.parsing import result_fields
 from jobs.config.specs import ConfigError
-from jobs.run.find import RUNS, read_sweep
+from jobs.run.find import RUNS, read_sweep, typed
+from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState
 from jobs.run.stopping import BAD, DONE
@@ -106,6 +107,10 @@ def queue_sweep(plans: list[Plan], folder: Path, options: Options) -> int:
             RunDir(plan.run).create()
             locks.enter_context(submit.submit_lock(plan.run))
         jobs = status.all_jobs()
+        if isinstance(jobs, status.Silent):
+            raise slurm.NoAnswer("nothing queued: Slurm does not answer; try again")
+        for plan in plans:
+            compare_with_run(RunDir(plan.run), plan.config)
         views = {plan.run: status.view_run(plan.run, jobs) for plan in plans}
         todo = [
             p
@@ -137,8 +142,8 @@ def queue_sweep(plans: list[Plan], folder: Path, options: Options) -> int:
         print(f"{left} point{'s are' if left > 1 else ' is'} live or done already.")
     facts(
         [
-            ("compare", f"python launch.py status {folder.name}"),
-            ("curves", f"python launch.py tensorboard {folder.name}"),
+            ("compare", f"python launch.py status {typed(folder)}"),
+            ("curves", f"python launch.py tensorboard {typed(folder)}"),
         ]
     )
     return DONE

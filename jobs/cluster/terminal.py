@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from data.files import plain
 from jobs.run.states import RunState
@@ -15,9 +15,12 @@ from jobs.run.states import RunState
 COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "grey": 90, "bold": 1}
 STATE_COLOURS: dict[str, str] = {
     RunState.RUNNING: "green", RunState.STARTING: "green", RunState.DONE: "blue", RunState.QUEUED: "yellow",
-    RunState.WAITING: "yellow", RunState.ENDING: "yellow", RunState.INTERRUPTED: "yellow", RunState.FAILED: "red",
+    RunState.WAITING: "yellow", RunState.UNKNOWN: "yellow", RunState.ENDING: "yellow",
+    RunState.INTERRUPTED: "yellow", RunState.FAILED: "red",
     RunState.DIVERGED: "red", RunState.STUCK: "red", RunState.HANGING: "red", RunState.CUT_OFF: "red",
 }  # fmt: skip
+NOTE = 30  # columns that the last, wrapped column of a table needs beside the others
+SHORTEST = 12  # columns that the name of a run keeps in a narrow terminal
 LEVEL_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -70,36 +73,54 @@ def table(
     rows: list[list[str]],
     colours: dict[int, dict[str, str]] | None = None,
     right: Collection[str] = (),
-) -> None:
+    spare: Iterable[str] = (),
+) -> list[str]:
     """Columns as wide as they need to be; empty columns are left out. The last one takes the rest, wrapped into further
-    lines.
+    lines; where hardly any is left, it stands below its row.
 
     colours: for a column's number, the colour of each word that may stand in it. right: headers of right-aligned
-    columns.
+    columns. spare: headers of columns to leave out, in this order, until the table fits; returns those that were.
     """
     header, rows = [plain(text) for text in header], [[plain(text) for text in row] for row in rows]
     keep = [i for i in range(len(header)) if any(row[i] for row in rows) or i == 0]
     wide = {i: max(len(header[i]), *(len(row[i]) for row in rows)) for i in keep}
-    last = keep[-1]
-    before = sum(wide[i] + 2 for i in keep[:-1])
-    rest = max(width() - before, 30)
+    last, left_out = keep[-1], []
+    # Words may be wrapped; a number, or a name that is to be copied, is not.
+    wraps = last == len(header) - 1 and header[last] not in right and len(keep) > 1
+
+    def before() -> int:
+        return sum(wide[i] + 2 for i in keep if i != last)
+
+    def too_wide(least: int) -> bool:
+        return before() + (min(wide[last], least) if wraps else wide[last]) > width()
+
+    below = wraps and too_wide(NOTE)
+    for name in spare:
+        if before() - 2 <= width() if below else not too_wide(NOTE):
+            break
+        left_out += [name for i in keep if header[i] == name and i not in (0, last)]
+        keep = [i for i in keep if header[i] != name or i in (0, last)]
+    below = below and too_wide(NOTE)
+    shown = [i for i in keep if i != last] if below else keep
+    if below and (extra := before() - 2 - width()) > 0 and wide[0] - extra >= SHORTEST:
+        wide[0] -= extra  # the beginning of a name is enough to type
+    indent = 2 if below else before()
 
     def cell(i: int, text: str) -> str:
-        return (
-            text
-            if i == last and header[i] not in right
-            else f"{text:>{wide[i]}}"
-            if header[i] in right
-            else f"{text:{wide[i]}}"
-        )
+        text = text if len(text) <= wide[i] or i == last else text[: wide[i] - 1] + "…"
+        if i == last and header[i] not in right:
+            return text
+        return f"{text:>{wide[i]}}" if header[i] in right else f"{text:{wide[i]}}"
 
-    print(paint("  ".join(cell(i, header[i]) for i in keep).rstrip(), "grey"))
+    print(paint("  ".join(cell(i, header[i]) for i in shown).rstrip(), "grey"))
     for row in rows:
-        wrapped = textwrap.wrap(row[last], rest, break_on_hyphens=False) or [""]
-        cells = [paint(cell(i, row[i]), (colours or {}).get(i, {}).get(row[i], "")) for i in keep[:-1]]
-        print("  ".join([*cells, cell(last, wrapped[0])]).rstrip())
-        for line in wrapped[1:]:
-            print(" " * before + line)
+        wrapped = textwrap.wrap(row[last], max(width() - indent, 30), break_on_hyphens=False) or [""]
+        cells = [paint(cell(i, row[i]), (colours or {}).get(i, {}).get(row[i], "")) for i in keep if i != last]
+        print("  ".join(cells if below else [*cells, cell(last, wrapped[0])]).rstrip())
+        for line in wrapped if below else wrapped[1:]:
+            if line:
+                print(" " * indent + line)
+    return left_out
 
 
 def bar(done: float | None, total: float | None, cells: int = 8) -> str:

@@ -15,7 +15,7 @@ from jobs.cluster.slurm import Job
 from jobs.cluster.status import View, live_jobs, pending_words, view_run
 from jobs.cluster.terminal import facts, paint
 from jobs.config import wording
-from jobs.run.find import read_jobs
+from jobs.run.find import read_jobs, typed
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
 from jobs.run.stopping import DONE
@@ -136,23 +136,35 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
     if view.state == RunState.QUEUED and queue:
         job = live_jobs(run, queue)[0]
         return view, Cause(f"job {job.id} is pending: {view.note}", _pending_fix(job, run))
+    if view.state == RunState.UNKNOWN:
+        return view, Cause(
+            f"Slurm did not answer, so nobody knows whether its job waits, runs or is over ({view.note})",
+            f"try again in a minute; python launch.py stop {typed(run)} writes a STOP that holds all the same",
+        )
+    if view.state == RunState.SUSPENDED:
+        return view, Cause(
+            f"job {view.job_id} is suspended: Slurm has frozen it, most often for a job of higher priority",
+            f"wait, or ask the administrators (scontrol resume {view.job_id} is theirs); python launch.py stop "
+            f"{run.name} --now, then resume, queues it anew",
+        )
     if view.state in (RunState.RUNNING, RunState.STARTING, RunState.ENDING):
         return view, Cause(f"nothing is wrong: it is {view.state}" + (f" on {view.node}" if view.node else ""))
     if view.damage and view.state != RunState.DONE:
-        fix = f"restore it from a copy, or move it away; then python launch.py resume {run.name}"
+        fix = f"restore it from a copy, or move it away; then python launch.py resume {typed(run)}"
         return view, Cause(view.damage, fix, last_error(tail(log)) if (log := newest_log(run)) else "")
     if view.state == RunState.HANGING:
         return view, Cause(
             view.note.split(";")[0] + " although its job is running",
-            f"python launch.py logs {run.name}; if nothing moves: python launch.py stop {run.name} --now, then resume",
+            f"python launch.py logs {typed(run)}; if nothing moves: python launch.py stop {typed(run)} --now, then "
+            "resume",
         )
     if view.state == RunState.DONE:
         return view, Cause(
             "it is done",
-            f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {run.name} -- "
-            "--total-kimg N",
+            f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {typed(run)} "
+            "-- --total-kimg N",
         )
-    return view, diagnose(gather(run, view), run.name)
+    return view, diagnose(gather(run, view), typed(run))
 
 
 def gather(run: Path, view: View) -> Evidence:
@@ -195,12 +207,7 @@ def diagnose(e: Evidence, name: str) -> Cause:
         what, _, todo = e.reason.partition(": ")
         return Cause(what, todo)
     if e.state == RunState.STUCK:
-        return Cause(
-            f"it made no progress in two attempts{f' ({e.decision})' if e.decision else ''}",
-            f"python launch.py logs {name}; longer --time if the attempts are too short to reach a checkpoint, then "
-            f"{again}",
-            last_error(e.log),
-        )
+        return _stuck(e, name, again)
     if e.state == RunState.DIVERGED or e.code == 77:
         return Cause(
             "the losses became infinite or not a number, twice",
@@ -243,6 +250,28 @@ def diagnose(e: Evidence, name: str) -> Cause:
         else e.reason or "it failed without a word"
     )
     return Cause(text, again)
+
+
+def _stuck(e: Evidence, name: str, again: str) -> Cause:
+    """Two attempts saw no new image: what killed them, by the log and by Slurm; only where nothing did, the time."""
+    text = f"it made no progress in two attempts{f' ({e.decision})' if e.decision else ''}"
+    for pattern, cause, fix in IN_LOG:
+        if found := _last_match(pattern, e.log):
+            return Cause(f"{text}: {cause}", fix if "resume" in fix else f"{fix}; then {again}", found)
+    slurms = _from_slurm(e.job, again) if e.job else None
+    if slurms and e.job and e.job.state != "TIMEOUT":
+        return Cause(f"{text}: {slurms.text}", slurms.fix, last_error(e.log))
+    if error := _traceback(e.log):
+        return Cause(
+            f"{text}: the program failed with a Python error", f"python launch.py logs {name}; then {again}", error
+        )
+    killed = "killed by SIG" in e.decision
+    fix = (
+        "a smaller --batch or more memory if the kernel killed it"
+        if killed
+        else "longer --time if the attempts are too short to reach a checkpoint"
+    )
+    return Cause(text, f"python launch.py logs {name}; {fix}, then {again}", last_error(e.log))
 
 
 def _from_slurm(job: Job, again: str) -> Cause | None:
@@ -293,8 +322,10 @@ def _from_slurm(job: Job, again: str) -> Cause | None:
 
 
 def _pending_fix(job: Job, run: Path) -> str:
+    if "scontrol release" in pending_words(job):
+        return f"scontrol release {job.id}; python launch.py stop {typed(run)} takes it out of the queue instead"
     return (
-        f"python launch.py stop {run.name} takes it out of the queue"
+        f"python launch.py stop {typed(run)} takes it out of the queue"
         if "never start" in pending_words(job) or "queue it again" in pending_words(job)
         else ""
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from jobs.config import columns, presets, rules, sizes
 from jobs.config.columns import Column
@@ -99,6 +99,11 @@ def name_of(config: TrainConfig | type[TrainConfig]) -> str:
     """The name of the job that a config, or a class of configs, is of."""
     cls = config if isinstance(config, type) else type(config)
     return next(name for name, row in JOBS.items() if row.config is cls)
+
+
+def jobs_of(stored: dict) -> list[str]:
+    """Names of the jobs that a stored config can be of, by its fields."""
+    return [name for name, row in JOBS.items() if set(stored) <= {field.name for field in fields(row.config)}]
 
 
 def check(config: TrainConfig) -> None:

@@ -15,7 +15,8 @@ from data.files import atomic_write, is_number, plain, say
 from jobs.config import specs
 from jobs.config.rules import CHOICES
 from jobs.config.specs import ConfigError, TrainConfig
-from jobs.run import stopping
+from jobs.run import budget, stopping
+from jobs.run.own_job import job_id, process_began, restart_count
 from jobs.run.resume import compare_with_run, write_config
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
@@ -28,6 +29,7 @@ class Attempt:
         self.run, self.config, self.rank = run, config, rank
         self.started, self.total, self.recorded = time.monotonic(), 0, False
         self.nimg: int | None = None
+        self.spent_at: float | None = None  # when the run's GPU hours are used up
         self.printer: Callable[[str], None] = say
 
     def say(self, text: str) -> None:
@@ -46,7 +48,10 @@ class Attempt:
         self.nimg, self.total = nimg, total
         if self.rank == 0:
             self.run.write_provenance([sys.executable, *sys.argv], **machine)
-            self.run.attempt_start(nimg=nimg, **facts)
+            in_use = 0 if machine.get("device", "cpu") == "cpu" else machine.get("world", 1)
+            given = budget.allocated(in_use)
+            self.run.attempt_start(nimg=nimg, **given, **facts)
+            self.spent_at = budget.ends(self.run.path, given["gpus"])
             self.recorded = True
             self.run.status(state=RunState.RUNNING, kimg=nimg / 1000, total_kimg=total / 1000, reason="")
 
@@ -72,7 +77,8 @@ class Attempt:
         if self.rank == 0:
             if self.recorded:
                 seconds = round(time.monotonic() - self.started, 1)
-                self.run.attempt_end(nimg=self.nimg or 0, reason=reason, seconds=seconds, code=code)
+                used = budget.cpu_seconds()
+                self.run.attempt_end(nimg=self.nimg or 0, reason=reason, seconds=seconds, code=code, cpu_seconds=used)
                 self.recorded = False
             self.run.status(state=state, reason=reason, code=code)
         return code
@@ -91,16 +97,19 @@ class Attempt:
 def prepare_run(run: RunDir, config: TrainConfig, say: Callable[[str], None]) -> bool:
     """Rank 0, under the lock: compare with the stored config, lift or obey STOP. False: nothing to do.
 
-    A STOP file ends every attempt that Slurm started by itself; a person who types the command lifts it.
+    A STOP ends every attempt that was queued before it was written, and all that Slurm starts by itself; a person who
+    types the command later lifts it.
     """
     if changed := compare_with_run(run, config):
         say(f"Override: {changed}")
         run.note("override", changed=changed)
     if run.stop_requested():
-        if os.environ.get("SLURM_JOB_ID") and int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0:
+        queued = bool(job_id() and restart_count()) or os.environ.get("LAUNCHED_RUN") == str(run.path)
+        if run.stop_holds(None if queued else process_began()):
             say(f"{run.path} was stopped by a person (STOP); nothing to do")
+            if not run.done():
+                run.status(state=RunState.STOPPED, reason="STOP file")
             return False
-        run.lift_stop()
         say("The STOP of this run is lifted")
     if run.read_config() is None:
         write_config(run, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 from pathlib import Path
 
 from data.files import read_json
@@ -33,10 +34,11 @@ def run_folders(root: Path) -> list[Path]:
     found = []
     with contextlib.suppress(OSError):
         for entry in os.scandir(root):
+            # In a folder that is another person's alone os.path finds nothing, and does not fail.
             if entry.is_dir() and any(
-                Path(entry.path, name).exists() for name in ("jobs.json", "status.json", "config.json")
+                os.path.exists(os.path.join(entry.path, name)) for name in ("jobs.json", "status.json", "config.json")
             ):
-                found.append((os.stat(entry.path).st_mtime, Path(entry.path)))
+                found.append((entry.stat().st_mtime, Path(entry.path)))
     return [path for _, path in sorted(found)]
 
 
@@ -71,6 +73,11 @@ def members(run: Path) -> list[Path]:
     """The runs that this folder stands for: the points of a sweep, else itself."""
     points = read_sweep(run)
     return [run] if points is None else [Path(point["run"]) for point in points]
+
+
+def typed(run: Path) -> str:
+    """How a person types this run in a command: its name where it lies in runs/, else its path, quoted for a shell."""
+    return shlex.quote(run.name if run.parent == RUNS else str(run))
 
 
 def read_sweep(run: Path) -> list[dict] | None:

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 
 from data.files import _serial, _writing, parse_json, process_start, read_bytes, say
+from jobs.run.find import typed
+from jobs.run.own_job import job_id, restart_count
 from jobs.run.states import RunDirError
 from jobs.run.stopping import TRANSIENT
 
@@ -49,7 +51,7 @@ class Lock:
             "space": process_space(),
             "pid": pid,
             "start": process_start(pid),
-            "job": os.environ.get("SLURM_JOB_ID"),
+            "job": job_id() or None,
             "restart": self.restart,
             "since": round(time.time(), 1),
         }
@@ -195,14 +197,8 @@ def _in_use(run: Path, holder: dict, age: float) -> str:
     return (
         f"{run}: in use by process {pid} on {host}{job}, heartbeat {max(age, 0):.0f} s "
         "ago; stop that one "
-        f"first (python launch.py stop {run.name}), or use another --run"
+        f"first (python launch.py stop {typed(run)}), or use another --run"
     )
-
-
-def restart_count() -> int:
-    """How often Slurm has requeued the job that this process belongs to."""
-    text = os.environ.get("SLURM_RESTART_COUNT", "")
-    return int(text) if text.isdecimal() else 0
 
 
 def process_space() -> str:

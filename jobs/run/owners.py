@@ -24,6 +24,14 @@ def others_may_replace(path: Path) -> str:
     return ""
 
 
+def owner_of(path: Path) -> str:
+    """The name of the user whose file or folder this is; '' where that is not to be had."""
+    try:
+        return _name_of(Path(path).stat().st_uid)
+    except OSError:
+        return ""
+
+
 def _name_of(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name

@@ -10,6 +10,7 @@ import platform
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -31,7 +32,8 @@ from data.files import (
 )
 from jobs.config.specs import ROOT
 from jobs.config.version import version
-from jobs.run.lock import Lock, restart_count
+from jobs.run.lock import Lock
+from jobs.run.own_job import job_id, restart_count
 from jobs.run.owners import others_may_replace
 from jobs.run.states import RunDirError, RunState
 from jobs.run.stopping import DONE
@@ -169,7 +171,7 @@ class RunDir:
             return
         self._status_at = time.monotonic()
         about = {
-            **self._status, "updated": round(time.time(), 1), "job_id": os.environ.get("SLURM_JOB_ID"),
+            **self._status, "updated": round(time.time(), 1), "job_id": job_id() or None,
             "attempt": self._attempt.get("attempt"), "host": socket.gethostname(), "pid": os.getpid(),
         }  # fmt: skip
         try:
@@ -211,7 +213,7 @@ class RunDir:
         with the images that its newest checkpoint kept."""
         lines = self._note_a_silent_death()
         self._attempt = {
-            "attempt": 1 + sum(line["event"] == "start" for line in lines), "job_id": os.environ.get("SLURM_JOB_ID"),
+            "attempt": 1 + sum(line["event"] == "start" for line in lines), "job_id": job_id() or None,
             "restart_count": restart_count(), "node": socket.gethostname(), "pid": os.getpid(),
         }  # fmt: skip
         self.note("start", **self._attempt, **fields)
@@ -229,6 +231,7 @@ class RunDir:
                 job_id=last.get("job_id"),
                 node=last.get("node"),
                 nimg=self.newest_checkpoint(),
+                reached=round(seen["kimg"] * 1000) if seconds is not None and is_number(seen.get("kimg")) else None,
                 reason="died without a word",
                 seconds=seconds,
                 inferred=True,
@@ -273,6 +276,29 @@ class RunDir:
     def stop_requested(self) -> bool:
         """Whether a person asked for the end of the run (a file STOP)."""
         return (self.path / "STOP").exists()
+
+    def stop_holds(self, since: float | None) -> bool:
+        """Whether a person's STOP is to be obeyed by what was started explicitly at `since`, in Unix seconds.
+
+        One that was written later holds, whoever reads it and when; an older one is lifted. None: what was older was
+        lifted as the run was queued, so that any STOP holds.
+        """
+        try:
+            made = (self.path / "STOP").lstat().st_mtime
+        except OSError:
+            return False
+        if since is None or made - self._clock_ahead() > since:
+            return True
+        self.lift_stop()
+        return False
+
+    def _clock_ahead(self) -> float:
+        """By how many seconds the file server's clock, which dates the files, is ahead of this machine's."""
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=self.path) as file:
+            file.write(b"x")
+            file.flush()
+            return os.fstat(file.fileno()).st_mtime - time.time()
+        return 0.0
 
     def lift_stop(self) -> None:
         """Move a person's STOP into attempts.jsonl: what it said and when it was made."""

@@ -31,6 +31,7 @@ class RunState(StrEnum):
     HANGING = "hanging"  # no heartbeat
     INTERRUPTED = "interrupted"  # saved, and nobody goes on with it
     CUT_OFF = "cut off"  # ended without saying so
+    UNKNOWN = "unknown"  # Slurm does not answer: it may wait, run or be over
 
 
 class Verdict(StrEnum):
@@ -42,7 +43,7 @@ class Verdict(StrEnum):
     STOPPED = "stopped"
     FAILED = "failed"
     STUCK = "stuck"
-    BUDGET = "budget"  # out of restarts
+    BUDGET = "budget"  # out of restarts, or of GPU hours
 
     @property
     def goes_on(self) -> bool:

@@ -13,6 +13,8 @@ import signal
 import subprocess
 import time
 
+from jobs.run.own_job import job_id
+
 # Exit codes: done or stopped by a person, wrong usage, transient, losses not finite, bad config or data, saved:
 # continue me.
 DONE, USAGE, TRANSIENT, DIVERGED, BAD, CONTINUE = 0, 2, 75, 77, 78, 85
@@ -21,7 +23,7 @@ NOTHING, SAVE, STOP_AND_CONTINUE, STOP_BY_PERSON = 0, 1, 2, 3
 SIGNALS = {"USR1": signal.SIGUSR1, "USR2": signal.SIGUSR2, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
 
 # What a rank stops for, as it tells the others; a person's wishes stand last, as the highest of all ranks counts.
-REASONS = ("", "USR1", "USR2", "TERM", "time limit", "Ctrl-C", "STOP file")
+REASONS = ("", "USR1", "USR2", "TERM", "time limit", "GPU hours", "Ctrl-C", "STOP file")
 
 _received: list[str] = []
 _installed = False
@@ -90,7 +92,7 @@ def job_end_time() -> float | None:
     """
     with contextlib.suppress(ValueError):
         return float(os.environ.get("SLURM_JOB_END_TIME", ""))
-    job = os.environ.get("SLURM_JOB_ID")
+    job = job_id()
     if not job or os.environ.get("SLURM_PROCID", "0") != "0":
         return None
     command = ["squeue", "-h", "-j", job, "-o", "%e"]
@@ -111,6 +113,7 @@ class StopWatch:
         end = job_end_time()
         # An end in the past is the variable of a job that is over, inherited by a shell that outlived it.
         self.deadline = end - margin if end is not None and end > time.time() else None
+        self.spent_at: float | None = None  # when the run's budget of GPU hours is used up
 
     def poll(self) -> int:
         """0 nothing, 1 save, 2 stop and be continued, 3 stop because a person wants it. Stops stay; files are looked at
@@ -120,6 +123,8 @@ class StopWatch:
             self._raise_to(STOP_BY_PERSON if by_person else STOP_AND_CONTINUE, "Ctrl-C" if by_person else name)
         if self.deadline is not None and time.time() > self.deadline:
             self._raise_to(STOP_AND_CONTINUE, "time limit")
+        if self.spent_at is not None and time.time() >= self.spent_at:
+            self._raise_to(STOP_AND_CONTINUE, "GPU hours")
         if time.monotonic() - self._looked < 1:
             return self._level
         self._looked = time.monotonic()

@@ -21,6 +21,7 @@ from jobs.config import kinds, parsing, specs
 from jobs.config.wording import command
 from jobs.run import stopping
 from jobs.run.attempt import Attempt
+from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError, RunState
 from jobs.training import collectives, devices, ranks, watchdog
@@ -220,6 +221,7 @@ class Upkeep:
         nimg, precision = max(found, 0), str(dtype).removeprefix("torch.")
         machine = devices.facts(self.rt) | {"precision": precision}
         self.attempt.begin(nimg, self.total, machine, precision=precision, world=self.rt.world, threads=self.rt.threads)
+        self.watch.spent_at = self.attempt.spent_at
         self.attempt.say(
             f"{self.run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of "
             f"{self.total / 1000:g} kimg, {precision} on {self.rt.world} x {self.rt.device.type}, data in {placement}"
@@ -385,10 +387,14 @@ def compiles(asked: bool, device: torch.device, say: Callable[[str], None]) -> b
 
 
 def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
-    """Whether the run is finished and --total-kimg is no larger than it was; says so."""
+    """Whether the run is finished and --total-kimg is no larger than it was; says so.
+
+    Raises ConfigError where it is a run of another job, or of other flags.
+    """
     before = (run.read_config() or {}).get("total_kimg")
     if not run.done() or (is_number(before) and c.total_kimg > before):
         return False
+    compare_with_run(run, c)
     if rank == 0:
         if run.read_status().get("state") != RunState.DONE or run.lockfile.exists():  # killed after its last image
             with contextlib.suppress(RunDirError, OSError):  # or about to end, or read-only: it is done all the same

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import ROOT
 
-from jobs.cluster import doctor, preflight, sbatch, sites, slurm, submit
+from jobs.cluster import doctor, preflight, quota, sbatch, sites, slurm, submit
 from jobs.cluster import plan as planning
 from jobs.cluster.options import PROFILE, REMEMBERED, Options
 from jobs.cluster.plan import Plan
@@ -26,7 +26,7 @@ from jobs.cluster.slurm import FIELD, RECORD, Job, Partition, SlurmError
 from jobs.cluster.submit import SubmitError
 from jobs.config import kinds, parsing, specs
 from jobs.config.specs import ConfigError
-from jobs.run import rundir
+from jobs.run import find, rundir
 from jobs.run.rundir import RunDir
 
 HOUR, DAY = 3600, 86400
@@ -47,7 +47,7 @@ def test_what_holds_where_nobody_says_otherwise():
     assert asdict(Site("s")) == dict(
         name="s", about="", hosts=(), recognise=(), partition="", account="", qos="", time="4:00:00", max_time="",
         cpus=4, gres="gpu:{gpus}",
-        margin=180, requeue=True, login="", jump="", note="", data={}, partitions={},
+        margin=180, requeue=True, login="", jump="", remote_dir="", note="", data={}, partitions={},
         second_after="", gpus=None, nodes=None, mem="", constraint="", exclude="", nodelist="", reservation="",
         nice=None, comment="", slurm=(),
     )  # fmt: skip
@@ -69,7 +69,7 @@ def test_what_holds_where_nobody_says_otherwise():
         "perceptual_file",
         "table",
     }
-    assert set(REMEMBERED) == set(PROFILE) | {"site", "shared", "local", "max_restarts"}
+    assert set(REMEMBERED) == set(PROFILE) | {"site", "shared", "local", "max_restarts", "notify", "max_gpu_hours"}
 
 
 # --- Slurm's words ----------------------------------------------------------------------------------------------------
@@ -264,11 +264,15 @@ def test_partitions_and_their_largest_nodes():
 
 
 def test_what_a_command_does_not_tell():
-    unknown = dict.fromkeys("array_task elapsed_s limit_s start end exit_code exit_signal preempt_time".split())
-    texts = dict.fromkeys("name user reason partition nodes command workdir dependency stdout gres".split(), "")
+    unknown = dict.fromkeys(
+        "array_task elapsed_s limit_s submitted start end exit_code exit_signal preempt_time".split()
+    )
+    texts = dict.fromkeys(
+        "name user reason partition nodes command workdir dependency stdout gres excluded".split(), ""
+    )
     assert (
         asdict(Job("1", "X"))
-        == {"id": "1", "state": "X", "restarts": 0, "requeue": False, "shown": {}} | unknown | texts
+        == {"id": "1", "state": "X", "restarts": 0, "requeue": False, "array": False, "shown": {}} | unknown | texts
     )
 
 
@@ -759,13 +763,9 @@ def test_the_set_up_lines(tmp_path):
     ]
     after = submit.setup_lines([replace(plan, after="/x")])
     assert after[4:] == [
-        '"$PYTHON" -m jobs.cluster.submit ready "$RUN" "$SLURM_JOB_ID" || exit 0',
+        '"$PYTHON" -m jobs.cluster.submit ready "$RUN" || exit 0',
         "source jobs/env.sh",
     ]
-    array = submit.setup_lines([replace(plan, after="/x"), plan])  # a task of an array is itself
-    assert array[5] == (
-        '"$PYTHON" -m jobs.cluster.submit ready "$RUN" "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" || exit 0'
-    )
 
 
 # --- queueing ---------------------------------------------------------------------------------------------------------
@@ -1043,6 +1043,7 @@ def test_a_later_link_of_a_chain(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_a_run_behind_another_waits_until_that_is_done(tmp_path, monkeypatch, capsys, done, queue, code, behind):
+    monkeypatch.setattr(find, "RUNS", tmp_path)
     first, second = RunDir(tmp_path / "first"), RunDir(tmp_path / "second")
     for run in (first, second):
         run.create()
@@ -1058,7 +1059,11 @@ def test_a_run_behind_another_waits_until_that_is_done(tmp_path, monkeypatch, ca
     asked = []
     monkeypatch.setattr(slurm, "squeue", squeue)
     monkeypatch.setattr(submit, "successor", lambda *a: asked.append(a) or "9")
-    assert submit.ready(second.path, "7") == code
+    clock = []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(submit.time, "sleep", clock.append)
+    assert submit.ready(second.path) == code
+    assert (sum(clock) >= 600) == (queue is None)  # a silent controller is asked again before anything is given up
     assert asked == ([(second.path, "7", behind)] if behind else [])
     waits = code == 1 and not behind
     assert (second.read_status().get("state") == "waiting") == waits
@@ -1404,10 +1409,10 @@ def test_whether_this_machine_is_the_cluster(monkeypatch, text, alone):
     ],
 )  # fmt: skip
 def test_what_a_quota_leaves(tmp_path, monkeypatch, line, left):
-    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/quota")
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/quota" if name == "quota" else None)
     asked = []
     monkeypatch.setattr(
-        preflight.subprocess,
+        quota.subprocess,
         "run",
         lambda command, **k: (
             asked.append(command) or SimpleNamespace(stdout=f"Filesystem blocks quota limit\n{line}\n")

@@ -23,6 +23,7 @@ from jobs.cluster.decide import STUCK_AFTER, Decision, decide, started_by_person
 from jobs.cluster.slurm import Job, Partition, SlurmError
 from jobs.config import parsing, specs
 from jobs.config.specs import ConfigError
+from jobs.run import own_job
 from jobs.run.rundir import RunDir
 
 NOW = 1_800_000_000.0
@@ -447,7 +448,7 @@ def test_a_job_that_another_one_kept_out_changes_nothing(run, connect, code, oth
     write_jobs(run, entry("6"), entry("7"), LINK)
     heartbeat(run, "6", state="running", reason="")
     assert requeue.finish(run.path, code) == code
-    kept_out = (other, state) in (("6", "RUNNING"), ("6", "PENDING"))
+    kept_out = (other, state) == ("6", "RUNNING")
     assert bool(decisions(run)) != kept_out and (run.read_status()["state"] == "running") == kept_out
     assert controller.cancelled == (["8"] if other == "8" else [])
 
@@ -466,10 +467,15 @@ def test_the_task_of_an_array_is_not_another_job(run, connect, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     about = {"submitted": [entry("40_1")]}
-    connect(Controller(job(), {"40_1": Job("40_1", "RUNNING"), "40_2": Job("40_2", "RUNNING")}))
-    assert requeue._other_live_job(about, "7") == ""
-    assert requeue._other_live_job({"submitted": [entry("40_2")]}, "7") == "40_2"
-    assert requeue._other_live_job({"submitted": [entry("40_2", "local")]}, "7") == ""
+    connect(Controller(job(), {"40_1": Job("40_1", "RUNNING"), "40_2": Job("40_2", "RUNNING", start=NOW - 1)}))
+    assert own_job.job_id() == "40_1"
+    assert requeue._at_work_before(about, "40_1") == ""
+    assert requeue._at_work_before({"submitted": [entry("40_2")]}, "40_1") == "40_2"
+    assert requeue._at_work_before({"submitted": [entry("40_2", "local")]}, "40_1") == ""
+    write_jobs(run, *about["submitted"])
+    asked = connect(Controller(job(), {}))
+    assert requeue.finish(run.path, 85) == 0 and asked.requeued == ["40_1"]  # 7 or 40 would be all of its tasks
+    assert decisions(run)[0]["job_id"] == "40_1"
 
 
 @pytest.mark.parametrize(
@@ -641,15 +647,53 @@ def test_only_a_link_follows_a_job(run, connect):
     assert requeue.begin(run.path, "chain") == "export PREDECESSOR_JOB='6; touch x'"
 
 
-@pytest.mark.parametrize(("kind", "restarts", "leaves"),
-    [("sbatch", 0, True), ("main", 0, True), ("main", 1, False), ("chain", 0, False)])  # fmt: skip
-def test_a_second_job_on_a_live_run_leaves(run, connect, monkeypatch, kind, restarts, leaves):
-    connect(Controller(job(), {"6": Job("6", "RUNNING")}))
+@pytest.mark.parametrize(("kind", "restarts"), [("sbatch", 0), ("main", 0), ("main", 1), ("chain", 0)])
+@pytest.mark.parametrize(
+    ("other", "leaves"),
+    [
+        (Job("6", "RUNNING", start=NOW - 10), True),
+        (Job("6", "SUSPENDED", start=NOW - 10), True),
+        (Job("6", "RUNNING", start=NOW - 5), True),  # in the same second: the one that was queued first
+        (Job("8", "RUNNING", start=NOW - 5), False),
+        (Job("6", "RUNNING", start=NOW - 4), False),
+        (Job("8", "RUNNING", start=NOW - 6), True),
+        (Job("6", "PENDING", start=NOW - 10), False),
+        (Job("6", "COMPLETING", start=NOW - 10), False),
+        (Job("6", "COMPLETED", start=NOW - 10), False),
+    ],
+)
+def test_of_two_jobs_on_a_run_one_works(run, connect, monkeypatch, kind, restarts, other, leaves):
+    """... and the other one leaves without a trace: no decision, no STOP lifted or written."""
+    mine = Job("7", "RUNNING", start=NOW - 5)
+    connect(Controller(job(), {other.id: other, "7": mine}))
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
-    write_jobs(run, entry("6"), entry("7", kind))
-    (run.path / "STOP").write_text("me") if kind == "sbatch" else None
-    assert (requeue.begin(run.path, kind) == "exit 0") == leaves
-    assert run.stop_requested() == (kind == "sbatch")  # a job that does nothing lifts nothing
+    write_jobs(run, entry(other.id), entry("7", kind))
+    before = sorted(path.name for path in run.path.iterdir())
+    if kind == "sbatch":
+        (run.path / "STOP").write_text("me")
+    assert (requeue.begin(run.path, kind) == requeue.AWAY) == leaves
+    if leaves:
+        assert run.stop_requested() == (kind == "sbatch") and not run.read_attempts()
+        assert sorted(path.name for path in run.path.iterdir() if path.name != "STOP") == before
+    # Seen from the other one it is the other way round.
+    if other.at_work:
+        assert bool(requeue._at_work_before(submit.read_jobs(run.path), other.id)) != leaves
+
+
+def test_jobs_that_slurm_does_not_tell_of_are_told_apart_by_the_lock(run, connect):
+    silent = connect(Controller(job()))
+    silent.squeue = lambda ids: (_ for _ in ()).throw(SILENT)
+    connect(silent)
+    write_jobs(run, entry("6"), entry("7"))
+    assert requeue.begin(run.path, "main") != requeue.AWAY  # both begin; one gets the lock
+    (run.path / "LOCK").write_text(json.dumps({"host": "n2", "job": "6", "pid": 1}))
+    os.utime(run.path / "LOCK", (NOW, NOW))
+    for code in (0, 1, 78, 75, 85, 137):
+        assert requeue.finish(run.path, code) == code and not run.read_attempts()
+    (run.path / "LOCK").write_text(json.dumps({"host": "n2", "job": "7", "pid": 1}))
+    os.utime(run.path / "LOCK", (NOW, NOW))
+    requeue.finish(run.path, 78)
+    assert len(decisions(run)) == 1
 
 
 @pytest.mark.parametrize(
@@ -836,10 +880,10 @@ def test_an_sbatch_job_enters_itself_once(run, connect, monkeypatch):
 
 
 def test_an_sbatch_job_on_a_live_run_leaves_its_record_alone(run, connect):
-    connect(Controller(job(), {"6": Job("6", "RUNNING")}))
+    connect(Controller(job(), {"6": Job("6", "RUNNING", start=NOW - 60)}))
     write_jobs(run, entry("6"))
     run.write_config(asdict(of_run(run, "--keep", "3")))
-    assert requeue.record_sbatch("vae", of_run(run, "--keep", "4")) == "sbatch"
+    assert requeue.record_sbatch("vae", of_run(run, "--keep", "4")) == ""
     assert of_run(run).keep == 3 and len(submit.read_jobs(run.path)["submitted"]) == 1
 
 

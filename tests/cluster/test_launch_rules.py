@@ -26,6 +26,7 @@ from jobs.cluster.preflight import Check
 from jobs.cluster.slurm import Job, Partition
 from jobs.config import kinds, parsing, specs
 from jobs.config.specs import ConfigError
+from jobs.run import find
 from jobs.run.rundir import RunDir
 
 A100 = Partition("a100", True, 86400, 1200, 10, 64, 1, None, True, {"gpu:a100": 4})
@@ -100,9 +101,9 @@ def world(tmp_path, monkeypatch) -> World:
     monkeypatch.setattr(sites.socket, "gethostname", lambda: "login")  # of no cluster that has a profile
     for module in (specs, parsing):
         monkeypatch.setattr(module, "ROOT", world.root)
-    for module in (choose, sweep, serve, show):
+    for module in (find, choose, sweep, serve):
         monkeypatch.setattr(module, "RUNS", world.runs)
-    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "absent", lambda: False)
     monkeypatch.setattr(slurm, "partitions", lambda: {"a100": A100})
     monkeypatch.setattr(slurm, "cancel", world.cancel)
     monkeypatch.setattr(status, "all_jobs", lambda: dict(world.queue))
@@ -214,7 +215,7 @@ def test_the_options_by_default():
     assert vars(launch.queue_parser().parse_args([])) == dict(
         job="", preset="", name="", sweep=[], after="", partition="", gpus=None, nodes=None, cpus=None, time="",
         account="", qos="", second_after="", gres="", mem="", constraint="", exclude="", nodelist="", reservation="",
-        nice=None, comment="", slurm=[], throttle=None,
+        nice=None, comment="", slurm=[], throttle=None, notify="", max_gpu_hours=None,
         max_restarts=None, site="", local=False, wait=False, dry_run=False, shared=False, json=False,
     )  # fmt: skip
 
@@ -278,7 +279,7 @@ def test_a_dry_run_queues_nothing(world, capsys):
 
 
 def test_without_slurm_only_a_dry_run_or_a_local_one(world, monkeypatch, capsys):
-    monkeypatch.setattr(slurm, "available", lambda: False)
+    monkeypatch.setattr(slurm, "absent", lambda: True)
     monkeypatch.setattr(slurm, "partitions", lambda: pytest.fail("asked"))
     with pytest.raises(ConfigError, match="--local"):
         ran(*GAN)

@@ -411,7 +411,7 @@ def test_a_run_after_a_sweep_waits_for_all_its_points(tmp_path, monkeypatch):
     monkeypatch.setattr(status, "all_jobs", lambda: queue)
     monkeypatch.setattr(slurm, "squeue", lambda: queue)
     plan = planning.Plan("vae", None, tmp_path / "second", sites.Site("s"), False, after=str(folder))
-    with pytest.raises(ConfigError, match=r"a is neither done nor queued; python launch\.py resume a first"):
+    with pytest.raises(ConfigError, match=r"a is neither done nor queued; python launch\.py resume .*a first"):
         queueing.dependency_of(plan, Options())
     points[0].mark_done()
     assert queueing.dependency_of(plan, Options())[0] == "afterany:5_1:5_2"
@@ -419,13 +419,14 @@ def test_a_run_after_a_sweep_waits_for_all_its_points(tmp_path, monkeypatch):
     second.create()
     submit.write_about(plan.run, {"submitted": [], "after": str(folder)})
     asked = []
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(submit, "successor", lambda *a: asked.append(a) or "9")
-    assert submit.ready(plan.run, "7") == 1 and asked == [(plan.run, "7", "5_1", "5_2")]
+    assert submit.ready(plan.run) == 1 and asked == [(plan.run, "7", "5_1", "5_2")]
     queue.clear()
     points[1].mark_done()
-    assert submit.ready(plan.run, "7") == 1 and "c ended and is not done" in second.read_status()["reason"]
+    assert submit.ready(plan.run) == 1 and "c ended and is not done" in second.read_status()["reason"]
     points[2].mark_done()
-    assert submit.ready(plan.run, "7") == 0 and queueing.dependency_of(plan, Options()) == ("", "")
+    assert submit.ready(plan.run) == 0 and queueing.dependency_of(plan, Options()) == ("", "")
 
 
 def test_the_best_point_by_a_column(capsys):
@@ -460,7 +461,7 @@ def test_a_second_partition_is_added_by_a_small_job(tmp_path, monkeypatch):
     asked, updated = [], []
     monkeypatch.setattr(sbatch, "submit", lambda words, cwd, ours: asked.append(words) or "8")
     monkeypatch.setattr(slurm, "update", lambda *a: updated.append(a))
-    submit.widen_later("7", plan)
+    sbatch.widen_later("7", plan)
     assert {"--begin=now+3600", "--partition=a100,b", "--account=acc"} < set(asked[0]) and not updated
     assert "--wrap=scontrol update JobId=7 Partition=a100,b || true" in asked[0]
 
@@ -468,7 +469,7 @@ def test_a_second_partition_is_added_by_a_small_job(tmp_path, monkeypatch):
         raise SlurmError("no small jobs here")
 
     monkeypatch.setattr(sbatch, "submit", refuse)
-    submit.widen_later("7", plan)
+    sbatch.widen_later("7", plan)
     assert updated == [("7", "Partition=a100,b")]
 
 

@@ -171,7 +171,7 @@ class Controller:
         return self.shown
 
     def squeue(self, ids):
-        return {i: Job(id=i, state="PENDING") for i in ids}
+        return {i: Job(id=i, state="PENDING" if i == "8" else "RUNNING") for i in ids}
 
     def requeue(self, job_id):
         if self.refuse:

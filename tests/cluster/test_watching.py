@@ -19,15 +19,18 @@ from jobs.cluster.sites import Site
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.cluster.status import View
 from jobs.config import specs, wording
+from jobs.run import find
 from jobs.run.find import RUNS, find_run, run_folders
 from jobs.run.lock import LOCK_STALE, process_space
 from jobs.run.rundir import RunDir
+from jobs.run.states import FINAL
 
 HOST = socket.gethostname()
 
 
 @pytest.fixture
-def run(tmp_path) -> RunDir:
+def run(tmp_path, monkeypatch) -> RunDir:
+    monkeypatch.setattr(find, "RUNS", tmp_path)
     run = RunDir(tmp_path / "brains")
     run.create()
     return run
@@ -69,7 +72,7 @@ STATES = [
     ("failed", "RUNNING", "ending"), ("diverged", "RUNNING", "ending"), ("stuck", "RUNNING", "ending"),
     ("running", "PENDING", "queued"), ("done", "PENDING", "queued"), ("failed", "PENDING", "queued"),
     ("running", "COMPLETING", "ending"), ("running", "SUSPENDED", "suspended"), ("queued", "CONFIGURING", "starting"),
-    ("running", "REQUEUED", "running"),
+    ("running", "REQUEUED", "queued"), ("running", "REQUEUE_HOLD", "queued"), ("running", "SPECIAL_EXIT", "queued"),
     # no job any more
     ("running", "COMPLETED", "cut off"), ("running", "NODE_FAIL", "cut off"), ("starting", "", "cut off"),
     ("queued", "", "cut off"),
@@ -94,10 +97,8 @@ def test_the_state_of_a_run(run, own, slurms, shown):
     )
     live = slurms in slurm.ACTIVE
     assert (found.partition, found.node, found.limit_s) == (("a100", "n1", 3600) if live else ("", "old", None))
-    assert (found.elapsed_s is not None) == (live and slurms != "PENDING")
-    keeps = slurms in ("COMPLETING", "SUSPENDED", "CONFIGURING", "REQUEUED") or (
-        live and shown in ("running", "starting", "new")
-    )
+    assert (found.elapsed_s is not None) == (live and shown != "queued")
+    keeps = slurms in ("COMPLETING", "SUSPENDED", "CONFIGURING") or (live and shown in ("running", "starting", "new"))
     assert (found.eta_s is None) == (not keeps)
 
 
@@ -291,7 +292,8 @@ def test_the_queue_of_a_user(monkeypatch, capsys):
     monkeypatch.setattr(slurm, "squeue", fail("no configuration source"))
     assert status.all_jobs() is None and capsys.readouterr().err == ""
     monkeypatch.setattr(slurm, "squeue", fail("timed out"))
-    assert status.all_jobs() is None and "timed out" in capsys.readouterr().err
+    assert isinstance(status.all_jobs(), status.Silent) and "timed out" in capsys.readouterr().err
+    assert isinstance(status.all_jobs(), status.Silent) and capsys.readouterr().err == ""  # --wait asks often
 
 
 # --- runs by name -----------------------------------------------------------------------------------------------------
@@ -369,7 +371,7 @@ REASONS = {
     "queue it again": "DependencyNeverSatisfied PartitionConfig AccountNotAllowed InvalidAccount InvalidQOS "
     "PartitionTimeLimit PartitionNodeLimit "
     "ReservationDeleted BadConstraints QOSMaxWallDurationPerJobLimit QOSMinGRES",
-    "scontrol release": "JobHeldUser launch_failed_requeued_held JobHoldMaxRequeue",
+    "scontrol release": "JobHeldUser launch_failed_requeued_held JobHoldMaxRequeue job_requeued_in_held_state",
     "shorter --time": "PartitionTimeLimit QOSMaxWallDurationPerJobLimit ReqNodeNotAvail",
     "--account": "PartitionConfig AccountNotAllowed InvalidAccount", "--qos": "InvalidQOS",
     "--nodes": "PartitionNodeLimit", "ask them": "JobHeldAdmin",
@@ -577,7 +579,7 @@ def test_checks_and_facts(monkeypatch, capsys):
 
 
 def test_one_run_in_detail(wide, run, capsys, monkeypatch):
-    monkeypatch.setattr(show, "RUNS", run.path.parent)
+    monkeypatch.setattr(find, "RUNS", run.path.parent)
     run.note("start", attempt=1, job_id="42", node="n1", nimg=0)
     run.note("end", attempt=1, nimg=2500, reason="USR2", seconds=100, code=85)
     run.note("decision", decision="requeue", why="the time limit was reached")
@@ -626,7 +628,7 @@ def test_one_run_in_detail(wide, run, capsys, monkeypatch):
     assert "42 in a100" in queued and "heartbeat" not in queued and "launch.py stop brains" in queued
     show.show_run(replace(found, state="done"), run.path)
     assert f"predict.py generate --run {run.path}" in capsys.readouterr().out
-    monkeypatch.setattr(show, "RUNS", Path("/elsewhere"))
+    monkeypatch.setattr(find, "RUNS", Path("/elsewhere"))
     show.next_steps(run.path, "stopped")
     steps = capsys.readouterr().out
     assert f"launch.py resume {run.path}" in steps and "launch.py stop" not in steps
@@ -649,7 +651,7 @@ def test_the_attempts_of_a_run():
     one, two, three = show.attempt_rows(lines)
     assert one == ["1", "7", "n1", wording.short_date(1e9), "2 min", "0", "4", "USR2, requeued"]
     assert two == ["2", "", "", "", "", "4", "", "the node failed, next job"]
-    assert three[4:] == ["3 s", "4", "4.5", "done, out of restarts"]
+    assert three[4:] == ["3 s", "4", "4.5", "done, out of budget"]
     assert show.attempt_rows(lines[:10])[2][7] == "ConfigError: x (code 78)"
 
 
@@ -801,6 +803,60 @@ PRECEDENCE = [
     (dict(reason="own words"), "own words"), (dict(), "failed without a word"),
     (dict(state="cut off", reason="r"), "ended without a word"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("own", "shown"),
+    [
+        ("running", "unknown"), ("queued", "unknown"), ("starting", "unknown"), ("continue", "unknown"),
+        ("new", "unknown"), ("stopped", "stopped"), ("failed", "failed"), ("done", "done"), ("waiting", "waiting"),
+        ("stuck", "stuck"), ("diverged", "diverged"),
+    ],
+)  # fmt: skip
+def test_no_answer_is_not_a_no(run, own, shown):
+    tell(run, state=own, reason="")
+    found = status.view_run(run.path, status.Silent())
+    assert found.state == shown
+    if shown == "unknown":
+        assert "Slurm does not answer" in found.note and shown not in FINAL
+        assert "did not answer" in why.explain(run.path, status.Silent())[1].text
+    # A process that holds the lock is seen without Slurm; a run of this machine needs no Slurm.
+    tell(run, state=own, reason="", jobs=[("42", "local")])
+    assert status.view_run(run.path, status.Silent()).state != "unknown"
+
+
+@pytest.mark.parametrize(
+    ("evidence", "words", "fix"),
+    [
+        (dict(log="x\nslurmstepd: error: Detected 1 oom_kill event in StepId=1.0\n"), "main memory ran out", "--batch"),
+        (dict(log=OOM), "GPU ran out of memory", "--accumulate"),
+        (dict(job=Job("1", "OUT_OF_MEMORY")), "main memory ran out", "--batch"),
+        (dict(log=TRACE), "Python error", "logs brains"),
+        (dict(job=Job("1", "TIMEOUT")), "no progress", "longer --time"),
+        (dict(decision="a task was killed by SIGKILL, and 2 attempts"), "SIGKILL", "more memory"),
+        (dict(), "no progress", "longer --time"),
+    ],
+)
+def test_why_a_run_is_stuck_is_looked_for_where_it_stands(evidence, words, fix):
+    """More time is the advice where nothing else killed it."""
+    cause = why.diagnose(why.Evidence(state="stuck", **evidence), "brains")
+    assert "no progress in two attempts" in cause.text and words in cause.text and fix in cause.fix
+    assert ("longer --time" in cause.fix) == (fix == "longer --time")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "shown", "fix"),
+    [
+        ("SUSPENDED", "None", "suspended", "ask the administrators"),
+        ("PENDING", "job requeued in held state", "queued", "scontrol release 42"),
+        ("PENDING", "JobHeldUser", "queued", "scontrol release 42"),
+        ("REQUEUE_HOLD", "JobHeldUser", "queued", "scontrol release 42"),
+    ],
+)
+def test_what_to_do_about_a_job_that_does_not_move(run, state, reason, shown, fix):
+    tell(run, state="running")
+    found, cause = why.explain(run.path, {"42": running(state=state, reason=reason)})
+    assert found.state == shown and fix in cause.fix and "launch.py stop" in cause.fix
 
 
 @pytest.mark.parametrize(("facts", "words"), PRECEDENCE)

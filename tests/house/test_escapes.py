@@ -444,6 +444,7 @@ RAW = {  # print() where no text of others is, or where it was made plain before
     "jobs/cluster/status.py": 1,
     "jobs/cluster/sweep.py": 3,
     "jobs/cluster/terminal.py": 8,
+    "jobs/cluster/usage.py": 1,
     "jobs/cluster/why.py": 3,
     "jobs/run/resume.py": 1,
     "jobs/training/watchdog.py": 1,

@@ -221,7 +221,7 @@ FAULTS = [
         (f"{VALUES}::test_any_value_in_any_field_of_a_run_can_be_shown",),
     ),
     Fault(
-        "jobs/cluster/sweep.py",
+        "jobs/run/find.py",
         'list(point["values"]) == names and point["run"].isprintable()',
         'list(point["values"]) == names',
         (f"{ESCAPES}::test_a_sweep_of_unprintable_runs_is_none",),

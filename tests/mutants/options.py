@@ -27,7 +27,7 @@ FAULTS = [
     Fault("jobs/cluster/options.py", '        if re.search(r"[*?/]", self.exclude):', '        if False:',
           (f"{TESTS}::test_exclude_is_of_nodes_before_the_dashes",)),
     Fault("jobs/cluster/slurm.py", '    "SLURM_", "SBATCH_", "SRUN_",', '    "SLURM_", "SRUN_",', (SHELL,)),
-    Fault("jobs/cluster/slurm.py", 'return [piece for piece in pieces if sign in piece] or pieces', 'return pieces',
+    Fault("jobs/cluster/slurm_text.py", 'return [piece for piece in pieces if sign in piece] or pieces', 'return pieces',
           (f"{TESTS}::test_a_banner_around_the_other_commands",)),
     Fault("jobs/cluster/slurm.py", 'text[max(text.find("JobId="), 0) :]', 'text',
           (f"{TESTS}::test_a_banner_around_the_other_commands",)),

@@ -24,7 +24,7 @@ from PIL import Image
 from jobs.config import parsing, specs
 from jobs.config.specs import ConfigError
 from jobs.run import attempt as attempts
-from jobs.run import lock, rundir, stopping
+from jobs.run import lock, own_job, rundir, stopping
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.lock import process_space
 from jobs.run.resume import compare_with_run
@@ -415,10 +415,39 @@ def test_a_stop_holds_for_what_slurm_starts_by_itself_and_a_person_lifts_it(
     run, said = RunDir(tmp_path / "run"), []
     run.create()
     (run.path / "STOP").write_text("enough")
+    os.utime(run.path / "STOP", (1e9, 1e9))  # long before this process
     assert prepare_run(run, config(), said.append) is goes_on and len(said) == 1
     assert run.stop_requested() is not goes_on
     assert [line["event"] for line in run.read_attempts()] == (["stop lifted"] if goes_on else [])
     assert prepare_run(RunDir(tmp_path / "run"), config(), said.append) is goes_on
+
+
+@pytest.mark.parametrize(("launched", "ahead", "holds"), [(False, 0, True), (False, 3600, True), (True, 0, True)])
+def test_a_stop_that_is_written_after_the_start_holds(alone, tmp_path, monkeypatch, launched, ahead, holds):
+    """Whoever started it, and whatever the file server's clock says: this process began before."""
+    run, said = RunDir(tmp_path / "run"), []
+    run.create()
+    (run.path / "STOP").write_text("enough")
+    now = (run.path / "STOP").stat().st_mtime
+    if ahead:
+        os.utime(run.path / "STOP", (now + ahead, now + ahead))
+        monkeypatch.setattr(RunDir, "_clock_ahead", lambda self: float(ahead))
+    if launched:  # by launch.py, which lifts what is older: the date says nothing then
+        monkeypatch.setenv("LAUNCHED_RUN", str(run.path))
+        os.utime(run.path / "STOP", (1e9, 1e9))
+    assert prepare_run(run, config(), said.append) is not holds and "stopped by a person" in said[0]
+    assert run.stop_requested() and run.read_status()["state"] == "stopped"
+    assert not any(line["event"] == "stop lifted" for line in run.read_attempts())
+
+
+def test_the_clock_of_the_files_is_compared_with_this_machines(tmp_path):
+    run = RunDir(tmp_path)
+    assert abs(run._clock_ahead()) < 1 and abs(own_job.process_began() - time.time()) < 86400
+    done = subprocess.run(
+        [sys.executable, "-c", "import time, jobs.run.own_job as o; print(time.time() - o.process_began())"],
+        capture_output=True, text=True, check=True, cwd=tiny.ROOT,
+    )  # fmt: skip
+    assert 0 < float(done.stdout) < 60
 
 
 def test_a_run_keeps_the_config_that_it_began_with_until_nothing_can_be_refused_any_more(alone, tmp_path):
