@@ -71,6 +71,7 @@ trap : TERM USR1 USR2
 unset ${!SRUN_@} ${!SBATCH_@} SLURM_TIMELIMIT SLURM_EXCLUSIVE
 export SLURM_EXPORT_ENV=ALL
 export MPLBACKEND=Agg PYTHONUNBUFFERED=1
+[ -n "${BRAIN_CORES:-}" ] || ulimit -S -c 0  # a crash leaves no gigabyte in a small home
 node_python
 if [ -n "${RUN:-}" ]; then
     trap hand_over EXIT

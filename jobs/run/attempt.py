@@ -172,6 +172,11 @@ def report_and_code(main) -> int:
     An exception with an `exit_code` of its own was foreseen; any other keeps its traceback, below its plain line, with
     code 1.
     """
+    stopping.left_with = code = _reported(main)
+    return code
+
+
+def _reported(main) -> int:
     try:
         return main()
     except KeyboardInterrupt:
@@ -193,5 +198,6 @@ def report_and_code(main) -> int:
             text = f"{where}{error.strerror}; {fix}"
         say(f"error: {text}", sys.stderr)
         if code == 1:
+            stopping.left_with = code
             raise
         return code

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -26,6 +27,7 @@ SIGNALS = {"USR1": signal.SIGUSR1, "USR2": signal.SIGUSR2, "TERM": signal.SIGTER
 REASONS = ("", "USR1", "USR2", "TERM", "time limit", "GPU hours", "Ctrl-C", "STOP file")
 
 _received: list[str] = []
+left_with: int | None = None  # the exit code, once it is certain
 _installed = False
 
 
@@ -41,13 +43,16 @@ def install_handlers() -> None:
     """Let USR1, USR2, TERM and INT set a flag. Main thread only; may be called again.
 
     Also undoes what a launcher left over an exec: ignored signals (it ignores them until the handlers stand) and
-    blocked ones.
+    blocked ones. And a crash leaves no core file, unless BRAIN_CORES is set.
     """
     global _installed
     for number in SIGNALS.values():
         signal.signal(number, _note)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS.values())
     _installed = True
+    if not os.environ.get("BRAIN_CORES"):
+        # A training process leaves a core file of a gigabyte, in the folder of the code, and a few of them fill a home.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 # What a file system says when a person has to do something, and when it may have got better by the next attempt.

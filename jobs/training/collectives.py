@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from jobs.run import stopping
 from jobs.training.devices import default_threads, keep_freed_memory
 from jobs.training.ranks import (
     COLLECTIVE_TIMEOUT,
@@ -18,7 +20,6 @@ from jobs.training.ranks import (
     PeerLost,
     Runtime,
     _first_line,
-    _not_met,
     local_world,
     ranks,
 )
@@ -26,6 +27,7 @@ from jobs.training.ranks import (
 # The gloo group for decisions on the CPU, where it is not the default group. Not a field of Runtime: whoever holds a
 # group keeps its threads alive past shutdown().
 _gloo = None
+_broken = False  # a rank is gone
 LET_GO = 0.2  # seconds
 
 
@@ -64,7 +66,7 @@ def _join_ranks(store: dist.Store | None, rank: int, world: int, one_node: bool,
         )
         _gloo = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if cuda else None
     except RuntimeError as error:
-        raise PeerLost(_not_met(world, error)) from None
+        raise _lost(f"the {world} ranks did not join one group ({_first_line(error)})") from None
 
 
 def shutdown(rt: Runtime | None = None) -> None:
@@ -72,8 +74,8 @@ def shutdown(rt: Runtime | None = None) -> None:
     global _gloo
     _gloo = None
     if dist.is_initialized():
-        # Gloo's threads let go of the last collective's tensors, for which they need the interpreter's lock, and torch 2.6
-        # waits for these threads without giving it up: now and then for ever. So they get the time before.
+        # Gloo's threads let go of the last collective's tensors, for which they need the interpreter's lock, and torch
+        # 2.6 waits for these threads without giving it up: now and then for ever. So they get the time before.
         time.sleep(LET_GO)
         dist.destroy_process_group()
 
@@ -82,11 +84,23 @@ def _leave_gloo() -> None:
     """At every other exit, and while Python still lives: gloo's threads may hold tensors of the last collective, and to
     free one after the interpreter's end aborts the process, whose exit code then is 134 instead of what it meant."""
     global _gloo
+    if _broken and stopping.left_with is not None:
+        # Where a rank is gone nothing of the group can be ended in order: threads of gloo and NCCL have aborted the
+        # process in it, with another exit code and a core file of a gigabyte. All is written; so it just ends.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(stopping.left_with)
     if dist.is_initialized() and dist.get_backend() == "gloo":
         shutdown()
     elif _gloo is not None:
         group, _gloo = _gloo, None
         dist.destroy_process_group(group)
+
+
+def _lost(text: str) -> PeerLost:
+    global _broken
+    _broken = True
+    return PeerLost(text)
 
 
 def _collective(operation, *args, **kwargs) -> None:
@@ -95,7 +109,7 @@ def _collective(operation, *args, **kwargs) -> None:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise PeerLost(f"another rank is gone ({_first_line(error)})") from None
+        raise _lost(f"another rank is gone ({_first_line(error)})") from None
 
 
 def agree_max(rt: Runtime, values: list[int]) -> list[int]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +18,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from jobs.run.stopping import TRANSIENT, exit_code
+from data.files import say
+from jobs.run.own_job import job_id, restart_count
+from jobs.run.stopping import TRANSIENT, exit_code, raise_if_asked
 
 # Longest wait for a rank that neither answers nor dies (one that dies is noticed at once), and for all ranks to meet.
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
+SILENT_S = 10.0  # seconds that ranks are waited for without a word
 FIRST_PSEUDO_STEP = 0xFFFFFFF0  # Slurm's batch, interactive and extern "steps" have ids from here on
 
 
@@ -82,27 +88,54 @@ def first_host(nodes: str) -> str:
     return re.sub(r"\[([^\]]*)\]", lambda found: re.split("[,-]", found[1])[0], first[0])
 
 
-def slurm_rendezvous() -> None:
-    """Set MASTER_ADDR and MASTER_PORT for a Slurm step, where they are not set.
+def slurm_address() -> str:
+    """Where rank 0 of a Slurm step is: on its first node.
 
-    Address: rank 0 is on the first node of the step. Its name must resolve; where it does not, the address of the node
-    that srun was called on serves, which for a batch job is the same node.
-    Port: 15000 to 54999, a function of the job and step ids, so that neighbouring jobs on one node do not meet.
+    Its name must resolve; where it does not, the address of the node that srun was called on serves, which for a batch
+    job is the same node.
     """
     env = os.environ
-    if "MASTER_ADDR" not in env:
-        address = "127.0.0.1"
-        if env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")) != "1":
-            launched_on = env.get("SLURM_LAUNCH_NODE_IPADDR", "")
-            address = first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")) or launched_on
-            try:
-                socket.getaddrinfo(address, None)
-            except OSError:
-                address = launched_on or address
-        env["MASTER_ADDR"] = address
-    if "MASTER_PORT" not in env:
-        job, step = int(env.get("SLURM_JOB_ID") or 0), int(env.get("SLURM_STEP_ID") or 0)
-        env["MASTER_PORT"] = str(15000 + (job * 13 + step) % 40000)  # 13: the first steps of the next job are free
+    if env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")) == "1":
+        return "127.0.0.1"
+    launched_on = env.get("SLURM_LAUNCH_NODE_IPADDR", "")
+    address = first_host(env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")) or launched_on
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError:
+        return launched_on or address
+    return address
+
+
+def slurm_ports() -> list[int]:
+    """Ports at which the ranks of a Slurm step may meet, in the order in which they are tried: a function of job, step
+    and restart, so that neighbours on a node rarely meet and a port that was busy is not tried first again.
+
+    Below the ports that the kernel gives to outgoing connections, any of which may be taken at any moment.
+    """
+    low, high = 10240, 32768
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        given = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        high = min(high, given) if given >= low + 2048 else high
+    about = f"{job_id()} {os.environ.get('SLURM_STEP_ID', '')} {restart_count()}"
+    digest = hashlib.sha256(about.encode()).digest()
+    numbers = [int.from_bytes(digest[k : k + 2], "big") for k in range(0, len(digest), 2)]
+    return list(dict.fromkeys(low + number % (high - low) for number in numbers))
+
+
+def _token() -> str:
+    """What tells this run of this step from all others that may listen on one of its ports."""
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID")
+    return " ".join(os.environ.get(name, "") for name in names)
+
+
+def _answer(server: socket.socket, answer: bytes) -> None:
+    """Say the same to everybody who calls, until the socket is closed."""
+    with contextlib.suppress(OSError):
+        while True:
+            line, _ = server.accept()
+            with contextlib.suppress(OSError), line:
+                line.settimeout(2)
+                line.sendall(answer)
 
 
 class Meeting:
@@ -121,14 +154,77 @@ class Meeting:
         self.count = 0
         if self.world == 1:
             return
-        if "RANK" not in os.environ:
-            slurm_rendezvous()
-        if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        env, of_slurm = os.environ, "RANK" not in os.environ
+        if not of_slurm and not {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
             raise ValueError("WORLD_SIZE is set but MASTER_ADDR or MASTER_PORT is not; start with torchrun or srun")
+        self.address = env.get("MASTER_ADDR") or slurm_address()
+        self.ports = [int(env["MASTER_PORT"])] if env.get("MASTER_PORT") else slurm_ports()
         try:
-            self.store = next(dist.rendezvous("env://", self.rank, self.world, timeout=COLLECTIVE_TIMEOUT))[0]
+            if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's own, which is there
+                self.store = next(dist.rendezvous("env://", self.rank, self.world, timeout=COLLECTIVE_TIMEOUT))[0]
+            else:
+                self.store = self._meet()
         except RuntimeError as error:
-            raise PeerLost(_not_met(self.world, error)) from None
+            raise PeerLost(self.not_met(error)) from None
+
+    def _meet(self) -> dist.Store:
+        """The store of rank 0, once all ranks are there. Signals are obeyed meanwhile; who is waited for is said."""
+        began, told, store = time.monotonic(), False, None
+        with contextlib.ExitStack() as beacon:
+            while True:
+                raise_if_asked()
+                if store is None and (store := self._host(beacon) if self.rank == 0 else self._find()) is not None:
+                    store.add("here", 1)
+                here = 0 if store is None else store.add("here", 0)
+                if store is not None and (self.rank != 0 or here >= self.world):
+                    return store
+                missing = (
+                    f"{self.world - here} of {self.world} ranks are missing" if store else
+                    "no port is free" if self.rank == 0 else "rank 0 is not there"
+                )  # fmt: skip
+                waited = time.monotonic() - began
+                if waited > COLLECTIVE_TIMEOUT.total_seconds():
+                    raise RuntimeError(missing)
+                if waited > SILENT_S and not told:
+                    told = True
+                    say(f"waiting at {self._where()}: {missing}; in an interactive shell start with srun", sys.stderr)
+                time.sleep(0.1)
+
+    def _host(self, beacon: contextlib.ExitStack) -> dist.Store | None:
+        """Rank 0: a store at a port that is free, and at the first free one of the known ports the word where it is.
+
+        The store itself is not looked for at the known ports: what listens there may be a stranger, and a store's
+        client waits for a stranger's answer without end.
+        """
+        for port in self.ports:
+            with contextlib.suppress(OSError):  # somebody else has it
+                server = beacon.enter_context(socket.create_server(("", port)))
+                beacon.callback(server.shutdown, socket.SHUT_RDWR)  # wakes the thread below
+                store = dist.TCPStore(self.address, 0, self.world, True, COLLECTIVE_TIMEOUT, wait_for_workers=False)
+                answer = f"{_token()}\n{store.port}\n".encode()
+                threading.Thread(target=_answer, args=(server, answer), daemon=True, name="meeting").start()
+                return store
+        return None
+
+    def _find(self) -> dist.Store | None:
+        """Another rank: the store of rank 0, None while that is not there."""
+        for port in self.ports:
+            with contextlib.suppress(OSError, ValueError):  # nobody listens there, or somebody else
+                with socket.create_connection((self.address, port), timeout=2) as line, line.makefile("rb") as text:
+                    token, where = text.readline(200).decode().strip(), text.readline(10)
+                if token == _token().strip():
+                    return dist.TCPStore(
+                        self.address, int(where), self.world, False, COLLECTIVE_TIMEOUT, wait_for_workers=False
+                    )
+        return None
+
+    def _where(self) -> str:
+        more = f" and {len(self.ports) - 1} more" if len(self.ports) > 1 else ""
+        return f"{self.address}:{self.ports[0]}{more}"
+
+    def not_met(self, error: BaseException) -> str:
+        """One line for ranks that did not find each other."""
+        return f"the {self.world} ranks did not meet at {self._where()} ({_first_line(error)})"
 
     def first(self, work: Callable):
         """work() on rank 0, then on the others, which find what rank 0 has made. Returns its value."""
@@ -162,11 +258,6 @@ class Meeting:
             end = time.monotonic() + 5
             while self.store.add("seen", 0) < self.world - 1 and time.monotonic() < end:
                 time.sleep(0.1)  # the store ends with this process
-
-
-def _not_met(world: int, error: BaseException) -> str:
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    return f"the {world} ranks did not meet at {address} ({_first_line(error)})"
 
 
 # --- collectives; all do nothing on a single process ------------------------------------------------------------------

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 from tiny import ROOT
 
+from jobs.cluster.requeue import AWAY
 from jobs.config import kinds
 
 PYTHON = r"""#!/bin/bash
@@ -102,6 +103,13 @@ def test_nothing_to_do_leaves_with_0(lab):
         lab.calls()[2] == f"python <-m> <jobs.cluster.requeue> <{lab.run}> <--code> <0> in {lab.root}"
         and len(lab.calls()) == 3
     )
+
+
+def test_a_job_with_nothing_to_do_decides_nothing(lab):
+    """Another job works on the run: what this one says of its end would be said of that one's run."""
+    (lab.dir / "begin").write_text(f"{AWAY}\n")
+    assert launched(lab).returncode == lab.bash("jobs/vae.sh").returncode == 0
+    assert ["--begin" in call for call in lab.calls()] == [True, True]
 
 
 def test_a_refused_start_is_the_jobs_code(lab):

@@ -15,6 +15,7 @@ import launch
 from data.sources import LAYOUTS
 from jobs.config import kinds, parsing, presets
 from jobs.predict import flags
+from jobs.run.states import RunState
 from models.names import SAMPLERS, SCHEDULES, TARGETS
 
 PAGES = sorted([tiny.ROOT / "README.md", tiny.ROOT / "CONTRIBUTING.md", *(tiny.ROOT / "docs").glob("*.md")])
@@ -127,3 +128,15 @@ def test_the_readme_is_read_in_minutes():
     order = ["Try it", "On your cluster", "Train", "Use a model", "When it stops", "How the code is laid out"]
     places = [re.search(rf"^## {name}", text, re.M) for name in order]
     assert all(places) and [p.start() for p in places] == sorted(p.start() for p in places)
+
+
+def test_every_state_that_a_run_can_be_in_is_explained():
+    """In docs/slurm.md: once each, with what it means and what to type."""
+    text = (tiny.ROOT / "docs" / "slurm.md").read_text().split("## What a run can be")[1].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    assert sorted(row[0].strip("`") for row in rows) == sorted(RunState)
+    assert all(len(row) == 3 and row[1] and row[2] for row in rows)
+    verbs = {verb for row in rows for verb in re.findall(r"launch\.py ([a-z]+)", row[2])}
+    assert verbs <= set(launch.VERBS)

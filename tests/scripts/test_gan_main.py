@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -432,12 +433,26 @@ def test_a_finished_or_stopped_run_is_left_alone(packs, tmp_path):
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.name != "status.json"}
     # A person's STOP holds for what Slurm starts again by itself, and not for a person's next command.
     (run / "STOP").touch()
+    os.utime(run / "STOP", (1e9, 1e9))  # long before this process began
     longer = ("--run", str(run), "--total-kimg", "0.016", *NO_CHECKPOINTS)
     outcome = run_main("train_gan.py", *longer, packs=packs, SLURM_JOB_ID="1", SLURM_RESTART_COUNT="1")
     assert outcome.code == 0 and sorted(sidecars(run)) == [0, 8] and (run / "STOP").exists()
     assert json.loads((run / "config.json").read_text())["total_kimg"] == 0.008 and (run / "DONE").exists()
     assert run_main("train_gan.py", *longer, packs=packs).code == 0
     assert sorted(sidecars(run)) == [8, 16] and not (run / "STOP").exists()
+
+
+def test_a_finished_run_of_other_flags_is_not_said_to_be_done(packs, tmp_path):
+    run = tmp_path / "run"
+    flags = ("--run", str(run), "--total-kimg", "0.008", *NO_CHECKPOINTS)
+    assert run_main("train_gan.py", *flags, packs=packs).code == 0
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for more, said in (("--lr", "0.01"), "--lr"), (("--seed", "9"), "--seed"), (("--z-dim", "8"), "architecture"):
+        outcome = run_main("train_gan.py", *flags, *more, packs=packs)
+        assert outcome.code == 78 and said in outcome.said and "is done" not in outcome.said
+    outcome = run_main("pretrain_vae.py", "--run", str(run), packs=packs)
+    assert outcome.code == 78 and "is a run of stylegan2, not of vae" in outcome.said
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def test_other_data_are_refused(packs, tmp_path):

@@ -217,6 +217,42 @@ def test_a_killed_peer_is_noticed(call):
     processes[1].communicate()
 
 
+LEFT = """
+from jobs.run import attempt, stopping
+stopping.install_handlers()
+def main():
+    print(__import__("resource").getrlimit(4)[0], flush=True)
+    while True:
+        collectives.agree_max(rt, [1])
+sys.exit(attempt.report_and_code(main))
+"""
+
+
+def test_the_others_leave_in_order_when_a_rank_is_killed():
+    """By their own code, not by an abort in the threads of a group that is no more; and nobody leaves a core file."""
+    code = "import resource; resource.setrlimit(4, (resource.getrlimit(4)[1],) * 2)\n"  # as where all may leave one
+    code += "import torch.distributed as dist\ndist.destroy_process_group = lambda *a: os.abort()\n" + LEFT
+    processes = start(code, torchrun_variables(3))
+    for p in processes:
+        assert p.stdout.readline() == "0\n"
+    processes[1].send_signal(signal.SIGKILL)
+    assert [processes[0].wait(60), processes[2].wait(60)] == [75, 75]
+    assert "another rank is gone" in processes[0].stderr.read()
+    for p in processes:
+        p.communicate()
+
+
+def test_core_files_are_there_for_who_asks(environment):
+    code = "from jobs.run import stopping as s; import resource as r; s.install_handlers(); print(r.getrlimit(4)[0])"
+    hard = subprocess.run(["bash", "-c", "ulimit -H -c"], capture_output=True, text=True, check=True).stdout.strip()
+    for asked, soft in (("", "0"), ("1", "-1" if hard == "unlimited" else str(int(hard) * 1024))):
+        done = subprocess.run(
+            ["bash", "-c", f'ulimit -S -c {hard}; exec "$0" -c "$1"', sys.executable, code],
+            env=clean_environment() | {"BRAIN_CORES": asked}, cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == soft
+
+
 def test_a_peer_that_never_comes_is_given_up():
     code = """
 import datetime, sys
@@ -328,22 +364,11 @@ def test_first_host_of_a_host_list(nodes, first):
     assert ranks.first_host(nodes) == first
 
 
-def test_rendezvous_of_several_nodes(environment, monkeypatch):
-    environment(SLURM_JOB_ID="70", SLURM_STEP_ID="0", SLURM_STEP_NUM_NODES="2", SLURM_STEP_NODELIST="localhost,b")
-    environment(SLURM_LAUNCH_NODE_IPADDR="10.0.0.9")
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "")  # so that monkeypatch takes back what the function sets
-        monkeypatch.delenv(name)
-    ranks.slurm_rendezvous()
-    assert os.environ["MASTER_ADDR"] == "localhost" and 15000 <= int(os.environ["MASTER_PORT"]) < 55000
-    for name in ("MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name)
+def test_the_address_of_several_nodes(environment):
+    environment(SLURM_STEP_NUM_NODES="2", SLURM_STEP_NODELIST="localhost,b", SLURM_LAUNCH_NODE_IPADDR="10.0.0.9")
+    assert ranks.slurm_address() == "localhost"
     environment(SLURM_STEP_NODELIST="no-such-host-[1-2].invalid")
-    ranks.slurm_rendezvous()
-    assert os.environ["MASTER_ADDR"] == "10.0.0.9"
-    environment(MASTER_ADDR="given", MASTER_PORT="1234")
-    ranks.slurm_rendezvous()
-    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("given", "1234")
+    assert ranks.slurm_address() == "10.0.0.9"
 
 
 @pytest.mark.parametrize(
@@ -362,32 +387,79 @@ def test_rendezvous_of_several_nodes(environment, monkeypatch):
         (dict(SLURM_STEP_NUM_NODES="2", SLURM_LAUNCH_NODE_IPADDR="10.0.0.9"), "10.0.0.9"),
     ],
 )
-def test_where_rank_0_is(environment, monkeypatch, variables, address):
+def test_where_rank_0_is(environment, variables, address):
     environment(**variables)
-    monkeypatch.setenv("MASTER_ADDR", "")
-    monkeypatch.delenv("MASTER_ADDR")
-    monkeypatch.setenv("MASTER_PORT", "1")
-    ranks.slurm_rendezvous()
-    assert os.environ["MASTER_ADDR"] == address
+    assert ranks.slurm_address() == address
 
 
-def test_neighbouring_jobs_and_steps_have_ports_of_their_own(environment, monkeypatch):
-    ports = set()
-    monkeypatch.setenv("MASTER_ADDR", "x")
-    monkeypatch.setenv("MASTER_PORT", "")
-    for job in range(2_000_000, 2_000_500):
-        for step in range(3):
-            monkeypatch.delenv("MASTER_PORT")
-            environment(SLURM_JOB_ID=str(job), SLURM_STEP_ID=str(step))
-            ranks.slurm_rendezvous()
-            ports.add(int(os.environ["MASTER_PORT"]))
-    assert len(ports) == 1500
-    for job in range(0, 10_000, 37):  # all over the range
-        monkeypatch.delenv("MASTER_PORT")
-        environment(SLURM_JOB_ID=str(job))
-        ranks.slurm_rendezvous()
-        ports.add(int(os.environ["MASTER_PORT"]))
-    assert min(ports) < 17000 and max(ports) > 53000 and min(ports) >= 15000 and max(ports) < 55000
+def test_neighbouring_jobs_steps_and_restarts_have_ports_of_their_own(environment):
+    """... in turn, so that one that is busy is not the end; none that the kernel gives to outgoing connections."""
+    first, every = [], set()
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for job in range(2_000_000, 2_000_300):
+        for step in range(2):
+            for restart in range(2):
+                environment(SLURM_JOB_ID=str(job), SLURM_STEP_ID=str(step), SLURM_RESTART_COUNT=str(restart))
+                ports = ranks.slurm_ports()
+                assert ports == ranks.slurm_ports() and len(set(ports)) == len(ports) > 8
+                first.append(ports[0])
+                every |= set(ports)
+    assert len(set(first)) > 1100  # of 1200, by chance
+    assert 1024 < min(every) < 11000 and max(every) < min(low if low > 12288 else 32768, 32768)
+
+
+def test_the_ports_stay_below_those_of_outgoing_connections(environment, monkeypatch):
+    environment(SLURM_JOB_ID="7", SLURM_STEP_ID="0")
+    for text, below in (("16000\t60999\n", 16000), ("1024\t65535\n", 32768), ("nonsense", 32768)):
+        monkeypatch.setattr(ranks.Path, "read_text", lambda self, text=text: text)
+        assert min(ranks.slurm_ports()) >= 10240 and max(ranks.slurm_ports()) < below
+
+
+WAITING_RANK = """
+import os, signal, sys, time
+from datetime import timedelta
+from jobs.run import stopping
+stopping.install_handlers()
+from jobs.run.attempt import report_and_code
+from jobs.training import ranks
+ranks.slurm_ports = lambda: [int(port) for port in os.environ["PORTS"].split()]
+ranks.SILENT_S = 1.0
+def main():
+    print("begins", flush=True)
+    with ranks.Meeting() as meeting:
+        print("met", ranks._token(), flush=True)
+    return 0
+sys.exit(report_and_code(main))
+"""
+
+
+def of_a_step(world: int, ports: list[str], job: int = 7) -> list[dict]:
+    return [v | {"PORTS": " ".join(ports)} for v in slurm_variables(world, job=job, SLURM_LAUNCH_NODE_IPADDR="")]
+
+
+def test_ranks_meet_where_the_first_ports_are_busy():
+    """One by a server that is no store, one by the store of another job, which never lets go."""
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        other = dist.TCPStore("127.0.0.1", 0, 1, True, wait_for_workers=False)
+        ports = [str(mute.getsockname()[1]), str(other.port), free_port()]
+        processes = [forks.Forked(["-c", WAITING_RANK], env=clean_environment() | v) for v in of_a_step(3, ports)]
+        ends = [p.communicate(timeout=120) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0, 0], ends
+    assert all("met 7 0" in out for out, _ in ends) and other.add("here", 0) == 0
+
+
+def test_a_rank_that_waits_says_so_and_obeys():
+    """As in an interactive shell of three tasks, of which one is this shell."""
+    (variables, *_) = of_a_step(3, [free_port()])
+    p = forks.Forked(["-c", WAITING_RANK], env=clean_environment() | variables)
+    assert p.stdout.readline() == "begins\n"
+    line = p.stderr.readline()
+    assert "2 of 3 ranks are missing" in line and "start with srun" in line
+    p.send_signal(signal.SIGTERM)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 85 and "Stopped before the training began (TERM)" in err
 
 
 def test_world_without_a_meeting_point_is_one_line(environment):
@@ -436,8 +508,7 @@ def test_a_hanging_collective_ends_before_the_watchdog_bites():
 def meetings(monkeypatch, world: int = 2) -> list[ranks.Meeting]:
     """Of ranks in one process, at a store of its own."""
     store, made = dist.HashStore(), []
-    monkeypatch.setattr(ranks, "slurm_rendezvous", lambda: None)
-    monkeypatch.setattr(dist, "rendezvous", lambda url, rank, world, timeout: iter([(store, rank, world)]))
+    monkeypatch.setattr(ranks.Meeting, "_meet", lambda meeting: store)
     monkeypatch.setattr(ranks.time, "sleep", lambda seconds, real=time.sleep: real(0.001))
     for rank in range(world):
         for name, value in dict(RANK=rank, WORLD_SIZE=world, MASTER_ADDR="x", MASTER_PORT=1).items():
