@@ -36,7 +36,7 @@ from jobs.cluster import (
     why,
 )
 from jobs.cluster.choose import all_runs, chosen, verb_parser
-from jobs.cluster.options import MAX_RESTARTS, Options, is_given
+from jobs.cluster.options import add_flags, from_shell, is_given, options_of
 from jobs.cluster.plan import make_plan
 from jobs.cluster.queueing import launch, pipeline, plan_or_hint, slurm_partitions
 from jobs.cluster.sites import choose_site
@@ -85,61 +85,9 @@ def queue_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=version())
-    what = parser.add_argument_group("what to run")
-    what.add_argument(
-        "--job", metavar="JOB", help=f"{', '.join(kinds.JOBS)}, or pipeline (the VAE, then diffusion on it)"
-    )
-    what.add_argument("--preset", default="", metavar="NAME", help="a named configuration; training flags override it")
-    what.add_argument("--name", default="", help="name of the run (default: one that follows from the configuration)")
-    what.add_argument(
-        "--sweep",
-        action="append",
-        default=[],
-        metavar="FLAG=A,B,...",
-        help="one run per value, as a job array; may be repeated",
-    )
-    what.add_argument("--after", default="", metavar="RUN", help="start when that run is done")
-    add_resources(parser.add_argument_group("where and with what"))
-    how = parser.add_argument_group("how")
-    how.add_argument("--local", action="store_true", help="run on this machine, without Slurm")
-    how.add_argument("--wait", action="store_true", help="show the log and return when the run is over")
-    how.add_argument(
-        "--dry-run", action="store_true", help="print the config, the sbatch text and the checks; queue nothing"
-    )
-    how.add_argument("--shared", action="store_true", help="let your group read the run (default: only you can)")
-    how.add_argument("--json", action="store_true", help="print one JSON object per run")
+    for group, title in (("what", "what to run"), ("where", "where and with what"), ("how", "how")):
+        add_flags(parser.add_argument_group(title), group)
     return parser
-
-
-def add_resources(group) -> None:
-    """The options that say where a job runs and with what."""
-    group.add_argument("--partition", default="", metavar="P", help="Slurm partition; a comma list is allowed")
-    group.add_argument("--gpus", type=int, metavar="N", help="GPUs per node (default 1; 0 for a CPU partition)")
-    group.add_argument("--nodes", type=int, metavar="N", help="nodes (default 1)")
-    group.add_argument("--cpus", type=int, metavar="N", help="CPU cores per GPU")
-    group.add_argument(
-        "--time",
-        default="",
-        metavar="H:MM:SS",
-        help="limit of one attempt; the job requeues itself until the run is done",
-    )
-    group.add_argument("--account", default="", help="Slurm account")
-    group.add_argument("--qos", default="", help="Slurm quality of service")
-    group.add_argument(
-        "--max-restarts",
-        type=int,
-        metavar="N",
-        help=f"give up after so many restarts (default {MAX_RESTARTS}; pre-emptions do not count)",
-    )
-    group.add_argument(
-        "--max-gpu-hours", type=float, metavar="H",
-        help="GPU hours over all attempts; the run then saves and ends (default: no limit)",
-    )  # fmt: skip
-    group.add_argument(
-        "--notify", default="", metavar="WHO", help="a mail address, or a name under [notify] of your own sites.toml: "
-        "who hears when the run is done, has failed or waits for you",
-    )  # fmt: skip
-    group.add_argument("--site", default="", metavar="PROFILE", help="profile of jobs/sites.toml (default: recognised)")
 
 
 def queue_command(argv: list[str]) -> int:
@@ -153,6 +101,7 @@ def queue_command(argv: list[str]) -> int:
         parser.error(f"--job is missing: {', '.join(kinds.JOBS)} or pipeline")
     if {"-h", "--help"} & set(flags) and options.job in kinds.JOBS:
         parse_config(kinds.JOBS[options.job].config, ["--help"])  # exits
+    options = options if options.local else from_shell(options)
     options.check()
     partitions = None if options.local else slurm_partitions(options)
     site = choose_site(options.site, partitions, local=options.local)
@@ -173,25 +122,14 @@ def split_flags(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argpa
     return given, flags + argv[cut + 1 :]
 
 
-def options_of(given: argparse.Namespace) -> Options:
-    """argparse's answer, typed."""
-    return Options(**vars(given) | {"sweep": tuple(given.sweep)})
-
-
 # --- steering ---------------------------------------------------------------------------------------------------------
 def resume_command(argv: list[str]) -> int:
     """`launch.py resume`."""
     text = "Go on with runs, with the options they had; those given here replace them. Training flags after --."
     parser = verb_parser("resume", text, "*")
     parser.add_argument("--failed", action="store_true", help="every run that ended without being done or stopped")
-    add_resources(parser)
-    for name, about in (
-        ("local", "on this machine"),
-        ("wait", "show the log until the run is over"),
-        ("dry-run", "queue nothing"),
-        ("json", "print JSON"),
-    ):
-        parser.add_argument(f"--{name}", action="store_true", help=about)
+    for group in ("where", "how"):
+        add_flags(parser, group, only="resume")
     given, flags = split_flags(parser, argv)
     while flags and not flags[0].startswith("-"):  # runs that stood behind an option
         given.run.append(flags.pop(0))
@@ -203,13 +141,14 @@ def resume_command(argv: list[str]) -> int:
             say("No run has failed.")
     elif not runs:
         parser.error("name a run, or give --failed")
-    typed = {name: v for name, v in vars(given).items() if name not in ("run", "failed") and is_given(v)}
+    typed = {name: v for name, v in vars(options_of(given)).items() if is_given(v)}
     return steer.each(runs, lambda run: resume_run(run, typed, flags))
 
 
 def resume_run(run: Path, typed: dict, flags: list[str]) -> int:
     """Go on with one run. Returns the exit code."""
     options = steer.resume_options(run, typed)
+    options = options if options.local else from_shell(options)
     options.check()
     partitions = None if options.local else slurm_partitions(options)
     site = choose_site(options.site, partitions, local=options.local)

@@ -1,14 +1,24 @@
 # Sourced on the compute node, from the root of the code to run, by the sbatch scripts (then: train NAME FLAGS) and by the
-# jobs that launch.py queues (RUN and PYTHON are set, srun follows). Finds Python, sets the environment, and sees to it that
-# `jobs.cluster.requeue` hears how the tasks ended. srun must not be exec'd: this shell has to outlive the tasks.
+# jobs that launch.py queues (RUN, PYTHON and REPOSITORY are set, srun follows). Finds Python, sets the environment, and
+# sees to it that `jobs.cluster.requeue` hears how the tasks ended. srun must not be exec'd: this shell has to outlive the
+# tasks.
 set -euo pipefail
 CODE=$PWD
+# Where the snapshot CODE was taken from: what decides how a job ended stays to be had there. A successor inherits it.
+export REPOSITORY=${REPOSITORY:-$PWD}
+
+has_packages() { "$1" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "tyro"))))'; }
 
 node_python() {  # never installs anything: a compute node may have no network
     source jobs/venv.sh
-    if [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ]; then PYTHON=$PWD/.venv/bin/python; fi
+    local own=$PWD/.venv/bin/python
+    # What launch.py chose stands. For an sbatch script a good .venv goes before a PYTHON that the user's shell happens to have.
+    if [ -z "${RUN:-}" ] && [ -x "$own" ] && { [ -z "${PYTHON:-}" ] || has_packages "$own"; }; then
+        if [ -n "${PYTHON:-}" ] && [ "$PYTHON" != "$own" ]; then echo "note: .venv is used, not PYTHON=$PYTHON of your shell" >&2; fi
+        PYTHON=$own
+    fi
     PYTHON=$(find_python) || exit 78
-    if ! "$PYTHON" -c 'import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ("torch", "tyro"))))'; then
+    if ! has_packages "$PYTHON"; then
         echo "error: $PYTHON has no torch or tyro; on the login node: python3 -m venv --system-site-packages .venv && .venv/bin/pip install -r requirements.txt" >&2
         exit 78
     fi
@@ -33,7 +43,8 @@ hand_over() {  # the EXIT trap
     trap '' TERM USR1 USR2 HUP INT
     trap - EXIT
     set +e
-    cd "$CODE" && "$PYTHON" -m jobs.cluster.requeue "$RUN" --code "$code"
+    if [ -f "$CODE/jobs/cluster/requeue.py" ]; then cd "$CODE"; else cd "$REPOSITORY"; fi  # a snapshot can be deleted meanwhile
+    "$PYTHON" -m jobs.cluster.requeue "$RUN" --code "$code"
     exit $?
 }
 
@@ -55,6 +66,10 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
 fi
 # A shell without a trap dies of the TERM that Slurm sends to it and the tasks; the tasks then have no time to save.
 trap : TERM USR1 USR2
+# srun takes options from its environment: what the user's shell says there (SLURM_EXPORT_ENV=NONE, which also comes with
+# sbatch --export=NONE, takes even the PATH from the tasks; SLURM_TIMELIMIT ends them) is not meant for these tasks.
+unset ${!SRUN_@} ${!SBATCH_@} SLURM_TIMELIMIT SLURM_EXCLUSIVE
+export SLURM_EXPORT_ENV=ALL
 export MPLBACKEND=Agg PYTHONUNBUFFERED=1
 [ -n "${BRAIN_CORES:-}" ] || ulimit -S -c 0  # a crash leaves no gigabyte in a small home
 node_python

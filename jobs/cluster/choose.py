@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from jobs.run.find import RUNS, find_run, read_sweep, run_folders
+from jobs.run.find import RUNS, find_run, members, run_folders
 
 MANY = ("*", "+")  # how many runs a verb takes, in argparse's words
 
@@ -25,8 +25,7 @@ def chosen(names: Iterable[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for name in names:
         run = find_run(name, RUNS)
-        points = read_sweep(run)
-        found |= dict.fromkeys([run] if points is None else [Path(point["run"]) for point in points])
+        found |= dict.fromkeys(members(run))
     return list(found)
 
 

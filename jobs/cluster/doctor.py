@@ -7,11 +7,12 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from data.files import say
+from data.files import plain, say
 from jobs.cluster import choose, slurm, terminal
 from jobs.cluster.choose import verb_parser
 from jobs.cluster.preflight import SHARED_FILESYSTEMS, Check, fail, filesystem, ok, quota_left_gb, torch_cuda, warn
@@ -92,10 +93,19 @@ def check_machine(wanted_site: str, runs: Path) -> list[Check]:
     return found
 
 
+# Package -> the module of it that is used. What is vouched for here is imported: a package can be there and be broken,
+# as a TensorBoard before 2.21 is under a setuptools without pkg_resources.
+PACKAGES = {
+    "torch": "torch", "submitit": "submitit", "tyro": "tyro", "safetensors": "safetensors", "numpy": "numpy",
+    "pillow": "PIL.Image", "tensorboard": "tensorboard.main", "matplotlib": "matplotlib.figure",
+}  # fmt: skip
+IMPORT_S = 300  # torch from a cold network disk
+
+
 def check_versions() -> list[Check]:
-    """Whether the packages are there, and which versions of them."""
+    """Whether the packages are there and can be imported, and which versions of them."""
     found, missing = [], []
-    for name in "torch submitit tyro safetensors numpy pillow tensorboard matplotlib".split():
+    for name in PACKAGES:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -112,4 +122,28 @@ def check_versions() -> list[Check]:
         found.append(
             fail(f"packages are missing: {', '.join(missing)}", f"{sys.executable} -m pip install -r requirements.txt")
         )
+    return found + check_imports([name for name in PACKAGES if name not in missing])
+
+
+def check_imports(names: list[str]) -> list[Check]:
+    """Whether these packages can be imported, each in a Python of its own that this one only waits for."""
+    again = f"{sys.executable} -m pip install --upgrade -r requirements.txt"
+    started = {}
+    for name in names:
+        command = [sys.executable, "-c", f"import {PACKAGES[name]}"]
+        started[name] = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+    found = []
+    for name, process in started.items():
+        try:
+            words = process.communicate(timeout=IMPORT_S)[1].strip().splitlines()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            found.append(warn(f"{name} is not imported after {IMPORT_S} s", "the disk of this environment is slow"))
+            continue
+        if process.returncode:
+            why = plain(words[-1])[:200] if words else f"exit code {process.returncode}"
+            found.append(fail(f"{name} is installed and cannot be imported: {why}", again))
     return found

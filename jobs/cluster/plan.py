@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jobs.cluster import slurm
-from jobs.cluster.options import MAX_RESTARTS, Options
+from jobs.cluster.options import MAX_RESTARTS, Options, Resources, asked, plain_options
 from jobs.cluster.sites import Site
 from jobs.config import kinds, rules, specs
 from jobs.config.parsing import parse_config
@@ -37,11 +37,16 @@ class Plan:
     gpus: int = 1  # per node
     cpus: int = 4  # per task
     gres: str = ""
+    slurm: dict = field(default_factory=dict)  # further options of sbatch, by Slurm's names, as they were given
+    second_after: int = 0  # seconds in the first partition alone
+    throttle: int = 0  # of an array: so many tasks at a time; 0: all
     max_restarts: int = 20
     after: str = ""  # run directory that must be DONE before this one starts
     shared: bool = False
     chain: bool = False  # no requeue here: a successor stands ready instead
     options: dict = field(default_factory=dict)  # as typed, for `resume`
+    from_shell: tuple = ()  # (flag, value, variable) that the user's shell gave
+    not_taken: tuple = ()  # variables of sbatch in the user's shell that change nothing
 
     @property
     def tasks(self) -> int:
@@ -87,16 +92,20 @@ def make_plan(options: Options, flags: list[str], site: Site, partitions: Mappin
     else:
         plan = slurm_plan(job, config, options, site, partitions)
     rules.check_world(config, plan.world)
-    for name in ("run", "partition", "account", "qos", "gres"):
-        if re.search(
-            "[\\x00-\\x1f\\x7f\\ud800-\\udfff]", str(getattr(plan, name))
-        ):  # a line end would begin a line of shell
-            raise ConfigError(
-                f"--{name} {str(getattr(plan, name))!r}: a control character, or no text; use letters and digits"
-            )
+    texts = {name: str(getattr(plan, name)) for name in ("run", "partition", "account", "qos", "gres")}
+    for name, text in (texts | {name: str(value) for name, value in plan.slurm.items()}).items():
+        if re.search("[\\x00-\\x1f\\x7f\\ud800-\\udfff]", text):  # a line end would begin a line of shell
+            raise ConfigError(f"--{name} {text!r}: a control character, or no text; use letters and digits")
     restarts = MAX_RESTARTS if options.max_restarts is None else options.max_restarts
     return replace(
-        plan, max_restarts=restarts, shared=options.shared, after=options.after, options=options.remembered()
+        plan,
+        max_restarts=restarts,
+        shared=options.shared,
+        after=options.after,
+        options=options.remembered(),
+        throttle=options.throttle or 0,
+        from_shell=options.from_shell,
+        not_taken=options.not_taken,
     )
 
 
@@ -121,19 +130,21 @@ def slurm_plan(
     if not partition:
         raise ConfigError("no partition: give --partition NAME (sinfo lists them)")
     site = site.on(partition)
+    want = asked(replace(options, partition=partition), site)
     known = [partitions[name] for name in partition.split(",") if name in partitions] if partitions else []
     has_gpus = any(kind.startswith(("gpu", "shard")) for p in known for kind in p.gres) if known else True
-    gpus = options.gpus if options.gpus is not None else int(bool(site.gres) and has_gpus)
-    cores = min((p.cpus_per_node for p in known if p.cpus_per_node), default=site.cpus * max(gpus, 1))
+    gres, gpus = gpus_of(want, options, has_gpus)
+    per_gpu = want.cpus or 1
+    cores = min((p.cpus_per_node for p in known if p.cpus_per_node), default=per_gpu * max(gpus, 1))
     limits = [p.max_time_s for p in known] + [slurm.parse_time(text) for text in (site.time, site.max_time) if text]
-    try:
-        seconds = slurm.parse_time(options.time) if options.time else min(limit for limit in limits if limit)
-    except slurm.SlurmError as error:
-        raise ConfigError(f"--time: {error}") from None
+    seconds = _seconds("time", options.time) if options.time else min(limit for limit in limits if limit)
     if not seconds:
         raise ConfigError(
             f"--time {options.time}: give a limit, such as 4:00:00; the job requeues itself until it is done"
         )
+    plain = plain_options(want)
+    if any(p.real_memory_mb == 1 for p in known):  # a job that asks for memory there pends for ever
+        plain = {key: value for key, value in plain.items() if not key.startswith("mem")}
     return Plan(
         job=job,
         config=config,
@@ -141,15 +152,43 @@ def slurm_plan(
         site=site,
         local=False,
         partition=partition,
-        account=options.account or site.account,
-        qos=options.qos or site.qos,
+        account=want.account,
+        qos=want.qos,
         minutes=math.ceil(seconds / 60),
-        nodes=options.nodes or 1,
+        nodes=want.nodes or 1,
         gpus=gpus,
-        cpus=options.cpus or max(min(site.cpus, cores // max(gpus, 1)), 1),
-        gres=site.gres.format(gpus=gpus) if gpus else "",
+        cpus=options.cpus or max(min(per_gpu, cores // max(gpus, 1)), 1),
+        gres=gres,
+        slurm={key: value for key, value in plain.items() if key not in ("partition", "account", "qos")},
+        second_after=_seconds("second-after", want.second_after) or 0 if "," in partition else 0,
         chain=not site.requeue,
     )
+
+
+def gpus_of(want: Resources, options: Options, has_gpus: bool) -> tuple[str, int]:
+    """(what is asked for per node, GPUs in it): --gpus fills the place in --gres or the profile's; a --gres with a
+    number of its own says both."""
+    gres = "" if want.gres == "none" else want.gres
+    if options.gpus == 0:
+        return "", 0
+    if not gres or "{gpus}" in gres:
+        usual = 1 if want.gpus is None else want.gpus
+        gpus = options.gpus if options.gpus is not None else usual * int(bool(gres) and has_gpus)
+        try:
+            return (gres.format(gpus=gpus) if gpus else ""), gpus
+        except (ValueError, LookupError, AttributeError):
+            raise ConfigError(f"--gres {gres}: write a number or {{gpus}}, as in gpu:a100:{{gpus}}") from None
+    counted = sum(n for kind, n in slurm.parse_gres(gres).items() if kind.split(":")[0] in ("gpu", "shard"))
+    if options.gpus is not None and options.gpus != counted:
+        raise ConfigError(f"--gres {gres} has {counted} GPUs, --gpus says {options.gpus}; leave one of them out")
+    return gres, counted
+
+
+def _seconds(name: str, text: str) -> int | None:
+    try:
+        return slurm.parse_time(text)
+    except slurm.SlurmError as error:
+        raise ConfigError(f"--{name}: {error}") from None
 
 
 def local_gpus() -> int:

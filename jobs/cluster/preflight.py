@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.files import ARCHIVES, PACK, PICTURES, VOLUMES
-from jobs.cluster import notify, quota, slurm
+from jobs.cluster import notify, quota, sbatch, slurm
 from jobs.cluster.plan import Plan
 from jobs.cluster.slurm import Partition, format_time
 from jobs.cluster.submit import untracked_code
@@ -97,7 +97,7 @@ def check_promises(plan: Plan) -> list[Check]:
 def check_resources(plan: Plan, partitions: Mapping[str, Partition] | None) -> list[Check]:
     """Time, nodes and GPUs that Slurm could meet; `partitions` is None where there is no Slurm."""
     minimum = plan.site.margin + STARTUP_S
-    found = []
+    found = check_shell(plan)
     if plan.minutes * 60 < minimum:
         found.append(
             fail(
@@ -110,6 +110,19 @@ def check_resources(plan: Plan, partitions: Mapping[str, Partition] | None) -> l
         return [*found, warn("no Slurm here: partition, limits and GPUs are taken from the profile, unchecked")]
     for name in plan.partition.split(","):
         found += check_partition(plan, name, partitions)
+    return found
+
+
+def check_shell(plan: Plan) -> list[Check]:
+    """What sbatch's variables in the user's shell come to: a default of launch.py, or nothing."""
+    found = [ok(f"{flag} {value}, from {variable} of your shell") for flag, value, variable in plan.from_shell]
+    if plan.not_taken:
+        found.append(
+            warn(
+                f"set in your shell and not passed on to the job: {', '.join(plan.not_taken)}",
+                "--slurm KEY=VALUE passes an option of sbatch on",
+            )
+        )
     return found
 
 
@@ -163,10 +176,24 @@ def check_partition(plan: Plan, name: str, partitions: Mapping[str, Partition]) 
                 f"--cpus {max(p.cpus_per_node // plan.tasks, 1)}",
             )
         )
-    found += check_gres(plan, p)
+    return found + check_gres(plan, p) + check_memory(plan, p)
+
+
+def check_memory(plan: Plan, p: Partition) -> list[Check]:
+    """The memory that is asked for per node, against that of the partition's nodes."""
     if p.real_memory_mb == 1:
-        found.append(ok(f"nodes of {name} report RealMemory=1, so no --mem is sent (it would pend for ever)"))
-    return found
+        return [ok(f"nodes of {p.name} report RealMemory=1, so no --mem is sent (it would pend for ever)")]
+    wanted = slurm.parse_memory(str(plan.slurm.get("mem", "0")))
+    if wanted is None:
+        return [fail(f"--mem {plan.slurm['mem']} is no size", "write it as in --mem 64G")]
+    if wanted > p.real_memory_mb > 0:
+        return [
+            fail(
+                f"--mem {plan.slurm['mem']}: the nodes of {p.name} have {p.real_memory_mb} MB",
+                f"--mem {p.real_memory_mb}M",
+            )
+        ]
+    return []
 
 
 def check_gres(plan: Plan, p: Partition) -> list[Check]:
@@ -200,29 +227,18 @@ def check_gres(plan: Plan, p: Partition) -> list[Check]:
     return []
 
 
-# A word of sbatch's refusal -> what to do.
-REFUSALS = {
-    "account": "--account NAME; `sacctmgr show associations user=$USER` lists yours",
-    "qos": "--qos NAME, or leave it out; `sacctmgr show qos` lists them",
-    "time limit": "a shorter --time",
-    "node count": "fewer --nodes",
-    "memory": "fewer --cpus; if that is refused too, ask the administrators about DefMemPerCPU",
-}  # fmt: skip
-
-
 def check_with_slurm(script: str) -> list[Check]:
     """What `sbatch --test-only` says of the script."""
     try:
         accepted, words = slurm.test_only(script)
     except slurm.SlurmError as error:
         return [warn(f"sbatch --test-only did not answer: {error}")]
-    if not accepted and "node configuration is not available" in words:
+    if not accepted and "node configuration is not available" in words and "can not be satisfied" not in words:
         # The sizes have been checked above against what the nodes have, so it is the nodes that are away.
         return [warn("no node that fits is in service just now; the job waits until one is")]
     if not accepted:
         words = words.removeprefix("sbatch --test-only: ").removeprefix("allocation failure: ")
-        fix = next((fix for sign, fix in REFUSALS.items() if sign in words.lower()), "change the option that it names")
-        return [fail(f"Slurm would refuse it: {words}", fix)]
+        return [fail(f"Slurm would refuse it: {words}", sbatch.way_out(words) or "change the option that it names")]
     starts = re.search(r"to start at (\S+)", words)
     return [ok(f"Slurm accepts it{f', earliest start {starts[1].replace(chr(84), chr(32))}' if starts else ''}")]
 

@@ -23,7 +23,7 @@ from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds, wording
 from jobs.config.parsing import parse_known, to_json
 from jobs.config.specs import ConfigError
-from jobs.run.find import typed
+from jobs.run.find import members, typed
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunDirError, RunState
@@ -141,19 +141,22 @@ def dependency_of(plan: Plan, options: Options) -> tuple[str, str]:
     if not plan.after:
         return "", ""
     first = Path(plan.after)
-    if os.path.exists(first / "DONE"):
+    left = [run for run in members(first) if not os.path.exists(run / "DONE")]
+    if not left:
         return "", ""
     if plan.local:
-        raise ConfigError(f"--after {first.name}: that run is not done; run it first")
-    live = status.live_jobs(first, status.all_jobs() or {})
-    if live:
-        last = max(live, key=lambda job: int(job.id.split("_")[0])).id
-        return f"afterany:{last}", f"starts when {first.name} (job {last}) is done"
-    if options.dry_run:
-        return f"afterany:JOB_OF_{first.name}", ""
-    raise ConfigError(
-        f"--after {first.name}: that run is neither done nor queued; python launch.py resume {typed(first)} first"
-    )
+        raise ConfigError(f"--after {first.name}: {left[0].name} is not done; run it first")
+    queue, last = status.all_jobs() or {}, []
+    for run in left:
+        if live := status.live_jobs(run, queue):
+            last.append(max(live, key=lambda job: int(job.id.split("_")[0])).id)
+        elif options.dry_run:
+            last.append(f"JOB_OF_{run.name}")
+        else:
+            way = f"python launch.py resume {typed(run)} first"
+            raise ConfigError(f"--after {first.name}: {run.name} is neither done nor queued; {way}")
+    jobs = f"job {last[0]}" if len(last) == 1 else f"jobs {', '.join(last)}"
+    return f"afterany:{':'.join(last)}", f"starts when {first.name} ({jobs}) is done"
 
 
 def refused(checks: Iterable[Check], options: Options) -> bool:

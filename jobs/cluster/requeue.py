@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -30,6 +29,7 @@ from jobs.cluster.options import MAX_RESTARTS
 from jobs.cluster.plan import resolve
 from jobs.cluster.slurm import Job, SlurmError
 from jobs.cluster.status import live_process
+from jobs.cluster.successor import queue_successor, remember_options
 from jobs.config import kinds, specs
 from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import budget, own_job, stopping
@@ -237,6 +237,8 @@ def begin(path: Path, kind: str) -> str:
     except SlurmError as error:
         job = None
         say(f"WARNING: {error}", sys.stderr)
+    if kind == "sbatch" and job is not None:
+        remember_options(path, job)
     if job is not None and not job.requeue and not _pending_successors(about, job_id):
         try:
             say(f"No requeueing here: job {queue_successor(run, about, job)} stands ready to go on", sys.stderr)
@@ -298,56 +300,9 @@ def record_sbatch(job_name: str, config: TrainConfig) -> str:
         about |= {"job": job_name, "submitted": submitted}
         about.setdefault("max_restarts", MAX_RESTARTS)
         about.setdefault("chain", False)
-        _write_jobs(path, about)
+        submit.write_about(path, about)
     _keep_diff(path)
     return "sbatch"
-
-
-def queue_successor(run: RunDir, about: dict, job: Job | None) -> str:
-    """Queue a job that goes on with the run after `job` has ended, in any way, with the same resources.
-
-    Returns its id.
-    """
-    if job is None or about.get("job") not in kinds.JOBS:
-        raise SlurmError("the job's own description is not known")
-    env, script = os.environ, f"jobs/{about['job']}.sh"
-    options = {
-        "--dependency": f"afterany:{job.id}",
-        "--partition": job.partition,
-        "--gres": job.gres,
-        "--time": slurm.format_time(job.limit_s),
-        "--account": env.get("SLURM_JOB_ACCOUNT", ""),
-        "--qos": env.get("SLURM_JOB_QOS", ""),
-        "--nodes": env.get("SLURM_JOB_NUM_NODES", ""),
-        "--ntasks-per-node": env.get("SLURM_NTASKS_PER_NODE", ""),
-        "--cpus-per-task": env.get("SLURM_CPUS_PER_TASK", ""),
-        "--exclude": ",".join(_to_avoid(job, bad_nodes(_decisions(run), started_by_person(about)))),
-        "--job-name": job.name,
-        "--output": str(run.logs / "%j.out").replace("%j", "\0").replace("%", "%%").replace("\0", "%j"),
-    }
-    command = ["sbatch", "--parsable", "--no-requeue", *(f"{name}={value}" for name, value in options.items() if value)]
-    if not job.gres:
-        command.append("--gres=none")
-    command += [script, "--run", str(run.path)]
-    with submit.submit_lock(run.path), submit.clean_environment():
-        try:
-            done = subprocess.run(command, cwd=specs.ROOT, capture_output=True, text=True, timeout=60)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise SlurmError(f"sbatch: {error}") from None
-        if done.returncode:
-            raise SlurmError(submit.plain_refusal(done.stderr))
-        successor = done.stdout.strip().split(";")[0]
-        about |= read_jobs(run.path)
-        about["submitted"] = [
-            *about.get("submitted", []),
-            {"id": successor, "kind": "chain", "after": job.id, "time": round(time.time(), 1)},
-        ]
-        _write_jobs(run.path, about)
-    return successor
-
-
-def _write_jobs(path: Path, about: dict) -> None:
-    atomic_write(path / "jobs.json", json.dumps(about, indent=1) + "\n")
 
 
 def _nothing_to_do(text: str) -> str:

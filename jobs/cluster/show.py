@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import math
 import os
 import shlex
 import socket
@@ -39,27 +40,37 @@ def status_command(argv: list[str]) -> int:
         "--watch", nargs="?", type=float, const=WATCH_S, metavar="SECONDS",
         help=f"show it again every so many seconds ({WATCH_S:g}), until Ctrl-C",
     )  # fmt: skip
+    parser.add_argument(
+        "--best", default="", metavar="COLUMN", help="of a sweep: its points by that column, best first"
+    )
     options = parser.parse_intermixed_args(argv)
     if options.watch is None:
-        show_status(options.run, options.json)
+        show_status(options.run, options.json, best=options.best)
         return DONE
     if not options.watch >= 1:
         parser.error(f"--watch {options.watch:g}: at least 1 second, as the cluster's controller is asked each time")
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            show_status(options.run, options.json, clear=sys.stdout.isatty() and not options.json)
+            show_status(options.run, options.json, best=options.best, clear=sys.stdout.isatty() and not options.json)
             sys.stdout.flush()
             time.sleep(options.watch)
     return DONE
 
 
-def show_status(names: list[str], as_json: bool, clear: bool = False) -> None:
-    """One look at the runs of these names, or at all. `clear`: on an empty screen, once all is known."""
+def show_status(names: list[str], as_json: bool, clear: bool = False, best: str = "") -> None:
+    """One look at the runs of these names, or at all. `clear`: on an empty screen, once all is known.
+
+    best: a column of metrics.jsonl by which the points of a sweep are told, the best one first.
+    """
     run = find_run(names[0], choose.RUNS) if len(names) == 1 else None
     points = read_sweep(run) if run else None
     folders = choose.chosen(names) if names else choose.all_runs()
     jobs = status.all_jobs()
     views = [status.view_run(folder, jobs) for folder in folders]
+    if best and not points:
+        raise LookupError(f"--best {best}: name one sweep, python launch.py status SWEEP --best {best}")
+    if best and points:
+        points, views = by_column(points, views, best)
     if clear:
         print("\x1b[H\x1b[2J", end="")
     if as_json:
@@ -67,7 +78,7 @@ def show_status(names: list[str], as_json: bool, clear: bool = False) -> None:
         runs = [asdict(view) | more for view, more in zip(views, extra, strict=True)]
         print(json.dumps({"version": JSON_VERSION, "runs": runs}))
     elif points:
-        show_sweep(points, views)
+        show_sweep(points, views, best)
     elif run and views:
         show_run(views[0], run)
     elif views:
@@ -240,10 +251,25 @@ def told(rows: list[dict]) -> list[str]:
     return [c.name for c in kinds.known_columns() if c.told and any(is_number(row.get(c.name)) for row in rows)]
 
 
-def show_sweep(points: list[dict], views) -> None:
-    """The points side by side: swept values, state, progress, and the figures of the last log row."""
+def by_column(points: list[dict], views: list, column: str) -> tuple[list[dict], list]:
+    """The points and their views, best first by the column's last value; those that have none stand last."""
+    figures = [view.metrics.get(column) for view in views]
+    if not any(map(is_number, figures)):
+        logged = sorted({name for view in views for name in view.metrics})
+        raise LookupError(f"--best {column}: no point has logged it; there are {', '.join(logged) or 'no columns yet'}")
+    sign = -1 if any(c.higher and c.matches(column) for c in kinds.known_columns()) else 1
+    order = sorted(range(len(views)), key=lambda i: sign * figures[i] if is_number(figures[i]) else math.inf)
+    return [points[i] for i in order], [views[i] for i in order]
+
+
+def show_sweep(points: list[dict], views, best: str = "") -> None:
+    """The points side by side: swept values, state, progress, and the figures of the last log row.
+
+    best: the column by which they are ordered.
+    """
     swept = list(points[0]["values"])
     wanted = told([view.metrics for view in views])
+    wanted += [best] if best and best not in wanted else []
     rows = []
     for point, view in zip(points, views, strict=True):
         figures = [f"{view.metrics[name]:.4g}" if is_number(view.metrics.get(name)) else "" for name in wanted]
@@ -251,6 +277,9 @@ def show_sweep(points: list[dict], views) -> None:
     header = [*(name.upper() for name in swept), "STATE", "PROGRESS", *wanted, "RUN"]
     colours = {len(swept): terminal.STATE_COLOURS}
     say_left_out(table(header, rows, colours, right=set(wanted), spare=wanted[::-1]))
+    if best:
+        values = ", ".join(f"{name}={value}" for name, value in points[0]["values"].items())
+        say(f"Best by {best}: {views[0].name} ({values}), {views[0].metrics[best]:.4g} at {views[0].kimg or 0:g} kimg.")
 
 
 class Follower:

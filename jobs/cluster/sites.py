@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from data.files import read_bytes, words
+from jobs.cluster.options import PROFILE, Resources, further
 from jobs.config.specs import ConfigError
 from jobs.run.owners import others_may_replace
 
@@ -19,20 +20,17 @@ SHIPPED = Path(__file__).parents[1] / "sites.toml"
 
 
 @dataclass(frozen=True)
-class Site:
-    """One profile; the keys are explained in sites.toml."""
+class Site(Resources):
+    """One profile; the keys are explained in sites.toml. Of the table of options it may give all, as defaults."""
 
     name: str
     about: str = ""
     hosts: tuple[str, ...] = ()
     recognise: tuple[str, ...] = ()
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
-    time: str = "4:00:00"
+    time: str = field(default="4:00:00", kw_only=True)
     max_time: str = ""
-    cpus: int = 4
-    gres: str = "gpu:{gpus}"
+    cpus: int | None = field(default=4, kw_only=True)
+    gres: str = field(default="gpu:{gpus}", kw_only=True)
     margin: int = 180
     requeue: bool = True
     login: str = ""
@@ -140,6 +138,7 @@ def _checked(name: str, table: object, path: Path) -> dict:
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: {name} must be a table, as in [{name}]")
     kinds = {key: type(value) for key, value in vars(Site(name="")).items() if key != "name"}
+    kinds |= {key: row.kind for key, row in PROFILE.items()}
     for key, value in table.items():
         if key not in kinds:
             raise ConfigError(f"{path}: [{name}] has an unknown key {key}; known are {', '.join(kinds)}")
@@ -147,4 +146,11 @@ def _checked(name: str, table: object, path: Path) -> dict:
             table[key] = tuple(value)
         elif type(value) is not kinds[key]:
             raise ConfigError(f"{path}: [{name}] {key} is {value!r}; it must be of type {kinds[key].__name__}")
+        least = PROFILE[key].least if key in PROFILE else None
+        if least is not None and table[key] < least:
+            raise ConfigError(f"{path}: [{name}] {key} is {value}; at least {least}")
+    try:
+        further(table.get("slurm", ()))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: [{name}] {error}") from None
     return table

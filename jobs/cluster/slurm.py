@@ -11,16 +11,25 @@ import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from data.files import plain
+from jobs.cluster.slurm_text import FIELD as FIELD
+from jobs.cluster.slurm_text import RECORD as RECORD
+from jobs.cluster.slurm_text import SlurmError as SlurmError
+from jobs.cluster.slurm_text import _array_task, _date, _exit, _number, _records, _text, _without_banner, _word
+from jobs.cluster.slurm_text import format_time as format_time
+from jobs.cluster.slurm_text import parse_gres as parse_gres
+from jobs.cluster.slurm_text import parse_memory as parse_memory
+from jobs.cluster.slurm_text import parse_time as parse_time
 
 TIMEOUT_S = 20.0
-# Separators that no name or path contains; Slurm passes them through as they are.
-FIELD, RECORD = "\x1f", "\x1e"
 
+FOREIGN = (
+    "SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK",
+    "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
 ACTIVE = frozenset(
     "PENDING CONFIGURING RUNNING SUSPENDED STOPPED COMPLETING RESIZING SIGNALING STAGE_OUT REQUEUED "
     "REQUEUE_FED REQUEUE_HOLD SPECIAL_EXIT RESV_DEL_HOLD".split()
@@ -34,10 +43,6 @@ SILENCE = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|[Cc]onnection (refused|timed out)"
     r"|in standby mode|Resource temporarily unavailable|temporarily unable|Connection reset|Transport endpoint"
 )
-
-
-class SlurmError(Exception):
-    """A Slurm command failed, did not answer, or said something unexpected. The text is one line."""
 
 
 class NoAnswer(SlurmError):
@@ -72,6 +77,7 @@ class Job:
     dependency: str = ""
     stdout: str = ""  # this and gres ("gpu:a100:1", per node): show_job only
     gres: str = ""
+    shown: dict[str, str] = field(default_factory=dict, compare=False, repr=False)  # all of show_job's own fields
     excluded: str = ""  # nodes that it must not run on: show_job only
 
     @property
@@ -190,6 +196,11 @@ def requeue(job_id: str) -> None:
     _run(["scontrol", "requeue", _checked_id(job_id)])
 
 
+def update(job_id: str, change: str) -> None:
+    """Change a job that waits: "Partition=a,b"."""
+    _run(["scontrol", "update", f"JobId={_checked_id(job_id)}", change])
+
+
 def cancel(job_id: str, signal: str | None = None, batch: bool = False) -> None:
     """Cancel a job, or send `signal` ("USR2") to its steps; `batch`: to the batch script instead."""
     command = ["scancel", *([f"--signal={signal}"] if signal else []), *(["--batch"] if batch else [])]
@@ -204,6 +215,12 @@ def test_only(script: str) -> tuple[bool, str]:
         return False, str(error)
 
 
+def foreign(variable: str) -> bool:
+    """Whether an environment variable is of a surrounding job or torchrun rank, or changes what sbatch or srun are
+    told: no new job may see it. SLURM_CONF says which cluster to talk to."""
+    return variable.startswith(FOREIGN) and variable != "SLURM_CONF"
+
+
 def _checked_id(job_id) -> str:
     text = str(job_id)
     if not re.fullmatch(r"\d+(_\d+)?", text):
@@ -213,7 +230,10 @@ def _checked_id(job_id) -> str:
 
 def _run(command: list[str], stdin: str = "", timeout: float = 0, merge: bool = False) -> str:
     """Its standard output (`merge`: with standard error). A user's own output formats and language are switched off."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_"))}
+    own = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "SBATCH_")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(own)}
+    if command[0] == "sbatch":
+        env = {k: v for k, v in env.items() if not foreign(k)}
     timeout = timeout or TIMEOUT_S
     env |= {"SLURM_TIME_FORMAT": "standard", "LC_ALL": "C.UTF-8"}
     try:
@@ -240,33 +260,6 @@ def _one_line(text: str) -> str:
 
 
 # --- parsers ----------------------------------------------------------------------------------------------------------
-
-
-def parse_time(text: str) -> int | None:
-    """Seconds of Slurm's "MM", "MM:SS", "HH:MM:SS", "D-HH", "D-HH:MM", "D-HH:MM:SS"; None for UNLIMITED and the
-    like."""
-    text = text.strip()
-    if text.upper() in {"UNLIMITED", "INFINITE", "NOT_SET", "PARTITION_LIMIT", "NONE", "N/A", "INVALID", ""}:
-        return None
-    match = re.fullmatch(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,9}))?(?::(\d{1,9}))?", text, re.ASCII)
-    if not match:
-        raise SlurmError(f"{text[:50]!r} is not a time; write minutes, HH:MM:SS or D-HH:MM:SS")
-    days, a, b, c = (int(part or 0) for part in match.groups())
-    if match[1] is not None:
-        return days * 86400 + a * 3600 + b * 60 + c
-    if match[4] is not None:
-        return a * 3600 + b * 60 + c
-    return a * 60 + b
-
-
-def format_time(seconds: float | None) -> str:
-    """Slurm's way to write a duration: "1-02:03:04" or "02:03:04"; None is UNLIMITED."""
-    if seconds is None:
-        return "UNLIMITED"
-    minutes, s = divmod(max(int(seconds), 0), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    return f"{days}-{h:02}:{m:02}:{s:02}" if days else f"{h:02}:{m:02}:{s:02}"
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
@@ -312,7 +305,8 @@ def parse_squeue(text: str) -> dict[str, Job]:
 def parse_show_job(text: str) -> Job | None:
     """The first record of `scontrol show job`, in its form of several lines: a name or a path is the rest of its
     line."""
-    record = text.strip("\n").split("\n\n")[0]
+    # What a site's wrapper prints stands before or after it.
+    record = text[max(text.find("JobId="), 0) :].strip("\n").split("\n\n")[0]
     values: dict[str, str] = {}
     for line in record.splitlines():
         line = line.strip()
@@ -357,6 +351,7 @@ def parse_show_job(text: str) -> Job | None:
         dependency=_text(get("Dependency", "")),
         stdout=get("StdOut", ""),
         gres=re.sub(r"gres[:/]", "", _text(get("TresPerNode", ""))),
+        shown=values,
         excluded=_text(get("ExcNodeList", "")),
     )
 
@@ -367,7 +362,7 @@ _WHOLE_LINE = frozenset("JobName Command WorkDir StdErr StdIn StdOut Comment Adm
 def parse_sacct(text: str) -> dict[str, Job]:
     """{job id: Job} from the text of our sacct format. Raises SlurmError for another one."""
     jobs: dict[str, Job] = {}
-    for line in text.splitlines():
+    for line in _without_banner(text.splitlines(), FIELD):
         row = line.split(FIELD)
         if len(row) != 13:
             raise SlurmError(f"sacct: unexpected line {line[:80]!r}")
@@ -402,7 +397,7 @@ def parse_partitions(partition_text: str, node_text: str) -> dict[str, Partition
         numbers = (_number(nodes), _number(cpus.rstrip("+")), _number(memory.rstrip("+")))
         kinds.setdefault(name, []).append((*numbers, parse_gres(gres_text)))
     found = {}
-    for line in partition_text.splitlines():
+    for line in _without_banner(partition_text.splitlines(), "PartitionName="):
         values = dict(word.split("=", 1) for word in line.split() if "=" in word)
         if not values:
             continue
@@ -428,68 +423,3 @@ def parse_partitions(partition_text: str, node_text: str) -> dict[str, Partition
             gres=gres,
         )
     return found
-
-
-def parse_gres(text: str) -> dict[str, int]:
-    """ "gpu:a100:4(S:0-1),shard:16" -> {"gpu:a100": 4, "shard": 16}."""
-    found: dict[str, int] = {}
-    for item in re.sub(r"\([^)]*\)", "", text).split(","):
-        if not item.strip() or item.strip().upper() in {"N/A", "NONE"}:
-            continue
-        name, _, count = item.strip().rpartition(":")
-        scale = {"K": 1024, "M": 1024**2, "G": 1024**3}.get(count[-1:].upper(), 1)
-        if not name or not count.rstrip("KMGkmg").isdecimal():
-            name, count, scale = item.strip(), "1", 1
-        found[name] = found.get(name, 0) + _number(count.rstrip("KMGkmg")) * scale
-    return found
-
-
-def _records(text: str, width: int) -> list[list[str]]:
-    rows = [record.lstrip("\n").split(FIELD) for record in text.split(RECORD)]
-    if rows and rows[-1] in ([""], []):
-        rows.pop()
-    for row in rows:
-        if len(row) != width:
-            raise SlurmError(f"Slurm: unexpected answer {FIELD.join(row)[:80]!r}")
-    return rows
-
-
-def _array_task(job_id: str) -> int | None:
-    match = re.fullmatch(r"\d+_(\d{1,18})", job_id, re.ASCII)
-    return int(match[1]) if match else None
-
-
-def _word(state: str) -> str:
-    """ "CANCELLED by 1000" -> "CANCELLED"."""
-    words = state.split()
-    if not words:
-        raise SlurmError("Slurm: a job without a state")
-    return words[0].rstrip("+")
-
-
-def _text(value: str) -> str:
-    return "" if value in {"(null)", "None", "N/A", "None assigned", "Unknown"} else value
-
-
-def _number(text: str) -> int:
-    if not re.fullmatch(r"\d{1,18}", text.strip(), re.ASCII):
-        raise SlurmError(f"Slurm: {text[:50]!r} is not a number")
-    return int(text)
-
-
-def _exit(text: str) -> tuple[int | None, int | None]:
-    """ "1:9" -> (1, 9): exit code and signal."""
-    if not text:
-        return None, None
-    code, _, number = text.partition(":")
-    return _number(code), _number(number or "0")
-
-
-def _date(text: str) -> float | None:
-    """Unix time of "2026-01-31T12:00:00" in this machine's time zone, which is what the commands print."""
-    if text in {"", "N/A", "NONE", "None", "Unknown", "(null)"}:
-        return None
-    try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    except (ValueError, OverflowError):
-        raise SlurmError(f"Slurm: {text[:50]!r} is not a date") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from data.files import atomic_write, say, words
 from jobs.cluster import slurm, status, submit, terminal
 from jobs.cluster.choose import chosen, verb_parser
-from jobs.cluster.options import OF_SLURM, REMEMBERED, Options
+from jobs.cluster.options import OF_SLURM, REMEMBERED, TABLE, Options
 from jobs.cluster.terminal import facts
 from jobs.config import kinds
 from jobs.config.parsing import from_dict
@@ -121,9 +121,15 @@ def resume_options(run: Path, typed: dict) -> Options:
     stored = recorded.get("options")
     known = {name: value for name, value in stored.items() if name in REMEMBERED} if isinstance(stored, dict) else {}
     for name, value in known.items():
-        wanted = str if isinstance(usual := getattr(Options, name), str) else bool if usual is False else int
-        if type(value) not in (wanted, *([float] if name == "max_gpu_hours" else [])) or not str(value).isprintable():
+        wanted = TABLE[name].kind
+        known[name] = value = tuple(value) if wanted is tuple and isinstance(value, list) else value
+        words = value if isinstance(value, tuple) else (str(value),)
+        if type(value) is not wanted or not all(isinstance(word, str) and word.isprintable() for word in words):
             raise ConfigError(f"{run}/jobs.json: is damaged ({name}); move it away and launch the run with --job")
+    if typed.get("slurm"):  # a key that was typed replaces that key
+        typed = typed | {"slurm": (*known.get("slurm", ()), *typed["slurm"])}
+    if typed.get("gres") or typed.get("gpus") is not None:  # each of them says how many GPUs
+        known = {name: value for name, value in known.items() if name not in ("gres", "gpus") or "{gpus}" in str(value)}
     if typed.get("partition"):  # a run of this machine moves to the cluster
         known.pop("local", None)
     if typed.get("local"):  # and back: what Slurm was told means nothing here

@@ -21,28 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from data.files import atomic_write, say
-from jobs.cluster import notify, slurm
+from jobs.cluster import notify, sbatch, slurm
 from jobs.cluster.plan import Plan
 from jobs.config import specs
 from jobs.run import own_job
-from jobs.run.find import read_jobs, typed
+from jobs.run.find import members, read_jobs, typed
 from jobs.run.lock import Lock, Locked
 from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir, git_state
-from jobs.run.states import RunState
+from jobs.run.states import RunState, Verdict
+from jobs.run.stopping import BAD
 
-# What a job must not inherit from the shell that queues it: that shell may itself be inside a job, or a torchrun rank.
-FOREIGN = (
-    "SLURM_",
-    "SUBMITIT_",
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "GROUP_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
 LOCAL_MINUTES = 60 * 24 * 365  # submitit's local executor wants a limit
 
 
@@ -139,7 +128,11 @@ def slurm_parameters(plans: list[Plan], dependency: str = "", folder: Path | Non
     )
     if folder is None:
         parameters["additional_parameters"]["chdir"] = str(plan.code)  # which run a job is of can be seen in the queue
-    optional = dict(partition=plan.partition, account=plan.account, qos=plan.qos, gres=plan.gres, dependency=dependency)
+    elif plan.throttle:
+        parameters["array_parallelism"] = plan.throttle
+    parameters["additional_parameters"] |= plan.slurm
+    partition = plan.partition.split(",")[0] if plan.second_after else plan.partition
+    optional = dict(partition=partition, account=plan.account, qos=plan.qos, gres=plan.gres, dependency=dependency)
     return parameters | {name: value for name, value in optional.items() if value}
 
 
@@ -150,7 +143,10 @@ def setup_lines(plans: list[Plan]) -> list[str]:
     lines = (
         [f"RUN={quoted[0]}"] if len(plans) == 1 else [f"RUNS=({' '.join(quoted)})", "RUN=${RUNS[$SLURM_ARRAY_TASK_ID]}"]
     )
-    lines += [f"PYTHON={shlex.quote(sys.executable)}", 'cd "$RUN/code"']
+    lines += [f"PYTHON={shlex.quote(sys.executable)}", f"REPOSITORY={shlex.quote(str(specs.ROOT))}"]
+    # Without its snapshot the job has nothing to run: that is decided and written down by the repository's code.
+    gone = 'cd "$REPOSITORY" && "$PYTHON" -m jobs.cluster.submit gone "$RUN"; exit 78'
+    lines.append(f'cd "$RUN/code" && [ -f jobs/env.sh ] || {{ {gone}; }}')
     if any(plan.after for plan in plans):
         lines.append('"$PYTHON" -m jobs.cluster.submit ready "$RUN" || exit 0')
     return [*lines, "source jobs/env.sh"]
@@ -200,6 +196,11 @@ def submit_lock(run: Path, wait: float = 60.0) -> Iterator[None]:
         lock.release()
 
 
+def write_about(run: Path, about: dict) -> None:
+    """Replace jobs.json. Call under submit_lock."""
+    atomic_write(run / "jobs.json", json.dumps(about, indent=1) + "\n")
+
+
 def write_jobs(plan: Plan) -> None:
     """Record the plan; the jobs submitted so far stay."""
     about = {"submitted": []} | read_jobs(plan.run)
@@ -209,17 +210,18 @@ def write_jobs(plan: Plan) -> None:
         "chain": plan.chain,
         "after": plan.after,
         "options": plan.options,
+        "margin": plan.site.margin,
     }
-    atomic_write(plan.run / "jobs.json", json.dumps(about, indent=1) + "\n")
+    write_about(plan.run, about)
 
 
-def note_submitted(run: Path, ids: list[tuple[str, str]]) -> None:
-    """Append (id, kind) of jobs just submitted to jobs.json."""
+def note_submitted(run: Path, ids: list[tuple[str, str]], **more: str) -> None:
+    """Append (id, kind) of jobs just submitted to jobs.json. more: what else is to be known of them."""
     about = {"submitted": []} | read_jobs(run)
     for job_id, kind in ids:
         here = {"host": socket.gethostname()} if kind == "local" else {}
-        about["submitted"].append({"id": job_id, "kind": kind, "time": round(time.time(), 1)} | here)
-    atomic_write(run / "jobs.json", json.dumps(about, indent=1) + "\n")
+        about["submitted"].append({"id": job_id, "kind": kind, "time": round(time.time(), 1)} | here | more)
+    write_about(run, about)
 
 
 def prepare(plan: Plan) -> None:
@@ -258,8 +260,18 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
     text = sbatch_text(plans, dependency, folder)
     for plan in plans:
         atomic_write(plan.run / "job.sbatch", text)
+    noted = {str(job["id"]).partition("_")[0] for plan in plans for job in read_jobs(plan.run).get("submitted", [])}
+    place = str(plans[0].code) if folder is None else ""
+
+    def ours(job: slurm.Job) -> bool:
+        return job.id.partition("_")[0] not in noted and (job.workdir == place if place else job.name == home.name)
+
     # Slurm hands the umask of this moment on to the tasks.
-    with clean_environment(), private_files(0o027 if plans[0].shared else 0o077):
+    with (
+        sbatch.clean_environment(),
+        private_files(0o027 if plans[0].shared else 0o077),
+        sbatch.ids_of_submitit(ours),
+    ):
         executor = make_executor(home / "logs" / "submitit")
         executor.update_parameters(**slurm_parameters(plans, dependency, folder))
         commands = [plan.command() for plan in plans]
@@ -268,7 +280,7 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
                 jobs = [executor.submit(os.execv, commands[0][0], commands[0])]
             else:
                 jobs = executor.map_array(os.execv, [command[0] for command in commands], commands)
-        except (FailedJobError, FailedSubmissionError, OSError) as error:
+        except (FailedJobError, FailedSubmissionError, slurm.SlurmError, OSError) as error:
             if slurm.SILENCE.search(str(error)):
                 run = folder or plans[0].run
                 again = f"python launch.py status {typed(run)}"
@@ -276,31 +288,37 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
                 raise slurm.NoAnswer(text) from None
             for plan in plans:
                 write_state(plan.run, RunState.FAILED, "could not be queued")
-            raise SubmitError(f"Slurm refused the job: {plain_refusal(str(error))}") from None
+            words = sbatch.plain_refusal(str(error))
+            fix = sbatch.way_out(words)
+            raise SubmitError(f"Slurm refused the job: {words}{fix and f'; {fix}'}") from None
     for pickle in (home / "logs" / "submitit").glob("*.pkl"):
         pickle.chmod(0o600)
+    # An array's pickles lie in its own folder.
+    array = {} if folder is None else {"folder": str(folder)}
     for plan, job in zip(plans, jobs, strict=True):
-        note_submitted(plan.run, [(job.job_id, "main")])
+        note_submitted(plan.run, [(job.job_id, "main")], **array)
+    if plans[0].second_after:
+        sbatch.widen_later(jobs[0].job_id.partition("_")[0], plans[0])
     return [job.job_id for job in jobs]
 
 
-def successor(run: Path, job_id: str, dependency: str) -> str:
-    """Queue the run's job again, to start when job `dependency` has ended however it ended. Returns the new id."""
-    task = job_id.partition("_")[2]  # of an array this task alone is queued again
-    command = ["sbatch", "--parsable", *([f"--array={task}"] if task else [])]
-    command += [f"--dependency=afterany:{dependency}", str(run / "job.sbatch")]
+def successor(run: Path, job_id: str, *dependency: str) -> str:
+    """Queue the run's job again, of an array this one task, to start when the jobs `dependency` have ended however they
+    ended. Returns the new id."""
+    task = job_id.partition("_")[2]
+    words = ["--parsable", f"--dependency=afterany:{':'.join(dependency)}", *([f"--array={task}"] if task else [])]
     try:
-        with clean_environment(), private_files():
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise SubmitError(f"sbatch: {error}") from None
-    new = done.stdout.strip().split(";")[0]
-    if done.returncode or not new.isdigit():
-        raise SubmitError(f"Slurm refused the next job of the chain: {plain_refusal(done.stderr)}")
+        with private_files():
+            new = sbatch.submit(
+                [*words, str(run / "job.sbatch")], None, lambda job: sbatch.follows(job, dependency[-1])
+            )
+    except slurm.SlurmError as error:
+        raise SubmitError(f"Slurm refused the next job of the chain: {error}") from None
+    about: dict = next((job for job in read_jobs(run).get("submitted", []) if job["id"] == job_id), {})
+    folder = Path(about.get("folder") or run) / "logs" / "submitit"
     new = f"{new}_{task}" if task else new
-    for pickle in run.parent.glob(f"*/logs/submitit/{job_id}_submitted.pkl"):  # an array's are in the sweep's folder
-        shutil.copy2(pickle, pickle.with_name(f"{new}_submitted.pkl"))
-    note_submitted(run, [(new, "chain")])
+    shutil.copy2(folder / f"{job_id}_submitted.pkl", folder / f"{new}_submitted.pkl")
+    note_submitted(run, [(new, "chain")], **({"folder": about["folder"]} if "folder" in about else {}))
     return new
 
 
@@ -310,9 +328,10 @@ def ready(run: Path) -> int:
     Otherwise the job waits on, or says what to do.
     """
     after = Path(read_jobs(run).get("after") or run)
-    if os.path.exists(after / "DONE"):
+    left = [first for first in members(after) if not os.path.exists(first / "DONE")]
+    if not left:
         return 0
-    ids = {str(job["id"]) for job in read_jobs(after).get("submitted", [])}
+    ids = {str(job["id"]) for first in left for job in read_jobs(first).get("submitted", [])}
     alive: list[str] = []
     for tries_left in reversed(range(61)):  # ten minutes: a controller that is silent has not said that nothing is left
         with contextlib.suppress(slurm.SlurmError):
@@ -321,12 +340,13 @@ def ready(run: Path) -> int:
         time.sleep(10 if tries_left else 0)
     if alive:  # a chain: its later links did not exist when this job was queued
         say(
-            f"{after.name} goes on as job {alive[-1]}; this run waits for that as job "
-            f"{successor(run, own_job.job_id(), alive[-1])}"
+            f"{after.name} goes on as job {', '.join(alive)}; this run waits for that as job "
+            f"{successor(run, own_job.job_id(), *alive)}"
         )
         return 1
     again = f"python launch.py resume {typed(after)}, then python launch.py resume {typed(run)}"
-    text = f"{after.name} ended and is not done: {again}"
+    names = ", ".join(first.name for first in left)
+    text = f"{names} ended and {'is' if len(left) == 1 else 'are'} not done: {again}"
     write_state(run, RunState.WAITING, text)
     say(text)
     notify.tell(run, RunState.WAITING, text)
@@ -384,16 +404,13 @@ def start_local(run: Path, gpus: int, command: list[str]) -> None:
     os.write(answer, job.job_id.encode())
 
 
-@contextlib.contextmanager
-def clean_environment() -> Iterator[None]:
-    """Without the variables of a surrounding job; SLURM_CONF stays, as it says which cluster to talk to."""
-    taken = {k: v for k, v in os.environ.items() if k.startswith(FOREIGN) and k != "SLURM_CONF"}
-    for name in taken:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(taken)
+def gone(run: Path) -> None:
+    """At job start, where the snapshot is not there any more: say so, and what to do, where every verb reads it."""
+    text = f"the snapshot of the code, {run}/code, is gone: python launch.py resume {run.name} takes a new one"
+    say(f"error: {text}", sys.stderr)
+    job_id = os.environ.get("SLURM_JOB_ID", "")
+    RunDir(run).note("decision", decision=Verdict.FAILED, why=text, job_id=job_id, code=BAD, counted=False)
+    write_state(run, RunState.FAILED, text)
 
 
 @contextlib.contextmanager
@@ -406,17 +423,12 @@ def private_files(mask: int = 0o077) -> Iterator[None]:
         os.umask(before)
 
 
-def plain_refusal(text: str) -> str:
-    """The line of an sbatch failure that says why."""
-    lines = [line.strip() for line in text.splitlines() if "error:" in line.lower()]
-    reason = lines[-1] if lines else (text.strip().splitlines() or ["no message"])[-1]
-    return reason.replace("sbatch: error: ", "").replace("Batch job submission failed: ", "")
-
-
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["start-local", run, gpus, *command]:
             start_local(Path(run), int(gpus), command)
+        case ["gone", run]:
+            gone(Path(run))
         case ["ready", run]:
             sys.exit(ready(Path(run)))
         case _:

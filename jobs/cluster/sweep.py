@@ -18,8 +18,9 @@ from jobs.cluster.queueing import Partitions, launch, plan_or_hint, refused, sho
 from jobs.cluster.sites import Site
 from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds
+from jobs.config.parsing import result_fields
 from jobs.config.specs import ConfigError
-from jobs.run.find import RUNS, typed
+from jobs.run.find import RUNS, read_sweep, typed
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState
@@ -39,8 +40,8 @@ def sweep(options: Options, flags: list[str], site: Site, partitions: Partitions
         plan = plan_or_hint(point, [*flags, *extra], site, partitions, own_flags)
         plans.append(plan)
         points.append({"values": dict(zip(names, values, strict=True)), "run": str(plan.run)})
-    digest = hashlib.sha256(json.dumps([point["run"] for point in points]).encode()).hexdigest()[:8]
-    folder = RUNS / (options.name or f"{options.job}-sweep-{digest}")
+    folder = RUNS / (options.name or f"{options.job}-sweep-{digest(plans[0], names)}")
+    points = with_earlier(folder, points)
     checks = {check: None for plan in plans for check in preflight.check_plan(plan, partitions)}
     text = "" if options.local else submit.sbatch_text(plans, folder=folder if len(plans) > 1 else None)
     if text and partitions is not None and not any(check.level == "fail" for check in checks):
@@ -54,6 +55,26 @@ def sweep(options: Options, flags: list[str], site: Site, partitions: Partitions
     if options.local:
         return max(launch(plan, options, partitions) for plan in plans)
     return queue_sweep(plans, folder, options)
+
+
+def digest(plan: Plan, names: Sequence[str]) -> str:
+    """8 hex digits of what is swept and of all that is not: the same command with more values is the same sweep."""
+    swept = {name.replace("-", "_") for name in names}
+    fixed = {name: value for name, value in result_fields(plan.config).items() if name not in swept}
+    return hashlib.sha256(json.dumps([sorted(swept), fixed], sort_keys=True).encode()).hexdigest()[:8]
+
+
+def with_earlier(folder: Path, points: list[dict]) -> list[dict]:
+    """The points that the sweep has already, and behind them those that are new."""
+    known = read_sweep(folder)
+    if not known:
+        return points
+    names = list(known[0]["values"])
+    if set(names) != set(points[0]["values"]):
+        raise ConfigError(f"{folder.name} is a sweep of {', '.join(names)} already; give this one another --name")
+    runs = {point["run"] for point in known}
+    new = [point for point in points if point["run"] not in runs]
+    return known + [point | {"values": {name: point["values"][name] for name in names}} for point in new]
 
 
 def parse_sweep(options: Options) -> tuple[list[str], list[tuple[str, ...]]]:

@@ -17,6 +17,7 @@ class Column:
     panel: str = ""  # of losses.png; '' leaves it out
     short: str = ""  # in the progress line; '' leaves it out
     told: bool = False  # in `launch.py status RUN` and in the table of a sweep
+    higher: bool = False  # is better; of the others the lower is, where either is
 
     def matches(self, name: str) -> bool:
         """Whether this row is of the column `name`."""
@@ -28,8 +29,8 @@ OTHER_PATIENTS = "loss on other patients"
 PSNR, SSIM, SPREAD = "PSNR of reconstructions, dB", "SSIM of reconstructions", "spread of the latents"
 
 GENERATIVE = (
-    Column("diversity", "health", DIVERSITY, "div", told=True),
-    Column("diversity_*", "health", DIVERSITY),
+    Column("diversity", "health", DIVERSITY, "div", told=True, higher=True),
+    Column("diversity_*", "health", DIVERSITY, higher=True),
 )
 GAN = (
     Column("loss_D", "loss", LOSS, "D", told=True),
@@ -53,15 +54,15 @@ VAE = (
     Column("loss_adversarial", "loss", LOSS),
     Column("loss_D", "loss", LOSS, "D"),
     Column("kl", "regularisers", PENALTIES, "kl", told=True),
-    Column("val_psnr", "validation", PSNR, "PSNR", told=True),
-    Column("val_ssim", "validation", SSIM, "SSIM", told=True),
-    Column("val_psnr_head", "validation", PSNR),
-    Column("val_ssim_head", "validation", SSIM),
+    Column("val_psnr", "validation", PSNR, "PSNR", told=True, higher=True),
+    Column("val_ssim", "validation", SSIM, "SSIM", told=True, higher=True),
+    Column("val_psnr_head", "validation", PSNR, higher=True),
+    Column("val_ssim_head", "validation", SSIM, higher=True),
     Column("val_l1", "validation"),
-    Column("train_psnr", "validation", PSNR, "PSNR", told=True),
-    Column("train_ssim", "validation", SSIM, "SSIM", told=True),
-    Column("train_psnr_head", "validation", PSNR),
-    Column("train_ssim_head", "validation", SSIM),
+    Column("train_psnr", "validation", PSNR, "PSNR", told=True, higher=True),
+    Column("train_ssim", "validation", SSIM, "SSIM", told=True, higher=True),
+    Column("train_psnr_head", "validation", PSNR, higher=True),
+    Column("train_ssim_head", "validation", SSIM, higher=True),
     Column("train_l1", "validation"),
     Column("latent_std", "latents", SPREAD),
     Column("posterior_std", "latents", SPREAD),
@@ -83,10 +84,10 @@ DIFFUSION = (
 )
 # What every run logs of the machine, and where it is.
 COMMON = (
-    Column("img_per_s", "speed", told=True),
+    Column("img_per_s", "speed", told=True, higher=True),
     Column("sec_per_kimg", "speed"),
-    Column("tflops", "speed"),
-    Column("peak_share", "speed"),
+    Column("tflops", "speed", higher=True),
+    Column("peak_share", "speed", higher=True),
     Column("data_wait", "speed"),
     Column("checkpoint_wait", "speed"),
     Column("gpu_gb", "speed", short="GB"),

@@ -69,6 +69,12 @@ def find_run(text: str, root: Path = RUNS) -> Path:
     raise LookupError(f"there is no run {text} in {root}; the last ones are: {names}")
 
 
+def members(run: Path) -> list[Path]:
+    """The runs that this folder stands for: the points of a sweep, else itself."""
+    points = read_sweep(run)
+    return [run] if points is None else [Path(point["run"]) for point in points]
+
+
 def typed(run: Path) -> str:
     """How a person types this run in a command: its name where it lies in runs/, else its path, quoted for a shell."""
     return shlex.quote(run.name if run.parent == RUNS else str(run))

@@ -17,9 +17,9 @@ from types import SimpleNamespace
 import pytest
 from tiny import ROOT
 
-from jobs.cluster import doctor, preflight, quota, sites, slurm, submit
+from jobs.cluster import doctor, preflight, quota, sbatch, sites, slurm, submit
 from jobs.cluster import plan as planning
-from jobs.cluster.options import REMEMBERED, Options
+from jobs.cluster.options import PROFILE, REMEMBERED, Options
 from jobs.cluster.plan import Plan
 from jobs.cluster.sites import Site
 from jobs.cluster.slurm import FIELD, RECORD, Job, Partition, SlurmError
@@ -48,6 +48,8 @@ def test_what_holds_where_nobody_says_otherwise():
         name="s", about="", hosts=(), recognise=(), partition="", account="", qos="", time="4:00:00", max_time="",
         cpus=4, gres="gpu:{gpus}",
         margin=180, requeue=True, login="", jump="", remote_dir="", note="", data={}, partitions={},
+        second_after="", gpus=None, nodes=None, mem="", constraint="", exclude="", nodelist="", reservation="",
+        nice=None, comment="", slurm=(),
     )  # fmt: skip
     plan = Plan("vae", None, Path("/r"), Site("s"), False)
     assert (plan.minutes, plan.nodes, plan.gpus, plan.cpus, plan.max_restarts, plan.shared, plan.chain) == (
@@ -67,9 +69,7 @@ def test_what_holds_where_nobody_says_otherwise():
         "perceptual_file",
         "table",
     }
-    assert set(REMEMBERED) == set(
-        "partition account qos time nodes gpus cpus site shared local max_restarts notify max_gpu_hours".split()
-    )
+    assert set(REMEMBERED) == set(PROFILE) | {"site", "shared", "local", "max_restarts", "notify", "max_gpu_hours"}
 
 
 # --- Slurm's words ----------------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_what_a_command_does_not_tell():
     )
     assert (
         asdict(Job("1", "X"))
-        == {"id": "1", "state": "X", "restarts": 0, "requeue": False, "array": False} | unknown | texts
+        == {"id": "1", "state": "X", "restarts": 0, "requeue": False, "array": False, "shown": {}} | unknown | texts
     )
 
 
@@ -756,11 +756,13 @@ def test_the_set_up_lines(tmp_path):
     assert submit.setup_lines([plan]) == [
         f"RUN={run}",
         f"PYTHON={sys.executable}",
-        'cd "$RUN/code"',
+        f"REPOSITORY={ROOT}",
+        'cd "$RUN/code" && [ -f jobs/env.sh ] || '
+        '{ cd "$REPOSITORY" && "$PYTHON" -m jobs.cluster.submit gone "$RUN"; exit 78; }',
         "source jobs/env.sh",
     ]
     after = submit.setup_lines([replace(plan, after="/x")])
-    assert after[3:] == [
+    assert after[4:] == [
         '"$PYTHON" -m jobs.cluster.submit ready "$RUN" || exit 0',
         "source jobs/env.sh",
     ]
@@ -992,12 +994,17 @@ def test_a_refused_job_is_said_to_be(tmp_path, executor):
     ("text", "line"),
     [
         ("sbatch: error: Batch job submission failed: Invalid qos\n", "Invalid qos"),
-        ("noise\nsbatch: error: A\nsbatch: error: B\nmore", "B"),
+        ("noise\nsbatch: error: A\nsbatch: error: B\nmore", "A; B"),
+        (
+            "sbatch: error: Memory specification can not be satisfied\n"
+            "sbatch: error: Batch job submission failed: Requested node configuration is not available\n",
+            "Memory specification can not be satisfied; Requested node configuration is not available",
+        ),
         ("plain\nwords\n", "words"), ("", "no message"), ("ERROR: Loud\nx", "ERROR: Loud"),
     ],
 )  # fmt: skip
 def test_the_line_that_says_why(text, line):
-    assert submit.plain_refusal(text) == line
+    assert sbatch.plain_refusal(text) == line
 
 
 def test_a_later_link_of_a_chain(tmp_path, monkeypatch):
@@ -1006,16 +1013,24 @@ def test_a_later_link_of_a_chain(tmp_path, monkeypatch):
     calls, answer = [], SimpleNamespace(returncode=0, stdout="9;cluster\n", stderr="")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(
-        submit.subprocess, "run", lambda command, **k: calls.append((command, "SLURM_JOB_ID" in os.environ)) or answer
+        sbatch.subprocess, "run", lambda command, **k: calls.append((command, "SLURM_JOB_ID" in os.environ)) or answer
     )
     assert submit.successor(run, "7", "6") == "9"
     assert calls == [(["sbatch", "--parsable", "--dependency=afterany:6", str(run / "job.sbatch")], False)]
     assert (run / "logs/submitit/9_submitted.pkl").read_bytes() == b"argv"
     assert [(e["id"], e["kind"]) for e in submit.read_jobs(run)["submitted"]] == [("9", "chain")]
-    for code, said in ((1, "9"), (0, "words")):
-        answer.returncode, answer.stdout, answer.stderr = code, said, "sbatch: error: no"
-        with pytest.raises(SubmitError, match="next job of the chain: no"):
-            submit.successor(run, "7", "6")
+    answer.returncode, answer.stderr = 1, "sbatch: error: no"
+    with pytest.raises(SubmitError, match="next job of the chain: no"):
+        submit.successor(run, "7", "6")
+    # Of an array only this task comes again, and its pickle lies in the folder of the array.
+    sweep = run.parent / "sweep/logs/submitit"
+    sweep.mkdir(parents=True)
+    (sweep / "7_1_submitted.pkl").write_bytes(b"task")
+    submit.note_submitted(run, [("7_1", "main")], folder=str(run.parent / "sweep"))
+    answer.returncode = 0
+    assert submit.successor(run, "7_1", "5", "6") == "9_1"
+    words = ["sbatch", "--parsable", "--dependency=afterany:5:6", "--array=1", str(run / "job.sbatch")]
+    assert calls[-1] == (words, False) and (sweep / "9_1_submitted.pkl").read_bytes() == b"task"
 
 
 @pytest.mark.parametrize(

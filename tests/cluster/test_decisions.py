@@ -18,6 +18,7 @@ import pytest
 from tiny import ROOT
 
 from jobs.cluster import requeue, sites, slurm, submit
+from jobs.cluster import sbatch as sbatch_module
 from jobs.cluster.decide import STUCK_AFTER, Decision, decide, started_by_person, within_budget
 from jobs.cluster.slurm import Job, Partition, SlurmError
 from jobs.config import parsing, specs
@@ -751,26 +752,29 @@ def sbatch(monkeypatch):
         calls.append(SimpleNamespace(command=command, env=dict(os.environ), **options))
         return answer
 
-    monkeypatch.setattr(requeue.subprocess, "run", run)
+    monkeypatch.setattr(sbatch_module.subprocess, "run", run)
     return SimpleNamespace(calls=calls, answer=answer)
 
 
 def test_a_successor_gets_what_its_job_had(run, sbatch, monkeypatch):
     write_jobs(run, entry("7", "sbatch"), chain=True)
-    for name, value in {"JOB_ACCOUNT": "course", "JOB_QOS": "long", "JOB_NUM_NODES": "2", "NTASKS_PER_NODE": "4",
-        "CPUS_PER_TASK": "3"}.items():  # fmt: skip
-        monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setenv("RANK", "3")
+    for name in ("RANK", "SBATCH_TIMELIMIT", "SLURM_EXPORT_ENV", "SRUN_EXPORT_ENV"):
+        monkeypatch.setenv(name, "3")
     about = submit.read_jobs(run.path)
-    mine = job(partition="a100", gres="gpu:a100:4", limit_s=14400, name="brains")
+    shown = {
+        "Partition": "a100", "TresPerNode": "gres:gpu:a100:4", "TimeLimit": "04:00:00", "Account": "course",
+        "QOS": "long", "NumNodes": "2", "NtasksPerN:B:S:C": "4:0:*:*", "CPUs/Task": "3", "MinMemoryNode": "0",
+        "Nice": "0", "Features": "(null)", "MailType": "(null)",
+    }  # fmt: skip
+    mine = job(partition="a100", name="brains", shown=shown)
     assert requeue.queue_successor(run, about, mine) == "9"
     (call,) = sbatch.calls
     assert call.command == [
         "sbatch", "--parsable", "--no-requeue", "--dependency=afterany:7", "--partition=a100", "--gres=gpu:a100:4",
-        "--time=04:00:00", "--account=course", "--qos=long", "--nodes=2", "--ntasks-per-node=4", "--cpus-per-task=3",
+        "--nodes=2", "--cpus-per-task=3", "--time=04:00:00", "--account=course", "--qos=long", "--ntasks-per-node=4",
         "--job-name=brains", f"--output={run.logs}/%j.out", "jobs/stylegan2.sh", "--run", str(run.path),
     ]  # fmt: skip
-    assert call.cwd == specs.ROOT and not any(k.startswith("SLURM_") or k == "RANK" for k in call.env)
+    assert call.cwd == specs.ROOT and not any(k.startswith(("SLURM_", "SBATCH_", "SRUN_", "RANK")) for k in call.env)
     written = submit.read_jobs(run.path)
     assert (
         written["submitted"]
@@ -784,7 +788,7 @@ def test_a_successor_gets_what_its_job_had(run, sbatch, monkeypatch):
 
 def test_a_successor_without_gpus_asks_for_none(run, sbatch):
     write_jobs(run, entry("7", "sbatch"))
-    requeue.queue_successor(run, submit.read_jobs(run.path), job(partition="cpu", limit_s=None))
+    requeue.queue_successor(run, submit.read_jobs(run.path), job(partition="cpu", shown={"TimeLimit": "UNLIMITED"}))
     command = sbatch.calls[0].command
     assert "--gres=none" in command and "--time=UNLIMITED" in command
     assert not any(word.startswith(("--account", "--qos", "--nodes", "--gres=gpu")) for word in command)

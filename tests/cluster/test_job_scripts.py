@@ -227,8 +227,16 @@ def test_which_python_it_is(lab):
     assert lab.env()["PYTHON"] == str(own)  # .venv before the PATH
     other = lab.dir / "other"
     shutil.copy(lab.python, other)
+    done = lab.bash("jobs/vae.sh", PYTHON=str(other))
+    assert lab.env()["PYTHON"] == str(own)  # a variable that the shell happens to have is no choice
+    assert f"not PYTHON={other} of your shell" in done.stderr
+    own.write_text("#!/bin/sh\nexit 1\n")  # a .venv without torch is none
     lab.bash("jobs/vae.sh", PYTHON=str(other))
-    assert lab.env()["PYTHON"] == str(other)  # what was said before both
+    assert lab.env()["PYTHON"] == str(other)
+    shutil.copy(lab.python, own)
+    lines = [f"RUN={lab.run}", f"PYTHON={other}", f"cd {lab.root}", "source jobs/env.sh", "srun python x"]
+    lab.bash("-c", "\n".join(lines))
+    assert lab.env()["PYTHON"] == str(other)  # what launch.py chose stands
 
 
 # --- .venv and quickstart ---------------------------------------------------------------------------------------------
@@ -310,3 +318,24 @@ def test_the_headers_are_what_the_profile_says():
     predict = Path(ROOT / "jobs/predict.sh").read_text()
     assert "\n#SBATCH --no-requeue\n" in predict and "\n#SBATCH --ntasks=1\n" in predict
     assert os.access(ROOT / "jobs", os.R_OK)
+
+
+# --- what surrounds the job -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("how", ["sbatch", "launch"])
+def test_srun_hears_nothing_of_the_users_shell(lab, how):
+    """With SLURM_EXPORT_ENV=NONE, which `sbatch --export=NONE` sets too, the tasks have no PATH."""
+    shell = {"SLURM_EXPORT_ENV": "NONE", "SBATCH_EXPORT": "NONE", "SRUN_EXPORT_ENV": "NONE", "SLURM_TIMELIMIT": "1"}
+    launched(lab, **shell) if how == "launch" else lab.bash("jobs/vae.sh", **shell)
+    env = lab.env()
+    assert env["SLURM_EXPORT_ENV"] == "ALL" and not {"SBATCH_EXPORT", "SRUN_EXPORT_ENV", "SLURM_TIMELIMIT"} & set(env)
+
+
+def test_a_snapshot_that_goes_meanwhile_leaves_the_decision(lab):
+    """The code of a run is deleted while it trains: the repository's code decides."""
+    (lab.root / "jobs/cluster").mkdir()
+    (lab.root / "jobs/cluster/requeue.py").write_text("")
+    code = lab.run / "code"
+    shutil.copytree(lab.root, code)
+    lines = [f"RUN={lab.run}", f"PYTHON={lab.python}", f"REPOSITORY={lab.root}", f"cd {code}", "source jobs/env.sh"]
+    lab.bash("-c", "\n".join([*lines, "srun python x"]), TASKS="85", TASKS_DO=f"rm -r {code}")
+    assert lab.calls()[-1] == f"python <-m> <jobs.cluster.requeue> <{lab.run}> <--code> <85> in {lab.root}"

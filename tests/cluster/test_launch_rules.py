@@ -213,9 +213,9 @@ def test_a_name_alone_is_enough_for_a_known_run(world):
 
 def test_the_options_by_default():
     assert vars(launch.queue_parser().parse_args([])) == dict(
-        job=None, preset="", name="", sweep=[], after="", partition="", gpus=None, nodes=None, cpus=None, time="",
-        notify="", max_gpu_hours=None,
-        account="", qos="",
+        job="", preset="", name="", sweep=[], after="", partition="", gpus=None, nodes=None, cpus=None, time="",
+        account="", qos="", second_after="", gres="", mem="", constraint="", exclude="", nodelist="", reservation="",
+        nice=None, comment="", slurm=[], throttle=None, notify="", max_gpu_hours=None,
         max_restarts=None, site="", local=False, wait=False, dry_run=False, shared=False, json=False,
     )  # fmt: skip
 
@@ -298,6 +298,7 @@ def test_the_lowest_numbers(world, flag, lowest):
 def test_this_machine_is_no_cluster(world, name):
     """--local would ignore what only Slurm can do; each such option is refused by its name, whatever its value."""
     flag, values = f"--{name.replace('_', '-')}", ("0", "1") if name == "max_restarts" else ("1", "2")
+    values = {"slurm": ("mail-type=END", "tmp=1"), "gres": ("gpu:1", "gpu:2")}.get(name, values)
     for value in values:
         with pytest.raises(ConfigError, match=f"leave out {flag}:"):
             ran(*GAN, "--local", "--dry-run", flag, value)
