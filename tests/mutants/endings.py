@@ -73,7 +73,7 @@ FAULTS = [
         (SEVERAL + "test_hints_can_be_pasted",),
     ),
     Fault(
-        "jobs/cluster/choose.py",
+        "jobs/run/find.py",
         "[run] if points is None else",
         "[run] if points is not None else",
         (SEVERAL + "test_why_and_logs_of_a_sweep_are_those_of_its_points",),
