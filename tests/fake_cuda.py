@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -38,6 +39,7 @@ GRAIN = 512  # bytes; the caching allocator rounds up to it
 CHUNK = 320 * 65536  # elements that one launch of a _foreach_ operation works through
 # An A100 of 40 GB: bytes/s at 80 % of its memory, FLOP/s at 60 % of its bf16 and at 50 % of its TF32 peak.
 BANDWIDTH, HALF_RATE, TF32_RATE = 0.8 * 1.555e12, 0.6 * 312e12, 0.5 * 156e12
+COUNTED = ("nonzero", "_unique2", "bincount", "masked_select")  # whose results have a size that the host must learn
 aten = torch.ops.aten
 
 
@@ -45,12 +47,12 @@ aten = torch.ops.aten
 class Ledger:
     """What was done to the device."""
 
-    stalls: Counter = field(default_factory=Counter)  # (operation, file:line) where the host waited for the device
+    stalls: Counter = field(default_factory=Counter)  # (operation, Place) where the host waited for the device
     launches: int = 0  # of kernels, each operation that is no view counted once
     bytes: int = 0  # read and written by them, each operand once
     seconds: float = 0.0  # by the roofline of an A100
     operations: Counter = field(default_factory=Counter)  # bytes by name
-    large_kernels: list[str] = field(default_factory=list)  # dense convolutions with a kernel above 4
+    large_kernels: list[str] = field(default_factory=list)  # convolutions of several channels with a kernel above 4
     live: int = 0  # bytes of all tensors
     peak: int = 0
     flops: FlopCounter = field(default_factory=FlopCounter)
@@ -78,15 +80,26 @@ class Ledger:
         self.stalls[name, place()] += 1
 
 
-def place() -> str:
-    """file:line of the toolkit's innermost frame."""
+class Place(NamedTuple):
+    """A line of the toolkit."""
+
+    file: str
+    function: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}, {self.function}"
+
+
+def place() -> Place:
+    """Of the innermost frame of the toolkit."""
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(ROOT) and ".venv" not in path.parts and path.name != "fake_cuda.py":
-            return f"{path.relative_to(ROOT)}:{frame.f_lineno}"
+            return Place(str(path.relative_to(ROOT)), frame.f_code.co_qualname, frame.f_lineno)
         frame = frame.f_back
-    return "?"
+    return Place("?", "?", 0)
 
 
 def on_device(value) -> bool:
@@ -131,16 +144,27 @@ class Device(TorchDispatchMode):
         there = kwargs.get("device") == META or any(x.is_meta for x in given)
         if not there:
             return func(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and func._can_decompose():  # elsewhere autograd has done so
+            with self:
+                return func.decompose(*args, **kwargs)
         name = func.overloadpacket.__name__
         if name in ("_to_copy", "copy_"):
             return self.copy(func, args, kwargs)
         if name in ("_local_scalar_dense", "equal", "is_nonzero"):
             self.ledger.stall(name)
             x = args[0]
-            return True if name != "_local_scalar_dense" or x.dtype == torch.bool else 1.0 if x.is_floating_point() else 1
-        if name == "nonzero" or (name in ("index", "index_put_", "index_put") and self.odd_index(args[1])):
+            return (
+                True if name != "_local_scalar_dense" or x.dtype == torch.bool else 1.0 if x.is_floating_point() else 1
+            )
+        if name in COUNTED:
             self.ledger.stall(name)
-            args = (args[0], [None if i is None else i.to("meta", torch.int64) for i in args[1]], *args[2:])
+            out = func(*(torch.ones_like(a, device=CPU) if on_device(a) else a for a in args), **kwargs)
+            out = tuple(o.to(META) for o in out) if isinstance(out, tuple) else out.to(META)
+            return self.counted(out)
+        if name in ("index", "index_put_", "index_put") and self.odd_index(args[1]):
+            self.ledger.stall(name)
+            given = [x for x in given if x.is_meta]
+            args = (args[0], [self.index(i) for i in args[1]], *args[2:])
         self.check(func, given)
         return self.run(func, name, args, kwargs, given)
 
@@ -151,9 +175,20 @@ class Device(TorchDispatchMode):
         finally:
             self.inside = outer
 
+    def pin(self, x: torch.Tensor) -> torch.Tensor:
+        """Host memory that the device reads by itself."""
+        self.pinned.add(x.untyped_storage())
+        return x
+
     def odd_index(self, indices) -> bool:
         """A mask, whose count the host must know, or an index in host memory."""
         return any(i is not None and (not i.is_meta or i.dtype in (torch.bool, torch.uint8)) for i in indices)
+
+    def index(self, i: torch.Tensor | None) -> torch.Tensor | None:
+        """On the device; a mask of it, whose numbers nobody knows, takes all."""
+        if i is None or i.dtype not in (torch.bool, torch.uint8):
+            return i if i is None or i.is_meta else torch.empty_like(i, device=META)
+        return torch.empty(i.numel(), dtype=torch.int64, device=META)
 
     def check(self, func, given: list[torch.Tensor]) -> None:
         if strange := [x for x in given if not x.is_meta and x.dim()]:
@@ -176,11 +211,12 @@ class Device(TorchDispatchMode):
         if not free and (source.dim() or source.is_meta or not into):
             self.ledger.stall("to device" if target else "to host")
         if into:
-            return args[0] if target else args[0].zero_()
+            return args[0] if target else args[0].fill_(source.dtype == torch.bool)
         how = {k: v for k, v in kwargs.items() if k != "non_blocking" and v is not None}
         how.setdefault("dtype", source.dtype)
         if not target:
-            return torch.zeros_like(source, **{**how, "device": CPU, "pin_memory": False})
+            value = source.dtype == torch.bool  # flags are up, as .item() has them; all else is zero
+            return torch.full_like(source, value, **{**how, "device": CPU, "pin_memory": False})
         return self.counted(torch.empty_like(source, **{**how, "device": META, "pin_memory": False}))
 
     def counted(self, out):
@@ -211,7 +247,7 @@ class Device(TorchDispatchMode):
         if name in ("convolution", "convolution_backward"):
             weight, groups = (args[1], args[8]) if name == "convolution" else (args[2], args[9])
             ledger.launches += 0 if name == "convolution" else args[10][0] + args[10][1] - 1
-            if groups == 1 and max(weight.shape[2:]) > 4:
+            if groups == 1 and max(weight.shape[2:]) > 4 and weight.shape[:2].numel() > 1:
                 shapes = " * ".join(str(tuple(x.shape)) for x in tensors_in(args)[:2])
                 ledger.large_kernels.append(f"{shapes} at {place()}")
         if name in ("native_group_norm", "native_group_norm_backward"):
@@ -308,10 +344,8 @@ class Front(TorchFunctionMode):
             kwargs["device"] = hosted(kwargs["device"])
         if kwargs.get("generator") is not None:
             self.compare(kwargs, args)
-        if name == "pin_memory" or kwargs.pop("pin_memory", False):
-            out = args[0].clone() if name == "pin_memory" else func(*args, **kwargs)
-            self.device.pinned.add(out.untyped_storage())
-            return out
+        if name == "pin_memory":
+            return self.device.pin(args[0].clone())
         if torch.is_autocast_enabled("cuda"):
             args, kwargs = self.autocast(name, args, kwargs)
         if name == "scaled_dot_product_attention" and on_device(args[0]):
@@ -390,7 +424,12 @@ def fake_cuda(memory: float = 40e9, capability: tuple[int, int] = (8, 0)):
         with front if not torch._C._len_torch_function_stack() else contextlib.nullcontext():
             return engine(*args, **kwargs)
 
-    plain = torch._C.TensorBase.device
+    empty, plain = torch.empty, torch._C.TensorBase.device
+
+    def pinned_empty(*args, pin_memory=False, **kwargs):  # also in other threads, which have no modes
+        made = empty(*args, **kwargs)
+        return device.pin(made) if pin_memory else made
+
     named = SimpleNamespace(name="NVIDIA A100 that is not there", total_memory=int(memory), uuid="0",
                             major=capability[0], minor=capability[1], multi_processor_count=108)  # fmt: skip
     answers = {
@@ -414,11 +453,10 @@ def fake_cuda(memory: float = 40e9, capability: tuple[int, int] = (8, 0)):
         stack.enter_context(mock.patch.object(torch.Tensor, "device", is_on, create=True))
         stack.enter_context(mock.patch.object(torch.Tensor, "is_cuda", property(lambda x: x.is_meta), create=True))
         stack.enter_context(mock.patch.object(torch, "Generator", Generator))
+        stack.enter_context(mock.patch.object(torch, "empty", pinned_empty))
         stack.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", backward))
         forget = torch.clear_autocast_cache
-        stack.enter_context(
-            mock.patch.object(torch, "clear_autocast_cache", lambda: (front.cast.clear(), forget())[1])
-        )
+        stack.enter_context(mock.patch.object(torch, "clear_autocast_cache", lambda: (front.cast.clear(), forget())[1]))
         stack.enter_context(device)
         stack.enter_context(front)
         try:

@@ -1,7 +1,7 @@
 """One training step of each job on the GPU that is not there, and what it costs:
 
-    python -m tests.fake_steps                                   # the table, every large preset
-    python -m tests.fake_steps gan --preset adni256 --batch 32   # one row per kind of step
+python -m tests.fake_steps                                   # the table, every large preset
+python -m tests.fake_steps gan --preset adni256 --batch 32   # one row per kind of step
 """
 
 from __future__ import annotations
@@ -138,7 +138,9 @@ def rows(kind: str, *flags: str) -> dict[str, tuple[Ledger, Bench]]:
 
 
 def table(jobs: list[tuple[str, ...]]) -> None:
-    print("| job | step | launches | moved GB | ms by the roofline | peak GB | printed GB | image-sized kernels | stalls |")
+    print(
+        "| job | step | launches | moved GB | ms by the roofline | peak GB | printed GB | image-sized kernels | stalls |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for kind, *flags in jobs:
         for name, (ledger, bench) in rows(kind, *flags).items():
