@@ -1,8 +1,8 @@
 """GroupNorm that keeps the type and the layout of its input (Wu and He 2018).
 
-CUDA's autocast runs torch's in fp32, and its kernel knows NCHW alone: a half-precision channels_last map becomes an fp32
-one in another layout, is kept as such for the backward pass, and copied back before the next convolution. Only sums
-need fp32, so only they get it here.
+CUDA's autocast runs torch's in fp32, and its kernel knows NCHW alone: a half-precision channels_last map becomes an
+fp32 one in another layout, is kept as such for the backward pass, and copied back before the next convolution. Only
+sums need fp32, so only they get it here.
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ def normalised(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float)
 
 
 def _line(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    """x * factor + offset in one pass, rounded once: x (B, C, h, w) in its own type, the others (B, C, 1, 1) or maps."""
+    """x * factor + offset in one pass, in the type of x, rounded once: (B, C, h, w); the others may be (B, C, 1, 1)."""
     return torch.addcmul(offset, x, factor, out=torch.empty_like(x))
 
 
 class _GroupNorm(torch.autograd.Function):
-    """With r = 1 / std of the group and n = its size, for each channel: y = (r w) x + (b - mean r w). With g the gradient
-    of y, m1 = sum(w g) / n and m2 = sum(w g (x - mean) r) / n over the group:
-    dx = (r w) g - r^2 m2 x + (r^2 m2 mean - r m1)."""
+    """With r = 1 / std of the group and n = its size, for each channel: y = (r w) x + (b - mean r w).
+
+    With g the gradient of y, m1 = sum(w g) / n and m2 = sum(w g (x - mean) r) / n over the group:
+    dx = (r w) g - r^2 m2 x + (r^2 m2 mean - r m1).
+    """
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float):

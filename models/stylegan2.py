@@ -215,8 +215,9 @@ class Generator(nn.Module):
             self.layers.append(SynthesisLayer(width, width, w_dim, r))
             self.to_rgb.append(ToRGB(width, channels, w_dim))
         generator = torch.Generator().manual_seed(NOISE_SEED)
-        for i, noise in enumerate(self.draw_noise(1, generator, "cpu")):
-            self.register_buffer(f"noise_{i}", noise)
+        self.constants = [f"noise_{i}" for i in range(len(self.layers))]  # buffers that training does not change
+        for name, noise in zip(self.constants, self.draw_noise(1, generator, "cpu"), strict=True):
+            self.register_buffer(name, noise)
 
     @property
     def noise_shapes(self) -> list[tuple[int, int]]:

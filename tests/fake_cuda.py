@@ -285,7 +285,7 @@ def _group_norm(func, *args):
 
 
 def _group_norm_backward(func, *args):
-    _, x, _, _, weight, _, channels, *_, wanted = args
+    _, x, _, _, weight, *_, wanted = args
     dx = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
     vector = [torch.empty_like(weight) if weight is not None and want else None for want in wanted[1:]]
     return dx, *vector
@@ -310,8 +310,9 @@ LOWER = set(
 )  # torch's lists for CUDA
 SINGLE = set(
     "__pow__ __rpow__ __rdiv__ __rtruediv__ acos asin binary_cross_entropy_with_logits cosh cdist cosine_similarity "
-    "cross_entropy cumprod cumsum dist erfinv exp expm1 group_norm layer_norm kl_div l1_loss log log10 log_softmax log1p "
-    "log2 mse_loss nll_loss norm pow square prod reciprocal rsqrt sinh smooth_l1_loss softmax softplus sum tan".split()
+    "cross_entropy cumprod cumsum dist erfinv exp expm1 group_norm layer_norm kl_div l1_loss log log10 log_softmax "
+    "log1p log2 mse_loss nll_loss norm pow square prod reciprocal rsqrt sinh smooth_l1_loss softmax softplus sum "
+    "tan".split()
 )
 WIDEST = set("addcdiv addcmul atan2 cat stack dot grid_sample grid_sampler index_put scatter_add".split())
 
@@ -440,7 +441,8 @@ def fake_cuda(memory: float = 40e9, capability: tuple[int, int] = (8, 0)):
         "max_memory_allocated": lambda d=None: ledger.peak, "memory_allocated": lambda d=None: ledger.live,
         "reset_peak_memory_stats": lambda d=None: None, "synchronize": lambda d=None: ledger.stall("synchronize"),
         "is_bf16_supported": lambda *a, **k: True, "manual_seed_all": lambda s: None, "manual_seed": lambda s: None,
-        "is_current_stream_capturing": lambda: False, "is_initialized": lambda: True, "_lazy_init": lambda: None, "empty_cache": lambda: None,
+        "is_current_stream_capturing": lambda: False, "is_initialized": lambda: True, "_lazy_init": lambda: None,
+        "empty_cache": lambda: None,
     }  # fmt: skip
     filters._fir_kernel.cache_clear()
     with contextlib.ExitStack() as stack:

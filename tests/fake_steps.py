@@ -23,6 +23,7 @@ from data.latents import Latents
 from jobs.config import kinds, parsing, specs
 from jobs.predict.latent_space import Data
 from jobs.training import devices, ranks
+from jobs.training.upkeep import compiled
 from models import schedules
 from models.vae import VAE
 
@@ -42,6 +43,11 @@ class Bench:
     s: Any
     step: Callable[[int], None]  # of the batch that begins at this image
     batches: Any
+    networks: dict[str, Callable]  # that --compile compiles, by the name under which the step finds them
+
+    def compile(self) -> None:
+        """As a train script does where --compile is given."""
+        self.networks.update({name: compiled(network) for name, network in self.networks.items()})
 
 
 def runtime() -> ranks.Runtime:
@@ -64,12 +70,13 @@ def gan(*flags: str, place: str = "auto") -> Bench:
     pool = torch.from_numpy(pack.labels).to(rt.device)
     dtype = devices.precision_dtype(c.precision, rt.device)
 
+    networks: dict[str, Callable] = {"synthesis": s.G.synthesis, "critic": s.D}
+
     def step(nimg: int) -> None:
         w_sum = torch.zeros(c.w_dim, device=rt.device)
-        of = train_gan.Step(c, rt, batches, pool, dtype, nimg, s.G.synthesis, s.D, w_sum)
-        train_gan.train_step(s, of, nimg)
+        train_gan.train_step(s, train_gan.Step(c, rt, batches, pool, dtype, nimg, **networks, w_sum=w_sum), nimg)
 
-    return Bench(c, s, step, batches)
+    return Bench(c, s, step, batches, networks)
 
 
 def vae(*flags: str) -> Bench:
@@ -79,14 +86,16 @@ def vae(*flags: str) -> Bench:
     batches = Batches(blank_pack(c), seed=0, batch=c.batch, device=rt.device, hflip=c.hflip)
     dtype = devices.precision_dtype(c.precision, rt.device)
 
-    def step(nimg: int) -> None:
-        pretrain_vae.train_step(s, pretrain_vae.Step(c, rt, batches, dtype, nimg, nimg, s.vae))
+    networks: dict[str, Callable] = {"network": s.vae}
 
-    return Bench(c, s, step, batches)
+    def step(nimg: int) -> None:
+        pretrain_vae.train_step(s, pretrain_vae.Step(c, rt, batches, dtype, nimg, nimg, **networks))
+
+    return Bench(c, s, step, batches, networks)
 
 
 def diffusion(*flags: str) -> Bench:
-    c = parsing.parse_config(specs.DiffusionConfig, ["--data", "phantom:64", "--vae", "none", *flags])
+    c = parsing.parse_config(specs.DiffusionConfig, ["--data", "phantom:64", *flags])
     rt, pack, latents, decoder = runtime(), blank_pack(c), None, None
     if c.space == "latent":
         decoder = VAE(c.channels)
@@ -97,10 +106,12 @@ def diffusion(*flags: str) -> Bench:
     s = train_diffusion.build_state(c, data, len(CLASSES) if c.conditional else 0, rt.device)
     schedule, dtype = schedules.make_schedule(c.schedule), devices.precision_dtype(c.precision, rt.device)
 
-    def step(nimg: int) -> None:
-        train_diffusion.train_step(c, rt, s, data, schedule, s.unet, dtype, nimg)
+    networks: dict[str, Callable] = {"network": s.unet}
 
-    return Bench(c, s, step, data)
+    def step(nimg: int) -> None:
+        train_diffusion.train_step(c, rt, s, data, schedule, networks["network"], dtype, nimg)
+
+    return Bench(c, s, step, data, networks)
 
 
 MAKE = {"gan": gan, "vae": vae, "diffusion": diffusion}
@@ -138,9 +149,7 @@ def rows(kind: str, *flags: str) -> dict[str, tuple[Ledger, Bench]]:
 
 
 def table(jobs: list[tuple[str, ...]]) -> None:
-    print(
-        "| job | step | launches | moved GB | ms by the roofline | peak GB | printed GB | image-sized kernels | stalls |"
-    )
+    print("| job | step | launches | moved GB | roofline ms | peak GB | printed GB | image-sized kernels | stalls |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for kind, *flags in jobs:
         for name, (ledger, bench) in rows(kind, *flags).items():
