@@ -20,8 +20,8 @@ def ema_beta(nimg: int, batch: int, half_life_kimg: float, ramp_up: float | None
 
 @torch.no_grad()
 def update_ema(ema_module: nn.Module, module: nn.Module, beta: float) -> None:
-    """ema <- beta ema + (1 - beta) module for parameters, in one fused operation; buffers are copied, but for those that
-    the module names as its `constants`."""
+    """ema <- beta ema + (1 - beta) module for parameters, in one fused operation; buffers are copied, but for those
+    that the module names as its `constants`."""
     torch._foreach_lerp_(list(ema_module.parameters()), list(module.parameters()), 1 - beta)
     constants = getattr(module, "constants", ())
     for (name, ours), theirs in zip(ema_module.named_buffers(), module.buffers(), strict=True):

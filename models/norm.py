@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class GroupNorm(nn.GroupNorm):
-    """nn.GroupNorm; on a GPU the result has the type and the layout of x. (B, C, h, w) -> the same."""
+    """nn.GroupNorm; of half-precision maps on a GPU the result has their type and layout. (B, C, h, w) -> the same."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> the same shape."""
-        if x.device.type != "cuda":  # a CPU's kernel knows both layouts, and its autocast leaves the type alone
+        if x.device.type != "cuda" or x.dtype not in HALF:  # a CPU's kernel knows both layouts and types
             return super().forward(x)
         if torch.compiler.is_compiling():  # which fuses the casts into what stands around them
             return F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps).to(x.dtype)

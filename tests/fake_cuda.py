@@ -241,6 +241,16 @@ class Device(TorchDispatchMode):
         self.write_down(func, name, args, kwargs, out, given, fresh)
         return out
 
+    def laid_out_anew(self, name: str, given: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Maps that the operation copies first: a convolution to channels_last where x or the weight are, a norm to
+        NCHW."""
+        maps = [x for x in given if x.dim() == 4]
+        if "group_norm" in name:
+            return [x for x in maps if channels_last(x)]
+        if "convolution" in name and any(channels_last(x) for x in maps):
+            return [x for x in maps if not x.is_contiguous(memory_format=torch.channels_last)]
+        return []
+
     def write_down(self, func, name, args, kwargs, out, given, fresh) -> None:
         ledger, moved = self.ledger, size_of(given) + size_of(fresh)
         ledger.launches += max(sum(x.numel() for x in given) // CHUNK, 1) if "foreach" in name or "fused" in name else 1
@@ -250,12 +260,12 @@ class Device(TorchDispatchMode):
             if groups == 1 and max(weight.shape[2:]) > 4 and weight.shape[:2].numel() > 1:
                 shapes = " * ".join(str(tuple(x.shape)) for x in tensors_in(args)[:2])
                 ledger.large_kernels.append(f"{shapes} at {place()}")
-        if name in ("native_group_norm", "native_group_norm_backward"):
-            maps = [x for x in given if x.dim() == 4 and channels_last(x)]  # made contiguous, a kernel and a copy each
-            ledger.launches += len(maps)
-            moved += 2 * size_of(maps)
-            extra = size_of(maps)
-            ledger.peak = max(ledger.peak, ledger.live + extra)
+        maps = self.laid_out_anew(name, given)
+        ledger.launches += len(maps)
+        moved += 2 * size_of(maps)
+        ledger.peak = max(ledger.peak, ledger.live + size_of(maps))
+        if "group_norm" in name:  # its kernels read the maps once for the sums and once more
+            moved += size_of([x for x in given if x.dim() == 4])
         before = ledger.flops.flops
         ledger.flops.note(func, out, args, kwargs)
         rate = HALF_RATE if any(x.dtype in HALF for x in given + fresh) else TF32_RATE
@@ -265,6 +275,13 @@ class Device(TorchDispatchMode):
 
 
 # --- operations whose meta kernel differs from CUDA's -----------------------------------------------------------------
+def _convolution(func, *args):
+    """cuDNN's result is channels_last where x or the weight are."""
+    out = func(*args)
+    layout = torch.channels_last if channels_last(args[0]) or channels_last(args[1]) else torch.contiguous_format
+    return torch.empty_like(out, memory_format=layout) if out.dim() == 4 else out
+
+
 def _convolution_backward(func, *args):
     """cuDNN's gradients have the layout of the input."""
     out = list(func(*args))
@@ -296,6 +313,7 @@ def _nothing(func, *args):
 
 
 MODELS = {
+    "convolution": _convolution,
     "convolution_backward": _convolution_backward,
     "native_group_norm": _group_norm,
     "native_group_norm_backward": _group_norm_backward,

@@ -1,5 +1,5 @@
-"""--compile on a CPU, with the tracing of a GPU's and without its kernels: what is compiled is one graph per shape, every
-shape on its own, and trains the same networks."""
+"""--compile on a CPU, with the tracing of a GPU's and without its kernels: what is compiled is one graph per shape,
+every shape on its own, and trains the same networks."""
 
 from __future__ import annotations
 
