@@ -416,7 +416,8 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
     # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
     if found < 0 and rt.rank == 0:
         record.show("reals.png", "reals", sampler.reals(), 0)
-    synthesis, critic = s.G.synthesis, s.D
+    synthesis: Callable = s.G.synthesis
+    critic: Callable = s.D
     if compiles(c.compile, rt.device, run, attempt.say):
         synthesis, critic = compiled(synthesis), compiled(critic)
 
