@@ -80,7 +80,7 @@ def test_the_real_slices_may_come_from_the_host():
 
 
 # --- steps at full size -----------------------------------------------------------------------------------------------
-LAUNCHES = {"gan": (2700, 5000, 5700), "vae": (2300, 2600), "diffusion": (2500,)}
+LAUNCHES = {"gan": (2700, 5000, 5700), "vae": (3400, 3900), "diffusion": (3750,)}
 
 
 @pytest.mark.long
