@@ -22,6 +22,7 @@ from jobs.training.checkpoint import Checkpoints
 from jobs.training.weights import write_weights
 from models import encoder, samplers, schedules, stylegan2
 from models.names import SAMPLERS
+from models.unet import group_norm
 
 GAN = (
     "--preset quickstart --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 --w-dim 16 --batch 8 "
@@ -162,6 +163,16 @@ def test_a_vae_in_predict_and_the_encoder_of_evaluate(tmp_path):
         images, labels = np.zeros((16, 1, 32, 32), np.uint8), torch.zeros(16, dtype=torch.int64)
         network = encoder.train_encoder(images, labels, 2, seed=0, device="cuda", steps=2)
         assert network(torch.zeros(3, 1, 32, 32, dtype=torch.uint8)).device.type == "cuda"
+
+
+def test_norms_of_half_precision_keep_type_and_layout():
+    """torch's kernel, which copies to NCHW, is for fp32 alone."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        with fake_cuda() as ledger, torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            x = torch.zeros(2, 8, 4, 4, device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
+            y = group_norm(8).to("cuda")(x)
+            assert y.dtype == dtype and ("native_group_norm" in ledger.operations) == (dtype == torch.float32)
+            assert y.is_contiguous(memory_format=torch.channels_last) or dtype == torch.float32
 
 
 # --- it bites ---------------------------------------------------------------------------------------------------------
