@@ -51,8 +51,9 @@ def test_a_mean_of_a_hundred_deviations_is_no_trouble():
     x, _, weight, bias = tensors(torch.float32, mean=200.0)
     right = F.group_norm(x.double(), 4, weight, bias, 1e-6)
     assert (normalised(x, weight.float(), bias.float(), 4, 1e-6) - right).abs().max() < 0.02
-    constant = normalised(torch.full_like(x, 7.0), weight.float(), bias.float(), 4, 1e-6)
-    assert (constant - bias.float().view(-1, 1, 1)).abs().max() < 0.05  # no NaN of a variance below zero
+    for value in torch.linspace(100, 200, 50):  # whose variance comes out below zero now and then
+        constant = normalised(torch.full_like(x, float(value)), weight.float(), bias.float(), 4, 1e-6)
+        assert (constant - bias.float().view(-1, 1, 1)).abs().max() < 0.5  # and no NaN
 
 
 def test_a_cpu_runs_torchs_own_to_the_bit():
