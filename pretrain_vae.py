@@ -51,6 +51,7 @@ from jobs.training.upkeep import (
     State,
     Upkeep,
     already_done,
+    compiled,
     compiles,
     due,
     load_initial_weights,
@@ -302,7 +303,7 @@ def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pa
     # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
     if found < 0 and rt.rank == 0:
         record.show("reals.png", "reals", reconstructions.reals(), 0)
-    network = torch.compile(s.vae) if compiles(c.compile, rt.device, attempt.say) else s.vae
+    network = compiled(s.vae) if compiles(c.compile, rt.device, run, attempt.say) else s.vae
 
     nimg = upkeep.begin(found, dtype, batches.placement)
     while True:

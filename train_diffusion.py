@@ -50,6 +50,7 @@ from jobs.training.upkeep import (
     State,
     Upkeep,
     already_done,
+    compiled,
     compiles,
     load_initial_weights,
     optimizer_step,
@@ -209,7 +210,7 @@ def train(
     # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
     if found < 0 and rt.rank == 0:
         record.show("reals.png", "reals", sampler.reals(), 0)
-    network = torch.compile(s.unet) if compiles(c.compile, rt.device, attempt.say) else s.unet
+    network = compiled(s.unet) if compiles(c.compile, rt.device, run, attempt.say) else s.unet
     weights = {"unet": s.unet_ema, "latent_scale": s.scale} | ({} if vae is None else {"vae_decoder": vae.decoder})
     about = {"classes": pack.classes, "geometry": pack.geometry, "shape": list(data.shape), "vae": about_vae(run, vae)}
 

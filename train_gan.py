@@ -42,7 +42,16 @@ from jobs.training import collectives, devices, randomness, ranks
 from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged
 from jobs.training.throughput import count_flops
-from jobs.training.upkeep import FRESH_COUNTERS, Record, State, Upkeep, already_done, compiles, load_initial_weights
+from jobs.training.upkeep import (
+    FRESH_COUNTERS,
+    Record,
+    State,
+    Upkeep,
+    already_done,
+    compiled,
+    compiles,
+    load_initial_weights,
+)
 from models import augment as ada
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
@@ -407,8 +416,10 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
     # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
     if found < 0 and rt.rank == 0:
         record.show("reals.png", "reals", sampler.reals(), 0)
-    compiled = compiles(c.compile, rt.device, attempt.say)
-    synthesis, critic = (torch.compile(s.G.synthesis), torch.compile(s.D)) if compiled else (s.G.synthesis, s.D)
+    synthesis: Callable = s.G.synthesis
+    critic: Callable = s.D
+    if compiles(c.compile, rt.device, run, attempt.say):
+        synthesis, critic = compiled(synthesis), compiled(critic)
 
     nimg = upkeep.begin(found, dtype, batches.placement)
     while True:

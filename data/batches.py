@@ -18,6 +18,12 @@ FREE_FRACTION = 0.5  # of the GPU's free memory that the data may take
 PENDING = 64  # fetched pieces kept at most
 
 
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A small array of the host on the device, for which nobody waits: a GPU fetches it from pinned memory."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def to_float(images: torch.Tensor) -> torch.Tensor:
     """uint8 0..255 to float32 -1..1, in memory of its own."""
     return images.to(torch.float32, copy=True).div_(127.5).sub_(1)
@@ -105,7 +111,7 @@ class Batches:
         """Rows start..stop of the global batch whose first image is position `nimg`: images float32
         (stop - start, C, R, R) in -1..1, labels int64, both on the device."""
         first, count = nimg + start, stop - start
-        order = torch.from_numpy(sample_order(self.count, self.seed, first, count)).to(self.device)
+        order = on_device(sample_order(self.count, self.seed, first, count), self.device)
         if self._images is not None:
             images = self._images[order]
         else:
@@ -118,7 +124,7 @@ class Batches:
             self.prefetch(nimg + self.batch, start, stop)
         images = to_float(images)
         if self.hflip:
-            coins = torch.from_numpy(flip_coins(self.seed, first, count)).to(self.device)
+            coins = on_device(flip_coins(self.seed, first, count), self.device)
             images = torch.where(coins[:, None, None, None], images.flip(-1), images)
         return images, self._labels[order]
 

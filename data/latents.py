@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches import FREE_FRACTION, sample_order, to_float
+from data.batches import FREE_FRACTION, on_device, sample_order, to_float
 from data.files import atomic_write, open_regular, read_json, remove_torn, say, sha256_of, temporary_for
 from data.pack import pack_folder
 from data.packfile import Pack
@@ -197,9 +197,9 @@ class LatentBatches:
         """(mean, logvar, labels) of rows start..stop of the batch at position `nimg`; float32 (n, L, h, w), int64
         (n,)."""
         order = sample_order(self.count, self.seed, nimg + start, stop - start)
-        index = torch.from_numpy(order).to(self.device)
+        index = on_device(order, self.device)
         if self._values is None:
-            values = torch.from_numpy(self._map[order]).to(self.device)
+            values = on_device(self._map[order], self.device)
         else:
             values = self._values[index]
         mean, logvar = values.float().unbind(1)

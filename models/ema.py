@@ -20,7 +20,10 @@ def ema_beta(nimg: int, batch: int, half_life_kimg: float, ramp_up: float | None
 
 @torch.no_grad()
 def update_ema(ema_module: nn.Module, module: nn.Module, beta: float) -> None:
-    """ema <- beta ema + (1 - beta) module for parameters, in one fused operation; buffers are copied."""
+    """ema <- beta ema + (1 - beta) module for parameters, in one fused operation; buffers are copied, but for those
+    that the module names as its `constants`."""
     torch._foreach_lerp_(list(ema_module.parameters()), list(module.parameters()), 1 - beta)
-    for ours, theirs in zip(ema_module.buffers(), module.buffers(), strict=True):
-        ours.copy_(theirs)
+    constants = getattr(module, "constants", ())
+    for (name, ours), theirs in zip(ema_module.named_buffers(), module.buffers(), strict=True):
+        if name not in constants:
+            ours.copy_(theirs)

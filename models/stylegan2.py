@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.convolution import conv2d, conv_transpose2d
 from models.filters import blur, downsample, upsample
 
 SQRT2 = math.sqrt(2)
@@ -53,7 +54,7 @@ def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
     One matrix product, except on a CPU, whose convolutions reach twice the speed of its matrix products in fp32.
     """
     if x.device.type == "cpu":
-        return F.conv2d(x, weight[:, :, None, None], bias)
+        return conv2d(x, weight[:, :, None, None], bias)
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
@@ -133,8 +134,8 @@ def modulated_conv(
     x = x * styles.to(x.dtype)[:, :, None, None]
     weight = weight.to(x.dtype, memory_format=torch.channels_last)
     if up:  # at the low resolution a transposed convolution costs a quarter of one after upsampling
-        return blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), 1, gain=4.0), d
-    return F.conv2d(x, weight, padding=1), d
+        return blur(conv_transpose2d(x, weight.transpose(0, 1), stride=2), 1, gain=4.0), d
+    return conv2d(x, weight, padding=1), d
 
 
 class SynthesisLayer(nn.Module):
@@ -215,8 +216,9 @@ class Generator(nn.Module):
             self.layers.append(SynthesisLayer(width, width, w_dim, r))
             self.to_rgb.append(ToRGB(width, channels, w_dim))
         generator = torch.Generator().manual_seed(NOISE_SEED)
-        for i, noise in enumerate(self.draw_noise(1, generator, "cpu")):
-            self.register_buffer(f"noise_{i}", noise)
+        self.constants = [f"noise_{i}" for i in range(len(self.layers))]  # buffers that training does not change
+        for name, noise in zip(self.constants, self.draw_noise(1, generator, "cpu"), strict=True):
+            self.register_buffer(name, noise)
 
     @property
     def noise_shapes(self) -> list[tuple[int, int]]:
@@ -331,8 +333,8 @@ class EqualConv(nn.Module):
             return y.permute(0, 3, 1, 2)
         weight = weight.to(x.dtype, memory_format=torch.channels_last)
         if self.down:
-            return leaky_relu_(F.conv2d(blur(x, 2), weight, bias, stride=2))
-        return leaky_relu_(F.conv2d(x, weight, bias, padding=1))
+            return leaky_relu_(conv2d(blur(x, 2), weight, bias, stride=2))
+        return leaky_relu_(conv2d(x, weight, bias, padding=1))
 
 
 class DiscriminatorBlock(nn.Module):

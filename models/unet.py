@@ -14,14 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.norm import GroupNorm
+
 GROUPS = (
     32  # of a GroupNorm at most; at least 2 channels each, for over a single one the embedding would be normalised away
 )
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> GroupNorm:
     """GroupNorm with as many of GROUPS groups as divide the channels, and two channels or more in each."""
-    return nn.GroupNorm(math.gcd(GROUPS, max(channels // 2, 1)), channels, eps=1e-6)
+    return GroupNorm(math.gcd(GROUPS, max(channels // 2, 1)), channels, eps=1e-6)
 
 
 def zeroed(module: nn.Module) -> nn.Module:

@@ -94,7 +94,7 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Type the convolutions run in. auto: bf16 where the device is fast at it, else fp32."""
     compile: bool = False
-    """torch.compile the networks (CUDA GPUs; the first steps take minutes)."""
+    """torch.compile the networks; the first steps take minutes. On a CPU it needs a C++ compiler."""
     threads: int = 0
     """CPU threads per process (0: all that the job was given)."""
 

@@ -91,7 +91,7 @@ class Sampler:
         """A grid of real slices, laid out as the samples are."""
         captions = None
         if self.labels is not None:
-            captions = [self.classes[int(k)] for k in self.real_labels[: self.number]]
+            captions = [self.classes[k] for k in self.real_labels[: self.number].tolist()]
         return image_grid(to_uint8(self.real[: self.number]).cpu().numpy(), self.columns, labels=captions)
 
     def mine(self, number: int, size: int) -> list[torch.Tensor]:
@@ -113,7 +113,7 @@ class Sampler:
                     figures[f"diversity_{self.classes[k]}"] = float(value / real[k])
         if self.rt.rank:
             return None, figures
-        captions = None if self.labels is None else [self.classes[int(k)] for k in self.labels]
+        captions = None if self.labels is None else [self.classes[k] for k in self.labels.tolist()]
         return image_grid(to_uint8(images).cpu().numpy(), self.columns, labels=captions), figures
 
     def samples(self, unet: UNet, scale: LatentScale) -> torch.Tensor:

@@ -35,7 +35,7 @@ class Sampler:
         """A grid of real slices, laid out as the samples are."""
         captions = None
         if self.labels is not None:
-            captions = [self.classes[int(k)] for k in self.real_labels[: self.number]]
+            captions = [self.classes[k] for k in self.real_labels[: self.number].tolist()]
         return image_grid(to_uint8(self.real[: self.number]).cpu().numpy(), self.columns, labels=captions)
 
     def __call__(self, G_ema: Generator):
@@ -53,5 +53,5 @@ class Sampler:
             for k, value in class_diversity(images, labels).items():
                 if real.get(k):
                     figures[f"diversity_{self.classes[k]}"] = float(value / real[k])
-        captions = None if labels is None else [self.classes[int(k)] for k in labels]
+        captions = None if labels is None else [self.classes[k] for k in labels.tolist()]
         return image_grid(to_uint8(images).cpu().numpy(), self.columns, labels=captions), figures

@@ -67,11 +67,15 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.note(func, out, args, kwargs or {})
+        return out
+
+    def note(self, func, out, args, kwargs) -> None:
+        """Count one operation that has run."""
         if func.overloadpacket in _FORMULAS:
             self.flops += _FORMULAS[func.overloadpacket](out, *args)
         elif func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
-        return out
+            self.flops += flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
 
 
 def no_wait() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Hashable
@@ -380,11 +382,25 @@ def load_initial_weights(s: State, names: tuple[str, ...], init_from: str, say: 
         raise specs.ConfigError(f"--init-from {init_from}: another architecture ({reason})") from None
 
 
-def compiles(asked: bool, device: torch.device, say: Callable[[str], None]) -> bool:
-    """Whether to torch.compile: only CUDA GPUs gain from it."""
-    if asked and device.type != "cuda":
-        say("warning: --compile is for CUDA GPUs; it is left out here")
-    return asked and device.type == "cuda"
+def compiles(asked: bool, device: torch.device, run: RunDir, say: Callable[[str], None]) -> bool:
+    """Whether --compile can be had: a CPU needs a C++ compiler for it. What is compiled is kept with the run, on shared
+    storage, so that the next attempt finds it on whatever node it starts."""
+    if (
+        asked
+        and device.type != "cuda"
+        and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++"))
+    ):
+        say("warning: --compile needs a C++ compiler on a CPU, such as g++; it is left out here")
+        return False
+    if asked:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(run.path / "compiled"))
+    return asked
+
+
+def compiled(network: Callable) -> Callable:
+    """torch.compile for the shapes that it meets, each on its own: with sizes left open, as torch would have them after
+    the second (D sees one batch in G's step and two in its own), Inductor gives up its layouts for convolutions."""
+    return torch.compile(network, dynamic=False)
 
 
 def already_done(c, run: RunDir, rank: int, generate: str) -> bool:

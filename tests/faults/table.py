@@ -517,7 +517,7 @@ def signal_in_compile(lab: Lab, script: str, count: int, rng: random.Random, nam
                 sent.append(os.kill(os.getpid(), number))
             return graph
 
-        torch.compile = lambda model: real(model, backend=backend)
+        torch.compile = lambda model, **how: real(model, backend=backend, **how)
         __import__(module).compiles = lambda *args: True
 
     whole = lab.new(f"{name}-whole")

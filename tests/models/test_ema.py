@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.ema import ema_beta, update_ema
+from models.stylegan2 import Generator
 
 
 def test_beta_halves_after_the_half_life_whatever_the_batch():
@@ -52,6 +53,19 @@ def test_update_equals_a_loop_and_copies_buffers():
             torch.testing.assert_close(p, expected[name])
         assert torch.equal(average.w_avg, module.w_avg) and average.count == module.count
         assert average.w_avg.data_ptr() != module.w_avg.data_ptr()
+
+
+def test_constants_are_not_copied():
+    module, average = Small(), Small()
+    module.constants = ["count"]
+    module.w_avg.fill_(1.0), module.count.fill_(9)
+    update_ema(average, module, 0.5)
+    assert torch.equal(average.w_avg, module.w_avg) and average.count == 3
+
+
+def test_the_constants_of_a_generator_are_its_fixed_noise():
+    G = Generator(resolution=16, channel_base=64, channel_max=4, z_dim=4, w_dim=4, mapping_layers=1)
+    assert {name for name, _ in G.named_buffers()} - set(G.constants) == {"w_avg"}
 
 
 def test_beta_zero_copies_exactly():

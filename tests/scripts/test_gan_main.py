@@ -183,7 +183,7 @@ def test_the_compiled_networks_are_for_the_losses_alone(packs, tmp_path, monkeyp
     calls: list[str] = []
     types: set[torch.dtype] = set()
 
-    def compiled(function):
+    def compiled(function, dynamic):
         name = "D" if isinstance(function, torch.nn.Module) else "G"
 
         def call(*args, dtype):

@@ -725,12 +725,23 @@ def test_initial_weights_that_do_not_fit_or_are_not_there_are_one_line(bench, cl
         upkeep.load_initial_weights(other, ("net",), str(old.run.path / "nothing"), print)
 
 
-def test_compiling_is_for_gpus_and_only_where_it_is_asked_for():
-    cuda = torch.device("cuda", 0)
-    said: list[str] = []
-    assert [upkeep.compiles(asked, cuda, said.append) for asked in (True, False)] == [True, False] and not said
-    assert not upkeep.compiles(False, CPU, said.append) and not said
-    assert not upkeep.compiles(True, CPU, said.append) and len(said) == 1
+def test_compiling_is_done_where_it_is_asked_for_and_can_be(tmp_path, monkeypatch):
+    """The cache lies with the run, unless its owner has said where."""
+    cuda, run, said = torch.device("cuda", 0), RunDir(tmp_path), []
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.delenv("CXX", raising=False)
+    assert not upkeep.compiles(False, cuda, run, said.append) and "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    monkeypatch.setattr(upkeep.shutil, "which", lambda name: None)
+    assert not upkeep.compiles(False, CPU, run, said.append) and not said
+    assert not upkeep.compiles(True, CPU, run, said.append) and len(said) == 1
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    assert upkeep.compiles(True, cuda, run, said.append)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "compiled")
+    monkeypatch.setattr(upkeep.shutil, "which", lambda name: name)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    assert upkeep.compiles(True, CPU, run, said.append) and len(said) == 1
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
 
 
 def test_a_run_is_done_unless_it_is_to_be_longer_now(bench, clock, capsys):
