@@ -54,7 +54,7 @@ from jobs.predict.project import project, targets_of
 from jobs.predict.reconstruct import reconstruct, slices_of
 from jobs.predict.trained import Trained, UsageError, open_model, run_of, weights_of
 from jobs.predict.tsne import tsne
-from jobs.run import stopping
+from jobs.run import faults, stopping
 from jobs.training import ranks
 
 
@@ -191,7 +191,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         return model
 
     evaluate(open_on, output(args), number=args.number, seed=args.seed, label=args.label, reference=reference(args),
-             how_of=partial(how_of, args), on_cpu=args.device == "cpu")  # fmt: skip
+             how_of=partial(how_of, args), device=args.device)  # fmt: skip
 
 
 def reference(args: argparse.Namespace) -> Reference:
@@ -258,11 +258,13 @@ def main(args: argparse.Namespace) -> int:
         text, code = str(error), stopping.USAGE if isinstance(error, UsageError) else stopping.BAD
     except ranks.PeerLost as error:
         text, code = str(error), stopping.TRANSIENT
-    except torch.OutOfMemoryError:
-        text, code = (
-            f"the GPU's memory does not hold {args.batch} pictures at once; use a smaller --batch",
-            stopping.BAD,
-        )
+    except faults.GpuFault as error:
+        text, code = str(error), error.exit_code
+    except RuntimeError as error:
+        fault = faults.named(error, lambda: f"it does not hold {args.batch} pictures at once; use a smaller --batch")
+        if fault is None:
+            raise
+        text, code = str(fault), fault.exit_code
     except OSError as error:
         what = f"{error.filename or args.command}: {error.strerror or error}"
         text, code = f"{what}; check the path, its permissions and the free space", stopping.BAD

@@ -377,16 +377,17 @@ def main() -> int:
     if already_done(c, run, rank, NEXT):
         return stopping.DONE
     # From here on the run directory is locked, and whatever ends this process is written down in it.
-    with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
+    with ranks.Meeting() as meeting, Attempt(run, c, rank, world) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
+        device = devices.choose_device(meeting, c.device, attempt.say)
         # Packs are built before the process group exists: no collective waits for minutes of decoding.
         pack, held_out = meeting.first(partial(open_data, c, rank, attempt.say))
         if rank == 0:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
-        rt = collectives.init_runtime(c.threads, meeting)
+        rt = collectives.init_runtime(c.threads, meeting, device)
         code = train(c, rt, run, pack, held_out, attempt)
         collectives.shutdown(rt)
         if rank == 0 and run.done():

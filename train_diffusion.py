@@ -246,7 +246,9 @@ def dry_run(c: DiffusionConfig) -> int:
     return end_dry_run(c, say)
 
 
-def open_data(c: DiffusionConfig, run: RunDir, meeting: ranks.Meeting, say) -> tuple[list[Pack], list[Latents]]:
+def open_data(
+    c: DiffusionConfig, run: RunDir, meeting: ranks.Meeting, device: torch.device, say
+) -> tuple[list[Pack], list[Latents]]:
     """Packs of the training slices and of those of other patients, and their latents; all made where they are not there
     yet."""
     main = meeting.rank == 0
@@ -259,7 +261,7 @@ def open_data(c: DiffusionConfig, run: RunDir, meeting: ranks.Meeting, say) -> t
         raise ConfigError("--conditional: the data has slices without a class; use a folder with one folder per class")
     held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, verify=main, **how)
     packs += [held_out] if held_out is not None else []
-    return packs, encode_packs(c, run, packs, meeting, say) if c.space == "latent" else []
+    return packs, encode_packs(c, run, packs, meeting, device, say) if c.space == "latent" else []
 
 
 def main() -> int:
@@ -273,16 +275,17 @@ def main() -> int:
     if already_done(c, run, rank, NEXT):
         return stopping.DONE
     # From here on the run directory is locked, and whatever ends this process is written down in it.
-    with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
+    with ranks.Meeting() as meeting, Attempt(run, c, rank, world) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
+        device = devices.choose_device(meeting, c.device, attempt.say)
         # Packs and latents are made before the process group exists: no collective waits for minutes of work.
-        packs, latents = meeting.first(partial(open_data, c, run, meeting, attempt.say))
+        packs, latents = meeting.first(partial(open_data, c, run, meeting, device, attempt.say))
         if rank == 0:
             check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
-        rt = collectives.init_runtime(c.threads, meeting)
+        rt = collectives.init_runtime(c.threads, meeting, device)
         code = train(c, rt, run, packs, latents, attempt)
         collectives.shutdown(rt)
         return code

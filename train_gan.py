@@ -452,9 +452,10 @@ def main() -> int:
     if already_done(c, run, rank, GENERATE):
         return stopping.DONE
     # From here on the run directory is locked, and whatever ends this process is written down in it.
-    with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
+    with ranks.Meeting() as meeting, Attempt(run, c, rank, world) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
+        device = devices.choose_device(meeting, c.device, attempt.say)
         # The pack is built before the process group exists: no collective waits for minutes of decoding.
         how = packing_of(c) | {"log": attempt.say, "progress": rank == 0, "poll": stopping.raise_if_asked}
         pack = meeting.first(partial(ensure_pack, c.data, split=c.split, verify=rank == 0, **how))
@@ -464,7 +465,7 @@ def main() -> int:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say, augmentation=drawn)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
-        rt = collectives.init_runtime(c.threads, meeting)
+        rt = collectives.init_runtime(c.threads, meeting, device)
         code = train(c, rt, run, pack, attempt)
         collectives.shutdown(rt)
         return code

@@ -66,6 +66,8 @@ class Plan:
         script = [str(self.code / kinds.JOBS[self.job].script), "--run", str(self.run)]
         if self.config.override:  # of this launch alone, so it is not in config.json
             script.append("--override")
+        if self.gpus and self.config.device == "auto":  # where it was promised a GPU it never goes to a CPU by itself
+            script += ["--device", "cuda"]
         launcher = []
         if self.local and self.world > 1:
             # Without the "--" torchrun takes the script's --run for an abbreviation of its own --run-path.

@@ -93,6 +93,8 @@ class TrainConfig:
     """The half-life is at most this fraction of the images seen (0: no ramp-up)."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Type the convolutions run in. auto: bf16 where the device is fast at it, else fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one, and only a GPU where Slurm gave one. cpu: never a GPU. cuda: a GPU or nothing."""
     compile: bool = False
     """torch.compile the networks (CUDA GPUs; the first steps take minutes)."""
     threads: int = 0

@@ -56,13 +56,13 @@ def load_vae(c: DiffusionConfig, path: Path) -> VAE:
         raise ConfigError(f"--vae {path}: {error}") from None
 
 
-def encode_packs(c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: ranks.Meeting, say) -> list[Latents]:
+def encode_packs(
+    c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: ranks.Meeting, device: torch.device, say
+) -> list[Latents]:
     """The cached latents of each pack, encoded where they are not there yet."""
     sha = sha256_of(copied_vae(run.path))
     torch.set_num_threads(c.threads or devices.default_threads(ranks.local_world(meeting.world)))
-    devices.keep_freed_memory()
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", meeting.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    devices.keep_freed_memory(device)
     vae = load_vae(c, copied_vae(run.path)).to(device)
     verify = meeting.rank == 0
     return [

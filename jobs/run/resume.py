@@ -72,6 +72,8 @@ def write_config(run: RunDir, config: TrainConfig) -> None:
     before = run.read_config() or {}
     if is_number(before.get("total_kimg")) and config.total_kimg > before["total_kimg"]:
         run.unmark_done()
-    stored = asdict(replace(config, dry_run=False, override=False))  # these two are of one command, not of the run
+    # These are of one command, not of the run: launch.py asks for a GPU where it planned one.
+    device = "auto" if config.device == "cuda" else config.device
+    stored = asdict(replace(config, dry_run=False, override=False, device=device))
     if stored != before:
         run.write_config(stored)

@@ -420,12 +420,11 @@ def test_a_rank_joins_with_its_own_numbers(environment, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     monkeypatch.setattr(collectives, "_join_ranks", lambda *args: joined.append(args))
     environment(RANK="2", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2")
-    rt = collectives.init_runtime(3, SimpleNamespace(store="store"))
+    rt = collectives.init_runtime(3, SimpleNamespace(store="store"), CPU)
     assert (rt.rank, rt.world, rt.local_rank, rt.threads) == (2, 4, 1, 3)
     environment(LOCAL_WORLD_SIZE="4")
-    collectives.init_runtime(3, SimpleNamespace(store="store"))
-    cuda = torch.cuda.is_available()
-    assert joined == [("store", 2, 4, False, cuda), ("store", 2, 4, True, cuda)]
+    collectives.init_runtime(3, SimpleNamespace(store="store"), CPU)
+    assert joined == [("store", 2, 4, False, False), ("store", 2, 4, True, False)]
 
 
 def test_a_hanging_collective_ends_before_the_watchdog_bites():
