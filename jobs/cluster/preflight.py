@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.files import ARCHIVES, PACK, PICTURES, VOLUMES
-from jobs.cluster import slurm
+from jobs.cluster import slurm, wheels
 from jobs.cluster.plan import Plan
 from jobs.cluster.slurm import Partition, format_time
 from jobs.cluster.submit import untracked_code
 from jobs.config import kinds, specs
+from jobs.config.cards import card_of
 from jobs.config.specs import ConfigError, DiffusionConfig
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
@@ -77,7 +78,7 @@ def check_plan(plan: Plan, partitions: Mapping[str, Partition] | None, script: s
             found += check_with_slurm(script)
     found += check_data(plan) + check_vae(plan)
     found += check_run_folder(plan, partitions)
-    found += check_config(plan) + check_code(plan) + check_packages(plan)
+    found += check_config(plan) + check_code(plan) + check_packages(plan, partitions)
     return found
 
 
@@ -419,7 +420,7 @@ def check_code(plan: Plan) -> list[Check]:
     return found
 
 
-def check_packages(plan: Plan) -> list[Check]:
+def check_packages(plan: Plan, partitions: Mapping[str, Partition] | None = None) -> list[Check]:
     """The interpreter that runs launch.py is the one that the job uses. Nothing is imported: torch takes seconds."""
     found = []
     missing = [
@@ -450,6 +451,10 @@ def check_packages(plan: Plan) -> list[Check]:
         )
     elif plan.gpus:
         found.append(ok(f"torch is built for CUDA {cuda}"))
+        here = [partitions[name] for name in plan.partition.split(",") if partitions and name in partitions]
+        named = [plan.gres] if card_of(plan.gres) else [kind for p in here for kind in p.gres]
+        sure = len({card_of(kind) for kind in named}) < 2  # of several kinds the job may get the one that fits
+        found += [Check(level if sure else "warn", *row) for level, *row in wheels.check_cards(named, cuda)]
     return found
 
 

@@ -131,6 +131,7 @@ _CHOICES = dict(
     plane=("", "axial", "coronal", "sagittal"),
     channels=(1, 3),
     precision=("auto", "bf16", "fp16", "fp32"),
+    device=("auto", "cpu", "cuda"),
 )
 CHOICES: dict[type, dict[str, tuple]] = {
     GanConfig: _CHOICES | dict(loss=("logistic", "rpgan"), ada=("off", "mri", "mri-flip")),
