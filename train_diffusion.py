@@ -55,6 +55,7 @@ from jobs.training.upkeep import (
 )
 from jobs.view.metrics import Averages
 from models import schedules, targets
+from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
 from models.optim import adamw, learning_rate, memory_layout
 from models.unet import UNet, drop_labels
@@ -128,15 +129,16 @@ def train_step(
 ) -> None:
     """One optimizer step and the moving average. Draws are made for the global batch; a rank uses its rows of them."""
     position = nimg + s.counters["skip"]
-    gen = randomness.generator(c.seed, position, "diffusion", rt.device)
+    gen = randomness.generator(c.seed, position, "diffusion")
     # A time and a noise for each image of the global batch, the same for any number of ranks.
     times = schedules.draw_times(c.batch, c.times, gen, rt.device, c.fast_steps)
-    noise, posterior_noise = torch.randn(2, c.batch, *data.shape, generator=gen, device=rt.device)
-    drop_gen = randomness.generator(c.seed, position, "class dropout", rt.device)
+    noise, posterior_noise = normal((2, c.batch, *data.shape), gen, rt.device)
+    drop_gen = randomness.generator(c.seed, position, "class dropout")
     # Dropout draws from torch's global stream, so each rank gets one of its own for this step.
     torch.manual_seed(randomness.seed_of(c.seed, position, f"dropout {rt.rank}"))
     # Without its class now and then the network also learns to denoise without one; guidance needs both.
-    kept = drop_labels(torch.zeros(c.batch, dtype=torch.int64, device=rt.device), 1, c.class_dropout, drop_gen) == 0
+    kept = drop_labels(torch.zeros(c.batch, dtype=torch.int64), 1, c.class_dropout, drop_gen) == 0
+    kept = moved(kept, rt.device)
 
     total = torch.zeros((), device=rt.device)
     for start, stop in randomness.rows(c.batch, rt.rank, rt.world, c.accumulate):
@@ -187,7 +189,7 @@ def train(
     dtype = devices.precision_dtype(c.precision, rt.device)
     schedule, pack = schedules.make_schedule(c.schedule), packs[0]
     vae = load_vae(c, copied_vae(run.path)) if latents else None
-    data = Data(c, pack, latents[0] if latents else None, vae, rt.device)
+    data = Data(c, pack, latents[0] if latents else None, vae, rt.device, devices.step_bytes(c, rt))
     s = build_state(c, data, len(pack.classes) if c.conditional else 0, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
     # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.
@@ -237,13 +239,16 @@ def train(
 def dry_run(c: DiffusionConfig) -> int:
     """Check flags, data, VAE, run directory and memory, and change nothing."""
     say = partial(files.say, to=sys.stderr)
-    rules.check_classes(c, preview(c.data, split=c.split, **packing_of(c) | {"log": say}))
+    classes, slices = preview(c.data, split=c.split, **packing_of(c) | {"log": say})
+    rules.check_classes(c, classes)
+    bytes_each = c.channels * c.resolution**2
     if c.space == "latent":
         copied = copied_vae(RunDir(c.run).path)
         source = copied if copied.exists() else find_vae(c)
-        load_vae(c, source)
+        vae = load_vae(c, source)
         say(f"VAE: {source}")
-    return end_dry_run(c, say)
+        bytes_each = 4 * vae.latent_channels * (c.resolution // vae.down) ** 2  # mean and log variance in fp16
+    return end_dry_run(c, say, slices * bytes_each)
 
 
 def open_data(

@@ -25,7 +25,7 @@ from jobs.cluster import slurm, wheels
 from jobs.cluster.plan import Plan
 from jobs.cluster.slurm import Partition, format_time
 from jobs.cluster.submit import untracked_code
-from jobs.config import kinds, specs
+from jobs.config import kinds, rules, sizes, specs
 from jobs.config.cards import card_of
 from jobs.config.specs import ConfigError, DiffusionConfig
 from jobs.run.resume import compare_with_run
@@ -378,8 +378,17 @@ def quota_left_gb(folder: Path) -> float | None:
 
 def check_config(plan: Plan) -> list[Check]:
     """The flags against those that the run was started with, as the training script will do on the node."""
+    config = plan.config
+    card = card_of(plan.gres)
+    memory = kinds.JOBS[plan.job].memory_gb(config, plan.world, card.capability if card else None)
+    if card and sizes.with_margin(memory) > card.gb:
+        text = f"a step needs about {memory:.0f} GB, and a {card.name} may have {card.gb:g} GB"
+        return [warn(text, rules.less_memory(config, plan.world)), *_check_stored(plan, memory)]
+    return _check_stored(plan, memory)
+
+
+def _check_stored(plan: Plan, memory: float) -> list[Check]:
     run, config = RunDir(plan.run), plan.config
-    memory = kinds.JOBS[plan.job].memory_gb(config, plan.world)
     try:
         stored = run.read_config()
     except RunDirError as error:

@@ -64,8 +64,8 @@ def _check_driver(cuda: str) -> list[tuple[str, str, str]]:
 
 
 def runs_on(kernels: list[tuple[str, Capability]], capability: Capability) -> bool:
-    """Whether code of these kinds runs on a GPU: machine code on the same major version from its minor on, PTX (compute)
-    on everything newer."""
+    """Whether code of these kinds runs on a GPU: machine code on the same major version from its minor on, PTX
+    (compute) on everything newer."""
     return any(own <= capability and (kind == "compute" or own[0] == capability[0]) for kind, own in kernels)
 
 

@@ -15,7 +15,7 @@ from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, TrainConf
 class Job:
     """One kind of training job.
 
-    memory_gb(config, world) is per GPU, checkpoint_gb(config) per checkpoint; both rough.
+    memory_gb(config, world, compute capability) is per GPU, checkpoint_gb(config) per checkpoint; both rough.
     """
 
     script: str

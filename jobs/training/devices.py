@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from jobs.config import kinds, sizes
+from jobs.config.specs import TrainConfig
 from jobs.run import faults
 from jobs.run.faults import GpuFault
 from jobs.run.stopping import BAD, TRANSIENT
@@ -182,7 +184,7 @@ def precision_dtype(name: str, device: torch.device | str) -> torch.dtype:
     fp32."""
     if name == "auto":
         device = torch.device(device)
-        fast = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpu_has_bf16()
+        fast = torch.cuda.get_device_capability(device) >= sizes.FAST_BF16 if device.type == "cuda" else cpu_has_bf16()
         name = "bf16" if fast else "fp32"
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if name not in types:
@@ -208,6 +210,14 @@ def _nvml():
     except OSError:
         return None
     return library if library.nvmlInit_v2() == 0 else None
+
+
+def step_bytes(config: TrainConfig, rt: Runtime) -> float:
+    """Memory of a GPU that training is going to need, data apart; 0 on a CPU."""
+    if rt.device.type != "cuda":
+        return 0.0
+    capability = torch.cuda.get_device_capability(rt.device)
+    return sizes.with_margin(kinds.JOBS[kinds.name_of(config)].memory_gb(config, rt.world, capability)) * 1e9
 
 
 def gpu_use(device: torch.device) -> int | None:
