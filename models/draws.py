@@ -20,6 +20,8 @@ BITS = 24  # of a fp32 uniform
 def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A small tensor of the CPU on the device. Nobody waits for it: a GPU fetches it from pinned memory."""
     device = torch.device(device)
+    if device.type == "cpu":
+        return tensor
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
@@ -32,7 +34,7 @@ def normals(shapes: Sequence[Sequence[int]], generator: torch.Generator, device:
     """N(0, 1) fp32 of these shapes on the device; where they are many, in one go."""
     sizes = [math.prod(shape) for shape in shapes]
     if torch.device(device).type == "cpu" or sum(sizes) <= MANY:
-        return [moved(torch.randn(*shape, generator=generator), device) for shape in shapes]
+        return [moved(torch.randn(*shape, generator=generator, device="cpu"), device) for shape in shapes]
     key = torch.randint(-(1 << 31), 1 << 31, (2,), generator=generator).tolist()
     parts = counted_normals(sum(sizes), key, device).split(sizes)
     return [part.view(*shape) for part, shape in zip(parts, shapes, strict=True)]

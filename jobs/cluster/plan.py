@@ -16,7 +16,8 @@ from jobs.cluster import slurm
 from jobs.cluster.options import MAX_RESTARTS, Options
 from jobs.cluster.sites import Site
 from jobs.config import kinds, rules, specs
-from jobs.config.parsing import parse_config
+from jobs.config.cards import Card, card_of
+from jobs.config.parsing import fitted, local_card, parse_config, take_auto
 from jobs.config.specs import ConfigError, TrainConfig
 
 
@@ -82,12 +83,17 @@ def make_plan(options: Options, flags: list[str], site: Site, partitions: Mappin
     `partitions` is what Slurm reports, None without Slurm: then the profile's word is taken.
     """
     job = options.job
+    flags, fit = take_auto(flags)
     config = resolve(job, options.name, options.preset, flags, site)
     if options.local:
         gpus = local_gpus() if options.gpus is None else options.gpus
         plan = Plan(job, config, Path(config.run), site, True, gpus=gpus, cpus=0)
     else:
         plan = slurm_plan(job, config, options, site, partitions)
+    if fit:
+        named = options.name or "--run" in {flag.partition("=")[0] for flag in flags}
+        more = flags_that_fit(plan, str(plan.run) if named else "", partitions)
+        return make_plan(options, [*flags, *more], site, partitions)
     rules.check_world(config, plan.world)
     for name in ("run", "partition", "account", "qos", "gres"):
         if re.search(
@@ -100,6 +106,21 @@ def make_plan(options: Options, flags: list[str], site: Site, partitions: Mappin
     return replace(
         plan, max_restarts=restarts, shared=options.shared, after=options.after, options=options.remembered()
     )
+
+
+def flags_that_fit(plan: Plan, run: str, partitions: Mapping[str, slurm.Partition] | None) -> list[str]:
+    """What `--batch auto` comes to on the GPUs of a plan: of the kind that its gres names, else of the smallest in the
+    partition. `run`: the run's directory, where its name does not follow from the batch."""
+
+    def gpu() -> Card | None:
+        if plan.local or not plan.gpus:
+            return local_card() if plan.gpus else None
+        here = [partitions[name] for name in plan.partition.split(",") if partitions and name in partitions]
+        cards = [card for p in here for kind in p.gres if (card := card_of(kind))]
+        return card_of(plan.gres) or min(cards, key=lambda card: card.gb, default=None)
+
+    config = fitted(plan.config, run, plan.world, gpu)
+    return ["--batch", str(config.batch), "--accumulate", str(config.accumulate)]
 
 
 def resolve(job: str, name: str, preset: str, flags: list[str], site: Site) -> TrainConfig:

@@ -82,7 +82,10 @@ class TrainConfig:
 
     # --- optimisation -------------------------------------------------------------------------------------------------
     batch: int = 64
-    """Global batch size, over all GPUs and accumulation steps."""
+    """Global batch size, over all GPUs and accumulation steps.
+
+    auto: the largest that the GPUs hold; where that is below the preset's, the preset's with --accumulate.
+    """
     accumulate: int = 1
     """Micro-batches per step on each GPU; the result stays the same, memory falls."""
     total_kimg: float = 2000.0

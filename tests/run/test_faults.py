@@ -13,6 +13,7 @@ from jobs.config import rules
 from jobs.config.specs import ConfigError, GanConfig, VaeConfig
 from jobs.run import faults
 from jobs.run.attempt import Attempt, report_and_code
+from jobs.run.resume import write_config
 from jobs.run.rundir import RunDir
 
 # The lines that torch puts below every error of CUDA: 2.6 the first three, 2.9 and later the one above them.
@@ -177,3 +178,13 @@ def test_the_flags_that_are_named_are_accepted():
             continue
         for name, value in re.findall(r"--(accumulate|batch) (\d+)", rules.less_memory(config, 2)):
             rules.check_world(GanConfig(**{"batch": batch, "mbstd_group": 4, name: int(value)}), 2)
+
+
+def test_what_asks_for_a_gpu_is_of_one_command(tmp_path):
+    """launch.py asks for one where it planned one; the run itself goes on where there is none. To use the CPU stays
+    with it."""
+    run = RunDir(tmp_path / "run")
+    run.create()
+    for asked, stored in (("cuda", "auto"), ("cpu", "cpu"), ("auto", "auto")):
+        write_config(run, GanConfig(data="phantom", device=asked))
+        assert run.read_config()["device"] == stored
