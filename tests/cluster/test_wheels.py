@@ -1,4 +1,4 @@
-"""The pre-flight knows which GPUs the installed torch has kernels for, and names a wheel that fits."""
+"""The pre-flight knows which GPUs the installed torch has kernels for, names a wheel that fits, and what fits a GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 from test_cluster_rules import small
+from test_launch import options
 
-from jobs.cluster import doctor, preflight, wheels
+from jobs.cluster import doctor, preflight, sites, wheels
+from jobs.cluster.plan import make_plan
 from jobs.cluster.slurm import Partition
+from jobs.config import parsing, specs
 from jobs.config.cards import card_of
 
 CU130 = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120"  # of torch 2.14.1+cu130
@@ -177,3 +180,55 @@ def test_the_doctor_looks_at_all_partitions(torch_of, tmp_path, monkeypatch):
     checks = doctor.check_machine("generic", Path(tmp_path))
     (check,) = [check for check in checks if "compute capability" in check.text]
     assert check.level == "warn" and "P100" in check.text and "cu126" in check.fix
+
+
+# --- what fits into a card --------------------------------------------------------------------------------------------
+def planned(*flags: str, gres: str = "gpu:a100:1", kinds: tuple[str, ...] = (), **more):
+    """The plan of launch.py for a StyleGAN2 on one GPU of this gres, in a partition that has these kinds."""
+    site = replace(sites.load_sites()["generic"], gres=gres)
+    partitions = {"p": partition_of(*kinds)} if kinds else None
+    return make_plan(options(partition="p", **more), ["--data", "phantom", *flags], site, partitions)
+
+
+@pytest.mark.parametrize(
+    ("gres", "kinds", "more", "batch"),
+    [
+        ("gpu:a100:1", (), {}, (232, 1)),
+        ("gpu:a100:2", (), dict(gpus=2), (464, 1)),
+        ("gpu:v100:1", (), {}, (64, 2)),  # in fp32, with 16 GB
+        ("gpu:1", ("gpu:a100", "gpu:v100"), {}, (64, 2)),  # the smallest that it may get
+        ("gpu:1", ("gpu:a100",), dict(nodes=2), (464, 1)),
+    ],
+)
+def test_batch_auto_is_that_of_the_card_that_is_asked_for(tmp_path, monkeypatch, capsys, gres, kinds, more, batch):
+    monkeypatch.setattr(specs, "ROOT", tmp_path)
+    flags = ("--preset", "adni256", "--batch", "auto")
+    plan = planned(*flags, gres=gres, kinds=kinds, **more)
+    assert (plan.config.batch, plan.config.accumulate) == batch
+    assert capsys.readouterr().err.startswith(f"--batch auto: --batch {batch[0]} --accumulate {batch[1]}, about")
+    flags = ("--preset", "adni256", "--batch", str(batch[0]), "--accumulate", str(batch[1]))
+    same = planned(*flags, gres=gres, kinds=kinds, **more)
+    assert plan.run == same.run and plan.config == same.config
+
+
+def test_batch_auto_needs_to_know_the_gpu_and_a_run_keeps_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(specs, "ROOT", tmp_path)
+    for gres, gpus in (("gpu:1", 1), ("gpu:a100:1", 0)):
+        with pytest.raises(specs.ConfigError, match="give --batch N"):
+            planned("--batch", "auto", gres=gres, gpus=gpus)
+    plan = planned("--batch", "auto", name="x")
+    plan.run.mkdir(parents=True)
+    (plan.run / "config.json").write_text(parsing.to_json(plan.config))
+    again = planned("--batch", "auto", name="x", gres="gpu:v100:1")  # another card next week
+    assert again.config == plan.config
+
+
+def test_a_step_that_does_not_fit_is_said_with_the_flags_that_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(specs, "ROOT", tmp_path)
+    (line,) = preflight.check_config(planned("--preset", "adni256"))
+    assert line.level == "ok" and "about 10 GB per GPU" in line.text
+    warned, line = preflight.check_config(planned("--preset", "adni256", gres="gpu:v100:1"))
+    assert (
+        warned.level == "warn" and "20 GB, and a V100 may have 16 GB" in warned.text and "--accumulate 2" in warned.fix
+    )
+    assert line.level == "ok"
