@@ -43,8 +43,11 @@ def test_normals_are_box_and_mullers_of_the_words(count):
         assert value == pytest.approx(r * (math.cos(angle) if i < half else math.sin(angle)), rel=1e-4, abs=2e-5)
 
 
-def test_the_shortest_and_the_longest_are_finite():
-    """The logarithm never meets 0."""
+def test_the_shortest_and_the_longest_are_finite(monkeypatch):
+    """The logarithm never meets 0, also where a word is."""
+    with monkeypatch.context() as patch:
+        patch.setattr(draws, "counted_words", lambda count, key, device: torch.zeros(count, dtype=torch.int32))
+        assert counted_normals(4, (0, 0), CPU).isfinite().all()
     assert counted_normals(1 << 22, (3, 4), CPU).isfinite().all()
     assert 4.8 < counted_normals(1 << 22, (3, 4), CPU).abs().max() < math.sqrt(2 * 24 * math.log(2)) + 1e-3
 
