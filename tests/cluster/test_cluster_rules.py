@@ -659,15 +659,17 @@ def test_what_a_job_gets(tmp_path, monkeypatch):
     assert (c.preset, c.lr, c.hflip) == ("adni256-ldm", 0.001, True)
     assert (c.data, c.perceptual_file) == (f"{here}/slices", f"{here}/vgg.pth")
     command = [sys.executable, "-u", f"{here}/r/code/pretrain_vae.py", "--run", f"{here}/r"]
-    assert vae.command() == command
-    assert replace(vae, config=replace(c, override=True)).command() == [*command, "--override"]
+    assert vae.command() == [*command, "--device", "cuda"]  # a GPU is planned, so there is no CPU run
+    assert replace(vae, gpus=0).command() == replace(vae, config=replace(c, device="cpu")).command() == command
+    assert replace(vae, gpus=0, config=replace(c, override=True)).command() == [*command, "--override"]
     typed = ["--run=x", "--batch", "8", "--data", "d", "--vae", "v", "--no-compile", "--data", "e"]
     other = planning.make_plan(options(job="diffusion"), typed, SITE, None).config
     assert (other.batch, other.data, other.vae, other.init_from) == (8, f"{here}/e", f"{here}/v", "")
     monkeypatch.setattr(submit, "take_snapshot", lambda run: (run / "code").mkdir(exist_ok=True))
     submit.prepare(vae)
     monkeypatch.chdir("/")
-    assert parsing.parse_config(specs.VaeConfig, vae.command()[3:]) == c  # as the node will read it
+    asked = parsing.parse_config(specs.VaeConfig, vae.command()[3:])  # as the node will read it
+    assert asked == replace(c, device="cuda")
 
 
 def test_the_preset_is_resolved_and_leads_to_the_data(tmp_path):
