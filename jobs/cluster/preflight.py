@@ -78,7 +78,7 @@ def check_plan(plan: Plan, partitions: Mapping[str, Partition] | None, script: s
             found += check_with_slurm(script)
     found += check_data(plan) + check_vae(plan)
     found += check_run_folder(plan, partitions)
-    found += check_config(plan) + check_code(plan) + check_packages(plan, partitions)
+    found += check_config(plan) + check_memory(plan) + check_code(plan) + check_packages(plan, partitions)
     return found
 
 
@@ -376,19 +376,25 @@ def quota_left_gb(folder: Path) -> float | None:
     return None
 
 
+def check_memory(plan: Plan) -> list[Check]:
+    """Whether a step fits into the card that the gres names."""
+    card, memory = card_of(plan.gres), memory_gb(plan)
+    if card is None or sizes.with_margin(memory) <= card.gb:
+        return []
+    text = f"a step needs about {memory:.0f} GB, and a {card.name} may have {card.gb:g} GB"
+    return [warn(text, rules.less_memory(plan.config, plan.world))]
+
+
+def memory_gb(plan: Plan) -> float:
+    """Rough memory per GPU, in the precision that the card of the gres computes in."""
+    card = card_of(plan.gres)
+    return kinds.JOBS[plan.job].memory_gb(plan.config, plan.world, card.capability if card else None)
+
+
 def check_config(plan: Plan) -> list[Check]:
     """The flags against those that the run was started with, as the training script will do on the node."""
-    config = plan.config
-    card = card_of(plan.gres)
-    memory = kinds.JOBS[plan.job].memory_gb(config, plan.world, card.capability if card else None)
-    if card and sizes.with_margin(memory) > card.gb:
-        text = f"a step needs about {memory:.0f} GB, and a {card.name} may have {card.gb:g} GB"
-        return [warn(text, rules.less_memory(config, plan.world)), *_check_stored(plan, memory)]
-    return _check_stored(plan, memory)
-
-
-def _check_stored(plan: Plan, memory: float) -> list[Check]:
     run, config = RunDir(plan.run), plan.config
+    memory = memory_gb(plan)
     try:
         stored = run.read_config()
     except RunDirError as error:

@@ -1233,7 +1233,7 @@ def test_slurms_own_word_on_a_script(monkeypatch, accepted, words, level, said):
 
 @pytest.fixture
 def all_well(monkeypatch):
-    for name in ("check_data", "check_vae", "check_config", "check_code", "check_packages"):
+    for name in ("check_data", "check_vae", "check_config", "check_memory", "check_code", "check_packages"):
         monkeypatch.setattr(preflight, name, lambda plan, *_: [])
     monkeypatch.setattr(preflight, "check_run_folder", lambda plan, partitions: [])
     scripts = []
@@ -1250,7 +1250,9 @@ def test_slurm_is_asked_only_where_nothing_failed_before(tmp_path, all_well):
     assert preflight.check_plan(replace(plan, local=True), None, "text") == [] and all_well == ["text"]
 
 
-@pytest.mark.parametrize("broken", ["check_data", "check_vae", "check_config", "check_code", "check_packages"])
+@pytest.mark.parametrize(
+    "broken", ["check_data", "check_vae", "check_config", "check_memory", "check_code", "check_packages"]
+)
 def test_every_check_is_made(tmp_path, monkeypatch, all_well, broken):
     monkeypatch.setattr(preflight, broken, lambda plan, *_: [preflight.fail(broken, "fix")])
     for plan in (small(tmp_path), make(tmp_path, local=True)):

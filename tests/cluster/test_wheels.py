@@ -225,10 +225,12 @@ def test_batch_auto_needs_to_know_the_gpu_and_a_run_keeps_its_own(tmp_path, monk
 
 def test_a_step_that_does_not_fit_is_said_with_the_flags_that_do(tmp_path, monkeypatch):
     monkeypatch.setattr(specs, "ROOT", tmp_path)
-    (line,) = preflight.check_config(planned("--preset", "adni256"))
-    assert line.level == "ok" and "about 10 GB per GPU" in line.text
-    warned, line = preflight.check_config(planned("--preset", "adni256", gres="gpu:v100:1"))
+    assert preflight.check_memory(planned("--preset", "adni256")) == []
+    assert preflight.check_memory(planned("--preset", "adni256", gres="gpu:1")) == []
+    (warned,) = preflight.check_memory(planned("--preset", "adni256", gres="gpu:v100:1"))
     assert (
         warned.level == "warn" and "20 GB, and a V100 may have 16 GB" in warned.text and "--accumulate 2" in warned.fix
     )
-    assert line.level == "ok"
+    for gres, gb in (("gpu:a100:1", 10), ("gpu:v100:1", 20)):
+        (line,) = preflight.check_config(planned("--preset", "adni256", gres=gres))
+        assert line.level == "ok" and f"about {gb} GB per GPU" in line.text
