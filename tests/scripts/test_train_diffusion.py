@@ -357,7 +357,7 @@ def test_slices_of_training_and_of_other_patients_and_their_latents(tmp_path, mo
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(devices, "default_threads", lambda ranks: 7 * ranks)
     monkeypatch.setattr(latent_space, "ensure_latents", lambda *a, **k: verified.append(k["verify"]) or ensure(*a, **k))
-    packs, latents = script.open_data(c, run, ranks.Meeting(), lambda *_: None)
+    packs, latents = script.open_data(c, run, ranks.Meeting(), torch.device("cpu"), lambda *_: None)
     assert [p.meta["split"] for p in packs] == ["train", "val"]
     sha = hashlib.sha256(script.copied_vae(run.path).read_bytes()).hexdigest()
     for pack, found in zip(packs, latents, strict=True):
