@@ -37,7 +37,7 @@ from data.walk import DataError
 from jobs.config.specs import ConfigError
 from jobs.predict import pages
 from jobs.predict.named import UsageError
-from jobs.run import stopping
+from jobs.run import faults, stopping
 
 PAGES = {  # of what runs have written: no model, and no torch
     "plot": lambda args: pages.plot(args.run, args.out, from_kimg=args.from_kimg, to_kimg=args.to_kimg),
@@ -66,6 +66,13 @@ def main(args: argparse.Namespace) -> int:
         text, code = str(error), stopping.USAGE if isinstance(error, UsageError) else stopping.BAD
     except stopping.PeerLost as error:
         text, code = str(error), stopping.TRANSIENT
+    except faults.GpuFault as error:
+        text, code = str(error), error.exit_code
+    except RuntimeError as error:
+        fault = faults.named(error, lambda: f"it does not hold {args.batch} pictures at once; use a smaller --batch")
+        if fault is None:
+            raise
+        text, code = str(fault), fault.exit_code
     except OSError as error:
         what = f"{error.filename or args.command}: {error.strerror or error}"
         text, code = f"{what}; check the path, its permissions and the free space", stopping.BAD

@@ -59,6 +59,7 @@ from jobs.training.upkeep import (
 )
 from jobs.training.weights import read_weights
 from models import loading
+from models.draws import normal
 from models.ema import ema_beta, update_ema
 from models.optim import adamw, after_window, learning_rate, memory_layout
 from models.perceptual import VggDistance, load_vgg
@@ -177,8 +178,8 @@ def vae_step(s: TrainState, step: Step) -> list[tuple[torch.Tensor, torch.Tensor
     What runs in fp16 is scaled on its way to the image as well.
     """
     c, side = step.c, step.c.resolution // step.c.down
-    gen = randomness.generator(c.seed, step.position, "posterior", step.rt.device)
-    noise = torch.randn(c.batch, c.latent_channels, side, side, generator=gen, device=step.rt.device)
+    gen = randomness.generator(c.seed, step.position, "posterior")
+    noise = normal((c.batch, c.latent_channels, side, side), gen, step.rt.device)
     # The loss scale of fp16, as a factor: gradients with respect to the image are taken by hand below.
     scale, pairs = s.scaler_vae.scale(torch.ones((), device=step.rt.device)), []
     s.D.requires_grad_(False)
@@ -287,7 +288,8 @@ def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pa
     found = upkeep.resume()
     if found < 0 and c.init_from:
         load_initial_weights(s, ("vae", "vae_ema", "D"), c.init_from, attempt.say)
-    batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip)
+    room = devices.step_bytes(c, rt)
+    batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip, room=room)
     perceptual = open_perceptual(c, rt.device)
     reconstructions = Reconstructions(c, pack, held_out, rt, dtype)
     record = Record(
@@ -355,9 +357,9 @@ def write_latents(c: VaeConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack
 def dry_run(c: VaeConfig) -> int:
     """Check flags, data, run directory and memory, and change nothing."""
     say = partial(files.say, to=sys.stderr)
-    preview(c.data, split=c.split, **packing_of(c) | {"log": say})
+    _, slices = preview(c.data, split=c.split, **packing_of(c) | {"log": say})
     open_perceptual(c, torch.device("cpu"))
-    return end_dry_run(c, say)
+    return end_dry_run(c, say, slices * c.channels * c.resolution**2)
 
 
 def open_data(c: VaeConfig, rank: int, say) -> tuple[Pack, Pack | None]:
@@ -378,16 +380,17 @@ def main() -> int:
     if already_done(c, run, rank, NEXT):
         return stopping.DONE
     # From here on the run directory is locked, and whatever ends this process is written down in it.
-    with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
+    with ranks.Meeting() as meeting, Attempt(run, c, rank, world) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
+        device = devices.choose_device(meeting, c.device, attempt.say)
         # Packs are built before the process group exists: no collective waits for minutes of decoding.
         pack, held_out = meeting.first(partial(open_data, c, rank, attempt.say))
         if rank == 0:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
-        rt = collectives.init_runtime(c.threads, meeting)
+        rt = collectives.init_runtime(c.threads, meeting, device)
         code = train(c, rt, run, pack, held_out, attempt)
         collectives.shutdown(rt)
         if rank == 0 and run.done():

@@ -56,6 +56,7 @@ from jobs.training.upkeep import (
     optimizer_step,
 )
 from models import schedules, targets
+from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
 from models.optim import adamw, learning_rate, memory_layout
 from models.unet import UNet, drop_labels
@@ -129,15 +130,16 @@ def train_step(
 ) -> None:
     """One optimizer step and the moving average. Draws are made for the global batch; a rank uses its rows of them."""
     position = nimg + s.counters["skip"]
-    gen = randomness.generator(c.seed, position, "diffusion", rt.device)
+    gen = randomness.generator(c.seed, position, "diffusion")
     # A time and a noise for each image of the global batch, the same for any number of ranks.
     times = schedules.draw_times(c.batch, c.times, gen, rt.device, c.fast_steps)
-    noise, posterior_noise = torch.randn(2, c.batch, *data.shape, generator=gen, device=rt.device)
-    drop_gen = randomness.generator(c.seed, position, "class dropout", rt.device)
+    noise, posterior_noise = normal((2, c.batch, *data.shape), gen, rt.device)
+    drop_gen = randomness.generator(c.seed, position, "class dropout")
     # Dropout draws from torch's global stream, so each rank gets one of its own for this step.
     torch.manual_seed(randomness.seed_of(c.seed, position, f"dropout {rt.rank}"))
     # Without its class now and then the network also learns to denoise without one; guidance needs both.
-    kept = drop_labels(torch.zeros(c.batch, dtype=torch.int64, device=rt.device), 1, c.class_dropout, drop_gen) == 0
+    kept = drop_labels(torch.zeros(c.batch, dtype=torch.int64), 1, c.class_dropout, drop_gen) == 0
+    kept = moved(kept, rt.device)
 
     total = torch.zeros((), device=rt.device)
     for start, stop in randomness.rows(c.batch, rt.rank, rt.world, c.accumulate):
@@ -188,7 +190,7 @@ def train(
     dtype = devices.precision_dtype(c.precision, rt.device)
     schedule, pack = schedules.make_schedule(c.schedule), packs[0]
     vae = load_vae(c, copied_vae(run.path)) if latents else None
-    data = Data(c, pack, latents[0] if latents else None, vae, rt.device)
+    data = Data(c, pack, latents[0] if latents else None, vae, rt.device, devices.step_bytes(c, rt))
     s = build_state(c, data, len(pack.classes) if c.conditional else 0, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
     # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.
@@ -238,16 +240,21 @@ def train(
 def dry_run(c: DiffusionConfig) -> int:
     """Check flags, data, VAE, run directory and memory, and change nothing."""
     say = partial(files.say, to=sys.stderr)
-    rules.check_classes(c, preview(c.data, split=c.split, **packing_of(c) | {"log": say}))
+    classes, slices = preview(c.data, split=c.split, **packing_of(c) | {"log": say})
+    rules.check_classes(c, classes)
+    bytes_each = c.channels * c.resolution**2
     if c.space == "latent":
         copied = copied_vae(RunDir(c.run).path)
         source = copied if copied.exists() else find_vae(c)
-        load_vae(c, source)
+        vae = load_vae(c, source)
         say(f"VAE: {source}")
-    return end_dry_run(c, say)
+        bytes_each = 4 * vae.latent_channels * (c.resolution // vae.down) ** 2  # mean and log variance in fp16
+    return end_dry_run(c, say, slices * bytes_each)
 
 
-def open_data(c: DiffusionConfig, run: RunDir, meeting: ranks.Meeting, say) -> tuple[list[Pack], list[Latents]]:
+def open_data(
+    c: DiffusionConfig, run: RunDir, meeting: ranks.Meeting, device: torch.device, say
+) -> tuple[list[Pack], list[Latents]]:
     """Packs of the training slices and of those of other patients, and their latents; all made where they are not there
     yet."""
     main = meeting.rank == 0
@@ -260,7 +267,7 @@ def open_data(c: DiffusionConfig, run: RunDir, meeting: ranks.Meeting, say) -> t
         raise ConfigError("--conditional: the data has slices without a class; use a folder with one folder per class")
     held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, verify=main, **how)
     packs += [held_out] if held_out is not None else []
-    return packs, encode_packs(c, run, packs, meeting, say) if c.space == "latent" else []
+    return packs, encode_packs(c, run, packs, meeting, device, say) if c.space == "latent" else []
 
 
 def main() -> int:
@@ -274,16 +281,17 @@ def main() -> int:
     if already_done(c, run, rank, NEXT):
         return stopping.DONE
     # From here on the run directory is locked, and whatever ends this process is written down in it.
-    with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
+    with ranks.Meeting() as meeting, Attempt(run, c, rank, world) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
+        device = devices.choose_device(meeting, c.device, attempt.say)
         # Packs and latents are made before the process group exists: no collective waits for minutes of work.
-        packs, latents = meeting.first(partial(open_data, c, run, meeting, attempt.say))
+        packs, latents = meeting.first(partial(open_data, c, run, meeting, device, attempt.say))
         if rank == 0:
             check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
-        rt = collectives.init_runtime(c.threads, meeting)
+        rt = collectives.init_runtime(c.threads, meeting, device)
         code = train(c, rt, run, packs, latents, attempt)
         collectives.shutdown(rt)
         return code

@@ -53,6 +53,7 @@ from jobs.training.upkeep import (
     load_initial_weights,
 )
 from models import augment as ada
+from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
 from models.metrics import COLLAPSE_FLOOR, COLLAPSE_RATIO
@@ -134,7 +135,7 @@ class Step:
 
     def generator(self, purpose: str) -> torch.Generator:
         """The random stream of one purpose in this step."""
-        return randomness.generator(self.c.seed, self.position, purpose, self.rt.device)
+        return randomness.generator(self.c.seed, self.position, purpose)
 
     def rows(self, batch: int) -> list[tuple[int, int]]:
         """(start, stop) of this rank's micro-batches in a global batch."""
@@ -152,15 +153,15 @@ def draw_latents(step: Step, G: Generator, batch: int, purpose: str) -> dict:
     are not mixed (Karras 2019, section 3.1); labels (batch,) or None; noise, a list of (batch, 1, h, w).
     """
     c, gen, device = step.c, step.generator(purpose), step.rt.device
-    z, z_mix = torch.randn(2, batch, c.z_dim, generator=gen, device=device)
-    cutoff = torch.randint(1, G.num_ws, (batch,), generator=gen, device=device)
-    mixed = torch.rand(batch, generator=gen, device=device) < c.style_mixing
-    pick = torch.randint(len(step.label_pool), (batch,), generator=gen, device=device)
+    z, z_mix = normal((2, batch, c.z_dim), gen, device)
+    cutoff = torch.randint(1, G.num_ws, (batch,), generator=gen)
+    mixed = torch.rand(batch, generator=gen) < c.style_mixing
+    pick = torch.randint(len(step.label_pool), (batch,), generator=gen)
     return dict(
         z=z,
         z_mix=z_mix,
-        cutoff=torch.where(mixed, cutoff, G.num_ws),
-        labels=step.label_pool[pick] if c.conditional else None,
+        cutoff=moved(torch.where(mixed, cutoff, G.num_ws), device),
+        labels=step.label_pool[moved(pick, device)] if c.conditional else None,
         noise=G.draw_noise(batch, gen, device),
     )
 
@@ -233,9 +234,7 @@ def path_length_step(s: TrainState, step: Step) -> None:
     """Lazy path-length regularisation on half a batch of its own (Karras 2020a, equation 4 and section 3.2)."""
     c, batch = step.c, max(step.c.batch // 2, 1)
     draws = draw_latents(step, s.G, batch, "path length")
-    pl_noise = torch.randn(
-        batch, c.channels, c.resolution, c.resolution, generator=step.generator("pl noise"), device=step.rt.device
-    )
+    pl_noise = normal((batch, c.channels, c.resolution, c.resolution), step.generator("pl noise"), step.rt.device)
     for start, stop in step.rows(batch):
         latents, noise = rows_of(draws, start, stop)
         ws, _ = styles_of(s.G, **latents)
@@ -400,7 +399,8 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
     found = upkeep.resume()
     if found < 0 and c.init_from:
         load_initial_weights(s, ("G", "D", "G_ema"), c.init_from, attempt.say)
-    batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip)
+    room = devices.step_bytes(c, rt)
+    batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip, room=room)
     label_pool = torch.from_numpy(pack.labels).to(rt.device)
     sampler = Sampler(c, pack, batches, rt, dtype)
     record = Record(
@@ -448,8 +448,9 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
 def dry_run(c: GanConfig) -> int:
     """Check flags, data, run directory and memory, and change nothing."""
     say = partial(files.say, to=sys.stderr)
-    rules.check_classes(c, preview(c.data, split=c.split, **packing_of(c) | {"log": say}))
-    return end_dry_run(c, say)
+    classes, slices = preview(c.data, split=c.split, **packing_of(c) | {"log": say})
+    rules.check_classes(c, classes)
+    return end_dry_run(c, say, slices * c.channels * c.resolution**2)
 
 
 def main() -> int:
@@ -463,9 +464,10 @@ def main() -> int:
     if already_done(c, run, rank, GENERATE):
         return stopping.DONE
     # From here on the run directory is locked, and whatever ends this process is written down in it.
-    with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
+    with ranks.Meeting() as meeting, Attempt(run, c, rank, world) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
+        device = devices.choose_device(meeting, c.device, attempt.say)
         # The pack is built before the process group exists: no collective waits for minutes of decoding.
         how = packing_of(c) | {"log": attempt.say, "progress": rank == 0, "poll": stopping.raise_if_asked}
         pack = meeting.first(partial(ensure_pack, c.data, split=c.split, verify=rank == 0, **how))
@@ -475,7 +477,7 @@ def main() -> int:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say, augmentation=drawn)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
-        rt = collectives.init_runtime(c.threads, meeting)
+        rt = collectives.init_runtime(c.threads, meeting, device)
         code = train(c, rt, run, pack, attempt)
         collectives.shutdown(rt)
         return code

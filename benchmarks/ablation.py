@@ -59,7 +59,7 @@ def separate_adam(module: torch.nn.Module, lr: float, lazy_interval: int) -> tor
 
 VARIANTS = {  # name: (module, attribute, what it was chosen over)
     "as it is": None,
-    "memory given back to the system": (collectives, "keep_freed_memory", lambda: None),
+    "memory given back to the system": (collectives, "keep_freed_memory", lambda device: None),
     "FIR with autograd's derivatives": (filters, "_fir", plain_fir),
     "FIR as shifted sums": (filters, "_fir", filters._fir_shifted),
     "a weight per sample, grouped convolution": (stylegan2, "modulated_conv", grouped_conv),

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-FREE_FRACTION = 0.5  # of the GPU's free memory that the data may take
+FREE_FRACTION = 0.5  # of the GPU's free memory that the data may take, and never what is to be left for the step
 PENDING = 64  # fetched pieces kept at most
 
 
@@ -70,15 +70,26 @@ def flip_coins(seed: int, start: int, count: int) -> np.ndarray:
     return ((x ^ (x >> np.uint64(31))) & np.uint64(1)).astype(bool)
 
 
+def fits_on_device(size: int, device: torch.device, room: float) -> bool:
+    """Whether data of this many bytes go to the device: into half of a GPU's free memory, if what is left holds `room`
+    bytes, of which training may have taken some already. A CPU has its memory map."""
+    if device.type != "cuda":
+        return True
+    free = torch.cuda.mem_get_info(device)[0]
+    return size < min(FREE_FRACTION * free, free + torch.cuda.memory_reserved(device) - room)
+
+
 class Batches:
     """Rows of global batches from a Pack.
 
     `place`: 'device' copies the whole set to the device as uint8 (on the CPU: reads the memory map), 'host' gathers
-    rows with a thread, one batch of `batch` images ahead, 'auto' takes the device if the set needs less than half of
-    its free memory. `hflip` mirrors left-right at random, never vertically.
+    rows with a thread, one batch of `batch` images ahead, 'auto' takes the device if fits_on_device(). `room`: bytes of
+    the device that training is going to need. `hflip` mirrors left-right at random, never vertically.
     """
 
-    def __init__(self, pack, *, seed: int, batch: int, device, hflip: bool = False, place: str = "auto"):
+    def __init__(
+        self, pack, *, seed: int, batch: int, device, hflip: bool = False, place: str = "auto", room: float = 0.0
+    ):
         self.device, self.seed, self.batch, self.hflip = torch.device(device), seed, batch, hflip
         self.count = len(pack.labels)
         self._labels = torch.from_numpy(np.asarray(pack.labels, np.int64)).to(self.device)
@@ -86,7 +97,7 @@ class Batches:
         if place not in ("auto", "device", "host"):
             raise ValueError(f"place {place!r}: choose auto, device or host")
         if place == "auto":
-            place = "device" if self._fits(pack.images.nbytes) else "host"
+            place = "device" if fits_on_device(pack.images.nbytes, self.device, room) else "host"
         megabytes = f"{self.count:,} slices, {pack.images.nbytes / 1e6:,.0f} MB"
         self.waited = 0.0  # seconds that rows() has waited for the thread
         self._pool: ThreadPoolExecutor | None = None
@@ -101,11 +112,6 @@ class Batches:
             self._images = None
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
             self.placement = f"memory map, read ahead by a thread ({megabytes})"
-
-    def _fits(self, size: int) -> bool:
-        if self.device.type != "cuda":
-            return True
-        return size < FREE_FRACTION * torch.cuda.mem_get_info(self.device)[0]
 
     def rows(self, nimg: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows start..stop of the global batch whose first image is position `nimg`: images float32

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches import FREE_FRACTION, on_device, sample_order, to_float
+from data.batches import fits_on_device, on_device, sample_order, to_float
 from data.files import atomic_write, open_regular, read_json, remove_torn, say, sha256_of, temporary_for
 from data.pack import pack_folder
 from data.packfile import Pack
@@ -180,15 +180,15 @@ def ensure_latents(
 class LatentBatches:
     """Rows of global batches from a cache, in the order that `Batches` has: a pure function of (seed, nimg).
 
-    Lies on the device where it needs less than half of the free memory, else rows are read from the memory map.
+    Lies on a GPU under the conditions of batches.fits_on_device, else rows are read from the memory map.
     """
 
-    def __init__(self, latents: Latents, *, seed: int, device):
+    def __init__(self, latents: Latents, *, seed: int, device, room: float = 0.0):
         self.device, self.seed, self.count = torch.device(device), seed, len(latents)
         self._labels = torch.from_numpy(latents.labels).to(self.device)
         size = latents.values.nbytes
         self._map, self._values = latents.values, None
-        if self.device.type == "cuda" and size < FREE_FRACTION * torch.cuda.mem_get_info(self.device)[0]:
+        if self.device.type == "cuda" and fits_on_device(size, self.device, room):
             self._values = torch.from_numpy(np.array(latents.values)).to(self.device)
         place = "memory map" if self._values is None else "GPU memory"
         self.placement = f"{place} ({self.count:,} latents, {size / 1e6:,.0f} MB)"

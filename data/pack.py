@@ -86,16 +86,17 @@ def ensure_pack(
     return pack
 
 
-def preview(spec: str, *, split: str = "train", **how: Unpack[Packing]) -> list[str]:
+def preview(spec: str, *, split: str = "train", **how: Unpack[Packing]) -> tuple[list[str], int]:
     """What ensure_pack would check before it decodes anything: says what was found, with its warnings; returns the
-    classes.
+    classes and the number of slices, 0 where it is not known: nobody has looked into volumes.
 
     Files that are bad at a glance (unreadable, empty) count: with too many of them ensure_pack is sure to refuse.
     """
     resolution, channels, crop = shape_of(how)
     max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", say)
     if _given(spec):
-        return _given_pack(spec, resolution, channels, crop, split, log, verify=False).classes
+        pack = _given_pack(spec, resolution, channels, crop, split, log, verify=False)
+        return pack.classes, len(pack)
     source = find_source(spec, split, how.get("choices", DEFAULT))
     source.check()
     source = settle(source)
@@ -106,7 +107,7 @@ def preview(spec: str, *, split: str = "train", **how: Unpack[Packing]) -> list[
     empty = [(hide(r.name), "zero bytes") for r in source.records if not r.size and source.kind != "phantom"]
     bad = source.bad + empty
     check_bad(spec, bad, len(bad), len(source.records) + len(source.bad), max_bad)
-    return source.classes
+    return source.classes, 0 if source.kind == "volumes" else len(source.records)
 
 
 def ensure_held_out(

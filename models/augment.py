@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.draws import moved
+
 KINDS = {
     "mri": ("shift", "scale", "rotate", "stretch", "brightness", "contrast"),
     "mri-flip": ("mirror", "shift", "scale", "rotate", "stretch", "brightness", "contrast"),
@@ -28,14 +30,14 @@ BACKGROUND = -1.0  # black; what lies outside of the image
 def draw_augmentation(
     batch: int, p: float, resolution: int, generator, device, kinds: tuple[str, ...]
 ) -> dict[str, Tensor]:
-    """Every random decision for a global batch, as tensors whose first dimension is the batch.
+    """Every random decision for a global batch, as tensors on the device whose first dimension is the batch.
 
     Returns `grid` (B, 2, 3), the map from output to input coordinates in [-1, 1] that F.affine_grid takes, and
     `contrast`, `brightness` (B,). The number of draws does not depend on p or on the kinds.
     """
-    uniform = torch.rand(batch, 6, generator=generator, device=device)
-    normal = torch.randn(batch, 4, generator=generator, device=device)
-    coins = torch.rand(batch, 7, generator=generator, device=device) < p
+    uniform = torch.rand(batch, 6, generator=generator)
+    normal = torch.randn(batch, 4, generator=generator)
+    coins = torch.rand(batch, 7, generator=generator) < p
 
     def when(kind: str, column: int, value: Tensor, neutral: float) -> Tensor:
         on = coins[:, column] & (kind in kinds)
@@ -53,13 +55,14 @@ def draw_augmentation(
     ax, ay = mirror / (scale * stretch), stretch / scale
     linear = torch.stack([ax * cos, ax * sin, -ay * sin, ay * cos], 1).view(batch, 2, 2)
     offset = -(linear @ torch.stack([dx, dy], 1)[:, :, None])
-    return {
+    params = {
         "grid": torch.cat([linear, offset], 2),
         "brightness": when("brightness", 5, normal[:, 2] * BRIGHTNESS_STD, 0.0),
         "contrast": when("contrast", 6, torch.exp2(normal[:, 3] * CONTRAST_STD), 1.0),
         # Rows that are left as they are skip the resampling in `augment`.
         "warped": torch.stack([coins[:, i] & (kind in kinds) for i, kind in enumerate(WARPS)]).any(0),
     }
+    return {name: moved(value, device) for name, value in params.items()}
 
 
 def fingerprint(kinds: tuple[str, ...]) -> list[float]:

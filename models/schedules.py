@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.draws import moved
 from models.names import SCHEDULES
 
 T = 1000  # discrete steps of the tabulated schedules; step k is t = k / (T - 1)
@@ -130,15 +131,17 @@ def draw_times(batch: int, time_set: str, generator: torch.Generator, device, fa
     with antithetic pairs, the second half mirroring the first.
     """
     if time_set in ("uniform", "logit-normal"):
-        offset = torch.rand((), generator=generator, device=device)
+        offset = torch.rand((), generator=generator)
         # Multiples of the golden ratio: the rows of any one rank cover the noise levels evenly as well.
-        spread = torch.arange(batch, device=device, dtype=torch.float32) * 0.6180339887498949
+        spread = torch.arange(batch, dtype=torch.float32) * 0.6180339887498949
         u = (offset + spread) % 1
-        return u if time_set == "uniform" else (math.sqrt(2) * torch.erfinv(u.clamp(1e-6, 1 - 1e-6) * 2 - 1)).sigmoid()
-    steps = torch.tensor(fast_steps(time_set, fast_number), device=device)
-    half = torch.randint(len(steps), ((batch + 1) // 2,), generator=generator, device=device)
+        if time_set == "logit-normal":
+            u = (math.sqrt(2) * torch.erfinv(u.clamp(1e-6, 1 - 1e-6) * 2 - 1)).sigmoid()
+        return moved(u, device)
+    steps = torch.tensor(fast_steps(time_set, fast_number))
+    half = torch.randint(len(steps), ((batch + 1) // 2,), generator=generator)
     index = torch.cat([half, len(steps) - 1 - half])[:batch]
-    return steps[index].float() / (T - 1)
+    return moved(steps[index].float() / (T - 1), device)
 
 
 def trailing_times(steps: int) -> Tensor:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.convolution import conv2d, conv_transpose2d
+from models.draws import normals
 from models.filters import blur, downsample, upsample
 
 SQRT2 = math.sqrt(2)
@@ -227,8 +228,8 @@ class Generator(nn.Module):
         return [(layer.resolution, layer.resolution) for layer in layers]
 
     def draw_noise(self, batch: int, generator: torch.Generator, device: torch.device | str) -> list[torch.Tensor]:
-        """Noise ~ N(0, 1) for `synthesis`: a list of (batch, 1, H, W) fp32, drawn from `generator` on `device`."""
-        return [torch.randn(batch, 1, h, w, generator=generator, device=device) for h, w in self.noise_shapes]
+        """Noise ~ N(0, 1) for `synthesis`: a list of (batch, 1, H, W) fp32 on `device`, from a generator of the CPU."""
+        return normals([(batch, 1, h, w) for h, w in self.noise_shapes], generator, device)
 
     def broadcast(self, w: torch.Tensor) -> torch.Tensor:
         """w (B, w_dim) -> ws (B, num_ws, w_dim), the same style in every layer."""

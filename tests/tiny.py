@@ -22,14 +22,15 @@ import forks  # noqa: E402
 from jobs.cluster.submit import tracked_files  # noqa: E402
 
 TINY = (
-    "--preset quickstart --data phantom:48 --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 "
-    "--w-dim 16 --batch 8 --mbstd-group 2 --threads 1 --precision fp32 --log-kimg 0.04 --sample-kimg 0.16 "
+    "--device cpu --preset quickstart --data phantom:48 --resolution 32 --channel-base 256 --channel-max 8 "
+    "--z-dim 16 --w-dim 16 --batch 8 --mbstd-group 2 --threads 1 --precision fp32 --log-kimg 0.04 --sample-kimg 0.16 "
     "--loss logistic --gamma 0.1 --r1-interval 16 --pl-weight 2 --ada mri --checkpoint-minutes 0 --checkpoint-kimg "
     "0.048 --ada-kimg 2"
 ).split()
 COMMON = (
-    "--preset quickstart --data phantom:48 --resolution 32 --batch 8 --threads 1 --precision fp32 --log-kimg 0.04 "
-    "--sample-kimg 0.16 --checkpoint-minutes 0 --checkpoint-kimg 0.048 --warmup-kimg 0.05 --decay-kimg 1 --lr 0.001"
+    "--device cpu --preset quickstart --data phantom:48 --resolution 32 --batch 8 --threads 1 --precision fp32 "
+    "--log-kimg 0.04 --sample-kimg 0.16 --checkpoint-minutes 0 --checkpoint-kimg 0.048 "
+    "--warmup-kimg 0.05 --decay-kimg 1 --lr 0.001"
 )
 FLAGS = {
     "train_gan.py": TINY,

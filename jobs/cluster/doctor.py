@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.files import plain, say
-from jobs.cluster import choose, slurm, terminal
+from jobs.cluster import choose, slurm, terminal, wheels
 from jobs.cluster.choose import verb_parser
 from jobs.cluster.preflight import SHARED_FILESYSTEMS, Check, fail, filesystem, ok, quota_left_gb, torch_cuda, warn
 from jobs.cluster.sites import choose_site, user_file
@@ -87,6 +87,9 @@ def check_machine(wanted_site: str, runs: Path) -> list[Check]:
     crlf = [path.name for path in (specs.ROOT / "jobs").glob("*.sh") if b"\r" in path.read_bytes()]
     if crlf:
         found.append(fail(f"Windows line ends in {', '.join(crlf)}", r"sed -i 's/\r$//' jobs/*.sh"))
+    if cuda := torch_cuda():
+        kinds = [kind for p in (partitions or {}).values() for kind in p.gres]
+        found += [warn(text, fix) for _, text, fix in wheels.check_cards(kinds, cuda)]  # it may never be asked for
     state = git_state(specs.ROOT)
     if state["git_commit"]:
         found.append(ok(f"code at commit {state['git_commit'][:10]}{', with changes' if state['git_dirty'] else ''}"))

@@ -16,7 +16,8 @@ from jobs.cluster import slurm
 from jobs.cluster.options import MAX_RESTARTS, Options, Resources, asked, plain_options
 from jobs.cluster.sites import Site
 from jobs.config import kinds, rules, specs
-from jobs.config.parsing import parse_config
+from jobs.config.cards import Card, card_of
+from jobs.config.parsing import fitted, local_card, parse_config, take_auto
 from jobs.config.specs import ConfigError, TrainConfig
 
 
@@ -63,6 +64,11 @@ class Plan:
         """Snapshot of the code that the job runs."""
         return self.run / "code"
 
+    def memory_gb(self) -> float:
+        """Rough memory per GPU, in the precision that the card of the gres computes in."""
+        card = card_of(self.gres)
+        return kinds.JOBS[self.job].memory_gb(self.config, self.world, card.capability if card else None)
+
     def command(self) -> list[str]:
         """The training process, from the snapshot.
 
@@ -71,6 +77,8 @@ class Plan:
         script = [str(self.code / kinds.JOBS[self.job].script), "--run", str(self.run)]
         if self.config.override:  # of this launch alone, so it is not in config.json
             script.append("--override")
+        if self.gpus and self.config.device == "auto":  # where it was promised a GPU it never goes to a CPU by itself
+            script += ["--device", "cuda"]
         launcher = []
         if self.local and self.world > 1:
             # Without the "--" torchrun takes the script's --run for an abbreviation of its own --run-path.
@@ -85,12 +93,17 @@ def make_plan(options: Options, flags: list[str], site: Site, partitions: Mappin
     `partitions` is what Slurm reports, None without Slurm: then the profile's word is taken.
     """
     job = options.job
+    flags, fit = take_auto(flags)
     config = resolve(job, options.name, options.preset, flags, site)
     if options.local:
         gpus = local_gpus() if options.gpus is None else options.gpus
         plan = Plan(job, config, Path(config.run), site, True, gpus=gpus, cpus=0)
     else:
         plan = slurm_plan(job, config, options, site, partitions)
+    if fit:
+        named = options.name or "--run" in {flag.partition("=")[0] for flag in flags}
+        more = flags_that_fit(plan, str(plan.run) if named else "", partitions)
+        return make_plan(options, [*flags, *more], site, partitions)
     rules.check_world(config, plan.world)
     texts = {name: str(getattr(plan, name)) for name in ("run", "partition", "account", "qos", "gres")}
     for name, text in (texts | {name: str(value) for name, value in plan.slurm.items()}).items():
@@ -107,6 +120,21 @@ def make_plan(options: Options, flags: list[str], site: Site, partitions: Mappin
         from_shell=options.from_shell,
         not_taken=options.not_taken,
     )
+
+
+def flags_that_fit(plan: Plan, run: str, partitions: Mapping[str, slurm.Partition] | None) -> list[str]:
+    """What `--batch auto` comes to on the GPUs of a plan: of the kind that its gres names, else of the smallest in the
+    partition. `run`: the run's directory, where its name does not follow from the batch."""
+
+    def gpu() -> Card | None:
+        if plan.local or not plan.gpus:
+            return local_card() if plan.gpus else None
+        here = [partitions[name] for name in plan.partition.split(",") if partitions and name in partitions]
+        cards = [card for p in here for kind in p.gres if (card := card_of(kind))]
+        return card_of(plan.gres) or min(cards, key=lambda card: card.gb, default=None)
+
+    config = fitted(plan.config, run, plan.world, gpu)
+    return ["--batch", str(config.batch), "--accumulate", str(config.accumulate)]
 
 
 def resolve(job: str, name: str, preset: str, flags: list[str], site: Site) -> TrainConfig:

@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.files import ARCHIVES, PACK, PICTURES, VOLUMES
-from jobs.cluster import notify, quota, sbatch, slurm
+from jobs.cluster import notify, quota, sbatch, slurm, wheels
 from jobs.cluster.plan import Plan
 from jobs.cluster.slurm import Partition, format_time
 from jobs.cluster.submit import untracked_code
-from jobs.config import kinds, specs
+from jobs.config import kinds, rules, sizes, specs
+from jobs.config.cards import card_of
 from jobs.config.specs import ConfigError, DiffusionConfig
 from jobs.run import budget
 from jobs.run.resume import compare_with_run
@@ -78,7 +79,7 @@ def check_plan(plan: Plan, partitions: Mapping[str, Partition] | None, script: s
             found += check_with_slurm(script)
     found += check_promises(plan) + check_data(plan) + check_vae(plan)
     found += check_run_folder(plan, partitions)
-    found += check_config(plan) + check_code(plan) + check_packages(plan)
+    found += check_config(plan) + check_memory(plan) + check_code(plan) + check_packages(plan, partitions)
     return found
 
 
@@ -176,10 +177,10 @@ def check_partition(plan: Plan, name: str, partitions: Mapping[str, Partition]) 
                 f"--cpus {max(p.cpus_per_node // plan.tasks, 1)}",
             )
         )
-    return found + check_gres(plan, p) + check_memory(plan, p)
+    return found + check_gres(plan, p) + check_mem(plan, p)
 
 
-def check_memory(plan: Plan, p: Partition) -> list[Check]:
+def check_mem(plan: Plan, p: Partition) -> list[Check]:
     """The memory that is asked for per node, against that of the partition's nodes."""
     if p.real_memory_mb == 1:
         return [ok(f"nodes of {p.name} report RealMemory=1, so no --mem is sent (it would pend for ever)")]
@@ -394,10 +395,19 @@ def quota_left_gb(folder: Path) -> float | None:
     return None if room is None else max(room[1] - room[0], 0)
 
 
+def check_memory(plan: Plan) -> list[Check]:
+    """Whether a step fits into the card that the gres names."""
+    card, memory = card_of(plan.gres), plan.memory_gb()
+    if card is None or sizes.with_margin(memory) <= card.gb:
+        return []
+    text = f"a step needs about {memory:.0f} GB, and a {card.name} may have {card.gb:g} GB"
+    return [warn(text, rules.less_memory(plan.config, plan.world))]
+
+
 def check_config(plan: Plan) -> list[Check]:
     """The flags against those that the run was started with, as the training script will do on the node."""
     run, config = RunDir(plan.run), plan.config
-    memory = kinds.JOBS[plan.job].memory_gb(config, plan.world)
+    memory = plan.memory_gb()
     try:
         stored = run.read_config()
     except RunDirError as error:
@@ -438,7 +448,7 @@ def check_code(plan: Plan) -> list[Check]:
     return found
 
 
-def check_packages(plan: Plan) -> list[Check]:
+def check_packages(plan: Plan, partitions: Mapping[str, Partition] | None = None) -> list[Check]:
     """The interpreter that runs launch.py is the one that the job uses. Nothing is imported: torch takes seconds."""
     found = []
     missing = [
@@ -469,6 +479,10 @@ def check_packages(plan: Plan) -> list[Check]:
         )
     elif plan.gpus:
         found.append(ok(f"torch is built for CUDA {cuda}"))
+        here = [partitions[name] for name in plan.partition.split(",") if partitions and name in partitions]
+        named = [plan.gres] if card_of(plan.gres) else [kind for p in here for kind in p.gres]
+        sure = len({card_of(kind) for kind in named}) < 2  # of several kinds the job may get the one that fits
+        found += [Check(level if sure else "warn", *row) for level, *row in wheels.check_cards(named, cuda)]
     return found
 
 

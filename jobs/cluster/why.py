@@ -15,13 +15,13 @@ from jobs.cluster.slurm import Job
 from jobs.cluster.status import View, live_jobs, pending_words, view_run
 from jobs.cluster.terminal import facts, paint
 from jobs.config import wording
+from jobs.run import faults
 from jobs.run.find import read_jobs, typed
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
 from jobs.run.stopping import DONE
 
 TAIL_BYTES = 65536
-MEMORY_FIX = "--accumulate 2 (the result stays the same), a smaller --batch, or --channel-max 256"
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,9 @@ class Evidence:
 
 
 # Pattern in the log -> what it means, what to do. The first that is found counts, searched from the end of the log.
+# Ranks lose each other after anything else, too.
 IN_LOG = [
-    (
-        r"CUDA out of memory|torch\.(cuda\.)?OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
-        "the GPU ran out of memory",
-        MEMORY_FIX,
-    ),
+    *((fault.pattern, fault.text, fault.fix) for fault in faults.FAULTS if fault is not faults.RANKS_LOST),
     (
         r"oom[-_ ]?kill|[Ee]xceeded (job )?memory limit|DefaultCPUAllocator: (can't|not enough)|\bMemoryError\b|Cannot "
         r"allocate memory|Out Of Memory",
@@ -69,24 +66,7 @@ IN_LOG = [
         "the disk is full",
         "make room, or use --run on another disk, then resume; the last checkpoint is whole",
     ),
-    (
-        r"uncorrectable ECC|fallen off the bus|\bXid\b.*\d|CUDA error: (an illegal|unspecified "
-        r"launch|hardware|uncorrectable)|device-side assert|CUDA-capable device\(s\) is/are busy",
-        "the GPU or its driver failed",
-        "resume; if it happens on the same node again, tell the administrators its name",
-    ),
-    (
-        r"no kernel image is available|driver version is insufficient|forward compatibility was attempted|NVIDIA "
-        r"driver on your system is too old",
-        "the installed torch does not fit the node's GPU driver",
-        "install the torch build for the CUDA version that nvidia-smi shows on the node",
-    ),
-    (
-        r"NCCL.*(timed? ?out|error|unhandled)|[Ww]atchdog caught collective|Connection closed by "
-        r"peer|PeerLost|gloo.*(timed? ?out|reset|closed)",
-        "the ranks lost each other (network, or one of them died first)",
-        "resume; the log of the first rank that died says more",
-    ),
+    (faults.RANKS_LOST.pattern, faults.RANKS_LOST.text, faults.RANKS_LOST.fix),
     (
         r"DOS line breaks|\$'\\r': command not found|/bin/bash\^M",
         "a script has Windows line ends (CRLF)",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from jobs.config import columns, presets, rules, sizes
+from jobs.config.cards import Card
 from jobs.config.columns import Column
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, TrainConfig, VaeConfig
 
@@ -15,7 +17,7 @@ from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, TrainConf
 class Job:
     """One kind of training job.
 
-    memory_gb(config, world) is per GPU, checkpoint_gb(config) per checkpoint; both rough.
+    memory_gb(config, world, compute capability) is per GPU, checkpoint_gb(config) per checkpoint; both rough.
     """
 
     script: str
@@ -111,6 +113,34 @@ def check(config: TrainConfig) -> None:
     rules.check_common(config)
     JOBS[name_of(config)].check(config)
     rules.check_world(config, world=int(os.environ.get("WORLD_SIZE", 1)))
+
+
+def largest_batch(config: TrainConfig, world: int, gpu: Card) -> tuple[int, int]:
+    """(batch, accumulate) for `--batch auto`: the largest batch of which a step fits into each of `world` GPUs, a
+    multiple of 8; where it is below the config's own (or the next that can be divided), that one in the fewest
+    micro-batches that fit.
+    Raises ConfigError where not even a single group of images fits."""
+
+    def fits(batch: int, accumulate: int = 1, gb: float = gpu.gb) -> bool:
+        c = replace(config, batch=batch, accumulate=accumulate)
+        try:
+            rules.check_world(c, world)
+        except ConfigError:
+            return False
+        return sizes.with_margin(JOBS[name_of(config)].memory_gb(c, world, gpu.capability)) <= gb
+
+    most = 64 * config.batch
+    own = next((n for n in range(config.batch, most) if fits(n, gb=math.inf)), config.batch)
+    found = next((batch for batch in range(most - most % 8, own - 1, -8) if fits(batch)), 0)
+    if found:
+        return found, 1
+    parts = next((n for n in range(1, own + 1) if fits(own, n)), 0)
+    if parts:
+        return own, parts
+    raise ConfigError(
+        f"--batch auto: not one group of images of --batch {own} fits into the {gpu.gb:g} GB of each of {world} x "
+        f"{gpu.name}; use a smaller --resolution or network, or a larger GPU"
+    )
 
 
 def known_columns() -> list[Column]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data.files import say
 from jobs.config import kinds
+from jobs.config.cards import Card
 from jobs.config.rules import CHOICES, FREE
 from jobs.config.specs import ROOT, ConfigError, TrainConfig, read_json
 from jobs.config.version import version
@@ -44,7 +48,7 @@ def parse_known(
     refusal."""
     import tyro  # slow to import, and launch.py needs the presets only
 
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv, fit = take_auto(list(sys.argv[1:] if argv is None else argv))
     base = _base(cls, *_run_and_preset(argv))
     parsed: Any = tyro.cli(  # type: ignore[call-overload]
         cls,
@@ -55,12 +59,65 @@ def parse_known(
         return_unknown_args=let_unknown_pass,
     )
     config, unknown = parsed if let_unknown_pass else (parsed, [])
+    if fit:
+        config = fitted(config, config.run, ranks_here(), local_card)
     config = replace(config, data=config.data or data_of(config.preset))
     paths: dict[str, Any] = {name: _absolute(value) for name in PATH_FIELDS if (value := getattr(config, name, ""))}
     config = replace(config, **paths)
     config = replace(config, run=_absolute(config.run) if config.run else str(ROOT / "runs" / default_name(config)))
     kinds.check(config)
     return config, unknown
+
+
+def take_auto(argv: list[str]) -> tuple[list[str], bool]:
+    """The words without `--batch auto`, and whether it was there; a later --batch N wins."""
+    words, auto = [], False
+    rest = iter(argv)
+    for word in rest:
+        value = word.removeprefix("--batch=") if word.startswith("--batch=") else None
+        if word == "--batch" and (value := next(rest, None)) is None:
+            words.append(word)
+            continue
+        if value is not None:
+            auto = value == "auto"
+        if value != "auto":
+            words += [word] if value is None or word != "--batch" else [word, value]
+    return words, auto
+
+
+def fitted(config: Config, run: str, world: int, gpu: Callable[[], Card | None]) -> Config:
+    """The config with what `--batch auto` comes to on `world` GPUs of this kind, and says so; of a run that has begun,
+    with its own batch. ConfigError where the GPU is unknown."""
+    stored = Path(run, "config.json").expanduser()
+    if run and os.path.lexists(stored):
+        before = from_dict(type(config), read_json(stored))
+        return replace(config, batch=before.batch, accumulate=before.accumulate)
+    card = gpu()
+    if card is None:
+        raise ConfigError("--batch auto: no GPU is named whose memory is known; give --batch N")
+    batch, accumulate = kinds.largest_batch(config, world, card)
+    config = replace(config, batch=batch, accumulate=accumulate)
+    memory = kinds.JOBS[kinds.name_of(config)].memory_gb(config, world, card.capability)
+    found = f"--batch {batch} --accumulate {accumulate}, about {memory:.1f} GB on each of {world} x {card.name}"
+    say(f"--batch auto: {found}, which has {card.gb:g} GB", to=sys.stderr)
+    return config
+
+
+def ranks_here() -> int:
+    """How many processes torchrun or Slurm start for this command."""
+    env = os.environ
+    return int(env.get("WORLD_SIZE") or env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or 1)
+
+
+def local_card() -> Card | None:
+    """The first GPU of this machine, as nvidia-smi has it; None without one."""
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError, ValueError, IndexError):
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+        name, capability, mib = (text.strip() for text in lines[0].rsplit(",", 2))
+        major, minor = capability.split(".")
+        return Card(name, (int(major), int(minor)), round(int(mib) * 1.048576e-3, 1))
+    return None
 
 
 def _run_and_preset(argv: list[str]) -> tuple[str | None, str | None]:

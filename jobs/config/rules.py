@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from jobs.config.specs import OF_LISTED_TIMES, ConfigError, DiffusionConfig, GanConfig, VaeConfig, numbers, read_json
@@ -18,7 +18,7 @@ ARCHITECTURE = frozenset(
 # These do not change the result, but for rounding: they are not part of the run's name and may differ on resume.
 FREE = frozenset(
     (
-        "run preset dry_run override init_from total_kimg compile threads log_kimg sample_kimg "
+        "run preset dry_run override init_from total_kimg device compile threads log_kimg sample_kimg "
         "checkpoint_minutes checkpoint_kimg keep max_bad val_split sampler steps accumulate"
     ).split()
 )
@@ -160,3 +160,21 @@ def check_world(config, world: int) -> None:
             f"--batch {config.batch}: path length takes half of it, which does not divide into {parts} parts; "
             f"use a multiple of {multiple}, or --pl-weight 0"
         )
+
+
+def less_memory(config, world: int) -> str:
+    """What to do where a step does not fit into a GPU's memory: as flags, the next that the batch divides by."""
+
+    def fits(**change) -> bool:
+        try:
+            check_world(replace(config, **change), world)
+        except ConfigError:
+            return False
+        return True
+
+    micro, batch = config.accumulate, config.batch
+    more = next((n for n in range(micro + 1, batch // world + 1) if fits(accumulate=n)), 0)
+    smaller = next((n for n in range(batch // 2, 0, -1) if fits(batch=n)), 0)
+    fixes = [f"--accumulate {more} (the same result in more steps)"] if more else []
+    fixes += [f"--batch {smaller} (another run)"] if smaller else []
+    return " or ".join(fixes) or "a smaller network, or a GPU with more memory"

@@ -1,25 +1,42 @@
-"""Rough sizes of a job before it runs: parameters, memory per GPU, checkpoints."""
+"""Rough sizes of a job before it runs: parameters, memory per GPU, checkpoints.
+
+How many values a step keeps per feature map was fitted to the peaks of real steps on tensors without contents
+(tests/fake_cuda.py), within 15 % from 64 to 512 px. What such tensors cannot show stands in with_margin().
+"""
 
 from __future__ import annotations
 
 from jobs.config.specs import DiffusionConfig, VaeConfig, numbers
 
+Capability = tuple[int, int]
+FAST_BF16 = (8, 0)  # compute capability from which a GPU multiplies bf16 in hardware (Ampere)
+CONTEXT_GB = 1.0  # CUDA's context, cuDNN's and cuBLAS's workspaces
+GAPS = 1.1  # what the allocator holds over what is in use
 
-def gan_memory_gb(config, world: int = 1) -> float:
-    """Rough peak memory per GPU in GB: weights, Adam, EMA and gradients, plus the activations of one D step.
 
-    Activations: about 5 tensors of (batch, channels, r, r) per resolution are alive at the peak of the discriminator's
-    step on generated and real images together; fp16 takes its penalties in fp32. Fitted to what tests/fake_steps.py
-    finds, a tenth above it.
-    """
-    micro = config.batch / (world * config.accumulate)
-    bytes_per_value = {"fp32": 4, "fp16": 3.4}.get(config.precision, 2)
-    activations, r = 0.0, 4
+def with_margin(gb: float) -> float:
+    """The memory that a GPU must have free for a step of this peak."""
+    return gb * GAPS + CONTEXT_GB
+
+
+def value_bytes(config, capability: Capability | None = None) -> int:
+    """Bytes of a value of a feature map. `auto` on a GPU of unknown capability: as on one of today."""
+    half = capability is None or capability >= FAST_BF16 if config.precision == "auto" else config.precision != "fp32"
+    return 2 if half else 4
+
+
+def gan_memory_gb(config, world: int = 1, capability: Capability | None = None) -> float:
+    """Rough peak memory per GPU in GB: weights, Adam, EMA and gradients, plus the activations of the largest phase."""
+    micro, values, r = config.batch / (world * config.accumulate), 0.0, 4
     while r <= config.resolution:
-        c = min(config.channel_base // r, config.channel_max)
-        activations += 2 * micro * 5 * c * r * r * bytes_per_value
+        values += min(config.channel_base // r, config.channel_max) * r * r
         r *= 2
-    return (gan_parameters(config) * 4 * 4.5 + activations) / 1e9
+    per_value = 9.1 * value_bytes(config, capability)
+    if config.loss == "rpgan":  # D sees real rows in G's step, too
+        per_value *= 1.2
+    if config.precision == "fp16" and (config.gamma or config.pl_weight):  # penalties are in fp32 there
+        per_value *= 1.7
+    return (gan_parameters(config) * 4 * 4.5 + micro * per_value * values) / 1e9
 
 
 def gan_parameters(config) -> float:
@@ -58,16 +75,15 @@ def untrained_parameters(config: VaeConfig) -> float:
     return 0.0 if config.gan_weight else vae_discriminator_parameters(config)
 
 
-def vae_memory_gb(config: VaeConfig, world: int = 1) -> float:
+def vae_memory_gb(config: VaeConfig, world: int = 1, capability: Capability | None = None) -> float:
     """Rough peak memory per GPU in GB: weights, AdamW, EMA and gradients, plus the activations of one step."""
-    micro = config.batch / (world * config.accumulate)
-    bytes_per_value = 4 if config.precision == "fp32" else 2
-    activations, r = 0.0, config.resolution
+    micro, values, r = config.batch / (world * config.accumulate), 0.0, config.resolution
     for m in (1, 2, 4, 4)[: config.down.bit_length()]:
-        activations += micro * (2 * config.num_res + 1) * 7 * config.width * m * r * r * bytes_per_value
+        values += (12 * config.num_res + 9) * config.width * m * r * r
         r //= 2
     if config.perceptual_file:  # VGG-16 has 540 values per pixel that its gradient needs
-        activations += micro * 540 * config.resolution**2 * bytes_per_value
+        values += 540 * config.resolution**2
+    activations = micro * values * value_bytes(config, capability)
     return ((vae_parameters(config) * 5 + untrained_parameters(config)) * 4 + activations) / 1e9
 
 
@@ -83,15 +99,14 @@ def unet_parameters(config: DiffusionConfig) -> float:
     return sum((2 * config.num_res + 1) * 25 * w * w for w in widths) + 40 * widths[-1] ** 2
 
 
-def diffusion_memory_gb(config: DiffusionConfig, world: int = 1) -> float:
+def diffusion_memory_gb(config: DiffusionConfig, world: int = 1, capability: Capability | None = None) -> float:
     """Rough peak memory per GPU in GB: as for the VAE; latents count as an eighth of the resolution."""
-    micro = config.batch / (world * config.accumulate)
-    bytes_per_value = 4 if config.precision == "fp32" else 2
-    activations, r = 0.0, config.resolution // (8 if config.space == "latent" else 1)
+    micro, values = config.batch / (world * config.accumulate), 0.0
+    r, attended = config.resolution // (8 if config.space == "latent" else 1), numbers(config.attention, "attention")
     for w in numbers(config.widths, "widths"):
-        activations += micro * (2 * config.num_res + 1) * 14 * w * r * r * bytes_per_value
+        values += (2 * config.num_res + 1) * (11 + 6 * (r in attended)) * w * r * r
         r //= 2
-    return (unet_parameters(config) * 4 * 5 + activations) / 1e9
+    return (unet_parameters(config) * 4 * 5 + micro * values * value_bytes(config, capability)) / 1e9
 
 
 def diffusion_checkpoint_gb(config: DiffusionConfig) -> float:

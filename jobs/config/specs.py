@@ -82,7 +82,10 @@ class TrainConfig:
 
     # --- optimisation -------------------------------------------------------------------------------------------------
     batch: int = 64
-    """Global batch size, over all GPUs and accumulation steps."""
+    """Global batch size, over all GPUs and accumulation steps.
+
+    auto: the largest that the GPUs hold; where that is below the preset's, the preset's with --accumulate.
+    """
     accumulate: int = 1
     """Micro-batches per step on each GPU; the result stays the same, memory falls."""
     total_kimg: float = 2000.0
@@ -93,6 +96,8 @@ class TrainConfig:
     """The half-life is at most this fraction of the images seen (0: no ramp-up)."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Type the convolutions run in. auto: bf16 where the device is fast at it, else fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one, and only a GPU where Slurm gave one. cpu: never a GPU. cuda: a GPU or nothing."""
     compile: bool = False
     """torch.compile the networks; the first steps take minutes. On a CPU it needs a C++ compiler."""
     threads: int = 0

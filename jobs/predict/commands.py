@@ -161,7 +161,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         return model
 
     evaluate(open_on, output(args), number=args.number, seed=args.seed, label=args.label, reference=reference(args),
-             how_of=partial(how_of, args), on_cpu=args.device == "cpu")  # fmt: skip
+             how_of=partial(how_of, args), device=args.device)  # fmt: skip
 
 
 def reference(args: argparse.Namespace) -> Reference:

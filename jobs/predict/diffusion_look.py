@@ -15,6 +15,7 @@ from jobs.predict.latent_space import CHUNK, Data
 from jobs.training import collectives, randomness, ranks
 from jobs.view.grids import image_grid
 from models import samplers, schedules, targets
+from models.draws import normal
 from models.metrics import class_diversity, diversity_ratio
 from models.optim import memory_layout
 from models.unet import UNet
@@ -55,8 +56,8 @@ class Sampler:
         self.classes = pack.classes
         self.columns = 8 if c.resolution <= 128 else 6
         self.number = self.columns * (6 if c.resolution <= 128 else 4)
-        gen = randomness.generator(c.seed, 0, "grid", rt.device)
-        self.noise = torch.randn(self.number, *data.shape, generator=gen, device=rt.device)
+        gen = randomness.generator(c.seed, 0, "grid")
+        self.noise = normal((self.number, *data.shape), gen, rt.device)
         self.labels = None
         if c.conditional:  # whole rows of one class
             self.labels = torch.arange(self.number, device=rt.device) // self.columns % len(pack.classes)
@@ -72,12 +73,12 @@ class Sampler:
         """(x0, labels, noise, t) of slices spread over the patients, always the same."""
         count = min(LOOKED_AT, len(pack.labels))
         pick = torch.linspace(0, len(pack.labels) - 1, count).round().long().numpy()
-        gen = randomness.generator(self.c.seed, 0, "validation", device)
+        gen = randomness.generator(self.c.seed, 0, "validation")
         if latents is None:
             x0 = to_float(torch.from_numpy(pack.images[pick])).to(device)
         else:
             mean, logvar = torch.from_numpy(latents.values[pick]).to(device).float().unbind(1)
-            sample = posterior_sample(mean, logvar, torch.randn(mean.shape, generator=gen, device=device))
+            sample = posterior_sample(mean, logvar, normal(mean.shape, gen, device))
             x0 = self.data.scale.normalise(sample)
         labels = torch.from_numpy(pack.labels[pick]).to(device) if self.c.conditional else None
         # Spread as evenly as can be, over all and over those of any one patient.
@@ -85,7 +86,7 @@ class Sampler:
         if self.c.times.startswith("fast-"):
             steps = torch.tensor(schedules.fast_steps(self.c.times, self.c.fast_steps), device=device)
             t = steps[(t * len(steps)).long()].float() / (schedules.T - 1)
-        return x0, labels, torch.randn(x0.shape, generator=gen, device=device), t
+        return x0, labels, normal(x0.shape, gen, device), t
 
     def reals(self):
         """A grid of real slices, laid out as the samples are."""
@@ -121,7 +122,7 @@ class Sampler:
         images = torch.zeros(self.number, self.c.channels, self.c.resolution, self.c.resolution, device=self.rt.device)
         times = schedules.fast_times(self.c.times, self.c.fast_steps) if self.c.times.startswith("fast-") else None
         for i in self.mine(self.number, GRID_CHUNK):
-            gen = randomness.generator(self.c.seed, int(i[0]), "ancestral", self.rt.device)
+            gen = randomness.generator(self.c.seed, int(i[0]), "ancestral")
             predict = predictor(unet, None if self.labels is None else self.labels[i], self.dtype)
             denoise = samplers.denoiser(predict, self.schedule, self.c.target, clamp=float(self.c.space == "pixel"))
             x0 = samplers.sample(
@@ -158,4 +159,4 @@ class Sampler:
 
 def noise_like(gen: torch.Generator, x: torch.Tensor) -> torch.Tensor:
     """Fresh Gaussian noise of the shape of x."""
-    return torch.randn(x.shape, generator=gen, device=x.device)
+    return normal(x.shape, gen, x.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +24,7 @@ from jobs.predict.features import (
 )
 from jobs.predict.output import Output
 from jobs.predict.trained import Trained
-from jobs.training import collectives, randomness
+from jobs.training import collectives, devices, randomness, ranks
 from jobs.view.grids import save_png
 from jobs.view.pictures import pairs_picture
 from jobs.view.report import print_figures
@@ -44,7 +43,7 @@ def evaluate(
     label: str = "all",
     reference: Reference = Reference(),
     how_of: Callable[[Any], dict] = lambda model: {},
-    on_cpu: bool = False,
+    device: str = "auto",
 ) -> None:
     """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them.
 
@@ -52,9 +51,8 @@ def evaluate(
     takes beside number, seed and label.
     """
     clock = [time.monotonic()]
-    rt = collectives.init_runtime()
-    if rt.world == 1 and on_cpu:
-        rt = replace(rt, device=torch.device("cpu"))
+    with ranks.Meeting() as meeting:
+        rt = collectives.init_runtime(0, meeting, devices.choose_device(meeting, device))
     model = open_on(rt.device)
     how = how_of(model)
     labels = model.labels(label, list(range(number)))

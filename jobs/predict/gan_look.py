@@ -11,6 +11,7 @@ from data.packfile import Pack
 from jobs.config.specs import GanConfig
 from jobs.training import randomness, ranks
 from jobs.view.grids import image_grid
+from models.draws import normal
 from models.metrics import class_diversity, diversity_ratio
 from models.stylegan2 import Generator
 
@@ -22,8 +23,7 @@ class Sampler:
     def __init__(self, c: GanConfig, pack: Pack, batches: Batches, rt: ranks.Runtime, dtype: torch.dtype):
         self.columns = 8 if c.resolution <= 128 else 6
         self.number, self.dtype, self.classes = self.columns * (6 if c.resolution <= 128 else 4), dtype, pack.classes
-        gen = randomness.generator(c.seed, 0, "grid", rt.device)
-        self.z = torch.randn(self.number, c.z_dim, generator=gen, device=rt.device)
+        self.z = normal((self.number, c.z_dim), randomness.generator(c.seed, 0, "grid"), rt.device)
         self.labels = None
         if c.conditional:  # whole rows of one class
             rows = torch.arange(self.number, device=rt.device) // self.columns

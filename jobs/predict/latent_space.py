@@ -56,13 +56,13 @@ def load_vae(c: DiffusionConfig, path: Path) -> VAE:
         raise ConfigError(f"--vae {path}: {error}") from None
 
 
-def encode_packs(c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: ranks.Meeting, say) -> list[Latents]:
+def encode_packs(
+    c: DiffusionConfig, run: RunDir, packs: list[Pack], meeting: ranks.Meeting, device: torch.device, say
+) -> list[Latents]:
     """The cached latents of each pack, encoded where they are not there yet."""
     sha = sha256_of(copied_vae(run.path))
     torch.set_num_threads(c.threads or devices.default_threads(ranks.local_world(meeting.world)))
-    devices.keep_freed_memory()
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", meeting.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    devices.keep_freed_memory(device)
     vae = load_vae(c, copied_vae(run.path)).to(device)
     verify = meeting.rank == 0
     return [
@@ -78,16 +78,25 @@ class Data:
     Latents are sampled anew each time they are seen.
     """
 
-    def __init__(self, c: DiffusionConfig, pack: Pack, latents: Latents | None, vae: VAE | None, device: torch.device):
+    def __init__(
+        self,
+        c: DiffusionConfig,
+        pack: Pack,
+        latents: Latents | None,
+        vae: VAE | None,
+        device: torch.device,
+        room: float = 0.0,
+    ):
+        """`room`: bytes of the device that the data leave for a step."""
         self.latents, self.device, self.classes = latents, device, pack.classes
         self.batches: Any
         self.decoder = None if vae is None else vae.decoder.to(device)
         if latents is None:
-            self.batches = Batches(pack, seed=c.seed, batch=c.batch, device=device)
+            self.batches = Batches(pack, seed=c.seed, batch=c.batch, device=device, room=room)
             self.shape = (c.channels, c.resolution, c.resolution)
             mean, std = torch.zeros(c.channels), torch.ones(c.channels)
         else:
-            self.batches = LatentBatches(latents, seed=c.seed, device=device)
+            self.batches = LatentBatches(latents, seed=c.seed, device=device, room=room)
             self.shape = tuple(latents.values.shape[2:])
             mean, std = torch.from_numpy(latents.mean), torch.from_numpy(latents.std)
         self.scale = LatentScale(mean, std).to(device)

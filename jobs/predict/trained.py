@@ -142,11 +142,12 @@ def open_model(
     square: bool = False,
     jobs: Sequence[str] = (),
 ) -> Any:
-    """The model in a weights file, of one of the `jobs` where some are named. ConfigError on anything else."""
-    if device == "cuda" and not torch.cuda.is_available():
+    """The model in a weights file, of one of the `jobs` where some are named. ConfigError on anything else;
+    GpuFault where a GPU was given or asked for and cannot be used."""
+    if device == "cuda" and not torch.cuda.is_available() and not devices.gpu_given():
         raise ConfigError("--device cuda: this machine has no GPU that torch can use; use --device cpu")
     if isinstance(device, str):
-        device = torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
+        device = devices.own_device(device)
     dtype = devices.precision_dtype(precision, device)
     # How a CPU's matrix products round depends on the number of rows. One at a time is hardly slower there, and makes
     # every picture the same bits in whatever company it is generated.

@@ -10,12 +10,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 from data.files import atomic_write, is_number, plain, say
-from jobs.config import specs
+from jobs.config import rules, specs
 from jobs.config.rules import CHOICES
 from jobs.config.specs import ConfigError, TrainConfig
-from jobs.run import budget, stopping
+from jobs.run import budget, faults, stopping
 from jobs.run.own_job import job_id, process_began, restart_count
 from jobs.run.resume import compare_with_run, write_config
 from jobs.run.rundir import RunDir
@@ -25,8 +26,8 @@ from jobs.run.states import RunState
 class Attempt:
     """Context manager around one attempt. On every rank; only rank 0 writes."""
 
-    def __init__(self, run: RunDir, config: TrainConfig, rank: int):
-        self.run, self.config, self.rank = run, config, rank
+    def __init__(self, run: RunDir, config: TrainConfig, rank: int, world: int = 1):
+        self.run, self.config, self.rank, self.world = run, config, rank, world
         self.started, self.total, self.recorded = time.monotonic(), 0, False
         self.nimg: int | None = None
         self.spent_at: float | None = None  # when the run's GPU hours are used up
@@ -83,14 +84,20 @@ class Attempt:
         return code
 
     def __exit__(self, kind, error, traceback) -> None:
+        """A fault of the GPU leaves as one line that says what to do, whatever torch called it."""
+        fault = faults.named(error, partial(rules.less_memory, self.config, self.world))
+        error = fault or error
         if self.rank == 0:
-            if error is not None and self.recorded:
-                code = stopping.exit_code(error)
+            code = stopping.exit_code(error)
+            # Also before the attempt has begun: the next one hears why this one did not.
+            if error is not None and (self.recorded or code == stopping.TRANSIENT):
                 state = {stopping.DIVERGED: RunState.DIVERGED, stopping.TRANSIENT: RunState.CONTINUE}.get(
                     code, RunState.FAILED
                 )
-                self.end(code, state, f"{kind.__name__}: {error}".splitlines()[0][:500])
+                self.end(code, state, f"{type(error).__name__}: {error}".splitlines()[0][:500])
             self.run.unlock()
+        if fault is not None:
+            raise fault from None
 
 
 def prepare_run(run: RunDir, config: TrainConfig, say: Callable[[str], None]) -> bool:
@@ -186,7 +193,11 @@ def _reported(main) -> int:
         return asked.exit_code
     except Exception as error:
         code = stopping.exit_code(error)
-        text = str(error) if code == stopping.BAD else f"{type(error).__name__}: {error}"
+        text = (
+            str(error)
+            if code == stopping.BAD or isinstance(error, faults.GpuFault)
+            else f"{type(error).__name__}: {error}"
+        )
         if isinstance(error, OSError) and code in (stopping.BAD, stopping.TRANSIENT):
             where = f"{error.filename}: " if error.filename else ""
             fix = (

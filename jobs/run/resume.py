@@ -13,13 +13,14 @@ from jobs.run import stopping
 from jobs.run.rundir import RunDir
 
 
-def end_dry_run(config: TrainConfig, say: Callable[[str], None]) -> int:
-    """The last part of a script's --dry-run: the run it would go on with, and the memory it needs. The resolved config
-    goes to standard output, all else through `say`."""
+def end_dry_run(config: TrainConfig, say: Callable[[str], None], data_bytes: float = 0.0) -> int:
+    """The last part of a script's --dry-run: the run it would go on with, and the memory it needs, that of the data
+    apart. The resolved config goes to standard output, all else through `say`."""
     compare_with_run(RunDir(config.run), config)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     memory = kinds.JOBS[kinds.name_of(config)].memory_gb(config, world)
-    say(f"memory: about {memory:.1f} GB per GPU at --batch {config.batch}, {world} GPU(s)")
+    data = f"; the data take {data_bytes / 1e9:.2g} GB more where that leaves room" if data_bytes else ""
+    say(f"memory: about {memory:.1f} GB per GPU at --batch {config.batch}, {world} GPU(s){data}")
     print(parsing.to_json(config))
     return stopping.DONE
 
@@ -75,6 +76,8 @@ def write_config(run: RunDir, config: TrainConfig) -> None:
     before = run.read_config() or {}
     if is_number(before.get("total_kimg")) and config.total_kimg > before["total_kimg"]:
         run.unmark_done()
-    stored = asdict(replace(config, dry_run=False, override=False))  # these two are of one command, not of the run
+    # These are of one command, not of the run: launch.py asks for a GPU where it planned one.
+    device = "auto" if config.device == "cuda" else config.device
+    stored = asdict(replace(config, dry_run=False, override=False, device=device))
     if stored != before:
         run.write_config(stored)

@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from jobs.run import stopping
-from jobs.training.devices import default_threads, keep_freed_memory
+from jobs.run import faults, stopping
+from jobs.training.devices import choose_device, default_threads, keep_freed_memory
 from jobs.training.ranks import (
     COLLECTIVE_TIMEOUT,
     Meeting,
     PeerLost,
     Runtime,
-    _first_line,
     local_world,
     ranks,
 )
@@ -31,27 +30,27 @@ _broken = False  # a rank is gone
 LET_GO = 0.2  # seconds
 
 
-def init_runtime(threads: int = 0, meeting: Meeting | None = None) -> Runtime:
-    """Pin the threads, choose the device and join the process group (NCCL on GPUs with a gloo side group, gloo on CPU).
+def init_runtime(threads: int = 0, meeting: Meeting | None = None, device: torch.device | None = None) -> Runtime:
+    """Pin the threads and join the process group (NCCL on GPUs with a gloo side group, gloo on CPU).
 
-    Raises PeerLost if the ranks do not meet, ValueError where RANK and WORLD_SIZE are set and the meeting point is not.
+    device: what the ranks have agreed on; chosen here where it is None. Raises PeerLost if the ranks do not meet,
+    ValueError where RANK and WORLD_SIZE are set and the meeting point is not, GpuFault as choose_device does.
     """
     rank, world, local_rank = ranks()
     here = local_world(world)
     # The number of threads decides how sums are split, so for exact repeats it is pinned; the caller records it.
     threads = threads or default_threads(here)
     torch.set_num_threads(threads)
-    cuda = torch.cuda.is_available()
+    meeting = meeting or Meeting()
+    device = device or choose_device(meeting)
+    cuda = device.type == "cuda"
     if cuda:
-        torch.cuda.set_device(
-            local_rank % torch.cuda.device_count()
-        )  # a task may see all GPUs of its node, or only its own
+        torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")  # TF32, as cuDNN's convolutions have by default
-    keep_freed_memory()
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    keep_freed_memory(device)
     if world > 1:
-        _join_ranks((meeting or Meeting()).store, rank, world, here == world, cuda)
+        _join_ranks(meeting.store, rank, world, here == world, cuda)
     return Runtime(rank, world, local_rank, device, threads)
 
 
@@ -66,7 +65,9 @@ def _join_ranks(store: dist.Store | None, rank: int, world: int, one_node: bool,
         )
         _gloo = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if cuda else None
     except RuntimeError as error:
-        raise _lost(f"the {world} ranks did not join one group ({_first_line(error)})") from None
+        if faults.fault_of(error) in (None, faults.RANKS_LOST):
+            raise _lost(f"the {world} ranks did not join one group ({faults.line_of(error)})") from None
+        raise
 
 
 def shutdown(rt: Runtime | None = None) -> None:
@@ -106,10 +107,11 @@ def _lost(text: str) -> PeerLost:
 def _collective(operation, *args, **kwargs) -> None:
     try:
         operation(*args, **kwargs)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        raise _lost(f"another rank is gone ({_first_line(error)})") from None
+        # A fault of this rank's own GPU, of which a collective may be the first to hear, is no lost peer.
+        if faults.fault_of(error) in (None, faults.RANKS_LOST):
+            raise _lost(f"another rank is gone ({faults.line_of(error)})") from None
+        raise
 
 
 def agree_max(rt: Runtime, values: list[int]) -> list[int]:

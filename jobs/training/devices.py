@@ -5,25 +5,33 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import json
 import os
 import re
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from jobs.training.ranks import Runtime
+from jobs.config import kinds, sizes
+from jobs.config.specs import TrainConfig
+from jobs.run import faults
+from jobs.run.faults import GpuFault
+from jobs.run.stopping import BAD, TRANSIENT
+from jobs.training.ranks import Meeting, Runtime
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(device: torch.device) -> None:
     """Where a CPU computes, have glibc keep freed memory for the next tensor; it would give large blocks back to the
     system.
 
     Then every feature map is made of pages that the kernel must map and clear first: up to a quarter of a training
     step.
     """
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -42,14 +50,121 @@ def facts(rt: Runtime) -> dict:
     """What the provenance of a run needs torch to know."""
     about = {"torch": torch.__version__, "threads": rt.threads, "world": rt.world, "device": rt.device.type}
     if rt.device.type == "cuda":
-        driver = Path("/proc/driver/nvidia/version")
-        version = re.search(r"\d+\.\d+(\.\d+)?", driver.read_text()) if driver.exists() else None
         about |= {
             "device": torch.cuda.get_device_name(rt.device),
             "cuda": torch.version.cuda,
-            "driver": version[0] if version else None,
+            "driver": driver_version(),
         }
     return about
+
+
+def driver_version() -> str | None:
+    """The version of NVIDIA's kernel module, None where there is none."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
+        return found[0] if found else None
+    return None
+
+
+# --- which device -----------------------------------------------------------------------------------------------------
+# What Slurm tells a job or a step of its GPUs: their numbers, or how many they are.
+GPU_NUMBERS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+GPU_COUNTS = ("SLURM_GPUS_ON_NODE", "SLURM_GPUS", "SLURM_GPUS_PER_NODE", "SLURM_GPUS_PER_TASK")
+
+
+def gpu_given() -> bool:
+    """Whether Slurm gave this job a GPU."""
+    env = os.environ
+    return any(env.get(name) for name in GPU_NUMBERS) or any(env.get(name, "0") not in ("", "0") for name in GPU_COUNTS)
+
+
+def choose_device(
+    meeting: Meeting, asked: str = "auto", say: Callable[[str], None] = lambda text: None
+) -> torch.device:
+    """The device of this rank, after all ranks have agreed on its kind. For all ranks, before the process group.
+
+    asked: auto (a GPU where there is one), cpu, or cuda. Raises GpuFault on rank 0, and SystemExit with its code on the
+    others: where a GPU was given or asked for and one rank cannot use it (75, so that no run goes to a CPU unasked),
+    where ranks share a GPU (78), or see different kinds of device (75).
+    """
+    mine = look_for_gpu(meeting.local_rank, asked)
+    words = meeting.gather(json.dumps(mine))
+    meeting.first(lambda: check_devices([json.loads(word) for word in words]))
+    if mine.get("slice"):
+        say(f"{mine['name']} is a slice (MIG) of a GPU: its memory and speed are a part of the card's")
+    return torch.device("cuda", mine["index"]) if mine["kind"] == "cuda" else torch.device("cpu")
+
+
+def own_device(asked: str = "auto") -> torch.device:
+    """The same of a process that has no other ranks to agree with."""
+    mine = look_for_gpu(0, asked)
+    check_devices([mine])
+    return torch.device("cuda", mine["index"]) if mine["kind"] == "cuda" else torch.device("cpu")
+
+
+def look_for_gpu(local_rank: int, asked: str) -> dict:
+    """What this rank sees, and whether it works: a kernel is run on it."""
+    about: dict = {"node": socket.gethostname(), "kind": "cpu", "slice": False}
+    if asked == "cpu":
+        return about
+    try:
+        if not torch.cuda.is_available():
+            torch.cuda.init()  # says why not
+            raise RuntimeError("No CUDA GPUs are available")
+        index = local_rank % torch.cuda.device_count()  # a task may see all GPUs of its node, or only its own
+        about |= {"kind": "cuda", "index": index}
+        found = torch.cuda.get_device_properties(index)
+        place = [getattr(found, name, None) for name in ("pci_domain_id", "pci_bus_id", "pci_device_id")]
+        about |= {"name": found.name, "uuid": str(found.uuid), "place": place}
+        about["slice"] = " MIG " in found.name or os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-")
+        torch.cuda.set_device(index)
+        torch.ones(1, device=torch.device("cuda", index)).add_(1).item()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        if about["kind"] == "cuda" or asked == "cuda" or gpu_given():
+            versions = f"driver {driver_version() or 'none'}, torch {torch.__version__} for CUDA {torch.version.cuda}"
+            about |= {"error": f"{faults.line_of(error)}; {versions}", "kernels": _has_kernels(error)}
+    return about
+
+
+def _has_kernels(error: BaseException) -> bool:
+    """False where no other GPU of this kind would do. (Memory that is full is another process's here.)"""
+    fault = faults.fault_of(error)
+    return fault is None or fault is faults.MEMORY or fault.code != BAD
+
+
+def check_devices(seen: list[dict]) -> None:
+    """Raise GpuFault where the ranks, by what look_for_gpu says of each, cannot train together. [] says nothing."""
+    holders: dict[tuple, int] = {}
+    for rank, about in enumerate(seen):
+        if "uuid" not in about:
+            continue
+        # Without the place of the card in the machine, all slices of a node count as of one.
+        key = (about["node"], *about["place"]) if about["slice"] else (about["uuid"],)
+        other = holders.setdefault(key, rank)
+        if other != rank and about["slice"]:
+            raise GpuFault(
+                f"{about['node']}: ranks {other} and {rank} have slices (MIG) of one GPU, which NCCL does not "
+                "join; one rank alone can use a slice, several need whole GPUs",
+                BAD,
+            )
+        if other != rank:
+            here = sum(each["node"] == about["node"] for each in seen)
+            raise GpuFault(
+                f"{about['node']}: ranks {other} and {rank} share one GPU ({about['name']}); give each its own: "
+                f"srun --ntasks-per-node {here} --gres gpu:{here}, or start one rank for each GPU",
+                BAD,
+            )
+    for rank, about in enumerate(seen):
+        if "error" in about:
+            fix = "another node may have one" if about["kernels"] else "python launch.py doctor names a torch that fits"
+            raise GpuFault(
+                f"no usable GPU on node {about['node']} (rank {rank}: {about['error']}); {fix}; --device cpu computes "
+                "on the CPU",
+                TRANSIENT if about["kernels"] else BAD,
+            )
+    if len({about["kind"] for about in seen}) > 1:
+        kinds = ", ".join(f"rank {rank} on {about['node']}: {about['kind']}" for rank, about in enumerate(seen))
+        raise GpuFault(f"no usable GPU for some of the ranks ({kinds}); --device cpu trains on CPUs alone", TRANSIENT)
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
@@ -69,7 +184,7 @@ def precision_dtype(name: str, device: torch.device | str) -> torch.dtype:
     fp32."""
     if name == "auto":
         device = torch.device(device)
-        fast = torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else cpu_has_bf16()
+        fast = torch.cuda.get_device_capability(device) >= sizes.FAST_BF16 if device.type == "cuda" else cpu_has_bf16()
         name = "bf16" if fast else "fp32"
     types = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if name not in types:
@@ -95,6 +210,14 @@ def _nvml():
     except OSError:
         return None
     return library if library.nvmlInit_v2() == 0 else None
+
+
+def step_bytes(config: TrainConfig, rt: Runtime) -> float:
+    """Memory of a GPU that training is going to need, data apart; 0 on a CPU."""
+    if rt.device.type != "cuda":
+        return 0.0
+    capability = torch.cuda.get_device_capability(rt.device)
+    return sizes.with_margin(kinds.JOBS[kinds.name_of(config)].memory_gb(config, rt.world, capability)) * 1e9
 
 
 def gpu_use(device: torch.device) -> int | None:

@@ -14,9 +14,12 @@ def seed_of(seed: int, nimg: int, purpose: str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def generator(seed: int, nimg: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A random stream of its own. (On the CPU torch uses 32 bits of the seed, on GPUs all.)"""
-    return torch.Generator(device).manual_seed(seed_of(seed, nimg, purpose))
+def generator(seed: int, nimg: int, purpose: str) -> torch.Generator:
+    """A random stream of its own, of the CPU: what a GPU draws depends on its model (models/draws.py).
+
+    torch uses 32 bits of the seed.
+    """
+    return torch.Generator().manual_seed(seed_of(seed, nimg, purpose))
 
 
 def rows(batch: int, rank: int, world: int, accumulate: int = 1) -> list[tuple[int, int]]:

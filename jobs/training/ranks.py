@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from data.files import say
+from jobs.run.faults import line_of
 from jobs.run.own_job import job_id, restart_count
 from jobs.run.stopping import PeerLost, exit_code, raise_if_asked
 
@@ -218,7 +219,7 @@ class Meeting:
 
     def not_met(self, error: BaseException) -> str:
         """One line for ranks that did not find each other."""
-        return f"the {self.world} ranks did not meet at {self._where()} ({_first_line(error)})"
+        return f"the {self.world} ranks did not meet at {self._where()} ({line_of(error)})"
 
     def first(self, work: Callable):
         """work() on rank 0, then on the others, which find what rank 0 has made. Returns its value."""
@@ -237,8 +238,25 @@ class Meeting:
                     raise SystemExit(code)  # rank 0 has said why
                 time.sleep(0.5)
         except RuntimeError as error:
-            raise PeerLost(f"rank 0 is gone ({_first_line(error)})") from None
+            raise PeerLost(f"rank 0 is gone ({line_of(error)})") from None
         return work()
+
+    def gather(self, word: str) -> list[str]:
+        """The word of every rank, by rank, on rank 0; nothing on the others. Raises PeerLost if one does not come."""
+        self.count += 1
+        store = self.store
+        if store is None:
+            return [word]
+        store.set(f"word {self.count} of {self.rank}", word)
+        if self.rank != 0:
+            return []
+        keys = [f"word {self.count} of {rank}" for rank in range(self.world)]
+        seconds = COLLECTIVE_TIMEOUT.total_seconds()
+        try:
+            wait_for(lambda: store.check(keys), f"all {self.world} ranks", seconds, poll=0.05)
+            return [store.get(key).decode() for key in keys]
+        except (RuntimeError, TimeoutError) as error:
+            raise PeerLost(f"another rank is gone ({line_of(error)})") from None
 
     def __enter__(self) -> Meeting:
         return self
@@ -255,10 +273,6 @@ class Meeting:
 
 
 # --- collectives; all do nothing on a single process ------------------------------------------------------------------
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
 def wait_for(condition: Path | Callable[[], object], what: str, seconds: float, poll: float = 0.5) -> None:
     """Wait, without a collective, until a path exists or `condition()` is true. TimeoutError, naming `what`."""
     met = condition if callable(condition) else condition.exists

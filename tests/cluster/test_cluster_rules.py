@@ -668,15 +668,17 @@ def test_what_a_job_gets(tmp_path, monkeypatch):
     assert (c.preset, c.lr, c.hflip) == ("adni256-ldm", 0.001, True)
     assert (c.data, c.perceptual_file) == (f"{here}/slices", f"{here}/vgg.pth")
     command = [sys.executable, "-u", f"{here}/r/code/pretrain_vae.py", "--run", f"{here}/r"]
-    assert vae.command() == command
-    assert replace(vae, config=replace(c, override=True)).command() == [*command, "--override"]
+    assert vae.command() == [*command, "--device", "cuda"]  # a GPU is planned, so there is no CPU run
+    assert replace(vae, gpus=0).command() == replace(vae, config=replace(c, device="cpu")).command() == command
+    assert replace(vae, gpus=0, config=replace(c, override=True)).command() == [*command, "--override"]
     typed = ["--run=x", "--batch", "8", "--data", "d", "--vae", "v", "--no-compile", "--data", "e"]
     other = planning.make_plan(options(job="diffusion"), typed, SITE, None).config
     assert (other.batch, other.data, other.vae, other.init_from) == (8, f"{here}/e", f"{here}/v", "")
     monkeypatch.setattr(submit, "take_snapshot", lambda run: (run / "code").mkdir(exist_ok=True))
     submit.prepare(vae)
     monkeypatch.chdir("/")
-    assert parsing.parse_config(specs.VaeConfig, vae.command()[3:]) == c  # as the node will read it
+    asked = parsing.parse_config(specs.VaeConfig, vae.command()[3:])  # as the node will read it
+    assert asked == replace(c, device="cuda")
 
 
 def test_the_preset_is_resolved_and_leads_to_the_data(tmp_path):
@@ -1260,8 +1262,8 @@ def test_slurms_own_word_on_a_script(monkeypatch, accepted, words, level, said):
 
 @pytest.fixture
 def all_well(monkeypatch):
-    for name in ("check_data", "check_vae", "check_config", "check_code", "check_packages"):
-        monkeypatch.setattr(preflight, name, lambda plan: [])
+    for name in ("check_data", "check_vae", "check_config", "check_memory", "check_code", "check_packages"):
+        monkeypatch.setattr(preflight, name, lambda plan, *_: [])
     monkeypatch.setattr(preflight, "check_run_folder", lambda plan, partitions: [])
     scripts = []
     monkeypatch.setattr(preflight, "check_with_slurm", lambda script: scripts.append(script) or [preflight.ok("yes")])
@@ -1277,9 +1279,11 @@ def test_slurm_is_asked_only_where_nothing_failed_before(tmp_path, all_well):
     assert preflight.check_plan(replace(plan, local=True), None, "text") == [] and all_well == ["text"]
 
 
-@pytest.mark.parametrize("broken", ["check_data", "check_vae", "check_config", "check_code", "check_packages"])
+@pytest.mark.parametrize(
+    "broken", ["check_data", "check_vae", "check_config", "check_memory", "check_code", "check_packages"]
+)
 def test_every_check_is_made(tmp_path, monkeypatch, all_well, broken):
-    monkeypatch.setattr(preflight, broken, lambda plan: [preflight.fail(broken, "fix")])
+    monkeypatch.setattr(preflight, broken, lambda plan, *_: [preflight.fail(broken, "fix")])
     for plan in (small(tmp_path), make(tmp_path, local=True)):
         assert broken in [c.text for c in preflight.check_plan(plan, PARTITIONS)]
 

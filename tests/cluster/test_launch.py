@@ -205,10 +205,10 @@ def test_paths_among_the_flags_become_absolute(tmp_path, monkeypatch):
     )
     assert plan.config.data == str(tmp_path / "slices") and plan.config.init_from == str(tmp_path / "old")
     assert plan.run == tmp_path / "runs" / "x"
-    assert plan.command()[2:] == [str(plan.run / "code" / "train_gan.py"), "--run", str(plan.run)]
+    assert plan.command()[2:] == [str(plan.run / "code" / "train_gan.py"), "--run", str(plan.run), "--device", "cuda"]
     submit.prepare(plan)  # what is queued is what the job reads
     monkeypatch.chdir("/")
-    assert parsing.parse_config(specs.GanConfig, plan.command()[3:]) == plan.config
+    assert parsing.parse_config(specs.GanConfig, plan.command()[3:]) == replace(plan.config, device="cuda")
 
 
 def test_the_default_name_is_that_of_the_training_script(tmp_path):

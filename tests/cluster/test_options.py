@@ -234,10 +234,10 @@ def test_gpus_and_gres_do_not_contradict_each_other(tmp_path):
 
 def test_memory_is_checked_before_it_is_asked_for(tmp_path):
     site = profile("")
-    (failed,) = preflight.check_memory(planned(tmp_path, site, partition="a100", mem="999G"), A100)
+    (failed,) = preflight.check_mem(planned(tmp_path, site, partition="a100", mem="999G"), A100)
     assert failed.level == "fail" and "256000 MB" in failed.text
-    assert not preflight.check_memory(planned(tmp_path, site, partition="a100", mem="250G"), A100)
-    assert preflight.check_memory(planned(tmp_path, site, partition="a100", mem="lots"), A100)[0].level == "fail"
+    assert not preflight.check_mem(planned(tmp_path, site, partition="a100", mem="250G"), A100)
+    assert preflight.check_mem(planned(tmp_path, site, partition="a100", mem="lots"), A100)[0].level == "fail"
     assert "mem" not in planned(tmp_path, site, partition="old", mem="9G").slurm  # it would pend for ever
 
 

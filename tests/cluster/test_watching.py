@@ -876,7 +876,7 @@ def test_the_surest_sign_counts(facts, words):
         ("EDQUOT", "quota"), ("ENOSPC", "disk is full"), ("NVRM: Xid (PCI:0000): 79", "GPU or its driver"),
         ("GPU has fallen off the bus", "GPU or its driver"),
         ("CUDA error: an illegal memory access", "GPU or its driver"),
-        ("CUDA error: device-side assert triggered", "GPU or its driver"),
+        ("CUDA error: device-side assert triggered", "out of range"),
         ("no kernel image is available for execution", "does not fit"),
         ("The NVIDIA driver on your system is too old", "does not fit"),
         ("NCCL operation timed out", "ranks lost"), ("Connection closed by peer", "ranks lost"),

@@ -47,7 +47,8 @@ from models import loading, samplers
 
 # --- what is promised, written out again ------------------------------------------------------------------------------
 FREE = set(
-    "run preset dry_run override init_from total_kimg compile threads log_kimg sample_kimg checkpoint_minutes "
+    "run preset dry_run override init_from total_kimg device compile threads log_kimg sample_kimg "
+    "checkpoint_minutes "
     "checkpoint_kimg "
     "keep max_bad val_split sampler steps accumulate".split()
 )
@@ -61,7 +62,7 @@ _TRAIN = dict(
     resolution=256,
     channels=1, crop=0, include="", exclude="", table="", plane="", slices="", range="", spacing="", volume="",
     batch=64, accumulate=1, total_kimg=2000.0, ema_kimg=200.0, ema_rampup=0.05, precision="auto",
-    compile=False,
+    device="auto", compile=False,
     threads=0, log_kimg=4.0, sample_kimg=50.0, checkpoint_minutes=10.0, checkpoint_kimg=0.0, keep=2,
 )  # fmt: skip
 _DENOISING = _TRAIN | dict(val_split="auto", lr=1e-4, warmup_kimg=20.0, decay_kimg=0.0, weight_decay=0.01, clip=1.0)
@@ -130,6 +131,7 @@ _CHOICES = dict(
     plane=("", "axial", "coronal", "sagittal"),
     channels=(1, 3),
     precision=("auto", "bf16", "fp16", "fp32"),
+    device=("auto", "cpu", "cuda"),
 )
 CHOICES: dict[type, dict[str, tuple]] = {
     GanConfig: _CHOICES | dict(loss=("logistic", "rpgan"), ada=("off", "mri", "mri-flip")),
@@ -205,7 +207,7 @@ def test_a_run_goes_on_with_other_flags_where_they_change_no_result(begun, cls, 
     text = f"--{name.replace('_', '-')} {DEFAULTS[cls][name]} -> {another(cls, name)}"
     for c in (config, replace(config, override=True)):
         allowed = name in FREE or (c.override and name not in ARCHITECTURE)
-        (early,) = preflight.check_config(SimpleNamespace(run=run.path, job=JOB_NAME[cls], world=1, config=c))
+        (early,) = preflight.check_config(SimpleNamespace(run=run.path, job=JOB_NAME[cls], world=1, config=c, gres=""))
         assert early.level == ("fail" if not allowed else "ok" if name in FREE else "warn")
         if allowed:
             assert compare_with_run(run, c) == ("" if name in FREE else text)
@@ -920,6 +922,21 @@ def see_kept(bench: Bench) -> None:
         assert_same_result(run, bench.once())
 
 
+def see_device(bench: Bench) -> None:
+    """A GPU that was asked for, or that Slurm gave, and that is not there is never a CPU run, unless --device cpu says
+    so. What asks for one is of that command alone; --device cpu is of the run."""
+    given = dict(SLURM_JOB_GPUS="0")
+    for flags, env in ((("--device", "cuda"), {}), ((), given)):
+        run = bench.run(*NO_STEP, *flags, **env)
+        assert (
+            run.outcome.code == 75 and "no usable GPU on node" in run.outcome.said and not (run.path / "DONE").exists()
+        )
+        assert run.config()["device"] == "auto"
+    run = bench.run(*NO_STEP, "--device", "cpu", **given)
+    assert run.outcome.code == 0 and run.config()["device"] == "cpu"
+    assert_same_result(run, bench.once(*NO_STEP))
+
+
 def see_compile(bench: Bench) -> None:
     """What is compiled is what trains."""
     assert "--compile" not in bench.once().outcome.said
@@ -1110,7 +1127,8 @@ def see_preset(bench: Bench) -> None:
 SEE: dict[str, Callable[[Bench], None]] = dict(
     run=see_run, preset=see_preset, max_bad=see_max_bad, dry_run=see_dry_run, override=see_override,
     init_from=see_init_from,
-    accumulate=see_accumulate, total_kimg=see_total, compile=see_compile, threads=see_threads, log_kimg=see_rows,
+    accumulate=see_accumulate, total_kimg=see_total, device=see_device, compile=see_compile, threads=see_threads,
+    log_kimg=see_rows,
     sample_kimg=see_pictures, checkpoint_minutes=see_minutes, checkpoint_kimg=see_checkpoints, keep=see_kept,
 )  # fmt: skip
 TABLES: dict[str, dict] = {

@@ -18,7 +18,7 @@ from jobs.config.specs import ToyConfig
 from jobs.run import stopping
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.rundir import RunDir
-from jobs.training import collectives, randomness, ranks
+from jobs.training import collectives, devices, randomness, ranks
 from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints
 from jobs.training.upkeep import FRESH_COUNTERS, Record, State, Upkeep, already_done, optimizer_step
@@ -82,7 +82,7 @@ def main() -> int:
         pack = meeting.first(partial(ensure_pack, c.data, split=c.split, **packing_of(c) | {"log": attempt.say}))
         check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
         adopt_config(run, c)
-        rt = collectives.init_runtime(c.threads, meeting)
+        rt = collectives.init_runtime(c.threads, meeting, devices.choose_device(meeting, c.device))
         code = train(c, rt, run, pack, attempt)
         collectives.shutdown(rt)
         return code

@@ -42,7 +42,7 @@ ROW = """
         presets=presets.TOY_PRESETS,
         default_preset="quickstart",
         check=lambda config: rules.check_numbers(config, "lr", ""),
-        memory_gb=lambda config, world=1: 0.1,
+        memory_gb=lambda config, world=1, capability=None: 0.1,
         checkpoint_gb=lambda config: 0.01,
         columns=columns.TOY,
         predicts=("generate",),

@@ -357,19 +357,23 @@ def test_slices_of_training_and_of_other_patients_and_their_latents(tmp_path, mo
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(devices, "default_threads", lambda ranks: 7 * ranks)
     monkeypatch.setattr(latent_space, "ensure_latents", lambda *a, **k: verified.append(k["verify"]) or ensure(*a, **k))
-    packs, latents = script.open_data(c, run, ranks.Meeting(), lambda *_: None)
+    packs, latents = script.open_data(c, run, ranks.Meeting(), torch.device("cpu"), lambda *_: None)
     assert [p.meta["split"] for p in packs] == ["train", "val"]
     sha = hashlib.sha256(script.copied_vae(run.path).read_bytes()).hexdigest()
     for pack, found in zip(packs, latents, strict=True):
         assert found.path == str(latents_path(pack, sha)) and np.array_equal(found.labels, pack.labels)
     monkeypatch.setattr(script, "adopt_vae", lambda *_: pytest.fail("not on this rank"))
-    again = script.open_data(c, run, types.SimpleNamespace(rank=1, world=2, local_rank=1), lambda *_: None)
+    again = script.open_data(
+        c, run, types.SimpleNamespace(rank=1, world=2, local_rank=1), torch.device("cpu"), lambda *_: None
+    )
     assert [x.path for x in again[1]] == [x.path for x in latents] and verified == [True, True, False, False]
-    script.encode_packs(dataclasses.replace(c, threads=0), run, packs, ranks.Meeting(), lambda *_: None)
+    script.encode_packs(
+        dataclasses.replace(c, threads=0), run, packs, ranks.Meeting(), torch.device("cpu"), lambda *_: None
+    )
     assert threads == [1, 1, 7]
     for flags, splits in ((("--split", "val"), ["val", "test"]), (("--val-split", "none"), ["train"])):
         c = config("--run", str(tmp_path / "run"), "--space", "pixel", "--data", "phantom:40", *flags)
-        packs, latents = script.open_data(c, run, ranks.Meeting(), lambda *_: None)
+        packs, latents = script.open_data(c, run, ranks.Meeting(), torch.device("cpu"), lambda *_: None)
         assert [p.meta["split"] for p in packs] == splits and latents == []
 
 
@@ -380,11 +384,11 @@ def test_a_conditional_run_needs_a_class_for_every_slice(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "ensure_held_out", lambda *_, **__: None)
     c = config("--space", "pixel", "--conditional", "--run", str(tmp_path / "run"))
     with pytest.raises(ConfigError, match="without a class"):
-        script.open_data(c, RunDir(c.run), ranks.Meeting(), print)
+        script.open_data(c, RunDir(c.run), ranks.Meeting(), torch.device("cpu"), print)
     plain = dataclasses.replace(c, conditional=False)
-    assert script.open_data(plain, RunDir(c.run), ranks.Meeting(), print) == ([found], [])
+    assert script.open_data(plain, RunDir(c.run), ranks.Meeting(), torch.device("cpu"), print) == ([found], [])
     labels[3] = 0
-    assert script.open_data(c, RunDir(c.run), ranks.Meeting(), print) == ([found], [])
+    assert script.open_data(c, RunDir(c.run), ranks.Meeting(), torch.device("cpu"), print) == ([found], [])
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------

@@ -494,12 +494,11 @@ def test_a_rank_joins_with_its_own_numbers(environment, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     monkeypatch.setattr(collectives, "_join_ranks", lambda *args: joined.append(args))
     environment(RANK="2", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2")
-    rt = collectives.init_runtime(3, SimpleNamespace(store="store"))
+    rt = collectives.init_runtime(3, SimpleNamespace(store="store"), CPU)
     assert (rt.rank, rt.world, rt.local_rank, rt.threads) == (2, 4, 1, 3)
     environment(LOCAL_WORLD_SIZE="4")
-    collectives.init_runtime(3, SimpleNamespace(store="store"))
-    cuda = torch.cuda.is_available()
-    assert joined == [("store", 2, 4, False, cuda), ("store", 2, 4, True, cuda)]
+    collectives.init_runtime(3, SimpleNamespace(store="store"), CPU)
+    assert joined == [("store", 2, 4, False, False), ("store", 2, 4, True, False)]
 
 
 def test_a_hanging_collective_ends_before_the_watchdog_bites():
@@ -607,11 +606,11 @@ def test_seeds_are_pinned():
 
 
 def test_a_generator_is_a_function_of_its_arguments():
-    a = torch.randn(5, generator=randomness.generator(1, 64, "z", CPU))
+    a = torch.randn(5, generator=randomness.generator(1, 64, "z"))
     torch.manual_seed(99)
-    assert torch.equal(a, torch.randn(5, generator=randomness.generator(1, 64, "z", CPU)))
+    assert torch.equal(a, torch.randn(5, generator=randomness.generator(1, 64, "z")))
     for other in [(2, 64, "z"), (1, 128, "z"), (1, 64, "w"), (64, 1, "z")]:
-        assert not torch.equal(a, torch.randn(5, generator=randomness.generator(*other, CPU)))
+        assert not torch.equal(a, torch.randn(5, generator=randomness.generator(*other)))
     assert randomness.generator(1, 64, "z").initial_seed() == randomness.seed_of(1, 64, "z")
 
 
