@@ -11,7 +11,15 @@ from pathlib import Path
 from data.files import read_json
 from jobs.config import specs
 
-RUNS = specs.ROOT / "runs"
+
+def runs_folder(root: Path = specs.ROOT) -> Path:
+    """Where the runs of the toolkit at `root` lie; of a run's snapshot, those of the folder that it was taken from."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        root = Path(read_json(root / "snapshot.json")["from"])
+    return root / "runs"
+
+
+RUNS = runs_folder()
 
 
 def read_jobs(run: Path) -> dict:

@@ -59,7 +59,8 @@ def test_show_job_reads_its_first_record_and_no_field_out_of_a_name():
         end=unix("2026-11-21T07:41:11"), exit_code=0, exit_signal=0, restarts=2,
         preempt_time=unix("2026-11-21T07:21:15"),
         requeue=True, command="/home/me/my runs/job.sbatch a b=c", workdir="/home/me/my runs",
-        stdout="/home/me/out put.log", gres="gpu:a100:1",
+        stdout="/home/me/out put.log", gres="gpu:a100:1", array=True,
+        submitted=unix("2026-11-21T07:21:10"),
     )  # fmt: skip
     assert job.active
 

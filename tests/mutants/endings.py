@@ -96,4 +96,10 @@ FAULTS = [
         "not name",
         (REMOTE + "test_a_run_whose_name_leads_elsewhere_is_refused",),
     ),
+    Fault(
+        "jobs/run/find.py",
+        'root = Path(read_json(root / "snapshot.json")["from"])',
+        'root = Path(read_json(root / "snapshot.json")["source"])',
+        ("tests/run/test_rundir.py::test_a_snapshot_knows_where_its_runs_lie",),
+    ),
 ]

@@ -19,7 +19,7 @@ import pytest
 
 from data import files
 from data.files import atomic_write, process_start, remove_torn
-from jobs.run import lock, owners, rundir
+from jobs.run import find, lock, owners, rundir
 from jobs.run.lock import Locked
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError
@@ -803,3 +803,12 @@ def wait_until(condition, seconds: float = 300) -> None:
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
+
+
+def test_a_snapshot_knows_where_its_runs_lie(tmp_path):
+    """Else a hint in a job's log would name runs by their whole path, and `--after NAME` would find none."""
+    assert find.runs_folder(tmp_path) == tmp_path / "runs"
+    (tmp_path / "snapshot.json").write_text(json.dumps({"from": "/home/me/toolkit"}))
+    assert find.runs_folder(tmp_path) == Path("/home/me/toolkit/runs")
+    (tmp_path / "snapshot.json").write_text("[]")
+    assert find.runs_folder(tmp_path) == tmp_path / "runs"
