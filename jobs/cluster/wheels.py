@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from data.files import atomic_write
+from data.files import atomic_write, read_json
 from jobs.config.cards import Card, card_of
 
 Capability = tuple[int, int]
@@ -87,7 +87,7 @@ def kernels_of_torch() -> list[tuple[str, Capability]]:
         key = f"{about}: {about.stat().st_mtime_ns}"
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "brain-slices", "kernels.json")
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            if isinstance(known := json.loads(cache.read_text()).get(key), str):
+            if isinstance(known := read_json(cache).get(key), str):
                 return parse_kernels(known)
         with contextlib.suppress(subprocess.SubprocessError):
             done = subprocess.run(
@@ -101,7 +101,7 @@ def kernels_of_torch() -> list[tuple[str, Capability]]:
 
 
 def driver_cuda() -> str:
-    """The there CUDA that the driver of this machine knows, as nvidia-smi has it; '' without one."""
+    """The CUDA that the driver of this machine knows, as nvidia-smi has it; '' without one."""
     if shutil.which("nvidia-smi"):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             text = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=10).stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import pytest
 import torch
@@ -41,7 +42,8 @@ def test_the_variables_of_a_task(queue, monkeypatch, options, given):  # noqa: F
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_cannot_be_used_is_no_cpu_run(queue, tmp_path):  # noqa: F811
-    """The node's GPU is a name alone. Two attempts without an image are stuck, each says why in one line."""
+    """The nodes' GPUs are names alone. Two attempts on each of the two nodes, without an image, are stuck; each says why
+    in one line."""
     run = tmp_path / "gpu" / "run"
     job = train(queue, run, "-t", "5", "--gres=gpu:a100:1", flags=("--device", "auto"))
     queue.wait_over(job)
@@ -49,5 +51,6 @@ def test_a_gpu_that_cannot_be_used_is_no_cpu_run(queue, tmp_path):  # noqa: F811
     lines = [line for line in said.splitlines() if line.startswith("error: ")]
     assert lines and all("no usable GPU on node" in line and "--device cpu" in line for line in lines), said
     decisions = [line for line in RunDir(run).read_attempts() if line["event"] == "decision"]
-    assert [d["code"] for d in decisions] == [75, 75] and decisions[-1]["decision"] == "stuck"
+    assert [d["code"] for d in decisions] == [75] * 4 and decisions[-1]["decision"] == "stuck"
+    assert len({re.search(r"no usable GPU on node (\w+)", line)[1] for line in lines}) == 2, said
     assert "no usable GPU" in decisions[0]["why"] and RunDir(run).newest_checkpoint() == 0

@@ -2,7 +2,7 @@
 
 from tests.mutants import Fault
 
-DEVICES, FAULT_TESTS = "tests/training/test_devices.py", "tests/run/test_faults.py"
+DEVICES, FAULT_TESTS = "tests/training/test_devices.py", "tests/run/test_gpu_faults.py"
 WHEELS, SPECS, DRAWS = "tests/cluster/test_wheels.py", "tests/config/test_specs.py", "tests/models/test_draws.py"
 
 FAULTS = [
