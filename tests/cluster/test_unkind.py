@@ -130,6 +130,15 @@ def test_nothing_is_queued_while_slurm_is_silent(run, monkeypatch, state):
         queueing.already(its, Options(job="stylegan2"))
 
 
+def test_a_run_of_which_nothing_is_known_is_not_called_unqueued(run, monkeypatch):
+    tell(run, "running")
+    monkeypatch.setattr(status, "all_jobs", status.Silent)
+    its = plan.Plan("stylegan2", GanConfig(), run.path.parent / "next", site=None, local=False, after=str(run.path))
+    with pytest.raises(NoAnswer, match="whether brains has a job is not known"):
+        queueing.dependency_of(its, Options(job="stylegan2"))
+    assert queueing.dependency_of(its, Options(job="stylegan2", dry_run=True))[0] == "afterany:JOB_OF_brains"
+
+
 # --- stopping ---------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def cancelled(monkeypatch) -> list:
@@ -146,6 +155,14 @@ def test_a_stop_is_written_while_slurm_is_silent(run, monkeypatch, capsys, cance
     monkeypatch.setattr(status, "all_jobs", status.Silent)
     assert steer.stop_run(run.path, now) == code
     assert run.stop_requested() and not cancelled and "Slurm does not answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("now", "code", "said"), [(False, 0, "saves and stops"), (True, 75, "Slurm does not answer")])
+def test_a_job_that_cannot_be_ended_now_is_not_said_to_be(run, monkeypatch, capsys, cancelled, now, code, said):
+    tell(run, "running")
+    (run.path / "LOCK").write_text(json.dumps({"host": "n9", "pid": 1, "job": "42"}))
+    monkeypatch.setattr(status, "all_jobs", status.Silent)
+    assert steer.stop_run(run.path, now) == code and run.stop_requested() and said in capsys.readouterr().out
 
 
 def full(*anything):
