@@ -261,35 +261,12 @@ def test_variables_of_sbatch_are_defaults_and_are_said(tmp_path):
     assert from_shell(Options(), {"SBATCH_GPUS_PER_NODE": "2"}).gpus == 2
 
 
-@pytest.mark.parametrize(
-    ("typed", "shell", "asks"),
-    [
-        (dict(mem="2G"), {"SBATCH_MEM_PER_CPU": "500"}, dict(mem="2G", slurm=())),
-        (dict(slurm=("mem-per-cpu=1G",)), {"SBATCH_MEM_PER_NODE": "9G"}, dict(mem="", slurm=("mem-per-cpu=1G",))),
-        ({}, {"SBATCH_MEM_PER_NODE": "9G", "SBATCH_MEM_PER_CPU": "1G"}, dict(mem="9G", slurm=())),
-        ({}, {"SBATCH_MEM_PER_GPU": "9G", "SBATCH_MEM_PER_CPU": "1G"}, dict(mem="", slurm=("mem-per-cpu=1G",))),
-        (dict(gpus=1), {"SBATCH_GRES": "gpu:a100:2"}, dict(gpus=1, gres="")),
-        (dict(gres="gpu:2"), {"SBATCH_GPUS_PER_NODE": "1"}, dict(gpus=None, gres="gpu:2")),
-        (dict(slurm=("mail-type=END",)), {"SBATCH_MEM_PER_CPU": "1G"}, dict(slurm=("mem-per-cpu=1G", "mail-type=END"))),
-    ],
-)
-def test_what_was_typed_goes_before_another_way_to_say_it_in_the_shell(typed, shell, asks):
-    options = from_shell(Options(**typed), shell)
-    assert {name: getattr(options, name) for name in asks} == asks
-
-
 def test_one_way_to_ask_for_memory_takes_the_place_of_the_profiles(tmp_path):
     site = profile('[generic]\nmem = "64G"\n')
     assert planned(tmp_path, site, partition="a100", slurm=("mem-per-cpu=1G",)).slurm == {"mem-per-cpu": "1G"}
     site = profile('[generic]\nslurm = ["mem-per-cpu=1G", "licenses=x"]\n')
     assert planned(tmp_path, site, partition="a100", mem="9G").slurm == {"mem": "9G", "licenses": "x"}
     assert planned(tmp_path, site, partition="a100").slurm == {"mem-per-cpu": "1G", "licenses": "x"}
-
-
-def test_the_cluster_of_the_shell_is_not_asked_about_jobs_of_this_one(monkeypatch):
-    monkeypatch.setenv("SLURM_CLUSTERS", "other")
-    assert slurm._run(["sh", "-c", "echo $SLURM_CLUSTERS"]).strip() == ""
-    assert from_shell(Options()).not_taken == ("SLURM_CLUSTERS",)
 
 
 def test_sbatch_sees_none_of_them(monkeypatch):
@@ -336,40 +313,6 @@ def test_an_id_on_stderr_or_not_at_all(monkeypatch):
     assert sbatch.submit([], None, lambda job: sbatch.follows(job, "5")) == "9"
     with pytest.raises(SlurmError, match="named no id"):
         sbatch.submit([], None, lambda job: False)
-
-
-LOST = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
-
-
-@pytest.mark.parametrize(
-    "answer", [SimpleNamespace(returncode=1, stdout="", stderr=LOST), subprocess.TimeoutExpired("sbatch", 60)]
-)
-def test_a_job_that_was_taken_without_an_answer_is_found(monkeypatch, answer):
-    def run(*words, **how):
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(sbatch.subprocess, "run", run)
-    monkeypatch.setattr(sbatch, "PAUSES_S", (0, 0))
-    shown = iter([{}, {"7": Job("7", "PENDING", name="brains")}, {}, {}])
-    monkeypatch.setattr(slurm, "squeue", lambda: next(shown))
-    assert sbatch.submit([], None, lambda job: job.name == "brains") == "7"
-    with pytest.raises(slurm.NoAnswer, match="try again"):
-        sbatch.submit([], None, lambda job: job.name == "brains")
-
-
-def test_submitit_finds_a_job_that_was_taken_without_an_answer(monkeypatch):
-    from submitit.core import utils
-
-    monkeypatch.setattr(sbatch, "PAUSES_S", (0,))
-    monkeypatch.setattr(slurm, "squeue", lambda: {"9_1": Job("9_1", "PENDING", name="grid")})
-    before = utils.CommandFunction
-    with sbatch.ids_of_submitit(lambda job: job.name == "grid"):
-        assert utils.CommandFunction(["sh", "-c", f"echo '{LOST}' >&2; exit 1"], verbose=False)() == "9"
-        with pytest.raises(utils.FailedJobError, match="denied"):
-            utils.CommandFunction(["sh", "-c", "echo denied >&2; exit 1"], verbose=False)()
-    assert utils.CommandFunction is before
 
 
 def test_submitit_reads_ids_as_everybody_here(monkeypatch):
