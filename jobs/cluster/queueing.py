@@ -114,10 +114,9 @@ def already(plan: Plan, options: Options) -> int | None:
     else:
         where = f" as job {view.job_id}" if view.job_id else ""
         if RunDir(plan.run).stop_requested():
-            raise slurm.NoAnswer(
-                f"nothing queued: {plan.run.name} is {view.state}{where} and was told to stop; "
-                "try again when it has stopped"
-            )
+            waits = view.state == RunState.QUEUED
+            then = f"python launch.py stop {typed(plan.run)} takes it out" if waits else "try again when it has stopped"
+            raise slurm.NoAnswer(f"nothing queued: {plan.run.name} is {view.state}{where} and was told to stop; {then}")
         timed = view.limit_s and view.elapsed_s is not None
         how_long = f", {wording.clock(view.elapsed_s)} of {wording.clock(view.limit_s)}" if timed else ""
         text = f"{plan.run.name} is {view.state} already{where}{how_long}. Nothing queued."
