@@ -81,7 +81,7 @@ def test_a_run_that_is_being_stopped_does_not_count_as_one_that_goes_on(three):
         with pytest.raises(slurm.NoAnswer, match="was told to stop; try again when it has stopped"):
             ran(*words)
     three.lives("one", "PENDING", "queued")
-    with pytest.raises(slurm.NoAnswer, match="python launch.py stop one takes it out"):
+    with pytest.raises(slurm.NoAnswer, match="stop one takes it out"):
         ran("resume", "one")
     three.over("one", "stopped")
     assert ran("resume", "one") == 0 and not three.run("one").stop_requested()
