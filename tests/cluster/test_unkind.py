@@ -296,6 +296,11 @@ def test_a_run_of_another_job_is_named_as_such(run):
     run.mark_done()
     with pytest.raises(ConfigError, match=r"brains is a run of stylegan2, not of vae; use another --run"):
         compare_with_run(run, replace(VaeConfig(), run=str(run.path)))
+    for more in ([], ["--preset", "quickstart"], ["--batch", "auto"]):  # also where its own values are the base
+        with pytest.raises(ConfigError, match=r"brains is a run of stylegan2, not of vae; use another --run"):
+            compare_with_run(
+                run, parsing.parse_config(VaeConfig, ["--run", str(run.path), "--data", "phantom:48", *more])
+            )
     for name, row in kinds.JOBS.items():
         fields = parsing.result_fields(parsing.parse_config(row.config, ["--data", "phantom:48"]))
         assert kinds.jobs_of(fields) == [name]
