@@ -38,7 +38,9 @@ def submit(words: list[str], cwd: Path | None, ours: Callable[[Job], bool]) -> s
     """
     try:
         with clean_environment():
-            done = subprocess.run(["sbatch", *words], cwd=cwd, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(
+                ["sbatch", *words], cwd=cwd, capture_output=True, encoding="utf-8", errors="replace", timeout=60
+            )
     except subprocess.TimeoutExpired:
         return after_silence(ours, "sbatch: no answer from the Slurm controller within 60 s")
     except (OSError, subprocess.SubprocessError) as error:
@@ -100,12 +102,7 @@ def ids_of_submitit(ours: Callable[[Job], bool]) -> Iterator[None]:
 
     class Sbatch(command):  # type: ignore[misc,valid-type]
         def __call__(self, *words, **options) -> str:
-            try:
-                return super().__call__(*words, **options)
-            except utils.FailedJobError as error:
-                if not slurm.SILENCE.search(str(error)):
-                    raise
-                return after_silence(ours, plain_refusal(str(error)))
+            return submit([*self.command[1:], *words], None, ours)
 
     def job_id(answer: str | bytes) -> str:
         return read_id(answer if isinstance(answer, str) else answer.decode(errors="replace")) or look_up(ours)

@@ -282,7 +282,7 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
             else:
                 jobs = executor.map_array(os.execv, [command[0] for command in commands], commands)
         except (FailedJobError, FailedSubmissionError, slurm.SlurmError, OSError) as error:
-            if slurm.SILENCE.search(str(error)):
+            if isinstance(error, slurm.NoAnswer) or slurm.SILENCE.search(str(error)):
                 run = folder or plans[0].run
                 again = f"python launch.py status {typed(run)}"
                 text = f"Slurm did not answer, so whether {run.name} is queued is not known: {again}"

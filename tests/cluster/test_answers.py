@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from types import SimpleNamespace
 
@@ -32,16 +33,26 @@ def test_a_job_that_was_taken_without_an_answer_is_found(monkeypatch, answer):
         sbatch.submit([], None, lambda job: job.name == "brains")
 
 
-def test_submitit_finds_a_job_that_was_taken_without_an_answer(monkeypatch):
+def test_submitit_finds_a_job_that_was_taken_without_an_answer(monkeypatch, tmp_path):
     from submitit.core import utils
+
+    def says(script: str) -> None:
+        (tmp_path / "sbatch").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "sbatch").chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
     monkeypatch.setattr(sbatch, "PAUSES_S", (0,))
     monkeypatch.setattr(slurm, "squeue", lambda: {"9_1": Job("9_1", "PENDING", name="grid")})
     before = utils.CommandFunction
     with sbatch.ids_of_submitit(lambda job: job.name == "grid"):
-        assert utils.CommandFunction(["sh", "-c", f"echo '{LOST}' >&2; exit 1"], verbose=False)() == "9"
-        with pytest.raises(utils.FailedJobError, match="denied"):
-            utils.CommandFunction(["sh", "-c", "echo denied >&2; exit 1"], verbose=False)()
+        says(f"echo '{LOST}' >&2; exit 1")
+        assert utils.CommandFunction(["sbatch", "x.sh"], verbose=False)() == "9"
+        says("printf 'Gr\\374\\337e\\n'; echo Submitted batch job 7")  # a banner that is not UTF-8
+        assert utils.CommandFunction(["sbatch", "x.sh"], verbose=False)() == "7"
+        says("echo denied >&2; exit 1")
+        with pytest.raises(slurm.SlurmError, match="denied"):
+            utils.CommandFunction(["sbatch", "x.sh"], verbose=False)()
     assert utils.CommandFunction is before
 
 
