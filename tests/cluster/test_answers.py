@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.cluster import sbatch, slurm
+from jobs.cluster import preflight, sbatch, slurm
 from jobs.cluster.options import Options, from_shell
 from jobs.cluster.slurm import Job
 
@@ -77,3 +77,10 @@ def test_the_cluster_of_the_shell_is_not_asked_about_jobs_of_this_one(monkeypatc
     monkeypatch.setenv("SLURM_CLUSTERS", "other")
     assert slurm._run(["sh", "-c", "echo $SLURM_CLUSTERS"]).strip() == ""
     assert from_shell(Options()).not_taken == ("SLURM_CLUSTERS",)
+
+
+def test_a_banner_that_is_not_utf8_keeps_no_run_from_being_checked(monkeypatch, tmp_path):
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nprintf 'Gr\\374\\337e\\n'; echo NodeName=n1 NodeAddr=127.0.0.1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert preflight.nodes_are_here()
