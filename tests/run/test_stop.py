@@ -208,7 +208,7 @@ def test_job_end_from_squeue(no_job, monkeypatch, tmp_path):
     assert stopping.job_end_time() == end
 
 
-@pytest.mark.parametrize("before", ["echo Welcome to the lab of 2026", r"printf 'Gr\\374\\337e\\n'"])
+@pytest.mark.parametrize("before", ["echo Welcome to the lab of 2026", r"printf 'Gr\374\337e\n'"])
 def test_a_banner_around_squeue_hides_no_end(no_job, monkeypatch, tmp_path, before):
     end = int(time.time()) + 1000
     text = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(end))
