@@ -57,7 +57,7 @@ def stop_run(run: Path, now: bool) -> int:
     """STOP ends the running attempt with a save, and the whole chain; what has not started is taken out of the
     queue."""
     jobs = status.all_jobs()
-    live, holder = status.live_jobs(run, jobs or {}), status.live_process(run)
+    live, holder = status.live_jobs(run, jobs or {}), status.holder_of(run, jobs)
     state = status.view_run(run, jobs).state
     if not live and holder is None and not status.starting_process(run) and state != RunState.UNKNOWN:
         say(f"{run.name} is not running ({state}).")

@@ -165,6 +165,18 @@ def test_a_job_that_cannot_be_ended_now_is_not_said_to_be(run, monkeypatch, caps
     assert steer.stop_run(run.path, now) == code and run.stop_requested() and said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("slurms", "state"), [("COMPLETED", "stopped"), ("NODE_FAIL", "stopped"), (None, "starting")])
+def test_the_lock_of_a_job_that_is_over_is_nobodys(run, monkeypatch, capsys, slurms, state):
+    """Left by a node that crashed, a moment ago: the job was decided elsewhere. One that Slurm does not know may live."""
+    tell(run, "stopped")
+    (run.path / "LOCK").write_text(json.dumps({"host": "n9", "pid": 1, "job": "42"}))
+    jobs = {"42": Job("42", slurms)} if slurms else {}
+    assert status.view_run(run.path, jobs).state == state
+    monkeypatch.setattr(status, "all_jobs", lambda: jobs)
+    steer.stop_run(run.path, False)
+    assert ("is not running" in capsys.readouterr().out) == bool(slurms) != run.stop_requested()
+
+
 def full(*anything):
     raise OSError(errno.ENOSPC, "No space left on device")
 
