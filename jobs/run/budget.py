@@ -96,7 +96,8 @@ def spent(lines: Iterable[dict], now: float | None = None) -> list[Spent]:
             reached = _number(line.get("reached")) or _number(line.get("nimg"))
             begin = begin | {"ended": True}
         elif line.get("event") == "decision" and begin and not begin.get("ended"):
-            if line.get("job_id") == begin.get("job_id") and is_number(line.get("time")):
+            this = all(line.get(a) == begin.get(b) for a, b in (("job_id", "job_id"), ("restart", "restart_count")))
+            if this and is_number(line.get("time")):  # and not of a later start that found nothing to do
                 begin = {"limit_s": line.get("limit_s")} | begin | {"decided": line["time"]}
         elif line.get("event") == "decision" and found and found[-1].asked_s is None:  # Slurm told the limit then
             found[-1] = replace(found[-1], asked_s=limit if is_number(limit := line.get("limit_s")) else None)

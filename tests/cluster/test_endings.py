@@ -110,8 +110,8 @@ def test_one_that_died_without_a_word_ended_when_its_job_decided():
         for now in (None, 99999.0):
             one = budget.spent([begun, decided, *lines], now)[0]
             assert (one.used_s, one.asked_s) == (200, 3600)
-    other = decided | {"job_id": "other"}  # of a job that came to nothing
-    assert not budget.spent([begun, other]) and budget.spent([begun, other], 1300.0)[0].used_s == 300
+    for other in (decided | {"job_id": "other"}, decided | {"restart": 1}):  # of a job, or a start, that found no work
+        assert not budget.spent([begun, other]) and budget.spent([begun, other], 1300.0)[0].used_s == 300
 
 
 def test_usage_of_one_that_died_with_its_node(run):

@@ -167,7 +167,7 @@ def test_a_job_that_cannot_be_ended_now_is_not_said_to_be(run, monkeypatch, caps
 
 @pytest.mark.parametrize(("slurms", "state"), [("COMPLETED", "stopped"), ("NODE_FAIL", "stopped"), (None, "starting")])
 def test_the_lock_of_a_job_that_is_over_is_nobodys(run, monkeypatch, capsys, slurms, state):
-    """Left by a node that crashed, a moment ago: the job was decided elsewhere. One that Slurm does not know may live."""
+    """Left by a node that crashed a moment ago, the job being decided elsewhere. What Slurm does not know may live."""
     tell(run, "stopped")
     (run.path / "LOCK").write_text(json.dumps({"host": "n9", "pid": 1, "job": "42"}))
     jobs = {"42": Job("42", slurms)} if slurms else {}
