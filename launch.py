@@ -137,6 +137,8 @@ def resume_command(argv: list[str]) -> int:
     if given.failed:
         jobs = status.all_jobs()
         runs = [run for run in runs or all_runs() if status.view_run(run, jobs).state in ENDED_BADLY]
+        if not runs and isinstance(jobs, status.Silent):
+            raise slurm.NoAnswer("Slurm does not answer, so which runs have failed is not known; try again")
         if not runs:
             say("No run has failed.")
     elif not runs:

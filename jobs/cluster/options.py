@@ -223,31 +223,46 @@ def from_shell(options: Options, environ: Mapping[str, str] | None = None) -> Op
     environ = os.environ if environ is None else environ
     taken: dict[str, Any] = {}
     told, left = [], []
+    keys = further(options.slurm)
     for r in PROFILE.values():
         value = environ.get(r.variable, "").strip() if r.variable else ""
-        if value and not is_given(getattr(options, r.name)):
+        if value and not is_given(getattr(options, r.name)) and not _said_otherwise(r.name, options, keys):
             if r.kind is int and not value.isdecimal():
                 left.append(r.variable)
                 continue
             taken[r.name] = r.kind(value)
             told.append((r.flag, value, r.variable))
-    keys = further(options.slurm)
-    more = []
+    more: list[str] = []
     for key in FURTHER:
         variable = f"SBATCH_{key.upper().replace('-', '_')}"
-        if variable in environ and key not in keys:
+        if variable in environ and not _said_otherwise(key, replace(options, **taken), keys | further(tuple(more))):
             more.append(f"{key}={environ[variable]}" if environ[variable] else key)
             told.append(("--slurm", more[-1], variable))
     if more:
         taken["slurm"] = (*more, *options.slurm)
     known = {r.variable for r in PROFILE.values()} | {variable for *_, variable in told}
     left += [name for name in environ if name.startswith("SBATCH_") and name not in known]
+    left += [name for name in ("SLURM_CLUSTERS",) if name in environ]  # of another cluster nothing is known here
     return replace(options, **taken, from_shell=tuple(told), not_taken=tuple(sorted(left)))
+
+
+# Ways to say the same, of which sbatch takes one.
+MEMORY = {"mem", "mem-per-cpu", "mem-per-gpu"}
+SAME = ({"gpus", "gres"}, MEMORY)
+
+
+def _said_otherwise(name: str, options: Resources, keys: Mapping[str, object]) -> bool:
+    """Whether it was given, in this way or in another one: what the user's shell says stands back behind that."""
+    ways = next((ways for ways in SAME if name in ways), {name})
+    return any(way in keys or (way in PROFILE and is_given(getattr(options, way))) for way in ways)
 
 
 def asked(options: Resources, profile: Resources) -> Resources:
     """What is asked for: the options, over the profile's values."""
     values: dict[str, Any] = {}
+    if _said_otherwise("mem", options, further(options.slurm)):  # in one of its ways: the profile's is another one
+        others = tuple(word for word in profile.slurm if not MEMORY & further((word,)).keys())
+        profile = replace(profile, mem="", slurm=others)
     for name in PROFILE:
         ours, theirs = getattr(options, name), getattr(profile, name)
         values[name] = (*theirs, *ours) if name == "slurm" else ours if is_given(ours) else theirs

@@ -381,7 +381,8 @@ def filesystem(path: Path) -> str:
 def nodes_are_here() -> bool:
     """Whether every compute node is this machine itself: a single workstation with Slurm, or a test cluster."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        text = subprocess.run(["scontrol", "show", "node", "-o"], capture_output=True, text=True, timeout=10).stdout
+        command = ["scontrol", "show", "node", "-o"]
+        text = subprocess.run(command, capture_output=True, timeout=10).stdout.decode(errors="replace")
         addresses = re.findall(r"NodeAddr=(\S+)", text)
         return bool(addresses) and all(
             a.startswith("127.") or a in ("localhost", os.uname().nodename) for a in addresses

@@ -113,6 +113,10 @@ def already(plan: Plan, options: Options) -> int | None:
         return None
     else:
         where = f" as job {view.job_id}" if view.job_id else ""
+        if RunDir(plan.run).stop_requested():
+            waits = view.state == RunState.QUEUED
+            then = f"python launch.py stop {typed(plan.run)} takes it out" if waits else "try again when it has stopped"
+            raise slurm.NoAnswer(f"nothing queued: {plan.run.name} is {view.state}{where} and was told to stop; {then}")
         timed = view.limit_s and view.elapsed_s is not None
         how_long = f", {wording.clock(view.elapsed_s)} of {wording.clock(view.limit_s)}" if timed else ""
         text = f"{plan.run.name} is {view.state} already{where}{how_long}. Nothing queued."
@@ -146,9 +150,12 @@ def dependency_of(plan: Plan, options: Options) -> tuple[str, str]:
         return "", ""
     if plan.local:
         raise ConfigError(f"--after {first.name}: {left[0].name} is not done; run it first")
-    queue, last = status.all_jobs() or {}, []
+    queue, last = status.all_jobs(), []
+    if isinstance(queue, status.Silent) and not options.dry_run:
+        text = f"whether {left[0].name} has a job is not known"
+        raise slurm.NoAnswer(f"nothing queued: Slurm does not answer, and {text}; try again")
     for run in left:
-        if live := status.live_jobs(run, queue):
+        if live := status.live_jobs(run, queue or {}):
             last.append(max(live, key=lambda job: int(job.id.split("_")[0])).id)
         elif options.dry_run:
             last.append(f"JOB_OF_{run.name}")

@@ -7,6 +7,7 @@ a Host of ~/.ssh/config, user@host), or the name of a profile of sites.toml with
 from __future__ import annotations
 
 import json
+import os
 import random
 import shlex
 import shutil
@@ -39,6 +40,7 @@ PULLED = (
     "config.json", "data.json", "provenance.json", "attempts.jsonl", "metrics.jsonl", "metrics.json", "DONE",
     "*.safetensors", "*.html", "*.png", "samples/***", "plots/***", "pictures/***", "report/***", "tensorboard/***",
 )  # fmt: skip
+THROUGH = """sh -c 'shift; exec ssh -- "$LOGIN" "$@"' ssh"""  # in the place of ssh, for rsync
 MARK = "pulled.json"  # in the copy: where it came from
 PORTS = (20000, 32767)  # below those that Linux gives to connections
 SSH_FAILED = 255
@@ -150,9 +152,12 @@ def pull(host: Host, argv: list[str]) -> int:
         mark = {"host": host.name, "path": path, "time": round(time.time(), 1)}
         atomic_write(target / MARK, json.dumps(mark) + "\n")
         wanted = [*PULLED, *(["checkpoints/***"] if options.checkpoints else [])]
-        rsync = ["rsync", "-rt", "-s", "--partial", "--no-links", "-e", "ssh"]
+        # Where a name has a colon (ssh://me@host:22, an address of IPv6) rsync does not read it as ssh does.
+        shell, name_there = (THROUGH, "there") if ":" in host.name else ("ssh", host.name)
+        rsync = ["rsync", "-rt", "-s", "--partial", "--no-links", "-e", shell]
         rsync += [*(f"--include=/{p}" for p in wanted), "--exclude=*"]
-        code = subprocess.run([*rsync, f"{host.name}:{path}/", f"{target}/"], check=False).returncode
+        environment = os.environ | {"LOGIN": host.name}
+        code = subprocess.run([*rsync, f"{name_there}:{path}/", f"{target}/"], check=False, env=environment).returncode
         if code:
             say(f"error: {name}: rsync ended with code {code}; the same command goes on", sys.stderr)
             worst = BAD

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from jobs.cluster import slurm
 from jobs.cluster.plan import Plan
 from jobs.cluster.slurm import Job, SlurmError
 
+PAUSES_S = (0, 2, 4)  # before the queue is asked for a job of which sbatch got no answer
 # A word of sbatch's refusal -> what to do.
 REFUSALS = {
     "account": "--account NAME; `sacctmgr show associations user=$USER` lists yours",
@@ -36,16 +38,18 @@ def submit(words: list[str], cwd: Path | None, ours: Callable[[Job], bool]) -> s
     """
     try:
         with clean_environment():
-            done = subprocess.run(["sbatch", *words], cwd=cwd, capture_output=True, text=True, timeout=60)
+            done = subprocess.run(
+                ["sbatch", *words], cwd=cwd, capture_output=True, encoding="utf-8", errors="replace", timeout=60
+            )
+    except subprocess.TimeoutExpired:
+        return after_silence(ours, "sbatch: no answer from the Slurm controller within 60 s")
     except (OSError, subprocess.SubprocessError) as error:
         raise SlurmError(f"sbatch: {error}") from None
     if done.returncode:
         text = done.stderr or done.stdout
-        raise (
-            slurm.NoAnswer(f"{plain_refusal(text)}; try again")
-            if slurm.SILENCE.search(text)
-            else SlurmError(plain_refusal(text))
-        )
+        if slurm.SILENCE.search(text):
+            return after_silence(ours, plain_refusal(text))
+        raise SlurmError(plain_refusal(text))
     return read_id(done.stdout) or read_id(done.stderr) or look_up(ours)
 
 
@@ -67,6 +71,20 @@ def look_up(ours: Callable[[Job], bool]) -> str:
     return str(max(ids))
 
 
+def after_silence(ours: Callable[[Job], bool], words: str) -> str:
+    """The id of a job that the controller may have taken before it fell silent. NoAnswer if the queue does not show
+    one."""
+    for pause in PAUSES_S:
+        time.sleep(pause)
+        try:
+            return look_up(ours)
+        except slurm.NoAnswer:
+            break
+        except SlurmError:
+            continue
+    raise slurm.NoAnswer(f"{words}; try again")
+
+
 def follows(job: Job, job_id: str) -> bool:
     """Whether it waits for the end of that job."""
     return bool(re.search(rf"(?<![\d_]){re.escape(job_id)}(?![\d_])", job.dependency))
@@ -77,18 +95,25 @@ def ids_of_submitit(ours: Callable[[Job], bool]) -> Iterator[None]:
     """Meanwhile submitit finds a job's id as everybody here does. It makes arrays with its own class, so it is that
     class which learns it."""
     from submitit import SlurmExecutor
+    from submitit.core import utils
 
     name = "_get_job_id_from_submission_command"
-    before = SlurmExecutor.__dict__[name]
+    before, command = SlurmExecutor.__dict__[name], utils.CommandFunction
+
+    class Sbatch(command):  # type: ignore[misc,valid-type]
+        def __call__(self, *words, **options) -> str:
+            return submit([*self.command[1:], *words], None, ours)
 
     def job_id(answer: str | bytes) -> str:
         return read_id(answer if isinstance(answer, str) else answer.decode(errors="replace")) or look_up(ours)
 
     setattr(SlurmExecutor, name, staticmethod(job_id))
+    utils.CommandFunction = Sbatch  # type: ignore[misc]
     try:
         yield
     finally:
         setattr(SlurmExecutor, name, before)
+        utils.CommandFunction = command  # type: ignore[misc]
 
 
 @contextlib.contextmanager

@@ -231,7 +231,7 @@ def _checked_id(job_id) -> str:
 def _run(command: list[str], stdin: str = "", timeout: float = 0, merge: bool = False) -> str:
     """Its standard output (`merge`: with standard error). A user's own output formats and language are switched off."""
     own = ("SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "SBATCH_")
-    env = {k: v for k, v in os.environ.items() if not k.startswith(own)}
+    env = {k: v for k, v in os.environ.items() if not k.startswith(own) and k != "SLURM_CLUSTERS"}
     if command[0] == "sbatch":
         env = {k: v for k, v in env.items() if not foreign(k)}
     timeout = timeout or TIMEOUT_S

@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -118,6 +119,13 @@ def live_process(run: Path) -> dict | None:
     return holder if time.time() - about.st_mtime < LOCK_STALE else None
 
 
+def holder_of(run: Path, queue: Mapping[str, Job] | None) -> dict | None:
+    """live_process; of a job that Slurm knows to be over nobody is left, however young the heartbeat."""
+    holder = live_process(run)
+    job = (queue or {}).get(str(holder.get("job"))) if holder is not None else None
+    return None if job is not None and not job.active else holder
+
+
 def starting_process(run: Path) -> str:
     """Id of a local process that was started for the run and lives, before it holds the lock; '' if none."""
     for job in reversed(read_jobs(run).get("submitted", [])):
@@ -203,7 +211,7 @@ def _view_run(run: Path, queue: dict[str, Job] | None, seen: dict) -> View:
     if live:
         after = Path(jobs.get("after", ""))
         return _with_job(view, live[0], live[1:], "" if os.path.exists(after / "DONE") else after.name)
-    if (holder := live_process(run)) is not None:
+    if (holder := holder_of(run, queue)) is not None:
         elapsed = time.time() - holder["since"] if is_number(holder.get("since")) else None
         own = view.state if view.state in GONE - {RunState.QUEUED} else RunState.STARTING
         return _hanging(replace(view, state=own, node=_word(holder.get("host")), elapsed_s=elapsed, note=""))

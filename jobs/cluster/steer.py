@@ -57,24 +57,26 @@ def stop_run(run: Path, now: bool) -> int:
     """STOP ends the running attempt with a save, and the whole chain; what has not started is taken out of the
     queue."""
     jobs = status.all_jobs()
-    live, holder = status.live_jobs(run, jobs or {}), status.live_process(run)
+    live, holder = status.live_jobs(run, jobs or {}), status.holder_of(run, jobs)
     state = status.view_run(run, jobs).state
     if not live and holder is None and not status.starting_process(run) and state != RunState.UNKNOWN:
         say(f"{run.name} is not running ({state}).")
         return DONE
+    here = holder is not None and holder.get("host") == socket.gethostname()
     written = f"{getpass.getuser()} at {time.strftime('%F %T')}, launch.py stop{' --now' if now else ''}\n"
     unwritten = ""
     try:
         atomic_write(run / "STOP", written)
     except OSError as error:
         unwritten = words(error)
-        here = holder is not None and holder.get("host") == socket.gethostname()
         theirs = run.stat().st_uid not in (os.getuid(), 0)
         if not live and (theirs or not here):
             reason = others_may_replace(run) if theirs else f"STOP cannot be written ({unwritten})"
             fix = "only they can stop it" if theirs else "make room and try again, or end its process where it runs"
             raise RunDirError(f"{run}: {reason}, so it is not stopped; {fix}") from None
         now = True  # the job itself is ended, which saves if it can
+    if isinstance(jobs, status.Silent) and now and not here:
+        state = RunState.UNKNOWN  # its job cannot be ended
     waiting = [job for job in live if not job.at_work and job.state != "COMPLETING"]
     running = [job for job in live if job not in waiting]
     try:
@@ -82,7 +84,7 @@ def stop_run(run: Path, now: bool) -> int:
             slurm.cancel(job.id)
     except slurm.NoAnswer:
         state = RunState.UNKNOWN
-    if holder is not None and not running and now and holder.get("host") == socket.gethostname():
+    if holder is not None and here and not running and now:
         os.kill(holder["pid"], signal.SIGTERM)
     if unwritten:
         say(f"{run.name}: STOP cannot be written ({unwritten}), so it is ended now; it saves if it can.")

@@ -260,7 +260,8 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
     text = sbatch_text(plans, dependency, folder)
     for plan in plans:
         atomic_write(plan.run / "job.sbatch", text)
-    noted = {str(job["id"]).partition("_")[0] for plan in plans for job in read_jobs(plan.run).get("submitted", [])}
+    runs = {*(plan.run for plan in plans), *members(home)}
+    noted = {str(job["id"]).partition("_")[0] for run in runs for job in read_jobs(run).get("submitted", [])}
     place = str(plans[0].code) if folder is None else ""
 
     def ours(job: slurm.Job) -> bool:
@@ -281,7 +282,7 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
             else:
                 jobs = executor.map_array(os.execv, [command[0] for command in commands], commands)
         except (FailedJobError, FailedSubmissionError, slurm.SlurmError, OSError) as error:
-            if slurm.SILENCE.search(str(error)):
+            if isinstance(error, slurm.NoAnswer) or slurm.SILENCE.search(str(error)):
                 run = folder or plans[0].run
                 again = f"python launch.py status {typed(run)}"
                 text = f"Slurm did not answer, so whether {run.name} is queued is not known: {again}"

@@ -22,9 +22,10 @@ from jobs.run import budget
 from jobs.run.find import find_run, read_jobs, read_sweep
 from jobs.run.owners import owner_of
 from jobs.run.rundir import RunDir
-from jobs.run.states import FINAL
+from jobs.run.states import RunState
 from jobs.run.stopping import DONE
 
+AT_WORK = (RunState.RUNNING, RunState.HANGING, RunState.SUSPENDED, RunState.ENDING)
 JSON_VERSION = 1
 LITTLE = 0.5  # of what was asked for: below that a smaller request would have done
 
@@ -53,7 +54,7 @@ def usage_command(argv: list[str]) -> int:
     options = parser.parse_intermixed_args(argv)
     runs = chosen(options.run) if options.run else choose.all_runs()
     jobs = status.all_jobs() or {}
-    seen = {run: of_run(run, live=status.view_run(run, jobs).state not in FINAL) for run in runs}
+    seen = {run: of_run(run, live=status.view_run(run, jobs).state in AT_WORK) for run in runs}
     sweeps = [together(path.name, [seen[run] for run in points]) for path, points in sweeps_among(options.run, seen)]
     people = [
         together(user, [one for one in seen.values() if one.user == user])
@@ -94,22 +95,32 @@ def show(header: str, rows: list[Usage]) -> None:
 # --- one run ----------------------------------------------------------------------------------------------------------
 def of_run(run: Path, live: bool = False) -> Usage:
     """What a run has cost. `live`: its last attempt goes on."""
-    attempts = budget.spent(RunDir(run).read_attempts(), time.time() if live else None)
+    attempts = budget.spent(RunDir(run).read_attempts(), time.time() if live else last_seen(run))
     submitted = read_jobs(run).get("submitted", [])
     known = [one.asked_s * one.gpus for one in attempts if one.asked_s is not None]
-    used = sum(one.gpu_s for one in attempts)
-    by_slurm = accounted([str(job["id"]) for job in submitted if job.get("kind") != "local"])
+    ids = [str(job["id"]) for job in submitted if job.get("kind") != "local"]
+    by_slurm = accounted(ids)
+    # What Slurm accounts for is no attempt of this machine, and none in a job that was not queued for the run.
+    used = sum(one.gpu_s for one in attempts if by_slurm is None or one.job_id not in ids) + (by_slurm or 0.0)
     return Usage(
         name=run.name,
         user=owner_of(run),
         attempts=len(attempts),
         asked=round(sum(known) / 3600, 4) if known else None,
-        used=round((used if by_slurm is None else by_slurm) / 3600, 4),
+        used=round(used / 3600, 4),
         lost=round(sum(one.lost_s * one.gpus for one in attempts) / 3600, 4),
         queued=round(queued_s(attempts, submitted) / 3600, 4),
         budget=budget.limit_hours(run),
         use=use_line(run, attempts),
     )
+
+
+def last_seen(run: Path) -> float | None:
+    """The last sign of life of a training process that left its lock behind; None where none did."""
+    try:
+        return (run / "LOCK").stat().st_mtime
+    except OSError:
+        return None
 
 
 def queued_s(attempts: Iterable[budget.Spent], submitted: Collection[dict]) -> float:

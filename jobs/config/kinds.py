@@ -108,6 +108,13 @@ def jobs_of(stored: dict) -> list[str]:
     return [name for name, row in JOBS.items() if set(stored) <= {field.name for field in fields(row.config)}]
 
 
+def check_same_job(run: object, stored: dict, name: str) -> None:
+    """Refuse to take a run of another job for one of this job. Raises ConfigError."""
+    of = jobs_of(stored)
+    if of and name not in of:
+        raise ConfigError(f"{run} is a run of {of[0]}, not of {name}; use another --run or --name")
+
+
 def check(config: TrainConfig) -> None:
     """Refuse values that cannot work, each with one line that names the fix. Raises ConfigError."""
     rules.check_common(config)

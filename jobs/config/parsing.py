@@ -90,7 +90,7 @@ def fitted(config: Config, run: str, world: int, gpu: Callable[[], Card | None])
     with its own batch. ConfigError where the GPU is unknown."""
     stored = Path(run, "config.json").expanduser()
     if run and os.path.lexists(stored):
-        before = from_dict(type(config), read_json(stored))
+        before = _stored(type(config), stored)
         return replace(config, batch=before.batch, accumulate=before.accumulate)
     card = gpu()
     if card is None:
@@ -134,7 +134,7 @@ def _base(cls: type[Config], run: str | None, preset: str | None) -> Config:
     """The values below the flags: of the named preset, else of the stored run, else of the default preset."""
     stored = Path(run, "config.json").expanduser() if run else None
     if preset is None and stored is not None and os.path.lexists(stored):
-        base = from_dict(cls, read_json(stored))
+        base = _stored(cls, stored)
     else:
         job = kinds.JOBS[kinds.name_of(cls)]
         name = job.default_preset if preset is None else preset
@@ -143,6 +143,13 @@ def _base(cls: type[Config], run: str | None, preset: str | None) -> Config:
         base = replace(cls(), **job.presets[name], preset=name)
     base = replace(base, dry_run=False, override=False)
     return replace(base, run=run) if run else base
+
+
+def _stored(cls: type[Config], path: Path) -> Config:
+    """The config that a run was started with, if it is one of this job."""
+    values = read_json(path)
+    kinds.check_same_job(path.parent.absolute(), values, kinds.name_of(cls))
+    return from_dict(cls, values)
 
 
 def _absolute(path: str) -> str:

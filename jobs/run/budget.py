@@ -60,20 +60,26 @@ def cpu_seconds() -> float:
 
 
 def spent(lines: Iterable[dict], now: float | None = None) -> list[Spent]:
-    """One entry per attempt in these lines of attempts.jsonl. `now`: the end of an attempt that has not ended."""
+    """One entry per attempt in these lines of attempts.jsonl. `now`: the end of an attempt that has not ended.
+
+    One that died without a word ended when its job decided what becomes of the run, else when it was last seen.
+    """
     found: list[Spent] = []
     begin: dict = {}
     reached = 0.0
-    for line in [*lines, {"event": "end", "time": now} if now is not None else {}]:
+    for line in [*lines, {"event": "end", "time": now, "last": True}]:
         if line.get("event") == "start":
             if found and begin.get("ended"):
                 found[-1] = replace(found[-1], lost_s=_lost(begin, reached, found[-1].used_s, line))
             begin = line
         elif line.get("event") == "end" and begin and not begin.get("ended"):
             seconds = _number(line.get("seconds"))
-            at = _number(begin.get("time"))
+            at, decided = _number(begin.get("time")), begin.get("decided")
+            if line.get("last") and now is None and decided is None:
+                break
             # The end of one that died without a word was noted by the attempt after it, much later.
             end = at + seconds if line.get("inferred") else _number(line.get("time")) or at + seconds
+            end = end if decided is None else decided
             since = _number(begin.get("since")) or at
             cpu = line.get("cpu_seconds")
             found.append(
@@ -89,6 +95,10 @@ def spent(lines: Iterable[dict], now: float | None = None) -> list[Spent]:
             )
             reached = _number(line.get("reached")) or _number(line.get("nimg"))
             begin = begin | {"ended": True}
+        elif line.get("event") == "decision" and begin and not begin.get("ended"):
+            this = all(line.get(a) == begin.get(b) for a, b in (("job_id", "job_id"), ("restart", "restart_count")))
+            if this and is_number(line.get("time")):  # and not of a later start that found nothing to do
+                begin = {"limit_s": line.get("limit_s")} | begin | {"decided": line["time"]}
         elif line.get("event") == "decision" and found and found[-1].asked_s is None:  # Slurm told the limit then
             found[-1] = replace(found[-1], asked_s=limit if is_number(limit := line.get("limit_s")) else None)
     return found

@@ -31,11 +31,8 @@ def compare_with_run(run: RunDir, config: TrainConfig) -> str:
     stored = run.read_config()
     if stored is None:
         return ""
-    new, of = asdict(config), kinds.jobs_of(stored)
-    if of and kinds.name_of(config) not in of:
-        raise ConfigError(
-            f"{run.path} is a run of {of[0]}, not of {kinds.name_of(config)}; use another --run or --name"
-        )
+    new = asdict(config)
+    kinds.check_same_job(run.path, stored, kinds.name_of(config))
     try:
         old = asdict(parsing.from_dict(type(config), stored))
     except ConfigError as error:

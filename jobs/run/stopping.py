@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -110,7 +111,9 @@ def job_end_time() -> float | None:
     command = ["squeue", "-h", "-j", job, "-o", "%e"]
     env = os.environ | {"SLURM_TIME_FORMAT": "standard"}  # a user's own format would change the text
     with contextlib.suppress(OSError, ValueError, OverflowError, IndexError, subprocess.SubprocessError):
-        text = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True, env=env).stdout.split()[0]
+        said = subprocess.run(command, capture_output=True, timeout=5, check=True, env=env).stdout
+        # A site's wrapper may print more around it.
+        text = re.findall(r"^\s*(\d{4}-\d\d-\d\dT[\d:]{8})\s*$", said.decode(errors="replace"), re.MULTILINE)[-1]
         return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
     return None
 

@@ -102,6 +102,38 @@ def test_one_that_died_without_a_word_ended_when_it_was_last_seen():
     assert one.lost_s == 45
 
 
+def test_one_that_died_without_a_word_ended_when_its_job_decided():
+    begun, decided = start(1, 1010.0), {"event": "decision", "time": 1200.0, "limit_s": 3600}
+    decided["job_id"] = begun.get("job_id")
+    dead = end(1, 90000.0, 50, inferred=True, seconds=80.0)
+    for lines in ([], [dead], [dead, start(2, 90000.0)]):
+        for now in (None, 99999.0):
+            one = budget.spent([begun, decided, *lines], now)[0]
+            assert (one.used_s, one.asked_s) == (200, 3600)
+    for other in (decided | {"job_id": "other"}, decided | {"restart": 1}):  # of a job, or a start, that found no work
+        assert not budget.spent([begun, other]) and budget.spent([begun, other], 1300.0)[0].used_s == 300
+
+
+def test_usage_of_one_that_died_with_its_node(run):
+    """Nothing was written at its end: it counts until the last sign of life, not until now and not for nothing."""
+    run.note("start", job_id="1", gpus=2, cpus=4, nimg=0, since=time.time() - 7200)
+    assert usage.of_run(run.path).used == 0
+    (run.path / "LOCK").write_text("{}")
+    os.utime(run.path / "LOCK", (time.time() - 3600,) * 2)
+    assert usage.of_run(run.path).used == pytest.approx(2, abs=0.01)
+    assert usage.of_run(run.path, live=True).used == pytest.approx(4, abs=0.01)
+
+
+def test_what_slurm_does_not_account_for_is_used_all_the_same(run, monkeypatch):
+    options(run, [{"id": "77", "kind": "local", "time": 1.0}, {"id": "5", "kind": "main", "time": 1.0}])
+    for job_id, began in ((None, 10000.0), ("5", 20000.0)):
+        run.note("start", job_id=job_id, gpus=1, cpus=4, nimg=0, time=began, since=began)
+        run.note("end", job_id=job_id, nimg=8, time=began + 3600)
+    asked = []
+    monkeypatch.setattr(usage, "accounted", lambda ids: asked.append(ids) or 7200.0)
+    assert usage.of_run(run.path).used == 3 and asked == [["5"]]
+
+
 def test_the_heartbeat_of_a_silent_death_says_how_far_it_came(run):
     run.attempt_start(nimg=0)
     run.status(state=RunState.RUNNING, kimg=0.096)

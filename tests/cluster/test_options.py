@@ -261,6 +261,14 @@ def test_variables_of_sbatch_are_defaults_and_are_said(tmp_path):
     assert from_shell(Options(), {"SBATCH_GPUS_PER_NODE": "2"}).gpus == 2
 
 
+def test_one_way_to_ask_for_memory_takes_the_place_of_the_profiles(tmp_path):
+    site = profile('[generic]\nmem = "64G"\n')
+    assert planned(tmp_path, site, partition="a100", slurm=("mem-per-cpu=1G",)).slurm == {"mem-per-cpu": "1G"}
+    site = profile('[generic]\nslurm = ["mem-per-cpu=1G", "licenses=x"]\n')
+    assert planned(tmp_path, site, partition="a100", mem="9G").slurm == {"mem": "9G", "licenses": "x"}
+    assert planned(tmp_path, site, partition="a100").slurm == {"mem-per-cpu": "1G", "licenses": "x"}
+
+
 def test_sbatch_sees_none_of_them(monkeypatch):
     for name in ("SBATCH_TIMELIMIT", "SBATCH_EXPORT", "SLURM_EXPORT_ENV", "SRUN_EXPORT_ENV", "SLURM_JOB_ID", "RANK"):
         monkeypatch.setenv(name, "NONE")

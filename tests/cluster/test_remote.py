@@ -104,6 +104,8 @@ def test_pull_brings_what_one_looks_at_and_no_checkpoints(here, there, env):
     assert "done" in launch(here, env, "status", "brains").stdout
     launch(here, env, "pull", BLANK, "--host", "cluster", "--host-dir", there, "--out", here / "my copies")
     assert (here / "my copies" / BLANK / "config.json").exists()
+    launch(here, env, "pull", "brains", "--host", "ssh://cluster", "--host-dir", there, "--out", here / "by URI")
+    assert (here / "by URI/brains/config.json").exists()  # ssh takes such a name, rsync does not
 
 
 def test_pull_writes_over_no_run_of_this_machine(here, there, env):

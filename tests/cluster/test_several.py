@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_launch_rules import GAN, World, ran, world  # noqa: F401  (a fixture)
 
-from jobs.cluster import clean, quota, show, status, why
+from jobs.cluster import clean, quota, show, slurm, status, why
 from jobs.cluster.status import View
 from jobs.run import find
 from jobs.run.rundir import RunDir
@@ -59,7 +59,7 @@ def test_resume_takes_several_wherever_they_stand(three, words):
     assert [(p.run.name, p.minutes, p.config.lr) for p in three.plans] == [("one", 30, 0.1), ("two", 30, 0.1)]
 
 
-def test_resume_failed_takes_what_ended_badly(three, capsys):
+def test_resume_failed_takes_what_ended_badly(three, monkeypatch, capsys):
     for name, state in (("one", "failed"), ("two", "stopped"), ("three", "diverged")):
         three.over(name, state)
     three.plans.clear()
@@ -68,6 +68,23 @@ def test_resume_failed_takes_what_ended_badly(three, capsys):
     assert ran("resume", "--failed") == 0 and "No run has failed" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         ran("resume")
+    three.says("two", "running")
+    monkeypatch.setattr(status, "all_jobs", status.Silent)
+    with pytest.raises(slurm.NoAnswer, match="is not known"):
+        ran("resume", "--failed")
+
+
+def test_a_run_that_is_being_stopped_does_not_count_as_one_that_goes_on(three):
+    three.lives("one")
+    assert ran("stop", "one") == 0
+    for words in (("resume", "one"), (*GAN, "--name", "one")):
+        with pytest.raises(slurm.NoAnswer, match="was told to stop; try again when it has stopped"):
+            ran(*words)
+    three.lives("one", "PENDING", "queued")
+    with pytest.raises(slurm.NoAnswer, match="stop one takes it out"):
+        ran("resume", "one")
+    three.over("one", "stopped")
+    assert ran("resume", "one") == 0 and not three.run("one").stop_requested()
 
 
 def test_why_and_logs_of_a_sweep_are_those_of_its_points(world, capsys, monkeypatch):  # noqa: F811

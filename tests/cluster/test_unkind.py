@@ -130,6 +130,15 @@ def test_nothing_is_queued_while_slurm_is_silent(run, monkeypatch, state):
         queueing.already(its, Options(job="stylegan2"))
 
 
+def test_a_run_of_which_nothing_is_known_is_not_called_unqueued(run, monkeypatch):
+    tell(run, "running")
+    monkeypatch.setattr(status, "all_jobs", status.Silent)
+    its = plan.Plan("stylegan2", GanConfig(), run.path.parent / "next", site=None, local=False, after=str(run.path))
+    with pytest.raises(NoAnswer, match="whether brains has a job is not known"):
+        queueing.dependency_of(its, Options(job="stylegan2"))
+    assert queueing.dependency_of(its, Options(job="stylegan2", dry_run=True))[0] == "afterany:JOB_OF_brains"
+
+
 # --- stopping ---------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def cancelled(monkeypatch) -> list:
@@ -146,6 +155,26 @@ def test_a_stop_is_written_while_slurm_is_silent(run, monkeypatch, capsys, cance
     monkeypatch.setattr(status, "all_jobs", status.Silent)
     assert steer.stop_run(run.path, now) == code
     assert run.stop_requested() and not cancelled and "Slurm does not answer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("now", "code", "said"), [(False, 0, "saves and stops"), (True, 75, "Slurm does not answer")])
+def test_a_job_that_cannot_be_ended_now_is_not_said_to_be(run, monkeypatch, capsys, cancelled, now, code, said):
+    tell(run, "running")
+    (run.path / "LOCK").write_text(json.dumps({"host": "n9", "pid": 1, "job": "42"}))
+    monkeypatch.setattr(status, "all_jobs", status.Silent)
+    assert steer.stop_run(run.path, now) == code and run.stop_requested() and said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("slurms", "state"), [("COMPLETED", "stopped"), ("NODE_FAIL", "stopped"), (None, "starting")])
+def test_the_lock_of_a_job_that_is_over_is_nobodys(run, monkeypatch, capsys, slurms, state):
+    """Left by a node that crashed a moment ago, the job being decided elsewhere. What Slurm does not know may live."""
+    tell(run, "stopped")
+    (run.path / "LOCK").write_text(json.dumps({"host": "n9", "pid": 1, "job": "42"}))
+    jobs = {"42": Job("42", slurms)} if slurms else {}
+    assert status.view_run(run.path, jobs).state == state
+    monkeypatch.setattr(status, "all_jobs", lambda: jobs)
+    steer.stop_run(run.path, False)
+    assert ("is not running" in capsys.readouterr().out) == bool(slurms) != run.stop_requested()
 
 
 def full(*anything):
@@ -279,6 +308,11 @@ def test_a_run_of_another_job_is_named_as_such(run):
     run.mark_done()
     with pytest.raises(ConfigError, match=r"brains is a run of stylegan2, not of vae; use another --run"):
         compare_with_run(run, replace(VaeConfig(), run=str(run.path)))
+    for more in ([], ["--preset", "quickstart"], ["--batch", "auto"]):  # also where its own values are the base
+        with pytest.raises(ConfigError, match=r"brains is a run of stylegan2, not of vae; use another --run"):
+            compare_with_run(
+                run, parsing.parse_config(VaeConfig, ["--run", str(run.path), "--data", "phantom:48", *more])
+            )
     for name, row in kinds.JOBS.items():
         fields = parsing.result_fields(parsing.parse_config(row.config, ["--data", "phantom:48"]))
         assert kinds.jobs_of(fields) == [name]

@@ -207,7 +207,9 @@ def test_a_run_goes_on_with_other_flags_where_they_change_no_result(begun, cls, 
     text = f"--{name.replace('_', '-')} {DEFAULTS[cls][name]} -> {another(cls, name)}"
     for c in (config, replace(config, override=True)):
         allowed = name in FREE or (c.override and name not in ARCHITECTURE)
-        (early,) = preflight.check_config(SimpleNamespace(run=run.path, job=JOB_NAME[cls], world=1, config=c, gres=""))
+        (early,) = preflight.check_config(
+            SimpleNamespace(run=run.path, job=JOB_NAME[cls], world=1, config=c, gres="", memory_gb=lambda: 1.0)
+        )
         assert early.level == ("fail" if not allowed else "ok" if name in FREE else "warn")
         if allowed:
             assert compare_with_run(run, c) == ("" if name in FREE else text)

@@ -22,7 +22,7 @@ FAULTS = [
     Fault("jobs/cluster/options.py", '    return {key: value for key, value in given.items() if is_given(value)} | further(resources.slurm)',
           '    return {key: value for key, value in given.items() if is_given(value)}', (EACH,)),
     Fault("jobs/cluster/options.py", '(*theirs, *ours) if name == "slurm" else ours if is_given(ours) else theirs', 'ours', (EACH,)),
-    Fault("jobs/cluster/options.py", '        if value and not is_given(getattr(options, r.name)):', '        if value:',
+    Fault("jobs/cluster/options.py", '        if value and not is_given(getattr(options, r.name)) and not _said_otherwise(r.name, options, keys):', '        if value:',
           (f"{TESTS}::test_variables_of_sbatch_are_defaults_and_are_said",)),
     Fault("jobs/cluster/options.py", '        if re.search(r"[*?/]", self.exclude):', '        if False:',
           (f"{TESTS}::test_exclude_is_of_nodes_before_the_dashes",)),

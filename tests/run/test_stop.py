@@ -208,6 +208,14 @@ def test_job_end_from_squeue(no_job, monkeypatch, tmp_path):
     assert stopping.job_end_time() == end
 
 
+@pytest.mark.parametrize("before", ["echo Welcome to the lab of 2026", r"printf 'Gr\374\337e\n'"])
+def test_a_banner_around_squeue_hides_no_end(no_job, monkeypatch, tmp_path, before):
+    end = int(time.time()) + 1000
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(end))
+    fake_squeue(tmp_path, f"{before}; echo {text}; echo bye", monkeypatch)
+    assert stopping.job_end_time() == end
+
+
 def test_squeue_speaks_in_local_time(no_job, monkeypatch, tmp_path):
     fake_squeue(tmp_path, "echo 2030-01-02T03:04:05", monkeypatch)
     with monkeypatch.context() as patch:
