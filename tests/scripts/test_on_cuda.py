@@ -209,7 +209,7 @@ def atens_double_backward(monkeypatch, bench) -> None:
 
 FAULTS = [
     (None, None),
-    (draws_that_are_waited_for, r"XXX"),
+    (draws_that_are_waited_for, r"to device at tests/scripts/test_on_cuda.py:\d+, draws_that_are_waited_for"),
     (w_average_on_the_host, r"to host at models/stylegan2.py:\d+, Generator.update_w_avg"),
     (item_in_the_loss, r"_local_scalar_dense at tests/scripts/test_on_cuda.py:\d+, item_in_the_loss"),
     (average_through_the_host, r"to host at tests/scripts/test_on_cuda.py:\d+, average_through_the_host"),
