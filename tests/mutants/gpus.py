@@ -103,7 +103,7 @@ FAULTS = [
           'int(of_driver.partition(".")[0]) > major',
           (f"{WHEELS}::test_the_drivers_cuda_against_torchs",)),
     Fault("jobs/cluster/wheels.py",
-          'if isinstance(known := json.loads(cache.read_text()).get(key), str):',
+          'if isinstance(known := read_json(cache).get(key), str):',
           'if False:',
           (f"{WHEELS}::test_torch_is_asked_once_for_each_installation_and_never_for_an_a100",)),
     Fault("data/batches.py",
