@@ -42,8 +42,8 @@ def test_the_variables_of_a_task(queue, monkeypatch, options, given):  # noqa: F
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_cannot_be_used_is_no_cpu_run(queue, tmp_path):  # noqa: F811
-    """The nodes' GPUs are names alone. After two attempts without an image on each of two nodes a run is stuck; each says
-    why in one line."""
+    """The nodes' GPUs are names alone. After two attempts on each of two nodes the run is stuck; each attempt says why
+    in one line."""
     run = tmp_path / "gpu" / "run"
     job = train(queue, run, "-t", "5", "--gres=gpu:a100:1", flags=("--device", "auto"))
     queue.wait_over(job)
