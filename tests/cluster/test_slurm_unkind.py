@@ -74,7 +74,7 @@ def launch(cluster: Cluster, clone: Path, *words, code: int | None = 0) -> subpr
 
 
 def state(cluster: Cluster, clone: Path, name: str) -> str:
-    return json.loads(launch(cluster, clone, "status", name, "--json").stdout)[0]["state"]
+    return json.loads(launch(cluster, clone, "status", name, "--json").stdout)["runs"][0]["state"]
 
 
 def ids(run: RunDir) -> list[str]:
