@@ -36,6 +36,7 @@ from jobs.config.specs import ROOT
 from jobs.run import stopping
 
 LIMIT = 520  # seconds of a call, under nine minutes with its start and its end
+END = 15.0  # seconds before the end of the call when all else is stopped
 LEAVE = 60.0  # seconds in which a process that was asked to end must have written its checkpoint
 
 
@@ -71,7 +72,7 @@ class Day:
     def start(self, name: str, *words: str, seconds: float = 0.0) -> int:
         """Run a command of this toolkit; its words go to `name`.out. With `seconds` it is asked to end after them, with
         a checkpoint. Returns the exit code; raises Failed where it should have ended well and did not."""
-        seconds = min(seconds or self.left(), self.left() - LEAVE * bool(seconds))
+        seconds = min(seconds, self.left() - LEAVE) if seconds else self.left() - END
         log = self.out / f"{name}.out"
         code, stopped = run_for([sys.executable, *words], seconds, log, self.environment())
         good = (stopping.DONE, stopping.TRANSIENT, stopping.CONTINUE) if stopped else (stopping.DONE,)
@@ -90,11 +91,13 @@ class Day:
 
 @dataclass(frozen=True)
 class Piece:
-    """What is measured in one go: measure(day) gives Markdown. seconds: what it takes; with less it is not begun."""
+    """What is measured in one go: measure(day) gives Markdown. seconds: what it takes; with less it is not begun.
+    again: another piece rehearses the same code."""
 
     name: str
     seconds: float
     measure: Callable[[Day], str]
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,8 @@ def work(day: Day, parts: dict[str, Part]) -> int:
     for letter, part in parts.items():
         for piece in part.pieces:
             file, name = piece_file(day, letter, piece), f"{letter}, {piece.name}"
+            if piece.again and day.rehearse:
+                continue
             if file.exists():
                 print(f"{name}: there already", flush=True)
             elif day.left() < (5 if day.rehearse else piece.seconds):

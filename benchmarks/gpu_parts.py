@@ -56,7 +56,7 @@ def speed(resolution: int, day: Day) -> str:
     """StyleGAN2 beside its public implementations; at 256 px at the widths of adni256."""
     shape = Shape(resolution, 64, 16384, 512) if resolution == 256 else Shape(resolution, 64)
     if day.rehearse:
-        shape = Shape(resolution // 8, 8, 128, 8)
+        shape = Shape(resolution // 16, 8, 128, 8)
     return gan.compare(shape, 1 if day.rehearse else 5, int(day.rehearse), day.device, day.checkouts)
 
 
@@ -219,7 +219,7 @@ PARTS = {
         "speed",
         f"{gan.NOTES}\n\n{diffusion.NOTES.split('. The first')[0]}.",
         (
-            *(Piece(f"StyleGAN2, {size} px", 110, partial(speed, size)) for size in (64, 128, 256)),
+            *(Piece(f"StyleGAN2, {size} px", 110, partial(speed, size), size < 256) for size in (64, 128, 256)),
             Piece("U-Net", 60, unet),
         ),
     ),
@@ -242,7 +242,7 @@ PARTS = {
             Piece("VAE", 245, partial(autoencoder, 225)),
             Piece("reconstruction", 40, reconstruction),
             Piece("diffusion", 130, partial(latent_diffusion, 120)),
-            Piece("distances", 45, partial(quality, "diffusion", 1000)),
+            Piece("distances", 45, partial(quality, "diffusion", 1000), again=True),
         ),
     ),
 }
