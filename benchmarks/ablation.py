@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import train_gan
 from benchmarks import machine
 from benchmarks.gan import Ours, inference, lazy, make_ours
+from benchmarks.peers import Shape
 from jobs.training import collectives, devices
 from models import filters, stylegan2
 
@@ -72,7 +73,7 @@ def make(variant: str, resolution: int, batch: int, precision: str, folder: str,
     """Our side of the GAN benchmark with one choice undone."""
     if VARIANTS[variant]:
         mock.patch.object(*VARIANTS[variant]).start()
-    return make_ours(resolution, batch, precision, folder, threads)
+    return make_ours(Shape(resolution, batch), precision, folder, threads)
 
 
 def measure(resolution: int, batch: int, precision: str, rounds: int, threads: int) -> str:

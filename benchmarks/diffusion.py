@@ -20,6 +20,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from models.encoder import train_encoder
 from models.vae import VAE
 
 TITLE = "Diffusion against diffusers and MONAI"
+INSTALL = "run: pip install diffusers==0.42.1 monai==1.6.1"
 WIDTHS, SHAPE, CALLS = (64, 128, 256), (4, 32, 32), 10
 WAYS = (
     ("midpoint", 10),
@@ -56,13 +58,14 @@ WAYS = (
 class Ours:
     """The toolkit's own step and sampler, on latents that are in memory already."""
 
-    def __init__(self, batch: int, precision: str, threads: int):
+    def __init__(self, batch: int, precision: str, threads: int, widths: tuple[int, ...] = WIDTHS):
         """A network and latents for batches of `batch`; threads 0 takes all CPU cores."""
         rt = collectives.init_runtime(threads)
         torch.manual_seed(0)
         self.c = DiffusionConfig(
-            data="phantom", batch=batch, precision=precision, schedule="linear", target="epsilon", times="uniform"
-        )
+            data="phantom", batch=batch, precision=precision, schedule="linear", target="epsilon", times="uniform",
+            widths=",".join(map(str, widths)),
+        )  # fmt: skip
         rng = np.random.default_rng(0)
         values = rng.standard_normal((64, 2, *SHAPE)).astype(np.float16)
         latents = Latents("", values, np.zeros(64, np.int64), np.zeros(4), np.ones(4))
@@ -109,14 +112,16 @@ class Peer:
 
     dtype = torch.float32
 
-    def __init__(self, batch: int, threads: int):
+    def __init__(self, batch: int, threads: int, widths: tuple[int, ...] = WIDTHS):
         """A network of the peer and random latents; threads 0 takes all CPU cores."""
         torch.manual_seed(0)
         torch.set_num_threads(threads or devices.default_threads(1))
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
+        if why := machine.missing(self.name.split(",")[0].lower(), INSTALL):
+            sys.exit(why)
         self.batch, self.device = batch, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device, self.net = self.device, self.network().to(self.device)
+        device, self.net = self.device, self.network(widths).to(self.device)
         self.networks, self.tasks = (self.net,), {"step": self.step, "sample": self.sample}
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-4, fused=device.type == "cuda")
         self.latents = torch.randn(8 * batch, *SHAPE, device=device)
@@ -148,7 +153,7 @@ class Diffusers(Peer):
 
     name = "diffusers, float32"
 
-    def network(self):
+    def network(self, widths: tuple[int, ...]):
         """A U-Net as ours, and its EMA."""
         import diffusers
         from diffusers.training_utils import EMAModel
@@ -158,7 +163,7 @@ class Diffusers(Peer):
             in_channels=SHAPE[0],
             out_channels=SHAPE[0],
             layers_per_block=2,
-            block_out_channels=WIDTHS,
+            block_out_channels=widths,
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
             attention_head_dim=64,
             up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
@@ -197,14 +202,14 @@ class Monai(Peer):
 
     name = "MONAI, float32"
 
-    def network(self):
+    def network(self, widths: tuple[int, ...]):
         """A U-Net as ours, of MONAI."""
         from monai.networks.nets import DiffusionModelUNet
         from monai.networks.schedulers import DDPMScheduler
 
         self.ddpm = DDPMScheduler(num_train_timesteps=1000, schedule="linear_beta", beta_start=1e-4, beta_end=0.02)
         return DiffusionModelUNet(
-            spatial_dims=2, in_channels=SHAPE[0], out_channels=SHAPE[0], channels=WIDTHS, num_res_blocks=2,
+            spatial_dims=2, in_channels=SHAPE[0], out_channels=SHAPE[0], channels=widths, num_res_blocks=2,
             attention_levels=(False, True, True), num_head_channels=(0, 64, 64),
         )  # fmt: skip
 
@@ -228,6 +233,9 @@ class Monai(Peer):
         for t in s.timesteps:
             x = s.step(predict(x, t), int(t), x)[0]
         return x
+
+
+PEERS: dict[str, type[Peer]] = {"diffusers": Diffusers, "MONAI": Monai}
 
 
 # --- how exact the samplers are ---------------------------------------------------------------------------------------
@@ -258,10 +266,10 @@ def exactness() -> str:
         return (x - alpha * denoise(x, time)) / sigma
 
     ones = torch.ones(1, len(spread), dtype=torch.float64)
-    samplers = {f"ours, {name}": lambda n, name=name: samplers.sample(denoise, ones, schedule, name, n)
-                for name in ("midpoint", "dpmpp-2m", "ddim", "heun")}  # fmt: skip
+    ways: dict[str, Callable] = {f"ours, {name}": lambda n, name=name: samplers.sample(denoise, ones, schedule, name, n)
+                                 for name in ("midpoint", "dpmpp-2m", "ddim", "heun")}  # fmt: skip
     solver = "DPMSolverMultistepScheduler"
-    samplers |= {
+    theirs: dict[str, Callable] = {
         "diffusers, DDIM (default)": lambda n: Diffusers.loop(epsilon, ones, n),
         "diffusers, DDIM trailing": lambda n: Diffusers.loop(epsilon, ones, n, timestep_spacing="trailing"),
         "diffusers, DPM-Solver++ (default)": lambda n: Diffusers.loop(
@@ -275,25 +283,32 @@ def exactness() -> str:
         ),
         "MONAI, DDIM": lambda n: Monai.loop(epsilon, ones, n),
     }
+    absent = {name: why for name in PEERS if (why := machine.missing(name.lower(), INSTALL))}
+    ways |= {name: run for name, run in theirs.items() if name.split(",")[0] not in absent}
     rows = []
-    for name, run in samplers.items():
+    for name, run in ways.items():
         errors = [float(((run(n)[0] - spread) ** 2).sum() / (spread**2).sum()) for n in (5, 10, 20, 50)]
         rows.append([name, *(f"{e:.2g}" for e in errors)])
+    rows += machine.absent_rows(absent, 5)
     return machine.table(["sampler", "5 calls", "10 calls", "20 calls", "50 calls"], rows)
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
-def compare(batch: int, rounds: int, threads: int, device: torch.device) -> str:
-    """The table of one step and of one batch of samples, ours beside diffusers and MONAI."""
-    sides = [machine.Side(Ours, batch, "fp32", threads)]
+def compare(batch: int, rounds: int, threads: int, device: torch.device, widths: tuple[int, ...] = WIDTHS) -> str:
+    """The table of one step and of one batch of samples, ours beside diffusers and MONAI, and the largest kernels."""
+    sides = [machine.Side(Ours, batch, "fp32", threads, widths)]
     if devices.precision_dtype("auto", device) != torch.float32:
-        sides.append(machine.Side(Ours, batch, "auto", threads))
+        sides.append(machine.Side(Ours, batch, "auto", threads, widths))
     ours = len(sides)
-    sides += [machine.Side(peer, batch, threads) for peer in (Diffusers, Monai)]
+    here, absent = machine.present(
+        {name: partial(machine.Side, peer, batch, threads, widths) for name, peer in PEERS.items()}
+    )
+    sides += here.values()
     flops = [side.flops("step") / 1e9 / batch for side in sides]
     memory = [1000 * side.peak_gb("step") for side in sides]
     seconds = machine.interleaved(sides, rounds, ("step", "sample"))
     ceilings = machine.ceilings(sides)
+    largest = machine.kernels_table(sides[ours - 1], "step")
     for side in sides:
         side.close()
     steps, samples = ([s[task] for s in seconds] for task in ("step", "sample"))
@@ -311,10 +326,11 @@ def compare(batch: int, rounds: int, threads: int, device: torch.device) -> str:
         [f"{CALLS} calls, ms", *(spread([1000 * t for t in times]) for times in samples)],
     ]  # fmt: skip
     for label, times in (("training", steps), ("sampling", samples)):
-        for k, peer in ((ours, "diffusers"), (ours + 1, "MONAI")):
+        for k, peer in enumerate(here, ours):
             ratio = [spread([p / o for p, o in zip(times[k], mine, strict=True)]) for mine in times[:ours]]
-            rows.append([f"{label}, speed over {peer}", *ratio, "", ""])
-    return machine.table(["", *(side.name for side in sides)], rows)
+            rows.append([f"{label}, speed over {peer}", *ratio, *[""] * len(here)])
+    rows += machine.absent_rows(absent, 1 + len(sides))
+    return machine.table(["", *(side.name for side in sides)], rows) + "\n\n" + largest
 
 
 def encoding(batch: int, rounds: int, threads: int) -> str:
@@ -413,11 +429,6 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=256, help="slices per sampler with --run (default 256)")
     parser.add_argument("--write", action="store_true", help="put the result into benchmarks/RESULTS.md")
     args = parser.parse_args()
-    try:
-        import diffusers  # noqa: F401
-        import monai  # noqa: F401
-    except ImportError as error:
-        sys.exit(f"benchmarks.diffusion: {error}; run: pip install diffusers==0.42.1 monai==1.6.1")
     device = collectives.init_runtime(args.threads).device
     rounds = 2 if args.quick else args.rounds
     text = [machine.command("benchmarks.diffusion"), machine.header(device, ["torch", "diffusers", "monai"]), NOTES]

@@ -16,13 +16,14 @@ import itertools
 import random
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import train_gan
 from benchmarks import machine, peers
-from benchmarks.peers import CHANNEL_BASE, CHANNEL_MAX, MAPPING_LAYERS
+from benchmarks.peers import MAPPING_LAYERS, Shape
 from data.batches import Batches
 from data.pack import ensure_pack
 from data.packfile import Pack
@@ -31,6 +32,7 @@ from jobs.training import collectives, devices, ranks
 
 TITLE = "StyleGAN2 against its public implementations"
 R1_INTERVAL, PL_INTERVAL = 16, 4  # the lazy schedule that all sides are compared on
+PACKAGES = ["torch", "stylegan2-pytorch", "einops", "kornia"]
 PHASES = ("main", "r1", "pl", "inference")
 
 
@@ -38,20 +40,19 @@ PHASES = ("main", "r1", "pl", "inference")
 class Ours:
     """The toolkit: each phase is the function of train_gan.py that training calls."""
 
-    def __init__(self, resolution: int, batch: int, precision: str, pack: Pack, rt: ranks.Runtime):
+    def __init__(self, shape: Shape, precision: str, pack: Pack, rt: ranks.Runtime):
         """Networks of a width that all sides can have, and batches of `pack`."""
         self.c = c = replace(
-            GanConfig(), data="phantom", resolution=resolution, batch=batch, precision=precision, ada="off",
-            channel_base=CHANNEL_BASE, channel_max=CHANNEL_MAX, mapping_layers=MAPPING_LAYERS,
+            GanConfig(), data="phantom", precision=precision, ada="off", mapping_layers=MAPPING_LAYERS, **vars(shape),
             r1_interval=R1_INTERVAL, pl_interval=PL_INTERVAL,
         )  # fmt: skip
         self.rt, self.device, self.dtype = rt, rt.device, devices.precision_dtype(precision, rt.device)
         self.name = f"ours, {str(self.dtype).removeprefix('torch.')}"
         self.state = train_gan.build_state(c, 0, rt.device)
         self.G, self.D = self.networks = self.state.G, self.state.D
-        self.batches = Batches(pack, seed=0, batch=batch, device=rt.device)
+        self.batches = Batches(pack, seed=0, batch=shape.batch, device=rt.device)
         self.labels = torch.from_numpy(pack.labels).to(rt.device)
-        self.positions = itertools.count(0, batch)
+        self.positions = itertools.count(0, shape.batch)
         self.tasks = {"main": self.main, "r1": self.r1, "pl": self.pl, "inference": self.inference}
 
     def step(self) -> train_gan.Step:
@@ -87,12 +88,12 @@ class Ours:
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
-def make_ours(resolution: int, batch: int, precision: str, folder: str, threads: int) -> Ours:
+def make_ours(shape: Shape, precision: str, folder: str, threads: int) -> Ours:
     """Our side of the comparison, on phantoms whose pack lies in `folder`."""
     seed()
     rt = collectives.init_runtime(threads)
-    pack = ensure_pack("phantom:64", resolution=resolution, cache_dir=folder, progress=False, log=lambda *_: None)
-    return Ours(resolution, batch, precision, pack, rt)
+    pack = ensure_pack("phantom:64", resolution=shape.resolution, cache_dir=folder, progress=False, log=lambda *_: None)
+    return Ours(shape, precision, pack, rt)
 
 
 def make_peer(peer: type, threads: int, *args):
@@ -120,20 +121,26 @@ def inference(cost: dict[str, float]) -> float:
     return cost["inference"]
 
 
-def compare(resolution: int, batch: int, rounds: int, threads: int, device: torch.device, checkouts: list[Path]) -> str:
-    """Measure all sides at one resolution; returns Markdown tables of costs and of ratios."""
+def compare(shape: Shape, rounds: int, threads: int, device: torch.device, checkouts: list[Path]) -> str:
+    """Measure all sides at one shape; returns Markdown tables of costs, of ratios and of the largest kernels."""
     fast = devices.precision_dtype("auto", device) != torch.float32
+    kinds: dict[str, type] = {"stylegan2-pytorch": peers.Lucidrains}
     with tempfile.TemporaryDirectory() as folder:
-        sides = [
-            machine.Side(make_ours, resolution, batch, precision, folder, threads)
-            for precision in ("fp32", "auto")[: 1 + fast]
-        ]
-        kinds, ours = [Ours] * len(sides), len(sides)
-        sides.append(machine.Side(make_peer, peers.Lucidrains, threads, resolution, batch, device, folder))
-        kinds.append(peers.Lucidrains)
+        starts = {
+            "stylegan2-pytorch": partial(machine.Side, make_peer, peers.Lucidrains, threads, shape, device, folder)
+        }
         for checkout in checkouts:
-            kinds.append(peers.class_of_checkout(checkout))
-            sides.append(machine.Side(make_peer, kinds[-1], threads, checkout, resolution, batch, device))
+            kind = kinds[checkout.name] = peers.class_of_checkout(checkout)
+            starts[checkout.name] = partial(machine.Side, make_peer, kind, threads, checkout, shape, device)
+        sides = [
+            machine.Side(make_ours, shape, precision, folder, threads) for precision in ("fp32", "auto")[: 1 + fast]
+        ]
+        ours = len(sides)
+        here, absent = machine.present(starts)
+        if peers.NVlabs not in kinds.values():
+            absent["NVlabs"] = "no checkout of stylegan2-ada-pytorch was named (--peer-dir)"
+        sides += here.values()
+        of_sides = [Ours] * ours + [kinds[name] for name in here]
         order = ("main", "r1", "gp", "pl", "gp+pl", "inference")
         # Before any counter or profiler has run: those hold memory that training does not.
         seconds = machine.interleaved(sides, rounds, order, warm_up=2)
@@ -141,27 +148,37 @@ def compare(resolution: int, batch: int, rounds: int, threads: int, device: torc
         ceilings = machine.ceilings(sides)
         flops = [
             kind.phases({name: side.flops(name) / 1e9 for name in side.tasks})
-            for kind, side in zip(kinds, sides, strict=True)
+            for kind, side in zip(of_sides, sides, strict=True)
         ]
         memory = [max(side.peak_gb(name) for name in side.tasks) for side in sides]
+        largest = machine.kernels_table(sides[ours - 1], "main")
         for side in sides:
             side.close()
     times = [  # per side, per round: the seconds of each phase
         [kind.phases({name: values[r] for name, values in of_side.items()}) for r in range(rounds)]
-        for kind, of_side in zip(kinds, seconds, strict=True)
+        for kind, of_side in zip(of_sides, seconds, strict=True)
     ]
     return "\n\n".join(
         [
-            f"### {resolution} px, batch {batch}, {rounds} repetitions",
-            costs(sides, times, flops, batch, memory, resident, ceilings),
+            f"### {shape.resolution} px, batch {shape.batch}, channel base {shape.channel_base}, {rounds} repetitions",
+            costs(sides, times, flops, shape.batch, absent, (memory, resident, ceilings)),
             *(ratios(sides, times, flops, k, ours) for k in range(ours, len(sides))),
+            largest,
         ]
     )
 
 
-def costs(sides: list[machine.Side], times: list, flops: list, batch: int, memory: list[float], resident: list[float],
-          ceilings: list[float]) -> str:  # fmt: skip
-    """The table of milliseconds, FLOPs and memory, one column a side."""
+def costs(
+    sides: list[machine.Side],
+    times: list,
+    flops: list,
+    batch: int,
+    absent: dict[str, str],
+    machines: tuple[list[float], ...],
+) -> str:
+    """The table of milliseconds, FLOPs and memory, one column a side; machines: (memory of a step, resident memory,
+    ceiling) of each."""
+    memory, resident, ceilings = machines
     millions = [" / ".join(f"{number / 1e6:.2f}" for number in side.parameters) for side in sides]
     rows = [["parameters of G / D, millions", *millions]]
     for phase, label in zip(PHASES, ("main iteration", "gradient penalty", "path length", "inference"), strict=True):
@@ -175,6 +192,7 @@ def costs(sides: list[machine.Side], times: list, flops: list, batch: int, memor
         rows.append([f"{label}, % of this machine's ceiling", *map(machine.spread, shares)])
     rows.append(["peak memory of a step above parameters and moments, GB", *(f"{gb:.2f}" for gb in memory)])
     rows.append(["largest resident memory of the process, GB", *(f"{gb:.2f}" for gb in resident)])
+    rows += machine.absent_rows(absent, 1 + len(sides))
     return machine.table(["", *(side.name for side in sides)], rows)
 
 
@@ -214,12 +232,11 @@ def main() -> None:
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(args.threads or devices.default_threads(1))
-    packages = ["torch", "stylegan2-pytorch", "einops", "kornia"]
-    text = [machine.command("benchmarks.gan"), machine.header(device, packages), NOTES]
+    text = [machine.command("benchmarks.gan"), machine.header(device, PACKAGES), NOTES]
     print("\n\n".join(text), flush=True)
     rounds = 2 if args.quick else args.rounds
     for resolution in (64,) if args.quick else [int(r) for r in args.resolutions.split(",")]:
-        text.append(compare(resolution, args.batch, rounds, args.threads, device, args.peer_dir))
+        text.append(compare(Shape(resolution, args.batch), rounds, args.threads, device, args.peer_dir))
         print("\n" + text[-1], flush=True)
     if args.write:
         machine.write_section(TITLE, "\n\n".join(text))

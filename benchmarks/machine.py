@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import importlib.metadata
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ import torch
 
 from jobs.training.throughput import count_flops, device_peak
 
+LARGEST = 10  # kernels of a profile
 RESULTS = Path(__file__).with_name("RESULTS.md")
 INTRODUCTION = """# Benchmarks
 
@@ -42,7 +44,7 @@ def header(device: torch.device, packages: list[str]) -> str:
     machine = f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores"
     if device.type == "cuda":
         machine += f", {torch.cuda.get_device_name(device)}"
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    versions = ", ".join(map(version, packages))
     load = "/".join(f"{x:.1f}" for x in os.getloadavg())
     lines = [
         f"- {datetime.date.today()}, {machine}, {torch.get_num_threads()} threads, {platform.system()}",
@@ -50,6 +52,32 @@ def header(device: torch.device, packages: list[str]) -> str:
         f"- load average when the run began: {load} (1, 5, 15 minutes)",
     ]
     return "\n".join(lines)
+
+
+def version(package: str) -> str:
+    """A package with its version, in words."""
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{package} is not installed"
+
+
+def missing(module: str, fix: str) -> str:
+    """Why this module cannot be imported and what to do, in one line; '' where it can."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return f"{error}; {fix}"
+    return ""
+
+
+class Failed(SystemExit):
+    """A side could not do what it was asked. Where nobody takes it, it ends the benchmark with all of its text."""
+
+    def line(self) -> str:
+        """What happened, in one line for a cell of a table."""
+        lines = [line.strip() for line in str(self).splitlines() if line.strip()]
+        return (lines or ["it ended without a word"])[-1].replace("|", "/")[:240]
 
 
 class Side:
@@ -89,25 +117,56 @@ class Side:
         """The largest memory that the system saw its process use, in GB."""
         return self._ask("resident_gb", "")
 
-    def close(self) -> None:
-        """End the process."""
-        self.pipe.close()
-        self.process.join()
+    def kernels(self, task: str) -> list[tuple[str, float, int, float]]:
+        """(name, milliseconds, calls, share of all) of the LARGEST kernels of one call, the largest first."""
+        return self._ask("kernels", task)
 
-    def _ask(self, what: str, task: str) -> float:
+    def close(self) -> None:
+        """End the process, also one that hangs."""
+        self.pipe.close()
+        self.process.join(20)
+        self.process.kill()
+
+    def _ask(self, what: str, task: str):
         """Ask the process and wait."""
         self.pipe.send((what, task))
         return self._answer()
 
     def _answer(self):
-        """What the process answers; its error ends the benchmark."""
+        """What the process answers; raises Failed with its error."""
         try:
             answer, error = self.pipe.recv()
         except EOFError:
             answer, error = None, "a side of the benchmark died"
         if error:
-            sys.exit(error)
+            raise Failed(error)
         return answer
+
+
+def present(starts: dict[str, Callable[[], Side]]) -> tuple[dict[str, Side], dict[str, str]]:
+    """({name: side} of those that start and do each of their tasks once, {name: why not} of all others).
+
+    A peer that is not installed, does not build its kernels or does not fit into the memory is a line of the table: it
+    takes nothing from the others' figures.
+    """
+    sides, absent = {}, {}
+    for name, start in starts.items():
+        side = None
+        try:
+            side = start()
+            for task in side.tasks:
+                side.seconds(task)
+            sides[name] = side
+        except Failed as error:
+            absent[name] = error.line()
+            if side:
+                side.close()
+    return sides, absent
+
+
+def absent_rows(absent: dict[str, str], columns: int) -> list[list[str]]:
+    """A row of a table for each side that could not be measured."""
+    return [[f"{name}: not measured: {why}", *[""] * (columns - 1)] for name, why in absent.items()]
 
 
 def _serve(pipe, make: Callable, args: tuple) -> None:
@@ -127,8 +186,10 @@ def _serve(pipe, make: Callable, args: tuple) -> None:
         pipe.send((None, traceback.format_exc()))
 
 
-def _measure(side, what: str, task: Callable[[], object] | None) -> float:
-    """One figure of a side: its device's peak, or the FLOPs or the memory of a task."""
+def _measure(side, what: str, task: Callable[[], object] | None):
+    """One figure of a side: its device's peak, or the FLOPs, the memory or the kernels of a task."""
+    if what == "kernels":
+        return kernels(task, side.device)
     if what == "ceiling":
         return device_peak(side.device, side.dtype)
     if what == "flops":
@@ -202,6 +263,29 @@ def peak_gb(task: Callable[[], object], device: torch.device) -> float:
     return worst / 1e9
 
 
+def kernels(task: Callable[[], object], device: torch.device) -> list[tuple[str, float, int, float]]:
+    """(name, milliseconds, calls, share of all) of what takes longest in one call: kernels on a GPU, operators on a
+    CPU."""
+    gpu = device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CUDA if gpu else torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        task()
+        synchronise(device)
+    found = [
+        (event.key, (event.self_device_time_total if gpu else event.self_cpu_time_total) / 1000, event.count)
+        for event in profile.key_averages()
+    ]
+    total = sum(ms for _, ms, _ in found) or 1.0
+    return [(name, ms, calls, ms / total) for name, ms, calls in sorted(found, key=lambda e: -e[1])[:LARGEST]]
+
+
+def kernels_table(side: Side, task: str) -> str:
+    """The table of the LARGEST kernels of one call of a task."""
+    rows = [[f"`{name[:100].replace('|', '/')}`", number(ms), str(calls), f"{100 * share:.1f}"]
+            for name, ms, calls, share in side.kernels(task)]  # fmt: skip
+    return table([f"largest kernels of `{task}`, {side.name}", "ms", "calls", "% of all"], rows)
+
+
 def command(module: str) -> str:
     """The command line of this run, as Markdown; of a folder only its name."""
     words = [a if not a.startswith("/") else a.rstrip("/").rsplit("/", 1)[-1] for a in sys.argv[1:] if a != "--write"]
@@ -233,10 +317,10 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write_section(title: str, text: str) -> None:
+def write_section(title: str, text: str, path: Path = RESULTS) -> None:
     """Insert or replace the section `## title` of RESULTS.md; the other sections stay as they are."""
-    old = RESULTS.read_text() if RESULTS.exists() else INTRODUCTION
+    old = path.read_text() if path.exists() else INTRODUCTION
     introduction, *sections = old.split("\n## ")
     kept = {s.split("\n", 1)[0].strip(): s.rstrip("\n") for s in sections}
     kept[title] = f"{title}\n\n{text.strip()}"
-    RESULTS.write_text(introduction.rstrip("\n") + "\n" + "".join(f"\n## {kept[key]}\n" for key in sorted(kept)))
+    path.write_text(introduction.rstrip("\n") + "\n" + "".join(f"\n## {kept[key]}\n" for key in sorted(kept)))

@@ -13,6 +13,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -21,8 +22,19 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-CHANNEL_BASE, CHANNEL_MAX, MAPPING_LAYERS, W_DIM = 8192, 256, 8, 512
+MAPPING_LAYERS, W_DIM = 8, 512
 LR, BETAS = 2e-3, (0.0, 0.99)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What all sides of a comparison have in common: pixels, images per step, channel_base / r feature maps at
+    resolution r, channel_max at most."""
+
+    resolution: int
+    batch: int
+    channel_base: int = 8192
+    channel_max: int = 256
 
 
 class Lucidrains:
@@ -34,17 +46,19 @@ class Lucidrains:
 
     dtype = torch.float32
 
-    def __init__(self, resolution: int, batch: int, device: torch.device, folder: str):
+    def __init__(self, shape: Shape, device: torch.device, folder: str):
         """Its trainer, as wide as our networks, on images that are in memory."""
-        peer = import_peer(device)
-        capacity = CHANNEL_BASE // resolution // 4  # its discriminator starts with 4 x capacity feature maps
+        peer, batch, resolution = import_peer(device), shape.batch, shape.resolution
+        capacity = max(
+            1, shape.channel_base // resolution // 4
+        )  # its discriminator starts with 4 x capacity feature maps
         with (
             redirect_stdout(StringIO()),
-            mock.patch.object(peer, "Generator", partial(peer.Generator, fmap_max=CHANNEL_MAX)),
+            mock.patch.object(peer, "Generator", partial(peer.Generator, fmap_max=shape.channel_max)),
         ):  # its averaged generator ignores fmap_max and then does not fit the weights
             self.trainer = peer.Trainer(
                 base_dir=folder, image_size=resolution, batch_size=batch, network_capacity=capacity,
-                fmap_max=CHANNEL_MAX, style_depth=MAPPING_LAYERS,
+                fmap_max=shape.channel_max, style_depth=MAPPING_LAYERS,
             )  # fmt: skip
             self.trainer.init_GAN()
         self.name, self.batch, self.device = "stylegan2-pytorch, float32", batch, device
@@ -96,7 +110,7 @@ def import_peer(device: torch.device) -> types.ModuleType:
         with mock.patch("torch.cuda.is_available", return_value=True):
             import stylegan2_pytorch.stylegan2_pytorch as peer
     except ImportError as error:
-        sys.exit(f"benchmarks.gan: {error}; run: pip install --no-deps -r benchmarks/requirements.txt")
+        sys.exit(f"{error}; run: pip install --no-deps -r benchmarks/requirements.txt")
     finally:
         for name in unused:
             del sys.modules[name]
@@ -108,11 +122,12 @@ def import_peer(device: torch.device) -> types.ModuleType:
 class NVlabs:
     """stylegan2-ada-pytorch: its own networks and loss object, phase by phase, in its best working precision."""
 
-    def __init__(self, folder: Path, resolution: int, batch: int, device: torch.device):
+    def __init__(self, folder: Path, shape: Shape, device: torch.device):
         """Its networks and loss from a clone in `folder`, as wide as ours."""
         networks, loss, upfirdn2d, gradfix = import_nvlabs(folder)
         half = dict(num_fp16_res=4, conv_clamp=256) if device.type == "cuda" else {}
-        widths = dict(channel_base=CHANNEL_BASE, channel_max=CHANNEL_MAX, **half)
+        widths = dict(channel_base=shape.channel_base, channel_max=shape.channel_max, **half)
+        batch, resolution = shape.batch, shape.resolution
         image = dict(c_dim=0, img_resolution=resolution, img_channels=1)
         self.G = networks.Generator(
             z_dim=W_DIM, w_dim=W_DIM, mapping_kwargs=dict(num_layers=MAPPING_LAYERS), synthesis_kwargs=widths, **image
@@ -170,9 +185,9 @@ class NVlabs:
 class Rosinality:
     """stylegan2-pytorch of rosinality: its networks, with the textbook form of its losses."""
 
-    def __init__(self, folder: Path, resolution: int, batch: int, device: torch.device):
+    def __init__(self, folder: Path, shape: Shape, device: torch.device):
         """Its networks from a clone in `folder`, and two optimizers."""
-        model = import_rosinality(folder, device)
+        model, batch, resolution = import_rosinality(folder, shape, device), shape.batch, shape.resolution
         self.G = model.Generator(resolution, W_DIM, MAPPING_LAYERS).to(device)
         self.D = model.Discriminator(resolution).to(device)
         self.G_ema = [p.detach().clone() for p in self.G.parameters()]
@@ -245,10 +260,10 @@ def import_nvlabs(folder: Path) -> tuple[types.ModuleType, ...]:
         sys.path.remove(str(folder))
 
 
-def import_rosinality(folder: Path, device: torch.device) -> types.ModuleType:
+def import_rosinality(folder: Path, shape: Shape, device: torch.device) -> types.ModuleType:
     """model.py of a checkout, at our widths. Its CUDA kernels are built where there is a GPU."""
     source = (folder / "model.py").read_text()
-    width = lambda m: f"{m[1]}: {min(CHANNEL_BASE // int(m[1]), CHANNEL_MAX)},"  # noqa: E731
+    width = lambda m: f"{m[1]}: {min(shape.channel_base // int(m[1]), shape.channel_max)},"  # noqa: E731
     source = re.sub(r"(\d+): \d+(?: \* channel_multiplier)?,", width, source)
     model = types.ModuleType("rosinality_model")
     sys.path.insert(0, str(folder))

@@ -4,6 +4,7 @@ pip install -r benchmarks/requirements.txt
 python -m benchmarks.run                       # all
 python -m benchmarks.run gan diffusion         # some; flags behind -- go to them
 python -m benchmarks.run gan -- --peer-dir /path/to/stylegan2-ada-pytorch
+bash benchmarks/gpu.sh                         # what a GPU alone can tell (benchmarks/gpu.py)
 """
 
 from __future__ import annotations

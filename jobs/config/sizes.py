@@ -1,7 +1,8 @@
 """Rough sizes of a job before it runs: parameters, memory per GPU, checkpoints.
 
 How many values a step keeps per feature map was fitted to the peaks of real steps on tensors without contents
-(tests/fake_cuda.py), within 15 % from 64 to 512 px. What such tensors cannot show stands in with_margin().
+(tests/fake_cuda.py), from 64 to 256 px; how near it comes stands in benchmarks/NOTES.md. What such tensors cannot show
+stands in with_margin().
 """
 
 from __future__ import annotations
