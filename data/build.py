@@ -37,6 +37,7 @@ LISTED = 20  # bad files named in the log
 COMPARED = 256 << 20  # bytes of other splits' files read at most to look for the same pictures
 GREY_LEVELS = 32  # a median slice that uses fewer was made from values that were not scaled
 LAZY = 64 << 20  # bytes of one volume's slices; more of them are made when they are written
+SOME = 8  # small files that a thread decodes in one go
 FEW = 8  # slices below which a warning says that they are no data set
 
 
@@ -214,13 +215,11 @@ class _Bar(tqdm):
 
 def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing):
     """Stream all slices into `file` from `offset` on: (rows, bad, notes, SHA-256 of the data)."""
-
-    channels, poll = how.get("channels", 1), how.get("poll")
-
-    levels = levels_of(source)
+    channels, poll, levels = how.get("channels", 1), how.get("poll"), levels_of(source)
 
     def one(group: list[Record]) -> list[Decoded]:
-        return list(_decode(group, source, geometry, channels, levels))
+        files = [[record] for record in group] if group[0].page < 0 else [group]
+        return [found for file in files for found in _decode(file, source, geometry, channels, levels)]
 
     rows: list[Row] = []
     bad: list[tuple[str, str]] = []
@@ -243,7 +242,7 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing)
         return len(group) * row_bytes
 
     give_back_memory()
-    groups = _by_file(source.records, max(1, min(64, LAZY // row_bytes)))
+    groups = _by_file(source.records, max(1, min(64, LAZY // row_bytes)), 1 if source.kind == "volumes" else SOME)
     with bar:
         for group, results in ordered_map(one, groups, how.get("workers") or default_workers(), cost):
             for record, result in zip(group, results, strict=True):
@@ -263,11 +262,14 @@ def _decode_all(source: Source, file, offset: int, geometry: dict, how: Packing)
     return rows, bad, notes, sha.hexdigest()
 
 
-def _by_file(records: list[Record], most: int) -> Iterator[list[Record]]:
-    """Neighbouring pages of one file together, so that it is opened once."""
+def _by_file(records: list[Record], most: int, some: int) -> Iterator[list[Record]]:
+    """Neighbouring pages of one file together, so that it is opened once; of files of one picture `some`, as a thread
+    takes one over no faster than it decodes it."""
     group: list[Record] = []
     for r in records:
-        if group and (r.page < 0 or r.path != group[0].path or len(group) == most):
+        one = r.page < 0
+        full = len(group) == (min(some, most) if one else most)
+        if group and (full or one != (group[0].page < 0) or not (one or r.path == group[0].path)):
             yield group
             group = []
         group.append(r)
