@@ -15,6 +15,7 @@ import argparse
 import itertools
 import random
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -121,19 +122,30 @@ def inference(cost: dict[str, float]) -> float:
     return cost["inference"]
 
 
-def compare(shape: Shape, rounds: int, threads: int, device: torch.device, checkouts: list[Path]) -> str:
-    """Measure all sides at one shape; returns Markdown tables of costs, of ratios and of the largest kernels."""
+def compare(
+    shape: Shape,
+    rounds: int,
+    threads: int,
+    device: torch.device,
+    checkouts: list[Path],
+    precisions: tuple[str, ...] = ("fp32", "auto"),
+) -> str:
+    """Measure all sides at one shape; returns Markdown tables of costs, of ratios and of the largest kernels.
+
+    All sides are on the device at the same time, ours first: a peer that finds no room is a line of the table.
+    """
     fast = devices.precision_dtype("auto", device) != torch.float32
-    kinds: dict[str, type] = {"stylegan2-pytorch": peers.Lucidrains}
+    kinds: dict[str, type] = {}
     with tempfile.TemporaryDirectory() as folder:
-        starts = {
-            "stylegan2-pytorch": partial(machine.Side, make_peer, peers.Lucidrains, threads, shape, device, folder)
-        }
+        starts: dict[str, Callable[[], machine.Side]] = {}
         for checkout in checkouts:
             kind = kinds[checkout.name] = peers.class_of_checkout(checkout)
             starts[checkout.name] = partial(machine.Side, make_peer, kind, threads, checkout, shape, device)
+        kinds["stylegan2-pytorch"] = peers.Lucidrains
+        starts["stylegan2-pytorch"] = partial(machine.Side, make_peer, peers.Lucidrains, threads, shape, device, folder)
         sides = [
-            machine.Side(make_ours, shape, precision, folder, threads) for precision in ("fp32", "auto")[: 1 + fast]
+            machine.Side(make_ours, shape, precision, folder, threads)
+            for precision in (precisions if fast else precisions[:1])
         ]
         ours = len(sides)
         here, absent = machine.present(starts)

@@ -29,8 +29,8 @@ def no_profiles_of_ones_own(tmp_path_factory):
 
 # The files that take longest begin first: tests/run.sh gives files to two processes in turn, and none is to end alone.
 LONGEST = (
-    "test_slurm_training test_launch_slurm test_faults test_train_gan test_pretrain_vae test_train_diffusion "
-    "test_fourth_model test_launch"
+    "test_gpu_day test_slurm_training test_launch_slurm test_faults test_train_gan test_pretrain_vae "
+    "test_train_diffusion test_fourth_model test_launch"
 ).split()
 
 

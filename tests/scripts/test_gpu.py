@@ -129,13 +129,11 @@ def test_a_plain_step_never_waits_for_the_gpu(kind, flags, device, monkeypatch):
     bench = fake_steps.MAKE[kind](*flags)
     bench.step(0)
     bench.step(bench.c.batch)  # of the kind that is looked at: everything is there
-    with contextlib.ExitStack() as after:
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device == "cuda")]
+    with profile(activities=activities) as seen, contextlib.ExitStack() as after:
         if device == "cuda":
-            torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
             after.callback(torch.cuda.set_sync_debug_mode, "default")
-        activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device == "cuda")]
-        with profile(activities=activities) as seen:
-            bench.step(bench.c.batch)
+        bench.step(bench.c.batch)
     names = {event.key for event in seen.key_averages()}
     assert names and (device == "cpu" or not names & set(STALLS)), names & set(STALLS)
