@@ -36,7 +36,7 @@ PLAIN = re.compile(
     r"|mri|mr|brain|brains|scans?|axial|coronal|sagittal|anat|func|dwi|fmap|perf|pet|rawdata|t88_111|subj_\d+|adni(?:\d|go)?"
     r"|aibl|oasis[-_]?\d?|(?:k?fold|cv|part|disc|disk|batch|shard|chunk|site|cent(?:er|re)|hospital|scanner|cohort|split|(?:data|sub)?set"
     r"|vol(?:ume)?|release|version|folder|dir|archive|download|block|round|series|phase|epoch|week|day|year|images?|slices?|slc|sl|plane"
-    r"|view|page)[-_ ]?(?:\d+|[a-h])|mprage|mp-rage|t1_mprage.*|1[._]?5t|3t|7t|(?:hi)?res",
+    r"|view|page)(?:[-_ ]?\d+|[-_ ][a-h]|(?<=fold|part)[a-h])|mprage|mp-rage|t1_mprage.*|1[._]?5t|3t|7t|(?:hi)?res",
     re.I,
 )
 

@@ -1398,9 +1398,8 @@ def test_the_file_system_of_a_folder(monkeypatch, tmp_path):
     ("NodeAddr=127.0.0.1\nNodeAddr=10.0.0.7\n", False), ("", False), ("NodeAddr=HERE\n", True)],
 )  # fmt: skip
 def test_whether_this_machine_is_the_cluster(monkeypatch, text, alone):
-    monkeypatch.setattr(
-        preflight.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout=text.replace("HERE", os.uname().nodename))
-    )
+    said = text.replace("HERE", os.uname().nodename).encode()
+    monkeypatch.setattr(preflight.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout=said))
     assert preflight.nodes_are_here() == alone
 
 

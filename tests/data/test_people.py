@@ -380,3 +380,19 @@ def test_numbered_parts_of_a_download_are_nobody(tmp_path, part):
 def test_spans_of_ages_are_classes(tmp_path, spans):
     tree(tmp_path, [f"{spans[i % len(spans)]}/v{i:02d}_{z}.png" for i in range(24) for z in range(3)])
     assert find_source(str(tmp_path), "all").classes == sorted(spans)
+
+
+@pytest.mark.parametrize("names", [("cva", "tia"), ("seta", "setb"), ("sla", "slb")])
+def test_a_short_name_that_ends_in_a_letter_is_no_part_of_a_download(tmp_path, names):
+    for name in names:
+        for k in range(3):
+            save(tmp_path / name / f"s{k}.png", picture(k))
+    assert find_source(str(tmp_path), "all").classes == list(names)
+
+
+def test_parts_of_a_download_are_no_classes(tmp_path):
+    for part in ("fold1", "foldB", "part-c", "cv_d"):
+        for name in ("AD", "NC"):
+            for k in range(3):
+                save(tmp_path / part / name / f"s{k}.png", picture(k))
+    assert find_source(str(tmp_path), "all").classes == ["AD", "NC"]
