@@ -96,7 +96,7 @@ def place() -> Place:
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and ".venv" not in path.parts and path.name != "fake_cuda.py":
+        if path.is_relative_to(ROOT) and "site-packages" not in path.parts and path.name != "fake_cuda.py":
             return Place(str(path.relative_to(ROOT)), frame.f_code.co_qualname, frame.f_lineno)
         frame = frame.f_back
     return Place("?", "?", 0)
