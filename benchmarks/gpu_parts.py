@@ -19,6 +19,7 @@ from benchmarks.gpu import Day, Part, Piece, Unfinished
 from benchmarks.peers import Shape
 from benchmarks.precision import COLUMNS
 from data.batches import to_float
+from data.files import is_number
 from data.pack import ensure_held_out, ensure_pack
 from data.packfile import Pack
 from jobs.view.plots import plot_losses
@@ -132,10 +133,6 @@ def curves(day: Day) -> str:
     columns = ["curve", *(f"{name}, last" for name in logs), "RMS of bf16 to fp32", "RMS of fp16 to fp32"]
     about = f"Over the first {common[-1]} images, which all three have seen; one seed each.\n\n"
     return about + machine.table(columns, rows) + "\n\n" + day.show(png, "gpu-curves.png", "losses in three precisions")
-
-
-def is_number(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def quality(run: str, number: int, day: Day) -> str:

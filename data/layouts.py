@@ -34,7 +34,7 @@ CLASS_NAME = re.compile(
 PLAIN = re.compile(
     r"images?(?:tr|ts)?|imgs?|slices?|pngs?|jpe?gs?|tiffs?|nii|nifti|niftis?|dicom|dataset|data|raw|raws|processed|preprocessed|original"
     r"|mri|mr|brain|brains|scans?|axial|coronal|sagittal|anat|func|dwi|fmap|perf|pet|rawdata|t88_111|subj_\d+|adni(?:\d|go)?"
-    r"|aibl|oasis[-_]?\d?|(?:k?fold|cv|part|disc|disk|batch|shard|chunk|site|cent(?:er|re)|hospital|scanner|cohort|split|(?:data|sub)?set"
+    r"|aibl|oasis[-_]?\d?|(?:k?fold|k(?=[-_])|cv|part|disc|disk|batch|shard|chunk|site|cent(?:er|re)|hospital|scanner|cohort|split|(?:data|sub)?set"
     r"|vol(?:ume)?|release|version|folder|dir|archive|download|block|round|series|phase|epoch|week|day|year|images?|slices?|slc|sl|plane"
     r"|view|page)(?:[-_ ]?\d+|[-_ ][a-h]|(?<=fold|part)[a-h])|mprage|mp-rage|t1_mprage.*|1[._]?5t|3t|7t|(?:hi)?res",
     re.I,

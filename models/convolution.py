@@ -1,8 +1,8 @@
 """Convolutions that can be differentiated twice at the price of convolutions.
 
 ATen writes the gradient of a gradient with respect to the weight as a convolution of one feature map with another: its
-kernel is as large as the image, for which no library has a fast path (pytorch issue 22577; NVlabs' conv2d_gradfix is
-for this). But it is a weight gradient like any other, of other maps.
+kernel is as large as the image, for which no library has a fast path (NVlabs' conv2d_gradfix is for this). But it is a
+weight gradient like any other, of other maps.
 """
 
 from __future__ import annotations

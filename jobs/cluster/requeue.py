@@ -403,6 +403,7 @@ def _keep_diff(path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The two ends of a job, as jobs/env.sh calls them. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m jobs.cluster.requeue", description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", help="run directory")
     action = parser.add_mutually_exclusive_group(required=True)

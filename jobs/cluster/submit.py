@@ -407,10 +407,9 @@ def start_local(run: Path, gpus: int, command: list[str]) -> None:
 
 def gone(run: Path) -> None:
     """At job start, where the snapshot is not there any more: say so, and what to do, where every verb reads it."""
-    text = f"the snapshot of the code, {run}/code, is gone: python launch.py resume {run.name} takes a new one"
+    text = f"the snapshot of the code, {run}/code, is gone: python launch.py resume {typed(run)} takes a new one"
     say(f"error: {text}", sys.stderr)
-    job_id = os.environ.get("SLURM_JOB_ID", "")
-    RunDir(run).note("decision", decision=Verdict.FAILED, why=text, job_id=job_id, code=BAD, counted=False)
+    RunDir(run).note("decision", decision=Verdict.FAILED, why=text, job_id=own_job.job_id(), code=BAD, counted=False)
     write_state(run, RunState.FAILED, text)
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from data.files import process_start
-from jobs.cluster import decide, nodes, plan, queueing, requeue, slurm, status, steer
+from jobs.cluster import decide, nodes, plan, queueing, requeue, slurm, status, steer, submit
 from jobs.cluster.decide import Decision, bad_nodes, within_budget
 from jobs.cluster.options import Options
 from jobs.cluster.slurm import FIELD, Job, NoAnswer, SlurmError
@@ -367,3 +367,13 @@ def test_another_persons_private_run_hides_no_others(tmp_path, monkeypatch):
 def test_a_gpu_is_one_whatever_its_number(monkeypatch, visible, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert plan.local_gpus() == gpus
+
+
+def test_a_task_whose_snapshot_is_gone_names_itself_and_a_run_as_it_is_typed(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("SLURM_JOB_ID", "70")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    submit.gone(run.path)
+    (line,) = run.read_attempts()
+    assert (line["decision"], line["job_id"], line["code"]) == ("failed", "70_2", 78)
+    assert f"launch.py resume {run.path} takes" in run.read_status()["reason"]  # it does not lie in runs/

@@ -391,7 +391,7 @@ def test_a_short_name_that_ends_in_a_letter_is_no_part_of_a_download(tmp_path, n
 
 
 def test_parts_of_a_download_are_no_classes(tmp_path):
-    for part in ("fold1", "foldB", "part-c", "cv_d"):
+    for part in ("fold1", "foldB", "part-c", "cv_d", "k_0"):
         for name in ("AD", "NC"):
             for k in range(3):
                 save(tmp_path / part / name / f"s{k}.png", picture(k))

@@ -116,4 +116,12 @@ FAULTS = [
           'if not os.environ.get("BRAIN_CORES"):',
           'if os.environ.get("BRAIN_CORES"):',
           ("tests/training/test_runtime.py::test_core_files_are_there_for_who_asks",)),
+    Fault("jobs/cluster/submit.py",
+          'why=text, job_id=own_job.job_id(), code=BAD',
+          'why=text, job_id=os.environ["SLURM_JOB_ID"], code=BAD',
+          (f"{HERE}::test_a_task_whose_snapshot_is_gone_names_itself_and_a_run_as_it_is_typed",)),
+    Fault("data/layouts.py",
+          'k(?=[-_])|cv|',
+          'cv|',
+          ("tests/data/test_people.py::test_parts_of_a_download_are_no_classes",)),
 ]  # fmt: skip
