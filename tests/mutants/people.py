@@ -168,7 +168,7 @@ FAULTS = [
           'at = -1',
           ("tests/data/test_people.py::test_a_folder_per_slice_number_is_nobody",)),
     Fault("data/layouts.py",
-          '(?:k?fold|cv|part',
+          '(?:k?fold|k(?=[-_])|cv|part',
           '(?:part',
           ("tests/data/test_people.py::test_numbered_parts_of_a_download_are_nobody",)),
     Fault("data/layouts.py",
