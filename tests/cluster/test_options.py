@@ -459,7 +459,7 @@ def test_a_job_without_its_snapshot_says_so(tmp_path):
     script = "\n".join([*submit.setup_lines([plan]), "echo srun is reached"])
     env = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "7"}
     done = subprocess.run(["bash", "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 78 and "srun" not in done.stdout and "python launch.py resume run" in done.stderr
+    assert done.returncode == 78 and "srun" not in done.stdout and f"python launch.py resume {run.path} " in done.stderr
     assert run.read_status()["state"] == "failed" and "is gone" in run.read_status()["reason"]
     assert run.read_attempts()[-1]["decision"] == "failed"
 
