@@ -41,7 +41,7 @@ from jobs.predict.vae_look import Reconstructions
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import end_dry_run
 from jobs.run.rundir import RunDir
-from jobs.training import collectives, devices, randomness, ranks
+from jobs.training import best, collectives, devices, randomness, ranks
 from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged
 from jobs.training.throughput import count_flops
@@ -245,6 +245,8 @@ def train_step(s: TrainState, step: Step) -> None:
     if step.adversarial:
         s.gan_balance.lerp_(balanced_weight(stats.pop("grad_pixels"), stats.pop("grad_adversarial")), BALANCE_PACE)
     s.averages.add(stats)
+    if step.adversarial and step.nimg - c.batch < c.gan_start_kimg * 1000:
+        best.forget(s.counters)  # D trades pixels for sharpness: the best is looked for anew
     if c.decay == "plateau":
         look_for_plateau(s, step, stats["loss_pixels"])
     # Latents and reconstructions are made with the average of the weights.
@@ -311,7 +313,7 @@ def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pa
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
-            record.tick(nimg, s, look=lambda _: reconstructions(s.vae_ema), extra=s.log_extra)
+            record.tick(nimg, s, lambda _: reconstructions(s.vae_ema), s.log_extra, of=reconstructions.of)
             # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
                 upkeep.save(nimg, {"vae": s.vae_ema}, {"classes": pack.classes, "geometry": pack.geometry})

@@ -35,7 +35,9 @@ from data.packfile import Pack
 from jobs.config import parsing, rules, specs
 from jobs.config.specs import ConfigError, DiffusionConfig
 from jobs.predict.diffusion_look import Sampler, predictor
+from jobs.predict.features import Network, given_features
 from jobs.predict.latent_space import Data, about_vae, adopt_vae, encode_packs, load_vae
+from jobs.predict.yardstick import open_network, open_yardstick
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import end_dry_run
 from jobs.run.rundir import RunDir
@@ -181,11 +183,18 @@ def step_flops(
 
 # --- the run ----------------------------------------------------------------------------------------------------------
 def train(
-    c: DiffusionConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack], latents: list[Latents], attempt: Attempt
+    c: DiffusionConfig,
+    rt: ranks.Runtime,
+    run: RunDir,
+    packs: list[Pack],
+    latents: list[Latents],
+    features: Network | None,
+    attempt: Attempt,
 ) -> int:
     """Train until done or stopped.
 
-    Returns the process's exit code; raises Diverged. packs: training and, if any, other patients.
+    Returns the process's exit code; raises Diverged. packs: training and, if any, other patients. features: what
+    figures are taken with, if any.
     """
     dtype = devices.precision_dtype(c.precision, rt.device)
     schedule, pack = schedules.make_schedule(c.schedule), packs[0]
@@ -199,6 +208,8 @@ def train(
         load_initial_weights(s, ("unet", "unet_ema"), c.init_from, attempt.say)
     held_out = (packs[1] if len(packs) > 1 else None, latents[1] if len(latents) > 1 else None)
     sampler = Sampler(c, pack, data, *held_out, schedule, rt, dtype)
+    draw = partial(sampler.draws, s.unet_ema, s.scale)
+    yardstick = open_yardstick(c, rt, features, packs, draw, attempt.say, calls=c.steps)
     record = Record(
         c,
         rt,
@@ -220,7 +231,7 @@ def train(
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
-            record.tick(nimg, s, look=partial(sampler, s.unet_ema, s.scale), extra=s.log_extra)
+            record.tick(nimg, s, partial(sampler, s.unet_ema, s.scale), s.log_extra, measure=yardstick)
             # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
                 upkeep.save(nimg, weights, about)
@@ -240,6 +251,7 @@ def train(
 def dry_run(c: DiffusionConfig) -> int:
     """Check flags, data, VAE, run directory and memory, and change nothing."""
     say = partial(files.say, to=sys.stderr)
+    given_features(c.feature_weights)
     classes, slices = preview(c.data, split=c.split, **packing_of(c) | {"log": say})
     rules.check_classes(c, classes)
     bytes_each = c.channels * c.resolution**2
@@ -254,9 +266,9 @@ def dry_run(c: DiffusionConfig) -> int:
 
 def open_data(
     c: DiffusionConfig, run: RunDir, meeting: ranks.Meeting, device: torch.device, say
-) -> tuple[list[Pack], list[Latents]]:
-    """Packs of the training slices and of those of other patients, and their latents; all made where they are not there
-    yet."""
+) -> tuple[list[Pack], list[Latents], Network | None]:
+    """Packs of the training slices and of those of other patients, their latents, and the network that figures are
+    taken with; all made where they are not there yet."""
     main = meeting.rank == 0
     how = packing_of(c) | {"log": say, "progress": main, "poll": stopping.raise_if_asked}
     if c.space == "latent" and main:
@@ -267,7 +279,8 @@ def open_data(
         raise ConfigError("--conditional: the data has slices without a class; use a folder with one folder per class")
     held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, verify=main, **how)
     packs += [held_out] if held_out is not None else []
-    return packs, encode_packs(c, run, packs, meeting, device, say) if c.space == "latent" else []
+    latents = encode_packs(c, run, packs, meeting, device, say) if c.space == "latent" else []
+    return packs, latents, open_network(c, run.path, packs[0], meeting, device)
 
 
 def main() -> int:
@@ -286,13 +299,13 @@ def main() -> int:
             return stopping.DONE
         device = devices.choose_device(meeting, c.device, attempt.say)
         # Packs and latents are made before the process group exists: no collective waits for minutes of work.
-        packs, latents = meeting.first(partial(open_data, c, run, meeting, device, attempt.say))
+        packs, latents, features = meeting.first(partial(open_data, c, run, meeting, device, attempt.say))
         if rank == 0:
             check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
         rt = collectives.init_runtime(c.threads, meeting, device)
-        code = train(c, rt, run, packs, latents, attempt)
+        code = train(c, rt, run, packs, latents, features, attempt)
         collectives.shutdown(rt)
         return code
 

@@ -30,11 +30,13 @@ from torch import nn
 from data import files
 from data.batches import Batches
 from data.build import packing_of
-from data.pack import ensure_pack, preview
+from data.pack import preview
 from data.packfile import Pack
 from jobs.config import parsing, rules
 from jobs.config.specs import GanConfig
+from jobs.predict.features import Network, given_features
 from jobs.predict.gan_look import Sampler
+from jobs.predict.yardstick import open_data, open_yardstick
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import end_dry_run
 from jobs.run.rundir import RunDir
@@ -390,9 +392,14 @@ def judge_health(figures: dict, counters: dict, nimg: int, say) -> None:
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
-def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Attempt) -> int:
-    """Train until done or stopped. Returns the process's exit code; raises Diverged."""
-    dtype = devices.precision_dtype(c.precision, rt.device)
+def train(
+    c: GanConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack], network: Network | None, attempt: Attempt
+) -> int:
+    """Train until done or stopped.
+
+    Returns the process's exit code; raises Diverged. packs: training and, if any, other patients.
+    """
+    dtype, pack = devices.precision_dtype(c.precision, rt.device), packs[0]
     s = build_state(c, len(pack.classes) if c.conditional else 0, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
     # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.
@@ -403,16 +410,9 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip, room=room)
     label_pool = torch.from_numpy(pack.labels).to(rt.device)
     sampler = Sampler(c, pack, batches, rt, dtype)
-    record = Record(
-        c,
-        rt,
-        run,
-        attempt,
-        found,
-        dtype,
-        flops=lambda: step_flops(c, rt, s.G.num_classes, dtype),
-        waits=lambda: {"data_wait": batches.waited, **upkeep.waits()},
-    )
+    yardstick = open_yardstick(c, rt, network, packs, partial(sampler.draws, s.G_ema), attempt.say)
+    flops = partial(step_flops, c, rt, s.G.num_classes, dtype)
+    record = Record(c, rt, run, attempt, found, dtype, flops, lambda: {"data_wait": batches.waited, **upkeep.waits()})
     # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
     if found < 0 and rt.rank == 0:
         record.show("reals.png", "reals", sampler.reals(), 0)
@@ -425,7 +425,7 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
-            record.tick(nimg, s, look=lambda nimg: look(s, sampler, nimg, attempt), extra=s.log_extra)
+            record.tick(nimg, s, lambda nimg: look(s, sampler, nimg, attempt), s.log_extra, measure=yardstick)
             # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
                 upkeep.save(nimg, {"G_ema": s.G_ema}, {"classes": pack.classes, "geometry": pack.geometry})
@@ -448,6 +448,7 @@ def train(c: GanConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, attempt: Att
 def dry_run(c: GanConfig) -> int:
     """Check flags, data, run directory and memory, and change nothing."""
     say = partial(files.say, to=sys.stderr)
+    given_features(c.feature_weights)
     classes, slices = preview(c.data, split=c.split, **packing_of(c) | {"log": say})
     rules.check_classes(c, classes)
     return end_dry_run(c, say, slices * c.channels * c.resolution**2)
@@ -468,17 +469,15 @@ def main() -> int:
         if rank == 0 and not prepare_run(run, c, attempt.say):
             return stopping.DONE
         device = devices.choose_device(meeting, c.device, attempt.say)
-        # The pack is built before the process group exists: no collective waits for minutes of decoding.
-        how = packing_of(c) | {"log": attempt.say, "progress": rank == 0, "poll": stopping.raise_if_asked}
-        pack = meeting.first(partial(ensure_pack, c.data, split=c.split, verify=rank == 0, **how))
-        rules.check_classes(c, pack.classes)
+        # Packs are built before the process group exists: no collective waits for minutes of decoding.
+        packs, network = meeting.first(partial(open_data, c, run, meeting, device, attempt.say))
         if rank == 0:
             drawn = None if c.ada == "off" else ada.fingerprint(ada.KINDS[c.ada])
-            check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say, augmentation=drawn)
+            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say, augmentation=drawn)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
         rt = collectives.init_runtime(c.threads, meeting, device)
-        code = train(c, rt, run, pack, attempt)
+        code = train(c, rt, run, packs, network, attempt)
         collectives.shutdown(rt)
         return code
 

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from models import vit
 
-VERSION = 1  # of the encoder and its training: raise it when either changes
+VERSION = 2  # of the encoder and its training: raise it when either changes
 WIDTHS = (16, 32, 48, 64)  # of the four stages, each at half the size of the one before
 MAX_SIZE = 128  # larger slices are averaged down to this many pixels
-STEPS, BATCH, LR = 400, 64, 2e-3
+BATCH, LR = 64, 2e-3
+EPOCHS, FEWEST_STEPS, MOST_STEPS = 6, 100, 1500  # how often each slice is seen, within these numbers of steps
 TEMPERATURE = 0.2
 SHIFT, CONTRAST, BRIGHTNESS = 0.06, 0.2, 0.1  # of the views; relative to the width, to 1, to the range
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -83,6 +84,11 @@ def encoder_size(resolution: int) -> int:
     return min(resolution, MAX_SIZE)
 
 
+def steps_for(count: int) -> int:
+    """Training steps for `count` slices: each is seen EPOCHS times; few slices are soon known, many need not all be."""
+    return min(max(EPOCHS * count // BATCH, FEWEST_STEPS), MOST_STEPS)
+
+
 def train_encoder(
     images,
     labels: Tensor,
@@ -90,15 +96,17 @@ def train_encoder(
     *,
     seed: int,
     device: torch.device | str = "cpu",
-    steps: int = STEPS,
+    steps: int | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> Encoder:
     """An Encoder of uint8 images (N, C, R, R), an array or a memory map, with labels (N,) in 0..classes-1 or -1.
 
-    A function of the data and the seed on one kind of machine. `track` wraps the steps, for a progress bar.
+    A function of the data and the seed on one kind of machine. `steps`: by default steps_for() the set. `track` wraps
+    them, for a progress bar.
     Two views of each slice are to be recognised among those of the others. Views are moved, lit differently and have a
     part hidden; they are never turned, scaled, blurred or made noisy, as features must see all these.
     """
+    steps = steps_for(len(images)) if steps is None else steps
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = Encoder(channels=images.shape[1], size=encoder_size(images.shape[-1]), classes=classes).to(device)

@@ -325,7 +325,7 @@ def check_run_folder(plan: Plan, partitions: Mapping[str, Partition] | None) -> 
         return [fail(f"{there} cannot be written ({error.strerror})", fix)]
     found = [] if plan.local else check_shared(plan, there, partitions)
     job = kinds.JOBS[plan.job]
-    need = job.checkpoint_gb(plan.config) * (getattr(plan.config, "keep", 2) + 2) + SLACK_GB
+    need = sizes.disk_gb(plan.config, job.checkpoint_gb(plan.config)) + SLACK_GB
     free = shutil.disk_usage(there).free / 1e9
     left = quota_left_gb(there)
     room = free if left is None else min(free, left)

@@ -175,7 +175,7 @@ def show_run(view, run: Path) -> None:
         if view.elapsed_s is not None
         else ""
     )
-    numbers = [f"{name} {view.metrics[name]:.4g}" for name in told([view.metrics])]
+    numbers = [f"{name} {view.metrics[name]:.4g}" for name in told([view.metrics]) if not name.startswith("best_")]
     where = f" on {view.node}" if view.node else f" in {view.partition}" if view.partition else ""
     age = (
         f"{wording.short_time(time.time() - view.updated)} ago"
@@ -192,6 +192,7 @@ def show_run(view, run: Path) -> None:
             ("restarts", str(view.restarts or "")),
             ("GPU", gpu_use(view)),
             ("last", ", ".join(numbers)),
+            ("best", kinds.best_text(view.metrics)),
             ("ended" if view.state in FINAL else "heartbeat", age),
         ]
     )

@@ -256,7 +256,8 @@ def _hanging(view: View) -> View:
 def _without_job(view: View, run: Path, queue: dict[str, Job] | None) -> View:
     """No job and no process: finished, stopped, or cut off."""
     if os.path.exists(run / "DONE"):  # False as well of what can be no path
-        return replace(view, state=RunState.DONE, eta_s=None, note="")
+        early = view.note if view.state == RunState.DONE and view.note != "finished" else ""  # before its last image
+        return replace(view, state=RunState.DONE, eta_s=None, note=early)
     last = read_jobs(run).get("submitted", [{}])[-1:]
     was_here = bool(last) and last[0].get("kind") == "local" and last[0].get("host") == socket.gethostname()
     if view.state in GONE and queue is None and not was_here and time.time() - (view.updated or 0) < LOCK_STALE:

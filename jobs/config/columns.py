@@ -18,6 +18,7 @@ class Column:
     short: str = ""  # in the progress line; '' leaves it out
     told: bool = False  # in `launch.py status RUN` and in the table of a sweep
     higher: bool = False  # is better; of the others the lower is, where either is
+    judges: bool = False  # the best weights of a run are those with the best of this figure
 
     def matches(self, name: str) -> bool:
         """Whether this row is of the column `name`."""
@@ -27,10 +28,26 @@ class Column:
 LOSS, DIVERSITY, PENALTIES = "loss", "diversity", "regularisers"
 OTHER_PATIENTS = "loss on other patients"
 PSNR, SSIM, SPREAD = "PSNR of reconstructions, dB", "SSIM of reconstructions", "spread of the latents"
+KID, FID, REACH = "KID", "FID", "precision, recall, coverage"
 
+# Generated slices against held-out ones, and real training slices against the same.
+QUALITY = (
+    Column("kid", "quality", KID, "KID", told=True, judges=True),
+    Column("fid", "quality", FID, "FID", told=True),
+    Column("precision", "quality", REACH, told=True, higher=True),
+    Column("recall", "quality", REACH, "rec", told=True, higher=True),
+    Column("coverage", "quality", REACH, told=True, higher=True),
+    Column("kid_train", "quality", KID),
+    Column("fid_train", "quality", FID),
+    Column("precision_train", "quality", REACH, higher=True),
+    Column("recall_train", "quality", REACH, higher=True),
+    Column("coverage_train", "quality", REACH, higher=True),
+    Column("best_kid", "quality", told=True),
+)
 GENERATIVE = (
     Column("diversity", "health", DIVERSITY, "div", told=True, higher=True),
     Column("diversity_*", "health", DIVERSITY, higher=True),
+    *QUALITY,
 )
 GAN = (
     Column("loss_D", "loss", LOSS, "D", told=True),
@@ -58,12 +75,14 @@ VAE = (
     Column("val_ssim", "validation", SSIM, "SSIM", told=True, higher=True),
     Column("val_psnr_head", "validation", PSNR, higher=True),
     Column("val_ssim_head", "validation", SSIM, higher=True),
-    Column("val_l1", "validation"),
+    Column("val_l1", "validation", judges=True),
+    Column("best_val_l1", "validation", told=True),
     Column("train_psnr", "validation", PSNR, "PSNR", told=True, higher=True),
     Column("train_ssim", "validation", SSIM, "SSIM", told=True, higher=True),
     Column("train_psnr_head", "validation", PSNR, higher=True),
     Column("train_ssim_head", "validation", SSIM, higher=True),
-    Column("train_l1", "validation"),
+    Column("train_l1", "validation", judges=True),
+    Column("best_train_l1", "validation", told=True),
     Column("latent_std", "latents", SPREAD),
     Column("posterior_std", "latents", SPREAD),
     Column("active_channels", "latents"),
@@ -84,12 +103,14 @@ DIFFUSION = (
 )
 # What every run logs of the machine, and where it is.
 COMMON = (
+    Column("best_kimg", "quality", told=True),
     Column("img_per_s", "speed", told=True, higher=True),
     Column("sec_per_kimg", "speed"),
     Column("tflops", "speed", higher=True),
     Column("peak_share", "speed", higher=True),
     Column("data_wait", "speed"),
     Column("checkpoint_wait", "speed"),
+    Column("metric_wait", "speed"),
     Column("gpu_gb", "speed", short="GB"),
     Column("gpu_util", "speed"),
     Column("rss_gb", "speed"),

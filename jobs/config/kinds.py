@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
+from data.files import is_number
 from jobs.config import columns, presets, rules, sizes
 from jobs.config.cards import Card
 from jobs.config.columns import Column
@@ -153,6 +154,13 @@ def largest_batch(config: TrainConfig, world: int, gpu: Card) -> tuple[int, int]
 def known_columns() -> list[Column]:
     """The columns of all jobs, each once, in the order of JOBS; then what every run logs."""
     return list(dict.fromkeys([c for row in JOBS.values() for c in row.columns] + list(columns.COMMON)))
+
+
+def best_text(row: dict) -> str:
+    """`kid 0.0123 at 24 kimg`: the best weights of a run, by a row of its metrics.jsonl; '' where there are none."""
+    found = {c.name: row.get(f"best_{c.name}") for c in known_columns() if c.judges}
+    kimg = row.get("best_kimg")
+    return next((f"{k} {v:.4g} at {kimg:g} kimg" for k, v in found.items() if is_number(v) and is_number(kimg)), "")
 
 
 def column(name: str) -> Column:

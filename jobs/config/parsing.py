@@ -22,7 +22,8 @@ from jobs.config.specs import ROOT, ConfigError, TrainConfig, read_json
 from jobs.config.version import version
 
 Config = TypeVar("Config", bound=TrainConfig)
-PATH_FIELDS = ("data", "table", "init_from", "vae", "perceptual_file")  # made absolute: a job may run in another folder
+# Made absolute: a job may run in another folder.
+PATH_FIELDS = ("data", "table", "init_from", "vae", "perceptual_file", "feature_weights")
 
 
 def parse_config(

@@ -5,15 +5,18 @@ from __future__ import annotations
 # One preset per published system that students start from; recipe values: StyleGAN2's paper256 for 256 px, the R1
 # weight scaled with the square of the resolution below it.
 GAN_PRESETS: dict[str, dict] = {
-    "adni256": dict(resolution=256, batch=64, gamma=1.0, ema_kimg=20.0, mbstd_group=8, total_kimg=5000.0),
-    "adni128": dict(resolution=128, batch=64, gamma=0.25, total_kimg=4000.0),
-    "oasis128": dict(resolution=128, batch=64, gamma=0.25, total_kimg=3000.0),
-    "oasis64": dict(resolution=64, crop=208, batch=64, gamma=0.03, ema_kimg=10.0, total_kimg=2000.0),
+    "adni256": dict(resolution=256, batch=64, gamma=1.0, ema_kimg=20.0, mbstd_group=8, total_kimg=5000.0,
+                    metric_kimg=50.0),
+    "adni128": dict(resolution=128, batch=64, gamma=0.25, total_kimg=4000.0, metric_kimg=50.0),
+    "oasis128": dict(resolution=128, batch=64, gamma=0.25, total_kimg=3000.0, metric_kimg=50.0),
+    "oasis64": dict(resolution=64, crop=208, batch=64, gamma=0.03, ema_kimg=10.0, total_kimg=2000.0,
+                    metric_kimg=50.0),
     # Small enough for two CPU cores and a few minutes.
     "quickstart": dict(
         data="phantom:2000", resolution=64, batch=16, total_kimg=28.0, channel_base=1024, channel_max=64,
         z_dim=64, w_dim=64, mapping_layers=2, loss="rpgan", gamma=0.5, r1_interval=8, ema_kimg=1.5, ema_rampup=0.1,
         ada="off", lr=0.004, pl_weight=0.0, log_kimg=0.5, sample_kimg=4.0, checkpoint_minutes=1.0,
+        metric_kimg=4.0,
     ),
 }  # fmt: skip
 
@@ -54,6 +57,7 @@ DIFFUSION_PRESETS: dict[str, dict] = {
         conditional=True,
         sample_kimg=200.0,
         log_kimg=10.0,
+        metric_kimg=200.0,
     ),
     "quickstart": dict(
         data="phantom:2000",
@@ -74,5 +78,6 @@ DIFFUSION_PRESETS: dict[str, dict] = {
         log_kimg=1.0,
         sample_kimg=12.0,
         checkpoint_minutes=1.0,
+        metric_kimg=12.0,
     ),
 }

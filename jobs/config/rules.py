@@ -19,7 +19,8 @@ ARCHITECTURE = frozenset(
 FREE = frozenset(
     (
         "run preset dry_run override init_from total_kimg device compile threads log_kimg sample_kimg "
-        "checkpoint_minutes checkpoint_kimg keep max_bad val_split sampler steps accumulate"
+        "checkpoint_minutes checkpoint_kimg keep keep_weights stop_when_worse metric_kimg feature_weights max_bad "
+        "val_split sampler steps accumulate"
     ).split()
 )
 
@@ -56,7 +57,7 @@ def check_common(config) -> None:
     check_numbers(
         config,
         "total_kimg log_kimg sample_kimg keep",
-        "ema_kimg ema_rampup checkpoint_minutes checkpoint_kimg threads crop",
+        "ema_kimg ema_rampup checkpoint_minutes checkpoint_kimg threads crop keep_weights",
     )
 
 
@@ -93,7 +94,7 @@ def check_gan(config: GanConfig) -> None:
     check_numbers(
         config,
         "lr channel_base channel_max z_dim w_dim mapping_layers r1_interval pl_interval",
-        "gamma pl_weight style_mixing ada_kimg",
+        "gamma pl_weight style_mixing ada_kimg metric_kimg",
     )
     for name in ("style_mixing", "pl_decay"):
         if not 0 <= getattr(config, name) <= 1:
@@ -121,7 +122,9 @@ def check_vae(config: VaeConfig) -> None:
 
 def check_diffusion(config: DiffusionConfig) -> None:
     """The rules of a diffusion network's fields."""
-    check_numbers(config, "lr clip num_res steps head_dim", "warmup_kimg decay_kimg weight_decay min_snr_gamma")
+    check_numbers(
+        config, "lr clip num_res steps head_dim", "warmup_kimg decay_kimg weight_decay min_snr_gamma metric_kimg"
+    )
     for name in ("dropout", "class_dropout"):
         if not 0 <= getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: a probability below 1")

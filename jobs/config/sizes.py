@@ -113,3 +113,9 @@ def diffusion_memory_gb(config: DiffusionConfig, world: int = 1, capability: Cap
 def diffusion_checkpoint_gb(config: DiffusionConfig) -> float:
     """Rough size of one checkpoint in GB: fp32 weights, AdamW's two moments, the EMA."""
     return unet_parameters(config) * 4 * 4 / 1e9
+
+
+def disk_gb(config, checkpoint_gb: float) -> float:
+    """Rough GB that a run comes to write: its checkpoints, with a healthy one and one that is being written, and its
+    weights: the last, the best, those from before a collapse and those kept, each at most a quarter of a checkpoint."""
+    return checkpoint_gb * (config.keep + 2 + (3 + config.keep_weights) / 4)

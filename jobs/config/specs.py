@@ -44,6 +44,8 @@ class TrainConfig:
     """A folder of slices (its layout is recognised), a table .csv of data.scan, a .pack file, or phantom[:N]."""
     split: Literal["train", "test", "val", "all"] = "train"
     """Which part of the data to train on."""
+    val_split: Literal["auto", "val", "test", "none"] = "auto"
+    """Other patients to measure on. auto: val where the data have it, else test, else none."""
     max_bad: float = 0.01
     """Stop when more than this fraction of the image files cannot be read."""
     seed: int = 0
@@ -114,10 +116,29 @@ class TrainConfig:
     """Kimg between checkpoints, on top of the minutes (0: off)."""
     keep: int = 2
     """Checkpoints to keep, besides the last healthy one."""
+    keep_weights: int = 0
+    """Weights files to keep on the way, evenly spaced; predict.py --at KIMG takes one of them."""
+    stop_when_worse: bool = False
+    """End the run, as done, when a third of it has passed without anything better than its best weights."""
 
 
 @dataclass(frozen=True)
-class GanConfig(TrainConfig):
+class SamplingConfig(TrainConfig):
+    """What the kinds share that draw slices from nothing; no job of its own."""
+
+    # --- figures while it trains --------------------------------------------------------------------------------------
+    metric_kimg: float = 0.0
+    """Kimg between KID, FID, precision, recall and coverage on other patients, by which the best weights are kept.
+
+    0: off; then no best weights are kept.
+    """
+    feature_weights: str = ""
+    """Network to measure with, as of predict.py evaluate. Default: a small encoder of the training slices, made once.
+    """
+
+
+@dataclass(frozen=True)
+class GanConfig(SamplingConfig):
     """Train a StyleGAN2 on brain-MRI slices. Run the same command again to resume."""
 
     # --- the run ------------------------------------------------------------------------------------------------------
@@ -183,8 +204,6 @@ class DenoisingConfig(TrainConfig):
     # --- the run ------------------------------------------------------------------------------------------------------
     preset: str = ""
     """A named configuration that the other flags override: adni256-ldm, quickstart."""
-    val_split: Literal["auto", "val", "test", "none"] = "auto"
-    """Other patients to validate on. auto: val where the data have it, else test, else none."""
 
     # --- optimisation -------------------------------------------------------------------------------------------------
     lr: float = 1e-4
@@ -241,7 +260,7 @@ class VaeConfig(DenoisingConfig):
 
 
 @dataclass(frozen=True)
-class DiffusionConfig(DenoisingConfig):
+class DiffusionConfig(DenoisingConfig, SamplingConfig):
     """Train a diffusion U-Net, on the latents of a VAE or on pixels. Run the same command again to resume."""
 
     # --- what it runs on ----------------------------------------------------------------------------------------------

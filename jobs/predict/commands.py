@@ -47,8 +47,10 @@ def jobs_of(command: str) -> list[str]:
 
 
 def weights(args: argparse.Namespace) -> Path:
-    """The weights file that --weights or --run names."""
-    return Path(args.weights) if args.weights else weights_of(args.run)
+    """The weights file that --weights, or --run with --at, names."""
+    if args.weights and args.at != "last":
+        raise UsageError(f"--at {args.at} is of a run; name it with --run, or leave --at out")
+    return Path(args.weights) if args.weights else weights_of(args.run, args.at)
 
 
 def opening(args: argparse.Namespace) -> dict:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -120,22 +120,39 @@ class Sampler:
     def samples(self, unet: UNet, scale: LatentScale) -> torch.Tensor:
         """Images (number, C, R, R) in -1 .. 1 of the fixed noise; zero where they are other ranks'."""
         images = torch.zeros(self.number, self.c.channels, self.c.resolution, self.c.resolution, device=self.rt.device)
-        times = schedules.fast_times(self.c.times, self.c.fast_steps) if self.c.times.startswith("fast-") else None
         for i in self.mine(self.number, GRID_CHUNK):
             gen = randomness.generator(self.c.seed, int(i[0]), "ancestral")
-            predict = predictor(unet, None if self.labels is None else self.labels[i], self.dtype)
-            denoise = samplers.denoiser(predict, self.schedule, self.c.target, clamp=float(self.c.space == "pixel"))
-            x0 = samplers.sample(
-                denoise,
-                self.noise[i],
-                self.schedule,
-                self.c.sampler,
-                self.c.steps,
-                times=times,
-                fresh=partial(noise_like, gen),
-            )
-            images[i] = self.data.to_images(x0, scale, self.dtype)
+            labels = None if self.labels is None else self.labels[i]
+            images[i] = self.denoised(unet, scale, self.noise[i], labels, gen)
         return images
+
+    def denoised(
+        self, unet: UNet, scale: LatentScale, noise: torch.Tensor, labels: torch.Tensor | None, gen: torch.Generator
+    ) -> torch.Tensor:
+        """Images (B, C, R, R) in -1 .. 1 of noise (B, c, h, w); `gen` draws what ancestral sampling adds."""
+        c = self.c
+        times = schedules.fast_times(c.times, c.fast_steps) if c.times.startswith("fast-") else None
+        predict = predictor(unet, labels, self.dtype)
+        denoise = samplers.denoiser(predict, self.schedule, c.target, clamp=float(c.space == "pixel"))
+        fresh = partial(noise_like, gen)
+        x0 = samplers.sample(denoise, noise, self.schedule, c.sampler, c.steps, times=times, fresh=fresh)
+        return self.data.to_images(x0, scale, self.dtype)
+
+    def draws(self, unet: UNet, scale: LatentScale, labels: torch.Tensor) -> Callable[[Sequence[int]], torch.Tensor]:
+        """What figures are taken of: indices -> uint8 (B, C, R, R), each with its noise and the class in `labels` (N,),
+        at every tick the same."""
+
+        @torch.no_grad()
+        def images_of(indices: Sequence[int]) -> torch.Tensor:
+            images = []
+            for i in torch.tensor(list(indices), device=self.rt.device).split(GRID_CHUNK):
+                gen = randomness.generator(self.c.seed, int(i[0]), "metric")
+                noise = normal((len(i), *self.data.shape), gen, self.rt.device)
+                of_class = labels[i] if self.c.conditional else None
+                images.append(to_uint8(self.denoised(unet, scale, noise, of_class, gen)))
+            return torch.cat(images)
+
+        return images_of
 
     @torch.no_grad()
     def validate(self, unet: UNet) -> dict[str, float]:

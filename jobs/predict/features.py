@@ -177,11 +177,12 @@ def measure(
     """(features (count, D) fp32, thumbnails (count, T) uint8) of slices 0 to count-1, on every rank.
 
     Ranks take whole chunks in turn, and a chunk holds the same slices for any number of ranks, so the figures do not
-    depend on it. Only the features and the thumbnails are kept.
+    depend on it. Only the features and the thumbnails are kept. `what` is for the progress bar; '' for none.
     """
     features = thumbs = None
     chunks = [range(i, min(i + MEASURE_CHUNK, count)) for i in range(0, count, MEASURE_CHUNK)]
-    for chunk in tqdm(chunks[rt.rank :: rt.world], desc=what, unit=" chunks", disable=None if rt.rank == 0 else True):
+    silent = True if rt.rank or not what else None
+    for chunk in tqdm(chunks[rt.rank :: rt.world], desc=what, unit=" chunks", disable=silent):
         images = images_of(chunk)
         f, t = network(images), quality.thumbnails(images)
         if features is None or thumbs is None:

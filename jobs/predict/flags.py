@@ -43,8 +43,11 @@ def model_flags(pictures: bool = True) -> argparse.ArgumentParser:
     """Flags of every subcommand that runs a model; `pictures`: those of the slices' original size may be asked for."""
     p = argparse.ArgumentParser(add_help=False)
     where = p.add_mutually_exclusive_group(required=True)
-    where.add_argument("--run", help="run directory; its weights.safetensors is used")
+    where.add_argument("--run", help="run directory; --at says which of its weights are used")
     where.add_argument("--weights", metavar="FILE", help="a weights.safetensors file")
+    p.add_argument("--at", default="last", metavar="best|last|KIMG",
+                   help="of --run: its last weights, those of the best figure while it trained, or of those that "
+                        "--keep-weights kept the ones at KIMG (default %(default)s)")
     p.add_argument("--out", metavar="DIR",
                    help="where to write (default RUN/predictions/COMMAND, or ./predictions/COMMAND with --weights)")
     p.add_argument("--seed", type=int, default=0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -21,7 +22,7 @@ class Sampler:
     """Grids from fixed latents, and the diversity of generated against real slices."""
 
     def __init__(self, c: GanConfig, pack: Pack, batches: Batches, rt: ranks.Runtime, dtype: torch.dtype):
-        self.columns = 8 if c.resolution <= 128 else 6
+        self.c, self.columns = c, 8 if c.resolution <= 128 else 6
         self.number, self.dtype, self.classes = self.columns * (6 if c.resolution <= 128 else 4), dtype, pack.classes
         self.z = normal((self.number, c.z_dim), randomness.generator(c.seed, 0, "grid"), rt.device)
         self.labels = None
@@ -55,3 +56,20 @@ class Sampler:
                     figures[f"diversity_{self.classes[k]}"] = float(value / real[k])
         captions = None if labels is None else [self.classes[k] for k in labels.tolist()]
         return image_grid(to_uint8(images).cpu().numpy(), self.columns, labels=captions), figures
+
+    def draws(self, G_ema: Generator, labels: torch.Tensor) -> Callable[[Sequence[int]], torch.Tensor]:
+        """What figures are taken of: indices -> uint8 (B, C, R, R), each with a latent, noise and the class in `labels`
+        (N,), at every tick the same."""
+        c, device = self.c, self.z.device
+        z = normal((len(labels), c.z_dim), randomness.generator(c.seed, 0, "metric z"), device)
+
+        @torch.no_grad()
+        def images_of(indices: Sequence[int]) -> torch.Tensor:
+            images = []
+            for i in torch.tensor(list(indices), device=device).split(8):
+                noise = G_ema.draw_noise(len(i), randomness.generator(c.seed, int(i[0]), "metric noise"), device)
+                of_class = labels[i] if c.conditional else None
+                images.append(to_uint8(G_ema(z[i], of_class, noise=noise, dtype=self.dtype)))
+            return torch.cat(images)
+
+        return images_of

@@ -14,17 +14,41 @@ class UsageError(Exception):
     """A flag or an argument that does not fit this model; the text is one line that names the fix. Exit code 2."""
 
 
-def weights_of(run: str | Path) -> Path:
-    """The weights file of a run, or the file itself."""
+def weights_of(run: str | Path, at: str = "last") -> Path:
+    """The weights file of a run, or the file itself. `at`: last, best, or the kimg of one that --keep-weights kept.
+
+    ConfigError where there is none.
+    """
     path = Path(run)
     if path.suffix == ".safetensors" and not path.is_dir():
+        if at != "last":
+            raise UsageError(f"--at {at}: {path} is one weights file; name the run instead, or leave --at out")
         return path
-    weights = RunDir(run_of(str(run))).weights
+    folder = RunDir(run_of(str(run)))
+    weights = {"last": folder.weights, "best": folder.best}.get(at) or _kept(folder, at)
     if not weights.is_file():
+        if at == "best":
+            raise ConfigError(
+                f"{run}: has no best weights; --metric-kimg keeps them while a run is healthy. Use --at last"
+            )
         raise ConfigError(f"{run}: has no weights yet; training writes them at its first checkpoint")
     if leads_out(weights, weights.parent):
         raise ConfigError(f"{weights}: a link that leads out of the run; name the file itself with --weights")
     return weights
+
+
+def _kept(run: RunDir, at: str) -> Path:
+    """The kept weights at that kimg, to 1 % of it: a boundary lies within a step."""
+    try:
+        asked = float(at)
+    except ValueError:
+        raise UsageError(f"--at {at}: neither best nor last nor a kimg") from None
+    kept = run.kept()
+    near = min(kept, key=lambda kimg: abs(kimg - asked), default=None)
+    if near is None or not abs(near - asked) <= 0.01 * near:
+        there = ", ".join(f"{kimg:.10g}" for kimg in sorted(kept)) or "none; --keep-weights N keeps some"
+        raise ConfigError(f"--at {at}: {run.path} keeps no weights of that kimg; there are {there}")
+    return kept[near]
 
 
 def run_of(text: str) -> Path:

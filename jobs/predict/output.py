@@ -34,6 +34,8 @@ class Output:
     def json(self, name: str, model: Trained, settings: dict, **more) -> None:
         """A file of settings and figures, with the model that they are of."""
         about = {"command": self.command, "weights": model.path, "nimg": model.nimg, "classes": model.classes}
+        if model.measured:
+            about["measured"] = model.measured
         atomic_write(self / name, json.dumps({**about, "settings": settings, **more}, indent=1) + "\n")
 
     def csv(self, name: str, head: Sequence[str], rows: Iterable[Sequence]) -> None:
@@ -47,6 +49,6 @@ class Output:
     def tell(self, model: Trained, what: str, *names: str) -> None:
         """What was made, of what size, from which weights, and the files."""
         height, width = model.size
-        say(f"{what} of {width}x{height} from {model.path} ({model.nimg / 1000:g} kimg)")
+        say(f"{what} of {width}x{height} from {model.path} ({model.seen})")
         for name in names:
             say(f"  {self / name}")

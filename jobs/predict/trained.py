@@ -51,6 +51,7 @@ class Trained:
     classes: list[str]  # [] where the network is not conditional
     geometry: dict  # for data.packfile.restore; {} where pictures stay square
     nimg: int
+    measured: dict  # {figure: value} of these weights while they trained; {} where they were not picked by one
     device: torch.device
     dtype: torch.dtype = torch.float32
     batch: int = 1  # pictures per pass
@@ -70,6 +71,12 @@ class Trained:
         """(height, width) of the pictures."""
         g = self.geometry
         return (g["source_height"], g["source_width"]) if g else (self.resolution, self.resolution)
+
+    @property
+    def seen(self) -> str:
+        """`24 kimg`, and the figure that picked these weights, if one did."""
+        figures = "".join(f", {name} {value:.3g}" for name, value in self.measured.items())
+        return f"{self.nimg / 1000:g} kimg{figures}"
 
     @property
     def about(self) -> dict:
@@ -122,15 +129,27 @@ class Trained:
 
 
 def load(
-    run: str | Path, *, device: str = "auto", precision: str = "fp32", batch: int = 32, square: bool = False
+    run: str | Path,
+    *,
+    at: str | float = "last",
+    device: str = "auto",
+    precision: str = "fp32",
+    batch: int = 32,
+    square: bool = False,
 ) -> Any:
     """The model of a run (name, beginning of a name, path or job id), or of a weights.safetensors file.
 
-    device: auto, cpu or cuda. precision: fp32, bf16, fp16, or auto. batch: pictures per pass on a GPU. square: keep the
+    at: which weights of the run: last, best, or the kimg of some that --keep-weights kept. device: auto, cpu or cuda. precision: fp32, bf16, fp16, or auto. batch: pictures per pass on a GPU. square: keep the
     training square instead of the slices' own size. Returns a GanModel, DiffusionModel or VaeModel. Raises ConfigError,
     one line that names the fix.
     """
-    return open_model(weights_of(run), device=device, precision=precision, batch=batch, square=square)
+    return open_model(
+        weights_of(run, at if isinstance(at, str) else f"{at:.10g}"),
+        device=device,
+        precision=precision,
+        batch=batch,
+        square=square,
+    )
 
 
 def open_model(
@@ -192,6 +211,7 @@ def read_model(
         classes=classes if conditional else [],
         geometry={} if square else geometry,
         nimg=nimg,
+        measured=measured_of(about),
         device=device,
         dtype=dtype,
         batch=batch,
@@ -224,3 +244,10 @@ def checked_about(path: Path, about: dict) -> tuple[list[str], dict, int]:
     except DataError as error:
         raise ConfigError(f"{path}: {error}; copy the file again from the run") from None
     return classes, geometry, int(nimg) if type(nimg) is int and is_number(nimg) else 0
+
+
+def measured_of(about: dict) -> dict:
+    """The figure that picked these weights, of a file that may be a stranger's: a known column and a number."""
+    found = about.get("measured")
+    known = {c.name for c in kinds.known_columns() if c.judges}
+    return {k: v for k, v in found.items() if k in known and is_number(v)} if isinstance(found, dict) else {}

@@ -26,6 +26,7 @@ class Reconstructions:
     def __init__(self, c: VaeConfig, pack: Pack, held_out: Pack | None, rt: ranks.Runtime, dtype: torch.dtype):
         source = pack if held_out is None else held_out
         self.count = min(LOOKED_AT, len(source.labels))
+        self.of = f"{self.count} of {source.digest[:12]}"  # the slices that the figures are of
         pick = torch.linspace(0, len(source.labels) - 1, self.count).round().long().split(CHUNK)  # over all patients
         self.rt, self.dtype = rt, dtype
         self.prefix, self.columns = ("train" if held_out is None else "val"), 8 if c.resolution <= 128 else 6

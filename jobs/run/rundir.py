@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -50,6 +51,7 @@ class RunDir:
         self.path = Path(path)
         self.config, self.metrics = self.path / "config.json", self.path / "metrics.jsonl"
         self.weights, self.checkpoints = self.path / "weights.safetensors", self.path / "checkpoints"
+        self.best, self.waiting_best = self.path / "weights-best.safetensors", self.path / "weights-best.waiting"
         self.samples, self.plots, self.tensorboard = (
             self.path / "samples",
             self.path / "plots",
@@ -60,6 +62,15 @@ class RunDir:
         self._status_at, self._status_failed = 0.0, False
         self._attempt: dict = {}
         self._lock: Lock | None = None
+
+    def kept_weights(self, nimg: int) -> Path:
+        """What --keep-weights keeps at `nimg` images, named by its kimg."""
+        return self.path / f"weights-{nimg / 1000:.10g}.safetensors"
+
+    def kept(self) -> dict[float, Path]:
+        """{kimg: weights file} of those that --keep-weights has kept."""
+        found = {path: path.stem.removeprefix("weights-") for path in self.path.glob("weights-[0-9]*.safetensors")}
+        return {float(kimg): path for path, kimg in found.items() if re.fullmatch(r"\d+(\.\d+)?", kimg)}
 
     def create(self) -> None:
         """Make the folders, private to the user. Never deletes anything."""
@@ -104,7 +115,7 @@ class RunDir:
                 submitit,
                 self.path / "code",
                 self.config,
-                self.weights,
+                *self.path.glob("*.safetensors"),
                 self.path / "jobs.json",
                 self.path / "job.sbatch",
                 *self.checkpoints.glob("*.pt"),

@@ -96,12 +96,19 @@ class Checkpoints:
         self._cleaned = False
 
     # --- writing ------------------------------------------------------------------------------------------------------
-    def save(self, nimg: int, state: dict, healthy: bool = True, then: Callable[[], None] | None = None) -> None:
+    def save(
+        self,
+        nimg: int,
+        state: dict,
+        healthy: bool = True,
+        then: Callable[[], None] = lambda: None,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
         """Snapshot `state` to host memory and return; one thread writes it. Waits for the write before.
 
         `then` is called in that thread when the file is written and not yet committed, so that a checkpoint on disk
-        implies what `then` writes. A write that fails is tried again, then reported with `say` and in `last_error`; the
-        checkpoint before stays. Raises NonFinite instead of saving a tensor that is not finite, TypeError for what
+        implies what `then` writes; `after` when it is committed. A write that fails is tried again, then reported with
+        `say` and in `last_error`; the checkpoint before stays. Raises NonFinite instead of saving a tensor that is not finite, TypeError for what
         could not be loaded.
         """
         started = time.monotonic()
@@ -111,7 +118,7 @@ class Checkpoints:
         snapshot = to_host(state)
         # Not a daemon: an exception in the loop must not tear the write that is under way.
         self._writer = threading.Thread(
-            target=self._write, args=(nimg, snapshot, healthy, then), name="checkpoint writer"
+            target=self._write, args=(nimg, snapshot, healthy, then, after), name="checkpoint writer"
         )
         self._writer.start()
         self.blocked_seconds += time.monotonic() - started
@@ -129,10 +136,10 @@ class Checkpoints:
             self._writer.join()
             self._writer = None
 
-    def _write(self, nimg: int, state: dict, healthy: bool, then: Callable[[], None] | None) -> None:
+    def _write(self, nimg: int, state: dict, healthy: bool, *around: Callable[[], None]) -> None:
         for attempt in range(RETRIES + 1):
             try:
-                self._write_once(nimg, state, healthy, then)
+                self._write_once(nimg, state, healthy, *around)
                 self.last_error = None
                 break
             except Exception as error:  # whatever it is, training goes on and the checkpoint before stays
@@ -152,7 +159,9 @@ class Checkpoints:
                 f"WARNING: old checkpoints in {self.folder} cannot be removed ({error.strerror}); they take space only"
             )
 
-    def _write_once(self, nimg: int, state: dict, healthy: bool, then: Callable[[], None] | None) -> None:
+    def _write_once(
+        self, nimg: int, state: dict, healthy: bool, then: Callable[[], None], after: Callable[[], None]
+    ) -> None:
         if not self._cleaned:
             self._cleaned = True
             self.clean()
@@ -165,10 +174,10 @@ class Checkpoints:
             torch.save(state, cast(IO[bytes], hashing))
             # A marker from an earlier write at this very place would not fit the file that takes its name now.
             path.with_suffix(".json").unlink(missing_ok=True)
-        if then is not None:
-            then()
+        then()
         about = {"sha256": hashing.sha256.hexdigest(), "size": hashing.size, "nimg": nimg, "healthy": bool(healthy)}
         atomic_write(path.with_suffix(".json"), json.dumps(about, sort_keys=True) + "\n")
+        after()
 
     def _path(self, nimg: int) -> Path:
         return self.folder / f"{nimg:0{DIGITS}d}.pt"

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ from jobs.run.attempt import Attempt
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError, RunState
-from jobs.training import collectives, devices, ranks, watchdog
+from jobs.training import best, collectives, devices, ranks, watchdog
 from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.training.throughput import device_peak
@@ -123,7 +124,9 @@ class Record:
         self.c, self.rt, self.run, self.attempt = c, rt, run, attempt
         self.main, self.total = rt.rank == 0, round(c.total_kimg * 1000)
         self.time, self.nimg, self.logged = time.monotonic(), max(nimg, 0), nimg
-        self.waits, self.waited = waits, waits()
+        self.measuring = 0.0  # seconds that figures of samples have taken
+        self.waits = lambda: {**waits(), **({"metric_wait": self.measuring} if self.measuring else {})}
+        self.waited = self.waits()
         if not self.main:
             return
         self.flops, self.peak, self.work = flops(), device_peak(rt.device, dtype), 0.0
@@ -132,20 +135,43 @@ class Record:
         self.progress = Progress(self.total, self.nimg)
         attempt.printer = self.progress.write
 
-    def tick(self, nimg: int, s: State, look: Callable, extra: Callable[[], dict]) -> None:
-        """A row at log and sample intervals and at the end; `look(nimg)` -> (grid, figures) at sample intervals.
+    def tick(
+        self,
+        nimg: int,
+        s: State,
+        look: Callable,
+        extra: Callable[[], dict],
+        measure: Any = None,
+        of: str = "",
+    ) -> None:
+        """A row at log, sample and metric intervals and at the end; `look(nimg)` -> (grid, figures) at sample
+        intervals, `measure()` -> figures at metric intervals. `of`, or `measure.of`: what is measured on, and with.
 
         On every rank, once per place: `look` may judge the run's health, which all ranks must know.
         """
         if nimg == self.logged:
             return
         self.logged = nimg
-        sampling = due(nimg, self.c.batch, self.c.sample_kimg) or nimg >= self.total
-        if not sampling and not due(nimg, self.c.batch, self.c.log_kimg):
+        at_end, batch = nimg >= self.total, self.c.batch
+        sampling = due(nimg, batch, self.c.sample_kimg) or at_end
+        measuring = measure is not None and nimg > 0 and (due(nimg, batch, self.c.metric_kimg) or at_end)
+        if not sampling and not measuring and not due(nimg, batch, self.c.log_kimg):
             return
         s.check_finite()
         grid, figures = look(nimg) if sampling else (None, {})
-        row = {"nimg": nimg, "kimg": nimg / 1000, **s.averages.means(), **figures, **extra()}
+        if measuring:
+            figures = {**figures, **self.timed(measure)}
+        was_stale = best.stale(s.counters, self.total)
+        best.look(s.counters, figures, of or getattr(measure, "of", ""), nimg)
+        best.warn(s.counters, was_stale, self.total, self.attempt.say)
+        row = {
+            "nimg": nimg,
+            "kimg": nimg / 1000,
+            **s.averages.means(),
+            **figures,
+            **extra(),
+            **best.columns(s.counters),
+        }
         s.averages.reset()
         if self.main:
             if nimg:
@@ -158,6 +184,15 @@ class Record:
                 self.show(f"{nimg / 1000:09.3f}.png", "samples", grid, nimg)
             self.work = 0.0
         self.time, self.nimg, self.waited = time.monotonic(), nimg, self.waits()
+
+    def timed(self, measure: Callable[[], dict]) -> dict:
+        """measure(), whose share of the time the rows tell."""
+        if self.rt.device.type == "cuda":
+            torch.cuda.synchronize(self.rt.device)  # the steps before are not its time
+        began = time.monotonic()
+        figures = measure()
+        self.measuring += time.monotonic() - began
+        return figures
 
     def show(self, file: str, name: str, picture, nimg: int) -> None:
         """Rank 0: a picture for people. A disk on which it does not fit is no reason to stop."""
@@ -175,7 +210,7 @@ class Record:
         """Since the last row: images per second, seconds per kimg, shares of the time spent waiting, use of the
         device."""
         seconds = max(time.monotonic() - self.time, 1e-9)
-        shares = {name: round((total - self.waited[name]) / seconds, 4) for name, total in self.waits().items()}
+        shares = {name: round((t - self.waited.get(name, 0.0)) / seconds, 4) for name, t in self.waits().items()}
         speed = (nimg - self.nimg) / seconds
         rate = self.work / seconds  # of one device
         use = {"tflops": float(f"{rate / 1e12:.4g}"), "peak_share": float(f"{rate / self.peak:.4g}")}
@@ -217,6 +252,8 @@ class Upkeep:
         if loaded is not None:
             self.saved_at, state = loaded
             self.s.load_state_dict(state)
+        if self.rt.rank == 0:
+            best.settle(self.run, self.s.counters)
         return self.saved_at
 
     def begin(self, found: int, dtype: torch.dtype, placement: str) -> int:
@@ -241,9 +278,22 @@ class Upkeep:
         timed = self.rt.rank == 0 and minutes > self.c.checkpoint_minutes > 0
         told, timed = collectives.agree_max(self.rt, [self.watch.tell(), int(timed)])
         self.level = self.watch.hear(told)
-        self.ending = self.level >= 2 or nimg >= self.total
-        asked = self.ending or self.level or timed or self.saved_at < 0
+        self.ending = self.level >= 2 or self.over(nimg)
+        asked = self.ending or self.level or timed or self.saved_at < 0 or self.is_best(nimg) or self.is_kept(nimg)
         return nimg != self.saved_at and bool(asked or due(nimg, self.c.batch, self.c.checkpoint_kimg))
+
+    def over(self, nimg: int) -> bool:
+        """Whether the run is done: all images seen, or none of the last third of them made it any better."""
+        return nimg >= self.total or (self.c.stop_when_worse and best.stale(self.s.counters, self.total))
+
+    def is_best(self, nimg: int) -> bool:
+        """Whether the weights are the best so far. They are written with a checkpoint, whose counters say so."""
+        return self.s.counters.get("best_nimg") == nimg
+
+    def is_kept(self, nimg: int) -> bool:
+        """Whether --keep-weights keeps these: so many evenly spaced ones, before the last."""
+        parts = self.c.keep_weights + 1
+        return parts > 1 and 0 < nimg < self.total and due(nimg, self.c.batch, -(-self.total // parts) / 1000)
 
     def save(self, nimg: int, weights: dict[str, torch.nn.Module], about: dict) -> None:
         """Rank 0: snapshot the state to host memory; the writer thread does the rest, predict.py's weights included."""
@@ -259,10 +309,21 @@ class Upkeep:
             name: {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
             for name, module in weights.items()
         }
-        healthy = self.s.counters["healthy"]
-        self.checkpoints.save(
-            nimg, state, healthy=healthy, then=lambda: replace_weights(self.run, values, about, healthy)
-        )
+        healthy, is_best, is_kept = self.s.counters["healthy"], self.is_best(nimg), self.is_kept(nimg)
+        best_about = about | {"measured": best.measured(self.s.counters)}
+
+        def write() -> None:
+            replace_weights(self.run, values, about, healthy)
+            if is_kept:
+                write_weights(self.run.kept_weights(nimg), values, about)
+            if is_best:  # the best before stays until the checkpoint is there that says of these that they are better
+                write_weights(self.run.waiting_best, values, best_about)
+
+        def adopt() -> None:
+            if is_best:
+                os.replace(self.run.waiting_best, self.run.best)
+
+        self.checkpoints.save(nimg, state, healthy=healthy, then=write, after=adopt)
         if fresh:
             self.checkpoints.wait(raise_errors=True)  # a disk on which nothing fits is found now, not at the end
 
@@ -298,7 +359,7 @@ class Upkeep:
                 plot_losses(read_metrics(self.run.metrics), self.run.plots / "losses.png")
             except OSError as error:
                 self.attempt.say(f"WARNING: {self.run.plots / 'losses.png'} cannot be written ({error.strerror})")
-        if nimg < self.total:
+        if not self.over(nimg):
             reason, by_person = self.watch.describe(self.level), self.level >= 3
             self.attempt.say(f"Stopped at {nimg / 1000:g} kimg ({reason}); saved. The same command goes on from here.")
             code = self.attempt.end(
@@ -313,7 +374,8 @@ class Upkeep:
                 self.run.mark_done()
                 self.attempt.say(f"DONE: {self.run.path} has seen {nimg / 1000:g} kimg")
                 announce(self.run, generate)
-            code = self.attempt.end(stopping.DONE, RunState.DONE, "finished")
+            reason = "finished" if nimg >= self.total else best.words(self.s.counters)
+            code = self.attempt.end(stopping.DONE, RunState.DONE, reason)
         # srun kills the others as soon as one rank has left with a code, so none leaves before rank 0 has written
         # everything.
         try:
@@ -430,5 +492,7 @@ def announce(run: RunDir, generate: str) -> None:
     if (run.samples / "reals.png").exists():
         say(f"  real slices  {run.samples / 'reals.png'}")
     say(f"  losses       {run.plots / 'losses.png'}")
+    for line in best.curve(read_metrics(run.metrics)):
+        say(f"  {line}")
     say(f"  next         {command('predict.py')} {generate.format(run=run.path)}")
     say(f"  TensorBoard  {Path(sys.executable).with_name('tensorboard')} --logdir {run.tensorboard}")

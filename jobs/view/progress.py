@@ -69,5 +69,5 @@ def _figures(row: dict) -> str:
 def _use(row: dict) -> str:
     """How the machine is used: `peak 31%  data 0%  save 0.2%  ` of its speed, and of the time spent waiting for
     them."""
-    short = {"peak_share": "peak", "data_wait": "data", "checkpoint_wait": "save"}
+    short = {"peak_share": "peak", "data_wait": "data", "checkpoint_wait": "save", "metric_wait": "metrics"}
     return "".join(f"{name} {100 * row[k]:.2g}%  " for k, name in short.items() if is_number(row.get(k)))

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from data.files import is_number, plain, read_bytes, read_object, say
+from jobs.config.kinds import best_text
 from jobs.config.wording import clock
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
@@ -109,7 +110,11 @@ def about_run(run: RunDir, name: str) -> list[str]:
     shown = [*shown, picture(run.samples / "reals.png", "real slices", run.path)]
     if any(shown):
         parts.append('<h3>Samples over time</h3><div class="grids">' + "".join(shown) + "</div>")
-    found = [picture(run.path / "predictions" / file, caption, run.path) for file, caption in PICTURES.items()]
+    found = []
+    for file, caption in PICTURES.items():
+        command = file.split("/")[0]
+        of = weights_of(json_of(run, f"predictions/{command}/{command}.json"))
+        found.append(picture(run.path / "predictions" / file, caption + of, run.path))
     if any(found):
         parts.append('<h3>Pictures</h3><div class="pictures">' + "".join(found) + "</div>")
     parts.append(folded("Configuration", json_of(run, "config.json")))
@@ -145,6 +150,7 @@ def facts(run: RunDir, status: dict, config: dict) -> dict[str, str]:
     return {
         "state": state + (f" ({why})" if why else ""),
         "images seen": f"{kimg:g} of {total:g} thousand" if is_number(kimg) and is_number(total) else "unknown",
+        "best weights": best_text((read_metrics(run.metrics) or [{}])[-1]) or "none",
         "cost": f"{seconds / 3600:.2f} {unit}",
         "data": f"{config.get('data', 'unknown')}, {config.get('resolution', '?')} px",
         "preset": str(config.get("preset") or "none"),
@@ -224,8 +230,7 @@ def evaluations(runs: list[RunDir], names: list[str]) -> list[str]:
         rows: list[list] = []
         real: dict = {}
         for name, found in entries:
-            at = f" at {found['nimg'] / 1000:g} kimg" if is_number(found.get("nimg")) else ""
-            rows.append([name + at, *figures_of(child(found["distances"], "generated"))])
+            rows.append([name + weights_of(found), *figures_of(child(found["distances"], "generated"))])
             real.setdefault(tuple(figures_of(child(found["distances"], "training slices"))), found.get("compared"))
         rows += [[f"real training slices ({count})", *values] for values, count in real.items()]
         parts.append(table(["", *(title for title, _ in COLUMNS.values())], rows, numbers=True))
@@ -246,9 +251,9 @@ def reconstructions(runs: list[RunDir], names: list[str]) -> list[str]:
         found = json_of(run, "predictions/reconstruct/reconstruct.json")
         figures = child(found, "mean and sd over subjects")
         if figures:
-            at = f" at {found['nimg'] / 1000:g} kimg" if is_number(found.get("nimg")) else ""
             cells = [mean_and_sd(figures.get(score)) for score in RECONSTRUCTION]
-            groups.setdefault((str(found.get("data")), str(found.get("slices"))), []).append([name + at, *cells])
+            row = [name + weights_of(found), *cells]
+            groups.setdefault((str(found.get("data")), str(found.get("slices"))), []).append(row)
     parts = ["<h2>Reconstruction</h2>"] if groups else []
     for (data, slices), rows in groups.items():
         parts.append(table(["", *RECONSTRUCTION.values()], rows, numbers=True))
@@ -257,6 +262,13 @@ def reconstructions(runs: list[RunDir], names: list[str]) -> list[str]:
             "subjects. Black is most of a slice: judge by the figures in the head.</p>"
         )
     return parts
+
+
+def weights_of(found: dict) -> str:
+    """` at 24 kimg (best kid 0.0123)`: which weights of a run some figures are of."""
+    measured = [f"{name} {digits(value, 3)}" for name, value in child(found, "measured").items() if is_number(value)]
+    at = f" at {found['nimg'] / 1000:g} kimg" if is_number(found.get("nimg")) else ""
+    return at + (f" (best {', '.join(measured)})" if measured else "")
 
 
 def mean_and_sd(value) -> str:

@@ -1,0 +1,132 @@
+"""How good the slices of a run are while it trains: KID, FID, precision, recall and coverage against other patients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from data.build import packing_of
+from data.pack import ensure_held_out, ensure_pack
+from data.packfile import Pack
+from jobs.config import rules
+from jobs.predict.features import MIN_HELDOUT, Images, Network, given_features, measure, open_features, rows_of
+from jobs.run import stopping
+from jobs.run.rundir import RunDir
+from jobs.training import collectives, devices, ranks
+from models import quality
+
+SAMPLES, FEWEST = 250, 100  # slices that are drawn at a time, and as many training slices beside them
+HELD_OUT = 1000  # slices of other patients, at most
+SHARE = 0.02  # of a run's time that the samples may take, where FEWEST of them do not take more
+CALLS_OF_A_STEP = 3  # a training image costs a pass forward and one back, of twice the work
+
+
+def samples_for(metric_kimg: float, calls: int) -> int:
+    """How many slices are drawn each `metric_kimg`: SAMPLES, or fewer where each takes many network calls."""
+    return min(SAMPLES, max(FEWEST, int(SHARE * 1000 * metric_kimg * CALLS_OF_A_STEP / calls)))
+
+
+def open_data(
+    c, run: RunDir, meeting: ranks.Meeting, device: torch.device, say: Callable[[str], None]
+) -> tuple[list[Pack], Network | None]:
+    """Packs of the training slices and, where figures are taken, of other patients'; the network for the figures."""
+    main = meeting.rank == 0
+    how = packing_of(c) | {"log": say, "progress": main, "poll": stopping.raise_if_asked}
+    packs = [ensure_pack(c.data, split=c.split, verify=main, **how)]
+    rules.check_classes(c, packs[0].classes)
+    if c.metric_kimg:
+        held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, verify=main, **how)
+        packs += [held_out] if held_out is not None else []
+    return packs, open_network(c, run, packs[0], meeting, device)
+
+
+def open_network(c, run: RunDir, train: Pack, meeting: ranks.Meeting, device: torch.device) -> Network | None:
+    """The network that figures are taken with, trained where there is none beside the pack; None where none are.
+
+    Before there is a process group, as packs are built: no collective waits for it.
+    """
+    if not c.metric_kimg:
+        return None
+    threads = c.threads or devices.default_threads(ranks.local_world(meeting.world))
+    torch.set_num_threads(threads)
+    rt = ranks.Runtime(meeting.rank, meeting.world, meeting.local_rank, device, threads)
+    return open_features(given_features(c.feature_weights), train, run.path, rt)
+
+
+class Yardstick:
+    """What generated slices are measured with: features of other patients' slices, and the figures of real ones."""
+
+    def __init__(
+        self,
+        rt: ranks.Runtime,
+        network: Network,
+        packs: list[Pack],
+        draw: Callable[[torch.Tensor], Images],
+        number: int,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        """packs: of the training slices and, where there are any, of other patients'. draw(labels (N,)): the generated
+        slices by their indices, `number` of them.
+
+        Where too few are held out the training slices are the measure, in two halves that have no slice in common.
+        """
+        self.rt, self.network, self.draw = rt, network[0], draw
+        train, held = packs[0], packs[-1]
+        if len(packs) > 1 and len(held) >= MIN_HELDOUT:
+            self.number = min(number, len(train))
+            rows, held_rows = spread(train, self.number), spread(held, HELD_OUT)
+        else:
+            held, self.number = train, min(number, len(train) // 2)
+            rows, held_rows = (spread(train, 2 * self.number)[half::2] for half in (0, 1))
+            if len(packs) > 1:
+                say(f"only {len(packs[1])} held-out slices; KID and the rest are taken against training slices")
+        self.labels = torch.from_numpy(np.array(train.labels[rows], np.int64)).to(rt.device)  # classes to be drawn
+        self.heldout = self.features(lambda r: rows_of(held, held_rows[r]), len(held_rows))
+        real = self.figures(self.features(lambda r: rows_of(train, rows[r]), len(rows)))
+        self.real = {f"{name}_train": value for name, value in real.items()}
+        # Figures of another network or of other slices are in other units.
+        self.of = f"{network[1]}, {len(held_rows)} of {held.digest[:12]}"
+
+    def features(self, images_of: Images, count: int) -> torch.Tensor:
+        """(count, D), on every rank, of slices that the ranks make in turn."""
+        return measure(self.rt, self.network, images_of, count, "")[0]
+
+    def figures(self, features: torch.Tensor) -> dict[str, float]:
+        """Figures of a set of features. Rank 0 computes, so that all ranks decide by the same numbers."""
+        names = ("kid", "fid", "precision", "recall", "coverage")
+        values = torch.zeros(len(names), dtype=torch.float64, device=self.rt.device)
+        if self.rt.rank == 0:
+            found = quality.quick_figures(features, self.heldout)
+            values += torch.tensor([found[name] for name in names], dtype=torch.float64, device=self.rt.device)
+        return dict(zip(names, collectives.reduce_sum(self.rt, values).tolist(), strict=True))
+
+    def __call__(self) -> dict[str, float]:
+        """Figures of generated slices, and those of as many training slices beside them; on all ranks at once."""
+        return self.figures(self.features(self.draw(self.labels), self.number)) | self.real
+
+
+def spread(pack: Pack, count: int) -> np.ndarray:
+    """Up to `count` rows, evenly over all patients."""
+    count = min(count, len(pack))
+    return torch.linspace(0, len(pack) - 1, count).round().long().numpy()
+
+
+def open_yardstick(
+    c,
+    rt: ranks.Runtime,
+    network: Network | None,
+    packs: list[Pack],
+    draw: Callable[[torch.Tensor], Images],
+    say: Callable[[str], None],
+    calls: int = 1,
+) -> Yardstick | None:
+    """The yardstick of a run whose samples take `calls` network calls each; None where no figures are taken."""
+    if network is None:
+        return None
+    if len(packs[0]) < 2 * MIN_HELDOUT:
+        say(f"no KID and the like: {len(packs[0])} training slices are too few, they need {2 * MIN_HELDOUT}")
+        return None
+    network = network[0].to(rt.device), network[1]
+    return Yardstick(rt, network, packs, draw, samples_for(c.metric_kimg, calls), say)
