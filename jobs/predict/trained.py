@@ -139,9 +139,10 @@ def load(
 ) -> Any:
     """The model of a run (name, beginning of a name, path or job id), or of a weights.safetensors file.
 
-    at: which weights of the run: last, best, or the kimg of some that --keep-weights kept. device: auto, cpu or cuda. precision: fp32, bf16, fp16, or auto. batch: pictures per pass on a GPU. square: keep the
-    training square instead of the slices' own size. Returns a GanModel, DiffusionModel or VaeModel. Raises ConfigError,
-    one line that names the fix.
+    at: which weights of the run: last, best, or the kimg of some that --keep-weights kept. device: auto, cpu or cuda.
+    precision: fp32, bf16, fp16, or auto. batch: pictures per pass on a GPU. square: keep the training square instead of
+    the slices' own size. Returns a GanModel, DiffusionModel or VaeModel. Raises ConfigError, one line that names the
+    fix.
     """
     return open_model(
         weights_of(run, at if isinstance(at, str) else f"{at:.10g}"),

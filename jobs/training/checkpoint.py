@@ -108,8 +108,8 @@ class Checkpoints:
 
         `then` is called in that thread when the file is written and not yet committed, so that a checkpoint on disk
         implies what `then` writes; `after` when it is committed. A write that fails is tried again, then reported with
-        `say` and in `last_error`; the checkpoint before stays. Raises NonFinite instead of saving a tensor that is not finite, TypeError for what
-        could not be loaded.
+        `say` and in `last_error`; the checkpoint before stays. Raises NonFinite instead of saving a tensor that is not
+        finite, TypeError for what could not be loaded.
         """
         started = time.monotonic()
         self._join()
