@@ -35,9 +35,9 @@ from data.packfile import Pack
 from jobs.config import parsing, rules, specs
 from jobs.config.specs import ConfigError, DiffusionConfig
 from jobs.predict.diffusion_look import Sampler, predictor
-from jobs.predict.features import Network, given_features
+from jobs.predict.features import Network
 from jobs.predict.latent_space import Data, about_vae, adopt_vae, encode_packs, load_vae
-from jobs.predict.yardstick import open_network, open_yardstick
+from jobs.predict.yardstick import given_network, open_network, open_yardstick
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import end_dry_run
 from jobs.run.rundir import RunDir
@@ -251,7 +251,7 @@ def train(
 def dry_run(c: DiffusionConfig) -> int:
     """Check flags, data, VAE, run directory and memory, and change nothing."""
     say = partial(files.say, to=sys.stderr)
-    given_features(c.feature_weights)
+    given_network(c)
     classes, slices = preview(c.data, split=c.split, **packing_of(c) | {"log": say})
     rules.check_classes(c, classes)
     bytes_each = c.channels * c.resolution**2
@@ -269,7 +269,7 @@ def open_data(
 ) -> tuple[list[Pack], list[Latents], Network | None]:
     """Packs of the training slices and of those of other patients, their latents, and the network that figures are
     taken with; all made where they are not there yet."""
-    main = meeting.rank == 0
+    main, given = meeting.rank == 0, given_network(c)
     how = packing_of(c) | {"log": say, "progress": main, "poll": stopping.raise_if_asked}
     if c.space == "latent" and main:
         adopt_vae(c, run, say)
@@ -280,7 +280,7 @@ def open_data(
     held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, verify=main, **how)
     packs += [held_out] if held_out is not None else []
     latents = encode_packs(c, run, packs, meeting, device, say) if c.space == "latent" else []
-    return packs, latents, open_network(c, run.path, packs[0], meeting, device)
+    return packs, latents, open_network(c, given, run, packs[0], meeting, device)
 
 
 def main() -> int:

@@ -34,9 +34,9 @@ from data.pack import preview
 from data.packfile import Pack
 from jobs.config import parsing, rules
 from jobs.config.specs import GanConfig
-from jobs.predict.features import Network, given_features
+from jobs.predict.features import Network
 from jobs.predict.gan_look import Sampler
-from jobs.predict.yardstick import open_data, open_yardstick
+from jobs.predict.yardstick import given_network, open_data, open_yardstick
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import end_dry_run
 from jobs.run.rundir import RunDir
@@ -448,7 +448,7 @@ def train(
 def dry_run(c: GanConfig) -> int:
     """Check flags, data, run directory and memory, and change nothing."""
     say = partial(files.say, to=sys.stderr)
-    given_features(c.feature_weights)
+    given_network(c)
     classes, slices = preview(c.data, split=c.split, **packing_of(c) | {"log": say})
     rules.check_classes(c, classes)
     return end_dry_run(c, say, slices * c.channels * c.resolution**2)

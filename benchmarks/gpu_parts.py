@@ -78,9 +78,9 @@ TINY = (
     "--sample-kimg 0.04 --checkpoint-minutes 0"
 ).split()
 TINY_OF = {
-    "train_gan.py": "--channel-base 256 --channel-max 8 --z-dim 16 --w-dim 16 --mbstd-group 2".split(),
+    "train_gan.py": "--channel-base 256 --channel-max 8 --z-dim 16 --w-dim 16 --mbstd-group 2 --metric-kimg 0".split(),
     "pretrain_vae.py": "--width 8 --latent-channels 2".split(),
-    "train_diffusion.py": "--widths 8,16 --head-dim 8 --attention 4 --steps 4".split(),
+    "train_diffusion.py": "--widths 8,16 --head-dim 8 --attention 4 --steps 4 --metric-kimg 0".split(),
 }
 LARGE = ["--checkpoint-minutes", "2", "--log-kimg", "1", "--sample-kimg", "10"]
 

@@ -43,6 +43,8 @@ def curve(folder: Path, name: str, kimg: float, *flags: str) -> list[dict]:
         f"{kimg / 16:g}",
         "--sample-kimg",
         f"{kimg / 4:g}",
+        "--metric-kimg",
+        "0",
         *flags,
     ]
     env = os.environ | {"BRAIN_PACK_DIR": str(folder / "packs")}

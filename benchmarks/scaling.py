@@ -71,6 +71,8 @@ def measured(folder: Path, rounds: int, steps: int) -> str:
             "1",
             "--data",
             "phantom:64",
+            "--metric-kimg",
+            "0",
             "--total-kimg",
             f"{kimg:g}",
             "--log-kimg",

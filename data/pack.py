@@ -129,8 +129,9 @@ def ensure_held_out(
             if split == train_split:
                 continue
             try:
-                if not _given(spec):
-                    _apart(spec, find_source(spec, train_split, choices), find_source(spec, split, choices))
+                if _given(spec):
+                    raise DataError(f"{spec}: a pack holds one split; name the folder that it was packed from")
+                _apart(spec, find_source(spec, train_split, choices), find_source(spec, split, choices))
             except DataError as error:
                 if val_split != "auto":
                     raise

@@ -25,7 +25,7 @@ TINY = (
     "--device cpu --preset quickstart --data phantom:48 --resolution 32 --channel-base 256 --channel-max 8 "
     "--z-dim 16 --w-dim 16 --batch 8 --mbstd-group 2 --threads 1 --precision fp32 --log-kimg 0.04 --sample-kimg 0.16 "
     "--loss logistic --gamma 0.1 --r1-interval 16 --pl-weight 2 --ada mri --checkpoint-minutes 0 --checkpoint-kimg "
-    "0.048 --ada-kimg 2"
+    "0.048 --ada-kimg 2 --metric-kimg 0"
 ).split()
 COMMON = (
     "--device cpu --preset quickstart --data phantom:48 --resolution 32 --batch 8 --threads 1 --precision fp32 "
@@ -36,10 +36,11 @@ FLAGS = {
     "train_gan.py": TINY,
     "pretrain_vae.py": f"{COMMON} --width 8 --latent-channels 2 --gan-weight 0.5 --gan-start-kimg 0.12 "
     "--disc-width 8".split(),
-    "train_diffusion.py": f"{COMMON} --widths 8,16 --head-dim 8 --attention 4 --dropout 0.1 --steps 4".split(),
+    "train_diffusion.py": f"{COMMON} --widths 8,16 --head-dim 8 --attention 4 --dropout 0.1 --steps 4 "
+    "--metric-kimg 0".split(),
 }
 TIMING = set(
-    "img_per_s sec_per_kimg seconds gpu_gb gpu_util rss_gb data_wait checkpoint_wait tflops peak_share".split()
+    "img_per_s sec_per_kimg seconds gpu_gb gpu_util rss_gb data_wait checkpoint_wait metric_wait tflops peak_share".split()
 )
 
 

@@ -32,17 +32,24 @@ def open_data(
     c, run: RunDir, meeting: ranks.Meeting, device: torch.device, say: Callable[[str], None]
 ) -> tuple[list[Pack], Network | None]:
     """Packs of the training slices and, where figures are taken, of other patients'; the network for the figures."""
-    main = meeting.rank == 0
+    main, given = meeting.rank == 0, given_network(c)
     how = packing_of(c) | {"log": say, "progress": main, "poll": stopping.raise_if_asked}
     packs = [ensure_pack(c.data, split=c.split, verify=main, **how)]
     rules.check_classes(c, packs[0].classes)
     if c.metric_kimg:
         held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, verify=main, **how)
         packs += [held_out] if held_out is not None else []
-    return packs, open_network(c, run, packs[0], meeting, device)
+    return packs, open_network(c, given, run, packs[0], meeting, device)
 
 
-def open_network(c, run: RunDir, train: Pack, meeting: ranks.Meeting, device: torch.device) -> Network | None:
+def given_network(c) -> Network | None:
+    """The network in --feature-weights, where figures are taken; read before anything that takes long."""
+    return given_features(c.feature_weights) if c.metric_kimg else None
+
+
+def open_network(
+    c, given: Network | None, run: RunDir, train: Pack, meeting: ranks.Meeting, device: torch.device
+) -> Network | None:
     """The network that figures are taken with, trained where there is none beside the pack; None where none are.
 
     Before there is a process group, as packs are built: no collective waits for it.
@@ -52,7 +59,7 @@ def open_network(c, run: RunDir, train: Pack, meeting: ranks.Meeting, device: to
     threads = c.threads or devices.default_threads(ranks.local_world(meeting.world))
     torch.set_num_threads(threads)
     rt = ranks.Runtime(meeting.rank, meeting.world, meeting.local_rank, device, threads)
-    return open_features(given_features(c.feature_weights), train, run.path, rt)
+    return open_features(given, train, run.path, rt)
 
 
 class Yardstick:

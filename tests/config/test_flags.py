@@ -38,19 +38,20 @@ from data import batches, latents
 from jobs.cluster import preflight
 from jobs.config import kinds, parsing, rules, specs
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
+from jobs.predict import yardstick
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.training import randomness, upkeep
 from jobs.training.upkeep import Record
 from jobs.training.weights import read_weights
-from models import loading, samplers
+from models import encoder, loading, quality, samplers
 
 # --- what is promised, written out again ------------------------------------------------------------------------------
 FREE = set(
     "run preset dry_run override init_from total_kimg device compile threads log_kimg sample_kimg "
     "checkpoint_minutes "
     "checkpoint_kimg "
-    "keep max_bad val_split sampler steps accumulate".split()
+    "keep keep_weights stop_when_worse metric_kimg feature_weights max_bad val_split sampler steps accumulate".split()
 )
 ARCHITECTURE = set(
     "resolution channels conditional z_dim w_dim mapping_layers channel_base channel_max mbstd_group down "
@@ -58,16 +59,18 @@ ARCHITECTURE = set(
     "num_res disc_width space vae widths attention head_dim".split()
 )
 _TRAIN = dict(
-    run="", preset="", data="", split="train", max_bad=0.01, seed=0, dry_run=False, override=False, init_from="",
+    run="", preset="", data="", split="train", val_split="auto", max_bad=0.01, seed=0, dry_run=False, override=False, init_from="",
     resolution=256,
     channels=1, crop=0, include="", exclude="", table="", plane="", slices="", range="", spacing="", volume="",
     batch=64, accumulate=1, total_kimg=2000.0, ema_kimg=200.0, ema_rampup=0.05, precision="auto",
     device="auto", compile=False,
     threads=0, log_kimg=4.0, sample_kimg=50.0, checkpoint_minutes=10.0, checkpoint_kimg=0.0, keep=2,
+    keep_weights=0, stop_when_worse=False,
 )  # fmt: skip
-_DENOISING = _TRAIN | dict(val_split="auto", lr=1e-4, warmup_kimg=20.0, decay_kimg=0.0, weight_decay=0.01, clip=1.0)
+_SAMPLING = dict(metric_kimg=0.0, feature_weights="")
+_DENOISING = _TRAIN | dict(lr=1e-4, warmup_kimg=20.0, decay_kimg=0.0, weight_decay=0.01, clip=1.0)
 DEFAULTS: dict[type, dict] = {
-    GanConfig: _TRAIN | dict(
+    GanConfig: _TRAIN | _SAMPLING | dict(
         total_kimg=5000.0, ema_kimg=20.0, conditional=False, hflip=False, z_dim=512, w_dim=512, mapping_layers=8,
         channel_base=16384,
         channel_max=512, mbstd_group=4, loss="logistic", gamma=1.0, r1_interval=16, pl_weight=2.0, pl_interval=4,
@@ -80,7 +83,7 @@ DEFAULTS: dict[type, dict] = {
         structure_weight=0.1, perceptual_file="", perceptual_weight=0.1, gan_weight=0.5, gan_start_kimg=200.0,
         disc_width=64,
     ),
-    DiffusionConfig: _DENOISING | dict(
+    DiffusionConfig: _DENOISING | _SAMPLING | dict(
         space="latent", vae="", conditional=False, class_dropout=0.1, widths="64,128,256", num_res=2, attention="16,8",
         head_dim=64,
         dropout=0.1, schedule="flow", target="flow", times="logit-normal", fast_steps=10, min_snr_gamma=0.0,
@@ -90,15 +93,17 @@ DEFAULTS: dict[type, dict] = {
 }  # fmt: skip
 PRESETS: dict[type, dict[str, dict]] = {
     GanConfig: {
-        "adni256": dict(resolution=256, batch=64, gamma=1.0, ema_kimg=20.0, mbstd_group=8, total_kimg=5000.0),
-        "adni128": dict(resolution=128, batch=64, gamma=0.25, total_kimg=4000.0),
-        "oasis128": dict(resolution=128, batch=64, gamma=0.25, total_kimg=3000.0),
-        "oasis64": dict(resolution=64, crop=208, batch=64, gamma=0.03, ema_kimg=10.0, total_kimg=2000.0),
+        "adni256": dict(resolution=256, batch=64, gamma=1.0, ema_kimg=20.0, mbstd_group=8, total_kimg=5000.0,
+                        metric_kimg=50.0),
+        "adni128": dict(resolution=128, batch=64, gamma=0.25, total_kimg=4000.0, metric_kimg=50.0),
+        "oasis128": dict(resolution=128, batch=64, gamma=0.25, total_kimg=3000.0, metric_kimg=50.0),
+        "oasis64": dict(resolution=64, crop=208, batch=64, gamma=0.03, ema_kimg=10.0, total_kimg=2000.0,
+                        metric_kimg=50.0),
         "quickstart": dict(
             data="phantom:2000", resolution=64, batch=16, total_kimg=28.0, channel_base=1024, channel_max=64, z_dim=64,
             w_dim=64,
             mapping_layers=2, loss="rpgan", gamma=0.5, r1_interval=8, ema_kimg=1.5, ema_rampup=0.1, ada="off", lr=0.004,
-            pl_weight=0.0, log_kimg=0.5, sample_kimg=4.0, checkpoint_minutes=1.0,
+            pl_weight=0.0, log_kimg=0.5, sample_kimg=4.0, checkpoint_minutes=1.0, metric_kimg=4.0,
         ),
     },
     VaeConfig: {
@@ -115,19 +120,20 @@ PRESETS: dict[type, dict[str, dict]] = {
         "adni256-ldm": dict(
             resolution=256, batch=128, total_kimg=10000.0, lr=2e-4, warmup_kimg=130.0, decay_kimg=10000.0,
             ema_kimg=500.0,
-            widths="128,256,256", conditional=True, sample_kimg=200.0, log_kimg=10.0,
+            widths="128,256,256", conditional=True, sample_kimg=200.0, log_kimg=10.0, metric_kimg=200.0,
         ),
         "quickstart": dict(
             data="phantom:2000", resolution=64, batch=32, total_kimg=60.0, precision="fp32", lr=1e-3, warmup_kimg=1.0,
             decay_kimg=60.0,
             ema_kimg=2.0, widths="48,96", num_res=1, attention="8", head_dim=48, dropout=0.0, conditional=True,
             log_kimg=1.0,
-            sample_kimg=12.0, checkpoint_minutes=1.0,
+            sample_kimg=12.0, checkpoint_minutes=1.0, metric_kimg=12.0,
         ),
     },
 }  # fmt: skip
 _CHOICES = dict(
     split=("train", "test", "val", "all"),
+    val_split=("auto", "val", "test", "none"),
     plane=("", "axial", "coronal", "sagittal"),
     channels=(1, 3),
     precision=("auto", "bf16", "fp16", "fp32"),
@@ -136,10 +142,10 @@ _CHOICES = dict(
 CHOICES: dict[type, dict[str, tuple]] = {
     GanConfig: _CHOICES | dict(loss=("logistic", "rpgan"), ada=("off", "mri", "mri-flip")),
     VaeConfig: _CHOICES | dict(
-        val_split=("auto", "val", "test", "none"), down=(2, 4, 8), decay=("cosine", "plateau"), loss=("l1", "mse"),
+        down=(2, 4, 8), decay=("cosine", "plateau"), loss=("l1", "mse"),
     ),
     DiffusionConfig: _CHOICES | dict(
-        val_split=("auto", "val", "test", "none"), space=("latent", "pixel"),
+        space=("latent", "pixel"),
         schedule=("linear", "scaled-linear", "cosine", "zero-snr", "flow"), target=("epsilon", "x0", "v", "flow"),
         times=("uniform", "logit-normal", "fast-uniform", "fast-nonuniform"),
         sampler=("midpoint", "dpmpp-2m", "ddim", "ancestral", "heun"),
@@ -264,14 +270,14 @@ DENOISING = f"{COMMON} --warmup-kimg 0.008 --decay-kimg 1"
 BASE = {
     "train_gan.py": f"{COMMON} --channel-base 128 --channel-max 8 --z-dim 8 --w-dim 8 --mapping-layers 2 --mbstd-group "
     "2 "
-    "--loss logistic --gamma 1 --r1-interval 16 --pl-weight 2 --pl-interval 4 --ada mri --ada-target -1 --ada-kimg "
+    "--metric-kimg 0 --loss logistic --gamma 1 --r1-interval 16 --pl-weight 2 --pl-interval 4 --ada mri --ada-target -1 --ada-kimg "
     "0.04",
     "pretrain_vae.py": f"{DENOISING} --width 4 --down 4 --latent-channels 2 --num-res 1 --gan-weight 0.5 "
     "--gan-start-kimg 0.008 "
     "--disc-width 4",
     "train_diffusion.py": f"{DENOISING} --widths 8,16 --head-dim 8 --num-res 1 --attention 4 --dropout 0.1 "
     "--class-dropout 0.5 "
-    "--steps 1 --times uniform",
+    "--steps 1 --times uniform --metric-kimg 0",
 }
 NO_STEP = ("--total-kimg", "0.0001")  # built, looked at and saved
 NETWORKS = {"train_gan.py": "G D G_ema", "pretrain_vae.py": "vae vae_ema D", "train_diffusion.py": "unet unet_ema"}
@@ -298,7 +304,8 @@ class Run:
         if nimg not in self.loaded:
             path = self.path / "checkpoints" / f"{nimg:012d}.pt"
             self.loaded[nimg] = torch.load(path, weights_only=True)
-            self.loaded[nimg]["counters"].pop("best_diversity", None)
+            for name in ("best_diversity", "best_of", "best_figure", "best_nimg", "looked_nimg"):
+                self.loaded[nimg]["counters"].pop(name, None)
         return self.loaded[nimg]
 
     def last(self) -> dict:
@@ -1007,6 +1014,96 @@ def see_val_split(bench: Bench) -> None:
     assert values["val"] == auto.rows()[0][f"val_{figure}"] != values["test"]
 
 
+@contextlib.contextmanager
+def few_slices_do():
+    """Figures of the few slices of these tests."""
+    with contextlib.ExitStack() as stack:
+        for target, name, value in (
+            (yardstick, "MIN_HELDOUT", 5),
+            (yardstick, "FEWEST", 18),
+            (encoder, "FEWEST_STEPS", 2),
+        ):
+            stack.enter_context(mock.patch.object(target, name, value))
+        stack.enter_context(mock.patch.object(quality, "manifold_figures", lambda *_: dict.fromkeys(REACH, 0.5)))
+        yield
+
+
+REACH = ("precision", "recall", "coverage")
+
+
+class Shades(torch.nn.Module):
+    """Feature weights that somebody has: mean and deviation of a slice."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.flatten(1) / 255.0
+        return torch.stack([x.mean(1), x.std(1)], 1)
+
+
+def see_metrics(bench: Bench) -> None:
+    """Figures of samples at these ticks and at the end, and the best weights by them; the run is the same."""
+    with few_slices_do():
+        run = bench.once("--metric-kimg", "0.008")
+    assert_same_result(run, bench.once())
+    assert run.seen("kid") == run.seen("recall_train") == [8, 16, 20] and not bench.once().seen("kid")
+    assert run.seen("best_kid") == [8, 12, 16, 20] and (run.path / "weights-best.safetensors").exists()
+    assert not (bench.once().path / "weights-best.safetensors").exists()
+
+
+def see_features(bench: Bench) -> None:
+    """Other features are other units; a file that holds none is refused before anything is packed."""
+    refused = bench.run("--feature-weights", str(bench.room / "vgg.pth"), "--metric-kimg", "0.008")
+    assert refused.outcome.code == 78 and "--feature-weights" in refused.outcome.err
+    assert not (refused.path / "metrics.jsonl").exists()
+    asked: list[str] = []
+    patch = [(yardstick, "given_features", lambda path: (asked.append(path), (Shades(), path))[1])]
+    with few_slices_do():
+        run = bench.run("--feature-weights", "mine.pth", "--metric-kimg", "0.008", *short(8), patch=patch)
+    assert_same_result(run, bench.once())
+    assert asked == [str(Path("mine.pth").absolute())]  # a job may run in another folder
+    assert run.rows()[2]["kid"] != bench.once("--metric-kimg", "0.008").rows()[2]["kid"]
+
+
+def see_measured_split(bench: Bench) -> None:
+    """auto is val, where the data have it; with none the training slices are the measure."""
+    with few_slices_do():
+        found = {split: bench.once("--metric-kimg", "0.004", *short(4), "--val-split", split).rows()[-1]["kid_train"]
+                 for split in ("auto", "val", "test", "none")}  # fmt: skip
+    assert found["auto"] == found["val"] and len(set(found.values())) == 3
+
+
+def see_kept_weights(bench: Bench) -> None:
+    """Evenly spaced, before the last; each is that of its moment."""
+    run = bench.once("--keep-weights", "2")
+    assert_same_result(run, bench.once())
+    kept = {path.name: read_weights(path)[1]["nimg"] for path in run.path.glob("weights-0*.safetensors")}
+    assert kept == {"weights-0.008.safetensors": 8, "weights-0.016.safetensors": 16}
+    assert not list(bench.once().path.glob("weights-0*.safetensors"))
+
+
+def see_end(bench: Bench) -> None:
+    """A third of the run without anything better ends it, as done; a longer run goes on from there."""
+    with few_slices_do():
+        figures = iter([5.0, 3.0, 4.0, 4.5, 1.0, *[2.0] * 9])
+        job = CONFIGS[bench.script]
+        more = ("--gan-weight", "0") if job is VaeConfig else ("--metric-kimg", "0.004")  # D would start a new best
+        name = "val_l1" if job is VaeConfig else "kid"
+        sampled = ("--sample-kimg", "0.004")
+        real = upkeep.best.look
+
+        def look(counters, found, of, nimg):
+            real(counters, found | {name: next(figures)} if nimg else found, of, nimg)
+
+        patch = [(upkeep.best, "look", look)]
+        run = bench.run("--stop-when-worse", *more, *sampled, patch=patch)
+        assert run.outcome.code == 0 and (run.path / "DONE").exists()
+        assert run.saved()[-1] == 16 and "nothing better than" in run.attempts("end")[-1]["reason"]
+        again = bench.run("--stop-when-worse", *more, *sampled, to=run.path)
+        assert again.outcome.code == 0 and "is done" in again.outcome.out
+        longer = bench.run("--stop-when-worse", *more, *sampled, *short(28), to=run.path, patch=patch)
+        assert longer.outcome.code == 0 and run.saved()[-1] == 28
+    assert_same_result(bench.run("--stop-when-worse"), bench.once())
+
+
 def see_sampler(bench: Bench) -> None:
     """Of a network that has learnt a little, fast: near zero all that draw no fresh noise go the same way."""
     observed(bench)
@@ -1130,13 +1227,17 @@ SEE: dict[str, Callable[[Bench], None]] = dict(
     run=see_run, preset=see_preset, max_bad=see_max_bad, dry_run=see_dry_run, override=see_override,
     init_from=see_init_from,
     accumulate=see_accumulate, total_kimg=see_total, device=see_device, compile=see_compile, threads=see_threads,
-    log_kimg=see_rows,
+    keep_weights=see_kept_weights, stop_when_worse=see_end, log_kimg=see_rows,
     sample_kimg=see_pictures, checkpoint_minutes=see_minutes, checkpoint_kimg=see_checkpoints, keep=see_kept,
 )  # fmt: skip
+SEE_SAMPLES = dict(metric_kimg=see_metrics, feature_weights=see_features)
 TABLES: dict[str, dict] = {
-    "train_gan.py": GAN | SEE,
+    "train_gan.py": GAN | SEE | SEE_SAMPLES | dict(val_split=see_measured_split),
     "pretrain_vae.py": VAE | SEE | dict(val_split=see_val_split),
-    "train_diffusion.py": DIFFUSION | SEE | dict(val_split=see_val_split, sampler=see_sampler, steps=see_steps),
+    "train_diffusion.py": DIFFUSION
+    | SEE
+    | SEE_SAMPLES
+    | dict(val_split=see_val_split, sampler=see_sampler, steps=see_steps),
 }
 
 

@@ -21,7 +21,8 @@ from models import encoder
 LIGHTS = {"bright": 1.0, "dark": 0.5}
 QUICK = (
     "--preset quickstart --resolution 32 --channel-base 256 --channel-max 16 --conditional --batch 16 --ema-kimg 0.5 "
-    "--loss logistic --ada mri --ada-kimg 2 --pl-weight 2 --threads 1 --precision fp32 --log-kimg 1 --sample-kimg 100"
+    "--loss logistic --ada mri --ada-kimg 2 --pl-weight 2 --threads 1 --precision fp32 --log-kimg 1 --sample-kimg 100 "
+    "--metric-kimg 0"
 ).split()
 
 

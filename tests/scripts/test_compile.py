@@ -16,12 +16,12 @@ from jobs.training import ranks
 
 GAN = (
     "--preset quickstart --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 --w-dim 16 --batch 8 "
-    "--mbstd-group 2 --precision fp32 --gamma 0"
+    "--mbstd-group 2 --precision fp32 --gamma 0 --metric-kimg 0"
 ).split()
 VAE = "--preset quickstart --resolution 32 --batch 8 --width 8 --latent-channels 2 --precision bf16".split()
 DIFFUSION = (
     "--preset quickstart --batch 8 --widths 8,16 --head-dim 8 --attention 4 --precision bf16 --space pixel "
-    "--resolution 32"
+    "--resolution 32 --metric-kimg 0"
 ).split()
 # G of one batch; D of one batch in G's step, with and without a gradient, and of two in its own.
 GRAPHS = {"gan": 5, "vae": 1, "diffusion": 1}

@@ -20,7 +20,8 @@ from jobs.training.weights import read_weights
 
 TINY = (
     "--preset quickstart --data phantom:32 --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 --w-dim 16 "
-    "--batch 8 --mbstd-group 2 --threads 1 --precision fp32 --pl-weight 2 --ada mri --r1-interval 2 --pl-interval 2"
+    "--batch 8 --mbstd-group 2 --threads 1 --precision fp32 --pl-weight 2 --ada mri --r1-interval 2 --pl-interval 2 "
+    "--metric-kimg 0"
 ).split()
 
 

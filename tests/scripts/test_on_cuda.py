@@ -25,13 +25,15 @@ from models.unet import group_norm
 
 GAN = (
     "--preset quickstart --resolution 32 --channel-base 256 --channel-max 8 --z-dim 16 --w-dim 16 --batch 8 "
-    "--mbstd-group 2 --pl-weight 2 --pl-interval 2 --r1-interval 4 --precision bf16"
+    "--mbstd-group 2 --pl-weight 2 --pl-interval 2 --r1-interval 4 --precision bf16 --metric-kimg 0"
 ).split()
 VAE = (
     "--preset quickstart --resolution 32 --batch 8 --width 8 --latent-channels 2 --gan-weight 0.5 "
     "--gan-start-kimg 0.016 --disc-width 8 --precision bf16"
 ).split()
-DIFFUSION = "--preset quickstart --batch 8 --widths 8,16 --head-dim 8 --attention 4 --precision bf16".split()
+DIFFUSION = (
+    "--preset quickstart --batch 8 --widths 8,16 --head-dim 8 --attention 4 --precision bf16 --metric-kimg 0".split()
+)
 
 # Where a step may wait for the device: every fourth one learns how often D is right.
 ALLOWED = {("_local_scalar_dense", "models/augment.py", "AdaController.update")}

@@ -39,7 +39,7 @@ from models.stylegan2 import Discriminator, Generator
 TINY = (
     "--preset quickstart --data phantom:40 --resolution 32 --channel-base 128 --channel-max 8 --z-dim 6 --w-dim 10 "
     "--mapping-layers 2 --batch 8 --mbstd-group 2 --threads 1 --precision fp32 --lr 0.005 --seed 5 "
-    "--total-kimg 0.048 --checkpoint-minutes 0 --checkpoint-kimg 0.008 --keep 20 --sample-kimg 1"
+    "--total-kimg 0.048 --checkpoint-minutes 0 --checkpoint-kimg 0.008 --keep 20 --sample-kimg 1 --metric-kimg 0"
 ).split()
 BATCH, STEPS = 8, 6
 FIRST_P = 0.4  # of ADA, so that augmentation matters from the first step on
