@@ -97,9 +97,10 @@ def saving(c: GanConfig, rt: ranks.Runtime, folder: Path, rounds: int) -> list[l
 def start_up(c: GanConfig, folder: Path, rounds: int) -> list[list[str]]:
     """Seconds from the start of the process to the first step, fresh and resumed, with the pack made before."""
     run, env = folder / "run", os.environ | {"BRAIN_PACK_DIR": str(folder / "packs")}
-    flags = ["--preset", "adni256", "--data", c.data, "--precision", c.precision, "--batch", "8", "--metric-kimg", "0", "--run", str(run),
+    flags = ["--preset", "adni256", "--data", c.data, "--precision", c.precision, "--batch", "8", "--run", str(run),
              "--total-kimg", "0.008", "--resolution", str(c.resolution), "--channel-base", str(c.channel_base),
-             "--channel-max", str(c.channel_max), "--sample-kimg", "1000", "--log-kimg", "1000"]  # fmt: skip
+             "--channel-max", str(c.channel_max), "--sample-kimg", "1000", "--log-kimg", "1000",
+             "--metric-kimg", "0"]  # fmt: skip
     seconds: dict[str, list[float]] = {"fresh": [], "resumed": []}
     for i in range(rounds + 1):
         flags[flags.index("--total-kimg") + 1] = f"{0.008 * (i + 1):g}"

@@ -40,7 +40,8 @@ FLAGS = {
     "--metric-kimg 0".split(),
 }
 TIMING = set(
-    "img_per_s sec_per_kimg seconds gpu_gb gpu_util rss_gb data_wait checkpoint_wait metric_wait tflops peak_share".split()
+    "img_per_s sec_per_kimg seconds gpu_gb gpu_util rss_gb data_wait checkpoint_wait metric_wait tflops "
+    "peak_share".split()
 )
 
 

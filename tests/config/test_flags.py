@@ -59,8 +59,8 @@ ARCHITECTURE = set(
     "num_res disc_width space vae widths attention head_dim".split()
 )
 _TRAIN = dict(
-    run="", preset="", data="", split="train", val_split="auto", max_bad=0.01, seed=0, dry_run=False, override=False, init_from="",
-    resolution=256,
+    run="", preset="", data="", split="train", val_split="auto", max_bad=0.01, seed=0, dry_run=False, override=False,
+    init_from="", resolution=256,
     channels=1, crop=0, include="", exclude="", table="", plane="", slices="", range="", spacing="", volume="",
     batch=64, accumulate=1, total_kimg=2000.0, ema_kimg=200.0, ema_rampup=0.05, precision="auto",
     device="auto", compile=False,
@@ -270,7 +270,8 @@ DENOISING = f"{COMMON} --warmup-kimg 0.008 --decay-kimg 1"
 BASE = {
     "train_gan.py": f"{COMMON} --channel-base 128 --channel-max 8 --z-dim 8 --w-dim 8 --mapping-layers 2 --mbstd-group "
     "2 "
-    "--metric-kimg 0 --loss logistic --gamma 1 --r1-interval 16 --pl-weight 2 --pl-interval 4 --ada mri --ada-target -1 --ada-kimg "
+    "--metric-kimg 0 "
+    "--loss logistic --gamma 1 --r1-interval 16 --pl-weight 2 --pl-interval 4 --ada mri --ada-target -1 --ada-kimg "
     "0.04",
     "pretrain_vae.py": f"{DENOISING} --width 4 --down 4 --latent-channels 2 --num-res 1 --gan-weight 0.5 "
     "--gan-start-kimg 0.008 "
