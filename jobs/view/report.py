@@ -150,10 +150,10 @@ def facts(run: RunDir, status: dict, config: dict) -> dict[str, str]:
     return {
         "state": state + (f" ({why})" if why else ""),
         "images seen": f"{kimg:g} of {total:g} thousand" if is_number(kimg) and is_number(total) else "unknown",
-        "best weights": best_text((read_metrics(run.metrics) or [{}])[-1]) or "none",
         "cost": f"{seconds / 3600:.2f} {unit}",
         "data": f"{config.get('data', 'unknown')}, {config.get('resolution', '?')} px",
         "preset": str(config.get("preset") or "none"),
+        "best weights": best_text((read_metrics(run.metrics) or [{}])[-1]) or "none",
     }
 
 

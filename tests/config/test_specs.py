@@ -174,7 +174,7 @@ _TRAIN = dict(
     crop=NOT_NEGATIVE_INT, batch=POSITIVE_INT, accumulate=POSITIVE_INT, total_kimg=POSITIVE, ema_kimg=NOT_NEGATIVE,
     ema_rampup=NOT_NEGATIVE, threads=NOT_NEGATIVE_INT, log_kimg=POSITIVE, sample_kimg=POSITIVE,
     checkpoint_minutes=NOT_NEGATIVE,
-    checkpoint_kimg=NOT_NEGATIVE, keep=POSITIVE_INT, lr=POSITIVE,
+    checkpoint_kimg=NOT_NEGATIVE, keep=POSITIVE_INT, lr=POSITIVE, keep_weights=NOT_NEGATIVE_INT,
 )  # fmt: skip
 _DENOISING = _TRAIN | dict(
     warmup_kimg=NOT_NEGATIVE, decay_kimg=NOT_NEGATIVE, weight_decay=NOT_NEGATIVE, clip=POSITIVE, num_res=POSITIVE_INT
@@ -185,6 +185,7 @@ BOUNDS = {
         channel_max=POSITIVE_INT,
         mbstd_group=POSITIVE_INT, gamma=NOT_NEGATIVE, r1_interval=POSITIVE_INT, pl_weight=NOT_NEGATIVE,
         pl_interval=POSITIVE_INT,
+        metric_kimg=NOT_NEGATIVE,
         pl_decay=SHARE, style_mixing=SHARE, ada_target=[(-1.0, -1 - 1e-9), (1.0, 1 + 1e-9)], ada_kimg=NOT_NEGATIVE,
     ),
     VaeConfig: _DENOISING | dict(
@@ -194,7 +195,7 @@ BOUNDS = {
         gan_start_kimg=NOT_NEGATIVE,
     ),
     DiffusionConfig: _DENOISING | dict(
-        class_dropout=BELOW_ONE, dropout=BELOW_ONE, head_dim=POSITIVE_INT, steps=POSITIVE_INT,
+        class_dropout=BELOW_ONE, dropout=BELOW_ONE, head_dim=POSITIVE_INT, steps=POSITIVE_INT, metric_kimg=NOT_NEGATIVE,
         min_snr_gamma=NOT_NEGATIVE,
         fast_steps=[(2, 1), (1000, 1001)],
     ),

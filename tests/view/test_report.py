@@ -382,6 +382,7 @@ def test_the_facts_of_a_run(tmp_path, status, device, expected):
         *expected,
         "d, 64 px",
         "none",
+        "none",
     ]  # an hour that lies ahead of the heartbeat costs nothing
 
 

@@ -1,0 +1,246 @@
+"""The best weights of a run: which they are, that they fit their checkpoint, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import tiny
+import torch
+from inprocess import run_main, run_predict
+
+from jobs.config import kinds, sizes
+from jobs.config.specs import ConfigError, GanConfig
+from jobs.predict.named import UsageError, weights_of
+from jobs.predict.trained import load
+from jobs.run.rundir import RunDir
+from jobs.training import best, checkpoint
+from jobs.training.upkeep import State
+from jobs.training.weights import read_weights, write_weights
+from jobs.view.report import facts
+from jobs.view.report import weights_of as said_of
+
+FLAGS = (
+    "--data phantom:200 --total-kimg 0.096 --log-kimg 0.024 --sample-kimg 0.048 --checkpoint-kimg 0 "
+    "--metric-kimg 0.016 --keep-weights 2"
+).split()
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------------
+def looked(values: list[float], of: str = "x", name: str = "kid", **counters) -> dict:
+    counters = {"healthy": True, **counters}
+    for i, value in enumerate(values, 1):
+        best.look(counters, {name: value, "fid": 1.0}, of, 10 * i)
+    return counters
+
+
+def test_the_best_is_the_lowest_so_far_and_the_first_of_equal_ones():
+    counters = looked([3.0, 1.0, 2.0, 1.0])
+    assert (counters["best_figure"], counters["best_nimg"], counters["looked_nimg"]) == (1.0, 20, 40)
+    assert best.measured(counters) == {"kid": 1.0}
+    assert best.columns(counters) == {"best_kid": 1.0, "best_kimg": 0.02}
+    assert kinds.best_text(best.columns(counters)) == "kid 1 at 0.02 kimg"
+    assert looked([2.0, math.nan])["best_figure"] == 2.0  # what is no number is no figure
+    assert looked([2.0], name="val_l1")["best_of"] == "val_l1 x"
+
+
+def test_a_run_that_is_not_healthy_has_no_best_weights():
+    counters = looked([1.0, 0.5], healthy=False)
+    assert "best_nimg" not in counters and best.columns(counters) == {} and not best.stale(counters, 1)
+    counters["healthy"] = True
+    best.look(counters, {"kid": 0.7}, "x", 30)
+    counters["healthy"] = False
+    best.look(counters, {"kid": 0.1}, "x", 40)
+    assert (counters["best_figure"], counters["best_nimg"]) == (0.7, 30)
+
+
+def test_without_a_figure_and_before_the_first_step_nothing_is_written_down():
+    counters = {"healthy": True}
+    best.look(counters, {"diversity": 1.0}, "x", 10)
+    best.look(counters, {"kid": 1.0}, "x", 0)
+    assert counters == {"healthy": True}
+
+
+def test_figures_in_other_units_start_anew():
+    counters = looked([1.0, 2.0])
+    best.look(counters, {"kid": 50.0}, "another network", 30)
+    assert (counters["best_figure"], counters["best_nimg"]) == (50.0, 30)
+    best.look(counters, {"val_l1": 70.0}, "another network", 40)
+    assert best.columns(counters) == {"best_val_l1": 70.0, "best_kimg": 0.04}
+
+
+def test_a_third_of_the_run_without_anything_better_is_said_once():
+    counters, said, stale = {"healthy": True}, [], []
+    for i, value in enumerate([3.0, 2.0, 5.0, 5.0, 5.0, 1.0, 5.0, 5.0, 5.0], 1):
+        was = best.stale(counters, 90)
+        best.look(counters, {"kid": value}, "x", 10 * i)
+        best.warn(counters, was, 90, said.append)
+        stale.append(best.stale(counters, 90))
+    assert stale == [False] * 4 + [True] + [False] * 2 + [False, True]
+    assert len(said) == 2 and "nothing better than kid 2 at 0.02 kimg for a third of the run" in said[0]
+    assert not best.stale(counters, 91) and "--stop-when-worse" in said[1]
+
+
+def test_best_weights_of_a_checkpoint_that_was_never_finished_never_were(tmp_path):
+    """A killed run wrote them and not the checkpoint, or the checkpoint and did not get to give them their name."""
+    run, weights = RunDir(tmp_path), {"G_ema": {"w": torch.zeros(2)}}
+    for kept, nimg, counters in (("old", 20, {"best_nimg": 10}), ("new", 20, {"best_nimg": 20}), ("old", 20, {})):
+        write_weights(run.best, weights, {"config": {}, "nimg": 10})
+        write_weights(run.waiting_best, weights, {"config": {}, "nimg": nimg})
+        best.settle(run, counters)
+        assert read_weights(run.best)[1]["nimg"] == {"old": 10, "new": 20}[kept] and not run.waiting_best.exists()
+    run.waiting_best.write_bytes(b"half")
+    best.settle(run, {"best_nimg": 10})
+    assert run.best.exists() and not run.waiting_best.exists()
+
+
+# --- one run ----------------------------------------------------------------------------------------------------------
+def quick(room, run, *flags):
+    with mock.patch("models.encoder.FEWEST_STEPS", 2), mock.patch("models.encoder.EPOCHS", 0):
+        return run_main("train_gan.py", *FLAGS, *flags, "--run", run, packs=room / "packs")
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    return tmp_path_factory.mktemp("best")
+
+
+@pytest.fixture(scope="module")
+def trained(room) -> RunDir:
+    outcome = quick(room, room / "run")
+    assert outcome.code == 0, outcome.said
+    (room / "said").write_text(outcome.said)
+    return RunDir(room / "run")
+
+
+def test_a_run_measures_its_samples_and_keeps_its_best_weights(room, trained):
+    rows = tiny.rows(trained.path, timing=True)
+    at = {row["nimg"]: row["kid"] for row in rows if "kid" in row}
+    assert list(at) == [16, 32, 48, 64, 80, 96] and len({row["kid_train"] for row in rows if "kid" in row}) == 1
+    for name in ("fid", "precision", "recall", "coverage"):
+        assert all(name in row and f"{name}_train" in row for row in rows if "kid" in row)
+    assert all(0 <= row["metric_wait"] < 1 for row in rows if "metric_wait" in row) and rows[-1]["metric_wait"] > 0
+    lowest = min(at, key=at.get)
+    about = read_weights(trained.best)[1]
+    assert about["nimg"] == lowest and about["measured"] == {"kid": at[lowest]}
+    assert (rows[-1]["best_kid"], rows[-1]["best_kimg"]) == (at[lowest], lowest / 1000)
+    kept = {path.name: read_weights(path)[1]["nimg"] for path in trained.kept().values()}
+    assert kept == {"weights-0.032.safetensors": 32, "weights-0.064.safetensors": 64}
+    said = (room / "said").read_text()
+    assert "KID" in said and f"best         kid {at[lowest]:.4g} at {lowest / 1000:g} kimg" in said
+    curve = next(line for line in said.splitlines() if line.startswith("  kid "))
+    assert all(f"{value:.3g} at {nimg / 1000:g}" in curve for nimg, value in at.items()) and "training slices" in curve
+
+
+def test_figures_are_those_of_the_same_samples_measured_by_hand(room, trained):
+    """The last ones, from the weights file: latents, noise and features drawn again; KID in a slow loop."""
+    from data.pack import ensure_pack
+    from jobs.predict.features import read_encoder
+    from jobs.predict.gan_look import Sampler
+    from models.encoder import encoder_size
+    from models.loading import load_generator
+
+    tensors, about = read_weights(trained.weights)
+    G = load_generator(tensors, about["config"], 0)
+    packs = [ensure_pack("phantom:200", resolution=32, split=s, cache_dir=room / "packs", log=lambda _: None)
+             for s in ("train", "val")]  # fmt: skip
+    (path,) = (room / "packs").glob("encoder-*.safetensors")
+    network = read_encoder(path, dict(channels=1, size=encoder_size(32), classes=2), packs[0].digest)
+    c = SimpleNamespace(z_dim=16, seed=0, conditional=False)
+    sampler = mock.Mock(c=c, z=torch.zeros(1), dtype=torch.float32)
+    draw = Sampler.draws(sampler, G, torch.zeros(100, dtype=torch.int64))
+    fake, real = (
+        network(torch.cat([draw(range(50)), draw(range(50, 100))])).double(),
+        network(torch.from_numpy(packs[1].images[:].copy())).double(),
+    )
+    kernel = [[(float(a @ b) / len(a) + 1) ** 3 for b in torch.cat([fake, real])] for a in torch.cat([fake, real])]
+    n, m = len(fake), len(real)
+    within = sum(kernel[i][j] for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    within += sum(kernel[i][j] for i in range(n, n + m) for j in range(n, n + m) if i != j) / (m * (m - 1))
+    across = sum(kernel[i][j] for i in range(n) for j in range(n, n + m)) / (n * m)
+    assert tiny.rows(trained.path)[-1]["kid"] == pytest.approx(within - 2 * across, rel=1e-4)
+
+
+def test_a_run_that_was_cut_off_is_the_undisturbed_one(room, trained):
+    """Killed after its best weights were written and before their checkpoint was: they are found again, to the bit."""
+    run, commit, nimg = RunDir(room / "cut"), checkpoint.atomic_write, read_weights(trained.best)[1]["nimg"]
+
+    def dying(path, content):
+        if path.name == f"{nimg:012d}.json":
+            raise SystemExit  # which ends its thread without a word
+        commit(path, content)
+
+    with mock.patch.object(checkpoint, "atomic_write", dying):
+        quick(room, run.path, "--total-kimg", str(nimg / 1000), "--keep-weights", "0")
+    (run.path / "DONE").unlink()
+    assert run.waiting_best.exists() and read_weights(run.best)[1]["nimg"] < nimg
+    outcome = quick(room, run.path)
+    assert outcome.code == 0, outcome.said
+    assert tiny.rows(run.path) == tiny.rows(trained.path)
+    for name in ("weights.safetensors", "weights-best.safetensors"):
+        assert (run.path / name).read_bytes() == (trained.path / name).read_bytes()
+
+
+def test_a_roll_back_takes_the_best_back(room, trained):
+    """What was found in steps that were taken back is no best; the counters are those of the checkpoint."""
+    state = checkpoint.Checkpoints(trained.checkpoints, say=lambda _: None).load_latest()[1]
+    holder = State()
+    holder.counters = looked([0.0])
+    holder.load_state_dict(state)
+    rows = tiny.rows(trained.path)
+    assert best.columns(holder.counters) == {name: rows[-1][name] for name in ("best_kid", "best_kimg")}
+
+
+def test_two_ranks_draw_and_decide_as_one(room, trained):
+    run = room / "two"
+    flags = (*FLAGS, "--total-kimg", "0.016", "--keep-weights", "0")
+    assert tiny.train(run, *flags, packs=room / "packs", ranks=2) == 0, tiny.output(run)
+    one, two = (next(row for row in tiny.rows(p) if "kid" in row) for p in (trained.path, run))
+    for name in ("kid", "fid", "precision", "recall", "coverage", "kid_train", "fid_train"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-6), name
+
+
+# --- who uses them ----------------------------------------------------------------------------------------------------
+def test_predict_takes_the_weights_it_is_told_and_says_which(room, trained, tmp_path):
+    assert weights_of(trained.path) == trained.weights and weights_of(trained.path, "best") == trained.best
+    assert weights_of(trained.path, "0.032") == weights_of(trained.path, "0.0321") == trained.kept_weights(32)
+    with pytest.raises(ConfigError, match=r"there are 0\.032, 0\.064"):
+        weights_of(trained.path, "0.05")
+    for wrong in ("worst", "nan"):
+        with pytest.raises((UsageError, ConfigError), match=f"--at {wrong}"):
+            weights_of(trained.path, wrong)
+    with pytest.raises(UsageError, match="--at best"):
+        weights_of(trained.weights, "best")
+    model = load(trained.path, at="best", device="cpu")
+    assert (model.path, model.nimg) == (str(trained.best), read_weights(trained.best)[1]["nimg"])
+    assert load(trained.path, at=0.064, device="cpu").nimg == 64 and load(trained.path, device="cpu").measured == {}
+    out = tmp_path / "out"
+    done = run_predict("generate", "--run", trained.path, "--at", "best", "--number", 2, "--out", out,
+                       "--device", "cpu", packs=room / "packs")  # fmt: skip
+    kid = model.measured["kid"]
+    assert done.code == 0 and f"({model.nimg / 1000:g} kimg, kid {kid:.3g})" in done.out, done.said
+    about = json.loads((out / "generate.json").read_text())
+    assert about["measured"] == {"kid": kid} and said_of(about).startswith(f" at {model.nimg / 1000:g} kimg (best kid ")
+    both = run_predict("generate", "--weights", trained.best, "--at", "best", packs=room / "packs")
+    assert both.code == 2 and "--at best" in both.err
+    assert facts(trained, {}, {})["best weights"] == kinds.best_text(tiny.rows(trained.path)[-1])
+
+
+def test_a_run_without_best_weights_says_how_to_get_them(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.create()
+    write_weights(run.weights, {}, {"config": {}})
+    with pytest.raises(ConfigError, match="--metric-kimg"):
+        weights_of(run.path, "best")
+    os.symlink("/etc/hostname", run.best)
+    with pytest.raises(ConfigError, match="leads out"):
+        weights_of(run.path, "best")
+
+
+def test_the_room_that_a_run_needs_has_its_weights_in_it():
+    few, many = (GanConfig(keep_weights=n) for n in (0, 8))
+    assert sizes.disk_gb(many, 1.0) - sizes.disk_gb(few, 1.0) == 2.0 and sizes.disk_gb(few, 1.0) == 4.75
