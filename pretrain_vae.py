@@ -151,6 +151,11 @@ class Step:
         """Whether the discriminator takes part in this step."""
         return self.c.gan_weight > 0 and self.nimg >= self.c.gan_start_kimg * 1000
 
+    @property
+    def joining(self) -> bool:
+        """Whether this is the discriminator's first step: what comes after it is not compared with what came before."""
+        return self.adversarial and self.nimg - self.c.batch < self.c.gan_start_kimg * 1000
+
     def lr(self, s: TrainState) -> float:
         """The learning rate of this step."""
         cosine_kimg = self.c.decay_kimg if self.c.decay == "cosine" else 0.0
@@ -245,7 +250,7 @@ def train_step(s: TrainState, step: Step) -> None:
     if step.adversarial:
         s.gan_balance.lerp_(balanced_weight(stats.pop("grad_pixels"), stats.pop("grad_adversarial")), BALANCE_PACE)
     s.averages.add(stats)
-    if step.adversarial and step.nimg - c.batch < c.gan_start_kimg * 1000:
+    if step.joining:
         best.forget(s.counters)  # D trades pixels for sharpness: the best is looked for anew
     if c.decay == "plateau":
         look_for_plateau(s, step, stats["loss_pixels"])
@@ -261,7 +266,7 @@ def look_for_plateau(s: TrainState, step: Step, loss: torch.Tensor) -> None:
     """
     c, nimg = step.c, step.nimg + step.c.batch
     s.window += torch.stack([loss.double() * c.batch, torch.full_like(loss, c.batch, dtype=torch.float64)])
-    if step.adversarial and step.nimg - c.batch < c.gan_start_kimg * 1000:  # its first step
+    if step.joining:
         s.counters["best_window"] = math.inf
     if due(nimg, c.batch, c.plateau_kimg):
         total, images = s.window.tolist()

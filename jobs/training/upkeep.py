@@ -164,14 +164,8 @@ class Record:
         was_stale = best.stale(s.counters, self.total)
         best.look(s.counters, figures, of or getattr(measure, "of", ""), nimg)
         best.warn(s.counters, was_stale, self.total, self.attempt.say)
-        row = {
-            "nimg": nimg,
-            "kimg": nimg / 1000,
-            **s.averages.means(),
-            **figures,
-            **extra(),
-            **best.columns(s.counters),
-        }
+        row = {"nimg": nimg, "kimg": nimg / 1000, **s.averages.means(), **figures, **extra()}
+        row |= best.columns(s.counters)
         s.averages.reset()
         if self.main:
             if nimg:
