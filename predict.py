@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
         run(args)
         return stopping.DONE
     except KeyboardInterrupt as error:
-        say(f"interrupted; {error or 'the same command goes on or starts again'}", sys.stderr)
+        say(f"interrupted; {str(error) or 'the same command goes on or starts again'}", sys.stderr)
         return 130
     except (UsageError, ConfigError, DataError) as error:
         text, code = str(error), stopping.USAGE if isinstance(error, UsageError) else stopping.BAD

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -142,6 +143,7 @@ class Shortlist:
 
     @staticmethod
     def tiny(images: Tensor) -> Tensor:
+        """(M, C, s, s) -> (M, C, 16, 16), smoothed so that the tangents reach from one move of the grid to the next."""
         return shrunk(blurred(images, 1.5), COARSE)
 
     def planes(self, samples: Tensor) -> Tensor:
@@ -169,15 +171,21 @@ class Shortlist:
         return rows, self.grid[near.square().sum(3).argmax(2)]
 
 
-def search(samples: Tensor, bank: Tensor, groups: tuple[Tensor, Tensor] | None = None) -> Found:
+def search(
+    samples: Tensor,
+    bank: Tensor,
+    groups: tuple[Tensor, Tensor] | None = None,
+    track: Callable[[range], Iterable[int]] = iter,
+) -> Found:
     """The nearest of bank (M, C, S, S) to each of samples (N, C, S, S), both uint8, over all moves.
 
-    Distance is 1 - correlation of the smoothed pixels. Rows of a pair of equal `groups` (of samples, of bank) are no neighbours.
+    Distance is 1 - correlation of the smoothed pixels. Rows of a pair of equal `groups` (of samples, of bank) are no
+    neighbours. `track` wraps the first rows of the parts, for a progress bar.
     """
     samples, bank = smooth(samples), smooth(bank)
     middle = shrunk(bank, MIDDLE)
     shortlist, found = Shortlist(middle), []
-    for start in range(0, len(samples), ROWS):
+    for start in track(range(0, len(samples), ROWS)):
         rows = slice(start, start + ROWS)
         part, small = samples[rows].float(), shrunk(samples[rows], MIDDLE)
         own = torch.zeros(len(part), len(bank), dtype=torch.bool, device=bank.device)

@@ -7,6 +7,7 @@ something beside the same figure of real slices (training against held-out ones)
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -292,12 +293,18 @@ class Pair(NamedTuple):
 
 
 def copying(
-    fake: Tensor, train: Tensor, heldout: Tensor, heldout_groups: Tensor, centre: Tensor | None = None, pairs: int = 16
+    fake: Tensor,
+    train: Tensor,
+    heldout: Tensor,
+    heldout_groups: Tensor,
+    centre: Tensor | None = None,
+    pairs: int = 16,
+    track: Callable[[range], Iterable[int]] = iter,
 ) -> tuple[dict[str, float], list[Pair]]:
     """Whether generated samples are copies: (figures, the closest pairs).
 
     fake (N, D), train (M, D), heldout (H, D) hold features; or (N, C, S, S) uint8 each hold thumbnails, which are
-    compared over all moves (models/copies.py). heldout_groups (H,): the subjects as numbers.
+    compared over all moves (models/copies.py, with its `track`). heldout_groups (H,): the subjects as numbers.
     `nearer_than_any` to `heldout_copies`: see the function. `below_5th_percentile`: share of samples nearer than 95 % of held-out slices (Dar 2025); 0.05 is what
     held-out slices have. `nearer_than_heldout`: probability that a sample is nearer to the training set than a held-out
     slice is (Meehan 2020); 0.5 is even, 1 copying. `median_ratio`: nearest training over nearest held-out distance. The
@@ -307,7 +314,7 @@ def copying(
 
     def near(query: Tensor, bank: Tensor, groups: tuple[Tensor, Tensor] | None = None) -> copies.Found:
         if query.ndim == 4:
-            return copies.search(query, bank, groups)
+            return copies.search(query, bank, groups, track)
         return copies.Found(*nearest(query, bank, groups, centre), None)
 
     check_features(*(x.flatten(1) for x in (fake, train, heldout)))

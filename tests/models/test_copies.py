@@ -11,7 +11,7 @@ import torch
 
 from data.phantom import phantom_slice
 from models import copies
-from models.quality import CopyWatch, copying, nearer_than_any, thumbnails
+from models.quality import COPIES_RISING, CopyWatch, copying, nearer_than_any
 
 SIZE = 64
 
@@ -148,3 +148,69 @@ def test_colour_and_small_slices():
     x = x.round().to(torch.uint8)
     found = copies.search(laid(x, MOVES["all"]), x)
     assert found.index.tolist() == list(range(8)) and float(found.distance.max()) < 0.01
+
+
+# --- what the distances say -------------------------------------------------------------------------------------------
+def test_one_in_a_hundred_is_found_and_honest_samples_are_not_accused(sets, honest):
+    """Of 150 samples of other people, one or two become training slices, mirrored, moved and turned."""
+    train = sets[0]
+    others, moves = phantoms(2, 150), torch.stack([move(-1, 1, 3, 1.02, 0.016, -0.03), move(1, 1, -4, 0.97, 0.0, 0.05)])
+    distance = copies.search(others, train).distance
+    found = nearer_than_any(distance, honest, torch.arange(60))
+    assert found["chance"] > 0.05 and found["four_times_nearer"] == 0
+    copy = copies.search(copies.moved(train[40:42].float(), moves).round().to(torch.uint8), train).distance
+    for count in (1, 2):
+        mixed = torch.cat([distance[count:], copy[:count]])
+        found = nearer_than_any(mixed, honest, torch.arange(60))
+        assert found["four_times_nearer"] == count and found["chance"] < 0.01 * 2 / count
+    ours, pairs = copying(torch.cat([others[:10], laid(train[40:42], moves[0])]), train, sets[1], torch.arange(60), pairs=3)
+    assert [(p.generated, p.training) for p in pairs[:2]] in ([(10, 40), (11, 41)], [(11, 41), (10, 40)])
+    assert ours["four_times_nearer"] == 2 and ours["chance"] < 0.01 and "mirrored" in copies.in_words(pairs[0].move)
+
+
+def test_the_chance_is_that_of_all_orders():
+    """Every order of 4 samples and 3 held-out slices is as likely; the bound lies above, and not far."""
+    orders = list(itertools.combinations(range(7), 4))  # the places of the samples
+    first = [next((i for i, place in enumerate(order) if place != i), 4) for order in orders]
+    assert np.mean(first) == pytest.approx(4 / (3 + 1))
+    for count in (1, 2):
+        exact = np.mean([f >= count for f in first])
+        samples, real = torch.tensor([1.0] * count + [9.0] * (4 - count)), torch.tensor([2.0, 3.0, 4.0])
+        found = nearer_than_any(samples, real, torch.arange(3))
+        assert found["nearer_than_any"] == count and found["nearer_than_any_expected"] == 1.0
+        assert exact <= found["chance"] / 2 == pytest.approx((4 / 7) ** count) if count == 2 else found["chance"] == 1.0
+
+
+def test_honest_samples_are_accused_once_in_a_hundred_times_at_most():
+    """Distances of both sets from one law, 2,000 times; slices of one person have nearly the same."""
+    draw, accused = np.random.default_rng(0), [0, 0]
+    for _ in range(2000):
+        d = torch.from_numpy(draw.gamma(8, 1, 300))
+        accused[0] += nearer_than_any(d[:200], d[200:], torch.arange(100))["chance"] < 0.01
+        real = d[200:220].repeat_interleave(10) + 0.001 * torch.arange(200)  # 20 people
+        accused[1] += nearer_than_any(d[:200], real, torch.arange(200) // 10)["chance"] < 0.01
+    assert max(accused) <= 20
+
+
+def test_copies_do_not_hide_behind_a_held_out_slice_that_is_one_itself():
+    real, samples = torch.linspace(1, 2, 50), torch.linspace(1, 2, 100)
+    samples[:3] = 0.02
+    real[7] = 0.0
+    found = nearer_than_any(samples, real, torch.arange(50))
+    assert found["heldout_copies"] == 1 and found["four_times_nearer"] == 3 and found["chance"] < 1e-3
+
+
+def test_a_run_whose_samples_turn_into_training_slices_is_noticed():
+    """Features of samples that go, tick by tick, from slices of others to training slices."""
+
+    def features(n: int, seed: int) -> torch.Tensor:
+        return torch.randn(n, 16, generator=torch.Generator().manual_seed(seed))
+
+    train, heldout = features(800, 0), features(150, 1)
+    watch = CopyWatch(train, heldout, torch.arange(150) // 3)
+    honest = [watch.share(features(300, 10 + tick)) for tick in range(5)]
+    turning = [watch.share((1 - t) * features(300, 10) + t * train[:300]) for t in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert max(honest) < 0.12 and min(honest) >= 0.0
+    assert turning[0] == honest[0] and turning[3] > COPIES_RISING < turning[4] == 1.0
+    part = torch.cat([features(200, 20), train[:100]])  # a third of the samples
+    assert watch.share(part) > COPIES_RISING

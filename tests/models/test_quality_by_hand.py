@@ -80,7 +80,7 @@ def test_copies(monkeypatch, centred):
         pairs=5,
     )
     expected, distance, where = copies(fake, train, heldout, scans, centre)
-    assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-4)
+    assert found == pytest.approx(expected, rel=1e-4)
     order = np.argsort(distance)[:5]
     assert {pairs[0][0], pairs[1][0]} == {3, 4} and {p[:2] for p in pairs} == {(i, where[i]) for i in order}
     assert dict(p[:2] for p in pairs)[3] == 7  # the first of two that are as near
