@@ -59,8 +59,8 @@ def main(args: argparse.Namespace) -> int:
     try:
         run(args)
         return stopping.DONE
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on or starts again", sys.stderr)
+    except KeyboardInterrupt as error:
+        say(f"interrupted; {str(error) or 'the same command goes on or starts again'}", sys.stderr)
         return 130
     except (UsageError, ConfigError, DataError) as error:
         text, code = str(error), stopping.USAGE if isinstance(error, UsageError) else stopping.BAD

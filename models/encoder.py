@@ -14,6 +14,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,36 @@ def steps_for(count: int) -> int:
     return min(max(EPOCHS * count // BATCH, FEWEST_STEPS), MOST_STEPS)
 
 
+States = dict[str, dict[str, Tensor]]  # part -> its tensors by name
+
+
+class Unfinished(Protocol):
+    """Where a training that was interrupted has left its state."""
+
+    def load(self, steps: int) -> tuple[int, States] | None:
+        """(steps done, state) of a training of so many steps; None to begin."""
+
+    def after(self, done: int, steps: int, states: Callable[[], States]) -> None:
+        """Called after every step; `states()` is what the next one depends on."""
+
+
+def states_of(encoder: Encoder, optimizer: torch.optim.Optimizer, draw: torch.Generator) -> States:
+    """All that the next step depends on, beside the data and its number."""
+    moments = {f"{i}.{k}": v for i, held in optimizer.state_dict()["state"].items() for k, v in held.items()}
+    return {"encoder": encoder.state_dict(), "optimizer": moments, "draw": {"state": draw.get_state()}}
+
+
+def restore(states: States, encoder: Encoder, optimizer: torch.optim.Optimizer, draw: torch.Generator) -> None:
+    """Take over what `states_of` gave."""
+    encoder.load_state_dict(states["encoder"])
+    held: dict[int, dict[str, Tensor]] = {}
+    for name, value in states["optimizer"].items():
+        number, _, key = name.partition(".")
+        held.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
+    draw.set_state(states["draw"]["state"])
+
+
 def train_encoder(
     images,
     labels: Tensor,
@@ -97,12 +128,14 @@ def train_encoder(
     seed: int,
     device: torch.device | str = "cpu",
     steps: int | None = None,
-    track: Callable[[Iterable[int]], Iterable[int]] = iter,
+    track: Callable[[range], Iterable[int]] = iter,
+    unfinished: Unfinished | None = None,
 ) -> Encoder:
     """An Encoder of uint8 images (N, C, R, R), an array or a memory map, with labels (N,) in 0..classes-1 or -1.
 
-    A function of the data and the seed on one kind of machine. `steps`: by default steps_for() the set. `track` wraps
-    them, for a progress bar.
+    A function of the data and the seed on one kind of machine, also where `unfinished` lets it go on after an
+    interruption. `steps`: by default steps_for() the set. `track` wraps those that are to be done, a range, for a
+    progress bar.
     Two views of each slice are to be recognised among those of the others. Views are moved, lit differently and have a
     part hidden; they are never turned, scaled, blurred or made noisy, as features must see all these.
     """
@@ -115,7 +148,10 @@ def train_encoder(
     draw = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=LR, weight_decay=1e-2)
     batch = min(BATCH, len(images))
-    for step in track(range(steps)):
+    done, states = (unfinished and unfinished.load(steps)) or (0, None)
+    if states is not None:
+        restore(states, encoder, optimizer, draw)
+    for step in track(range(done, steps)):
         for group in optimizer.param_groups:
             group["lr"] = LR * min((step + 1) / 50, (steps - step) / steps)
         rows = torch.randperm(len(images), generator=draw)[:batch]
@@ -128,6 +164,8 @@ def train_encoder(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if unfinished is not None:
+            unfinished.after(step + 1, steps, lambda: states_of(encoder, optimizer, draw))
     encoder.eval().requires_grad_(False)
     standardise(encoder, images, draw)
     return encoder

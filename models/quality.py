@@ -7,13 +7,16 @@ something beside the same figure of real slices (training against held-out ones)
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models import copies
 from models.metrics import ssim_terms
 
 CHUNK = 1024  # rows of a distance matrix that are in memory at once
@@ -253,11 +256,11 @@ def pair_similarity(images: Tensor, pairs: Tensor, batch: int = 50) -> Tensor:
 
 # --- copies of the training set ---------------------------------------------------------------------------------------
 def thumbnails(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) -> uint8 (N, C * s * s), averaged down to s = 64 px where they are larger."""
+    """uint8 (N, C, H, W) -> uint8 (N, C, s, s), averaged down to s = 64 px where they are larger."""
     x = images.float()
     if max(x.shape[-2:]) > THUMBNAIL:
         x = F.adaptive_avg_pool2d(x, THUMBNAIL)
-    return x.round().to(torch.uint8).flatten(1)
+    return x.round().to(torch.uint8)
 
 
 def unit_rows(x: Tensor, centre: Tensor | None = None) -> Tensor:
@@ -290,30 +293,51 @@ def nearest(
     return (1 - best).clamp_min(0), index
 
 
-def copying(
-    fake: Tensor, train: Tensor, heldout: Tensor, heldout_groups: Tensor, centre: Tensor | None = None, pairs: int = 16
-) -> tuple[dict[str, float], list[tuple[int, int, float]]]:
-    """Whether generated samples are copies: (figures, the closest (generated row, training row, distance)).
+class Pair(NamedTuple):
+    """A sample and its nearest training slice, by their rows; the move that lays the one over the other, of pictures."""
 
-    fake (N, D), train (M, D), heldout (H, D) hold features or thumbnails, heldout_groups (H,) the subjects as numbers.
-    `below_5th_percentile`: share of samples nearer to a training slice than 95 % of held-out slices are (Dar 2025);
-    0.05 is what held-out slices have. `nearer_than_heldout`: probability that a sample is nearer to the training set
-    than a held-out slice is (Meehan 2020); 0.5 is even, 1 copying. `median_ratio`: nearest training over nearest
-    held-out distance. The training set is larger, which alone makes it less than 1: `median_ratio_of_heldout` is the
-    same of held-out slices, whose own subject is left out, and `relative_ratio` the quotient: about 1 is good, 0
-    copying.
+    generated: int
+    training: int
+    distance: float
+    move: Tensor | None
+
+
+def copying(
+    fake: Tensor,
+    train: Tensor,
+    heldout: Tensor,
+    heldout_groups: Tensor,
+    centre: Tensor | None = None,
+    pairs: int = 16,
+    track: Callable[[range], Iterable[int]] = iter,
+) -> tuple[dict[str, float], list[Pair]]:
+    """Whether generated samples are copies: (figures, the closest pairs).
+
+    fake (N, D), train (M, D), heldout (H, D) hold features; or (N, C, S, S) uint8 each hold thumbnails, which are
+    compared over all moves (models/copies.py, with its `track`). heldout_groups (H,): the subjects as numbers.
+    `nearer_than_any` to `heldout_copies`: see the function. `below_5th_percentile`: share of samples nearer than 95 % of held-out slices (Dar 2025); 0.05 is what
+    held-out slices have. `nearer_than_heldout`: probability that a sample is nearer to the training set than a held-out
+    slice is (Meehan 2020); 0.5 is even, 1 copying. `median_ratio`: nearest training over nearest held-out distance. The
+    training set is larger, which alone makes it less than 1: `median_ratio_of_heldout` is the same of held-out slices,
+    whose own subject is left out, and `relative_ratio` the quotient: about 1 is good, 0 copying.
     """
-    check_features(fake, train, heldout)
-    to_train, where = nearest(fake, train, centre=centre)
-    to_heldout, _ = nearest(fake, heldout, centre=centre)
-    real_to_train, _ = nearest(heldout, train, centre=centre)
-    real_to_heldout, _ = nearest(heldout, heldout, (heldout_groups, heldout_groups), centre)
+
+    def near(query: Tensor, bank: Tensor, groups: tuple[Tensor, Tensor] | None = None) -> copies.Found:
+        if query.ndim == 4:
+            return copies.search(query, bank, groups, track)
+        return copies.Found(*nearest(query, bank, groups, centre), None)
+
+    check_features(*(x.flatten(1) for x in (fake, train, heldout)))
+    found = near(fake, train)
+    to_train, to_heldout = found.distance, near(fake, heldout).distance
+    real_to_train = near(heldout, train).distance
+    real_to_heldout = near(heldout, heldout, (heldout_groups, heldout_groups)).distance
     ratio = float((to_train / to_heldout.clamp_min(1e-6)).median())
     real_ratio = float((real_to_train / real_to_heldout.clamp_min(1e-6)).median())
     ranked = real_to_train.sort().values
     above = len(ranked) - torch.searchsorted(ranked, to_train, right=True)
     ties = torch.searchsorted(ranked, to_train, right=True) - torch.searchsorted(ranked, to_train)
-    figures = {
+    figures = nearer_than_any(to_train, real_to_train, heldout_groups) | {
         "below_5th_percentile": float((to_train < real_to_train.quantile(0.05)).double().mean()),
         "nearer_than_heldout": float((above + ties / 2).double().mean() / len(ranked)),
         "median_ratio": ratio,
@@ -321,7 +345,64 @@ def copying(
         "relative_ratio": ratio / max(real_ratio, 1e-6),
     }
     order = to_train.argsort(stable=True)[:pairs].tolist()
-    return figures, [(i, int(where[i]), float(to_train[i])) for i in order]
+    moves = [None if found.move is None else found.move[i].cpu() for i in order]
+    return figures, [
+        Pair(i, int(found.index[i]), float(to_train[i]), m) for i, m in zip(order, moves, strict=True)
+    ]
+
+
+def nearer_than_any(to_train: Tensor, real_to_train: Tensor, groups: Tensor) -> dict[str, float]:
+    """Samples' distances to the training set (N,) beside those of held-out slices (H,), of subjects `groups` (H,).
+
+    `nearer_than_any`: how many samples are below the least held-out distance, `_expected`: N / (H + 1), what
+    exchangeability gives; `four_times_nearer`: how many are below a quarter of it. `chance`: of so many or more, where
+    samples are to the training set what held-out slices are. The first k of N + H all are samples with a chance of at
+    most (N / (N + H))^k. For the second count N is 4^4 times less: slices vary in eight directions or more, and so the
+    share nearer than d (1 - correlation, a squared length) falls at least as d^4. Two looks double the chance.
+
+    Slices of one subject are alike, and so are not H draws: H is lessened by the share of different subjects among the
+    nearest twentieth, at least 100. `heldout_copies`: held-out slices that lie at training slices themselves, below an
+    eighth of their own 5th percentile; copies would hide behind them, so they are left out.
+    """
+    kept = real_to_train >= real_to_train.quantile(0.05) / 8
+    real, who = real_to_train[kept], groups[kept]
+    nearest_ones = real.argsort()[: max(len(real) // 20, 100)]
+    n, draws = len(to_train), len(real) * len(who[nearest_ones].unique()) / len(nearest_ones)
+    any_, four_times = (int((to_train < real.min() / times).sum()) for times in (1, 4))
+    chances = [(m / (m + draws)) ** count for m, count in ((n, any_), (n / 4**4, four_times))]
+    return {
+        "nearer_than_any": any_,
+        "nearer_than_any_expected": n / (draws + 1),
+        "four_times_nearer": four_times,
+        "chance": min(2 * min(chances), 1.0),
+        "heldout_copies": int((~kept).sum()),
+    }
+
+
+COPIES_RISING = 0.25  # of the samples, where 0.05 is even: five times what chance gives
+
+
+class CopyWatch:
+    """Whether the samples of a run turn into training slices: cheap for a few hundred of them, in any features.
+
+    For every sample the distance to the nearest training slice over that to the nearest held-out one: what is hard or
+    easy about a slice is in both. Held-out slices have such ratios too, their own subject left out.
+    """
+
+    def __init__(self, train: Tensor, heldout: Tensor, heldout_groups: Tensor, centre: Tensor | None = None):
+        """train (M, D), heldout (H, D) features, heldout_groups (H,) their subjects as numbers."""
+        check_features(train, heldout)
+        self.train, self.heldout, self.centre = train, heldout, centre
+        own = nearest(heldout, heldout, (heldout_groups, heldout_groups), centre)[0]
+        ratios = nearest(heldout, train, centre=centre)[0] / own.clamp_min(1e-6)
+        self.threshold = ratios.quantile(0.05)
+
+    def share(self, samples: Tensor) -> float:
+        """The share of samples (N, D) whose ratio is below that of 95 % of held-out slices: about 0.05, 1 of copies.
+        Above COPIES_RISING a run copies its training set."""
+        check_features(samples, self.train)
+        to_train, to_heldout = (nearest(samples, x, centre=self.centre)[0] for x in (self.train, self.heldout))
+        return float((to_train / to_heldout.clamp_min(1e-6) < self.threshold).double().mean())
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------

@@ -27,11 +27,12 @@ from jobs.predict.trained import Trained
 from jobs.training import collectives, devices, randomness, ranks
 from jobs.view.grids import save_png
 from jobs.view.pictures import pairs_picture
+from jobs.view.progress import counted
 from jobs.view.report import print_figures
-from models import quality
+from models import copies, quality
 
 PAIR_POOL, PAIRS = 1000, 1000  # slices from which pairs are drawn, and pairs per class, for MS-SSIM
-Measured = tuple[torch.Tensor, torch.Tensor]  # features (N, D), thumbnails (N, T)
+Measured = tuple[torch.Tensor, torch.Tensor]  # features (N, D), thumbnails (N, C, s, s)
 
 
 def evaluate(
@@ -88,6 +89,12 @@ def evaluate(
         figures["class_fidelity"] = quality.class_fidelity(known[0], known[1], known[2], len(model.classes))
     clock.append(time.monotonic())
     notes = notes_on(model, real, count, number, int(fake[0].shape[1]))
+    notes += [
+        f"{f['heldout_copies']} held-out slices are nearly the same as training slices (by {space}): the same pictures are "
+        "on both sides of the split; they were left out of the comparison of copies"
+        for space, f in figures["copying"].items()
+        if f["heldout_copies"]
+    ]
     phases = ("start", "generated", "real slices", "figures")
     seconds = {name: round(b - a, 2) for name, (a, b) in zip(phases, pairwise(clock), strict=True)}
     settings = model.settings(seed=seed, label=label, **how) | {"number": number, "features": features_name}
@@ -110,17 +117,23 @@ def evaluate(
 def copying_figures(
     fake: Measured, train: Measured, heldout: Measured, real: RealSlices, images_of: Images, out: Output
 ) -> dict:
-    """How near generated slices are to training ones by pixels and by features, with a picture of the closest of
-    each."""
+    """How near generated slices are to training ones by pixels, over all moves, and by features, with a picture of the
+    closest of each."""
     groups = real.subjects(real.heldout).to(fake[0].device)
     found: dict[str, dict] = {}
     for space, k, centre in (("pixels", 1, None), ("features", 0, train[0].mean(0))):
-        found[space], pairs = quality.copying(fake[k], train[k], heldout[k], groups, centre)
-        closest = [{"generated": i, "training": real.train.names[j], "distance": d} for i, j, d in pairs]
-        found[space]["closest"] = closest
-        fakes = images_of([i for i, _, _ in pairs]).numpy()
-        reals = np.stack([real.train.images[j] for _, j, _ in pairs])
-        save_png(out / f"copies-{space}.png", pairs_picture(fakes, reals, pairs))
+        track = lambda starts: counted(starts, "copies, parts")  # noqa: E731
+        found[space], pairs = quality.copying(fake[k], train[k], heldout[k], groups, centre, track=track)
+        fakes = images_of([pair.generated for pair in pairs])
+        reals = np.stack([real.train.images[pair.training] for pair in pairs])
+        moves = [pair.move for pair in pairs if pair.move is not None]
+        laid = copies.moved(fakes.float(), torch.stack(moves)).round().byte().numpy() if moves else None
+        found[space]["closest"] = [
+            {"generated": pair.generated, "training": real.train.names[pair.training], "distance": pair.distance}
+            | ({} if pair.move is None else {"move": copies.in_words(pair.move)})
+            for pair in pairs
+        ]
+        save_png(out / f"copies-{space}.png", pairs_picture(fakes.numpy(), reals, pairs, laid))
     return found
 
 

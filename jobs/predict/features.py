@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from data.files import say, sha256_of
 from data.pack import ensure_pack
@@ -18,8 +17,10 @@ from data.records import Choices
 from jobs.config.specs import ConfigError
 from jobs.predict.named import UsageError
 from jobs.predict.trained import Trained
+from jobs.predict.unfinished import UnfinishedEncoder
 from jobs.training import collectives, ranks
 from jobs.training.weights import WeightsError, read_weights, write_weights
+from jobs.view.progress import counted
 from models import encoder, quality
 from models.encoder import load_pretrained
 
@@ -138,15 +139,19 @@ def open_features(given: Network | None, train: Pack, out: Path, rt: ranks.Runti
     if network is None and rt.rank == 0:
         say(f"training the feature encoder on {len(train):,} slices, once; it is kept as {path}")
         labels = torch.from_numpy(np.array(train.labels))
-        network = encoder.train_encoder(
-            train.images,
-            labels,
-            shape["classes"],
-            seed=0,
-            device=rt.device,
-            track=lambda steps: tqdm(steps, unit=" steps", disable=None),
-        )
-        write_weights(path, {"encoder": network.state_dict()}, {"config": shape, "pack": train.digest})
+        unfinished = UnfinishedEncoder(path.with_suffix(".part"), shape | {"pack": train.digest, "seed": 0})
+        with unfinished.interruptible():
+            network = encoder.train_encoder(
+                train.images,
+                labels,
+                shape["classes"],
+                seed=0,
+                device=rt.device,
+                track=lambda steps: counted(steps, "feature encoder, steps", steps.start),
+                unfinished=unfinished,
+            )
+            write_weights(path, {"encoder": network.state_dict()}, {"config": shape, "pack": train.digest})
+            unfinished.remove()
     elif network is None:
         ranks.wait_for(lambda: read_encoder(path, shape, train.digest), "rank 0 to train the feature encoder", 7200)
         network = read_encoder(path, shape, train.digest)
@@ -174,26 +179,26 @@ def read_encoder(path: Path, shape: dict, digest: str) -> encoder.Encoder | None
 def measure(
     rt: ranks.Runtime, network: torch.nn.Module, images_of: Images, count: int, what: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(features (count, D) fp32, thumbnails (count, T) uint8) of slices 0 to count-1, on every rank.
+    """(features (count, D) fp32, thumbnails (count, C, s, s) uint8) of slices 0 to count-1, on every rank.
 
     Ranks take whole chunks in turn, and a chunk holds the same slices for any number of ranks, so the figures do not
     depend on it. Only the features and the thumbnails are kept. `what` is for the progress bar; '' for none.
     """
     features = thumbs = None
     chunks = [range(i, min(i + MEASURE_CHUNK, count)) for i in range(0, count, MEASURE_CHUNK)]
-    silent = True if rt.rank or not what else None
-    for chunk in tqdm(chunks[rt.rank :: rt.world], desc=what, unit=" chunks", disable=silent):
+    mine = chunks[rt.rank :: rt.world]
+    for chunk in counted(mine, f"{what}, chunks") if rt.rank == 0 and what else mine:
         images = images_of(chunk)
         f, t = network(images), quality.thumbnails(images)
         if features is None or thumbs is None:
             features = torch.zeros(count, f.shape[1], device=rt.device)
-            thumbs = torch.zeros(count, t.shape[1], dtype=torch.uint8, device=rt.device)
+            thumbs = torch.zeros(count, *t.shape[1:], dtype=torch.uint8, device=rt.device)
         features[chunk.start : chunk.stop] = f
         thumbs[chunk.start : chunk.stop] = t.to(rt.device)
     if features is None or thumbs is None:  # more ranks than chunks
         images = images_of(chunks[0])
         features = torch.zeros(count, network(images).shape[1], device=rt.device)
-        thumbs = torch.zeros(count, quality.thumbnails(images).shape[1], dtype=torch.uint8, device=rt.device)
+        thumbs = torch.zeros(count, *quality.thumbnails(images).shape[1:], dtype=torch.uint8, device=rt.device)
     return collectives.reduce_sum(rt, features), collectives.reduce_sum(rt, thumbs)
 
 

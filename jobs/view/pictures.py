@@ -100,18 +100,24 @@ def scatter_plots(table: list[tuple], what: str, caption: str, most: int = 9) ->
     return buffer.getvalue()
 
 
-def pairs_picture(fakes: np.ndarray, reals: np.ndarray, pairs: list, columns: int = 8) -> Image.Image:
-    """fakes, reals uint8 (N, C, R, R): generated slices above their nearest training slices; pairs N (number of the
-    generated one, of the training one, distance)."""
+def pairs_picture(
+    fakes: np.ndarray, reals: np.ndarray, pairs: list, laid: np.ndarray | None = None, columns: int = 8
+) -> Image.Image:
+    """fakes, reals uint8 (N, C, R, R): generated slices above their nearest training slices, between them `laid`, the
+    generated ones as they were moved for that; pairs N (number of the generated one, of the training one, distance)."""
     shown, captions, rows = [], [], []
     for start in range(0, len(pairs), columns):
         part = slice(start, start + columns)
         blank = columns - len(fakes[part])
         empty = np.full((blank, *fakes.shape[1:]), BACKGROUND, np.uint8)
-        shown += [fakes[part], empty, reals[part], empty]
-        captions += [f"no. {i}" for i, _, _ in pairs[part]] + [""] * blank
-        captions += [f"{d:.3f}" for _, _, d in pairs[part]] + [""] * blank
-        rows += ["generated", "training"]
+        numbers, distances = [f"no. {p[0]}" for p in pairs[part]], [f"{p[2]:.3f}" for p in pairs[part]]
+        lines = [("generated", fakes, numbers), ("training", reals, distances)]
+        if laid is not None:
+            lines.insert(1, ("moved", laid, [""] * len(numbers)))
+        for name, images, texts in lines:
+            shown += [images[part], empty]
+            captions += texts + [""] * blank
+            rows.append(name)
     return image_grid(np.concatenate(shown), columns, labels=captions, row_labels=rows)
 
 

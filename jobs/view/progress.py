@@ -4,10 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from data.files import is_number, say
 from jobs.config import kinds
-from jobs.config.wording import clock
+from jobs.config.wording import clock, short_time
+
+
+LINE_SECONDS = 20.0  # between two lines in a log file
+T = TypeVar("T")
+
+
+def counted(items: Sequence[T], what: str, done: int = 0, interactive: bool | None = None) -> Iterator[T]:
+    """The items, with a bar on a terminal and a line now and then in a log file; `done`: how many came before."""
+    total = done + len(items)
+    if sys.stderr.isatty() if interactive is None else interactive:
+        from tqdm import tqdm
+
+        yield from tqdm(items, desc=what, initial=done, total=total)
+        return
+    begun = told = time.monotonic()
+    for i, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - told >= LINE_SECONDS and i < len(items):
+            told = now
+            left = short_time((now - begun) / i * (len(items) - i))
+            say(f"{what}: {done + i:,} of {total:,}, {left} left")
 
 
 class Progress:

@@ -305,16 +305,35 @@ def more_figures(name: str, found: dict) -> str:
         rows.append([f"MS-SSIM of pairs, {label} (lower varies more)", text])
     for space in child(found, "copying"):
         f = child(child(found, "copying"), space)
-        if is_number(f.get("below_5th_percentile")) and is_number(f.get("relative_ratio")):
-            below, ratio = 100 * f["below_5th_percentile"], f["relative_ratio"]
-            text = f"{below:.1f} % below the 5th percentile of held-out slices, distance ratio {ratio:.2f}"
-            rows.append([f"copies by {space} (5 % and 1 are even)", text])
+        if text := copies_line(f):
+            rows.append([f"copies by {space}", text])
     f = child(found, "class_fidelity")
     if is_number(f.get("accuracy")) and is_number(f.get("accuracy_of_heldout")):
         rows.append(["classes recognised", f"generated {f['accuracy']:.3f}, held-out {f['accuracy_of_heldout']:.3f}"])
     notes = found.get("notes")
     rows += [["note", note] for note in notes] if isinstance(notes, list) else []
     return f"<details open><summary>{escape(name)}</summary>{table([], rows)}</details>" if rows else ""
+
+
+SIGNIFICANT = 0.01  # chance below which a count is no accident
+
+
+def copies_line(f: dict) -> str:
+    """What one space says of copies, in a line; '' where it says nothing. Evaluations of older versions have no
+    count."""
+    if not (is_number(f.get("below_5th_percentile")) and is_number(f.get("relative_ratio"))):
+        return ""
+    text = (
+        f"{100 * f['below_5th_percentile']:.1f} % nearer than the 5th percentile of held-out slices (5 % is even), "
+        f"distance ratio {f['relative_ratio']:.2f} (1 is even)"
+    )
+    found = [f.get(k) for k in ("nearer_than_any", "nearer_than_any_expected", "four_times_nearer", "chance")]
+    if not all(map(is_number, found)):
+        return text
+    count, expected, four_times, chance = found
+    verdict = f"COPIES (chance {chance:.1g}): look at the closest" if chance < SIGNIFICANT else "no more than chance"
+    counts = f"{count:,.0f} nearer than any held-out slice ({expected:,.1f} expected), {four_times:,.0f} four times nearer"
+    return f"{counts}: {verdict}; {text}"
 
 
 def print_figures(figures: dict, features: str, data: dict, notes: list[str]) -> None:
@@ -329,11 +348,7 @@ def print_figures(figures: dict, features: str, data: dict, notes: list[str]) ->
     for name, sides in figures["ms_ssim"].items():
         say(f"MS-SSIM of pairs, {name}: " + ", ".join(f"{side} {v['mean']:.3f}" for side, v in sides.items()))
     for space, f in figures["copying"].items():
-        say(
-            f"copies by {space}: {100 * f['below_5th_percentile']:.1f} % nearer than the 5th percentile of held-out "
-            "slices "
-            f"(5 % is even), distance ratio {f['relative_ratio']:.2f} (1 is even)"
-        )
+        say(f"copies by {space}: {copies_line(f)}")
     if "class_fidelity" in figures:
         f = figures["class_fidelity"]
         say(

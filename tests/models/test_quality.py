@@ -319,8 +319,8 @@ def test_copies_are_caught_and_new_samples_are_not():
     figures, pairs = copying(copies, train, heldout, subjects)
     assert figures["below_5th_percentile"] > 0.99 and figures["nearer_than_heldout"] > 0.99
     assert figures["relative_ratio"] < 0.1
-    assert len(pairs) == 16 and all(i == j for i, j, _ in pairs)
-    assert [d for _, _, d in pairs] == sorted(d for _, _, d in pairs)
+    assert len(pairs) == 16 and all(p.generated == p.training for p in pairs)
+    assert [p.distance for p in pairs] == sorted(p.distance for p in pairs)
 
 
 def test_some_copies_among_new_samples_are_caught():
@@ -328,7 +328,7 @@ def test_some_copies_among_new_samples_are_caught():
     mixed = torch.cat([gaussian(450, 16, 3), train[:50]])
     figures, pairs = copying(mixed, train, heldout, torch.arange(200))
     assert figures["below_5th_percentile"] > 0.1 and figures["relative_ratio"] > 0.8  # the median does not see them
-    assert all(i >= 450 for i, _, _ in pairs)
+    assert all(p.generated >= 450 for p in pairs)
 
 
 def test_neighbouring_slices_of_one_subject_do_not_spoil_the_comparison():
@@ -341,9 +341,9 @@ def test_neighbouring_slices_of_one_subject_do_not_spoil_the_comparison():
 
 def test_thumbnails():
     image = pictures(2, 128)
-    expected = image.view(2, 1, 64, 2, 64, 2).float().mean((3, 5)).round().flatten(1)
+    expected = image.view(2, 1, 64, 2, 64, 2).float().mean((3, 5)).round()
     torch.testing.assert_close(thumbnails(image).float(), expected)
-    assert torch.equal(thumbnails(image[..., :32, :32]), image[..., :32, :32].flatten(1))
+    assert torch.equal(thumbnails(image[..., :32, :32]), image[..., :32, :32])
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------

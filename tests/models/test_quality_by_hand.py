@@ -82,9 +82,9 @@ def test_copies(monkeypatch, centred):
     expected, distance, where = copies(fake, train, heldout, scans, centre)
     assert found == pytest.approx(expected, rel=1e-4)
     order = np.argsort(distance)[:5]
-    assert {pairs[0][0], pairs[1][0]} == {3, 4} and {(i, j) for i, j, _ in pairs} == {(i, where[i]) for i in order}
-    assert dict((i, j) for i, j, _ in pairs)[3] == 7  # the first of two that are as near
-    assert [d for _, _, d in pairs] == pytest.approx(distance[order], abs=1e-5)
+    assert {pairs[0][0], pairs[1][0]} == {3, 4} and {p[:2] for p in pairs} == {(i, where[i]) for i in order}
+    assert dict(p[:2] for p in pairs)[3] == 7  # the first of two that are as near
+    assert [p.distance for p in pairs] == pytest.approx(distance[order], abs=1e-5)
 
 
 def test_a_tie_counts_half():
@@ -151,9 +151,7 @@ def test_pairs_are_of_two_groups_and_no_more_than_asked_for():
 def test_thumbnails_are_rounded_means_of_larger_slices_alone():
     image = torch.zeros(1, 1, 128, 128, dtype=torch.uint8)
     image[..., 0, 0], image[..., 2:4, 0] = 3, 1  # means 0.75 and 0.5 of four
-    small = quality.thumbnails(image).view(64, 64)
+    small = quality.thumbnails(image)[0, 0]
     assert small[0, 0] == 1 and small[1, 0] == 0 and small.dtype == torch.uint8
-    assert quality.thumbnails(image[..., :64, :64]).shape == (1, 4096) and quality.thumbnails(
-        image[..., :80, :80]
-    ).shape == (1, 4096)
-    assert quality.thumbnails(image[..., :48, :48]).shape == (1, 48 * 48)
+    for size, expected in ((64, 64), (80, 64), (48, 48)):
+        assert quality.thumbnails(image[..., :size, :size]).shape == (1, 1, expected, expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import sys
 
@@ -15,7 +16,7 @@ from test_predict import call, make_generator, one_line, write
 from tiny import environment
 
 from data.batches import to_uint8
-from jobs.predict import direction, evaluate
+from jobs.predict import direction, evaluate, features
 from jobs.predict.gan import GanModel
 from jobs.predict.output import Output
 from jobs.predict.trained import read_model
@@ -86,7 +87,8 @@ def test_writes_every_figure_beside_that_of_real_slices(run, capsys):
     out = capsys.readouterr().out
     assert f"{fake['fid']:.2f}" in out and "note: 20 held-out slices are few" in out
     picture = Image.open(run / "predictions" / "evaluate" / "copies-pixels.png")
-    assert picture.height == 2 + 4 * (32 + 12 + 2) and picture.width > 8 * 34
+    assert picture.height == 2 + 6 * (32 + 12 + 2) and picture.width > 8 * 34
+    assert found["copying"]["pixels"]["four_times_nearer"] == 0 and "no more than chance" in out
 
 
 def test_repeats_and_depends_on_the_seed(run):
@@ -134,7 +136,7 @@ def test_two_ranks_give_the_same_figures(run, packs, tmp_path):
     assert not outputs[1][0]  # rank 1 is silent
 
 
-def test_a_generator_that_copies_is_caught(run, monkeypatch):
+def test_a_generator_that_copies_is_caught(run, monkeypatch, capsys):
     """The whole command, with a generator whose picture i is training slice i, or i with the other class's label."""
     from data.pack import ensure_pack
 
@@ -150,9 +152,15 @@ def test_a_generator_that_copies_is_caught(run, monkeypatch):
         )
     assert found["copying"]["pixels"]["closest"][0]["distance"] < 1e-4
     right = found["class_fidelity"]["accuracy"]
+    assert "COPIES (chance" in capsys.readouterr().out
+    monkeypatch.setattr(evaluate, "generated", lambda model, seed, label, how: lambda indices: torch.from_numpy(
+        np.roll(np.stack([train.images[order[i]] for i in indices]), 1, 3)))  # moved by a pixel
     order = [int(np.flatnonzero(train.labels == 1 - i % 2)[i // 2]) for i in range(60)]  # the other class
     assert call("evaluate", "--run", run, "--number", 60, "--device", "cpu") == 0
-    assert right > 0.8 and metrics(run)["class_fidelity"]["accuracy"] < 0.2
+    assert right > 0.8 and metrics(run)["class_fidelity"]["accuracy"] < 0.5
+    found = metrics(run)["copying"]["pixels"]
+    assert found["below_5th_percentile"] == 1.0 and found["relative_ratio"] < 0.2 and found["chance"] < 1e-6
+    assert found["closest"][0]["move"] == "moved -3.1 % and 0.0 %"
 
 
 def test_a_collapsed_generator_is_caught(run, monkeypatch):
@@ -184,6 +192,35 @@ def test_a_damaged_encoder_is_trained_again(run, packs, monkeypatch, capsys):
     assert call("evaluate", "--run", run, "--number", 20, "--device", "cpu") == 0
     assert "training the feature encoder" in capsys.readouterr().out and path.stat().st_size == len(good)
     path.write_bytes(good)
+
+
+def test_an_interrupted_encoder_goes_on_with_the_same_command(run, packs, monkeypatch, capsys):
+    """Ctrl-C within the tenth step: code 130, one line that says so; then the very same encoder."""
+    path = next(packs.glob("encoder-*.safetensors"))
+    good = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(encoder.train_encoder, "__kwdefaults__", {**encoder.train_encoder.__kwdefaults__, "steps": 40})
+    whole = features.counted
+
+    def interrupted(items, what, done=0):
+        for item in whole(items, what, done):
+            if (what, item) == ("feature encoder, steps", 9) and not done:
+                signal.raise_signal(signal.SIGINT)
+            yield item
+
+    monkeypatch.setattr(features, "counted", interrupted)
+    command = ("evaluate", "--run", run, "--number", 20, "--device", "cpu")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert call(*command) == 130
+        said = capsys.readouterr().err.splitlines()
+        assert said[-1] == "interrupted; the same command goes on after step 10 of the encoder's 40"
+        assert [p.suffix for p in packs.glob("encoder-*")] == [".part"] and not path.exists()
+        assert call(*command) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "goes on after step 10 of 40" in capsys.readouterr().out
+    assert path.read_bytes() == good and not list(packs.glob("*.part"))
 
 
 def test_wrong_use_gets_one_line(run, packs, tmp_path, monkeypatch, capsys):

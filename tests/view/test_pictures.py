@@ -91,6 +91,11 @@ def test_generated_slices_stand_above_their_nearest_ones():
         assert np.array_equal(drawn[y : y + 6, x : x + 6], fakes[i, 0])
         assert np.array_equal(drawn[y + 20 : y + 26, x : x + 6], reals[i, 0])
     assert (drawn[42:48, left + 18 : left + 24] == BACKGROUND).all()  # there is no sixth
+    moved = noise(5, 1, 6, 6, seed=3)
+    drawn = np.asarray(pictures.pairs_picture(fakes, reals, pairs, moved, columns=3))
+    for row, images in enumerate((fakes, moved, reals)):
+        y, x = 2 + (3 + row) * 20, drawn.shape[1] - (3 * 8 + 2) + 2 + 8
+        assert np.array_equal(drawn[y : y + 6, x : x + 6], images[4, 0])
 
 
 def test_dots_are_where_the_table_says_by_class_and_by_subject(monkeypatch):

@@ -100,7 +100,7 @@ def test_the_page_has_all_and_loads_nothing(tmp_path):
         "2.1 ± 0.4",
         "encoder v1",
         "generated 0.500",
-        "6.0 % below",
+        "6.0 % nearer",
         "a note",
         "phantom:20",
         "Attempts (2)",
@@ -291,7 +291,9 @@ def test_every_figure_stands_in_its_column(tmp_path):
     real = {k: v * 2 for k, v in FIGURES.items()}
     fidelity = {"accuracy": 0.625, "accuracy_of_heldout": 0.875, "train_on_generated": 0.5}
     run = make_run(tmp_path, distances={"generated": FIGURES, "training slices": real}, class_fidelity=fidelity,
-                   copying={"features": {"below_5th_percentile": 0.125, "relative_ratio": 0.75}})  # fmt: skip
+                   copying={"features": {"below_5th_percentile": 0.125, "relative_ratio": 0.75},
+                            "pixels": {"below_5th_percentile": 0.05, "relative_ratio": 1, "nearer_than_any": 61,
+                                       "nearer_than_any_expected": 9.98, "four_times_nearer": 50, "chance": 2e-9}})  # fmt: skip
     page = write_page([run])
     rows = cells_of(page, "FID")
     assert rows[""] == ["FID", "KID x 1000", "precision", "recall", "density", "coverage"]
@@ -300,9 +302,10 @@ def test_every_figure_stands_in_its_column(tmp_path):
     text = Parsed(page).text
     assert "generated 0.625, held-out 0.875" in text
     assert (
-        "copies by features (5 % and 1 are even)12.5 % below the 5th percentile of held-out slices, distance ratio 0.75"
+        "copies by features12.5 % nearer than the 5th percentile of held-out slices (5 % is even), distance ratio 0.75"
         in text
     )
+    assert "61 nearer than any held-out slice (10.0 expected), 50 four times nearer: COPIES (chance 2e-09)" in text
     assert "Features: encoder v1. Against 20 held-out slices: phantoms" in text
 
 

@@ -1,0 +1,147 @@
+"""What the figures of a run say about its health, in a line that a person cannot overlook.
+
+A verdict holds until the next look says otherwise. It lives in the counters of a checkpoint and in status.json, where
+`launch.py status` and `why` read it. While a run is not healthy, nothing that it makes takes the place of its healthy
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from jobs.config import kinds
+from jobs.config.specs import TrainConfig
+from models.metrics import COLLAPSE_FLOOR, COLLAPSE_RATIO
+from models.quality import COPIES_RISING
+
+FLOOR_AFTER = 20_000  # images after which a generator without any diversity is a collapsed one
+NARROW = 0.5  # of the real slices' diversity
+AHEAD = {"logistic": 0.2, "rpgan": 0.1}  # loss_D below which D is hardly ever wrong; even is 1.39 and 0.69
+AHEAD_LOOKS = 3  # in a row
+SETTLED = 0.1  # of a run's length, after which a VAE or a diffusion network is held to account
+SPREAD = (0.5, 1.5)  # of samples over that of the data: outside, they have left the range of the data
+VERDICT = "verdict "  # begins their keys in the counters
+SICK = {"MODE COLLAPSE", "POSTERIOR COLLAPSE", "NO RECONSTRUCTION", "OUT OF RANGE"}  # not healthy
+
+Findings = Iterator[tuple[str, str]]  # (name, what it means and what to do)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """look(config, row, counters, nimg) yields (name of a verdict, its text); asked where the row has a column that
+    begins with `column`. Its verdicts hold until it is asked again."""
+
+    look: Callable[[TrainConfig, dict, dict, int], Findings]
+    column: str
+    names: tuple[str, ...]
+
+
+def judge(c: TrainConfig, row: dict, counters: dict, nimg: int, say: Callable[[str], None]) -> None:
+    """Look at the columns of a row and write the verdicts and `healthy` into the counters; the same on every rank."""
+    if not nimg:  # an untrained network is neither well nor sick
+        return
+    for rule in RULES.get(kinds.name_of(c), ()):
+        if any(name.startswith(rule.column) for name in row):
+            for name in rule.names:
+                counters.pop(VERDICT + name, None)
+            for name, text in rule.look(c, row, counters, nimg):
+                counters[VERDICT + name] = text
+                say(f"WARNING: {name}: {text}")
+    counters["healthy"] = not any(VERDICT + name in counters for name in SICK)
+
+
+def verdict(counters: dict) -> str:
+    """All that holds, in one line; '' of a run of which nothing bad is known."""
+    held = {k.removeprefix(VERDICT): v for k, v in counters.items() if k.startswith(VERDICT)}
+    return "; ".join(f"{name}: {text}" for name, text in held.items())
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+def diversity(c, row: dict, counters: dict, nimg: int) -> Findings:
+    """A run is collapsed when its diversity was there once and fell below COLLAPSE_RATIO of the real slices', or when
+    it is all but gone after the first FLOOR_AFTER images. It narrows while it falls and is below NARROW."""
+    low = min(value for name, value in row.items() if name.startswith("diversity"))
+    last = counters.get("last_diversity", 0.0)
+    counters["best_diversity"] = best = max(counters.get("best_diversity", 0.0), low)
+    counters["last_diversity"] = low
+    fix = "try --loss rpgan, a larger --gamma, or --ada mri"
+    if (best > 2 * COLLAPSE_RATIO and low < COLLAPSE_RATIO) or (low < COLLAPSE_FLOOR and nimg >= FLOOR_AFTER):
+        yield "MODE COLLAPSE", (
+            f"generated slices vary only {low:.2f} times as much as real ones (it was {best:.2f}); the weights before "
+            f"it are kept as weights-healthy.safetensors; {fix}"
+        )
+    elif low < NARROW < best and low < last:
+        yield "NARROWING", f"generated slices vary {low:.2f} times as much as real ones, after {best:.2f}; {fix}"
+
+
+def ahead(c, row: dict, counters: dict, nimg: int) -> Findings:
+    """Whether D has been far ahead of G for AHEAD_LOOKS looks."""
+    counters["ahead"] = counters.get("ahead", 0) + 1 if row["loss_D"] < AHEAD[c.loss] else 0
+    if counters["ahead"] >= AHEAD_LOOKS:
+        yield "D FAR AHEAD", (
+            f"D's loss is {row['loss_D']:.2g} at {counters['ahead']} looks in a row: it is hardly ever wrong, and G "
+            "learns little from it; try a larger --gamma, or --ada mri"
+        )
+
+
+def copies(c, row: dict, counters: dict, nimg: int) -> Findings:
+    """Whether samples turn into training slices."""
+    if row["copies"] > COPIES_RISING:
+        yield "COPIES", (
+            f"{100 * row['copies']:.0f} % of the samples are nearer to a training slice than 95 % of held-out "
+            "slices are (5 % is even): it learns slices by heart; use more data, --ada mri, or --at best"
+        )
+
+
+def classes(c, row: dict, counters: dict, nimg: int) -> Findings:
+    """Whether slices of a class are told from the others as those of held-out people are."""
+    names = [name.removeprefix("found_") for name in row if name.startswith("found_")]
+    for name in names:
+        real, chance = row.get(f"real_found_{name}", 0.0), 1 / len(names)
+        if real > chance and row[f"found_{name}"] < chance / 2:
+            yield "CLASS LOST", (
+                f"only {100 * row[f'found_{name}']:.0f} % of the slices made as {name} look like {name} (of "
+                f"held-out slices {100 * real:.0f} %); try a longer run, or balance the classes"
+            )
+
+
+def posterior(c, row: dict, counters: dict, nimg: int) -> Findings:
+    """Whether the latents carry anything."""
+    if not row["active_channels"] and nimg >= SETTLED * c.total_kimg * 1000:
+        yield "POSTERIOR COLLAPSE", (
+            "no channel of the latents carries anything of the slices (active_channels 0): they are noise, which a "
+            f"diffusion network would learn; use a smaller --kl-weight than {c.kl_weight:g}"
+        )
+
+
+def reconstruction(c, row: dict, counters: dict, nimg: int) -> Findings:
+    """Whether reconstructions are better than one picture for all."""
+    psnr = next(row[name] for name in ("val_psnr", "train_psnr") if name in row)
+    if psnr <= row["mean_slice_psnr"] and nimg >= SETTLED * c.total_kimg * 1000:
+        yield "NO RECONSTRUCTION", (
+            f"reconstructions ({psnr:.1f} dB) are no better than the mean of the training slices "
+            f"({row['mean_slice_psnr']:.1f} dB); use a smaller --kl-weight or --lr"
+        )
+
+
+def spread(c, row: dict, counters: dict, nimg: int) -> Findings:
+    """Whether samples are as wide as the data that they are to be like."""
+    value = row["sample_spread"]
+    if not SPREAD[0] <= value <= SPREAD[1] and nimg >= SETTLED * c.total_kimg * 1000:
+        yield "OUT OF RANGE", (
+            f"samples are {value:.2f} times as wide as the data ({'latents' if c.space == 'latent' else 'pixels'}): the "
+            "decoder never saw such; use a smaller --lr, more --steps, or another --sampler"
+        )
+
+
+DIVERSITY = Rule(diversity, "diversity", ("MODE COLLAPSE", "NARROWING"))
+COPIES, CLASSES = Rule(copies, "copies", ("COPIES",)), Rule(classes, "found_", ("CLASS LOST",))
+RULES = {
+    "stylegan2": (DIVERSITY, Rule(ahead, "diversity", ("D FAR AHEAD",)), COPIES, CLASSES),
+    "vae": (
+        Rule(posterior, "active_channels", ("POSTERIOR COLLAPSE",)),
+        Rule(reconstruction, "mean_slice_psnr", ("NO RECONSTRUCTION",)),
+    ),
+    "diffusion": (DIVERSITY, Rule(spread, "sample_spread", ("OUT OF RANGE",)), COPIES, CLASSES),
+}
