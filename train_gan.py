@@ -58,12 +58,10 @@ from models import augment as ada
 from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
-from models.metrics import COLLAPSE_FLOOR, COLLAPSE_RATIO
 from models.stylegan2 import Discriminator, Generator, mix_styles
 
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
 GENERATE = "generate --run {run} --number 64"  # what to do with a finished run
-FLOOR_AFTER = 20_000  # images after which a generator without any diversity is a collapsed one
 STATS = "loss_G loss_D logits_real logits_fake sign_real r1 r2 path_length pl_penalty".split()
 
 
@@ -82,7 +80,7 @@ class TrainState(State):
     ada: ada.AdaController
     averages: Averages
     pl_mean: torch.Tensor  # () fp32, running mean of path lengths
-    counters: dict = field(default_factory=lambda: FRESH_COUNTERS | {"best_diversity": 0.0})
+    counters: dict = field(default_factory=lambda: dict(FRESH_COUNTERS))
 
     def log_extra(self) -> dict:
         """Columns of a log row that are states and not averages over the interval."""
@@ -363,34 +361,6 @@ def step_flops(c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.d
     return {(p, g): main + p * path_length + g * gradient for p in (False, True) for g in (False, True)}
 
 
-def look(s: TrainState, sampler: Sampler, nimg: int, attempt: Attempt):
-    """(grid, figures) at a sample tick; the figures say whether the run is healthy."""
-    grid, figures = sampler(s.G_ema)
-    if not nimg:
-        return grid, {}  # an untrained generator's noise says nothing
-    judge_health(figures, s.counters, nimg, attempt.say)
-    return grid, figures
-
-
-def judge_health(figures: dict, counters: dict, nimg: int, say) -> None:
-    """A run is collapsed when its diversity was there once and fell below COLLAPSE_RATIO of the real slices', or when
-    it is all but gone after the first FLOOR_AFTER images."""
-    if not figures:
-        return
-    low = min(figures.values())
-    counters["best_diversity"] = max(counters["best_diversity"], low)
-    fell = counters["best_diversity"] > 2 * COLLAPSE_RATIO and low < COLLAPSE_RATIO
-    collapsed = fell or (low < COLLAPSE_FLOOR and nimg >= FLOOR_AFTER)
-    if collapsed:
-        say(
-            f"WARNING: MODE COLLAPSE: generated slices vary only {low:.2f} times as much as real ones (it was "
-            f"{counters['best_diversity']:.2f}). The weights before it are kept: predict.py --weights "
-            "weights-healthy.safetensors. "
-            "Try --loss rpgan, a larger --gamma, or --ada mri."
-        )
-    counters["healthy"] = not collapsed
-
-
 # --- the run ----------------------------------------------------------------------------------------------------------
 def train(
     c: GanConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack], network: Network | None, attempt: Attempt
@@ -425,7 +395,7 @@ def train(
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
-            record.tick(nimg, s, lambda nimg: look(s, sampler, nimg, attempt), s.log_extra, measure=yardstick)
+            record.tick(nimg, s, partial(sampler, s.G_ema), s.log_extra, measure=yardstick)
             # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
                 upkeep.save(nimg, {"G_ema": s.G_ema}, {"classes": pack.classes, "geometry": pack.geometry})

@@ -346,9 +346,7 @@ def copying(
     }
     order = to_train.argsort(stable=True)[:pairs].tolist()
     moves = [None if found.move is None else found.move[i].cpu() for i in order]
-    return figures, [
-        Pair(i, int(found.index[i]), float(to_train[i]), m) for i, m in zip(order, moves, strict=True)
-    ]
+    return figures, [Pair(i, int(found.index[i]), float(to_train[i]), m) for i, m in zip(order, moves, strict=True)]
 
 
 def nearer_than_any(to_train: Tensor, real_to_train: Tensor, groups: Tensor) -> dict[str, float]:

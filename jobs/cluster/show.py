@@ -153,7 +153,7 @@ def show_runs(views) -> None:
                 eta,
                 str(v.restarts or ""),
                 gpu_use(v),
-                v.note,
+                v.told,
             ]
         )
     left_out = table(header, rows, {1: terminal.STATE_COLOURS}, spare=spare)
@@ -184,7 +184,7 @@ def show_run(view, run: Path) -> None:
     )
     facts(
         [
-            ("note", view.note),
+            ("note", view.told),
             ("job", f"{view.job_id}{where}" if view.job_id and view.state not in FINAL else ""),
             ("time", elapsed),
             ("progress", progress(view)),
@@ -344,7 +344,7 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
     clear()
     if view.state == RunState.DONE:
         return DONE
-    say(f"{run.name}: {view.state}{f' ({view.note})' if view.note else ''}")
+    say(f"{run.name}: {view.state}{f' ({view.told})' if view.told else ''}")
     return DONE if view.state == RunState.STOPPED else view.code or 1
 
 

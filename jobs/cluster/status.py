@@ -99,8 +99,15 @@ class View:
     updated: float | None = None
     code: int | None = None
     note: str = ""
+    verdict: str = ""  # what the run's own figures say against it
     metrics: dict = field(default_factory=dict)  # the last row of metrics.jsonl
     damage: str = ""  # a file of the run that cannot be read, and why
+
+    @property
+    def told(self) -> str:
+        """The note, after the names of what the figures say against the run; `why` has the rest."""
+        names = [part.partition(":")[0] for part in self.verdict.split("; ") if part.partition(":")[0].isupper()]
+        return "; ".join(filter(None, [", ".join(names), self.note]))
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -205,6 +212,7 @@ def _view_run(run: Path, queue: dict[str, Job] | None, seen: dict) -> View:
         gpu_util=_number(metrics.get("gpu_util")),
         gpu_gb=_number(metrics.get("gpu_gb")),
         note=_word(seen.get("reason"), 500),
+        verdict=_word(seen.get("verdict"), 1000),
         metrics=metrics,
     )
     live = live_jobs(run, queue) if queue is not None else []

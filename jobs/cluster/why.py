@@ -128,7 +128,10 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
             f"{run.name} --now, then resume, queues it anew",
         )
     if view.state in (RunState.RUNNING, RunState.STARTING, RunState.ENDING):
-        return view, Cause(f"nothing is wrong: it is {view.state}" + (f" on {view.node}" if view.node else ""))
+        where = f" on {view.node}" if view.node else ""
+        if view.verdict:
+            return view, Cause(f"it is {view.state}{where}, but its figures say: {view.verdict}")
+        return view, Cause(f"nothing is wrong: it is {view.state}{where}")
     if view.damage and view.state != RunState.DONE:
         fix = f"restore it from a copy, or move it away; then python launch.py resume {typed(run)}"
         return view, Cause(view.damage, fix, last_error(tail(log)) if (log := newest_log(run)) else "")
@@ -140,7 +143,7 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
         )
     if view.state == RunState.DONE:
         return view, Cause(
-            "it is done",
+            f"it is done, but its figures say: {view.verdict}" if view.verdict else "it is done",
             f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {typed(run)} "
             "-- --total-kimg N",
         )

@@ -43,6 +43,10 @@ QUALITY = (
     Column("recall_train", "quality", REACH, higher=True),
     Column("coverage_train", "quality", REACH, higher=True),
     Column("best_kid", "quality", told=True),
+    # Shares of slices: nearer to a training slice than 95 % of held-out ones; of a class, by a probe of real slices.
+    Column("copies", "quality"),
+    Column("found_*", "quality", higher=True),
+    Column("real_found_*", "quality", higher=True),
 )
 GENERATIVE = (
     Column("diversity", "health", DIVERSITY, "div", told=True, higher=True),
@@ -75,6 +79,7 @@ VAE = (
     Column("val_ssim", "validation", SSIM, "SSIM", told=True, higher=True),
     Column("val_psnr_head", "validation", PSNR, higher=True),
     Column("val_ssim_head", "validation", SSIM, higher=True),
+    Column("mean_slice_psnr", "validation"),
     Column("val_l1", "validation", judges=True),
     Column("best_val_l1", "validation", told=True),
     Column("train_psnr", "validation", PSNR, "PSNR", told=True, higher=True),
@@ -98,6 +103,7 @@ DIFFUSION = (
     Column("val_loss_*", "validation", OTHER_PATIENTS),
     Column("train_loss", "validation", OTHER_PATIENTS, "train", told=True),
     Column("train_loss_*", "validation", OTHER_PATIENTS),
+    Column("sample_spread", "health"),
     *GENERATIVE,
     *OPTIMISER,
 )

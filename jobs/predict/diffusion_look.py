@@ -103,10 +103,13 @@ class Sampler:
     @torch.no_grad()
     def __call__(self, unet: UNet, scale: LatentScale, nimg: int):
         """(picture of the grid or None, {figures}), on all ranks at once. Diversity is 1 where generated slices vary as
-        much as real ones."""
-        images = collectives.reduce_sum(self.rt, self.samples(unet, scale))
+        much as real ones, sample_spread where what is denoised is as wide as the data (RMS of latents or pixels)."""
+        mine, squares = self.samples(unet, scale)
+        images = collectives.reduce_sum(self.rt, mine)
         figures = self.validate(unet)
         if nimg:  # an untrained network's noise says nothing
+            width = (collectives.reduce_sum(self.rt, squares) / self.noise.numel()).sqrt()
+            figures["sample_spread"] = float(width / self.looked_at[0].square().mean().sqrt().clamp_min(1e-6))
             figures["diversity"] = float(diversity_ratio(images, self.real))
             real = class_diversity(self.real, self.real_labels)
             for k, value in class_diversity(images, self.labels).items() if self.labels is not None else ():
@@ -117,26 +120,29 @@ class Sampler:
         captions = None if self.labels is None else [self.classes[k] for k in self.labels.tolist()]
         return image_grid(to_uint8(images).cpu().numpy(), self.columns, labels=captions), figures
 
-    def samples(self, unet: UNet, scale: LatentScale) -> torch.Tensor:
-        """Images (number, C, R, R) in -1 .. 1 of the fixed noise; zero where they are other ranks'."""
+    def samples(self, unet: UNet, scale: LatentScale) -> tuple[torch.Tensor, torch.Tensor]:
+        """(images (number, C, R, R) in -1 .. 1 of the fixed noise, zero where they are other ranks'; sum of squares of
+        the clean samples of this rank, before the decoder)."""
+        squares = torch.zeros((), device=self.rt.device)
         images = torch.zeros(self.number, self.c.channels, self.c.resolution, self.c.resolution, device=self.rt.device)
         for i in self.mine(self.number, GRID_CHUNK):
             gen = randomness.generator(self.c.seed, int(i[0]), "ancestral")
             labels = None if self.labels is None else self.labels[i]
-            images[i] = self.denoised(unet, scale, self.noise[i], labels, gen)
-        return images
+            x0 = self.denoised(unet, self.noise[i], labels, gen)
+            squares += x0.square().sum()
+            images[i] = self.data.to_images(x0, scale, self.dtype)
+        return images, squares
 
     def denoised(
-        self, unet: UNet, scale: LatentScale, noise: torch.Tensor, labels: torch.Tensor | None, gen: torch.Generator
+        self, unet: UNet, noise: torch.Tensor, labels: torch.Tensor | None, gen: torch.Generator
     ) -> torch.Tensor:
-        """Images (B, C, R, R) in -1 .. 1 of noise (B, c, h, w); `gen` draws what ancestral sampling adds."""
+        """Clean samples (B, c, h, w) of noise of that shape; `gen` draws what ancestral sampling adds."""
         c = self.c
         times = schedules.fast_times(c.times, c.fast_steps) if c.times.startswith("fast-") else None
         predict = predictor(unet, labels, self.dtype)
         denoise = samplers.denoiser(predict, self.schedule, c.target, clamp=float(c.space == "pixel"))
         fresh = partial(noise_like, gen)
-        x0 = samplers.sample(denoise, noise, self.schedule, c.sampler, c.steps, times=times, fresh=fresh)
-        return self.data.to_images(x0, scale, self.dtype)
+        return samplers.sample(denoise, noise, self.schedule, c.sampler, c.steps, times=times, fresh=fresh)
 
     def draws(self, unet: UNet, scale: LatentScale, labels: torch.Tensor) -> Callable[[Sequence[int]], torch.Tensor]:
         """What figures are taken of: indices -> uint8 (B, C, R, R), each with its noise and the class in `labels` (N,),
@@ -149,7 +155,8 @@ class Sampler:
                 gen = randomness.generator(self.c.seed, int(i[0]), "metric")
                 noise = normal((len(i), *self.data.shape), gen, self.rt.device)
                 of_class = labels[i] if self.c.conditional else None
-                images.append(to_uint8(self.denoised(unet, scale, noise, of_class, gen)))
+                x0 = self.denoised(unet, noise, of_class, gen)
+                images.append(to_uint8(self.data.to_images(x0, scale, self.dtype)))
             return torch.cat(images)
 
         return images_of

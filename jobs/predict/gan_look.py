@@ -39,8 +39,9 @@ class Sampler:
             captions = [self.classes[k] for k in self.real_labels[: self.number].tolist()]
         return image_grid(to_uint8(self.real[: self.number]).cpu().numpy(), self.columns, labels=captions)
 
-    def __call__(self, G_ema: Generator):
-        """(grid picture, {diversity figures}); diversity is 1 where generated slices vary as much as real ones."""
+    def __call__(self, G_ema: Generator, nimg: int):
+        """(grid picture, {diversity figures}); diversity is 1 where generated slices vary as much as real ones. None of
+        an untrained generator, whose noise says nothing."""
         with torch.no_grad():
             parts = torch.arange(self.number, device=self.z.device).split(8)
             labels = self.labels
@@ -48,8 +49,8 @@ class Sampler:
                 [G_ema(self.z[i], None if labels is None else labels[i], dtype=self.dtype) for i in parts]
             )
         ratio = diversity_ratio(images, self.real)
-        figures = {} if math.isnan(ratio) else {"diversity": ratio}
-        if labels is not None:
+        figures = {} if math.isnan(ratio) or not nimg else {"diversity": ratio}
+        if labels is not None and nimg:
             real = class_diversity(self.real, self.real_labels)
             for k, value in class_diversity(images, labels).items():
                 if real.get(k):

@@ -15,7 +15,7 @@ from data.packfile import Pack
 from jobs.config.specs import ConfigError, DiffusionConfig
 from jobs.run import stopping
 from jobs.run.rundir import RunDir
-from jobs.run.vae import copied_vae, find_vae
+from jobs.run.vae import copied_vae, find_vae, refuse_collapsed
 from jobs.training import devices, ranks
 from jobs.training.weights import read_weights
 from models import loading
@@ -44,6 +44,7 @@ def load_vae(c: DiffusionConfig, path: Path) -> VAE:
     of_vae = about["config"]
     if about.get("job") != "vae":
         raise ConfigError(f"--vae {path}: the weights of a {about.get('job')} run; name a run of pretrain_vae.py")
+    refuse_collapsed(c, path, about.get("verdict"))
     for name in ("resolution", "channels", "crop"):
         if of_vae.get(name) != getattr(c, name):
             raise ConfigError(

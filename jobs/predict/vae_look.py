@@ -35,6 +35,8 @@ class Reconstructions:
             for part in pick[rt.rank :: rt.world]
         ]
         self.masks = [head_mask((images + 1) / 2) for images in self.images]
+        learnt = torch.linspace(0, len(pack.labels) - 1, min(LOOKED_AT, len(pack.labels))).round().long().numpy()
+        self.mean_slice = to_float(torch.from_numpy(pack.images[learnt])).mean(0, keepdim=True).to(rt.device)
 
     def reals(self):
         """The slices that are looked at, uint8 picture."""
@@ -45,7 +47,7 @@ class Reconstructions:
         """(grid or None, {figures}), on all ranks at once: PSNR in dB and SSIM of the posterior mean's image, over all
         pixels and inside the head; active channels, mean and deviation of the latents, mean deviation of their
         posteriors."""
-        sums = torch.zeros(5, 2, dtype=torch.float64, device=self.rt.device)
+        sums = torch.zeros(6, 2, dtype=torch.float64, device=self.rt.device)
         moments, shown = torch.zeros(4, vae.latent_channels, dtype=torch.float64, device=self.rt.device), None
         for images, mask in zip(self.images, self.masks, strict=True):
             with torch.autocast(images.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -60,6 +62,7 @@ class Reconstructions:
                     ssim(a, b).double(),
                     psnr(a, b, mask),
                     ssim(a, b, mask).double(),
+                    psnr(((self.mean_slice + 1) / 2).expand_as(b), b),
                 ]
             )
             finite = torch.isfinite(values)  # a slice without a head has no figure inside it
@@ -69,7 +72,9 @@ class Reconstructions:
             moments += means * len(images) / self.count
         sums, moments = collectives.reduce_sum(self.rt, sums), collectives.reduce_sum(self.rt, moments)
         names = ("l1", "psnr", "ssim", "psnr_head", "ssim_head")
-        figures = {f"{self.prefix}_{k}": float(v) for k, v in zip(names, sums[:, 0] / sums[:, 1], strict=True)}
+        *means_of, of_mean_slice = (sums[:, 0] / sums[:, 1]).tolist()
+        figures = dict(zip((f"{self.prefix}_{k}" for k in names), means_of, strict=True))
+        figures["mean_slice_psnr"] = of_mean_slice
         figures |= latent_figures(*moments)
         return (None if self.rt.rank or shown is None else self.grid(shown)), figures
 

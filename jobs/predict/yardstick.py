@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,16 @@ from data.build import packing_of
 from data.pack import ensure_held_out, ensure_pack
 from data.packfile import Pack
 from jobs.config import rules
-from jobs.predict.features import MIN_HELDOUT, Images, Network, given_features, measure, open_features, rows_of
+from jobs.predict.features import (
+    MIN_HELDOUT,
+    Images,
+    Network,
+    RealSlices,
+    given_features,
+    measure,
+    open_features,
+    rows_of,
+)
 from jobs.run import stopping
 from jobs.run.rundir import RunDir
 from jobs.training import collectives, devices, ranks
@@ -19,6 +28,7 @@ from models import quality
 
 SAMPLES, FEWEST = 250, 100  # slices that are drawn at a time, and as many training slices beside them
 HELD_OUT = 1000  # slices of other patients, at most
+COPIED = 5000  # training slices that samples may be copies of, at most
 SHARE = 0.02  # of a run's time that the samples may take, where FEWEST of them do not take more
 CALLS_OF_A_STEP = 3  # a training image costs a pass forward and one back, of twice the work
 
@@ -73,9 +83,10 @@ class Yardstick:
         draw: Callable[[torch.Tensor], Images],
         number: int,
         say: Callable[[str], None] = lambda text: None,
+        classes: Sequence[str] = (),
     ):
         """packs: of the training slices and, where there are any, of other patients'. draw(labels (N,)): the generated
-        slices by their indices, `number` of them.
+        slices by their indices, `number` of them. classes: of a conditional run, else none.
 
         Where too few are held out the training slices are the measure, in two halves that have no slice in common.
         """
@@ -91,8 +102,15 @@ class Yardstick:
                 say(f"only {len(packs[1])} held-out slices; KID and the rest are taken against training slices")
         self.labels = torch.from_numpy(np.array(train.labels[rows], np.int64)).to(rt.device)  # classes to be drawn
         self.heldout = self.features(lambda r: rows_of(held, held_rows[r]), len(held_rows))
-        real = self.figures(self.features(lambda r: rows_of(train, rows[r]), len(rows)))
+        learnt = self.features(lambda r: rows_of(train, rows[r]), len(rows))
+        real = self.figures(learnt)
         self.real = {f"{name}_train": value for name, value in real.items()}
+        self.watch: quality.CopyWatch | None = None
+        self.probe: quality.LinearProbe | None = None
+        if held is not train:
+            self.look_for_copies(train, held, held_rows)
+        if classes:
+            self.look_for_classes(classes, learnt, torch.from_numpy(np.array(held.labels[held_rows], np.int64)))
         # Figures of another network or of other slices are in other units.
         self.of = f"{network[1]}, {len(held_rows)} of {held.digest[:12]}"
 
@@ -109,9 +127,33 @@ class Yardstick:
             values += torch.tensor([found[name] for name in names], dtype=torch.float64, device=self.rt.device)
         return dict(zip(names, collectives.reduce_sum(self.rt, values).tolist(), strict=True))
 
+    def look_for_copies(self, train: Pack, held: Pack, held_rows: np.ndarray) -> None:
+        """Features of up to COPIED training slices, which samples are not to be too near to."""
+        known = spread(train, COPIED)
+        centre = (learnt := self.features(lambda r: rows_of(train, known[r]), len(known))).mean(0)
+        people = RealSlices(train, held).subjects(held)[torch.from_numpy(held_rows)].to(learnt.device)
+        self.watch = quality.CopyWatch(learnt, self.heldout, people, centre)
+
+    def look_for_classes(self, classes: Sequence[str], learnt: torch.Tensor, of_heldout: torch.Tensor) -> None:
+        """A probe of the training slices' classes, and what it finds among the held-out ones."""
+        known, self.classes = self.labels >= 0, classes
+        self.probe = quality.LinearProbe(learnt[known], self.labels[known], len(classes))
+        self.real |= {f"real_{k}": v for k, v in self.found(self.heldout, of_heldout.to(learnt.device)).items()}
+
+    def found(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        """{found_CLASS: share of the class's slices that the probe takes for it}."""
+        assert self.probe is not None
+        hit = self.probe.predict(features) == labels
+        of = {name: labels == k for k, name in enumerate(self.classes)}
+        return {f"found_{name}": float(hit[rows].double().mean()) for name, rows in of.items() if bool(rows.any())}
+
     def __call__(self) -> dict[str, float]:
         """Figures of generated slices, and those of as many training slices beside them; on all ranks at once."""
-        return self.figures(self.features(self.draw(self.labels), self.number)) | self.real
+        features = self.features(self.draw(self.labels), self.number)
+        figures = self.figures(features) | self.real
+        if self.watch is not None:
+            figures["copies"] = self.watch.share(features)
+        return figures | (self.found(features, self.labels) if self.probe is not None else {})
 
 
 def spread(pack: Pack, count: int) -> np.ndarray:
@@ -136,4 +178,5 @@ def open_yardstick(
         say(f"no KID and the like: {len(packs[0])} training slices are too few, they need {2 * MIN_HELDOUT}")
         return None
     network = network[0].to(rt.device), network[1]
-    return Yardstick(rt, network, packs, draw, samples_for(c.metric_kimg, calls), say)
+    classes = packs[0].classes if c.conditional else ()
+    return Yardstick(rt, network, packs, draw, samples_for(c.metric_kimg, calls), say, classes)

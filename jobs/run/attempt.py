@@ -31,6 +31,7 @@ class Attempt:
         self.started, self.total, self.recorded = time.monotonic(), 0, False
         self.nimg: int | None = None
         self.spent_at: float | None = None  # when the run's GPU hours are used up
+        self.verdict = ""  # what the figures say against the run
         self.printer: Callable[[str], None] = say
 
     def say(self, text: str) -> None:
@@ -69,6 +70,7 @@ class Attempt:
                 kimg=nimg / 1000,
                 total_kimg=self.total / 1000,
                 reason="",
+                verdict=self.verdict,
                 **({} if eta is None else {"eta_s": round(eta)}),
             )
 
@@ -80,7 +82,7 @@ class Attempt:
                 used = budget.cpu_seconds()
                 self.run.attempt_end(nimg=self.nimg or 0, reason=reason, seconds=seconds, code=code, cpu_seconds=used)
                 self.recorded = False
-            self.run.status(state=state, reason=reason, code=code)
+            self.run.status(state=state, reason=reason, code=code, verdict=self.verdict)
         return code
 
     def __exit__(self, kind, error, traceback) -> None:

@@ -7,15 +7,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from data.files import read_object
 from jobs.config.specs import ConfigError, DiffusionConfig, read_json
 from jobs.run.owners import others_may_replace
 
+COLLAPSE = "POSTERIOR COLLAPSE"  # of the verdict of a VAE's run
 FITS = ("data", "resolution", "channels", "crop")  # what the two runs must have in common
 
 
 def copied_vae(run: Path) -> Path:
     """Where a run keeps its own copy of the VAE's weights."""
     return run / "vae.safetensors"
+
+
+def refuse_collapsed(c: DiffusionConfig, weights: Path, verdict: object) -> None:
+    """ConfigError where the VAE's own run has said that its latents carry nothing of the slices, unless --override."""
+    if COLLAPSE in str(verdict) and not c.override:
+        raise ConfigError(
+            f"--vae {weights.parent}: its latents carry nothing of the slices ({COLLAPSE}), so there is nothing to "
+            "learn; train one with a smaller --kl-weight, or take it all the same: --override"
+        )
 
 
 def find_vae(c: DiffusionConfig) -> Path:
@@ -26,7 +37,9 @@ def find_vae(c: DiffusionConfig) -> Path:
     """
     if c.vae:
         path = Path(c.vae)
-        return path if path.is_file() else path / "weights.safetensors"
+        path = path if path.is_file() else path / "weights.safetensors"
+        refuse_collapsed(c, path, read_object(path.with_name("status.json"))[0].get("verdict"))
+        return path
     found, passed_over = [], []
     for done in Path(c.run).parent.glob("*/DONE"):
         folder = done.parent
@@ -39,6 +52,8 @@ def find_vae(c: DiffusionConfig) -> Path:
         weights = folder / "weights.safetensors"
         if reason := others_may_replace(folder):
             passed_over.append(f"{folder.name} is not taken unasked: {reason}")
+        elif COLLAPSE in str(read_object(folder / "status.json")[0].get("verdict")) and not c.override:
+            passed_over.append(f"the latents of {folder.name} carry nothing ({COLLAPSE.lower()})")
         elif not weights.is_file():
             passed_over.append(f"{folder.name} has no weights.safetensors")
         else:

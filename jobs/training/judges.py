@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from jobs.config import kinds
 from jobs.config.specs import TrainConfig
+from jobs.run.vae import COLLAPSE
 from models.metrics import COLLAPSE_FLOOR, COLLAPSE_RATIO
 from models.quality import COPIES_RISING
 
@@ -22,7 +23,7 @@ AHEAD_LOOKS = 3  # in a row
 SETTLED = 0.1  # of a run's length, after which a VAE or a diffusion network is held to account
 SPREAD = (0.5, 1.5)  # of samples over that of the data: outside, they have left the range of the data
 VERDICT = "verdict "  # begins their keys in the counters
-SICK = {"MODE COLLAPSE", "POSTERIOR COLLAPSE", "NO RECONSTRUCTION", "OUT OF RANGE"}  # not healthy
+SICK = {"MODE COLLAPSE", COLLAPSE, "NO RECONSTRUCTION", "OUT OF RANGE"}  # not healthy
 
 Findings = Iterator[tuple[str, str]]  # (name, what it means and what to do)
 
@@ -57,6 +58,7 @@ def verdict(counters: dict) -> str:
     return "; ".join(f"{name}: {text}" for name, text in held.items())
 
 
+# fmt: off
 # --- rules ------------------------------------------------------------------------------------------------------------
 def diversity(c, row: dict, counters: dict, nimg: int) -> Findings:
     """A run is collapsed when its diversity was there once and fell below COLLAPSE_RATIO of the real slices', or when
@@ -65,11 +67,11 @@ def diversity(c, row: dict, counters: dict, nimg: int) -> Findings:
     last = counters.get("last_diversity", 0.0)
     counters["best_diversity"] = best = max(counters.get("best_diversity", 0.0), low)
     counters["last_diversity"] = low
-    fix = "try --loss rpgan, a larger --gamma, or --ada mri"
+    fix = "try --loss rpgan, a larger --gamma, or --ada mri" if hasattr(c, "gamma") else "try more data or a longer run"
     if (best > 2 * COLLAPSE_RATIO and low < COLLAPSE_RATIO) or (low < COLLAPSE_FLOOR and nimg >= FLOOR_AFTER):
         yield "MODE COLLAPSE", (
-            f"generated slices vary only {low:.2f} times as much as real ones (it was {best:.2f}); the weights before "
-            f"it are kept as weights-healthy.safetensors; {fix}"
+            f"generated slices vary only {low:.2f} times as much as real ones (it was {best:.2f}); the weights "
+            f"before it are kept as weights-healthy.safetensors; {fix}"
         )
     elif low < NARROW < best and low < last:
         yield "NARROWING", f"generated slices vary {low:.2f} times as much as real ones, after {best:.2f}; {fix}"
@@ -77,6 +79,8 @@ def diversity(c, row: dict, counters: dict, nimg: int) -> Findings:
 
 def ahead(c, row: dict, counters: dict, nimg: int) -> Findings:
     """Whether D has been far ahead of G for AHEAD_LOOKS looks."""
+    if "loss_D" not in row:
+        return
     counters["ahead"] = counters.get("ahead", 0) + 1 if row["loss_D"] < AHEAD[c.loss] else 0
     if counters["ahead"] >= AHEAD_LOOKS:
         yield "D FAR AHEAD", (
@@ -101,15 +105,15 @@ def classes(c, row: dict, counters: dict, nimg: int) -> Findings:
         real, chance = row.get(f"real_found_{name}", 0.0), 1 / len(names)
         if real > chance and row[f"found_{name}"] < chance / 2:
             yield "CLASS LOST", (
-                f"only {100 * row[f'found_{name}']:.0f} % of the slices made as {name} look like {name} (of "
-                f"held-out slices {100 * real:.0f} %); try a longer run, or balance the classes"
+                f"only {100 * row[f'found_{name}']:.0f} % of the slices made as {name} look like {name} (of held-out "
+                f"slices {100 * real:.0f} %); try a longer run, or balance the classes"
             )
 
 
 def posterior(c, row: dict, counters: dict, nimg: int) -> Findings:
     """Whether the latents carry anything."""
     if not row["active_channels"] and nimg >= SETTLED * c.total_kimg * 1000:
-        yield "POSTERIOR COLLAPSE", (
+        yield COLLAPSE, (
             "no channel of the latents carries anything of the slices (active_channels 0): they are noise, which a "
             f"diffusion network would learn; use a smaller --kl-weight than {c.kl_weight:g}"
         )
@@ -130,17 +134,18 @@ def spread(c, row: dict, counters: dict, nimg: int) -> Findings:
     value = row["sample_spread"]
     if not SPREAD[0] <= value <= SPREAD[1] and nimg >= SETTLED * c.total_kimg * 1000:
         yield "OUT OF RANGE", (
-            f"samples are {value:.2f} times as wide as the data ({'latents' if c.space == 'latent' else 'pixels'}): the "
-            "decoder never saw such; use a smaller --lr, more --steps, or another --sampler"
+            f"samples are {value:.2f} times as wide as the data, of which no slices can be made; "
+            "use a smaller --lr, more --steps, or another --sampler"
         )
 
 
+# fmt: on
 DIVERSITY = Rule(diversity, "diversity", ("MODE COLLAPSE", "NARROWING"))
 COPIES, CLASSES = Rule(copies, "copies", ("COPIES",)), Rule(classes, "found_", ("CLASS LOST",))
 RULES = {
     "stylegan2": (DIVERSITY, Rule(ahead, "diversity", ("D FAR AHEAD",)), COPIES, CLASSES),
     "vae": (
-        Rule(posterior, "active_channels", ("POSTERIOR COLLAPSE",)),
+        Rule(posterior, "active_channels", (COLLAPSE,)),
         Rule(reconstruction, "mean_slice_psnr", ("NO RECONSTRUCTION",)),
     ),
     "diffusion": (DIVERSITY, Rule(spread, "sample_spread", ("OUT OF RANGE",)), COPIES, CLASSES),

@@ -27,7 +27,7 @@ from jobs.run.attempt import Attempt
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError, RunState
-from jobs.training import best, collectives, devices, ranks, watchdog
+from jobs.training import best, collectives, devices, judges, ranks, watchdog
 from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.training.throughput import device_peak
@@ -147,7 +147,7 @@ class Record:
         """A row at log, sample and metric intervals and at the end; `look(nimg)` -> (grid, figures) at sample
         intervals, `measure()` -> figures at metric intervals. `of`, or `measure.of`: what is measured on, and with.
 
-        On every rank, once per place: `look` may judge the run's health, which all ranks must know.
+        On every rank, once per place: the figures say whether the run is healthy, which all ranks must know.
         """
         if nimg == self.logged:
             return
@@ -161,10 +161,12 @@ class Record:
         grid, figures = look(nimg) if sampling else (None, {})
         if measuring:
             figures = {**figures, **self.timed(measure)}
+        row = {"nimg": nimg, "kimg": nimg / 1000, **s.averages.means(), **figures, **extra()}
+        judges.judge(self.c, row, s.counters, nimg, self.attempt.say)
+        self.attempt.verdict = judges.verdict(s.counters)
         was_stale = best.stale(s.counters, self.total)
         best.look(s.counters, figures, of or getattr(measure, "of", ""), nimg)
         best.warn(s.counters, was_stale, self.total, self.attempt.say)
-        row = {"nimg": nimg, "kimg": nimg / 1000, **s.averages.means(), **figures, **extra()}
         row |= best.columns(s.counters)
         s.averages.reset()
         if self.main:
@@ -246,6 +248,7 @@ class Upkeep:
         if loaded is not None:
             self.saved_at, state = loaded
             self.s.load_state_dict(state)
+            self.attempt.verdict = judges.verdict(self.s.counters)
         if self.rt.rank == 0:
             best.settle(self.run, self.s.counters)
         return self.saved_at
@@ -299,6 +302,7 @@ class Upkeep:
         if self.rt.rank != 0:
             return
         about = {"job": kinds.name_of(self.c), "config": parsing.result_fields(self.c), "nimg": nimg, **about}
+        about |= {"verdict": verdict} if (verdict := judges.verdict(self.s.counters)) else {}
         values = {
             name: {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
             for name, module in weights.items()

@@ -332,7 +332,9 @@ def copies_line(f: dict) -> str:
         return text
     count, expected, four_times, chance = found
     verdict = f"COPIES (chance {chance:.1g}): look at the closest" if chance < SIGNIFICANT else "no more than chance"
-    counts = f"{count:,.0f} nearer than any held-out slice ({expected:,.1f} expected), {four_times:,.0f} four times nearer"
+    counts = (
+        f"{count:,.0f} nearer than any held-out slice ({expected:,.1f} expected), {four_times:,.0f} four times nearer"
+    )
     return f"{counts}: {verdict}; {text}"
 
 

@@ -33,7 +33,6 @@ from PIL import Image
 from test_perceptual import narrow
 from tiny import TIMING
 
-import train_gan
 from data import batches, latents
 from jobs.cluster import preflight
 from jobs.config import kinds, parsing, rules, specs
@@ -41,7 +40,7 @@ from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
 from jobs.predict import yardstick
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
-from jobs.training import randomness, upkeep
+from jobs.training import judges, randomness, upkeep
 from jobs.training.upkeep import Record
 from jobs.training.weights import read_weights
 from models import encoder, loading, quality, samplers
@@ -305,8 +304,9 @@ class Run:
         if nimg not in self.loaded:
             path = self.path / "checkpoints" / f"{nimg:012d}.pt"
             self.loaded[nimg] = torch.load(path, weights_only=True)
-            for name in ("best_diversity", "best_of", "best_figure", "best_nimg", "looked_nimg"):
-                self.loaded[nimg]["counters"].pop(name, None)
+            counters = self.loaded[nimg]["counters"]
+            seen = ("best_", "last_diversity", "looked_nimg", "ahead", "verdict ")
+            self.loaded[nimg]["counters"] = {k: v for k, v in counters.items() if not k.startswith(seen)}
         return self.loaded[nimg]
 
     def last(self) -> dict:
@@ -1290,10 +1290,10 @@ def test_what_is_for_people_alone_changes_nothing(benches, script):
 def test_of_a_run_that_collapsed_the_last_healthy_checkpoint_stays(benches):
     """--keep counts from the newest back; the last from before the collapse is kept besides."""
 
-    def judge(figures, counters, nimg, say):
+    def judge(c, row, counters, nimg, say):
         counters["healthy"] = nimg <= 8
 
-    patch = [(train_gan, "judge_health", judge)]
+    patch = [(judges, "judge", judge)]
     run = benches["train_gan.py"].run("--keep", "1", "--sample-kimg", "0.004", *short(16), patch=patch)
     assert run.outcome.code == 0 and run.saved() == [8, 16]
 

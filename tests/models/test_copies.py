@@ -54,7 +54,9 @@ def test_a_move_is_its_definition():
         u, v = (min(max(((q + 1) * 9 - 1) / 2, 0), 8) for q in (qx, qy))
         a, b = min(int(u), 7), min(int(v), 7)
         fu, fv = u - a, v - b
-        value = (1 - fv) * ((1 - fu) * x[b, a] + fu * x[b, a + 1]) + fv * ((1 - fu) * x[b + 1, a] + fu * x[b + 1, a + 1])
+        value = (1 - fv) * ((1 - fu) * x[b, a] + fu * x[b, a + 1]) + fv * (
+            (1 - fu) * x[b + 1, a] + fu * x[b + 1, a + 1]
+        )
         assert found[i, j] == pytest.approx(value, abs=1e-5)
 
 
@@ -163,7 +165,9 @@ def test_one_in_a_hundred_is_found_and_honest_samples_are_not_accused(sets, hone
         mixed = torch.cat([distance[count:], copy[:count]])
         found = nearer_than_any(mixed, honest, torch.arange(60))
         assert found["four_times_nearer"] == count and found["chance"] < 0.01 * 2 / count
-    ours, pairs = copying(torch.cat([others[:10], laid(train[40:42], moves[0])]), train, sets[1], torch.arange(60), pairs=3)
+    ours, pairs = copying(
+        torch.cat([others[:10], laid(train[40:42], moves[0])]), train, sets[1], torch.arange(60), pairs=3
+    )
     assert [(p.generated, p.training) for p in pairs[:2]] in ([(10, 40), (11, 41)], [(11, 41), (10, 40)])
     assert ours["four_times_nearer"] == 2 and ours["chance"] < 0.01 and "mirrored" in copies.in_words(pairs[0].move)
 

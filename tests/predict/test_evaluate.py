@@ -153,8 +153,13 @@ def test_a_generator_that_copies_is_caught(run, monkeypatch, capsys):
     assert found["copying"]["pixels"]["closest"][0]["distance"] < 1e-4
     right = found["class_fidelity"]["accuracy"]
     assert "COPIES (chance" in capsys.readouterr().out
-    monkeypatch.setattr(evaluate, "generated", lambda model, seed, label, how: lambda indices: torch.from_numpy(
-        np.roll(np.stack([train.images[order[i]] for i in indices]), 1, 3)))  # moved by a pixel
+    monkeypatch.setattr(
+        evaluate,
+        "generated",
+        lambda model, seed, label, how: (
+            lambda indices: torch.from_numpy(np.roll(np.stack([train.images[order[i]] for i in indices]), 1, 3))
+        ),
+    )  # moved by a pixel
     order = [int(np.flatnonzero(train.labels == 1 - i % 2)[i // 2]) for i in range(60)]  # the other class
     assert call("evaluate", "--run", run, "--number", 60, "--device", "cpu") == 0
     assert right > 0.8 and metrics(run)["class_fidelity"]["accuracy"] < 0.5

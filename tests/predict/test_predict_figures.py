@@ -215,7 +215,9 @@ def test_every_figure_of_evaluate_by_hand(tmp_path, data, monkeypatch, number):
     compared."""
     monkeypatch.setattr(evaluate, "open_features", lambda given, train, out, rt: (Blocks(), "six blocks"))
     monkeypatch.setattr(evaluate, "PAIRS", 9)
-    still = dict(MIRRORS=((1.0, 1.0),), GRID_SHIFTS=(0.0,), SHIFT=0.0, ANGLE=0.0, LOG_SCALE=0.0, CANDIDATES=99, FINALISTS=99)
+    still = dict(
+        MIRRORS=((1.0, 1.0),), GRID_SHIFTS=(0.0,), SHIFT=0.0, ANGLE=0.0, LOG_SCALE=0.0, CANDIDATES=99, FINALISTS=99
+    )
     for name, value in still.items():  # the search itself is held in tests/models/test_copies.py
         monkeypatch.setattr(evaluate.copies, name, value)
     path = gan_file(tmp_path / "w.safetensors", geometry=GEOMETRY, classes=["AD", "NC"])

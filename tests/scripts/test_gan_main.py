@@ -23,9 +23,10 @@ import train_gan
 from data.batches import Batches
 from data.pack import ensure_pack
 from jobs.config import parsing, sizes, specs
-from jobs.predict import gan_look
+from jobs.config.specs import GanConfig
+from jobs.predict import gan_look, yardstick
 from jobs.run import stopping
-from jobs.training import devices, randomness, ranks, upkeep
+from jobs.training import devices, judges, randomness, ranks, upkeep
 from jobs.training.upkeep import Record
 from jobs.training.weights import read_weights
 from models import augment
@@ -83,7 +84,7 @@ def test_networks_optimizers_and_ada_are_as_the_flags_say():
         assert ours == pytest.approx((0.01 * k / (k + 1), 0, 0.99 ** (k / (k + 1)), 1e-8, 0), abs=0)
     assert (s.ada.target, s.ada.speed_kimg, s.ada.p) == (0.3, 7, 0)
     assert float(s.pl_mean) == 0 and s.counters == {
-        "skip": 0, "rollbacks": 0, "healthy": True, "best_diversity": 0.0,
+        "skip": 0, "rollbacks": 0, "healthy": True,
     }  # fmt: skip
     again, other = train_gan.build_state(c, 5, CPU), train_gan.build_state(replace(c, seed=4), 5, CPU)
     assert torch.equal(s.D.linear.weight, again.D.linear.weight) and torch.equal(s.G.const, again.G.const)
@@ -159,7 +160,7 @@ def test_the_convolutions_of_each_phase_run_in_its_type(pack, monkeypatch):
         phase(s, step)
         assert seen == types, phase.__name__
     seen.clear()
-    gan_look.Sampler(step.c, pack, step.batches, step.rt, step.dtype)(s.G_ema)
+    gan_look.Sampler(step.c, pack, step.batches, step.rt, step.dtype)(s.G_ema, 8)
     assert seen == {("G", half)}
     assert [train_gan.exact_dtype(t) for t in (half, torch.bfloat16, full)] == [full, torch.bfloat16, full]
 
@@ -253,7 +254,7 @@ def test_grids_and_diversity_are_of_fixed_latents_against_the_first_reals(condit
     with torch.no_grad():
         for p in s.G.parameters():
             p.zero_()  # only the moving average is looked at
-    picture, figures = train_gan.look(s, sampler, 8, SimpleNamespace(say=print))
+    picture, figures = sampler(s.G_ema, 8)
 
     z = torch.randn(48, 6, generator=randomness.generator(3, 0, "grid"))
     labels = torch.tensor([row % 3 for row in range(6) for _ in range(8)]) if conditional else None
@@ -291,10 +292,9 @@ def test_grids_of_large_slices_are_smaller_and_equal_reals_have_no_diversity():
         sizes[side] = (sampler.columns, len(sampler.z))
     assert sizes == {32: (8, 48), 128: (8, 48), 256: (6, 24)}
     s = train_gan.build_state(c, 0, CPU)
-    said: list[str] = []
     sampler = gan_look.Sampler(c, pack, batches, rt, torch.float32)
-    assert train_gan.look(s, sampler, 10**6, SimpleNamespace(say=said.append))[1] == {}
-    assert s.counters["healthy"] and not said  # nothing to compare with, no verdict
+    assert sampler(s.G_ema, 0)[1] == {}  # an untrained network's noise says nothing
+    assert sampler(s.G_ema, 10**6)[1] == {}  # nothing to compare with, no verdict
 
 
 # --- collapse --------------------------------------------------------------------------------------------------------
@@ -305,14 +305,14 @@ def test_grids_of_large_slices_are_smaller_and_equal_reals_have_no_diversity():
     ([0.099], 20_000, True), ([0.099], 19_992, False), ([0.1], 20_000, False), ([0.2], 10**6, False),
 ])  # fmt: skip
 def test_when_a_run_counts_as_collapsed(seen, nimg, collapsed):
-    counters, said = {"best_diversity": 0.0, "healthy": True}, []
+    counters, said = {"healthy": True}, []
     for value in seen:
         said.clear()
-        train_gan.judge_health({"diversity": 0.95, "diversity_AD": value}, counters, nimg, said.append)
-    assert counters["healthy"] is not collapsed and bool(said) is collapsed
+        judges.judge(GanConfig(), {"diversity": 0.95, "diversity_AD": value}, counters, nimg, said.append)
+    assert counters["healthy"] is not collapsed and any("MODE COLLAPSE" in line for line in said) is collapsed
     assert counters["best_diversity"] == max(seen)
     before = dict(counters)
-    train_gan.judge_health({}, counters, nimg, said.append)
+    judges.judge(GanConfig(), {}, counters, nimg, said.append)
     assert counters == before
 
 
@@ -345,7 +345,15 @@ def test_checkpoints_of_a_collapsed_run_are_not_the_healthy_ones(packs, tmp_path
     last = checkpoint(run, 48)
     for key, value in healthy.items():
         assert torch.equal(aside[f"G_ema.{key}"], value) and torch.equal(now[f"G_ema.{key}"], last["G_ema"][key])
-    assert last["counters"] == {"skip": 0, "rollbacks": 0, "healthy": False, "best_diversity": 0.8}
+    assert last["counters"] == {
+        "skip": 0,
+        "rollbacks": 0,
+        "healthy": False,
+        "best_diversity": 0.8,
+        "last_diversity": 0.34,
+        "ahead": 0,
+    } | {name: text for name, text in last["counters"].items() if name == "verdict MODE COLLAPSE"}
+    assert "0.34" in last["counters"]["verdict MODE COLLAPSE"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row.get("diversity") for row in rows] == [None, *list(values.values())[1:]]
     # The work of a step is counted by what was due at its beginning.
@@ -363,7 +371,7 @@ def test_main_hands_its_flags_to_the_data_and_writes_where_its_weights_come_from
         made.append(ensure_pack(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(train_gan, "ensure_pack", watched)
+    monkeypatch.setattr(yardstick, "ensure_pack", watched)
     first, run = tmp_path / "first", tmp_path / "run"
     flags = (
         "--data",

@@ -12,8 +12,9 @@ import train_gan
 from data.batches import Batches
 from data.pack import ensure_pack
 from jobs.config import parsing, specs
+from jobs.config.specs import GanConfig
 from jobs.run.rundir import RunDir
-from jobs.training import collectives, devices
+from jobs.training import collectives, devices, judges
 from jobs.training.checkpoint import Checkpoints, Diverged, to_host
 from jobs.training.upkeep import Upkeep, due, replace_weights
 from jobs.training.weights import read_weights
@@ -214,7 +215,7 @@ def test_collapse_is_said_and_marks_the_checkpoint(pack, tmp_path):
     for nimg, (diversity, healthy) in {8: (0.1, True), 16: (0.95, True), 24: (0.2, False), 32: (0.9, True)}.items():
         said.clear()
         bench.s.G_ema.const.fill_(nimg)
-        train_gan.judge_health({"diversity": diversity}, bench.s.counters, nimg, said.append)
+        judges.judge(bench.c, {"diversity": diversity}, bench.s.counters, nimg, said.append)
         upkeep.save(nimg, {"G_ema": bench.s.G_ema}, {})
         upkeep.checkpoints.wait(raise_errors=True)
         assert any("MODE COLLAPSE" in line for line in said) is not healthy
@@ -229,10 +230,10 @@ def test_collapse_is_said_and_marks_the_checkpoint(pack, tmp_path):
 
 
 def test_a_generator_that_never_varied_is_collapsed_too():
-    counters, said = {"best_diversity": 0.0, "healthy": True}, []
-    train_gan.judge_health({"diversity": 0.05}, counters, 8000, said.append)
+    counters, said = {"healthy": True}, []
+    judges.judge(GanConfig(), {"diversity": 0.05}, counters, 8000, said.append)
     assert counters["healthy"] and not said
-    train_gan.judge_health({"diversity": 0.05}, counters, 20_000, said.append)
+    judges.judge(GanConfig(), {"diversity": 0.05}, counters, 20_000, said.append)
     assert not counters["healthy"] and "0.05" in said[0]
 
 

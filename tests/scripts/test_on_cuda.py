@@ -123,7 +123,7 @@ def test_grids_of_a_gan_and_its_weights_in_predict(tmp_path):
         pack = fake_steps.blank_pack(bench.c)
         sampler = gan_look.Sampler(bench.c, pack, bench.batches, fake_steps.runtime(), torch.bfloat16)
         ledger.begin()
-        sampler.reals(), sampler(bench.s.G_ema)
+        sampler.reals(), sampler(bench.s.G_ema, 8)
         assert sum(ledger.stalls.values()) < 20  # not one per picture
         about = {"job": "stylegan2", "config": parsing.result_fields(bench.c), "nimg": 8, "classes": pack.classes}
         write_weights(tmp_path / "weights.safetensors", {"G_ema": bench.s.G_ema.state_dict()}, about)

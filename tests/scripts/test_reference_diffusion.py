@@ -520,6 +520,9 @@ def test_grids_diversity_and_losses_by_hand(pack, monkeypatch, name):
         x0 = torch.from_numpy(known.images[rows].astype("float32")) / 127.5 - 1
     of_slices = torch.from_numpy(known.labels[rows])
     figures |= losses_looked_at(c, s.unet_ema, x0, of_slices, torch.randn(x0.shape, generator=draw), prefix)
+    clean: list[torch.Tensor] = []  # as they are before the decoder
+    grid_of(c, s.unet_ema, lambda x: clean.append(x.double()) or x, shape, times, 3)
+    figures["sample_spread"] = float((torch.cat(clean) ** 2).mean().sqrt() / (x0.double() ** 2).mean().sqrt())
 
     (shown, found), sampler = look(ALONE)
     close(found, figures, rel=1e-3)
@@ -605,7 +608,7 @@ def test_a_run_logs_and_writes_just_that_and_steps_over_a_poisoned_batch(finishe
     writing."""
     at, state = Checkpoints(finished / "checkpoints").load_latest()
     assert (finished / "DONE").exists() and at == 48
-    assert state["counters"] == {"skip": 16, "rollbacks": 1, "healthy": True}
+    assert {"skip": 16, "rollbacks": 1, "healthy": True}.items() <= state["counters"].items()
     c = config("--run", str(finished), "--vae", str(vae), *FLAGS)
     pack, other = (
         ensure_pack("phantom:24", resolution=32, split=split, cache_dir=packs, log=lambda *_: None)

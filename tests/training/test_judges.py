@@ -1,0 +1,165 @@
+"""What a run's figures say against it: each verdict, what follows from it, and who repeats it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from inprocess import run_main
+
+from jobs.cluster import status, why
+from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
+from jobs.predict.yardstick import Yardstick
+from jobs.run.rundir import RunDir
+from jobs.run.vae import find_vae
+from jobs.training import judges, ranks
+from jobs.training.weights import read_weights
+
+GAN, VAE, DIFFUSION = GanConfig(total_kimg=1.0), VaeConfig(total_kimg=1.0), DiffusionConfig(total_kimg=1.0)
+RT = ranks.Runtime(0, 1, 0, torch.device("cpu"), 1)
+
+
+def judged(c, *rows: dict, nimg: int = 500) -> dict:
+    counters = {"healthy": True}
+    for row in rows:
+        judges.judge(c, row, counters, nimg, lambda text: None)
+    return counters
+
+
+def names(counters: dict) -> list[str]:
+    return [key.removeprefix("verdict ") for key in counters if key.startswith("verdict ")]
+
+
+# --- the rules --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("c", "rows", "expected", "healthy"), [
+    (GAN, [dict(diversity=1.0), dict(diversity=0.45)], ["NARROWING"], True),
+    (GAN, [dict(diversity=1.0), dict(diversity=0.45), dict(diversity=0.47)], [], True),  # it recovers
+    (GAN, [dict(diversity=0.3), dict(diversity=0.29)], [], True),  # it has never varied more: it is young
+    (GAN, [dict(diversity=1.0), dict(diversity=0.3)], ["MODE COLLAPSE"], False),
+    (DIFFUSION, [dict(diversity=1.0), dict(diversity=0.3)], ["MODE COLLAPSE"], False),
+    (GAN, [dict(diversity=1.0), dict(diversity=0.3), dict(loss_G=1.0)], ["MODE COLLAPSE"], False),  # until it is asked
+    (GAN, [dict(diversity=1.0), dict(diversity=0.3), dict(diversity=0.8)], [], True),
+    (GAN, [dict(diversity=1.0, loss_D=0.1)] * 3, ["D FAR AHEAD"], True),
+    (GAN, [dict(diversity=1.0, loss_D=0.1)] * 2 + [dict(diversity=1.0, loss_D=0.5)], [], True),
+    (GAN, [dict(diversity=1.0, loss_D=0.1)] * 2, [], True),
+    (replace(GAN, loss="rpgan"), [dict(diversity=1.0, loss_D=0.15)] * 3, [], True),
+    (GAN, [dict(copies=0.3)], ["COPIES"], True), (GAN, [dict(copies=0.1)], [], True),
+    (GAN, [dict(found_AD=0.2, found_NC=0.9, real_found_AD=0.7, real_found_NC=0.7)], ["CLASS LOST"], True),
+    (GAN, [dict(found_AD=0.2, found_NC=0.9, real_found_AD=0.4, real_found_NC=0.7)], [], True),  # no probe finds it
+    (GAN, [dict(found_AD=0.3, found_NC=0.9, real_found_AD=0.7, real_found_NC=0.7)], [], True),
+    (VAE, [dict(active_channels=0)], ["POSTERIOR COLLAPSE"], False), (VAE, [dict(active_channels=1)], [], True),
+    (VAE, [dict(mean_slice_psnr=14.0, val_psnr=13.9)], ["NO RECONSTRUCTION"], False),
+    (VAE, [dict(mean_slice_psnr=14.0, train_psnr=14.1)], [], True),
+    (DIFFUSION, [dict(sample_spread=1.6)], ["OUT OF RANGE"], False),
+    (DIFFUSION, [dict(sample_spread=0.4)], ["OUT OF RANGE"], False), (DIFFUSION, [dict(sample_spread=1.2)], [], True),
+    (DIFFUSION, [dict(sample_spread=float("nan"))], ["OUT OF RANGE"], False),
+])  # fmt: skip
+def test_verdicts(c, rows, expected, healthy):
+    counters = judged(c, *rows)
+    assert names(counters) == expected and counters["healthy"] is healthy
+    assert all(name in judges.verdict(counters) for name in expected) and bool(judges.verdict(counters)) == bool(
+        expected
+    )
+
+
+def test_the_young_are_not_held_to_account():
+    for c, row in ((VAE, dict(active_channels=0)), (VAE, dict(mean_slice_psnr=14.0, val_psnr=9.0)),
+                   (DIFFUSION, dict(sample_spread=9.0))):  # fmt: skip
+        assert names(judged(c, row, nimg=99)) == [] and names(judged(c, row, nimg=100))
+
+
+# --- samples as the yardstick measures them ---------------------------------------------------------------------------
+class Slices:
+    """A pack's worth of numbers: the features of a slice are its pixels."""
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor):
+        self.images = (features[:, None, None] * 20 + 128).clamp(0, 255).round().to(torch.uint8).numpy()
+        self.labels, self.digest = labels.numpy(), f"{float(features.sum()):012.3f}"
+        self.names = self.subjects = [f"{self.digest}-{i}" for i in range(len(labels))]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def test_copies_and_lost_classes_show_in_the_figures():
+    """Samples that are training slices, and samples of one class under both names, beside honest ones."""
+    gen = torch.Generator().manual_seed(0)
+
+    def slices(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.arange(count) % 2
+        features = torch.randn(count, 1, 24, generator=gen).flatten(1)
+        features[:, 0] += 3.0 * labels
+        return features, labels
+
+    train, held, honest = (Slices(*slices(n)) for n in (400, 200, 400))
+
+    def network(images):
+        return images.flatten(1).float() / 20
+
+    def drawn(pack: Slices, wrong: bool = False):
+        def images_of(labels):
+            own = [np.flatnonzero(pack.labels == k) for k in (0, 1)]
+            want = torch.zeros_like(labels) if wrong else labels
+            rows = [own[int(k)][i // 2] for i, k in enumerate(want)]
+            return lambda indices: torch.from_numpy(pack.images[[rows[i] for i in indices]])
+
+        return images_of
+
+    def figures(pack, wrong=False):
+        return Yardstick(RT, (network, "pixels"), [train, held], drawn(pack, wrong), 100, classes=["NC", "AD"])()
+
+    good, copied, lost = figures(honest), figures(train), figures(honest, wrong=True)
+    assert good["copies"] < 0.15 and copied["copies"] > 0.95
+    assert min(good["found_AD"], good["found_NC"], good["real_found_AD"]) > 0.8 and lost["found_AD"] < 0.2
+    assert names(judged(GAN, good)) == [] and names(judged(GAN, copied)) == ["COPIES"]
+    assert names(judged(GAN, lost)) == ["CLASS LOST"]
+
+
+# --- a VAE whose latents carry nothing --------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def collapsed(tmp_path_factory):
+    room = tmp_path_factory.mktemp("judges")
+    flags = "--kl-weight 100 --gan-weight 0 --total-kimg 0.16 --checkpoint-kimg 0 --sample-kimg 0.08".split()
+    outcome = run_main("pretrain_vae.py", "--run", room / "vae", *flags, packs=room / "packs")
+    return room, outcome
+
+
+def test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told(collapsed):
+    room, outcome = collapsed
+    assert outcome.code == 0 and "WARNING: POSTERIOR COLLAPSE: no channel" in outcome.said, outcome.said
+    run = RunDir(room / "vae")
+    assert run.read_status()["state"] == "done" and "POSTERIOR COLLAPSE" in run.read_status()["verdict"]
+    assert "POSTERIOR COLLAPSE" in read_weights(run.weights)[1]["verdict"]
+    assert tiny.rows(run.path)[-1]["active_channels"] == 0
+    view, cause = why.explain(run.path, None)
+    assert view.told.startswith("POSTERIOR COLLAPSE") and "--kl-weight" in cause.text
+    assert status.view_run(run.path, None).state == "done"
+    c = DiffusionConfig(**{k: run.read_config()[k] for k in ("data", "resolution", "channels", "crop")})
+    c = replace(c, run=str(room / "ldm"))
+    with pytest.raises(ConfigError, match="carry nothing"):
+        find_vae(c)
+    with pytest.raises(ConfigError, match="--override"):
+        find_vae(replace(c, vae=str(run.path)))
+    told = replace(c, override=True)
+    assert find_vae(told) == run.weights == find_vae(replace(told, vae=str(run.path)))
+    words = ("--run", room / "ldm", "--vae", run.path, "--total-kimg", "0.008")
+    refused = run_main("train_diffusion.py", *words, packs=room / "packs")
+    assert refused.code == 78 and "POSTERIOR COLLAPSE" in refused.said and "--override" in refused.said
+    # Weights that have left their run say it themselves.
+    away = room / "away.safetensors"
+    away.write_bytes(run.weights.read_bytes())
+    refused = run_main("train_diffusion.py", "--run", room / "other", "--vae", away, packs=room / "packs")
+    assert refused.code == 78 and "POSTERIOR COLLAPSE" in refused.said
+    taken = run_main("train_diffusion.py", *words, "--override", packs=room / "packs")
+    assert taken.code == 0, taken.said
+
+
+def test_a_verdict_outlives_a_stop(collapsed):
+    """A resumed run says it before its next look: it is in the checkpoint."""
+    room, _ = collapsed
+    flags = "--kl-weight 100 --gan-weight 0 --checkpoint-kimg 0 --sample-kimg 1 --total-kimg 0.168 --log-kimg 1".split()
+    outcome = run_main("pretrain_vae.py", "--run", room / "vae", *flags, "--override", packs=room / "packs")
+    assert outcome.code == 0 and "POSTERIOR COLLAPSE" in RunDir(room / "vae").read_status()["verdict"]
