@@ -23,6 +23,7 @@ from jobs.training.upkeep import State
 from jobs.training.weights import read_weights, write_weights
 from jobs.view.report import facts
 from jobs.view.report import weights_of as said_of
+from models import quality
 
 FLAGS = (
     "--data phantom:200 --total-kimg 0.096 --log-kimg 0.024 --sample-kimg 0.048 --checkpoint-kimg 0 "
@@ -162,9 +163,14 @@ def test_figures_are_those_of_the_same_samples_measured_by_hand(room, trained):
     within = sum(kernel[i][j] for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
     within += sum(kernel[i][j] for i in range(n, n + m) for j in range(n, n + m) if i != j) / (m * (m - 1))
     across = sum(kernel[i][j] for i in range(n) for j in range(n, n + m)) / (n * m)
-    assert tiny.rows(trained.path)[-1]["kid"] == pytest.approx(within - 2 * across, rel=1e-4)
+    row = tiny.rows(trained.path)[-1]
+    assert row["kid"] == pytest.approx(within - 2 * across, rel=1e-4)
+    expected = quality.set_figures(fake, real, torch.Generator().manual_seed(0))  # held against others elsewhere
+    for name in ("fid", "precision", "recall", "coverage"):
+        assert row[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_run_that_was_cut_off_is_the_undisturbed_one(room, trained):
     """Killed after its best weights were written and before their checkpoint was: they are found again, to the bit."""
     run, commit, nimg = RunDir(room / "cut"), checkpoint.atomic_write, read_weights(trained.best)[1]["nimg"]
