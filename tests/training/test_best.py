@@ -13,11 +13,13 @@ import tiny
 import torch
 from inprocess import run_main, run_predict
 
+from jobs.cluster import show, status
 from jobs.config import kinds, sizes
 from jobs.config.specs import ConfigError, GanConfig
 from jobs.predict.named import UsageError, weights_of
 from jobs.predict.trained import load
 from jobs.run.rundir import RunDir
+from jobs.run.states import RunState
 from jobs.training import best, checkpoint
 from jobs.training.upkeep import State
 from jobs.training.weights import read_weights, write_weights
@@ -250,3 +252,19 @@ def test_a_run_without_best_weights_says_how_to_get_them(tmp_path):
 def test_the_room_that_a_run_needs_has_its_weights_in_it():
     few, many = (GanConfig(keep_weights=n) for n in (0, 8))
     assert sizes.disk_gb(many, 1.0) - sizes.disk_gb(few, 1.0) == 2.0 and sizes.disk_gb(few, 1.0) == 4.75
+
+
+def test_status_names_the_best_figure_and_why_a_run_ended_early(tmp_path, capsys):
+    run = RunDir(tmp_path / "brains")
+    run.create()
+    run.metrics.write_text(json.dumps({"nimg": 30000, "kid": 0.5, "best_kid": 0.25, "best_kimg": 12.0}) + "\n")
+    for reason, note in (("finished", ""), ("nothing better than kid 0.25", "nothing better than kid 0.25")):
+        run.status(state=RunState.DONE, reason=reason, code=0)
+        run.mark_done()
+        view = status.view_run(run.path, None)
+        assert (view.state, view.note) == (RunState.DONE, note)
+        run._status = {}
+    show.show_run(view, run.path)
+    said = capsys.readouterr().out
+    assert "kid 0.25 at 12 kimg" in said and "nothing better than kid 0.25" in said and "best_kid" not in said
+    assert show.told([view.metrics]) == ["kid", "best_kid", "best_kimg"]
