@@ -62,14 +62,14 @@ def open_network(
 ) -> Network | None:
     """The network that figures are taken with, trained where there is none beside the pack; None where none are.
 
-    Before there is a process group, as packs are built: no collective waits for it.
+    Before there is a process group, as packs are built: no collective waits for it. Rank 0 comes first; who does not
+    find what it left, on a node with packs of its own, makes the same.
     """
     if not c.metric_kimg:
         return None
     threads = c.threads or devices.default_threads(ranks.local_world(meeting.world))
     torch.set_num_threads(threads)
-    rt = ranks.Runtime(meeting.rank, meeting.world, meeting.local_rank, device, threads)
-    return open_features(given, train, run.path, rt)
+    return open_features(given, train, run.path, ranks.Runtime(0, 1, meeting.local_rank, device, threads))
 
 
 class Yardstick:

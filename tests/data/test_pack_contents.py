@@ -19,7 +19,7 @@ from test_pack import ensure, keyed, quiet, rewrite
 from data import build, pack
 from data.build import build_pack
 from data.images import fit_square
-from data.pack import ensure_held_out
+from data.pack import ensure_held_out, ensure_pack
 from data.packfile import ALIGN, PREAMBLE, Row, open_pack, write_header
 from data.sources import find_source
 from data.walk import DataError
@@ -277,6 +277,17 @@ def test_a_named_split_to_validate_on_must_be_there(tmp_path, cache):
     save(tmp_path / "x/val" / "b1_1.png", picture(9))
     with pytest.raises(DataError, match="val folder"):
         ensure_held_out(str(tmp_path / "x"), "test", train_split="val", log=quiet, resolution=16, progress=False)
+
+
+def test_a_pack_holds_one_split_so_nobody_is_held_out_in_it(tmp_path, cache):
+    for split, number in (("train", 4), ("test", 3)):
+        for i in range(number):
+            save(tmp_path / "x" / split / f"{split}{i}_1.png", picture(i))
+    how = dict(log=quiet, resolution=16, progress=False)
+    file = str(ensure_pack(str(tmp_path / "x"), out=tmp_path / "mine.pack", **how).path)
+    assert ensure_held_out(file, "auto", **how) is None
+    with pytest.raises(DataError, match="one split"):
+        ensure_held_out(file, "test", **how)
 
 
 # --- bad files and dark scans -----------------------------------------------------------------------------------------

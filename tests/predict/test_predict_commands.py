@@ -28,7 +28,8 @@ from jobs.training import collectives, ranks
 from jobs.training.weights import read_weights, write_weights
 from models import encoder, projection
 
-MODEL = {"run": "RUN", "weights": None, "out": None, "seed": 0, "device": "auto", "precision": "fp32", "batch": 32}
+MODEL = {"run": "RUN", "weights": None, "at": "last", "out": None, "seed": 0, "device": "auto"}
+MODEL |= {"precision": "fp32", "batch": 32}
 OF_CLASS, DIFFUSION = {"label": "all"}, {"sampler": None, "calls": None, "guidance": None}
 GAN = {"truncation": 1.0, "truncation_cutoff": None, "noise": None}
 DATA, FEATURES = {"data": None}, {"feature_weights": None}

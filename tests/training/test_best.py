@@ -13,16 +13,19 @@ import tiny
 import torch
 from inprocess import run_main, run_predict
 
+from jobs.cluster import show, status
 from jobs.config import kinds, sizes
 from jobs.config.specs import ConfigError, GanConfig
 from jobs.predict.named import UsageError, weights_of
 from jobs.predict.trained import load
 from jobs.run.rundir import RunDir
+from jobs.run.states import RunState
 from jobs.training import best, checkpoint
 from jobs.training.upkeep import State
 from jobs.training.weights import read_weights, write_weights
 from jobs.view.report import facts
 from jobs.view.report import weights_of as said_of
+from models import quality
 
 FLAGS = (
     "--data phantom:200 --total-kimg 0.096 --log-kimg 0.024 --sample-kimg 0.048 --checkpoint-kimg 0 "
@@ -162,9 +165,14 @@ def test_figures_are_those_of_the_same_samples_measured_by_hand(room, trained):
     within = sum(kernel[i][j] for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
     within += sum(kernel[i][j] for i in range(n, n + m) for j in range(n, n + m) if i != j) / (m * (m - 1))
     across = sum(kernel[i][j] for i in range(n) for j in range(n, n + m)) / (n * m)
-    assert tiny.rows(trained.path)[-1]["kid"] == pytest.approx(within - 2 * across, rel=1e-4)
+    row = tiny.rows(trained.path)[-1]
+    assert row["kid"] == pytest.approx(within - 2 * across, rel=1e-4)
+    expected = quality.set_figures(fake, real, torch.Generator().manual_seed(0))  # held against others elsewhere
+    for name in ("fid", "precision", "recall", "coverage"):
+        assert row[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_run_that_was_cut_off_is_the_undisturbed_one(room, trained):
     """Killed after its best weights were written and before their checkpoint was: they are found again, to the bit."""
     run, commit, nimg = RunDir(room / "cut"), checkpoint.atomic_write, read_weights(trained.best)[1]["nimg"]
@@ -244,3 +252,19 @@ def test_a_run_without_best_weights_says_how_to_get_them(tmp_path):
 def test_the_room_that_a_run_needs_has_its_weights_in_it():
     few, many = (GanConfig(keep_weights=n) for n in (0, 8))
     assert sizes.disk_gb(many, 1.0) - sizes.disk_gb(few, 1.0) == 2.0 and sizes.disk_gb(few, 1.0) == 4.75
+
+
+def test_status_names_the_best_figure_and_why_a_run_ended_early(tmp_path, capsys):
+    run = RunDir(tmp_path / "brains")
+    run.create()
+    run.metrics.write_text(json.dumps({"nimg": 30000, "kid": 0.5, "best_kid": 0.25, "best_kimg": 12.0}) + "\n")
+    for reason, note in (("finished", ""), ("nothing better than kid 0.25", "nothing better than kid 0.25")):
+        run.status(state=RunState.DONE, reason=reason, code=0)
+        run.mark_done()
+        view = status.view_run(run.path, None)
+        assert (view.state, view.note) == (RunState.DONE, note)
+        run._status = {}
+    show.show_run(view, run.path)
+    said = capsys.readouterr().out
+    assert "kid 0.25 at 12 kimg" in said and "nothing better than kid 0.25" in said and "best_kid" not in said
+    assert show.told([view.metrics]) == ["kid", "best_kid", "best_kimg"]
