@@ -27,6 +27,7 @@ from jobs.run.attempt import Attempt
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError, RunState
+from jobs.run.vae import COLLAPSE
 from jobs.training import best, collectives, devices, judges, ranks, watchdog
 from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
@@ -302,7 +303,8 @@ class Upkeep:
         if self.rt.rank != 0:
             return
         about = {"job": kinds.name_of(self.c), "config": parsing.result_fields(self.c), "nimg": nimg, **about}
-        about |= {"verdict": verdict} if (verdict := judges.verdict(self.s.counters)) else {}
+        if COLLAPSE in (verdict := judges.verdict(self.s.counters)):  # what a diffusion run has to know of its VAE
+            about["verdict"] = verdict
         values = {
             name: {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
             for name, module in weights.items()

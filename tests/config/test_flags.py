@@ -305,8 +305,9 @@ class Run:
             path = self.path / "checkpoints" / f"{nimg:012d}.pt"
             self.loaded[nimg] = torch.load(path, weights_only=True)
             counters = self.loaded[nimg]["counters"]
-            seen = ("best_", "last_diversity", "looked_nimg", "ahead", "verdict ")
-            self.loaded[nimg]["counters"] = {k: v for k, v in counters.items() if not k.startswith(seen)}
+            seen = "best_diversity best_of best_figure best_nimg last_diversity looked_nimg ahead healthy".split()
+            kept = {k: v for k, v in counters.items() if k not in seen and not k.startswith("verdict ")}
+            self.loaded[nimg]["counters"] = kept
         return self.loaded[nimg]
 
     def last(self) -> dict:
@@ -1094,7 +1095,7 @@ def see_end(bench: Bench) -> None:
         def look(counters, found, of, nimg):
             real(counters, found | {name: next(figures)} if nimg else found, of, nimg)
 
-        patch = [(upkeep.best, "look", look)]
+        patch = [(upkeep.best, "look", look), (judges, "judge", lambda *_: None)]
         run = bench.run("--stop-when-worse", *more, *sampled, patch=patch)
         assert run.outcome.code == 0 and (run.path / "DONE").exists()
         assert run.saved()[-1] == 16 and "nothing better than" in run.attempts("end")[-1]["reason"]

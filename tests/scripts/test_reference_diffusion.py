@@ -636,8 +636,15 @@ def test_a_run_logs_and_writes_just_that_and_steps_over_a_poisoned_batch(finishe
     times = [(1000 - 1000 * i / 3 - 1) / 999 for i in range(3)]
 
     def figures() -> dict[str, float]:
-        grid = grid_of(c, hand.ema, lambda z: network.decode(z * scale[0] + scale[1]), (2, 8, 8), times, 2)
-        made = {"diversity": varied(grid) / varied(real)}
+        clean: list[torch.Tensor] = []
+
+        def decode(z: torch.Tensor) -> torch.Tensor:
+            clean.append(z)
+            return network.decode(z * scale[0] + scale[1])
+
+        grid = grid_of(c, hand.ema, decode, (2, 8, 8), times, 2)
+        width = (torch.cat(clean).double() ** 2).mean() / (looked_at[0].double() ** 2).mean()
+        made = {"diversity": varied(grid) / varied(real), "sample_spread": float(width.sqrt())}
         for k, name in enumerate(pack.classes):
             made[f"diversity_{name}"] = varied(grid[of_class == k]) / varied(real[real_class == k])
         return made
