@@ -23,7 +23,7 @@ import train_gan
 from data.batches import Batches
 from data.pack import ensure_pack
 from jobs.config import parsing, sizes, specs
-from jobs.predict import gan_look
+from jobs.predict import gan_look, yardstick
 from jobs.run import stopping
 from jobs.training import devices, randomness, ranks, upkeep
 from jobs.training.upkeep import Record
@@ -363,7 +363,7 @@ def test_main_hands_its_flags_to_the_data_and_writes_where_its_weights_come_from
         made.append(ensure_pack(*args, **kwargs))
         return made[-1]
 
-    monkeypatch.setattr(train_gan, "ensure_pack", watched)
+    monkeypatch.setattr(yardstick, "ensure_pack", watched)
     first, run = tmp_path / "first", tmp_path / "run"
     flags = (
         "--data",

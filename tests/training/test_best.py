@@ -20,15 +20,16 @@ from jobs.predict.named import UsageError, weights_of
 from jobs.predict.trained import load
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
-from jobs.training import best, checkpoint
-from jobs.training.upkeep import State
+from jobs.training import best, checkpoint, ranks
+from jobs.training.checkpoint import Diverged
+from jobs.training.upkeep import State, Upkeep
 from jobs.training.weights import read_weights, write_weights
 from jobs.view.report import facts
 from jobs.view.report import weights_of as said_of
 from models import quality
 
 FLAGS = (
-    "--data phantom:200 --total-kimg 0.096 --log-kimg 0.024 --sample-kimg 0.048 --checkpoint-kimg 0 "
+    "--data phantom:200 --total-kimg 0.096 --log-kimg 0.024 --sample-kimg 0.048 --checkpoint-kimg 0.016 "
     "--metric-kimg 0.016 --keep-weights 2"
 ).split()
 
@@ -193,14 +194,21 @@ def test_a_run_that_was_cut_off_is_the_undisturbed_one(room, trained):
         assert (run.path / name).read_bytes() == (trained.path / name).read_bytes()
 
 
-def test_a_roll_back_takes_the_best_back(room, trained):
-    """What was found in steps that were taken back is no best; the counters are those of the checkpoint."""
-    state = checkpoint.Checkpoints(trained.checkpoints, say=lambda _: None).load_latest()[1]
-    holder = State()
-    holder.counters = looked([0.0])
-    holder.load_state_dict(state)
-    rows = tiny.rows(trained.path)
-    assert best.columns(holder.counters) == {name: rows[-1][name] for name in ("best_kid", "best_kimg")}
+def test_a_roll_back_takes_the_best_back():
+    """What was found in steps that were taken back is no best and is never written; a checkpoint's best stays."""
+    upkeep, before = object.__new__(Upkeep), looked([3.0, 2.0])
+    upkeep.s, upkeep.rt = State(), ranks.Runtime(0, 1, 0, torch.device("cpu"), 1)
+    upkeep.s.counters = {"rollbacks": 0, "skip": 0, **before}
+    upkeep.checkpoints = mock.Mock()
+    upkeep.checkpoints.load_latest.return_value = (20, {"counters": dict(upkeep.s.counters)})
+    upkeep.attempt, upkeep.held, upkeep.held_at = mock.Mock(), None, -1
+    best.look(upkeep.s.counters, {"kid": 1.0}, "x", 30)
+    upkeep.hold(30, {"net": torch.nn.Linear(1, 1)})
+    assert upkeep.held[1] == {"nimg": 30, "measured": {"kid": 1.0}}
+    assert upkeep.roll_back(40, Diverged("nan"), "") == 20
+    assert upkeep.held is None and best.measured(upkeep.s.counters) == {"kid": 2.0}
+    upkeep.hold(20, {"net": torch.nn.Linear(1, 1)})
+    assert upkeep.held is None  # that one is on disk
 
 
 def test_two_ranks_draw_and_decide_as_one(room, trained):
