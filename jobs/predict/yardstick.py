@@ -17,7 +17,7 @@ from jobs.run.rundir import RunDir
 from jobs.training import collectives, devices, ranks
 from models import quality
 
-SAMPLES, FEWEST = 250, 100  # slices that are drawn at a time, and as many training slices beside them
+SAMPLES, FEWEST = 250, 64  # slices that are drawn at a time, and as many training slices beside them
 HELD_OUT = 1000  # slices of other patients, at most
 SHARE = 0.02  # of a run's time that the samples may take, where FEWEST of them do not take more
 CALLS_OF_A_STEP = 3  # a training image costs a pass forward and one back, of twice the work

@@ -156,9 +156,9 @@ def test_figures_are_those_of_the_same_samples_measured_by_hand(room, trained):
     network = read_encoder(path, dict(channels=1, size=encoder_size(32), classes=2), packs[0].digest)
     c = SimpleNamespace(z_dim=16, seed=0, conditional=False)
     sampler = mock.Mock(c=c, z=torch.zeros(1), dtype=torch.float32)
-    draw = Sampler.draws(sampler, G, torch.zeros(100, dtype=torch.int64))
+    draw = Sampler.draws(sampler, G, torch.zeros(64, dtype=torch.int64))
     fake, real = (
-        network(torch.cat([draw(range(50)), draw(range(50, 100))])).double(),
+        network(torch.cat([draw(range(50)), draw(range(50, 64))])).double(),
         network(torch.from_numpy(packs[1].images[:].copy())).double(),
     )
     kernel = [[(float(a @ b) / len(a) + 1) ** 3 for b in torch.cat([fake, real])] for a in torch.cat([fake, real])]
