@@ -50,7 +50,7 @@ FAULTS = [
           (f"{BEST}::test_figures_are_those_of_the_same_samples_measured_by_hand",)),
     Fault("models/quality.py",
           'kid = float(squared_mmd(samples.double(), heldout.double()))',
-          'kid = float(squared_mmd(samples.double(), heldout[: len(samples) // 2].double()))',
+          'kid = float(squared_mmd(samples.double(), heldout[::2].double()))',
           (f"{BEST}::test_figures_are_those_of_the_same_samples_measured_by_hand",)),
     Fault("jobs/predict/yardstick.py",
           'if self.rt.rank == 0:',
