@@ -319,6 +319,7 @@ def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pa
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
             record.tick(nimg, s, lambda _: reconstructions(s.vae_ema), s.log_extra, of=reconstructions.of)
+            upkeep.hold(nimg, {"vae": s.vae_ema})
             # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
                 upkeep.save(nimg, {"vae": s.vae_ema}, {"classes": pack.classes, "geometry": pack.geometry})

@@ -232,6 +232,7 @@ def train(
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
             record.tick(nimg, s, partial(sampler, s.unet_ema, s.scale), s.log_extra, measure=yardstick)
+            upkeep.hold(nimg, weights)
             # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
                 upkeep.save(nimg, weights, about)

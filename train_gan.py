@@ -390,15 +390,17 @@ def train(
     critic: Callable = s.D
     if compiles(c.compile, rt.device, run, attempt.say):
         synthesis, critic = compiled(synthesis), compiled(critic)
+    weights = {"G_ema": s.G_ema}
 
     nimg = upkeep.begin(found, dtype, batches.placement)
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
             record.tick(nimg, s, partial(sampler, s.G_ema), s.log_extra, measure=yardstick)
+            upkeep.hold(nimg, weights)
             # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
-                upkeep.save(nimg, {"G_ema": s.G_ema}, {"classes": pack.classes, "geometry": pack.geometry})
+                upkeep.save(nimg, weights, {"classes": pack.classes, "geometry": pack.geometry})
             if upkeep.ending:
                 batches.close()
                 return upkeep.leave(record, nimg, GENERATE)

@@ -78,6 +78,6 @@ DIFFUSION_PRESETS: dict[str, dict] = {
         log_kimg=1.0,
         sample_kimg=12.0,
         checkpoint_minutes=1.0,
-        metric_kimg=12.0,
+        metric_kimg=20.0,
     ),
 }

@@ -26,7 +26,7 @@ from jobs.run.rundir import RunDir
 from jobs.training import collectives, devices, ranks
 from models import quality
 
-SAMPLES, FEWEST = 250, 100  # slices that are drawn at a time, and as many training slices beside them
+SAMPLES, FEWEST = 250, 64  # slices that are drawn at a time, and as many training slices beside them
 HELD_OUT = 1000  # slices of other patients, at most
 COPIED = 5000  # training slices that samples may be copies of, at most
 SHARE = 0.02  # of a run's time that the samples may take, where FEWEST of them do not take more

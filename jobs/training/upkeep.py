@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from data.files import atomic_write, is_number, say
+from data.files import is_number, say
 from jobs.config import kinds, parsing, specs
 from jobs.config.wording import command
 from jobs.run import stopping
@@ -32,7 +32,7 @@ from jobs.training import best, collectives, devices, judges, ranks, watchdog
 from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.training.throughput import device_peak
-from jobs.training.weights import write_weights
+from jobs.training.weights import on_host, replace_weights, write_weights
 from jobs.view.grids import save_png
 from jobs.view.metrics import MetricsLog, read_metrics
 from jobs.view.plots import plot_losses
@@ -238,6 +238,8 @@ class Upkeep:
         self.watch = stopping.StopWatch(run if rt.rank == 0 else None)
         self.watchdog = watchdog.Watchdog(HANG_SECONDS)
         self.saved_at, self.saved_time, self.level, self.ending = -1, time.monotonic(), 0, False
+        self.held: tuple[dict, dict] | None = None  # the best weights since the last checkpoint, and what they are
+        self.held_at = -1
 
     def waits(self) -> dict[str, float]:
         """{column: seconds waited so far}."""
@@ -248,6 +250,7 @@ class Upkeep:
         loaded = load_on_all(self.checkpoints, self.rt)
         if loaded is not None:
             self.saved_at, state = loaded
+            self.held_at = self.saved_at  # the best of that place is on disk
             self.s.load_state_dict(state)
             self.attempt.verdict = judges.verdict(self.s.counters)
         if self.rt.rank == 0:
@@ -277,21 +280,24 @@ class Upkeep:
         told, timed = collectives.agree_max(self.rt, [self.watch.tell(), int(timed)])
         self.level = self.watch.hear(told)
         self.ending = self.level >= 2 or self.over(nimg)
-        asked = self.ending or self.level or timed or self.saved_at < 0 or self.is_best(nimg) or self.is_kept(nimg)
+        asked = self.ending or self.level or timed or self.saved_at < 0 or self.is_kept(nimg)
         return nimg != self.saved_at and bool(asked or due(nimg, self.c.batch, self.c.checkpoint_kimg))
 
     def over(self, nimg: int) -> bool:
         """Whether the run is done: all images seen, or none of the last third of them made it any better."""
         return nimg >= self.total or (self.c.stop_when_worse and best.stale(self.s.counters, self.total))
 
-    def is_best(self, nimg: int) -> bool:
-        """Whether the weights are the best so far. They are written with a checkpoint, whose counters say so."""
-        return self.s.counters.get("best_nimg") == nimg
-
     def is_kept(self, nimg: int) -> bool:
         """Whether --keep-weights keeps these: so many evenly spaced ones, before the last."""
         parts = self.c.keep_weights + 1
         return parts > 1 and 0 < nimg < self.total and due(nimg, self.c.batch, -(-self.total // parts) / 1000)
+
+    def hold(self, nimg: int, weights: dict[str, torch.nn.Module]) -> None:
+        """After a look at figures: hold on to weights that are the best so far. The next checkpoint, whose counters
+        say so, takes them along; what a killed or a rolled back run held is found again."""
+        if self.rt.rank == 0 and nimg and self.s.counters.get("best_nimg") == nimg != self.held_at:
+            self.held_at = nimg
+            self.held = on_host(weights), {"nimg": nimg, "measured": best.measured(self.s.counters)}
 
     def save(self, nimg: int, weights: dict[str, torch.nn.Module], about: dict) -> None:
         """Rank 0: snapshot the state to host memory; the writer thread does the rest, predict.py's weights included."""
@@ -305,23 +311,20 @@ class Upkeep:
         about = {"job": kinds.name_of(self.c), "config": parsing.result_fields(self.c), "nimg": nimg, **about}
         if COLLAPSE in (verdict := judges.verdict(self.s.counters)):  # what a diffusion run has to know of its VAE
             about["verdict"] = verdict
-        values = {
-            name: {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
-            for name, module in weights.items()
-        }
-        healthy, is_best, is_kept = self.s.counters["healthy"], self.is_best(nimg), self.is_kept(nimg)
-        best_about = about | {"measured": best.measured(self.s.counters)}
+        values = on_host(weights)
+        healthy, is_kept, held = self.s.counters["healthy"], self.is_kept(nimg), self.held
 
         def write() -> None:
             replace_weights(self.run, values, about, healthy)
             if is_kept:
                 write_weights(self.run.kept_weights(nimg), values, about)
-            if is_best:  # the best before stays until the checkpoint is there that says of these that they are better
-                write_weights(self.run.waiting_best, values, best_about)
+            if held is not None:  # the best before stays until the checkpoint is there that says these are better
+                write_weights(self.run.waiting_best, held[0], about | held[1])
 
         def adopt() -> None:
-            if is_best:
+            if held is not None:
                 os.replace(self.run.waiting_best, self.run.best)
+                self.held = None if self.held is held else self.held
 
         self.checkpoints.save(nimg, state, healthy=healthy, then=write, after=adopt)
         if fresh:
@@ -340,6 +343,7 @@ class Upkeep:
         if loaded is None:
             raise error
         back, state = loaded
+        self.held, self.held_at = None, back
         self.s.load_state_dict(state)
         self.s.counters["skip"] += nimg - back
         self.s.counters["rollbacks"] += 1
@@ -409,17 +413,6 @@ def optimizer_step(
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return norm
-
-
-def replace_weights(run: RunDir, weights: dict, about: dict, healthy: bool) -> None:
-    """Write weights.safetensors; while the run is not healthy, what was there before stays as
-    weights-healthy.safetensors."""
-    aside = run.weights.with_name("weights-healthy.safetensors")
-    if healthy:
-        aside.unlink(missing_ok=True)
-    elif run.weights.exists() and not aside.exists():
-        atomic_write(aside, run.weights.read_bytes())  # whole or not there: it is made only once
-    write_weights(run.weights, weights, about)
 
 
 def load_on_all(checkpoints: Checkpoints, rt: ranks.Runtime) -> tuple[int, dict] | None:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from data.files import SMALL, atomic_write, check_regular, open_regular, parse_json, words
+from jobs.run.rundir import RunDir
 
 FORMAT = 1
 MAX_WEIGHTS = 4 << 30  # bytes of a file at most
@@ -38,6 +39,25 @@ def write_weights(path: Path, states: dict[str, dict[str, torch.Tensor]], about:
     tensors = dict(sorted(tensors.items()))
     text = json.dumps({"format": FORMAT, "sha256": digest_of(tensors), **about}, sort_keys=True)
     atomic_write(Path(path), save(tensors, metadata={"config": text}))
+
+
+def on_host(weights: dict[str, torch.nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
+    """Copies of the modules' parameters and buffers, which the next steps leave as they are."""
+    return {
+        name: {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}
+        for name, module in weights.items()
+    }
+
+
+def replace_weights(run: RunDir, weights: dict, about: dict, healthy: bool) -> None:
+    """Write weights.safetensors; while the run is not healthy, what was there before stays as
+    weights-healthy.safetensors."""
+    aside = run.weights.with_name("weights-healthy.safetensors")
+    if healthy:
+        aside.unlink(missing_ok=True)
+    elif run.weights.exists() and not aside.exists():
+        atomic_write(aside, run.weights.read_bytes())  # whole or not there: it is made only once
+    write_weights(run.weights, weights, about)
 
 
 def digest_of(tensors: dict[str, torch.Tensor]) -> str:

@@ -67,6 +67,7 @@ def test_what_holds_where_nobody_says_otherwise():
         "init_from",
         "vae",
         "perceptual_file",
+        "feature_weights",
         "table",
     }
     assert set(REMEMBERED) == set(PROFILE) | {"site", "shared", "local", "max_restarts", "notify", "max_gpu_hours"}
@@ -1328,10 +1329,10 @@ def test_a_large_folder_is_not_walked_to_its_end(tmp_path):
 )
 @pytest.mark.parametrize("keep", [1, 5])
 def test_room_for_the_checkpoints(tmp_path, monkeypatch, free, quota, words, keep):
-    """The kept ones, the healthy one, the one being written, and half a gigabyte."""
+    """The kept ones, the healthy one, the one being written; the weights, each a quarter; and half a gigabyte."""
     plan = replace(make(tmp_path, "--keep", str(keep)), local=True)
     monkeypatch.setitem(kinds.JOBS, "stylegan2", replace(kinds.JOBS["stylegan2"], checkpoint_gb=lambda config: 2.0))
-    need = 2.0 * (keep + 2) + 0.5
+    need = 2.0 * (keep + 2) + 0.5 * 3 + 0.5
     amount = {"+": need + 0.01, "-": need - 0.01, None: None}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=amount[free] * 1e9))
     monkeypatch.setattr(preflight, "quota_left_gb", lambda path: amount[quota])

@@ -126,7 +126,7 @@ PRESETS: dict[type, dict[str, dict]] = {
             decay_kimg=60.0,
             ema_kimg=2.0, widths="48,96", num_res=1, attention="8", head_dim=48, dropout=0.0, conditional=True,
             log_kimg=1.0,
-            sample_kimg=12.0, checkpoint_minutes=1.0, metric_kimg=12.0,
+            sample_kimg=12.0, checkpoint_minutes=1.0, metric_kimg=20.0,
         ),
     },
 }  # fmt: skip

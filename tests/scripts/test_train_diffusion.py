@@ -357,7 +357,7 @@ def test_slices_of_training_and_of_other_patients_and_their_latents(tmp_path, mo
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(devices, "default_threads", lambda ranks: 7 * ranks)
     monkeypatch.setattr(latent_space, "ensure_latents", lambda *a, **k: verified.append(k["verify"]) or ensure(*a, **k))
-    packs, latents = script.open_data(c, run, ranks.Meeting(), torch.device("cpu"), lambda *_: None)
+    packs, latents, _ = script.open_data(c, run, ranks.Meeting(), torch.device("cpu"), lambda *_: None)
     assert [p.meta["split"] for p in packs] == ["train", "val"]
     sha = hashlib.sha256(script.copied_vae(run.path).read_bytes()).hexdigest()
     for pack, found in zip(packs, latents, strict=True):
@@ -373,7 +373,7 @@ def test_slices_of_training_and_of_other_patients_and_their_latents(tmp_path, mo
     assert threads == [1, 1, 7]
     for flags, splits in ((("--split", "val"), ["val", "test"]), (("--val-split", "none"), ["train"])):
         c = config("--run", str(tmp_path / "run"), "--space", "pixel", "--data", "phantom:40", *flags)
-        packs, latents = script.open_data(c, run, ranks.Meeting(), torch.device("cpu"), lambda *_: None)
+        packs, latents, _ = script.open_data(c, run, ranks.Meeting(), torch.device("cpu"), lambda *_: None)
         assert [p.meta["split"] for p in packs] == splits and latents == []
 
 
@@ -386,9 +386,9 @@ def test_a_conditional_run_needs_a_class_for_every_slice(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="without a class"):
         script.open_data(c, RunDir(c.run), ranks.Meeting(), torch.device("cpu"), print)
     plain = dataclasses.replace(c, conditional=False)
-    assert script.open_data(plain, RunDir(c.run), ranks.Meeting(), torch.device("cpu"), print) == ([found], [])
+    assert script.open_data(plain, RunDir(c.run), ranks.Meeting(), torch.device("cpu"), print) == ([found], [], None)
     labels[3] = 0
-    assert script.open_data(c, RunDir(c.run), ranks.Meeting(), torch.device("cpu"), print) == ([found], [])
+    assert script.open_data(c, RunDir(c.run), ranks.Meeting(), torch.device("cpu"), print) == ([found], [], None)
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
