@@ -284,7 +284,7 @@ def nearest(
 
 
 class Pair(NamedTuple):
-    """A sample and its nearest training slice, by their rows; the move that lays the one over the other, of pictures."""
+    """A sample and its nearest training slice, by their rows; of pictures the move that lays one over the other."""
 
     generated: int
     training: int
@@ -305,11 +305,12 @@ def copying(
 
     fake (N, D), train (M, D), heldout (H, D) hold features; or (N, C, S, S) uint8 each hold thumbnails, which are
     compared over all moves (models/copies.py, with its `track`). heldout_groups (H,): the subjects as numbers.
-    `nearer_than_any` to `heldout_copies`: see the function. `below_5th_percentile`: share of samples nearer than 95 % of held-out slices (Dar 2025); 0.05 is what
-    held-out slices have. `nearer_than_heldout`: probability that a sample is nearer to the training set than a held-out
-    slice is (Meehan 2020); 0.5 is even, 1 copying. `median_ratio`: nearest training over nearest held-out distance. The
-    training set is larger, which alone makes it less than 1: `median_ratio_of_heldout` is the same of held-out slices,
-    whose own subject is left out, and `relative_ratio` the quotient: about 1 is good, 0 copying.
+    Beside what `nearer_than_any` gives: `below_5th_percentile`: share of samples nearer to a training slice than 95 %
+    of held-out slices are (Dar 2025); 0.05 is what held-out slices have. `nearer_than_heldout`: probability that a
+    sample is nearer to the training set than a held-out slice is (Meehan 2020); 0.5 is even, 1 copying. `median_ratio`:
+    nearest training over nearest held-out distance. The training set is larger, which alone makes it less than 1:
+    `median_ratio_of_heldout` is the same of held-out slices, whose own subject is left out, and `relative_ratio` the
+    quotient: about 1 is good, 0 copying.
     """
 
     def near(query: Tensor, bank: Tensor, groups: tuple[Tensor, Tensor] | None = None) -> copies.Found:
@@ -336,9 +337,7 @@ def copying(
     }
     order = to_train.argsort(stable=True)[:pairs].tolist()
     moves = [None if found.move is None else found.move[i].cpu() for i in order]
-    return figures, [
-        Pair(i, int(found.index[i]), float(to_train[i]), m) for i, m in zip(order, moves, strict=True)
-    ]
+    return figures, [Pair(i, int(found.index[i]), float(to_train[i]), m) for i, m in zip(order, moves, strict=True)]
 
 
 def nearer_than_any(to_train: Tensor, real_to_train: Tensor, groups: Tensor) -> dict[str, float]:
@@ -347,8 +346,9 @@ def nearer_than_any(to_train: Tensor, real_to_train: Tensor, groups: Tensor) -> 
     `nearer_than_any`: how many samples are below the least held-out distance, `_expected`: N / (H + 1), what
     exchangeability gives; `four_times_nearer`: how many are below a quarter of it. `chance`: of so many or more, where
     samples are to the training set what held-out slices are. The first k of N + H all are samples with a chance of at
-    most (N / (N + H))^k. For the second count N is 4^4 times less: slices vary in eight directions or more, and so the
-    share nearer than d (1 - correlation, a squared length) falls at least as d^4. Two looks double the chance.
+    most (N / (N + H))^k. Of those that are r times nearer there are r^4 times fewer, and so N counts: slices vary in
+    eight directions or more, and the share nearer than d (1 - correlation, a squared length) falls at least as d^4. The
+    least chance over r, times the number of looks, is given.
 
     Slices of one subject are alike, and so are not H draws: H is lessened by the share of different subjects among the
     nearest twentieth, at least 100. `heldout_copies`: held-out slices that lie at training slices themselves, below an
@@ -358,13 +358,13 @@ def nearer_than_any(to_train: Tensor, real_to_train: Tensor, groups: Tensor) -> 
     real, who = real_to_train[kept], groups[kept]
     nearest_ones = real.argsort()[: max(len(real) // 20, 100)]
     n, draws = len(to_train), len(real) * len(who[nearest_ones].unique()) / len(nearest_ones)
-    any_, four_times = (int((to_train < real.min() / times).sum()) for times in (1, 4))
-    chances = [(m / (m + draws)) ** count for m, count in ((n, any_), (n / 4**4, four_times))]
+    counts = {r: int((to_train < real.min() / r).sum()) for r in (1, 2, 4, 8, 16, 32)}
+    chance = min((n / r**4 / (n / r**4 + draws)) ** count for r, count in counts.items())
     return {
-        "nearer_than_any": any_,
+        "nearer_than_any": counts[1],
         "nearer_than_any_expected": n / (draws + 1),
-        "four_times_nearer": four_times,
-        "chance": min(2 * min(chances), 1.0),
+        "four_times_nearer": counts[4],
+        "chance": min(len(counts) * chance, 1.0),
         "heldout_copies": int((~kept).sum()),
     }
 

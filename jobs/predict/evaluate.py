@@ -90,8 +90,8 @@ def evaluate(
     clock.append(time.monotonic())
     notes = notes_on(model, real, count, number, int(fake[0].shape[1]))
     notes += [
-        f"{f['heldout_copies']} held-out slices are nearly the same as training slices (by {space}): the same pictures are "
-        "on both sides of the split; they were left out of the comparison of copies"
+        f"{f['heldout_copies']} held-out slices are nearly the same as training slices (by {space}): the same pictures "
+        "are on both sides of the split; they were left out of the comparison of copies"
         for space, f in figures["copying"].items()
         if f["heldout_copies"]
     ]

@@ -320,8 +320,8 @@ def copies_line(f: dict) -> str:
         return text
     count, expected, four_times, chance = found
     verdict = f"COPIES (chance {chance:.1g}): look at the closest" if chance < SIGNIFICANT else "no more than chance"
-    counts = f"{count:,.0f} nearer than any held-out slice ({expected:,.1f} expected), {four_times:,.0f} four times nearer"
-    return f"{counts}: {verdict}; {text}"
+    counts = f"{count:,.0f} nearer than any held-out slice ({expected:,.1f} expected), {four_times:,.0f} four times"
+    return f"{counts} nearer: {verdict}; {text}"
 
 
 def print_figures(figures: dict, features: str, data: dict, notes: list[str]) -> None:

@@ -153,14 +153,23 @@ def test_a_generator_that_copies_is_caught(run, monkeypatch, capsys):
     assert found["copying"]["pixels"]["closest"][0]["distance"] < 1e-4
     right = found["class_fidelity"]["accuracy"]
     assert "COPIES (chance" in capsys.readouterr().out
-    monkeypatch.setattr(evaluate, "generated", lambda model, seed, label, how: lambda indices: torch.from_numpy(
-        np.roll(np.stack([train.images[order[i]] for i in indices]), 1, 3)))  # moved by a pixel
+    monkeypatch.setattr(
+        evaluate,
+        "generated",
+        lambda model, seed, label, how: (
+            lambda indices: torch.from_numpy(np.roll(np.stack([train.images[order[i]] for i in indices]), 1, 3))
+        ),
+    )  # moved by a pixel
     order = [int(np.flatnonzero(train.labels == 1 - i % 2)[i // 2]) for i in range(60)]  # the other class
     assert call("evaluate", "--run", run, "--number", 60, "--device", "cpu") == 0
     assert right > 0.8 and metrics(run)["class_fidelity"]["accuracy"] < 0.5
     found = metrics(run)["copying"]["pixels"]
     assert found["below_5th_percentile"] == 1.0 and found["relative_ratio"] < 0.2 and found["chance"] < 1e-6
     assert found["closest"][0]["move"] == "moved -3.1 % and 0.0 %"
+    picture = np.asarray(Image.open(run / "predictions" / "evaluate" / "copies-pixels.png")).astype(int)
+    left = picture.shape[1] - 8 * 34
+    drawn, moved, real = (picture[2 + row * 46 :, left:][4:28, 4:28] for row in range(3))
+    assert np.abs(moved - real).max() <= 3 < np.abs(drawn - real).max()
 
 
 def test_a_collapsed_generator_is_caught(run, monkeypatch):
