@@ -171,6 +171,8 @@ def notes_on(model: Trained, real: RealSlices, compared: int, number: int, dim: 
         notes.append(
             "the model was trained with --split all, so on these held-out slices too: copies cannot be told here"
         )
+    if len(set(real.heldout.subjects)) == 1 and not unknown:
+        notes.append("all held-out slices are of one person: the distance ratio of copies says nothing")
     if unknown:
         notes.append(
             f"the subjects of {unknown:,} held-out slices are unknown: pairs of one brain may be among the real "

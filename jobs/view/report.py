@@ -315,8 +315,9 @@ def copies_line(f: dict) -> str:
         f"{100 * f['below_5th_percentile']:.1f} % nearer than the 5th percentile of held-out slices (5 % is even), "
         f"distance ratio {f['relative_ratio']:.2f} (1 is even)"
     )
-    found = [f.get(k) for k in ("nearer_than_any", "nearer_than_any_expected", "four_times_nearer", "chance")]
-    if not all(map(is_number, found)):
+    names = ("nearer_than_any", "nearer_than_any_expected", "four_times_nearer", "chance")
+    found = [f[name] for name in names if is_number(f.get(name))]
+    if len(found) < len(names):
         return text
     count, expected, four_times, chance = found
     verdict = f"COPIES (chance {chance:.1g}): look at the closest" if chance < SIGNIFICANT else "no more than chance"
