@@ -102,7 +102,8 @@ def main() -> None:
     pairs = [(20, 20)] if args.quick else [(100, 20), (300, 100), (500, 200), (500, 500)]
     text.append(
         machine.table(
-            ["samples", "held-out", "1 % found", "accused of none"], [rates(distance, moved, *pair) for pair in pairs]
+            ["samples", "held-out", "1 % found", "honest ones accused"],
+            [rates(distance, moved, *pair) for pair in pairs],
         )
     )
     n, m, h = (40, 60, 20) if args.quick else (5000, 20000, 2000)
