@@ -219,3 +219,11 @@ def test_a_run_whose_samples_turn_into_training_slices_is_noticed():
     assert turning[0] == honest[0] and turning[3] > COPIES_RISING < turning[4] == 1.0
     part = torch.cat([features(200, 20), train[:100]])  # a third of the samples
     assert watch.share(part) > COPIES_RISING
+
+
+def test_the_judge_of_a_run_sees_copies_that_are_moved(sets):
+    """A run of pictures, honest and then with half of its samples mirrored and moved training slices."""
+    train, others = sets[0], sets[1]
+    watch = CopyWatch(train, others[:40], torch.arange(40))
+    honest, copied = others[40:], laid(train[::10], move(-1, 1, 2, 1, 0.016, 0.02))
+    assert watch.share(honest) <= 0.15 < COPIES_RISING < watch.share(torch.cat([honest[:10], copied]))
