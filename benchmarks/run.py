@@ -16,7 +16,7 @@ import sys
 from benchmarks.machine import RESULTS
 from jobs.config.specs import ROOT
 
-NAMES = ("gan", "diffusion", "evaluate", "data", "launch", "checkpoint", "scaling", "precision", "ablation")
+NAMES = ("gan", "diffusion", "evaluate", "copies", "data", "launch", "checkpoint", "scaling", "precision", "ablation")
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """The nearest training slice of a generated one, also where it is mirrored, moved, turned, scaled or lit otherwise.
 
 A training set is augmented so, and a copy that is moved by a pixel is one all the same. All pairs are compared as tiny
-pictures over a grid of moves; the best few of each sample are then aligned, at 32 px and at 64 px, by Gauss-Newton steps
-(Baker and Matthews 2004, inverse compositional). Real held-out slices go through the same search, so that what the
+pictures over a grid of moves; the best few of each sample are then aligned, at 32 px and at 64 px, by Gauss-Newton
+steps (Baker and Matthews 2004, inverse compositional). Held-out slices go through the same search, so that what the
 freedom to move does to slices of other people is in both figures.
 """
 
@@ -117,8 +117,8 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def smooth(images: Tensor) -> Tensor:
-    """uint8 (N, C, S, S) -> uint8, after a Gaussian of a pixel: then resampling between pixels costs next to nothing, and
-    a copy that was resampled lies 30 times nearer than another slice, not 6 times."""
+    """uint8 (N, C, S, S) -> uint8, after a Gaussian of a pixel: then resampling between pixels costs next to nothing,
+    and a copy that was resampled lies 30 times nearer than another slice, not 6 times."""
     return torch.cat([blurred(part.float(), 1.0).round().to(torch.uint8) for part in images.split(BANK)])
 
 

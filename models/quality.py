@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -294,12 +294,26 @@ def nearest(
 
 
 class Pair(NamedTuple):
-    """A sample and its nearest training slice, by their rows; the move that lays the one over the other, of pictures."""
+    """A sample and its nearest training slice, by their rows; of pictures the move that lays one over the other."""
 
     generated: int
     training: int
     distance: float
     move: Tensor | None
+
+
+def found_near(
+    query: Tensor,
+    bank: Tensor,
+    groups: tuple[Tensor, Tensor] | None = None,
+    centre: Tensor | None = None,
+    track: Callable[[range], Iterable[int]] = iter,
+) -> copies.Found:
+    """The nearest of bank to each of query: of thumbnails over all moves, of features by `nearest`."""
+    check_features(query.flatten(1), bank.flatten(1))
+    if query.ndim == 4:
+        return copies.search(query, bank, groups, track)
+    return copies.Found(*nearest(query, bank, groups, centre), None)
 
 
 def copying(
@@ -315,19 +329,15 @@ def copying(
 
     fake (N, D), train (M, D), heldout (H, D) hold features; or (N, C, S, S) uint8 each hold thumbnails, which are
     compared over all moves (models/copies.py, with its `track`). heldout_groups (H,): the subjects as numbers.
-    `nearer_than_any` to `heldout_copies`: see the function. `below_5th_percentile`: share of samples nearer than 95 % of held-out slices (Dar 2025); 0.05 is what
-    held-out slices have. `nearer_than_heldout`: probability that a sample is nearer to the training set than a held-out
-    slice is (Meehan 2020); 0.5 is even, 1 copying. `median_ratio`: nearest training over nearest held-out distance. The
-    training set is larger, which alone makes it less than 1: `median_ratio_of_heldout` is the same of held-out slices,
-    whose own subject is left out, and `relative_ratio` the quotient: about 1 is good, 0 copying.
+    Beside what `nearer_than_any` gives: `below_5th_percentile`: share of samples nearer to a training slice than 95 %
+    of held-out slices are (Dar 2025); 0.05 is what held-out slices have. `nearer_than_heldout`: probability that a
+    sample is nearer to the training set than a held-out slice is (Meehan 2020); 0.5 is even, 1 copying. `median_ratio`:
+    nearest training over nearest held-out distance. The training set is larger, which alone makes it less than 1:
+    `median_ratio_of_heldout` is the same of held-out slices, whose own subject is left out, and `relative_ratio` the
+    quotient: about 1 is good, 0 copying.
     """
 
-    def near(query: Tensor, bank: Tensor, groups: tuple[Tensor, Tensor] | None = None) -> copies.Found:
-        if query.ndim == 4:
-            return copies.search(query, bank, groups, track)
-        return copies.Found(*nearest(query, bank, groups, centre), None)
-
-    check_features(*(x.flatten(1) for x in (fake, train, heldout)))
+    near = partial(found_near, centre=centre, track=track)
     found = near(fake, train)
     to_train, to_heldout = found.distance, near(fake, heldout).distance
     real_to_train = near(heldout, train).distance
@@ -355,8 +365,9 @@ def nearer_than_any(to_train: Tensor, real_to_train: Tensor, groups: Tensor) -> 
     `nearer_than_any`: how many samples are below the least held-out distance, `_expected`: N / (H + 1), what
     exchangeability gives; `four_times_nearer`: how many are below a quarter of it. `chance`: of so many or more, where
     samples are to the training set what held-out slices are. The first k of N + H all are samples with a chance of at
-    most (N / (N + H))^k. For the second count N is 4^4 times less: slices vary in eight directions or more, and so the
-    share nearer than d (1 - correlation, a squared length) falls at least as d^4. Two looks double the chance.
+    most (N / (N + H))^k. Of those that are r times nearer there are r^4 times fewer, and so N counts: slices vary in
+    eight directions or more, and the share nearer than d (1 - correlation, a squared length) falls at least as d^4. The
+    least chance over r, times the number of looks, is given.
 
     Slices of one subject are alike, and so are not H draws: H is lessened by the share of different subjects among the
     nearest twentieth, at least 100. `heldout_copies`: held-out slices that lie at training slices themselves, below an
@@ -366,13 +377,13 @@ def nearer_than_any(to_train: Tensor, real_to_train: Tensor, groups: Tensor) -> 
     real, who = real_to_train[kept], groups[kept]
     nearest_ones = real.argsort()[: max(len(real) // 20, 100)]
     n, draws = len(to_train), len(real) * len(who[nearest_ones].unique()) / len(nearest_ones)
-    any_, four_times = (int((to_train < real.min() / times).sum()) for times in (1, 4))
-    chances = [(m / (m + draws)) ** count for m, count in ((n, any_), (n / 4**4, four_times))]
+    counts = {r: int((to_train < real.min() / r).sum()) for r in (1, 2, 4, 8, 16, 32)}
+    chance = min((n / r**4 / (n / r**4 + draws)) ** count for r, count in counts.items())
     return {
-        "nearer_than_any": any_,
+        "nearer_than_any": counts[1],
         "nearer_than_any_expected": n / (draws + 1),
-        "four_times_nearer": four_times,
-        "chance": min(2 * min(chances), 1.0),
+        "four_times_nearer": counts[4],
+        "chance": min(len(counts) * chance, 1.0),
         "heldout_copies": int((~kept).sum()),
     }
 
@@ -381,26 +392,30 @@ COPIES_RISING = 0.25  # of the samples, where 0.05 is even: five times what chan
 
 
 class CopyWatch:
-    """Whether the samples of a run turn into training slices: cheap for a few hundred of them, in any features.
+    """Whether the samples of a run turn into training slices: for every tick, with a few hundred samples.
 
-    For every sample the distance to the nearest training slice over that to the nearest held-out one: what is hard or
-    easy about a slice is in both. Held-out slices have such ratios too, their own subject left out.
+    Of thumbnails, uint8 (N, C, S, S), over all moves; 14 ms of a CPU for each sample beside 20,000 slices. Features are
+    cheaper, and blind to a copy that is moved by a pixel. The figure of a sample is its distance to the nearest
+    training slice over that to the nearest held-out one: what is hard, easy or blurred about it is in both. Held-out
+    slices, of two subjects or more, have such ratios too, their own subject left out.
     """
 
     def __init__(self, train: Tensor, heldout: Tensor, heldout_groups: Tensor, centre: Tensor | None = None):
-        """train (M, D), heldout (H, D) features, heldout_groups (H,) their subjects as numbers."""
-        check_features(train, heldout)
+        """train (M, ...), heldout (H, ...), as many of them as there is time for, heldout_groups (H,) their subjects as
+        numbers; centre: of features."""
         self.train, self.heldout, self.centre = train, heldout, centre
-        own = nearest(heldout, heldout, (heldout_groups, heldout_groups), centre)[0]
-        ratios = nearest(heldout, train, centre=centre)[0] / own.clamp_min(1e-6)
-        self.threshold = ratios.quantile(0.05)
+        own = self.near(heldout, heldout, (heldout_groups, heldout_groups))
+        self.threshold = (self.near(heldout, train) / own.clamp_min(1e-6)).quantile(0.05)
+
+    def near(self, query: Tensor, bank: Tensor, groups: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(N,) distances."""
+        return found_near(query, bank, groups, self.centre).distance
 
     def share(self, samples: Tensor) -> float:
-        """The share of samples (N, D) whose ratio is below that of 95 % of held-out slices: about 0.05, 1 of copies.
+        """The share of samples (N, ...) whose ratio is below that of 95 % of held-out slices: about 0.05, 1 of copies.
         Above COPIES_RISING a run copies its training set."""
-        check_features(samples, self.train)
-        to_train, to_heldout = (nearest(samples, x, centre=self.centre)[0] for x in (self.train, self.heldout))
-        return float((to_train / to_heldout.clamp_min(1e-6) < self.threshold).double().mean())
+        ratio = self.near(samples, self.train) / self.near(samples, self.heldout).clamp_min(1e-6)
+        return float((ratio < self.threshold).double().mean())
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------

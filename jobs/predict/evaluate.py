@@ -90,8 +90,8 @@ def evaluate(
     clock.append(time.monotonic())
     notes = notes_on(model, real, count, number, int(fake[0].shape[1]))
     notes += [
-        f"{f['heldout_copies']} held-out slices are nearly the same as training slices (by {space}): the same pictures are "
-        "on both sides of the split; they were left out of the comparison of copies"
+        f"{f['heldout_copies']} held-out slices are nearly the same as training slices (by {space}): the same pictures "
+        "are on both sides of the split; they were left out of the comparison of copies"
         for space, f in figures["copying"].items()
         if f["heldout_copies"]
     ]
@@ -171,6 +171,8 @@ def notes_on(model: Trained, real: RealSlices, compared: int, number: int, dim: 
         notes.append(
             "the model was trained with --split all, so on these held-out slices too: copies cannot be told here"
         )
+    if len(set(real.heldout.subjects)) == 1 and not unknown:
+        notes.append("all held-out slices are of one person: the distance ratio of copies says nothing")
     if unknown:
         notes.append(
             f"the subjects of {unknown:,} held-out slices are unknown: pairs of one brain may be among the real "

@@ -182,12 +182,12 @@ def measure(
     """(features (count, D) fp32, thumbnails (count, C, s, s) uint8) of slices 0 to count-1, on every rank.
 
     Ranks take whole chunks in turn, and a chunk holds the same slices for any number of ranks, so the figures do not
-    depend on it. Only the features and the thumbnails are kept. `what` is for the progress bar; '' for none.
+    depend on it. Only the features and the thumbnails are kept. `what` is for the progress line; '' for none.
     """
     features = thumbs = None
     chunks = [range(i, min(i + MEASURE_CHUNK, count)) for i in range(0, count, MEASURE_CHUNK)]
     mine = chunks[rt.rank :: rt.world]
-    for chunk in counted(mine, f"{what}, chunks") if rt.rank == 0 and what else mine:
+    for chunk in counted(mine, f"{what}, chunks") if what and rt.rank == 0 else mine:
         images = images_of(chunk)
         f, t = network(images), quality.thumbnails(images)
         if features is None or thumbs is None:

@@ -28,7 +28,7 @@ from models import quality
 
 SAMPLES, FEWEST = 250, 64  # slices that are drawn at a time, and as many training slices beside them
 HELD_OUT = 1000  # slices of other patients, at most
-COPIED = 5000  # training slices that samples may be copies of, at most
+COPIED, WATCHED = 2000, 250  # training slices that samples may be copies of, and held-out ones beside them, at most
 SHARE = 0.02  # of a run's time that the samples may take, where FEWEST of them do not take more
 CALLS_OF_A_STEP = 3  # a training image costs a pass forward and one back, of twice the work
 
@@ -108,7 +108,7 @@ class Yardstick:
         self.watch: quality.CopyWatch | None = None
         self.probe: quality.LinearProbe | None = None
         if held is not train:
-            self.look_for_copies(train, held, held_rows)
+            self.look_for_copies(train, held)
         if classes:
             self.look_for_classes(classes, learnt, torch.from_numpy(np.array(held.labels[held_rows], np.int64)))
         # Figures of another network or of other slices are in other units.
@@ -116,7 +116,11 @@ class Yardstick:
 
     def features(self, images_of: Images, count: int) -> torch.Tensor:
         """(count, D), on every rank, of slices that the ranks make in turn."""
-        return measure(self.rt, self.network, images_of, count, "")[0]
+        return self.measured(images_of, count)[0]
+
+    def measured(self, images_of: Images, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and thumbnails (count, C, s, s) beside them."""
+        return measure(self.rt, self.network, images_of, count, "")
 
     def figures(self, features: torch.Tensor) -> dict[str, float]:
         """Figures of a set of features. Rank 0 computes, so that all ranks decide by the same numbers."""
@@ -127,12 +131,14 @@ class Yardstick:
             values += torch.tensor([found[name] for name in names], dtype=torch.float64, device=self.rt.device)
         return dict(zip(names, collectives.reduce_sum(self.rt, values).tolist(), strict=True))
 
-    def look_for_copies(self, train: Pack, held: Pack, held_rows: np.ndarray) -> None:
-        """Features of up to COPIED training slices, which samples are not to be too near to."""
-        known = spread(train, COPIED)
-        centre = (learnt := self.features(lambda r: rows_of(train, known[r]), len(known))).mean(0)
-        people = RealSlices(train, held).subjects(held)[torch.from_numpy(held_rows)].to(learnt.device)
-        self.watch = quality.CopyWatch(learnt, self.heldout, people, centre)
+    def look_for_copies(self, train: Pack, held: Pack) -> None:
+        """Thumbnails of training slices, which samples are not to be too near to."""
+        known, others = spread(train, COPIED), spread(held, WATCHED)
+        people = RealSlices(train, held).subjects(held)[torch.from_numpy(others)]
+        if len(people.unique()) < 2:  # whose own distances say nothing
+            return
+        pictures = (quality.thumbnails(rows_of(*of)).to(self.rt.device) for of in ((train, known), (held, others)))
+        self.watch = quality.CopyWatch(*pictures, people.to(self.rt.device))
 
     def look_for_classes(self, classes: Sequence[str], learnt: torch.Tensor, of_heldout: torch.Tensor) -> None:
         """A probe of the training slices' classes, and what it finds among the held-out ones."""
@@ -149,10 +155,10 @@ class Yardstick:
 
     def __call__(self) -> dict[str, float]:
         """Figures of generated slices, and those of as many training slices beside them; on all ranks at once."""
-        features = self.features(self.draw(self.labels), self.number)
+        features, thumbs = self.measured(self.draw(self.labels), self.number)
         figures = self.figures(features) | self.real
         if self.watch is not None:
-            figures["copies"] = self.watch.share(features)
+            figures["copies"] = self.watch.share(thumbs)
         return figures | (self.found(features, self.labels) if self.probe is not None else {})
 
 

@@ -110,7 +110,7 @@ def pairs_picture(
         part = slice(start, start + columns)
         blank = columns - len(fakes[part])
         empty = np.full((blank, *fakes.shape[1:]), BACKGROUND, np.uint8)
-        numbers, distances = [f"no. {p[0]}" for p in pairs[part]], [f"{p[2]:.3f}" for p in pairs[part]]
+        numbers, distances = [f"no. {p[0]}" for p in pairs[part]], [f"{p[2]:.2g}" for p in pairs[part]]
         lines = [("generated", fakes, numbers), ("training", reals, distances)]
         if laid is not None:
             lines.insert(1, ("moved", laid, [""] * len(numbers)))

@@ -11,7 +11,6 @@ from data.files import is_number, say
 from jobs.config import kinds
 from jobs.config.wording import clock, short_time
 
-
 LINE_SECONDS = 20.0  # between two lines in a log file
 T = TypeVar("T")
 

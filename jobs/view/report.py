@@ -327,15 +327,14 @@ def copies_line(f: dict) -> str:
         f"{100 * f['below_5th_percentile']:.1f} % nearer than the 5th percentile of held-out slices (5 % is even), "
         f"distance ratio {f['relative_ratio']:.2f} (1 is even)"
     )
-    found = [f.get(k) for k in ("nearer_than_any", "nearer_than_any_expected", "four_times_nearer", "chance")]
-    if not all(map(is_number, found)):
+    names = ("nearer_than_any", "nearer_than_any_expected", "four_times_nearer", "chance")
+    found = [f[name] for name in names if is_number(f.get(name))]
+    if len(found) < len(names):
         return text
     count, expected, four_times, chance = found
     verdict = f"COPIES (chance {chance:.1g}): look at the closest" if chance < SIGNIFICANT else "no more than chance"
-    counts = (
-        f"{count:,.0f} nearer than any held-out slice ({expected:,.1f} expected), {four_times:,.0f} four times nearer"
-    )
-    return f"{counts}: {verdict}; {text}"
+    counts = f"{count:,.0f} nearer than any held-out slice ({expected:,.1f} expected), {four_times:,.0f} four times"
+    return f"{counts} nearer: {verdict}; {text}"
 
 
 def print_figures(figures: dict, features: str, data: dict, notes: list[str]) -> None:

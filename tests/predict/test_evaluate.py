@@ -166,6 +166,10 @@ def test_a_generator_that_copies_is_caught(run, monkeypatch, capsys):
     found = metrics(run)["copying"]["pixels"]
     assert found["below_5th_percentile"] == 1.0 and found["relative_ratio"] < 0.2 and found["chance"] < 1e-6
     assert found["closest"][0]["move"] == "moved -3.1 % and 0.0 %"
+    picture = np.asarray(Image.open(run / "predictions" / "evaluate" / "copies-pixels.png")).astype(int)
+    left = picture.shape[1] - 8 * 34
+    drawn, moved, real = (picture[2 + row * 46 :, left:][4:28, 4:28] for row in range(3))
+    assert np.abs(moved - real).max() <= 3 < np.abs(drawn - real).max()
 
 
 def test_a_collapsed_generator_is_caught(run, monkeypatch):

@@ -152,8 +152,7 @@ def copies(fake, train, heldout, scans, centre=None) -> tuple[dict[str, float], 
     figures |= {
         "nearer_than_any": (to_train < least).sum(), "nearer_than_any_expected": n / (draws + 1),
         "four_times_nearer": (4 * to_train < least).sum(),
-        "chance": min(1, 2 * (n / (n + draws)) ** (to_train < least).sum(),
-                      2 * (n / 256 / (n / 256 + draws)) ** (4 * to_train < least).sum()),
+        "chance": min(1, *(6 * (1 + draws * 16.0**i / n) ** -(2**i * to_train < least).sum() for i in range(6))),
         "heldout_copies": sum(map(len, real.values())) - sum(map(len, kept.values())),
     }  # fmt: skip
     return figures, to_train, apart(fake, train).argmin(1)
@@ -215,9 +214,8 @@ def test_every_figure_of_evaluate_by_hand(tmp_path, data, monkeypatch, number):
     compared."""
     monkeypatch.setattr(evaluate, "open_features", lambda given, train, out, rt: (Blocks(), "six blocks"))
     monkeypatch.setattr(evaluate, "PAIRS", 9)
-    still = dict(
-        MIRRORS=((1.0, 1.0),), GRID_SHIFTS=(0.0,), SHIFT=0.0, ANGLE=0.0, LOG_SCALE=0.0, CANDIDATES=99, FINALISTS=99
-    )
+    still = dict(MIRRORS=((1.0, 1.0),), GRID_SHIFTS=(0.0,), SHIFT=0.0, ANGLE=0.0, LOG_SCALE=0.0)
+    still |= dict(CANDIDATES=99, FINALISTS=99)
     for name, value in still.items():  # the search itself is held in tests/models/test_copies.py
         monkeypatch.setattr(evaluate.copies, name, value)
     path = gan_file(tmp_path / "w.safetensors", geometry=GEOMETRY, classes=["AD", "NC"])

@@ -21,7 +21,8 @@ class Pack(SimpleNamespace):
     def __init__(self, number: int, digest: str = "d", first: int = 0):
         greys = np.arange(first, first + number, dtype=np.uint8)
         images = np.broadcast_to(greys[:, None, None, None], (number, 1, 8, 8))
-        super().__init__(images=images, labels=np.arange(number) % 2, digest=digest * 12)
+        super().__init__(images=images, classes=[], labels=np.arange(number) % 2, digest=digest * 12)
+        self.subjects = self.names = ["one"] * number  # of one person, there is nothing to watch
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,7 +70,7 @@ def test_where_nobody_is_held_out_training_slices_measure_training_slices_that_a
 
 def test_too_few_slices_and_no_interval_mean_no_figures():
     said: list[str] = []
-    c = SimpleNamespace(metric_kimg=4.0)
+    c = SimpleNamespace(metric_kimg=4.0, conditional=False)
     assert open_yardstick(c, RT, None, [Pack(60)], lambda labels: None, said.append) is None and not said
     assert open_yardstick(c, RT, (Grey(), "grey"), [Pack(39)], lambda labels: None, said.append) is None
     assert "39 training slices" in said[0]

@@ -366,8 +366,8 @@ def similarity_map(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def figures_of(vae, images: np.ndarray, prefix: str, learnt: np.ndarray) -> tuple[dict, torch.Tensor]:
-    """(figures, reconstructions) of slices uint8 (N, C, R, R): from the posterior means, slice by slice. The mean slice is
-    that of `learnt`."""
+    """(figures, reconstructions) of slices uint8 (N, C, R, R): from the posterior means, slice by slice. The mean
+    slice is that of `learnt`."""
     x = torch.from_numpy(images.astype("float32")) / 127.5 - 1
     mean, logvar = vae.encode(x)
     output = vae.decode(mean).clamp(-1, 1)

@@ -290,10 +290,11 @@ def cells_of(page: str, head: str) -> dict[str, list[str]]:
 def test_every_figure_stands_in_its_column(tmp_path):
     real = {k: v * 2 for k, v in FIGURES.items()}
     fidelity = {"accuracy": 0.625, "accuracy_of_heldout": 0.875, "train_on_generated": 0.5}
+    by_features = {"below_5th_percentile": 0.125, "relative_ratio": 0.75}
+    counts = {"below_5th_percentile": 0.05, "relative_ratio": 1, "nearer_than_any": 61,
+              "nearer_than_any_expected": 9.98, "four_times_nearer": 50, "chance": 2e-9}  # fmt: skip
     run = make_run(tmp_path, distances={"generated": FIGURES, "training slices": real}, class_fidelity=fidelity,
-                   copying={"features": {"below_5th_percentile": 0.125, "relative_ratio": 0.75},
-                            "pixels": {"below_5th_percentile": 0.05, "relative_ratio": 1, "nearer_than_any": 61,
-                                       "nearer_than_any_expected": 9.98, "four_times_nearer": 50, "chance": 2e-9}})  # fmt: skip
+                   copying={"features": by_features, "pixels": counts})  # fmt: skip
     page = write_page([run])
     rows = cells_of(page, "FID")
     assert rows[""] == ["FID", "KID x 1000", "precision", "recall", "density", "coverage"]
