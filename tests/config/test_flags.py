@@ -68,11 +68,11 @@ _TRAIN = dict(
 _DENOISING = _TRAIN | dict(val_split="auto", lr=1e-4, warmup_kimg=20.0, decay_kimg=0.0, weight_decay=0.01, clip=1.0)
 DEFAULTS: dict[type, dict] = {
     GanConfig: _TRAIN | dict(
-        total_kimg=5000.0, ema_kimg=20.0, conditional=False, hflip=False, z_dim=512, w_dim=512, mapping_layers=8,
+        total_kimg=5000.0, ema_kimg=-2.0, conditional=False, hflip=False, z_dim=512, w_dim=512, mapping_layers=8,
         channel_base=16384,
-        channel_max=512, mbstd_group=4, loss="logistic", gamma=1.0, r1_interval=16, pl_weight=2.0, pl_interval=4,
+        channel_max=512, mbstd_group=-2, loss="logistic", gamma=-2.0, r1_interval=-2, pl_weight=2.0, pl_interval=4,
         pl_decay=0.01,
-        style_mixing=0.9, ada="mri", ada_target=0.6, ada_kimg=500.0, lr=0.0025,
+        style_mixing=0.9, ada="mri", ada_target=-2.0, ada_kimg=-2.0, lr=0.0025,
     ),
     VaeConfig: _DENOISING | dict(
         down=8, latent_channels=8, width=64, num_res=2, hflip=False, decay="cosine", plateau_kimg=50.0, loss="l1",
@@ -90,10 +90,10 @@ DEFAULTS: dict[type, dict] = {
 }  # fmt: skip
 PRESETS: dict[type, dict[str, dict]] = {
     GanConfig: {
-        "adni256": dict(resolution=256, batch=64, gamma=1.0, ema_kimg=20.0, mbstd_group=8, total_kimg=5000.0),
-        "adni128": dict(resolution=128, batch=64, gamma=0.25, total_kimg=4000.0),
-        "oasis128": dict(resolution=128, batch=64, gamma=0.25, total_kimg=3000.0),
-        "oasis64": dict(resolution=64, crop=208, batch=64, gamma=0.03, ema_kimg=10.0, total_kimg=2000.0),
+        "adni256": dict(resolution=256, batch=64, total_kimg=5000.0),
+        "adni128": dict(resolution=128, batch=64, total_kimg=4000.0),
+        "oasis128": dict(resolution=128, batch=64, total_kimg=3000.0),
+        "oasis64": dict(resolution=64, crop=208, batch=64, total_kimg=2000.0),
         "quickstart": dict(
             data="phantom:2000", resolution=64, batch=16, total_kimg=28.0, channel_base=1024, channel_max=64, z_dim=64,
             w_dim=64,

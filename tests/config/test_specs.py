@@ -22,6 +22,7 @@ from jobs.cluster import plan
 from jobs.cluster.sites import choose_site
 from jobs.config import kinds, parsing, presets, rules, sizes, specs
 from jobs.config.cards import Card, card_of
+from jobs.config.recipe import derived
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
 from jobs.run.rundir import RunDir
 from models import names
@@ -56,9 +57,9 @@ def refusal(config, world: int | None = None) -> str:
 @EACH
 def test_a_flag_rules_over_the_preset_and_the_preset_over_the_default(cls):
     quick, other = parsed(cls), parsing.parse_config(cls, ["--data", "phantom"])
-    assert quick == replace(cls(), **JOB[cls].presets["quickstart"], preset="quickstart", run=quick.run)
+    assert quick == derived(replace(cls(), **JOB[cls].presets["quickstart"], preset="quickstart", run=quick.run))
     default = JOB[cls].default_preset
-    assert other == replace(cls(), **JOB[cls].presets[default], preset=default, run=other.run, data="phantom")
+    assert other == derived(replace(cls(), **JOB[cls].presets[default], preset=default, run=other.run, data="phantom"))
     flagged = parsed(cls, "--resolution", "32", "--log-kimg", "7", "--keep=5")
     assert flagged == replace(quick, resolution=32, log_kimg=7.0, keep=5, run=flagged.run)
     assert parsing.parse_config(cls, ["--preset", default, "--preset=quickstart"]).resolution == quick.resolution
@@ -204,7 +205,7 @@ FAST = dict(times="fast-uniform", sampler="ddim")
 
 def plain(cls):
     """A config that leaves every number free: a batch of one, no groups, no half batches."""
-    config = replace(cls(), data="phantom", resolution=32, batch=1)
+    config = derived(replace(cls(), data="phantom", resolution=32, batch=1))
     return {
         GanConfig: lambda: replace(config, mbstd_group=1, pl_weight=0.0, channel_base=512),
         VaeConfig: lambda: config,

@@ -43,10 +43,7 @@ class Bench:
 
     def step(self, nimg: int) -> train_gan.Step:
         dtype = devices.precision_dtype(self.c.precision, self.rt.device)
-        w_sum = torch.zeros(self.c.w_dim)
-        return train_gan.Step(
-            self.c, self.rt, self.batches, self.labels, dtype, nimg, self.s.G.synthesis, self.s.D, w_sum
-        )
+        return train_gan.Step(self.c, self.rt, self.batches, self.labels, dtype, nimg, self.s.G.synthesis, self.s.D)
 
     def run(self, first: int, last: int) -> None:
         for nimg in range(first, last, self.c.batch):
