@@ -339,7 +339,7 @@ def train_step(s: TrainState, step: Step, nimg: int) -> None:
             stats, c.batch, nimg, "r_t" if c.loss == "logistic" else "r_v" if step.held is not None else "schedule"
         )
     # Pictures are made with the average of the weights: G itself circles around a better place than it is at.
-    update_ema(s.G_ema, s.G, ema_beta(nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
+    update_ema(s.G_ema, s.G, ema_beta(s.averaged(nimg + c.batch), c.batch, c.ema_kimg, c.ema_rampup))
 
 
 def step_flops(c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.dtype) -> dict:

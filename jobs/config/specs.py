@@ -60,7 +60,11 @@ class TrainConfig:
 
     # --- data ---------------------------------------------------------------------------------------------------------
     resolution: int = 256
-    """Side of the square training images in pixels: a power of two from 32 to 512."""
+    """Side of the square training images in pixels, from 32 to 512.
+
+    StyleGAN2: a power of two. VAE: a multiple of --down. Diffusion: what its U-Net can halve, once for each of --widths
+    but the first.
+    """
     channels: Literal[1, 3] = 1
     """Image channels: 1 (grey) or 3."""
     crop: int = 0

@@ -71,6 +71,11 @@ class State:
             else:
                 setattr(self, name, dict(state[name]))
 
+    def averaged(self, nimg: int) -> int:
+        """Images behind the moving average after `nimg` of this run: --init-from brings those of the run before, so
+        that the ramp-up does not forget at once what was handed on."""
+        return nimg + self.counters.get("warm", 0)
+
     def check_finite(self) -> None:
         """Raise Diverged if a parameter or a loss is not finite. The same on every rank: all hold the same values."""
         parameters: list[torch.Tensor] = [
@@ -194,6 +199,7 @@ class Record:
         if self.main:
             self.work = 0.0
             self.log.truncate(nimg)
+            self.board.rewind(nimg)
             self.progress.update(nimg)
 
 
@@ -380,6 +386,9 @@ def load_initial_weights(s: State, names: tuple[str, ...], init_from: str, say: 
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise specs.ConfigError(f"--init-from {init_from}: another architecture ({reason})") from None
+    s.counters["warm"] = start[0] + start[1].get("counters", {}).get("warm", 0)
+    kimg = s.counters["warm"] / 1000
+    say(f"--init-from {init_from}: its weights and their average, whose ramp-up goes on from {kimg:g} kimg")
 
 
 def compiles(asked: bool, device: torch.device, run: RunDir, say: Callable[[str], None]) -> bool:

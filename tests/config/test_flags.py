@@ -37,7 +37,7 @@ import train_gan
 from data import batches, latents
 from jobs.cluster import preflight
 from jobs.config import kinds, parsing, rules, specs
-from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
+from jobs.config.specs import AUTO, ConfigError, DiffusionConfig, GanConfig, VaeConfig
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.training import randomness, upkeep
@@ -58,14 +58,14 @@ ARCHITECTURE = set(
     "num_res disc_width space vae widths attention head_dim".split()
 )
 _TRAIN = dict(
-    run="", preset="", data="", split="train", max_bad=0.01, seed=0, dry_run=False, override=False, init_from="",
-    resolution=256,
+    run="", preset="", data="", split="train", val_split="auto", max_bad=0.01, seed=0, dry_run=False,
+    override=False, init_from="", resolution=256,
     channels=1, crop=0, include="", exclude="", table="", plane="", slices="", range="", spacing="", volume="",
     batch=64, accumulate=1, total_kimg=2000.0, ema_kimg=200.0, ema_rampup=0.05, precision="auto",
     device="auto", compile=False,
     threads=0, log_kimg=4.0, sample_kimg=50.0, checkpoint_minutes=10.0, checkpoint_kimg=0.0, keep=2,
 )  # fmt: skip
-_DENOISING = _TRAIN | dict(val_split="auto", lr=1e-4, warmup_kimg=20.0, decay_kimg=0.0, weight_decay=0.01, clip=1.0)
+_DENOISING = _TRAIN | dict(lr=1e-4, warmup_kimg=20.0, decay_kimg=0.0, weight_decay=0.01, clip=1.0)
 DEFAULTS: dict[type, dict] = {
     GanConfig: _TRAIN | dict(
         total_kimg=5000.0, ema_kimg=-2.0, conditional=False, hflip=False, z_dim=512, w_dim=512, mapping_layers=8,
@@ -128,6 +128,7 @@ PRESETS: dict[type, dict[str, dict]] = {
 }  # fmt: skip
 _CHOICES = dict(
     split=("train", "test", "val", "all"),
+    val_split=("auto", "val", "test", "none"),
     plane=("", "axial", "coronal", "sagittal"),
     channels=(1, 3),
     precision=("auto", "bf16", "fp16", "fp32"),
@@ -136,10 +137,10 @@ _CHOICES = dict(
 CHOICES: dict[type, dict[str, tuple]] = {
     GanConfig: _CHOICES | dict(loss=("logistic", "rpgan"), ada=("off", "mri", "mri-flip")),
     VaeConfig: _CHOICES | dict(
-        val_split=("auto", "val", "test", "none"), down=(2, 4, 8), decay=("cosine", "plateau"), loss=("l1", "mse"),
+        down=(2, 4, 8), decay=("cosine", "plateau"), loss=("l1", "mse"),
     ),
     DiffusionConfig: _CHOICES | dict(
-        val_split=("auto", "val", "test", "none"), space=("latent", "pixel"),
+        space=("latent", "pixel"),
         schedule=("linear", "scaled-linear", "cosine", "zero-snr", "flow"), target=("epsilon", "x0", "v", "flow"),
         times=("uniform", "logit-normal", "fast-uniform", "fast-nonuniform"),
         sampler=("midpoint", "dpmpp-2m", "ddim", "ancestral", "heun"),
@@ -996,6 +997,16 @@ def see_accumulate(bench: Bench) -> None:
     assert name_of(run) == name_of(base)
 
 
+def see_held_out(bench: Bench) -> None:
+    """A relativistic loss steers ADA by held-out slices, and without them lets it rise to 0.3. A run that has begun
+    keeps to what it was steered by."""
+    runs = {v: bench.once("--loss", "rpgan", *short(16), "--val-split", v) for v in ("auto", "none")}
+    assert (p_of(runs["auto"], 16), p_of(runs["none"], 16)) == (near(0.4), near(0.3))
+    assert (runs["auto"].seen("logits_held"), runs["none"].seen("logits_held")) == ([16], [])
+    digests = [json.loads((run.path / "data.json").read_text())["digests"]["held out"] for run in runs.values()]
+    assert digests[1] == "none" != digests[0]
+
+
 def see_val_split(bench: Bench) -> None:
     """auto is val, where the data have it; the figures of the others are of other slices, and none has those of
     train."""
@@ -1119,7 +1130,7 @@ def see_preset(bench: Bench) -> None:
     ranks = dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2")
     dry = bench.run("--preset", other, "--data", "phantom:9", "--dry-run", *bare, base=False, **ranks)
     expected = DEFAULTS[bench.cls] | PRESETS[bench.cls][other] | {"preset": other, "data": "phantom:9"}
-    differ = {k for k, v in json.loads(dry.outcome.out).items() if v != expected[k]}
+    differ = {k for k, v in json.loads(dry.outcome.out).items() if v != expected[k] != AUTO}
     assert differ == {"run", "dry_run"} | ({"space"} if bare else set())
     config = parsing.from_dict(bench.cls, json.loads(dry.outcome.out))
     memory = kinds.JOBS[JOB_NAME[bench.cls]].memory_gb(config, 2)
@@ -1134,7 +1145,7 @@ SEE: dict[str, Callable[[Bench], None]] = dict(
     sample_kimg=see_pictures, checkpoint_minutes=see_minutes, checkpoint_kimg=see_checkpoints, keep=see_kept,
 )  # fmt: skip
 TABLES: dict[str, dict] = {
-    "train_gan.py": GAN | SEE,
+    "train_gan.py": GAN | SEE | dict(val_split=see_held_out),
     "pretrain_vae.py": VAE | SEE | dict(val_split=see_val_split),
     "train_diffusion.py": DIFFUSION | SEE | dict(val_split=see_val_split, sampler=see_sampler, steps=see_steps),
 }
