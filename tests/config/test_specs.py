@@ -171,7 +171,7 @@ NOT_NEGATIVE, NOT_NEGATIVE_INT = [(0.0, -TINY)], [(0, -1)]
 SHARE = [(0.0, -TINY), (1.0, 1 + 1e-9)]
 BELOW_ONE = [(0.0, -TINY), (1 - 1e-9, 1.0)]
 _TRAIN = dict(
-    max_bad=SHARE, resolution=[(32, 16), (32, 31), (32, 33), (64, 48), (64, 96), (512, 1024), (256, 0), (256, -64)],
+    max_bad=SHARE, resolution=[(32, 16), (32, 31), (32, 33), (512, 1024), (256, 0), (256, -64)],
     crop=NOT_NEGATIVE_INT, batch=POSITIVE_INT, accumulate=POSITIVE_INT, total_kimg=POSITIVE, ema_kimg=NOT_NEGATIVE,
     ema_rampup=NOT_NEGATIVE, threads=NOT_NEGATIVE_INT, log_kimg=POSITIVE, sample_kimg=POSITIVE,
     checkpoint_minutes=NOT_NEGATIVE,
@@ -234,6 +234,26 @@ def test_a_number_that_is_none_is_refused_by_the_name_of_its_flag(cls):
             for value in (math.nan, math.inf, -math.inf):
                 text = refusal(replace(plain(cls), **{field.name: value}))
                 assert f"--{field.name.replace('_', '-')} {value}" in text and "finite" in text
+
+
+def test_only_a_stylegan2_needs_a_power_of_two():
+    """The others need whole strides of their own; the refusal names the nearest size that has them."""
+    for r in (48, 96, 192, 240, 500):
+        assert "power of two" in refusal(replace(plain(GanConfig), resolution=r, channel_base=512))
+        for down, good in ((2, True), (4, r % 4 == 0), (8, r % 8 == 0)):
+            text = refusal(replace(plain(VaeConfig), resolution=r, down=down))
+            assert (text == "") if good else f"multiple of {down}" in text and f"use {round(r / down) * down}" in text
+    pixels = dict(space="pixel", widths="16,32,64", resolution=48)
+    assert refusal(replace(plain(DiffusionConfig), **pixels)) == ""
+    assert "use 48" in refusal(replace(plain(DiffusionConfig), **pixels | dict(resolution=50)))
+    assert refusal(replace(plain(DiffusionConfig), resolution=240)) == ""
+    assert "use 240" in refusal(replace(plain(DiffusionConfig), resolution=241))
+
+
+def test_attention_at_no_side_is_said():
+    c = replace(plain(DiffusionConfig), widths="8,16,32", attention="16,8")
+    assert rules.attention_note(c, 32) == "" and rules.attention_note(replace(c, attention=""), 24) == ""
+    assert "--attention 16,8" in rules.attention_note(c, 24) and "24,12,6" in rules.attention_note(c, 24)
 
 
 @EACH

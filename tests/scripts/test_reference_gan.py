@@ -26,6 +26,7 @@ import pytest
 import torch
 from inprocess import run_main
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from torch.nn.functional import softplus
 
 import train_gan
@@ -447,6 +448,10 @@ def test_after_a_divergence_main_goes_on_with_other_data_and_draws(packs, tmp_pa
         return
     assert [row["nimg"] for row in rows] == [0, 8, 16, 24, 32, 40, 48]  # the row of what was undone is gone
     assert {name: rows[-1][name] for name in logged} == pytest.approx(logged, rel=2e-4, abs=2e-5)
+    events = EventAccumulator(str(run / "tensorboard"))  # the reader behind TensorBoard's page
+    events.Reload()
+    curve = [(e.step, float(e.tensor_proto.float_val[0])) for e in events.Tensors("loss/loss_D")]
+    assert curve == [(row["nimg"], pytest.approx(row["loss_D"])) for row in rows[1:]]
 
 
 # --- several ranks ---------------------------------------------------------------------------------------------------
