@@ -208,7 +208,7 @@ def test_what_p_follows_is_said(pack, held):
 
     assert chosen(held, "--loss", "rpgan") is not None and "r_v" in said[0] and "target 0.5" in said[0]
     assert chosen(None, "--loss", "rpgan", "--ada-kimg", "200") is None and "0.3 over the first 60 kimg" in said[0]
-    assert chosen(held) is not None and not said  # logistic: shown, not followed
+    assert chosen(held, "--loss", "logistic") is not None and not said  # shown, not followed
     assert chosen(held, "--loss", "rpgan", "--ada", "off") is None and not said
     one_class = SimpleNamespace(images=held.images, labels=np.zeros_like(held.labels), classes=held.classes)
     assert chosen(one_class, "--loss", "rpgan", "--conditional") is None and "no held-out" in said[0]
