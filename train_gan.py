@@ -481,7 +481,7 @@ def main() -> int:
         rules.check_classes(c, pack.classes)
         if rank == 0:
             drawn = None if c.ada == "off" else ada.fingerprint(ada.KINDS[c.ada])
-            digests = {c.split: pack.digest}
+            digests: dict[str, str] = {c.split: pack.digest}
             if drawn is not None and c.loss == "rpgan":  # what ADA is steered by
                 digests["held out"] = "none" if held_out is None else held_out.digest
             check_data(run, c, pack.classes, digests, attempt.say, augmentation=drawn)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jobs.config.specs import AUTO, GanConfig, TrainConfig
 
@@ -41,7 +41,7 @@ def derived(config: Config, begun: Callable[[], Config | None] = lambda: None) -
     """The config with a number wherever it says auto: the run's own where it has `begun`, else rule()'s."""
     if not isinstance(config, GanConfig) or config.batch < 1:  # such a batch is refused by the checks
         return config
-    found = {name: value for name, value in rule(config).items() if getattr(config, name) == AUTO}
+    found: dict[str, Any] = {name: value for name, value in rule(config).items() if getattr(config, name) == AUTO}
     before = begun() if found else None
     if before is not None:
         found |= {name: own for name in found if (own := getattr(before, name)) != AUTO}

@@ -48,14 +48,16 @@ def held_out_for_ada(c: GanConfig, pack: Pack, held_out: Pack | None, device: to
     not D's signs on the training slices."""
     if c.ada == "off":
         return None
-    found = None if held_out is None else HeldOut(c, pack, held_out, device)
-    if found is not None and not (all(map(len, found.of_class)) and held_out.classes == pack.classes):
-        found = None
-    if c.loss == "rpgan" and found is None:
+    found = None
+    if held_out is not None and held_out.classes == pack.classes:
+        found = HeldOut(c, pack, held_out, device)
+        found = found if all(map(len, found.of_class)) else None
+    if c.loss == "rpgan" and found is not None:
+        number = sum(map(len, found.of_class))
+        say(f"ADA: p follows r_v on {number:,} held-out slices, target {c.ada_target:g}")
+    elif c.loss == "rpgan":
         end = P_SCHEDULED * c.ada_kimg
         say(f"ADA: no held-out slices of each class, so p rises to {P_SCHEDULED:g} over the first {end:g} kimg")
-    elif c.loss == "rpgan":
-        say(f"ADA: p follows r_v on {len(held_out.labels):,} held-out slices, target {c.ada_target:g}")
     return found
 
 
