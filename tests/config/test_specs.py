@@ -243,6 +243,7 @@ def test_only_a_stylegan2_needs_a_power_of_two():
         for down, good in ((2, True), (4, r % 4 == 0), (8, r % 8 == 0)):
             text = refusal(replace(plain(VaeConfig), resolution=r, down=down))
             assert (text == "") if good else f"multiple of {down}" in text and f"use {round(r / down) * down}" in text
+    assert "use 48" in refusal(replace(plain(VaeConfig), resolution=47, down=8))
     pixels = dict(space="pixel", widths="16,32,64", resolution=48)
     assert refusal(replace(plain(DiffusionConfig), **pixels)) == ""
     assert "use 48" in refusal(replace(plain(DiffusionConfig), **pixels | dict(resolution=50)))
