@@ -255,7 +255,7 @@ def train_step(s: TrainState, step: Step) -> None:
     if c.decay == "plateau":
         look_for_plateau(s, step, stats["loss_pixels"])
     # Latents and reconstructions are made with the average of the weights.
-    update_ema(s.vae_ema, s.vae, ema_beta(step.nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
+    update_ema(s.vae_ema, s.vae, ema_beta(s.averaged(step.nimg + c.batch), c.batch, c.ema_kimg, c.ema_rampup))
 
 
 def look_for_plateau(s: TrainState, step: Step, loss: torch.Tensor) -> None:

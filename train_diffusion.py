@@ -60,6 +60,7 @@ from jobs.training.upkeep import (
 from models import schedules, targets
 from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
+from models.names import too_few_calls
 from models.optim import adamw, learning_rate, memory_layout
 from models.unet import UNet, drop_labels
 from models.vae import LatentScale
@@ -162,7 +163,7 @@ def train_step(
     norm = optimizer_step(rt, s.unet, s.opt, s.scaler, rate, c.clip)
     s.averages.add({"loss": collectives.reduce_sum(rt, total), "grad_norm": norm})
     # Samples are drawn with the average of the weights.
-    update_ema(s.unet_ema, s.unet, ema_beta(nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
+    update_ema(s.unet_ema, s.unet, ema_beta(s.averaged(nimg + c.batch), c.batch, c.ema_kimg, c.ema_rampup))
 
 
 def step_flops(
@@ -206,6 +207,9 @@ def train(
     found = upkeep.resume()
     if found < 0 and c.init_from:
         load_initial_weights(s, ("unet", "unet_ema"), c.init_from, attempt.say)
+    for line in (rules.attention_note(c, data.shape[-1]), too_few_calls(c.sampler, c.steps)):
+        if line:
+            attempt.say(line)
     held_out = (packs[1] if len(packs) > 1 else None, latents[1] if len(latents) > 1 else None)
     sampler = Sampler(c, pack, data, *held_out, schedule, rt, dtype)
     draw = partial(sampler.draws, s.unet_ema, s.scale)

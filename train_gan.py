@@ -33,9 +33,10 @@ from data.build import packing_of
 from data.pack import preview
 from data.packfile import Pack
 from jobs.config import parsing, rules
+from jobs.config.recipe import recipe_line
 from jobs.config.specs import GanConfig
 from jobs.predict.features import Network
-from jobs.predict.gan_look import Sampler
+from jobs.predict.gan_look import HeldOut, Sampler, held_out_for_ada
 from jobs.predict.yardstick import given_network, open_data, open_yardstick
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import end_dry_run
@@ -55,14 +56,17 @@ from jobs.training.upkeep import (
     load_initial_weights,
 )
 from models import augment as ada
+from models.augment import augmented
 from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
-from models.stylegan2 import Discriminator, Generator, mix_styles
+from models.optim import lazy_adam
+from models.stylegan2 import Discriminator, Generator
+from models.styles import rows_of, styles_of
 
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
 GENERATE = "generate --run {run} --number 64"  # what to do with a finished run
-STATS = "loss_G loss_D logits_real logits_fake sign_real r1 r2 path_length pl_penalty".split()
+STATS = "loss_G loss_D logits_real logits_fake logits_held sign_real r1 r2 path_length pl_penalty".split()
 
 
 # --- data, networks and everything that a checkpoint holds -----------------------------------------------------------
@@ -84,7 +88,7 @@ class TrainState(State):
 
     def log_extra(self) -> dict:
         """Columns of a log row that are states and not averages over the interval."""
-        return {"ada_p": self.ada.p, "pl_mean": float(self.pl_mean)}
+        return {"ada_p": self.ada.p, "r_t": self.ada.r_t, "r_v": self.ada.r_v, "pl_mean": float(self.pl_mean)}
 
 
 def build_state(c: GanConfig, num_classes: int, device: torch.device) -> TrainState:
@@ -101,20 +105,14 @@ def build_state(c: GanConfig, num_classes: int, device: torch.device) -> TrainSt
         G=G,
         D=D,
         G_ema=G_ema,
-        opt_G=adam(G, c.lr, c.pl_interval if c.pl_weight else 0),
-        opt_D=adam(D, c.lr, c.r1_interval if c.gamma else 0),
+        opt_G=lazy_adam(G, c.lr, c.pl_interval if c.pl_weight else 0),
+        opt_D=lazy_adam(D, c.lr, c.r1_interval if c.gamma else 0),
         scaler_G=torch.amp.GradScaler(device.type, enabled=fp16),
         scaler_D=torch.amp.GradScaler(device.type, enabled=fp16),
         ada=ada.AdaController(target=c.ada_target, speed_kimg=c.ada_kimg),
         averages=Averages(),
         pl_mean=torch.zeros((), device=device),
     )
-
-
-def adam(module: nn.Module, lr: float, lazy_interval: int) -> torch.optim.Adam:
-    """Adam with the correction for lazy regularisation, c = k / (k + 1) (Karras 2020a, appendix B)."""
-    c = lazy_interval / (lazy_interval + 1) if lazy_interval else 1.0
-    return torch.optim.Adam(module.parameters(), lr=lr * c, betas=(0.0, 0.99**c), eps=1e-8, fused=True)
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------
@@ -130,8 +128,9 @@ class Step:
     position: int  # first image of this step in the data and in the random streams
     synthesis: Callable  # G.synthesis and D, compiled if asked; the regularisers use the plain ones
     critic: Callable
-    w_sum: torch.Tensor  # (w_dim,) sum of w over this rank's rows, divided by the global batch
+    w_sum: torch.Tensor | float = 0.0  # G.sums_of_w of this rank's rows, divided by the global batch
     stats: dict = field(default_factory=dict)  # the same for losses and logits
+    held: HeldOut | None = None
 
     def generator(self, purpose: str) -> torch.Generator:
         """The random stream of one purpose in this step."""
@@ -166,29 +165,12 @@ def draw_latents(step: Step, G: Generator, batch: int, purpose: str) -> dict:
     )
 
 
-def rows_of(draws: dict, start: int, stop: int) -> tuple[dict, list[torch.Tensor]]:
-    """Rows of a global batch's draws, as (arguments of styles_of, noise)."""
-    latents = {k: v if v is None else v[start:stop] for k, v in draws.items() if k != "noise"}
-    return latents, [layer[start:stop] for layer in draws["noise"]]
-
-
-def styles_of(G: Generator, z, z_mix, cutoff, labels) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mixed styles ws (B, num_ws, w_dim), and w (B, w_dim) of the first latent."""
-    w, w_mix = G.mapping(torch.cat([z, z_mix]), None if labels is None else labels.repeat(2)).chunk(2)
-    return mix_styles(w, w_mix, cutoff, G.num_ws), w
-
-
 def draw_augmentation(step: Step, p: float, purpose: str) -> dict:
     """What is drawn for a global batch, each decision with probability p; {} where nothing is augmented."""
     if step.c.ada == "off":
         return {}
     gen, kinds = step.generator("augment " + purpose), ada.KINDS[step.c.ada]
     return ada.draw_augmentation(step.c.batch, p, step.c.resolution, gen, step.rt.device, kinds)
-
-
-def augmented(images: torch.Tensor, params: dict, start: int, stop: int) -> torch.Tensor:
-    """Rows start to stop of a global batch as D sees them."""
-    return ada.augment(images, ada.rows(params, start, stop)) if params else images
 
 
 def optimizer_step(step: Step, module: nn.Module, optimizer, scaler=None) -> None:
@@ -210,22 +192,21 @@ def generator_step(s: TrainState, step: Step) -> None:
     # D's weights need no gradient here; without this autograd would compute and keep them, a third of the step's work.
     s.D.requires_grad_(False)
     for start, stop in step.rows(c.batch):
-        latents, noise = rows_of(draws, start, stop)
+        real, labels = step.batches.rows(step.position, start, stop) if c.loss == "rpgan" else (None, None)
+        latents, noise = rows_of(draws, start, stop, labels)
         ws, w = styles_of(s.G, **latents)
         fake = step.synthesis(ws, noise, dtype=step.dtype)
         logits = step.critic(augmented(fake, params, start, stop), latents["labels"], dtype=step.dtype)
         real_logits = None
-        if c.loss == "rpgan":  # pairs each generated image with a real one of the same row
+        if real is not None:  # pairs each generated image with a real one of the same row, and of the same class
             with torch.no_grad():
-                real, labels = step.batches.rows(step.position, start, stop)
-                real_logits = step.critic(
-                    augmented(real, params, start, stop), labels if c.conditional else None, dtype=step.dtype
-                )
+                real = augmented(real, params, start, stop)
+                real_logits = step.critic(real, latents["labels"], dtype=step.dtype)
         # The mean over micro-batches is the mean over the batch, so --accumulate changes rounding alone.
         losses = generator_loss(logits, real_logits, kind=c.loss)
         s.scaler_G.scale(losses.mean() / c.accumulate).backward()
         step.add("loss_G", losses, c.batch)
-        step.w_sum += w.detach().sum(0) / c.batch
+        step.w_sum = step.w_sum + s.G.sums_of_w(w.detach(), latents["labels"]) / c.batch
     s.D.requires_grad_(True)
     optimizer_step(step, s.G, s.opt_G, s.scaler_G)
 
@@ -255,12 +236,12 @@ def discriminator_step(s: TrainState, step: Step) -> None:
     draws, params = draw_latents(step, s.G, c.batch, "D"), draw_augmentation(step, s.ada.p, "D fake")
     real_params = draw_augmentation(step, s.ada.p, "D real")
     for start, stop in step.rows(c.batch):
-        latents, noise = rows_of(draws, start, stop)
+        real, labels = step.batches.rows(step.position, start, stop)
+        latents, noise = rows_of(draws, start, stop, labels if c.loss == "rpgan" else None)
         # No gradient to G from D's step, and reals augmented as generated ones are: else D would tell them by that.
         with torch.no_grad():
             fake = step.synthesis(styles_of(s.G, **latents)[0], noise, dtype=step.dtype)
             fake = augmented(fake, params, start, stop)
-            real, labels = step.batches.rows(step.position, start, stop)
             real = augmented(real, real_params, start, stop)
         # One pass over both: minibatch-std groups are contiguous rows, so generated and real rows never share one.
         both = torch.cat([latents["labels"], labels]) if c.conditional else None
@@ -276,6 +257,19 @@ def discriminator_step(s: TrainState, step: Step) -> None:
     optimizer_step(step, s.D, s.opt_D, s.scaler_D)
 
 
+@torch.no_grad()
+def look_at_held_out(s: TrainState, step: Step, held: HeldOut) -> None:
+    """What D says of slices that it does not learn from, augmented as the others (Karras 2020b, equation 1)."""
+    c, params = step.c, draw_augmentation(step, s.ada.p, "D held out")
+    for start, stop in step.rows(c.batch):
+        _, labels = step.batches.rows(step.position, start, stop)
+        images = held.rows(step.position, start, stop, step.position // (s.ada.interval * c.batch))
+        logits = step.critic(
+            augmented(images, params, start, stop), labels if c.conditional else None, dtype=step.dtype
+        )
+        step.add("logits_held", logits, c.batch)
+
+
 def gradient_penalty_step(s: TrainState, step: Step) -> None:
     """Lazy R1 on the reals, and R2 on generated slices for rpgan (Mescheder 2018; Karras 2020a, section 3.1).
 
@@ -289,7 +283,7 @@ def gradient_penalty_step(s: TrainState, step: Step) -> None:
             real, labels = step.batches.rows(step.position, start, stop)
             inputs = [("r1", augmented(real, real_params, start, stop), labels if c.conditional else None)]
             if draws is not None:
-                latents, noise = rows_of(draws, start, stop)
+                latents, noise = rows_of(draws, start, stop, labels)
                 fake = s.G.synthesis(styles_of(s.G, **latents)[0], noise, dtype=step.dtype)
                 inputs.append(("r2", augmented(fake, params, start, stop), latents["labels"]))
         for name, images, its_labels in inputs:
@@ -320,25 +314,32 @@ def train_step(s: TrainState, step: Step, nimg: int) -> None:
     generator_step(s, step)
     if path_length_due:
         path_length_step(s, step)
+    if step.held is not None and s.ada.looks:
+        look_at_held_out(s, step, step.held)
     discriminator_step(s, step)
     if gradient_due:
         gradient_penalty_step(s, step)
 
     # One reduction for all that the ranks must agree on: w average, ADA's signs, path-length mean, and the log.
     names = [name for name in STATS if name in step.stats]
-    total = collectives.reduce_sum(step.rt, torch.cat([step.w_sum, torch.stack([step.stats[name] for name in names])]))
-    stats = dict(zip(names, total[c.w_dim :], strict=True))
+    w_sum: Any = step.w_sum
+    total = collectives.reduce_sum(
+        step.rt, torch.cat([w_sum.flatten(), torch.stack([step.stats[name] for name in names])])
+    )
+    stats = dict(zip(names, total[w_sum.numel() :], strict=True))
     s.averages.add(stats)
     # The average w is where truncation pulls to; it follows G over a few hundred steps.
-    s.G.update_w_avg(total[: c.w_dim], W_AVG_BETA)
+    s.G.update_w_avg(total[: w_sum.numel()].view_as(w_sum), W_AVG_BETA)
     if "path_length" in stats:
         s.pl_mean.lerp_(stats["path_length"], c.pl_decay)
-    # The more often D is right on reals, the more it has learnt them by heart, and the more is augmented.
+    # The more often D is right on reals, or the nearer held-out slices are to generated ones, the more it has learnt by
+    # heart, and the more is augmented.
     if c.ada != "off":
-        s.ada.add(stats["sign_real"] * c.batch, c.batch)
-        s.ada.update(c.batch)
+        s.ada.step(
+            stats, c.batch, nimg, "r_t" if c.loss == "logistic" else "r_v" if step.held is not None else "schedule"
+        )
     # Pictures are made with the average of the weights: G itself circles around a better place than it is at.
-    update_ema(s.G_ema, s.G, ema_beta(nimg + c.batch, c.batch, c.ema_kimg, c.ema_rampup))
+    update_ema(s.G_ema, s.G, ema_beta(s.averaged(nimg + c.batch), c.batch, c.ema_kimg, c.ema_rampup))
 
 
 def step_flops(c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.dtype) -> dict:
@@ -348,8 +349,7 @@ def step_flops(c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.d
     label_pool = torch.zeros(1, dtype=torch.int64, device=rt.device)
     blank = torch.zeros(c.batch, c.channels, c.resolution, c.resolution, device=rt.device)
     batches: Any = SimpleNamespace(rows=lambda _, start, stop: (blank[start:stop], label_pool.expand(stop - start)))
-    w_sum = torch.zeros(c.w_dim, device=rt.device)
-    step = Step(c, rt, batches, label_pool, dtype, 0, s.G.synthesis, s.D, w_sum)
+    step = Step(c, rt, batches, label_pool, dtype, 0, s.G.synthesis, s.D)
     main, path_length, gradient = (
         sum(count_flops(partial(phase, s, step)) for phase in phases) / c.batch
         for phases in (
@@ -378,6 +378,7 @@ def train(
         load_initial_weights(s, ("G", "D", "G_ema"), c.init_from, attempt.say)
     room = devices.step_bytes(c, rt)
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip, room=room)
+    held = held_out_for_ada(c, *packs, device=rt.device, say=attempt.say)
     label_pool = torch.from_numpy(pack.labels).to(rt.device)
     sampler = Sampler(c, pack, batches, rt, dtype)
     yardstick = open_yardstick(c, rt, network, packs, partial(sampler.draws, s.G_ema), attempt.say)
@@ -410,9 +411,8 @@ def train(
             continue
 
         position = nimg + s.counters["skip"]
-        w_sum = torch.zeros(c.w_dim, device=rt.device)
         kind = penalties_due(c, nimg)
-        train_step(s, Step(c, rt, batches, label_pool, dtype, position, synthesis, critic, w_sum), nimg)
+        train_step(s, Step(c, rt, batches, label_pool, dtype, position, synthesis, critic, held=held), nimg)
         nimg += c.batch
         record.step_done(nimg, kind)
 
@@ -423,6 +423,7 @@ def dry_run(c: GanConfig) -> int:
     given_network(c)
     classes, slices = preview(c.data, split=c.split, **packing_of(c) | {"log": say})
     rules.check_classes(c, classes)
+    say(recipe_line(c))
     return end_dry_run(c, say, slices * c.channels * c.resolution**2)
 
 
@@ -445,9 +446,13 @@ def main() -> int:
         packs, network = meeting.first(partial(open_data, c, run, meeting, device, attempt.say))
         if rank == 0:
             drawn = None if c.ada == "off" else ada.fingerprint(ada.KINDS[c.ada])
-            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say, augmentation=drawn)
+            digests: dict[str, str] = {c.split: packs[0].digest}
+            if drawn is not None and c.loss == "rpgan":  # what ADA is steered by
+                digests["held out"] = packs[1].digest if len(packs) > 1 else "none"
+            check_data(run, c, packs[0].classes, digests, attempt.say, augmentation=drawn)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
+            attempt.say(recipe_line(c))
         rt = collectives.init_runtime(c.threads, meeting, device)
         code = train(c, rt, run, packs, network, attempt)
         collectives.shutdown(rt)

@@ -23,6 +23,7 @@ import torch
 import train_gan
 from benchmarks import machine
 from jobs.config.presets import GAN_PRESETS
+from jobs.config.recipe import derived
 from jobs.config.specs import ROOT, GanConfig
 from jobs.training import checkpoint, collectives, ranks
 
@@ -56,7 +57,7 @@ checkpoint_writer = checkpoint._Hashing
 
 def config(quick: bool) -> GanConfig:
     """The configuration whose state is saved."""
-    c = replace(GanConfig(), **GAN_PRESETS["adni256"], data="phantom:16", precision="fp32")
+    c = derived(replace(GanConfig(), **GAN_PRESETS["adni256"], data="phantom:16", precision="fp32"))
     return replace(c, resolution=64, channel_base=2048, channel_max=64) if quick else c
 
 

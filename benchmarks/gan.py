@@ -28,6 +28,7 @@ from benchmarks.peers import MAPPING_LAYERS, Shape
 from data.batches import Batches
 from data.pack import ensure_pack
 from data.packfile import Pack
+from jobs.config.recipe import derived
 from jobs.config.specs import GanConfig
 from jobs.training import collectives, devices, ranks
 
@@ -43,10 +44,9 @@ class Ours:
 
     def __init__(self, shape: Shape, precision: str, pack: Pack, rt: ranks.Runtime):
         """Networks of a width that all sides can have, and batches of `pack`."""
-        self.c = c = replace(
-            GanConfig(), data="phantom", precision=precision, ada="off", mapping_layers=MAPPING_LAYERS, **vars(shape),
-            r1_interval=R1_INTERVAL, pl_interval=PL_INTERVAL,
-        )  # fmt: skip
+        c = replace(GanConfig(), data="phantom", precision=precision, ada="off", mapping_layers=MAPPING_LAYERS)
+        lazy = dict(gamma=1.0, r1_interval=R1_INTERVAL, pl_interval=PL_INTERVAL)
+        self.c = c = derived(replace(c, **vars(shape), **lazy))
         self.rt, self.device, self.dtype = rt, rt.device, devices.precision_dtype(precision, rt.device)
         self.name = f"ours, {str(self.dtype).removeprefix('torch.')}"
         self.state = train_gan.build_state(c, 0, rt.device)
@@ -61,7 +61,6 @@ class Ours:
         return train_gan.Step(
             c=self.c, rt=self.rt, batches=self.batches, label_pool=self.labels, dtype=self.dtype,
             position=next(self.positions), synthesis=self.G.synthesis, critic=self.D,
-            w_sum=torch.zeros(self.c.w_dim, device=self.rt.device),
         )  # fmt: skip
 
     def main(self) -> None:

@@ -24,6 +24,8 @@ WARPS = ("mirror", "scale", "stretch", "rotate", "shift")  # in the order of the
 SHIFT = 0.125  # largest shift as a share of the side (appendix B)
 ROTATE = 15.0  # largest rotation in degrees: a head may be tilted, not lie on its side
 SCALE_STD, STRETCH_STD, BRIGHTNESS_STD, CONTRAST_STD = 0.2, 0.2, 0.2, 0.5  # log2 for all but brightness (appendix B)
+PACE = 0.9  # what is left of r_v's differences at the next look, four steps later
+P_SCHEDULED = 0.3  # of a relativistic loss without held-out slices, as R3GAN ends (Huang 2024)
 BACKGROUND = -1.0  # black; what lies outside of the image
 
 
@@ -94,25 +96,58 @@ def augment(images: Tensor, params: dict[str, Tensor]) -> Tensor:
     return x + BACKGROUND
 
 
+def augmented(images: Tensor, params: dict, start: int, stop: int) -> Tensor:
+    """Rows start to stop of a global batch as D sees them; {}: as they are."""
+    return augment(images, rows(params, start, stop)) if params else images
+
+
 class AdaController:
-    """Steers p so that the mean sign of D(real) stays at `target` (section 3, r_t)."""
+    """Steers p so that one figure of overfitting stays at `target` (section 3).
+
+    r_t: the mean sign of D(real), for logits that have a zero. r_v: (E[D(train)] - E[D(held out)]) / (E[D(train)] -
+    E[D(generated)]) (equation 1), for which only differences count; 0 is no overfitting, 1 is all of it.
+    """
 
     def __init__(self, target: float = 0.6, speed_kimg: float = 500.0, interval: int = 4, p_max: float = 0.8):
         self.target, self.speed_kimg, self.interval, self.p_max = target, speed_kimg, interval, p_max
         self.p, self.r_t, self.steps, self.images, self.count = 0.0, 0.0, 0, 0.0, 0.0
         self.sign_sum: Tensor | float = 0.0
+        self.r_v, self.to_held, self.to_generated = 0.0, 0.0, 0.0  # the two differences of r_v, over about 40 steps
+
+    @property
+    def looks(self) -> bool:
+        """Whether p moves at the end of this step: then D is asked about held-out slices."""
+        return (self.steps + 1) % self.interval == 0
+
+    def step(self, stats: dict[str, Tensor], batch: int, nimg: int, by: str) -> None:
+        """After a step of `batch` images from `nimg` on, whose means () are `stats`. `by`: r_t, r_v, or schedule where
+        nothing can be measured: p then rises to P_SCHEDULED as fast as it may move."""
+        self.add(stats["sign_real"] * batch, batch)
+        if "logits_held" in stats:
+            self.compare(stats["logits_real"], stats["logits_held"], stats["logits_fake"])
+        self.update(batch, by)
+        if by == "schedule":
+            self.p = min((nimg + batch) / (self.speed_kimg * 1000), P_SCHEDULED) if self.speed_kimg else 0.0
 
     def add(self, sign_sum: Tensor, count: float) -> None:
         """Add the sum of the signs of D(real) over `count` samples; stays on the device until p moves."""
         self.sign_sum, self.count = self.sign_sum + sign_sum.detach().double(), self.count + count
 
-    def update(self, batch: int) -> None:
-        """Once per step; every `interval` steps p moves by at most the images since, over speed_kimg."""
+    def compare(self, train: Tensor, held_out: Tensor, generated: Tensor) -> None:
+        """Take in the mean logits () of one step for r_v, which is 0 while D cannot tell generated from real."""
+        self.to_held = PACE * self.to_held + (1 - PACE) * float(train - held_out)
+        self.to_generated = PACE * self.to_generated + (1 - PACE) * float(train - generated)
+        self.r_v = self.to_held / self.to_generated if self.to_generated > 0 else 0.0
+
+    def update(self, batch: int, by: str = "r_t") -> None:
+        """Once per step; every `interval` steps p moves by at most the images since, over speed_kimg, unless it follows
+        a schedule."""
         self.steps, self.images = self.steps + 1, self.images + batch
         if self.steps % self.interval:
             return
         self.r_t = float(self.sign_sum) / max(self.count, 1.0)
-        direction = (self.r_t > self.target) - (self.r_t < self.target)
+        figure = {"r_t": self.r_t, "r_v": self.r_v, "schedule": self.target}[by]
+        direction = (figure > self.target) - (figure < self.target)
         move = self.images / (self.speed_kimg * 1000) if self.speed_kimg else 0.0
         self.p = min(max(self.p + direction * move, 0.0), self.p_max)
         self.sign_sum, self.count, self.images = 0.0, 0.0, 0.0
@@ -126,9 +161,12 @@ class AdaController:
             "images": self.images,
             "count": self.count,
             "sign_sum": float(self.sign_sum),
+            "r_v": self.r_v,
+            "to_held": self.to_held,
+            "to_generated": self.to_generated,
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from a state_dict."""
-        for name in self.state_dict():
+        """Go on from a state_dict; one of before r_v has none of it."""
+        for name in self.state_dict().keys() & state.keys():
             setattr(self, name, state[name])

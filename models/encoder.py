@@ -13,6 +13,7 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -243,7 +244,8 @@ class Pretrained(nn.Module):
 
 def load_pretrained(path: str | Path) -> tuple[Pretrained, str]:
     """(network, its name) from a state dict (.pth or .safetensors), recognised by its tensors: torchvision's
-    inception_v3 or resnet50 (DINO's ResNet-50 too), a transformer of DINO or DINOv2.
+    inception_v3 or resnet50 (DINO's ResNet-50 too), the Inception of FID (1008 classes, as pytorch-fid and
+    torch-fidelity convert it), a transformer of DINO or DINOv2.
 
     Weights are read as data. ValueError, one line, on anything else.
     """
@@ -251,6 +253,7 @@ def load_pretrained(path: str | Path) -> tuple[Pretrained, str]:
 
     state = read_state(Path(path))
     state = {k.removeprefix("module.").removeprefix("backbone."): v.float() for k, v in state.items()}
+    classes = len(state.get("fc.weight", ()))
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "AuxLogits."))}
     known = {"Mixed_7c.branch_pool.conv.weight", "layer4.2.conv3.weight"} & set(state)
     if not known and not vit.is_transformer(state):
@@ -264,9 +267,14 @@ def load_pretrained(path: str | Path) -> tuple[Pretrained, str]:
         elif "layer4.2.conv3.weight" in known:
             network, name = models.resnet50(weights=None), "ResNet-50"
             made = Pretrained(network, 224, 2048, IMAGENET_MEAN, IMAGENET_STD)
+        elif not classes:
+            raise ValueError("its fc.weight is missing, which tells the Inception of FID from torchvision's")
         else:
             network = models.inception_v3(weights=None, init_weights=False, aux_logits=False, transform_input=False)
             made, name = Pretrained(network, 299, 2048, (0.5,) * 3, (0.5,) * 3), "Inception v3"
+            if classes == FID_CLASSES:
+                pool_as_fid(network)
+                made, name = Pretrained(network, 299, 2048, FID_SCALE, FID_SCALE), "FID's Inception v3"
         if known:
             network.fc = nn.Identity()
             network.load_state_dict(state)
@@ -276,6 +284,26 @@ def load_pretrained(path: str | Path) -> tuple[Pretrained, str]:
             f"{path}: not quite the weights of a known network ({first}); use the published state dict"
         ) from None
     return made.eval().requires_grad_(False), name
+
+
+FID_CLASSES = 1008  # of the network of 2015 that FID is defined by (Heusel 2017)
+FID_SCALE = (128 / 255,) * 3  # it takes (x - 128) / 128
+
+
+def pool_as_fid(network: nn.Module) -> None:
+    """Let the pooling branches of torchvision's Inception pool as that network does: averages are of the pixels that
+    are there, without the padding, and the last block takes the maximum."""
+
+    def repool(block, pool: Callable[[Tensor], Tensor]) -> None:
+        seen: list[Tensor] = []
+        block.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        block.branch_pool.register_forward_pre_hook(lambda _, args: (pool(seen.pop()),))
+
+    for name, block in network.named_children():
+        if name == "Mixed_7c":
+            repool(block, partial(F.max_pool2d, kernel_size=3, stride=1, padding=1))
+        elif hasattr(block, "branch_pool"):  # the others only take the maximum where they halve
+            repool(block, partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False))
 
 
 MAX_INDEX = 16 << 20  # bytes of what says which tensors a file holds

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models import names, schedules
-from models.stylegan2 import Generator, channels_at, resolutions
+from models.stylegan2 import Generator, average_of_each_class, channels_at, resolutions
 from models.unet import UNet
 from models.vae import VAE, LatentScale
 
@@ -36,6 +36,7 @@ def load_generator(tensors: dict[str, Tensor], config: dict, num_classes: int) -
         G = Generator(**sizes, num_classes=num_classes)
     except ValueError as error:
         raise ValueError(of_no_network(error)) from None
+    average_of_each_class(G, state)
     check_state(G, state)
     G.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
     return G.eval().requires_grad_(False)

@@ -49,3 +49,9 @@ def adamw(module: nn.Module, lr: float, weight_decay: float, betas: tuple[float,
 def memory_layout(device: torch.device) -> torch.memory_format:
     """channels_last where tensor cores want it; on a CPU its GroupNorm is slower than what its convolutions gain."""
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def lazy_adam(module: nn.Module, lr: float, lazy_interval: int) -> torch.optim.Adam:
+    """Adam with the correction for lazy regularisation, c = k / (k + 1) (Karras 2020a, appendix B)."""
+    c = lazy_interval / (lazy_interval + 1) if lazy_interval else 1.0
+    return torch.optim.Adam(module.parameters(), lr=lr * c, betas=(0.0, 0.99**c), eps=1e-8, fused=True)

@@ -184,7 +184,8 @@ class ToRGB(nn.Module):
 class Generator(nn.Module):
     """Mapping network, and synthesis with skip connections: the image is the sum of upsampled toRGB outputs.
 
-    `w_avg` is the running mean of w; the train script keeps it (update_w_avg), as it must average over ranks.
+    `w_avg` is the running mean of w, with classes one of each, so that truncation does not move classes together; the
+    train script keeps it (update_w_avg), as it must average over ranks.
     """
 
     w_avg: torch.Tensor
@@ -208,7 +209,8 @@ class Generator(nn.Module):
         self.z_dim, self.w_dim = z_dim, w_dim
         self.num_ws = 2 * len(sizes)  # one per convolution and one for the last toRGB
         self.mapping = MappingNetwork(z_dim, w_dim, num_classes=num_classes, layers=mapping_layers)
-        self.register_buffer("w_avg", torch.zeros(w_dim))
+        self.register_buffer("w_avg", torch.zeros(num_classes, w_dim) if num_classes else torch.zeros(w_dim))
+        self.register_load_state_dict_pre_hook(average_of_each_class)
         self.const = nn.Parameter(torch.randn(1, widths[0], 4, 4))
         self.layers = nn.ModuleList([SynthesisLayer(widths[0], widths[0], w_dim, 4)])
         self.to_rgb = nn.ModuleList([ToRGB(widths[0], channels, w_dim)])
@@ -235,18 +237,44 @@ class Generator(nn.Module):
         """w (B, w_dim) -> ws (B, num_ws, w_dim), the same style in every layer."""
         return w[:, None].expand(-1, self.num_ws, -1)
 
-    def truncate(self, ws: torch.Tensor, psi: float, cutoff: int | None = None) -> torch.Tensor:
-        """Move styles of the layers below `cutoff` (None: of all) towards the average w (Karras 2019, appendix B)."""
+    def centre(self, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Where truncation pulls to: (w_dim,); with classes (B, 1, w_dim), the average w of each of labels (B,)."""
+        if not self.num_classes:
+            return self.w_avg
+        return self.w_avg.mean(0) if labels is None else self.w_avg[labels.to(self.w_avg.device)][:, None]
+
+    def truncate(
+        self, ws: torch.Tensor, psi: float, cutoff: int | None = None, centre: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Move styles of the layers below `cutoff` (None: of all) towards the average w (Karras 2019, appendix B), or
+        towards another `centre`."""
         if psi == 1:
             return ws
         cutoff = self.num_ws if cutoff is None else cutoff
+        centre = self.centre() if centre is None else centre
         below = (torch.arange(self.num_ws, device=ws.device) < cutoff)[:, None]
-        return torch.where(below, self.w_avg + psi * (ws - self.w_avg), ws)
+        return torch.where(below, centre + psi * (ws - centre), ws)
+
+    def sums_of_w(self, w: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """What update_w_avg takes the mean of: the sum of w (B, w_dim), (w_dim,); with classes (classes, w_dim + 1),
+        the sum of each and how many of the rows are of it."""
+        if not self.num_classes or labels is None:
+            return w.sum(0)
+        # A product, not a scatter: in the same order on a GPU each time.
+        members = labels[:, None] == torch.arange(self.num_classes, device=w.device)
+        return members.to(w).T @ F.pad(w, (0, 1), value=1.0)
 
     @torch.no_grad()
     def update_w_avg(self, mean_w: torch.Tensor, beta: float) -> None:
-        """w_avg <- beta w_avg + (1 - beta) mean_w; mean_w (w_dim,) is the mean over the global batch."""
-        self.w_avg.lerp_(mean_w.to(self.w_avg), 1 - beta)
+        """w_avg <- beta w_avg + (1 - beta) mean w; mean_w is sums_of_w of the global batch over the size of the batch.
+
+        A class of which the batch has none keeps its average.
+        """
+        if not self.num_classes:
+            self.w_avg.lerp_(mean_w.to(self.w_avg), 1 - beta)
+            return
+        total, share = mean_w.to(self.w_avg).split([self.w_dim, 1], 1)
+        self.w_avg.lerp_(total / share.clamp_min(1e-12), (1 - beta) * (share > 0))
 
     def synthesis(
         self, ws: torch.Tensor, noise: list[torch.Tensor] | None = None, dtype: torch.dtype = torch.float32
@@ -284,8 +312,16 @@ class Generator(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> torch.Tensor:
         """z (B, z_dim), labels (B,) int64 or None -> images (B, C, R, R) fp32."""
-        ws = self.truncate(self.broadcast(self.mapping(z, labels)), truncation, truncation_cutoff)
+        ws = self.broadcast(self.mapping(z, labels))
+        ws = self.truncate(ws, truncation, truncation_cutoff, self.centre(labels))
         return self.synthesis(ws, noise, dtype=dtype)
+
+
+def average_of_each_class(module: Generator, state: dict[str, torch.Tensor], prefix: str = "", *_) -> None:
+    """Weights of before every class had an average of its own: the one that they have is that of each."""
+    average = state.get(f"{prefix}w_avg")
+    if module.num_classes and average is not None and average.ndim == 1:
+        state[f"{prefix}w_avg"] = average.expand(module.num_classes, -1).clone()
 
 
 def mix_styles(w1: torch.Tensor, w2: torch.Tensor, cutoff: torch.Tensor, num_ws: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What one does with the styles of a StyleGAN2: mix them by layers, walk from one to another."""
+"""What one does with the styles of a StyleGAN2: draw them, mix them by layers, walk from one to another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor
 
-from models.stylegan2 import Generator
+from models.stylegan2 import Generator, mix_styles
 
 
 def mix_layers(ws: Tensor, other: Tensor, first: int, last: int) -> Tensor:
@@ -43,3 +43,18 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
     sine = torch.sin(omega)
     turned = (torch.sin((1 - t) * omega) / sine) * a + (torch.sin(t * omega) / sine) * b
     return torch.where(sine < 1e-4, torch.lerp(a, b, t), turned)  # (anti)parallel: there is no one great circle
+
+
+def rows_of(draws: dict, start: int, stop: int, pairs: Tensor | None = None) -> tuple[dict, list[Tensor]]:
+    """Rows of a global batch's draws, as (arguments of styles_of, noise). `pairs`: labels of the real rows that a
+    relativistic loss compares them with; the generated ones are then of the same classes."""
+    latents = {k: v if v is None else v[start:stop] for k, v in draws.items() if k != "noise"}
+    if latents["labels"] is not None and pairs is not None:
+        latents["labels"] = pairs
+    return latents, [layer[start:stop] for layer in draws["noise"]]
+
+
+def styles_of(G: Generator, z, z_mix, cutoff, labels) -> tuple[Tensor, Tensor]:
+    """Mixed styles ws (B, num_ws, w_dim), and w (B, w_dim) of the first latent."""
+    w, w_mix = G.mapping(torch.cat([z, z_mix]), None if labels is None else labels.repeat(2)).chunk(2)
+    return mix_styles(w, w_mix, cutoff, G.num_ws), w

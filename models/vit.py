@@ -55,11 +55,18 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def positions(self, side: int) -> Tensor:
-        """(1, side * side, dim): of the patches, resized from the grid that it was trained on."""
+        """(1, side * side, dim): of the patches, resized from the grid of its training as its authors do it.
+
+        DINO and DINOv2: by a factor with a tenth of a patch added, without antialiasing; with registers by the size.
+        """
         known = math.isqrt(self.pos_embed.shape[1] - 1)
         grid = self.pos_embed[:, 1:].unflatten(1, (known, known)).permute(0, 3, 1, 2)
         if side != known:
-            grid = F.interpolate(grid, (side, side), mode="bicubic", antialias=True, align_corners=False)
+            if self.register_tokens is None:
+                factor = (side + 0.1) / known
+                grid = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic", align_corners=False)
+            else:
+                grid = F.interpolate(grid, (side, side), mode="bicubic", antialias=True, align_corners=False)
         return grid.flatten(2).transpose(1, 2)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -73,8 +73,7 @@ def gan(*flags: str, place: str = "auto") -> Bench:
     networks: dict[str, Callable] = {"synthesis": s.G.synthesis, "critic": s.D}
 
     def step(nimg: int) -> None:
-        w_sum = torch.zeros(c.w_dim, device=rt.device)
-        train_gan.train_step(s, train_gan.Step(c, rt, batches, pool, dtype, nimg, **networks, w_sum=w_sum), nimg)
+        train_gan.train_step(s, train_gan.Step(c, rt, batches, pool, dtype, nimg, **networks), nimg)
 
     return Bench(c, s, step, batches, networks)
 

@@ -95,11 +95,13 @@ class Gan:
         return self.G.mapping(z, None if label is None else torch.tensor([label]))
 
     @torch.no_grad()
-    def draw(self, w: torch.Tensor, psi: float = 1.0, cutoff: int | None = None, noise=None) -> np.ndarray:
-        """(R, R) bytes of one w (1, w_dim) or of ws (1, layers, w_dim)."""
+    def draw(self, w: torch.Tensor, psi: float = 1.0, cutoff: int | None = None, noise=None, of=None) -> np.ndarray:
+        """(R, R) bytes of one w (1, w_dim) or of ws (1, layers, w_dim). psi pulls to the average w; with classes to
+        that of the class `of`, or to the point `of`."""
         ws = w[:, None].repeat(1, self.G.num_ws, 1) if w.dim() == 2 else w.clone()
         if psi != 1:
-            ws[:, :cutoff] = self.w_avg + psi * (ws[:, :cutoff] - self.w_avg)
+            centre = self.w_avg[of] if isinstance(of, int) else self.w_avg if of is None else of
+            ws[:, :cutoff] = centre + psi * (ws[:, :cutoff] - centre)
         return as_bytes(self.G.synthesis(ws, noise))[0, 0]
 
     def noise(self, seed: int, index: int) -> list[torch.Tensor]:

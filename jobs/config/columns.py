@@ -26,6 +26,7 @@ class Column:
 
 
 LOSS, DIVERSITY, PENALTIES = "loss", "diversity", "regularisers"
+ADA = "ADA's p, and what it steers by"
 OTHER_PATIENTS = "loss on other patients"
 PSNR, SSIM, SPREAD = "PSNR of reconstructions, dB", "SSIM of reconstructions", "spread of the latents"
 KID, FID, REACH = "KID", "FID", "precision, recall, coverage"
@@ -58,13 +59,16 @@ GAN = (
     Column("loss_G", "loss", LOSS, "G", told=True),
     Column("logits_real", "discriminator", "D's logits"),
     Column("logits_fake", "discriminator", "D's logits"),
+    Column("logits_held", "discriminator", "D's logits"),
     Column("sign_real", "discriminator"),
     Column("r1", "regularisers", PENALTIES, "r1"),
     Column("r2", "regularisers", PENALTIES),
     Column("pl_penalty", "regularisers", PENALTIES),
     Column("path_length", "regularisers", PENALTIES, "pl"),
     Column("pl_mean", "regularisers"),
-    Column("ada_p", "health", "ADA's p", "ada"),
+    Column("ada_p", "health", ADA, "ada"),
+    Column("r_t", "health", ADA),
+    Column("r_v", "health", ADA, "r_v"),
     *GENERATIVE,
 )
 OPTIMISER = (Column("grad_norm", "optimiser"), Column("lr", "optimiser"))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
 from data.files import is_number
-from jobs.config import columns, presets, rules, sizes
+from jobs.config import columns, presets, recipe, rules, sizes
 from jobs.config.cards import Card
 from jobs.config.columns import Column
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, TrainConfig, VaeConfig
@@ -130,7 +130,7 @@ def largest_batch(config: TrainConfig, world: int, gpu: Card) -> tuple[int, int]
     Raises ConfigError where not even a single group of images fits."""
 
     def fits(batch: int, accumulate: int = 1, gb: float = gpu.gb) -> bool:
-        c = replace(config, batch=batch, accumulate=accumulate)
+        c = recipe.derived(replace(config, batch=batch, accumulate=accumulate))
         try:
             rules.check_world(c, world)
         except ConfigError:

@@ -11,14 +11,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from data.files import say
 from jobs.config import kinds
 from jobs.config.cards import Card
+from jobs.config.recipe import derived, rule
 from jobs.config.rules import CHOICES, FREE
-from jobs.config.specs import ROOT, ConfigError, TrainConfig, read_json
+from jobs.config.specs import AUTO, ROOT, ConfigError, GanConfig, TrainConfig, read_json
 from jobs.config.version import version
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -50,6 +52,7 @@ def parse_known(
     import tyro  # slow to import, and launch.py needs the presets only
 
     argv, fit = take_auto(list(sys.argv[1:] if argv is None else argv))
+    argv = spelled_out(argv)
     base = _base(cls, *_run_and_preset(argv))
     parsed: Any = tyro.cli(  # type: ignore[call-overload]
         cls,
@@ -62,6 +65,7 @@ def parse_known(
     config, unknown = parsed if let_unknown_pass else (parsed, [])
     if fit:
         config = fitted(config, config.run, ranks_here(), local_card)
+    config = derived(config, partial(begun, config))
     config = replace(config, data=config.data or data_of(config.preset))
     paths: dict[str, Any] = {name: _absolute(value) for name in PATH_FIELDS if (value := getattr(config, name, ""))}
     config = replace(config, **paths)
@@ -86,12 +90,26 @@ def take_auto(argv: list[str]) -> tuple[list[str], bool]:
     return words, auto
 
 
+def spelled_out(argv: list[str]) -> list[str]:
+    """The words with the number for `auto` behind each flag that may say so."""
+    flags = {f"--{name.replace('_', '-')}" for name in rule(GanConfig())}
+    words = [word.replace("=auto", f"={AUTO}") if word.partition("=")[0] in flags else word for word in argv]
+    return [
+        str(AUTO) if word == "auto" and before in flags else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]
+
+
+def begun(config: Config) -> Config | None:
+    """The config that is stored where this one's run is, None where nothing is."""
+    stored = Path(config.run, "config.json").expanduser()
+    return _stored(type(config), stored) if config.run and os.path.lexists(stored) else None
+
+
 def fitted(config: Config, run: str, world: int, gpu: Callable[[], Card | None]) -> Config:
     """The config with what `--batch auto` comes to on `world` GPUs of this kind, and says so; of a run that has begun,
     with its own batch. ConfigError where the GPU is unknown."""
-    stored = Path(run, "config.json").expanduser()
-    if run and os.path.lexists(stored):
-        before = _stored(type(config), stored)
+    if before := begun(replace(config, run=run)):
         return replace(config, batch=before.batch, accumulate=before.accumulate)
     card = gpu()
     if card is None:

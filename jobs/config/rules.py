@@ -36,9 +36,8 @@ def check_classes(config, classes: list[str]) -> None:
 
 def check_common(config) -> None:
     """Refuse values that no job can work with, each with one line that names the fix."""
-    r = config.resolution
-    if not 32 <= r <= 512 or r & (r - 1):
-        raise ConfigError(f"--resolution {r}: must be a power of two from 32 to 512")
+    if not 32 <= config.resolution <= 512:
+        raise ConfigError(f"--resolution {config.resolution}: choose from 32 to 512")
     if not config.data:
         raise ConfigError(
             "no data: give --data FOLDER (ADNI, OASIS, class folders, NIfTI), a .pack file, or --data phantom"
@@ -89,6 +88,8 @@ def check_numbers(config, positive: str, not_negative: str) -> None:
 def check_gan(config: GanConfig) -> None:
     """The rules of a StyleGAN2's fields."""
     r = config.resolution
+    if r & (r - 1):
+        raise ConfigError(f"--resolution {r}: a StyleGAN2 needs a power of two: 32, 64, 128, 256 or 512")
     if config.mbstd_group < 1:
         raise ConfigError(f"--mbstd-group {config.mbstd_group}: must be at least 1")
     check_numbers(
@@ -114,10 +115,29 @@ def check_vae(config: VaeConfig) -> None:
         "lr clip num_res latent_channels width disc_width plateau_kimg",
         "warmup_kimg decay_kimg weight_decay kl_weight structure_weight perceptual_weight gan_weight gan_start_kimg",
     )
+    check_multiple(config, config.down, f"--down {config.down}")
     if config.perceptual_file and not Path(config.perceptual_file).expanduser().is_file():
         raise ConfigError(
             f"--perceptual-file {config.perceptual_file}: no such file; name the weights of torchvision's vgg16"
         )
+
+
+def check_multiple(config, stride: int, of: str) -> None:
+    """The resolution falls into whole strides of a network; else the nearest that does is named."""
+    r = config.resolution
+    if r % stride:
+        near = max(round(r / stride) * stride, stride)
+        raise ConfigError(f"--resolution {r}: must be a multiple of {stride} for {of}; use {near}")
+
+
+def attention_note(config: DiffusionConfig, side: int) -> str:
+    """A line where no side of the U-Net's feature maps is one of --attention: it is then in the middle alone."""
+    sides = [side >> i for i in range(len(numbers(config.widths, "widths")))]
+    asked = numbers(config.attention, "attention")
+    if not asked or set(sides) & set(asked):
+        return ""
+    text = ",".join(map(str, sides))
+    return f"warning: --attention {config.attention} is none of the sides {text}: there is one in the middle alone"
 
 
 def check_diffusion(config: DiffusionConfig) -> None:
@@ -130,6 +150,10 @@ def check_diffusion(config: DiffusionConfig) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: a probability below 1")
     widths = numbers(config.widths, "widths")
     numbers(config.attention, "attention")
+    if config.space == "pixel":
+        check_multiple(config, 2 ** (len(widths) - 1), f"the {len(widths) - 1} halvings of --widths {config.widths}")
+    else:
+        check_multiple(config, 2, "the VAE, which halves it at least once")
     if config.target == "epsilon" and config.schedule in ("zero-snr", "flow"):
         raise ConfigError(
             f"--target epsilon: the {config.schedule} schedule ends at pure noise, which tells nothing of the image; "

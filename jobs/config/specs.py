@@ -17,6 +17,7 @@ Schedule = Literal["linear", "scaled-linear", "cosine", "zero-snr", "flow"]
 Target = Literal["epsilon", "x0", "v", "flow"]
 Times = Literal["uniform", "logit-normal", "fast-uniform", "fast-nonuniform"]
 Sampler = Literal["midpoint", "dpmpp-2m", "ddim", "ancestral", "heun"]
+AUTO = -2  # of a number that follows from the other flags (jobs/config/recipe.py); no number of its kind is that small
 OF_LISTED_TIMES = ("ddim", "ancestral")  # samplers that can go through the few times a Fast-DDPM network knows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +60,11 @@ class TrainConfig:
 
     # --- data ---------------------------------------------------------------------------------------------------------
     resolution: int = 256
-    """Side of the square training images in pixels: a power of two from 32 to 512."""
+    """Side of the square training images in pixels, from 32 to 512.
+
+    StyleGAN2: a power of two. VAE: a multiple of --down. Diffusion: what its U-Net can halve, once for each of --widths
+    but the first.
+    """
     channels: Literal[1, 3] = 1
     """Image channels: 1 (grey) or 3."""
     crop: int = 0
@@ -162,16 +167,22 @@ class GanConfig(SamplingConfig):
     """Feature maps at resolution r are channel_base / r, at most channel-max."""
     channel_max: int = 512
     """Largest number of feature maps."""
-    mbstd_group: int = 4
-    """Group size of the minibatch standard deviation (contiguous rows of the batch)."""
+    mbstd_group: int = AUTO
+    """Group size of the minibatch standard deviation (contiguous rows of the batch).
+
+    auto (-2): the largest of 4, 2 and 1 that divides --batch.
+    """
 
     # --- objective ----------------------------------------------------------------------------------------------------
     loss: Literal["logistic", "rpgan"] = "logistic"
     """logistic: non-saturating, with R1. rpgan: relativistic pairing, with R1 and R2; the answer to mode collapse."""
-    gamma: float = 1.0
-    """Weight of the R1 (and R2) penalty. The knob to turn per data set: try a factor of 2 and 4 either way."""
-    r1_interval: int = 16
-    """Steps between gradient penalties (lazy regularisation)."""
+    gamma: float = float(AUTO)
+    """Weight of the R1 (and R2) penalty (0: off). The knob to turn per data set: a factor of 2 and 4 either way.
+
+    auto (-2): 0.0002 x resolution squared / batch; with --loss rpgan ten times that.
+    """
+    r1_interval: int = AUTO
+    """Steps between gradient penalties (lazy regularisation). auto (-2): 16; with --loss rpgan 8."""
     pl_weight: float = 2.0
     """Weight of the path-length regularisation (0: off)."""
     pl_interval: int = 4
@@ -183,18 +194,21 @@ class GanConfig(SamplingConfig):
     ada: Literal["off", "mri", "mri-flip"] = "mri"
     """Adaptive discriminator augmentation: shifts, scales, small rotations, brightness, contrast; mri-flip adds
     mirroring."""
-    ada_target: float = 0.6
-    """What ADA steers the mean sign of D(real) to."""
-    ada_kimg: float = 500.0
-    """Kimg in which ADA's probability can move from 0 to 1."""
+    ada_target: float = float(AUTO)
+    """What ADA steers to: the mean sign of D(real), with --loss rpgan the overfitting r_v against held-out slices.
+
+    auto (-2): 0.6; with --loss rpgan 0.5.
+    """
+    ada_kimg: float = float(AUTO)
+    """Kimg in which ADA's probability can move from 0 to 1. auto (-2): 500; with --init-from 100."""
 
     # --- optimisation -------------------------------------------------------------------------------------------------
     total_kimg: float = 5000.0
     """Length of the run in thousands of images seen. May be raised later to go on with a finished run."""
     lr: float = 0.0025
     """Adam learning rate of both networks."""
-    ema_kimg: float = 20.0
-    """Half-life of the moving average of the generator's weights, in kimg."""
+    ema_kimg: float = float(AUTO)
+    """Half-life of the moving average of the generator's weights, in kimg. auto (-2): batch x 10 / 32."""
 
 
 @dataclass(frozen=True)

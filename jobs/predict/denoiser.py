@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from data.files import say
 from jobs.predict.named import UsageError
 from jobs.predict.trained import Flag, Trained
 from jobs.training import randomness
 from models import loading, samplers
 from models.loading import Denoiser
-from models.names import OF_LISTED_TIMES, SAMPLERS
+from models.names import OF_LISTED_TIMES, SAMPLERS, too_few_calls
 from models.styles import slerp
 from models.unet import guided
+
+
+@cache
+def say_once(line: str) -> None:
+    """A warning that every batch of pictures would repeat."""
+    say(line, to=sys.stderr)
 
 
 class Way(NamedTuple):
@@ -49,7 +58,10 @@ class DiffusionModel(Trained):
         """As asked, or the defaults: 20 calls of midpoint; DDIM at the steps that a Fast-DDPM network knows."""
         strength, known = 1.0 if guidance is None else guidance, self.net.times
         if known is None:
-            return Way(sampler or "midpoint", steps or 20, strength)
+            way = Way(sampler or "midpoint", steps or 20, strength)
+            if line := too_few_calls(way.sampler, way.steps):
+                say_once(line)
+            return way
         if sampler not in (None, *OF_LISTED_TIMES) or steps not in (None, len(known)):
             raise UsageError(
                 f"this network knows the {len(known)} steps of Fast-DDPM alone; leave the number of network calls "

@@ -79,8 +79,9 @@ class GanModel(Trained):
     ) -> torch.Tensor:
         """ws (B, num_ws, w_dim) of the pictures `indices`, truncated towards the average w (Karras 2019, appendix
         B)."""
-        w = self.map_latents(self.draw_z(seed, indices), self.labels(label, indices))
-        return self.G.truncate(self.G.broadcast(w), truncation, truncation_cutoff)
+        labels = self.labels(label, indices)
+        ws = self.G.broadcast(self.map_latents(self.draw_z(seed, indices), labels))
+        return self.G.truncate(ws, truncation, truncation_cutoff, self.G.centre(labels))
 
     def draw_z(self, seed: int, indices: Sequence[int]) -> torch.Tensor:
         """(B, z_dim) fp32: the latents of the pictures `indices`, drawn on the CPU, so that every device has the
@@ -136,7 +137,9 @@ class GanModel(Trained):
         from_w = self.map_latents(from_z, None if labels is None else labels[0].expand(steps))
         to_w = self.map_latents(to_z, None if labels is None else labels[1].expand(steps))
         ws = self.G.broadcast(torch.lerp(from_w, to_w, t))
-        return self.synthesise(self.G.truncate(ws, truncation, truncation_cutoff))
+        from_centre, to_centre = (self.G.centre(None if labels is None else labels[i : i + 1]) for i in (0, 1))
+        centre = torch.lerp(from_centre, to_centre, t[:, None])
+        return self.synthesise(self.G.truncate(ws, truncation, truncation_cutoff, centre))
 
     def project(
         self,

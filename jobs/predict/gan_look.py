@@ -5,16 +5,63 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
-from data.batches import Batches, to_uint8
+from data.batches import Batches, flip_coins, on_device, sample_order, to_float, to_uint8
 from data.packfile import Pack
 from jobs.config.specs import GanConfig
 from jobs.training import randomness, ranks
 from jobs.view.grids import image_grid
+from models.augment import P_SCHEDULED
 from models.draws import normal
 from models.metrics import class_diversity, diversity_ratio
 from models.stylegan2 import Generator
+
+
+# --- what ADA steers by -----------------------------------------------------------------------------------------------
+class HeldOut:
+    """Slices that D does not learn from, a batch at a time, each of the class of the training slice in its row: a
+    relativistic D has a level of its own for every class."""
+
+    def __init__(self, c: GanConfig, pack: Pack, held_out: Pack, device: torch.device):
+        self.c, self.labels, self.images, self.device = c, pack.labels, held_out.images, device
+        classes = range(len(pack.classes)) if c.conditional else ()
+        self.of_class = [np.flatnonzero(held_out.labels == k) for k in classes] or [np.arange(len(held_out.labels))]
+
+    def rows(self, position: int, start: int, stop: int, look: int) -> torch.Tensor:
+        """(stop - start, C, R, R) in -1..1 for these rows of the global batch at `position`; `look` counts the
+        batches that were asked for."""
+        seed, count = self.c.seed, stop - start
+        classes = self.labels[sample_order(len(self.labels), seed, position + start, count)]
+        own = [self.of_class[k if self.c.conditional else 0] for k in classes]
+        place = look * self.c.batch + start
+        index = [of[sample_order(len(of), seed, place + i, 1)[0]] for i, of in enumerate(own)]
+        images = to_float(on_device(self.images[index], self.device))
+        if self.c.hflip:
+            coins = on_device(flip_coins(seed, position + start, count), self.device)
+            images = torch.where(coins[:, None, None, None], images.flip(-1), images)
+        return images
+
+
+def held_out_for_ada(
+    c: GanConfig, pack: Pack, held_out: Pack | None = None, *, device: torch.device, say: Callable[[str], None]
+) -> HeldOut | None:
+    """Held-out slices for r_v; None where nothing is augmented or a class has none. Says what p follows, where it is
+    not D's signs on the training slices."""
+    if c.ada == "off":
+        return None
+    found = None
+    if held_out is not None and held_out.classes == pack.classes:
+        found = HeldOut(c, pack, held_out, device)
+        found = found if all(map(len, found.of_class)) else None
+    if c.loss == "rpgan" and found is not None:
+        number = sum(map(len, found.of_class))
+        say(f"ADA: p follows r_v on {number:,} held-out slices, target {c.ada_target:g}")
+    elif c.loss == "rpgan":
+        end = P_SCHEDULED * c.ada_kimg
+        say(f"ADA: no held-out slices of each class, so p rises to {P_SCHEDULED:g} over the first {end:g} kimg")
+    return found
 
 
 # --- what a person sees -----------------------------------------------------------------------------------------------

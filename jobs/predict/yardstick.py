@@ -41,12 +41,13 @@ def samples_for(metric_kimg: float, calls: int) -> int:
 def open_data(
     c, run: RunDir, meeting: ranks.Meeting, device: torch.device, say: Callable[[str], None]
 ) -> tuple[list[Pack], Network | None]:
-    """Packs of the training slices and, where figures are taken, of other patients'; the network for the figures."""
+    """Packs of the training slices and, where figures are taken or ADA looks at them, of other patients'; the network
+    for the figures."""
     main, given = meeting.rank == 0, given_network(c)
     how = packing_of(c) | {"log": say, "progress": main, "poll": stopping.raise_if_asked}
     packs = [ensure_pack(c.data, split=c.split, verify=main, **how)]
     rules.check_classes(c, packs[0].classes)
-    if c.metric_kimg:
+    if c.metric_kimg or c.ada != "off":
         held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, verify=main, **how)
         packs += [held_out] if held_out is not None else []
     return packs, open_network(c, given, run, packs[0], meeting, device)
@@ -137,8 +138,9 @@ class Yardstick:
         people = RealSlices(train, held).subjects(held)[torch.from_numpy(others)]
         if len(people.unique()) < 2:  # whose own distances say nothing
             return
-        pictures = (quality.thumbnails(rows_of(*of)).to(self.rt.device) for of in ((train, known), (held, others)))
-        self.watch = quality.CopyWatch(*pictures, people.to(self.rt.device))
+        learnt, unseen = (quality.thumbnails(rows_of(*of)) for of in ((train, known), (held, others)))
+        device = self.rt.device
+        self.watch = quality.CopyWatch(learnt.to(device), unseen.to(device), people.to(device))
 
     def look_for_classes(self, classes: Sequence[str], learnt: torch.Tensor, of_heldout: torch.Tensor) -> None:
         """A probe of the training slices' classes, and what it finds among the held-out ones."""

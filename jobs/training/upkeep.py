@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,11 @@ class State:
                 value.copy_(state[name])
             else:
                 setattr(self, name, dict(state[name]))
+
+    def averaged(self, nimg: int) -> int:
+        """Images behind the moving average after `nimg` of this run: --init-from brings those of the run before, so
+        that the ramp-up does not forget at once what was handed on."""
+        return nimg + self.counters.get("warm", 0)
 
     def check_finite(self) -> None:
         """Raise Diverged if a parameter or a loss is not finite. The same on every rank: all hold the same values."""
@@ -226,6 +231,7 @@ class Record:
         if self.main:
             self.work = 0.0
             self.log.truncate(nimg)
+            self.board.rewind(nimg)
             self.progress.update(nimg)
 
 
@@ -292,14 +298,14 @@ class Upkeep:
         parts = self.c.keep_weights + 1
         return parts > 1 and 0 < nimg < self.total and due(nimg, self.c.batch, -(-self.total // parts) / 1000)
 
-    def hold(self, nimg: int, weights: dict[str, torch.nn.Module]) -> None:
+    def hold(self, nimg: int, weights: Mapping[str, torch.nn.Module]) -> None:
         """After a look at figures: hold on to weights that are the best so far. The next checkpoint, whose counters
         say so, takes them along; what a killed or a rolled back run held is found again."""
         if self.rt.rank == 0 and nimg and self.s.counters.get("best_nimg") == nimg != self.held_at:
             self.held_at = nimg
             self.held = on_host(weights), {"nimg": nimg, "measured": best.measured(self.s.counters)}
 
-    def save(self, nimg: int, weights: dict[str, torch.nn.Module], about: dict) -> None:
+    def save(self, nimg: int, weights: Mapping[str, torch.nn.Module], about: dict) -> None:
         """Rank 0: snapshot the state to host memory; the writer thread does the rest, predict.py's weights included."""
         self.s.check_finite()
         state, fresh = self.s.state_dict(), self.saved_at < 0
@@ -435,6 +441,9 @@ def load_initial_weights(s: State, names: tuple[str, ...], init_from: str, say: 
     except (RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise specs.ConfigError(f"--init-from {init_from}: another architecture ({reason})") from None
+    s.counters["warm"] = start[0] + start[1].get("counters", {}).get("warm", 0)
+    kimg = s.counters["warm"] / 1000
+    say(f"--init-from {init_from}: its weights and their average, whose ramp-up goes on from {kimg:g} kimg")
 
 
 def compiles(asked: bool, device: torch.device, run: RunDir, say: Callable[[str], None]) -> bool:

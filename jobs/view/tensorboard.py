@@ -55,6 +55,19 @@ class TensorBoard:
         if self.writer is not None:
             self._try(write)
 
+    def rewind(self, nimg: int) -> None:
+        """After a roll-back: what was written after `nimg` is hidden, as a new attempt's purge_step hides it."""
+
+        def write():
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+            start = SessionLog(status=SessionLog.START)
+            self.writer.file_writer.add_event(Event(step=nimg + 1, session_log=start))
+            self.writer.flush()
+
+        if self.writer is not None:
+            self._try(write)
+
     def image(self, name: str, picture: Image.Image, nimg: int) -> None:
         """Write a picture at `nimg` images."""
         if self.writer is not None:

@@ -22,6 +22,7 @@ from jobs.cluster import plan
 from jobs.cluster.sites import choose_site
 from jobs.config import kinds, parsing, presets, rules, sizes, specs
 from jobs.config.cards import Card, card_of
+from jobs.config.recipe import derived
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
 from jobs.run.rundir import RunDir
 from models import names
@@ -56,9 +57,9 @@ def refusal(config, world: int | None = None) -> str:
 @EACH
 def test_a_flag_rules_over_the_preset_and_the_preset_over_the_default(cls):
     quick, other = parsed(cls), parsing.parse_config(cls, ["--data", "phantom"])
-    assert quick == replace(cls(), **JOB[cls].presets["quickstart"], preset="quickstart", run=quick.run)
+    assert quick == derived(replace(cls(), **JOB[cls].presets["quickstart"], preset="quickstart", run=quick.run))
     default = JOB[cls].default_preset
-    assert other == replace(cls(), **JOB[cls].presets[default], preset=default, run=other.run, data="phantom")
+    assert other == derived(replace(cls(), **JOB[cls].presets[default], preset=default, run=other.run, data="phantom"))
     flagged = parsed(cls, "--resolution", "32", "--log-kimg", "7", "--keep=5")
     assert flagged == replace(quick, resolution=32, log_kimg=7.0, keep=5, run=flagged.run)
     assert parsing.parse_config(cls, ["--preset", default, "--preset=quickstart"]).resolution == quick.resolution
@@ -170,7 +171,7 @@ NOT_NEGATIVE, NOT_NEGATIVE_INT = [(0.0, -TINY)], [(0, -1)]
 SHARE = [(0.0, -TINY), (1.0, 1 + 1e-9)]
 BELOW_ONE = [(0.0, -TINY), (1 - 1e-9, 1.0)]
 _TRAIN = dict(
-    max_bad=SHARE, resolution=[(32, 16), (32, 31), (32, 33), (64, 48), (64, 96), (512, 1024), (256, 0), (256, -64)],
+    max_bad=SHARE, resolution=[(32, 16), (32, 31), (32, 33), (512, 1024), (256, 0), (256, -64)],
     crop=NOT_NEGATIVE_INT, batch=POSITIVE_INT, accumulate=POSITIVE_INT, total_kimg=POSITIVE, ema_kimg=NOT_NEGATIVE,
     ema_rampup=NOT_NEGATIVE, threads=NOT_NEGATIVE_INT, log_kimg=POSITIVE, sample_kimg=POSITIVE,
     checkpoint_minutes=NOT_NEGATIVE,
@@ -205,7 +206,7 @@ FAST = dict(times="fast-uniform", sampler="ddim")
 
 def plain(cls):
     """A config that leaves every number free: a batch of one, no groups, no half batches."""
-    config = replace(cls(), data="phantom", resolution=32, batch=1)
+    config = derived(replace(cls(), data="phantom", resolution=32, batch=1))
     return {
         GanConfig: lambda: replace(config, mbstd_group=1, pl_weight=0.0, channel_base=512),
         VaeConfig: lambda: config,
@@ -234,6 +235,27 @@ def test_a_number_that_is_none_is_refused_by_the_name_of_its_flag(cls):
             for value in (math.nan, math.inf, -math.inf):
                 text = refusal(replace(plain(cls), **{field.name: value}))
                 assert f"--{field.name.replace('_', '-')} {value}" in text and "finite" in text
+
+
+def test_only_a_stylegan2_needs_a_power_of_two():
+    """The others need whole strides of their own; the refusal names the nearest size that has them."""
+    for r in (48, 96, 192, 240, 500):
+        assert "power of two" in refusal(replace(plain(GanConfig), resolution=r, channel_base=512))
+        for down, good in ((2, True), (4, r % 4 == 0), (8, r % 8 == 0)):
+            text = refusal(replace(plain(VaeConfig), resolution=r, down=down))
+            assert (text == "") if good else f"multiple of {down}" in text and f"use {round(r / down) * down}" in text
+    assert "use 48" in refusal(replace(plain(VaeConfig), resolution=47, down=8))
+    pixels = dict(space="pixel", widths="16,32,64", resolution=48)
+    assert refusal(replace(plain(DiffusionConfig), **pixels)) == ""
+    assert "use 48" in refusal(replace(plain(DiffusionConfig), **pixels | dict(resolution=50)))
+    assert refusal(replace(plain(DiffusionConfig), resolution=240)) == ""
+    assert "use 240" in refusal(replace(plain(DiffusionConfig), resolution=241))
+
+
+def test_attention_at_no_side_is_said():
+    c = replace(plain(DiffusionConfig), widths="8,16,32", attention="16,8")
+    assert rules.attention_note(c, 32) == "" and rules.attention_note(replace(c, attention=""), 24) == ""
+    assert "--attention 16,8" in rules.attention_note(c, 24) and "24,12,6" in rules.attention_note(c, 24)
 
 
 @EACH

@@ -76,7 +76,7 @@ def house(tmp_path_factory):
     kinds = (config / "kinds.py").read_text()
     head, rest = kinds.split("JOBS: dict", 1)
     rows, tail = rest.split("\n}\n", 1)
-    head = head.replace("import columns, presets, rules, sizes", "import columns, presets, rules, sizes, specs")
+    head = head.replace("presets, recipe, rules, sizes", "presets, recipe, rules, sizes, specs")
     (config / "kinds.py").write_text(head + LOADER.lstrip("\n") + rows + ROW + tail)
     (root / "said").write_text(
         call(root, "launch.py", "--local", "--wait", "--job", "toy", "--name", "both", "--sweep", "lr=0.01,0.02")

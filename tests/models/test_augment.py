@@ -164,3 +164,47 @@ def test_controller_stays_below_the_leak():
         c.add(torch.tensor(8.0), 8)
         c.update(8)
     assert c.p == 0.8
+
+
+# --- what p follows besides r_t ---------------------------------------------------------------------------------------
+def stats_of(real: float, held: float | None, fake: float, sign: float = 0.0) -> dict:
+    values = {"logits_real": real, "logits_fake": fake, "sign_real": sign} | (
+        {} if held is None else {"logits_held": held}
+    )
+    return {name: torch.tensor(value) for name, value in values.items()}
+
+
+def test_r_v_is_the_share_of_the_way_to_the_generated_slices():
+    """Karras 2020b, equation 1: (3 - 2) / (3 - -1) = 0.25; then old differences count 0.9 times as much each look."""
+    ada = AdaController(target=0.5, speed_kimg=1.0)
+    for step in range(4):
+        assert ada.looks == (step == 3)
+        ada.step(stats_of(3.0, 2.0 if ada.looks else None, -1.0, sign=1.0), 100, 100 * step, "r_v")
+    assert ada.r_v == pytest.approx(0.25) and ada.p == 0 and ada.r_t == 1  # the signs are all right, and p stays
+    for step in range(4, 8):
+        ada.step(stats_of(3.0, -1.0 if ada.looks else None, -1.0), 100, 100 * step, "r_v")
+    assert ada.r_v == pytest.approx((0.9 * 1 + 4) / (0.9 * 4 + 4)) and ada.p == pytest.approx(0.4)
+    blind = AdaController(target=0.5)
+    blind.compare(torch.tensor(0.0), torch.tensor(-1.0), torch.tensor(2.0))
+    assert blind.r_v == 0  # generated slices are taken for the better ones: nothing is learnt by heart
+
+
+def test_a_schedule_is_a_function_of_the_images_seen():
+    ada = AdaController(target=0.5, speed_kimg=10.0)
+    seen = []
+    for step in range(40):
+        ada.step(stats_of(9.0, None, -9.0, sign=1.0), 100, 100 * step, "schedule")
+        seen.append(ada.p)
+    assert seen == pytest.approx([min((k + 1) / 100, 0.3) for k in range(40)])
+    ada.step(stats_of(9.0, None, -9.0), 100, 0, "schedule")
+    assert ada.p == pytest.approx(0.01)  # after a roll-back, too
+    still = AdaController(speed_kimg=0.0)
+    still.step(stats_of(9.0, None, -9.0), 100, 0, "schedule")
+    assert still.p == 0
+
+
+def test_a_state_of_before_r_v_goes_on():
+    old = {"p": 0.3, "r_t": 0.5, "steps": 7, "images": 300.0, "count": 300.0, "sign_sum": 12.0}
+    ada = AdaController()
+    ada.load_state_dict(old)
+    assert ada.state_dict() == old | {"r_v": 0.0, "to_held": 0.0, "to_generated": 0.0}

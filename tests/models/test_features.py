@@ -164,6 +164,7 @@ def test_slices_become_normalised_colour_of_the_networks_size(channels):
 @pytest.mark.parametrize(("key", "function", "size", "mean", "std", "name"), [
     ("layer4.2.conv3.weight", "resnet50", 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "ResNet-50"),
     ("Mixed_7c.branch_pool.conv.weight", "inception_v3", 299, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "Inception v3"),
+    ("Mixed_7c.branch_pool.conv.weight", "inception_v3", 299, (128 / 255,) * 3, (128 / 255,) * 3, "FID's Inception v3"),
 ])  # fmt: skip
 def test_each_network_has_its_own_size_and_normalisation(tmp_path, monkeypatch, key, function, size, mean, std, name):
     """Those that it was trained with. (The network itself is torchvision's; here a stand-in of one tensor.)"""
@@ -181,15 +182,58 @@ def test_each_network_has_its_own_size_and_normalisation(tmp_path, monkeypatch, 
             part.weight = torch.nn.Parameter(torch.zeros(2))
 
     monkeypatch.setattr(models, function, lambda **options: built.append(options) or Small())
-    head = {"fc.weight": torch.zeros(3), "AuxLogits.conv0.weight": torch.zeros(3)}
+    pooled = []
+    monkeypatch.setattr(encoder, "pool_as_fid", pooled.append)
+    classes = 1008 if name.startswith("FID") else 1000
+    head = {"fc.weight": torch.zeros(classes, 1), "AuxLogits.conv0.weight": torch.zeros(3)}
     torch.save({"model": {"module." + key: torch.ones(2), **head}, "epoch": torch.zeros(1)}, tmp_path / "w.pth")
     made, found = load_pretrained(tmp_path / "w.pth")
     assert found == name and made.size == size and made.dim == 2048 and not made.training
     assert made.mean.flatten().tolist() == pytest.approx(mean) and made.std.flatten().tolist() == pytest.approx(std)
     assert made.network.state_dict()[key].tolist() == [1, 1] and not any(p.requires_grad for p in made.parameters())
     assert isinstance(made.network.fc, torch.nn.Identity) and built[0]["weights"] is None
+    assert pooled == ([made.network] if classes == 1008 else [])
     if function == "inception_v3":
         assert built[0]["aux_logits"] is False and built[0]["transform_input"] is False
+
+
+def test_an_inception_that_does_not_say_whose_it_is_is_refused(tmp_path):
+    torch.save({"Mixed_7c.branch_pool.conv.weight": torch.ones(2)}, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"fc\.weight.*FID") as refused:
+        load_pretrained(tmp_path / "w.pth")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_fids_inception_pools_as_it_did():
+    """Averages over the pixels that are there, by hand; the last block's maximum; the other branches as they are."""
+    from torchvision.models import inception
+
+    torch.manual_seed(0)
+    network = torch.nn.Module()
+    network.Mixed_5b, network.Mixed_6b = inception.InceptionA(8, 4), inception.InceptionC(8, 8)
+    network.Mixed_6a, network.Mixed_7b, network.Mixed_7c = (
+        f(8) for f in (inception.InceptionB, *[inception.InceptionE] * 2)
+    )
+    network.eval()
+    x = torch.randn(2, 8, 5, 5)
+    with torch.no_grad():
+        before = {name: block(x) for name, block in network.named_children()}
+        encoder.pool_as_fid(network)
+        for _ in range(2):  # nothing is left from the first time
+            after = {name: block(x) for name, block in network.named_children()}
+        for name, kind in (("Mixed_5b", "mean"), ("Mixed_6b", "mean"), ("Mixed_7b", "mean"), ("Mixed_7c", "max")):
+            pooled = torch.zeros_like(x)
+            for i in range(5):
+                for j in range(5):
+                    there = x[:, :, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].flatten(2)
+                    pooled[:, :, i, j] = there.mean(2) if kind == "mean" else there.amax(2)
+            own = getattr(network, name).branch_pool
+            expected = F.relu(own.bn(F.conv2d(pooled, own.conv.weight)))
+            width = expected.shape[1]
+            torch.testing.assert_close(after[name][:, -width:], expected, atol=1e-5, rtol=1e-4)
+            assert torch.equal(after[name][:, :-width], before[name][:, :-width])
+            assert not torch.allclose(after[name][:, -width:], before[name][:, -width:])
+    assert torch.equal(after["Mixed_6a"], before["Mixed_6a"])
 
 
 @pytest.mark.parametrize("outer", ["teacher", "state_dict", "model", None])
@@ -284,9 +328,32 @@ def test_the_transformer_written_out(registers, scaled):
     assert name == f"{'DINOv2' if scaled else 'DINO'} ViT-128/4" and vit.is_transformer(state)
 
 
-def test_positions_are_resized_in_place():
-    """A grid of 3 x 3 on more and on fewer patches: rows stay rows, columns columns."""
+def cubic(x: float, a: float = -0.75) -> float:
+    """Keys' kernel (1981)."""
+    x = abs(x)
+    if x < 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+@pytest.mark.parametrize("side", [2, 5, 7])
+def test_positions_without_registers_are_resized_by_a_factor_with_a_tenth_of_a_patch(side):
+    """As in the repositories of DINO and DINOv2: place i of the new grid is (i + 0.5) known / (side + 0.1) - 0.5 of the
+    old one, four neighbours, those beyond the edge are the edge's."""
     made, _ = transformer()
+    with torch.no_grad():
+        grid, weights = made.pos_embed[0, 1:].view(3, 3, 128), torch.zeros(side, 3)
+        for i in range(side):
+            place = (i + 0.5) * 3 / (side + 0.1) - 0.5
+            for k in range(math.floor(place) - 1, math.floor(place) + 3):
+                weights[i, min(max(k, 0), 2)] += cubic(place - k)
+        expected = torch.einsum("ia,jb,abc->ijc", weights, weights, grid)
+        torch.testing.assert_close(made.positions(side).view(side, side, 128), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_positions_are_resized_in_place():
+    """A grid of 3 x 3 on more and on fewer patches: rows stay rows, columns columns. (With registers: by the size.)"""
+    made, _ = transformer(registers=3)
     with torch.no_grad():
         made.pos_embed.zero_()
         made.pos_embed[0, 1:, 0] = torch.arange(3.0).repeat_interleave(3)  # the row

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from models import filters, stylegan2
 from models.gan_losses import gradient_penalty, path_lengths
+from models.loading import load_generator
 from models.stylegan2 import Discriminator, Generator, mix_styles
 
 TINY = dict(resolution=16, channel_base=128, channel_max=12)
@@ -599,3 +600,53 @@ def test_compiled_networks_and_regularisers_equal_eager_ones():
     compiled.backward()
     torch.testing.assert_close(weight.grad, torch.autograd.grad(penalty, weight)[0], rtol=1e-2, atol=1e-5)
     torch.testing.assert_close(torch.compile(G, fullgraph=True)(z), G(z), rtol=1e-3, atol=1e-4)
+
+
+# --- an average w of each class ---------------------------------------------------------------------------------------
+def conditional_generator(**more) -> Generator:
+    torch.manual_seed(3)
+    return Generator(
+        resolution=16, z_dim=5, w_dim=6, channel_base=64, channel_max=8, mapping_layers=2, num_classes=3, **more
+    )
+
+
+def test_every_class_has_its_average_w():
+    G = conditional_generator()
+    assert G.w_avg.shape == (3, 6)
+    G.w_avg[1] = 7.0
+    w, labels = torch.randn(8, 6), torch.tensor([0, 2, 2, 0, 0, 2, 0, 2])
+    sums = sum(G.sums_of_w(w[i : i + 2], labels[i : i + 2]) for i in range(0, 8, 2)) / 8  # as ranks and micro-batches
+    G.update_w_avg(sums, 0.75)
+    G.update_w_avg(sums, 0.5)
+    for k in (0, 2):
+        torch.testing.assert_close(G.w_avg[k], (0.25 * 0.5 + 0.5) * w[labels == k].mean(0))
+    assert bool((G.w_avg[1] == 7).all())  # nobody of that class was there
+
+
+def test_truncation_keeps_the_distance_of_the_classes():
+    """To the average of the own class: at psi 0 every slice is its class's mean, and the means are as far apart as at
+    psi 1."""
+    G = conditional_generator()
+    z, labels = torch.randn(3000, 5), torch.arange(3000) % 3
+    with torch.no_grad():
+        w = G.mapping(z, labels)
+        for k in range(3):
+            G.w_avg[k] = w[labels == k].mean(0)
+        for psi in (1.0, 0.7, 0.0):
+            ws = G.truncate(G.broadcast(w), psi, centre=G.centre(labels))
+            torch.testing.assert_close(ws[:, 0], G.w_avg[labels] + psi * (w - G.w_avg[labels]), atol=1e-5, rtol=1e-5)
+            means = torch.stack([ws[labels == k, 0].mean(0) for k in range(3)])
+            torch.testing.assert_close(torch.cdist(means, means), torch.cdist(G.w_avg, G.w_avg), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(G.centre(), G.w_avg.mean(0))
+        one = G(z[:2], labels[:2], truncation=0.0)
+        torch.testing.assert_close(one[0], G.synthesis(G.broadcast(G.w_avg[:1]))[0])
+
+
+def test_weights_with_one_average_for_all_classes_still_load():
+    G, other = conditional_generator(), conditional_generator()
+    state = dict(G.state_dict()) | {"w_avg": torch.arange(6.0)}
+    other.load_state_dict(state)
+    assert torch.equal(other.w_avg, torch.arange(6.0).expand(3, 6))
+    config = dict(resolution=16, channels=1, z_dim=5, w_dim=6, mapping_layers=2, channel_base=64, channel_max=8)
+    loaded = load_generator({f"G_ema.{k}": v for k, v in state.items()}, config, 3)
+    assert torch.equal(loaded.w_avg, other.w_avg) and state["w_avg"].shape == (6,)

@@ -224,7 +224,7 @@ def test_every_figure_of_evaluate_by_hand(tmp_path, data, monkeypatch, number):
     found = json.loads((tmp_path / "metrics.json").read_text())
 
     gan = Gan(path)
-    fake = np.stack([gan.draw(gan.w(gan.z(6, i), i % 2), 0.7, None, gan.noise(6, i)) for i in range(number)])
+    fake = np.stack([gan.draw(gan.w(gan.z(6, i), i % 2), 0.7, None, gan.noise(6, i), i % 2) for i in range(number)])
     train, names, _, train_labels = slices_in(data, "train")
     heldout, _, scans, heldout_labels = slices_in(data, "test")
     f, t, h = features_of(fake), features_of(train), features_of(heldout)
@@ -365,7 +365,7 @@ def test_tsne_is_given_held_out_and_generated_slices_and_w(tmp_path, data, monke
     gan = Gan(path)
     rows = np.round(np.linspace(0, 26, 14)).astype(int)
     heldout, _, scans, labels = slices_in(data, "test")
-    fake = np.stack([gan.draw(gan.w(gan.z(3, i), i % 2), 0.5, None, gan.noise(3, i)) for i in range(14)])
+    fake = np.stack([gan.draw(gan.w(gan.z(3, i), i % 2), 0.5, None, gan.noise(3, i), i % 2) for i in range(14)])
     (points, settings), (styles, _) = seen
     np.testing.assert_allclose(points, np.concatenate([features_of(heldout[rows]), features_of(fake)]), atol=0.02)
     w = torch.cat([gan.w(gan.z(3, i), i % 2) for i in range(14)])

@@ -143,7 +143,7 @@ def test_generate_draws_what_the_file_holds(tmp_path, conditional, flags, psi, c
     for i in range(4):
         label = i % 3 if conditional else None
         noise = None if fixed else gan.noise(11, i)
-        square = gan.draw(gan.w(gan.z(11, i), label), psi, cutoff, noise)
+        square = gan.draw(gan.w(gan.z(11, i), label), psi, cutoff, noise, label)
         name = f"00000{i}_{CLASSES[i % 3]}.png" if conditional else f"00000{i}.png"
         np.testing.assert_array_equal(pixels(tmp_path / "out" / name), restored(square, CROPPED))
         sha = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -181,15 +181,15 @@ def test_a_network_without_classes_has_no_labels(tmp_path):
 
 
 def test_truncation_of_zero_draws_the_average_style(tmp_path):
-    """The stored mean of w through the synthesis network, whatever the latent and the class."""
+    """The stored mean of w of its class through the synthesis network, whatever the latent."""
     path = gan_file(tmp_path / "w.safetensors")
     flags = ("--number", 3, "--truncation", 0, "--noise", "fixed", "--square", "--out", tmp_path / "out")
     call("generate", "--weights", path, *flags)
     gan = Gan(path)
-    average = gan.draw(gan.w_avg[None])
+    averages = [gan.draw(gan.w_avg[k][None]) for k in range(3)]
     drawn = [pixels(p) for p in sorted((tmp_path / "out").glob("0*.png"))]
-    assert len(drawn) == 3 and average.std() > 10
-    for image in drawn:
+    assert len(drawn) == 3 and averages[0].std() > 10 and not np.array_equal(averages[0], averages[1])
+    for image, average in zip(drawn, averages, strict=True):
         np.testing.assert_array_equal(image, average)
 
 
@@ -210,7 +210,8 @@ def test_the_film_walks_by_equal_steps(tmp_path, space, choice):
             if space == "z":
                 zs = [angle_walk(*zs, j / 3) if j else zs[0]] * 2
             w0, w1 = (gan.w(z, label) for z, (_, label) in zip(zs, ends, strict=True))
-            alike(frames[3 * k + j], gan.draw(w0 + j / 3 * (w1 - w0), 0.8, 4))
+            c0, c1 = (gan.w_avg[label] for _, label in ends)
+            alike(frames[3 * k + j], gan.draw(w0 + j / 3 * (w1 - w0), 0.8, 4, of=c0 + j / 3 * (c1 - c0)))
     strip = cells(pixels(tmp_path / "out/strip.png"), 3, 3)
     np.testing.assert_array_equal(strip.reshape(9, 32, 32), frames)
     with Image.open(tmp_path / "out/interpolate.gif") as gif:
@@ -236,15 +237,17 @@ def test_mixed_pictures_have_their_styles_from_both_sides(tmp_path):
     call("mix", "--weights", path, *flags, "--square", "--out", tmp_path / "out")
     gan = Gan(path)
     ws = [gan.w(gan.z(6, i), i % 3)[:, None].repeat(1, gan.G.num_ws, 1) for i in range(5)]
+    for i in range(5):
+        ws[i][:, :3] = gan.w_avg[i % 3] + 0.5 * (ws[i][:, :3] - gan.w_avg[i % 3])
     grid = cells(pixels(tmp_path / "out/mix.png"), 3, 4)
     for r in range(2):
-        np.testing.assert_array_equal(grid[1 + r, 0], gan.draw(ws[r], 0.5, 3))
+        np.testing.assert_array_equal(grid[1 + r, 0], gan.draw(ws[r]))
         for c in range(3):
             both = ws[r].clone()
             both[:, 1:4] = ws[2 + c][:, 1:4]
-            np.testing.assert_array_equal(grid[1 + r, 1 + c], gan.draw(both, 0.5, 3))
+            np.testing.assert_array_equal(grid[1 + r, 1 + c], gan.draw(both))
     for c in range(3):
-        np.testing.assert_array_equal(grid[0, 1 + c], gan.draw(ws[2 + c], 0.5, 3))
+        np.testing.assert_array_equal(grid[0, 1 + c], gan.draw(ws[2 + c]))
     about = json.loads((tmp_path / "out/mix.json").read_text())
     assert about["left"] == [0, 1] and about["top"] == [2, 3, 4] and about["layers_from_top"] == [1, 3]
 

@@ -124,7 +124,7 @@ def one_step(pack, c: specs.GanConfig) -> tuple[train_gan.TrainState, train_gan.
     s = train_gan.build_state(c, len(pack.classes) if c.conditional else 0, CPU)
     step = train_gan.Step(
         c, rt, Batches(pack, seed=c.seed, batch=c.batch, device=CPU), torch.from_numpy(pack.labels),
-        devices.precision_dtype(c.precision, CPU), 0, s.G.synthesis, s.D, torch.zeros(c.w_dim),
+        devices.precision_dtype(c.precision, CPU), 0, s.G.synthesis, s.D,
     )  # fmt: skip
     return s, step
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import train_gan
-from data.batches import Batches
+from data.batches import Batches, sample_order, to_uint8
 from data.pack import ensure_pack
 from jobs.config import parsing, specs
 from jobs.config.specs import GanConfig
+from jobs.predict.gan_look import HeldOut, held_out_for_ada
 from jobs.run.rundir import RunDir
 from jobs.training import collectives, devices, judges
 from jobs.training.checkpoint import Checkpoints, Diverged, to_host
@@ -32,23 +34,28 @@ def pack(tmp_path_factory):
     return ensure_pack("phantom:32", resolution=32, cache_dir=folder, progress=False, log=lambda text: None)
 
 
+@pytest.fixture(scope="module")
+def held(tmp_path_factory):
+    folder, how = tmp_path_factory.mktemp("held"), dict(resolution=32, progress=False, log=lambda text: None)
+    return ensure_pack("phantom:32", split="val", cache_dir=folder, **how)
+
+
 class Bench:
     """A state and the steps on it."""
 
-    def __init__(self, pack, *flags: str):
+    def __init__(self, pack, *flags: str, held=None):
         self.c = parsing.parse_config(specs.GanConfig, [*TINY, *flags])
         self.rt = collectives.init_runtime(1)
         classes = len(pack.classes) if self.c.conditional else 0
         self.s = train_gan.build_state(self.c, classes, self.rt.device)
         self.batches = Batches(pack, seed=self.c.seed, batch=self.c.batch, device=self.rt.device)
         self.labels = torch.from_numpy(np.ascontiguousarray(pack.labels))
+        self.held = None if held is None else HeldOut(self.c, pack, held, self.rt.device)
 
     def step(self, nimg: int) -> train_gan.Step:
         dtype = devices.precision_dtype(self.c.precision, self.rt.device)
-        w_sum = torch.zeros(self.c.w_dim)
-        return train_gan.Step(
-            self.c, self.rt, self.batches, self.labels, dtype, nimg, self.s.G.synthesis, self.s.D, w_sum
-        )
+        networks = self.s.G.synthesis, self.s.D
+        return train_gan.Step(self.c, self.rt, self.batches, self.labels, dtype, nimg, *networks, held=self.held)
 
     def run(self, first: int, last: int) -> None:
         for nimg in range(first, last, self.c.batch):
@@ -135,8 +142,9 @@ def test_every_live_object_is_in_the_checkpoint(pack, tmp_path):
         assert equal(to_host(other.s.state_dict())[name], value), name
 
 
-def test_a_state_that_went_through_a_checkpoint_steps_alike(pack):
-    one, two = Bench(pack), Bench(pack, "--seed", "0")
+@pytest.mark.parametrize("flags", ["", "--loss rpgan --conditional --ada-kimg 0.1"])
+def test_a_state_that_went_through_a_checkpoint_steps_alike(pack, held, flags):
+    one, two = (Bench(pack, *flags.split(), "--seed", "0", held=held) for _ in range(2))
     one.run(0, 40)
     saved = to_host(one.s.state_dict())
     one.run(40, 80)
@@ -146,6 +154,7 @@ def test_a_state_that_went_through_a_checkpoint_steps_alike(pack):
     for a, b in ((one.s.G, two.s.G), (one.s.D, two.s.D), (one.s.G_ema, two.s.G_ema)):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
     assert one.s.averages.means() == two.s.averages.means() and one.s.ada.state_dict() == two.s.ada.state_dict()
+    assert one.s.ada.to_generated != 0
     assert torch.equal(one.s.pl_mean, two.s.pl_mean)
 
 
@@ -175,6 +184,53 @@ def test_ema_and_w_average_follow_the_generator(pack):
     bench.run(0, 16)
     assert not torch.equal(before, parameters(bench.s.G_ema))
     assert torch.equal(bench.s.G_ema.w_avg, bench.s.G.w_avg) and bench.s.G.w_avg.abs().sum() > 0
+
+
+# --- what ADA steers by -----------------------------------------------------------------------------------------------
+def test_held_out_slices_are_of_the_classes_of_the_training_slices_and_all_get_their_turn(pack, held):
+    c = Bench(pack, "--conditional").c
+    theirs, seen = HeldOut(c, pack, held, torch.device("cpu")), []
+    for look in range(8):
+        order = sample_order(len(pack), c.seed, 8 * look, 8)
+        for i, image in enumerate(theirs.rows(8 * look, 0, 8, look)):
+            (row,) = (j for j in range(len(held)) if np.array_equal(held.images[j], to_uint8(image).numpy()))
+            assert held.labels[row] == pack.labels[order[i]]
+            seen.append(row)
+    assert len(set(seen)) > 0.7 * len(held)
+    whole, part = theirs.rows(16, 0, 8, 2), theirs.rows(16, 4, 8, 2)
+    assert torch.equal(whole[4:], part)
+
+
+def test_what_p_follows_is_said(pack, held):
+    said: list[str] = []
+
+    def chosen(held_out, *flags: str):
+        said.clear()
+        return held_out_for_ada(Bench(pack, *flags).c, pack, held_out, torch.device("cpu"), said.append)
+
+    assert chosen(held, "--loss", "rpgan") is not None and "r_v" in said[0] and "target 0.5" in said[0]
+    assert chosen(None, "--loss", "rpgan", "--ada-kimg", "200") is None and "0.3 over the first 60 kimg" in said[0]
+    assert chosen(held, "--loss", "logistic") is not None and not said  # shown, not followed
+    assert chosen(held, "--loss", "rpgan", "--ada", "off") is None and not said
+    one_class = SimpleNamespace(images=held.images, labels=np.zeros_like(held.labels), classes=held.classes)
+    assert chosen(one_class, "--loss", "rpgan", "--conditional") is None and "no held-out" in said[0]
+
+
+def test_an_overfitting_discriminator_is_seen_in_r_v(pack, held):
+    """D that has learnt the training slices by heart: held-out ones are to it what generated ones are, r_v near 1."""
+    bench = Bench(pack, "--loss", "rpgan", "--ada-kimg", "0.1", "--lr", "0.01", held=held)
+    known = {image.numpy().tobytes() for image in Batches(pack, seed=0, batch=32, device="cpu").rows(0, 0, 32)[0]}
+
+    def by_heart(images, labels, dtype):
+        return torch.tensor([2.0 if image.numpy().tobytes() in known else -1.0 for image in images])
+
+    stats = {}
+    for name, images in (("logits_real", bench.batches.rows(0, 0, 8)[0]), ("logits_held", bench.held.rows(0, 0, 8, 0))):
+        stats[name] = by_heart(images, None, None).mean()
+    stats |= {"logits_fake": torch.tensor(-1.0), "sign_real": torch.tensor(1.0)}
+    for step in range(8):
+        bench.s.ada.step(stats, 8, 8 * step, "r_v")
+    assert bench.s.ada.r_v == pytest.approx(1.0) and bench.s.ada.p == pytest.approx(64 / 100)
 
 
 def test_divergence_skips_the_data_that_caused_it(pack, tmp_path, monkeypatch):

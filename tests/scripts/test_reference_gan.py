@@ -26,19 +26,21 @@ import pytest
 import torch
 from inprocess import run_main
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from torch.nn.functional import softplus
 
 import train_gan
 from data.batches import Batches, flip_coins, sample_order
 from data.pack import ensure_pack
 from jobs.config import parsing, specs
+from jobs.predict.gan_look import HeldOut
 from jobs.training import ranks, upkeep
 from models.augment import KINDS, augment, draw_augmentation
 from models.stylegan2 import Discriminator, Generator
 
 TINY = (
     "--preset quickstart --data phantom:40 --resolution 32 --channel-base 128 --channel-max 8 --z-dim 6 --w-dim 10 "
-    "--mapping-layers 2 --batch 8 --mbstd-group 2 --threads 1 --precision fp32 --lr 0.005 --seed 5 "
+    "--mapping-layers 2 --batch 8 --mbstd-group 2 --threads 1 --precision fp32 --lr 0.005 --seed 8 "
     "--total-kimg 0.048 --checkpoint-minutes 0 --checkpoint-kimg 0.008 --keep 20 --sample-kimg 1 --metric-kimg 0"
 ).split()
 BATCH, STEPS = 8, 6
@@ -87,8 +89,8 @@ class Fakes:
 class Reference:
     """Networks, moving averages and ADA of one run; the whole global batch at once, on one process."""
 
-    def __init__(self, c: specs.GanConfig, pack):
-        self.c, self.pack = c, pack
+    def __init__(self, c: specs.GanConfig, pack, held=None):
+        self.c, self.pack, self.held = c, pack, held
         classes = len(pack.classes) if c.conditional else 0
         torch.manual_seed(
             int.from_bytes(hashlib.blake2b(f"{c.seed}/0/weights".encode(), digest_size=8).digest(), "little") // 2
@@ -102,25 +104,30 @@ class Reference:
         self.adam_D = Adam(self.D, c.lr, c.r1_interval if c.gamma > 0 else 0)
         self.pl_mean = 0.0
         self.p, self.signs, self.seen, self.steps = FIRST_P if c.ada != "off" else 0.0, 0.0, 0, 0
+        self.r_v, self.above_held, self.above_fake = 0.0, 0.0, 0.0
         self.logged: dict[str, float] = {}
 
-    def reals(self, position: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        order = sample_order(len(self.pack), self.c.seed, position, self.c.batch)
-        images = torch.from_numpy(np.stack([self.pack.images[i] for i in order]).astype(np.float32)) / 127.5 - 1
+    def reals(self, position: int, pack=None, order=None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        pack = self.pack if pack is None else pack
+        order = sample_order(len(pack), self.c.seed, position, self.c.batch) if order is None else order
+        images = torch.from_numpy(np.stack([pack.images[i] for i in order]).astype(np.float32)) / 127.5 - 1
         if self.c.hflip:
             for i, coin in enumerate(flip_coins(self.c.seed, position, self.c.batch)):
                 images[i] = images[i].flip(2) if coin else images[i]
-        return images, torch.from_numpy(self.pack.labels[order]) if self.c.conditional else None
+        return images, torch.from_numpy(pack.labels[order]) if self.c.conditional else None
 
     def fakes(self, position: int, purpose: str, batch: int) -> Fakes:
         """Latents; style mixing of two of them with probability `style_mixing`, from a layer drawn evenly (Karras 2019,
-        section 3.1); labels with the frequencies of the training set; noise for every layer."""
+        section 3.1); labels with the frequencies of the training set, or of the real slices that a relativistic loss
+        pairs them with (Huang 2024, equation 2: one condition for both); noise for every layer."""
         c, G, g = self.c, self.G, stream(self.c.seed, position, purpose)
         both = torch.randn(2, batch, c.z_dim, generator=g)
         crossover = torch.randint(1, G.num_ws, (batch,), generator=g)
         mixed = torch.rand(batch, generator=g) < c.style_mixing
         drawn = torch.randint(len(self.pack), (batch,), generator=g)
         labels = torch.from_numpy(self.pack.labels)[drawn] if c.conditional else None
+        if c.loss == "rpgan" and purpose in ("G", "D", "R2"):
+            labels = self.reals(position)[1]
         sides = [4] + [side for k in range(3, int(math.log2(c.resolution)) + 1) for side in (2**k, 2**k)]
         noise = [torch.randn(batch, 1, side, side, generator=g) for side in sides]
         w, other = G.mapping(both[0], labels), G.mapping(both[1], labels)
@@ -159,7 +166,11 @@ class Reference:
         if c.gamma > 0 and number % c.r1_interval == 0:
             self.smooth_discriminator(position)
         with torch.no_grad():
-            self.G.w_avg.copy_(0.998 * self.G.w_avg + 0.002 * w)
+            if c.conditional:  # every class that was there moves its own average
+                for k, mean in w.items():
+                    self.G.w_avg[k] = 0.998 * self.G.w_avg[k] + 0.002 * mean
+            else:
+                self.G.w_avg.copy_(0.998 * self.G.w_avg + 0.002 * w)
             if "path_length" in self.logged:
                 self.pl_mean += c.pl_decay * (self.logged["path_length"] - self.pl_mean)
             # Half of the average is forgotten after ema_kimg, or sooner: after this share of the images seen.
@@ -171,10 +182,10 @@ class Reference:
                 average.copy_(kept * average + (1 - kept) * p)
             self.G_ema.w_avg.copy_(self.G.w_avg)
         if c.ada != "off":
-            self.steer()
+            self.steer(nimg + c.batch)
         return self.logged
 
-    def train_generator(self, position: int) -> torch.Tensor:
+    def train_generator(self, position: int):
         """Non-saturating logistic loss, or the relativistic one with reals that are augmented as their partners are."""
         c, fakes = self.c, self.fakes(position, "G", self.c.batch)
         logits = self.D(self.augmented(fakes.images, position, "G"), fakes.labels)
@@ -185,7 +196,10 @@ class Reference:
             loss = softplus(-logits)
         self.adam_G.descend(loss.mean())
         self.log(loss_G=loss)
-        return fakes.w.detach().mean(0)
+        w = fakes.w.detach()
+        if not c.conditional:
+            return w.mean(0)
+        return {k: w[fakes.labels == k].mean(0) for k in fakes.labels.unique().tolist()}
 
     def smooth_generator(self, position: int) -> None:
         """Path length regularisation (Karras 2020a, equation 4) on half a batch, every pl_interval steps that much
@@ -199,7 +213,20 @@ class Reference:
         self.adam_G.descend(c.pl_weight * c.pl_interval * penalty.mean())
         self.log(path_length=lengths, pl_penalty=penalty)
 
+    def held_out_like(self, position: int) -> list[int]:
+        """Held-out slices of the classes of the training slices: each class goes round in an order of its own."""
+        seed, look = self.c.seed, position // (4 * BATCH)
+        rows = []
+        for i, k in enumerate(self.pack.labels[sample_order(len(self.pack), seed, position, BATCH)]):
+            own = [j for j in range(len(self.held)) if not self.c.conditional or self.held.labels[j] == k]
+            rows.append(own[sample_order(len(own), seed, BATCH * look + i, 1)[0]])
+        return rows
+
     def train_discriminator(self, position: int) -> None:
+        if self.c.ada != "off" and self.held is not None and self.steps % 4 == 3:  # p moves after this step
+            held, of = self.reals(position, self.held, self.held_out_like(position))
+            with torch.no_grad():
+                self.log(logits_held=self.D(self.augmented(held, position, "D held out"), of))
         fakes, (reals, labels) = self.fakes(position, "D", self.c.batch), self.reals(position)
         real = self.D(self.augmented(reals, position, "D real"), labels)
         fake = self.D(self.augmented(fakes.images.detach(), position, "D fake"), fakes.labels)
@@ -229,18 +256,26 @@ class Reference:
             self.log(**{name: penalty})
         self.adam_D.descend(total)
 
-    def steer(self) -> None:
+    def steer(self, nimg: int) -> None:
         """Every four steps p moves by the images seen since over ada_kimg, up where D is too sure of the reals; p <=
-        0.8."""
+        0.8. Relativistic logits: where held-out slices are too far from the training slices on the way to the generated
+        ones (Karras 2020b, equation 1); without any, p = 0.3 is reached as fast as p may move."""
+        if "logits_held" in self.logged:
+            self.above_held = 0.9 * self.above_held + 0.1 * (self.logged["logits_real"] - self.logged["logits_held"])
+            self.above_fake = 0.9 * self.above_fake + 0.1 * (self.logged["logits_real"] - self.logged["logits_fake"])
+            self.r_v = self.above_held / self.above_fake if self.above_fake > 0 else 0.0
         self.signs, self.seen, self.steps = (
             self.signs + self.logged["sign_real"] * self.c.batch,
             self.seen + self.c.batch,
             self.steps + 1,
         )
         if self.steps % 4 == 0:
-            towards = np.sign(self.signs / self.seen - self.c.ada_target)
+            figure = self.r_v if self.c.loss == "rpgan" else self.signs / self.seen
+            towards = np.sign(figure - self.c.ada_target)
             self.p = min(max(self.p + towards * self.seen / (1000 * self.c.ada_kimg), 0.0), 0.8)
             self.signs, self.seen = 0.0, 0
+        if self.c.loss == "rpgan" and self.held is None:
+            self.p = min(nimg / (1000 * self.c.ada_kimg), 0.3)
 
 
 # --- the product against it ------------------------------------------------------------------------------------------
@@ -269,10 +304,15 @@ def started(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def pack_of(c: specs.GanConfig, packs: Path):
+def pack_of(c: specs.GanConfig, packs: Path, split: str = "train"):
     return ensure_pack(
-        c.data, resolution=c.resolution, channels=c.channels, cache_dir=packs, progress=False, log=lambda text: None
-    )
+        c.data, resolution=c.resolution, channels=c.channels, cache_dir=packs, progress=False, log=lambda text: None,
+        split=split,
+    )  # fmt: skip
+
+
+def held_of(c: specs.GanConfig, packs: Path):
+    return None if c.val_split == "none" else pack_of(c, packs, "val")
 
 
 def networks(state) -> dict[str, dict[str, torch.Tensor]]:
@@ -283,12 +323,15 @@ def networks(state) -> dict[str, dict[str, torch.Tensor]]:
     return {name: {k: v.clone() for k, v in parts[name].items()} for name in ("G", "D", "G_ema")}
 
 
-def assert_near(ours: dict, reference: dict, first: dict, where: str) -> None:
+def assert_near(ours: dict, reference: dict, first: dict, where: str, relativistic: bool = False) -> None:
     """Every tensor has moved from `first` as the reference's has, up to rounding. (Adam divides by the size of the
-    gradient, so a fault moves a parameter by about as much as a step does, however small the gradient.)"""
+    gradient, so a fault moves a parameter by about as much as a step does, however small the gradient.) Of what D adds
+    to both logits of a pair of one class a relativistic loss says nothing: there is but rounding in those gradients."""
     for name, tensors in reference.items():
         assert ours[name].keys() == tensors.keys()
         for key, expected in tensors.items():
+            if relativistic and f"{name}.{key}" in ("D.out.bias", "D.linear.bias"):
+                continue
             moved, size = (expected - first[name][key]).norm(), expected.norm()
             error = (ours[name][key] - expected).norm()
             assert error <= 3e-3 * moved + 1e-7 * size, (
@@ -298,6 +341,15 @@ def assert_near(ours: dict, reference: dict, first: dict, where: str) -> None:
                 assert moved > 0, f"{where}: {name}.{key} was to move"
 
 
+def levelled(row: dict, c: specs.GanConfig) -> dict:
+    """A row with D's logits as differences, where the loss is of differences and their level is a matter of rounding.
+    (That of held-out slices is in r_v, which is compared for itself.)"""
+    if c.loss != "rpgan":
+        return row
+    apart = row["logits_real"] - row["logits_fake"]
+    return {k: v for k, v in row.items() if not k.startswith("logits_")} | {"apart": apart}
+
+
 def checkpoint(run: Path, nimg: int) -> dict:
     return torch.load(run / "checkpoints" / f"{nimg:012d}.pt", weights_only=True)
 
@@ -305,8 +357,8 @@ def checkpoint(run: Path, nimg: int) -> dict:
 CASES = {
     "logistic": "--loss logistic --ada off --pl-weight 2 --pl-interval 2 --pl-decay 0.3 --gamma 1 --r1-interval 3 "
     "--style-mixing 0.9 --ema-kimg 0.012 --ema-rampup 0.5 --log-kimg 0.008",
-    # With classes, in half batches, on mirrored slices; p falls. (Without classes nothing holds the level of D's
-    # logits.)
+    # With classes, in half batches, on mirrored slices; p falls, as r_v says. (Without classes nothing holds the level
+    # of D's logits.)
     "rpgan": "--loss rpgan --conditional --hflip --accumulate 2 --pl-weight 1 --pl-interval 3 --pl-decay 0.2 --gamma "
     "0.5 --r1-interval 2 "
     "--style-mixing 0.3 --ada mri --ada-target 0.9 --ada-kimg 0.2 --ema-kimg 0.02 --ema-rampup 0 --log-kimg 0.008",
@@ -314,7 +366,7 @@ CASES = {
     "no-path-length": "--loss logistic --conditional --accumulate 2 --channels 3 --pl-weight 0 --pl-interval 2 --gamma "
     "2 --r1-interval 4 "
     "--style-mixing 0.6 --ada mri-flip --ada-target -1 --ada-kimg 0.2 --ema-kimg 5 --ema-rampup 0.4 --log-kimg 0.024",
-    "no-gradient-penalty": "--loss rpgan --conditional --ada mri --ada-target 0 --ada-kimg 1 --pl-weight 2 "
+    "no-gradient-penalty": "--loss rpgan --conditional --ada mri --val-split none --ada-kimg 0.2 --pl-weight 2 "
     "--pl-interval 4 --pl-decay 0.3 --gamma 0 "
     "--r1-interval 2 --style-mixing 1 --ema-kimg 0.012 --ema-rampup 0.5 --log-kimg 0.016",
 }
@@ -327,7 +379,7 @@ def test_six_steps_of_main_are_those_of_the_reference(packs, tmp_path, case):
     outcome = run_main("train_gan.py", *flags, packs=packs, tiny=False)
     assert outcome.code == 0, outcome.said
     c = parsing.parse_config(specs.GanConfig, flags)
-    reference = Reference(c, pack_of(c, packs))
+    reference = Reference(c, pack_of(c, packs), held_of(c, packs))
     first = networks(reference)
     start = networks(checkpoint(run, 0))
     assert all(torch.equal(start[name][key], first[name][key]) for name in first for key in first[name])
@@ -338,16 +390,19 @@ def test_six_steps_of_main_are_those_of_the_reference(packs, tmp_path, case):
         logged.append(reference.step(nimg, nimg))
         now = nimg + BATCH
         saved = checkpoint(run, now)
-        assert_near(networks(saved), networks(reference), first, f"after {now} images")
+        assert_near(networks(saved), networks(reference), first, f"after {now} images", c.loss == "rpgan")
         assert float(saved["pl_mean"]) == pytest.approx(reference.pl_mean, rel=1e-5)
         if c.ada != "off":
             assert saved["ada"]["p"] == pytest.approx(reference.p, abs=1e-9)
             assert (saved["ada"]["sign_sum"], saved["ada"]["count"]) == pytest.approx((reference.signs, reference.seen))
+            assert saved["ada"]["r_v"] == pytest.approx(reference.r_v, rel=2e-3, abs=1e-5)
         if now % interval == 0:
             expected = {name: [values[name] for values in logged if name in values] for name in train_gan.STATS}
             expected = {name: sum(values) / len(values) for name, values in expected.items() if values}
             expected |= {"ada_p": reference.p, "pl_mean": reference.pl_mean}
             ours = {name: rows[now][name] for name in [*train_gan.STATS, "ada_p", "pl_mean"] if name in rows[now]}
+            assert rows[now]["r_v"] == pytest.approx(reference.r_v, rel=2e-3, abs=1e-5)
+            ours, expected = levelled(ours, c), levelled(expected, c)
             assert ours == pytest.approx(expected, rel=2e-4, abs=2e-5), f"row of {now} images"
             logged = []
     if c.ada != "off":
@@ -380,7 +435,7 @@ def test_after_a_divergence_main_goes_on_with_other_data_and_draws(packs, tmp_pa
     positions = [0, 8, 16, 24, 32, 40, 48, 56]
     assert list(dict.fromkeys(asked)) == positions
     c = parsing.parse_config(specs.GanConfig, [*flags, "--run", str(run)])
-    reference = Reference(c, pack_of(c, packs))
+    reference = Reference(c, pack_of(c, packs), held_of(c, packs))
     first = networks(reference)
     for nimg, position in zip(range(0, BATCH * STEPS, BATCH), [0, 8, *positions[4:]], strict=True):
         logged = reference.step(nimg, position)
@@ -393,6 +448,10 @@ def test_after_a_divergence_main_goes_on_with_other_data_and_draws(packs, tmp_pa
         return
     assert [row["nimg"] for row in rows] == [0, 8, 16, 24, 32, 40, 48]  # the row of what was undone is gone
     assert {name: rows[-1][name] for name in logged} == pytest.approx(logged, rel=2e-4, abs=2e-5)
+    events = EventAccumulator(str(run / "tensorboard"))  # the reader behind TensorBoard's page
+    events.Reload()
+    curve = [(e.step, float(e.tensor_proto.float_val[0])) for e in events.Tensors("loss/loss_D")]
+    assert curve == [(row["nimg"], pytest.approx(row["loss_D"])) for row in rows[1:]]
 
 
 # --- several ranks ---------------------------------------------------------------------------------------------------
@@ -459,28 +518,30 @@ def test_two_ranks_take_their_rows_and_step_as_one(packs, monkeypatch, accumulat
             "--ema-rampup 0.5 --run unused"
         ),
     )
-    pack, both, cpu = pack_of(c, packs), Ranks(2), torch.device("cpu")
+    pack, held, both, cpu = pack_of(c, packs), held_of(c, packs), Ranks(2), torch.device("cpu")
     monkeypatch.setattr(torch.distributed, "all_reduce", both.all_reduce)
     states = [train_gan.build_state(c, len(pack.classes), cpu) for _ in range(2)]
     data = [Watched(Batches(pack, seed=c.seed, batch=c.batch, device=cpu, hflip=c.hflip)) for _ in range(2)]
+    others = HeldOut(c, pack, held, cpu)
     labels = torch.from_numpy(pack.labels)
 
     def work(rank: int) -> None:
         s, rt = states[rank], ranks.Runtime(rank, 2, rank, cpu, 1)
         for nimg in range(0, BATCH * STEPS, BATCH):
-            w_sum = torch.zeros(c.w_dim)
-            step = train_gan.Step(c, rt, data[rank], labels, torch.float32, nimg, s.G.synthesis, s.D, w_sum)
+            networks = s.G.synthesis, s.D
+            step = train_gan.Step(c, rt, data[rank], labels, torch.float32, nimg, *networks, held=others)
             train_gan.train_step(s, step, nimg)
 
     both.run(work)
-    reference = Reference(c, pack)
+    reference = Reference(c, pack, held)
     first = networks(reference)
     logged = [reference.step(nimg, nimg) for nimg in range(0, BATCH * STEPS, BATCH)]
     expected = {name: np.mean([v[name] for v in logged if name in v]) for name in set().union(*logged)}
     for s in states:
-        assert_near(networks(s), networks(reference), first, "on two ranks")
-        assert s.averages.means() == pytest.approx(expected, rel=2e-4, abs=2e-5)
+        assert_near(networks(s), networks(reference), first, "on two ranks", c.loss == "rpgan")
+        assert levelled(s.averages.means(), c) == pytest.approx(levelled(expected, c), rel=2e-4, abs=2e-5)
         assert float(s.pl_mean) == pytest.approx(reference.pl_mean, rel=1e-5) and s.ada.p == pytest.approx(reference.p)
+        assert s.ada.r_v == pytest.approx(reference.r_v, rel=2e-3, abs=1e-5)
     for a, b in zip(networks(states[0]).values(), networks(states[1]).values(), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)  # to the bit: they must never drift apart
     for rank in range(2):

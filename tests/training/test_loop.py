@@ -85,6 +85,9 @@ class Board:
     def __init__(self, folder, purge_step):
         self.folder, self.purge_step, self.rows, self.pictures, self.closed = folder, purge_step, [], [], False
 
+    def rewind(self, nimg: int) -> None:
+        self.rows = [row for row in self.rows if row[0] <= nimg]
+
     def scalars(self, row: dict, nimg: int) -> None:
         self.rows.append((nimg, row["nimg"]))
 

@@ -185,6 +185,32 @@ def test_tensorboard_hides_what_the_resumed_run_writes_again(tmp_path):
     assert [(e.step, e.width, e.height) for e in events.Images("samples")] == [(8, 9, 5), (16, 9, 5)]
 
 
+def test_tensorboard_shows_one_curve_after_every_way_back(tmp_path):
+    """A roll-back, a kill with a resume from the newest checkpoint, and a resume from the one before it."""
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    def shown() -> list[tuple[int, float]]:
+        events = EventAccumulator(str(tmp_path))
+        events.Reload()
+        return [(e.step, float(e.tensor_proto.float_val[0])) for e in events.Tensors("loss/loss_G")]
+
+    def write(board: TensorBoard, *steps: int, sign: float = 1.0) -> None:
+        for n in steps:
+            board.scalars({"loss_G": sign * n}, n)
+
+    first = TensorBoard(tmp_path, purge_step=0)
+    write(first, 0, 8, 16, 24)
+    first.rewind(8)
+    assert shown() == [(0, 0.0), (8, 8.0)]
+    write(first, 12, 20, sign=-1)  # at other places, as where --override changed the interval
+    assert shown() == [(0, 0.0), (8, 8.0), (12, -12.0), (20, -20.0)]
+    for back, kept in ((12, [(0, 0.0), (8, 8.0), (12, -12.0)]), (8, [(0, 0.0), (8, 8.0)])):
+        board = TensorBoard(tmp_path, purge_step=back + 1)  # the one before was killed
+        write(board, 24)
+        assert shown() == [*kept, (24, 24.0)]
+    TensorBoard(None).rewind(8)
+
+
 def test_a_row_is_in_tensorboards_file_at_once(tmp_path):
     """A killed process does not flush."""
     board = TensorBoard(tmp_path)
@@ -201,9 +227,9 @@ def test_a_row_is_in_tensorboards_file_at_once(tmp_path):
     ("group", "names"),
     [
         ("loss", "loss loss_G loss_D loss_pixels"),
-        ("discriminator", "logits_real logits_fake sign_real"),
+        ("discriminator", "logits_real logits_fake logits_held sign_real"),
         ("regularisers", "r1 r2 path_length pl_penalty pl_mean kl"),
-        ("health", "diversity diversity_AD ada_p"),
+        ("health", "diversity diversity_AD ada_p r_t r_v"),
         ("speed", "img_per_s sec_per_kimg gpu_gb gpu_util data_wait checkpoint_wait tflops peak_share"),
         ("optimiser", "lr grad_norm"),
         ("validation", "val_psnr"),
@@ -424,7 +450,7 @@ def test_panels_hold_the_columns_of_their_kind(tmp_path, drawn):
         "D's logits": ["logits_real"],
         "regularisers": ["path_length", "r1"],
         "diversity": ["diversity", "diversity_AD"],
-        "ADA's p": ["ada_p"],
+        "ADA's p, and what it steers by": ["ada_p"],
         "loss on other patients": ["val_loss", "val_loss_0"],
         "PSNR of reconstructions, dB": ["train_psnr", "val_psnr"],
         "spread of the latents": ["latent_std"],
