@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-COLLAPSE_RATIO = 0.35  # generated slices that vary less than this share of the real ones: the generator has collapsed
-COLLAPSE_FLOOR = 0.1  # the same for a generator that never varied more
 SIZE = 16  # images are compared at this resolution, where anatomy and position show and noise does not
 
 

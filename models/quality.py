@@ -388,9 +388,6 @@ def nearer_than_any(to_train: Tensor, real_to_train: Tensor, groups: Tensor) -> 
     }
 
 
-COPIES_RISING = 0.25  # of the samples, where 0.05 is even: five times what chance gives
-
-
 class CopyWatch:
     """Whether the samples of a run turn into training slices: for every tick, with a few hundred samples.
 
@@ -412,8 +409,8 @@ class CopyWatch:
         return found_near(query, bank, groups, self.centre).distance
 
     def share(self, samples: Tensor) -> float:
-        """The share of samples (N, ...) whose ratio is below that of 95 % of held-out slices: about 0.05, 1 of copies.
-        Above COPIES_RISING a run copies its training set."""
+        """The share of samples (N, ...) whose ratio is below that of 95 % of held-out slices:
+        about 0.05, 1 of copies."""
         ratio = self.near(samples, self.train) / self.near(samples, self.heldout).clamp_min(1e-6)
         return float((ratio < self.threshold).double().mean())
 

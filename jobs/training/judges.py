@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from jobs.config import kinds
 from jobs.config.specs import TrainConfig
 from jobs.run.vae import COLLAPSE
-from models.metrics import COLLAPSE_FLOOR, COLLAPSE_RATIO
-from models.quality import COPIES_RISING
 
+COLLAPSE_RATIO = 0.35  # generated slices that vary less than this share of the real ones: the generator has collapsed
+COLLAPSE_FLOOR = 0.1  # the same for a generator that never varied more
+COPIES_RISING = 0.25  # share of the samples, where 0.05 is even: five times what chance gives
 FLOOR_AFTER = 20_000  # images after which a generator without any diversity is a collapsed one
 NARROW = 0.5  # of the real slices' diversity
 AHEAD = {"logistic": 0.2, "rpgan": 0.1}  # loss_D below which D is hardly ever wrong; even is 1.39 and 0.69

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def write_weights(path: Path, states: dict[str, dict[str, torch.Tensor]], about:
     atomic_write(Path(path), save(tensors, metadata={"config": text}))
 
 
-def on_host(weights: dict[str, torch.nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
+def on_host(weights: Mapping[str, torch.nn.Module]) -> dict[str, dict[str, torch.Tensor]]:
     """Copies of the modules' parameters and buffers, which the next steps leave as they are."""
     return {
         name: {k: v.detach().to("cpu", copy=True) for k, v in module.state_dict().items()}

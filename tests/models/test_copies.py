@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from data.phantom import phantom_slice
+from jobs.training.judges import COPIES_RISING
 from models import copies
-from models.quality import COPIES_RISING, CopyWatch, copying, nearer_than_any
+from models.quality import CopyWatch, copying, nearer_than_any
 
 SIZE = 64
 

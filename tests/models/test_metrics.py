@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from jobs.training import judges
 from models import metrics
-from models.metrics import COLLAPSE_RATIO, class_diversity, diversity, diversity_ratio
+from models.metrics import class_diversity, diversity, diversity_ratio
 
 
 def blobs(n: int, spread: float, seed: int = 0) -> torch.Tensor:
@@ -32,7 +33,7 @@ def test_collapse_and_health():
     assert diversity(real[:1].repeat(64, 1, 1, 1)) == pytest.approx(0, abs=1e-9)
     assert diversity_ratio(blobs(64, 0.4, seed=1), real) == pytest.approx(1, abs=0.15)
     noisy_copies = real[:1].repeat(64, 1, 1, 1) + torch.randn(64, 1, 32, 32) * 0.1
-    assert diversity_ratio(noisy_copies, real) < COLLAPSE_RATIO
+    assert diversity_ratio(noisy_copies, real) < judges.COLLAPSE_RATIO
 
 
 def test_scale_and_type_do_not_matter():
@@ -148,7 +149,7 @@ def test_figures_of_colour_are_means_over_the_colours():
 
 def test_collapse_thresholds_and_what_cannot_be_said():
     """Everybody's logs and checkpoints hang on these numbers."""
-    assert (metrics.COLLAPSE_RATIO, metrics.COLLAPSE_FLOOR, metrics.SIZE) == (0.35, 0.1, 16)
+    assert (judges.COLLAPSE_RATIO, judges.COLLAPSE_FLOOR, metrics.SIZE) == (0.35, 0.1, 16)
     same, varied = torch.ones(8, 1, 32, 32), blobs(8, 0.4)
     assert math.isnan(diversity_ratio(varied, same)) and diversity_ratio(same, varied) == pytest.approx(0, abs=1e-9)
     assert diversity_ratio(varied, 0.5 * varied) == pytest.approx(2, rel=1e-6)

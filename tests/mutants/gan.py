@@ -192,7 +192,7 @@ FAULTS = [
           'ratio = diversity_ratio(self.real, images)',
           ("tests/scripts/test_gan_main.py::test_grids_and_diversity_are_of_fixed_latents_against_the_first_reals",)),
     Fault("jobs/predict/gan_look.py",
-          '{} if math.isnan(ratio) else {"diversity": ratio}',
+          '{} if math.isnan(ratio) or not nimg else {"diversity": ratio}',
           '{"diversity": ratio}',
           ("tests/scripts/test_gan_main.py::test_grids_of_large_slices_are_smaller_and_equal_reals_have_no_diversity",)),
     Fault("train_gan.py",

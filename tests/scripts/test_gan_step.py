@@ -206,7 +206,7 @@ def test_what_p_follows_is_said(pack, held):
 
     def chosen(held_out, *flags: str):
         said.clear()
-        return held_out_for_ada(Bench(pack, *flags).c, pack, held_out, torch.device("cpu"), said.append)
+        return held_out_for_ada(Bench(pack, *flags).c, pack, held_out, device=torch.device("cpu"), say=said.append)
 
     assert chosen(held, "--loss", "rpgan") is not None and "r_v" in said[0] and "target 0.5" in said[0]
     assert chosen(None, "--loss", "rpgan", "--ada-kimg", "200") is None and "0.3 over the first 60 kimg" in said[0]

@@ -246,7 +246,7 @@ def test_two_ranks_draw_and_decide_as_one(trained, remade, monkeypatch):
     draws, network, packs = remade
     made = two_ranks(monkeypatch, lambda rt: Yardstick(rt, (network, "x"), packs, draws, 64)())
     row = tiny.rows(trained.path)[-1]
-    assert made[0] == made[1] == {name: row[name] for name in made[0]} and len(made[0]) == 10
+    assert made[0] == made[1] == {name: row[name] for name in made[0]} and len(made[0]) == 11
 
 
 # --- who uses them ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,112 @@
+"""What the figures of a run say against it."""
+
+from tests.mutants import Fault
+
+JUDGES = "tests/training/test_judges.py"
+FAULTS = [
+    Fault("jobs/training/judges.py", "low < COLLAPSE_RATIO)", "low < 0.2)", (f"{JUDGES}::test_verdicts",)),
+    Fault(
+        "jobs/training/judges.py",
+        "best > 2 * COLLAPSE_RATIO and low",
+        "best > 2 * COLLAPSE_RATIO or low",
+        (f"{JUDGES}::test_verdicts",),
+    ),
+    Fault(
+        "jobs/training/judges.py",
+        "nimg >= FLOOR_AFTER)",
+        "nimg > FLOOR_AFTER)",
+        ("tests/scripts/test_gan_main.py::test_when_a_run_counts_as_collapsed",),
+    ),
+    Fault(
+        "jobs/training/judges.py",
+        "FLOOR_AFTER = 20_000",
+        "FLOOR_AFTER = 2_000",
+        ("tests/scripts/test_gan_main.py::test_when_a_run_counts_as_collapsed",),
+    ),
+    Fault(
+        "jobs/training/judges.py",
+        "low = min(",
+        "low = max(",
+        ("tests/scripts/test_gan_main.py::test_when_a_run_counts_as_collapsed",),
+    ),
+    Fault(
+        "jobs/training/judges.py",
+        "elif low < NARROW < best and low < last:",
+        "elif low < NARROW < best:",
+        (f"{JUDGES}::test_verdicts",),
+    ),
+    Fault(
+        "jobs/training/judges.py",
+        'counters.get("ahead", 0) + 1 if row["loss_D"] < AHEAD[c.loss] else 0',
+        'counters.get("ahead", 0) + (row["loss_D"] < AHEAD[c.loss])',
+        (f"{JUDGES}::test_verdicts",),
+    ),
+    Fault("jobs/training/judges.py", '"rpgan": 0.1}', '"rpgan": 0.2}', (f"{JUDGES}::test_verdicts",)),
+    Fault("jobs/training/judges.py", "if real > chance and row", "if row", (f"{JUDGES}::test_verdicts",)),
+    Fault(
+        "jobs/training/judges.py",
+        "                counters.pop(VERDICT + name, None)\n",
+        "                pass\n",
+        (f"{JUDGES}::test_verdicts",),
+    ),
+    Fault(
+        "jobs/training/judges.py",
+        "SPREAD[0] <= value <= SPREAD[1]",
+        "value <= SPREAD[1]",
+        (f"{JUDGES}::test_verdicts",),
+    ),
+    Fault(
+        "jobs/training/judges.py",
+        'if psnr <= row["mean_slice_psnr"]',
+        'if psnr >= row["mean_slice_psnr"]',
+        (f"{JUDGES}::test_verdicts",),
+    ),
+    Fault(
+        "jobs/training/judges.py",
+        "SETTLED = 0.1",
+        "SETTLED = 0.0",
+        (f"{JUDGES}::test_the_young_are_not_held_to_account",),
+    ),
+    Fault(
+        "jobs/training/upkeep.py",
+        "            self.attempt.verdict = judges.verdict(self.s.counters)\n        if self.rt.rank",
+        "        if self.rt.rank",
+        (f"{JUDGES}::test_a_verdict_outlives_a_stop",),
+    ),
+    Fault(
+        "jobs/training/upkeep.py",
+        '            about["verdict"] = verdict\n',
+        "            pass\n",
+        (f"{JUDGES}::test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told",),
+    ),
+    Fault(
+        "jobs/run/vae.py",
+        "if COLLAPSE in str(verdict) and not c.override:",
+        "if False:",
+        (f"{JUDGES}::test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told",),
+    ),
+    Fault(
+        "jobs/predict/yardstick.py",
+        "hit = self.probe.predict(features) == labels",
+        "hit = self.probe.predict(features) != labels",
+        (f"{JUDGES}::test_copies_and_lost_classes_show_in_the_figures",),
+    ),
+    Fault(
+        "jobs/predict/yardstick.py",
+        'figures["copies"] = self.watch.share(thumbs)',
+        'figures["copies"] = 0.05',
+        (f"{JUDGES}::test_copies_and_lost_classes_show_in_the_figures",),
+    ),
+    Fault(
+        "jobs/predict/vae_look.py",
+        'figures["mean_slice_psnr"] = of_mean_slice',
+        'figures["mean_slice_psnr"] = 0.0',
+        ("tests/scripts/test_reference_vae.py::test_reconstructions_are_those_of_the_posterior_means",),
+    ),
+    Fault(
+        "jobs/predict/diffusion_look.py",
+        "squares += x0.square().sum()",
+        "squares += x0.abs().sum()",
+        ("tests/scripts/test_reference_diffusion.py::test_grids_diversity_and_losses_by_hand",),
+    ),
+]
