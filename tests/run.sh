@@ -74,8 +74,8 @@ if [ -n "$fast" ]; then selection+=(--fast); fi
 # Types are judged on the oldest Python, with the newest packages: those of other versions have other stubs.
 if [ -z "$lowest" ] && "$PYTHON" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then "$PYTHON" -m mypy; fi
 export MPLBACKEND=Agg PYTHONDONTWRITEBYTECODE=1
-# The files of tests in turn on two processes: most tests wait for one training process of one thread.
-tests=(-m pytest -n 2 --dist loadfile --no-loadscope-reorder "${selection[@]}")
+# The files of tests in turn on three processes: those of jobs mostly wait for Slurm.
+tests=(-m pytest -n 3 --dist loadfile --no-loadscope-reorder "${selection[@]}")
 if [ -z "$long" ] || [ $# -gt 0 ] || [ -n "$version$lowest" ]; then exec "$PYTHON" "${tests[@]}" "$@"; fi
 
 # The long form: all of it, also behind a failure, which is then named again at the end.

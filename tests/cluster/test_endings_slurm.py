@@ -22,7 +22,7 @@ def test_a_budget_ends_a_run_with_a_save_and_that_alone_is_told(queue, clone):  
     hear.write_text(f"import os, sys; open({str(heard)!r}, 'a').write(os.environ['STATE'] + ' ' + sys.stdin.read())\n")
     own.write_text(f"[notify]\nme = [{sys.executable!r}, {str(hear)!r}]\n")
     own.chmod(0o600)
-    words = (*GAN, "--total-kimg", "900", "--name", "dear", "--gpus", "2", "--max-gpu-hours", "0.05", "--notify", "me")
+    words = (*GAN, "--total-kimg", "900", "--name", "dear", "--gpus", "2", "--max-gpu-hours", "0.03", "--notify", "me")
     launch(queue, clone, *words)
     run = RunDir(clone / "runs" / "dear")
     (job,) = ids(run.path)
@@ -42,11 +42,11 @@ def test_a_budget_ends_a_run_with_a_save_and_that_alone_is_told(queue, clone):  
     assert [x["gpus"] for x in starts] == [2, 2]
     (used,) = json.loads(launch(queue, clone, "usage", "dear", "--json").stdout)["runs"]
     assert (
-        0.05 <= used["used"] < 0.07
+        0.03 <= used["used"] < 0.05
         and used["attempts"] == 2
         and used["asked"] > 1
         and used["queued"] >= 0
-        and used["budget"] == 0.05
+        and used["budget"] == 0.03
     )
     assert view(queue, clone, "dear")["state"] == "failed"
     refused = launch(queue, clone, "resume", "dear", code=78)

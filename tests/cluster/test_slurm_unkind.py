@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -152,11 +153,16 @@ def test_a_frozen_controller_is_no_sign_of_an_end(queue, clone):
     run = RunDir(clone / "runs" / "frozen")
     controller(queue, signal.SIGSTOP)
     try:
-        assert state(queue, clone, "frozen") == "unknown"
-        assert "did not answer" in launch(queue, clone, "why", "frozen").stdout
-        for again in ((*GAN, "--name", "frozen"), ("resume", "frozen")):
-            refused = launch(queue, clone, *again, code=75)
-            assert "nothing queued" in refused.stderr and "try again" in refused.stderr
+        with ThreadPoolExecutor() as pool:  # each waits for the answer in vain
+            seen = pool.submit(state, queue, clone, "frozen")
+            why = pool.submit(launch, queue, clone, "why", "frozen")
+            refused = [
+                pool.submit(launch, queue, clone, *again, code=75)
+                for again in ((*GAN, "--name", "frozen"), ("resume", "frozen"))
+            ]
+        assert seen.result() == "unknown" and "did not answer" in why.result().stdout
+        for text in (future.result().stderr for future in refused):
+            assert "nothing queued" in text and "try again" in text
         assert "STOP is written" in launch(queue, clone, "stop", "frozen").stdout
     finally:
         controller(queue, signal.SIGCONT)

@@ -27,6 +27,7 @@ def part(*pieces: gpu.Piece) -> dict[str, gpu.Part]:
     return {"a": gpu.Part("title", "About.", pieces)}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_the_whole_day_is_rehearsed(tmp_path):
     """Each piece runs and stands in its section, and nothing of it in the figures that were measured."""
