@@ -391,7 +391,7 @@ def train(
     critic: Callable = s.D
     if compiles(c.compile, rt.device, run, attempt.say):
         synthesis, critic = compiled(synthesis), compiled(critic)
-    weights = {"G_ema": s.G_ema}
+    weights: dict[str, nn.Module] = {"G_ema": s.G_ema}
 
     nimg = upkeep.begin(found, dtype, batches.placement)
     while True:
