@@ -355,8 +355,8 @@ def checkpoint(run: Path, nimg: int) -> dict:
 
 
 CASES = {
-    "logistic": "--loss logistic --accumulate 2 --ada off --pl-weight 2 --pl-interval 2 --pl-decay 0.3 --gamma 1 --r1-interval 3 "
-    "--style-mixing 0.9 --ema-kimg 0.012 --ema-rampup 0.5 --log-kimg 0.008",
+    "logistic": "--loss logistic --accumulate 2 --ada off --pl-weight 2 --pl-interval 2 --pl-decay 0.3 --gamma 1 "
+    "--r1-interval 3 --style-mixing 0.9 --ema-kimg 0.012 --ema-rampup 0.5 --log-kimg 0.008",
     # With classes, in half batches, on mirrored slices; p falls, as r_v says. (Without classes nothing holds the level
     # of D's logits.)
     "rpgan": "--loss rpgan --conditional --hflip --accumulate 2 --pl-weight 1 --pl-interval 3 --pl-decay 0.2 --gamma "
