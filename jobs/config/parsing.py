@@ -65,7 +65,7 @@ def parse_known(
     config, unknown = parsed if let_unknown_pass else (parsed, [])
     if fit:
         config = fitted(config, config.run, ranks_here(), local_card)
-    config = derived(config, partial(begun, config))
+    config = derived(config, partial(begun_of_this_job, config))
     config = replace(config, data=config.data or data_of(config.preset))
     paths: dict[str, Any] = {name: _absolute(value) for name in PATH_FIELDS if (value := getattr(config, name, ""))}
     config = replace(config, **paths)
@@ -104,6 +104,13 @@ def begun(config: Config) -> Config | None:
     """The config that is stored where this one's run is, None where nothing is."""
     stored = Path(config.run, "config.json").expanduser()
     return _stored(type(config), stored) if config.run and os.path.lexists(stored) else None
+
+
+def begun_of_this_job(config: Config) -> Config | None:
+    """begun(), and None for what cannot be gone on with: that is refused where the two are compared."""
+    with contextlib.suppress(ConfigError):
+        return begun(config)
+    return None
 
 
 def fitted(config: Config, run: str, world: int, gpu: Callable[[], Card | None]) -> Config:

@@ -52,7 +52,8 @@ def held_out_for_ada(
     if c.ada == "off":
         return None
     found = None
-    if held_out is not None and held_out.classes == pack.classes:
+    # A .pack holds one split: what is opened beside it is itself.
+    if held_out is not None and held_out.digest != pack.digest and held_out.classes == pack.classes:
         found = HeldOut(c, pack, held_out, device)
         found = found if all(map(len, found.of_class)) else None
     if c.loss == "rpgan" and found is not None:

@@ -212,7 +212,9 @@ def test_what_p_follows_is_said(pack, held):
     assert chosen(None, "--loss", "rpgan", "--ada-kimg", "200") is None and "0.3 over the first 60 kimg" in said[0]
     assert chosen(held, "--loss", "logistic") is not None and not said  # shown, not followed
     assert chosen(held, "--loss", "rpgan", "--ada", "off") is None and not said
-    one_class = SimpleNamespace(images=held.images, labels=np.zeros_like(held.labels), classes=held.classes)
+    assert chosen(pack, "--loss", "rpgan") is None and "no held-out" in said[0]  # of a .pack, which has one split
+    labels = np.zeros_like(held.labels)
+    one_class = SimpleNamespace(images=held.images, labels=labels, classes=held.classes, digest="other")
     assert chosen(one_class, "--loss", "rpgan", "--conditional") is None and "no held-out" in said[0]
 
 
