@@ -27,7 +27,7 @@ def no_profiles_of_ones_own(tmp_path_factory):
         yield
 
 
-# The files that take longest begin first: tests/run.sh gives files to three processes in turn, and none is to end alone.
+# The files that take longest begin first: tests/run.sh gives files to processes in turn, and none is to end alone.
 LONGEST = (
     "test_launch_slurm test_slurm_training test_gpu_day test_faults test_slurm_unkind test_train_gan "
     "test_slurm_stops test_endings_slurm test_pretrain_vae test_launch test_options_slurm test_train_diffusion "
