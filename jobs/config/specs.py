@@ -54,7 +54,9 @@ class TrainConfig:
     dry_run: bool = False
     """Check everything, print the resolved config as JSON, and exit."""
     override: bool = False
-    """Resume although flags differ from the run's config (logged), or train on a collapsed VAE. Architecture never differs."""
+    """Resume although flags differ from the run's config (logged), or train on a collapsed VAE.
+
+    Architecture can never differ."""
     init_from: str = ""
     """Start a new run from the weights of this run directory."""
 
