@@ -201,7 +201,7 @@ def test_a_checkpoint_names_every_live_object_and_restores_it(pack):
         (("--lr", "nan"), "--lr"),
         (("--clip", "0"), "--clip"),
         (("--kl-weight", "-1"), "--kl-weight"),
-        (("--resolution", "48"), "power of two"),
+        (("--resolution", "50"), "multiple of"),
         (("--preset", "adni999"), "adni256-ldm"),
         (("--batch", "6", "--accumulate", "4"), "multiple of 4"),
     ],
