@@ -279,9 +279,7 @@ def open_data(
     if c.space == "latent" and main:
         adopt_vae(c, run, say)
     packs = [ensure_pack(c.data, split=c.split, verify=main, **how)]
-    rules.check_classes(c, packs[0].classes)
-    if c.conditional and (packs[0].labels < 0).any():
-        raise ConfigError("--conditional: the data has slices without a class; use a folder with one folder per class")
+    rules.check_classes(c, packs[0].classes, bool((packs[0].labels < 0).any()))
     held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, verify=main, **how)
     packs += [held_out] if held_out is not None else []
     latents = encode_packs(c, run, packs, meeting, device, say) if c.space == "latent" else []

@@ -348,7 +348,9 @@ def copying(
     above = len(ranked) - torch.searchsorted(ranked, to_train, right=True)
     ties = torch.searchsorted(ranked, to_train, right=True) - torch.searchsorted(ranked, to_train)
     figures = nearer_than_any(to_train, real_to_train, heldout_groups) | {
-        "below_5th_percentile": float((to_train < real_to_train.quantile(0.05)).double().mean()),
+        "below_5th_percentile": float(
+            (to_train < real_to_train[no_copies(real_to_train)].quantile(0.05)).double().mean()
+        ),
         "nearer_than_heldout": float((above + ties / 2).double().mean() / len(ranked)),
         "median_ratio": ratio,
         "median_ratio_of_heldout": real_ratio,
@@ -357,6 +359,13 @@ def copying(
     order = to_train.argsort(stable=True)[:pairs].tolist()
     moves = [None if found.move is None else found.move[i].cpu() for i in order]
     return figures, [Pair(i, int(found.index[i]), float(to_train[i]), m) for i, m in zip(order, moves, strict=True)]
+
+
+def no_copies(real_to_train: Tensor) -> Tensor:
+    """Which held-out slices are no training slices themselves, bool (H,): those not nearer than a sixteenth of the
+    median, an eighth of the 5th percentile where the share nearer than d falls as d^4. Copies would hide behind the
+    others, so these are left out."""
+    return real_to_train >= real_to_train.median() / 16
 
 
 def nearer_than_any(to_train: Tensor, real_to_train: Tensor, groups: Tensor) -> dict[str, float]:
@@ -370,10 +379,9 @@ def nearer_than_any(to_train: Tensor, real_to_train: Tensor, groups: Tensor) -> 
     least chance over r, times the number of looks, is given.
 
     Slices of one subject are alike, and so are not H draws: H is lessened by the share of different subjects among the
-    nearest twentieth, at least 100. `heldout_copies`: held-out slices that lie at training slices themselves, below an
-    eighth of their own 5th percentile; copies would hide behind them, so they are left out.
+    nearest twentieth, at least 100. `heldout_copies`: held-out slices that are training slices themselves (no_copies).
     """
-    kept = real_to_train >= real_to_train.quantile(0.05) / 8
+    kept = no_copies(real_to_train)
     real, who = real_to_train[kept], groups[kept]
     nearest_ones = real.argsort()[: max(len(real) // 20, 100)]
     n, draws = len(to_train), len(real) * len(who[nearest_ones].unique()) / len(nearest_ones)
@@ -402,7 +410,8 @@ class CopyWatch:
         numbers; centre: of features."""
         self.train, self.heldout, self.centre = train, heldout, centre
         own = self.near(heldout, heldout, (heldout_groups, heldout_groups))
-        self.threshold = (self.near(heldout, train) / own.clamp_min(1e-6)).quantile(0.05)
+        to_train = self.near(heldout, train)
+        self.threshold = (to_train / own.clamp_min(1e-6))[no_copies(to_train)].quantile(0.05)
 
     def near(self, query: Tensor, bank: Tensor, groups: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(N,) distances."""

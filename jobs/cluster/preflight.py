@@ -282,8 +282,8 @@ def check_vae(plan: Plan) -> list[Check]:
     try:
         weights = find_vae(config)
     except ConfigError as error:
-        text, _, fix = str(error).partition("; run ")
-        return [fail(text, f"run {fix}")]
+        text, _, fix = str(error).rpartition("; ")
+        return [fail(text, fix)]
     name = weights.parent.name if not Path(config.vae).is_file() or not config.vae else weights.name
     if not weights.is_file():
         return [fail(f"--vae {config.vae}: no weights there", "name a VAE run that is done, or use --job pipeline")]

@@ -6,7 +6,16 @@ import math
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-from jobs.config.specs import OF_LISTED_TIMES, ConfigError, DiffusionConfig, GanConfig, VaeConfig, numbers, read_json
+from jobs.config.specs import (
+    AUTO,
+    OF_LISTED_TIMES,
+    ConfigError,
+    DiffusionConfig,
+    GanConfig,
+    VaeConfig,
+    numbers,
+    read_json,
+)
 
 # A checkpoint fits only networks for which all of these agree.
 ARCHITECTURE = frozenset(
@@ -28,10 +37,12 @@ FREE = frozenset(
 CHOICES = ("include", "exclude", "table", "plane", "slices", "range", "spacing", "volume")
 
 
-def check_classes(config, classes: list[str]) -> None:
-    """Refuse --conditional where the data have nothing to condition on."""
+def check_classes(config, classes: list[str], unlabelled: bool = False) -> None:
+    """Refuse --conditional where the data, or some of their slices, have nothing to condition on."""
     if config.conditional and len(classes) < 2:
         raise ConfigError("--conditional: the data has fewer than two classes; use a folder with one folder per class")
+    if config.conditional and unlabelled:
+        raise ConfigError("--conditional: the data has slices without a class; use a folder with one folder per class")
 
 
 def check_common(config) -> None:
@@ -81,6 +92,8 @@ def check_numbers(config, positive: str, not_negative: str) -> None:
         if not getattr(config, name) > 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be greater than 0")
     for name in not_negative.split():
+        if getattr(config, name) == AUTO:
+            raise ConfigError(f"--{name.replace('_', '-')} auto: nothing says what it follows from; give a number")
         if not getattr(config, name) >= 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must not be negative")
 

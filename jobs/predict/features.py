@@ -150,7 +150,11 @@ def open_features(given: Network | None, train: Pack, out: Path, rt: ranks.Runti
                 track=lambda steps: counted(steps, "feature encoder, steps", steps.start),
                 unfinished=unfinished,
             )
-            write_weights(path, {"encoder": network.state_dict()}, {"config": shape, "pack": train.digest})
+            # Of two jobs that trained one at the same time all use the first one's: figures are of one encoder.
+            first = read_encoder(path, shape, train.digest)
+            if first is None:
+                write_weights(path, {"encoder": network.state_dict()}, {"config": shape, "pack": train.digest})
+            network = first or network
             unfinished.remove()
     elif network is None:
         ranks.wait_for(lambda: read_encoder(path, shape, train.digest), "rank 0 to train the feature encoder", 7200)

@@ -29,7 +29,8 @@ def weights_of(run: str | Path, at: str = "last") -> Path:
     if not weights.is_file():
         if at == "best":
             raise ConfigError(
-                f"{run}: has no best weights; --metric-kimg keeps them while a run is healthy. Use --at last"
+                f"{run}: no best weights: nothing was measured while it was healthy (--metric-kimg, but for a VAE). "
+                "Use --at last"
             )
         raise ConfigError(f"{run}: has no weights yet; training writes them at its first checkpoint")
     if leads_out(weights, weights.parent):

@@ -29,6 +29,7 @@ from models import quality
 SAMPLES, FEWEST = 250, 64  # slices that are drawn at a time, and as many training slices beside them
 HELD_OUT = 1000  # slices of other patients, at most
 COPIED, WATCHED = 2000, 250  # training slices that samples may be copies of, and held-out ones beside them, at most
+FEW = 20  # slices of a class, of which a share says nothing
 SHARE = 0.02  # of a run's time that the samples may take, where FEWEST of them do not take more
 CALLS_OF_A_STEP = 3  # a training image costs a pass forward and one back, of twice the work
 
@@ -46,7 +47,7 @@ def open_data(
     main, given = meeting.rank == 0, given_network(c)
     how = packing_of(c) | {"log": say, "progress": main, "poll": stopping.raise_if_asked}
     packs = [ensure_pack(c.data, split=c.split, verify=main, **how)]
-    rules.check_classes(c, packs[0].classes)
+    rules.check_classes(c, packs[0].classes, bool((packs[0].labels < 0).any()))
     if c.metric_kimg or c.ada != "off":
         held_out = ensure_held_out(c.data, c.val_split, train_split=c.split, verify=main, **how)
         packs += [held_out] if held_out is not None else []
@@ -111,7 +112,7 @@ class Yardstick:
         if held is not train:
             self.look_for_copies(train, held)
         if classes:
-            self.look_for_classes(classes, learnt, torch.from_numpy(np.array(held.labels[held_rows], np.int64)))
+            self.look_for_classes(classes, train, torch.from_numpy(np.array(held.labels[held_rows], np.int64)))
         # Figures of another network or of other slices are in other units.
         self.of = f"{network[1]}, {len(held_rows)} of {held.digest[:12]}"
 
@@ -142,10 +143,12 @@ class Yardstick:
         device = self.rt.device
         self.watch = quality.CopyWatch(learnt.to(device), unseen.to(device), people.to(device))
 
-    def look_for_classes(self, classes: Sequence[str], learnt: torch.Tensor, of_heldout: torch.Tensor) -> None:
-        """A probe of the training slices' classes, and what it finds among the held-out ones."""
-        known, self.classes = self.labels >= 0, classes
-        self.probe = quality.LinearProbe(learnt[known], self.labels[known], len(classes))
+    def look_for_classes(self, classes: Sequence[str], train: Pack, of_heldout: torch.Tensor) -> None:
+        """A probe of training slices' classes, and what it finds among the held-out ones."""
+        rows, self.classes = spread(train, COPIED), classes
+        learnt = self.features(lambda r: rows_of(train, rows[r]), len(rows))
+        labels = torch.from_numpy(np.array(train.labels[rows], np.int64)).to(learnt.device)
+        self.probe = quality.LinearProbe(learnt[labels >= 0], labels[labels >= 0], len(classes))
         self.real |= {f"real_{k}": v for k, v in self.found(self.heldout, of_heldout.to(learnt.device)).items()}
 
     def found(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -153,7 +156,8 @@ class Yardstick:
         assert self.probe is not None
         hit = self.probe.predict(features) == labels
         of = {name: labels == k for k, name in enumerate(self.classes)}
-        return {f"found_{name}": float(hit[rows].double().mean()) for name, rows in of.items() if bool(rows.any())}
+        few = {name for name, rows in of.items() if int(rows.sum()) < FEW}
+        return {f"found_{name}": float(hit[rows].double().mean()) for name, rows in of.items() if name not in few}
 
     def __call__(self) -> dict[str, float]:
         """Figures of generated slices, and those of as many training slices beside them; on all ranks at once."""
@@ -186,5 +190,8 @@ def open_yardstick(
         say(f"no KID and the like: {len(packs[0])} training slices are too few, they need {2 * MIN_HELDOUT}")
         return None
     network = network[0].to(rt.device), network[1]
+    if rt.world > 1:  # a rank on another node may have made its own
+        for value in network[0].state_dict().values():
+            value.copy_(collectives.reduce_sum(rt, value.clone() if rt.rank == 0 else torch.zeros_like(value)))
     classes = packs[0].classes if c.conditional else ()
     return Yardstick(rt, network, packs, draw, samples_for(c.metric_kimg, calls), say, classes)

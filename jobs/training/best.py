@@ -16,6 +16,7 @@ from jobs.config import kinds
 from jobs.run.rundir import RunDir
 from jobs.training.weights import WeightsError, read_weights
 
+LOOKS = 3  # without anything better: one alone may have been unlucky
 PATIENCE = Fraction(1, 3)  # of a run's length in which something should get better
 
 
@@ -29,13 +30,14 @@ def look(counters: dict, figures: dict, of: str, nimg: int) -> None:
         forget(counters)
     value, before = figures[column.name], counters.get("best_figure", -math.inf if column.higher else math.inf)
     counters |= {"best_of": f"{column.name} {of}", "looked_nimg": nimg}
+    counters["looks_since"] = counters.get("looks_since", 0) + 1
     if counters["healthy"] and (value > before if column.higher else value < before):
-        counters |= {"best_figure": float(value), "best_nimg": nimg}
+        counters |= {"best_figure": float(value), "best_nimg": nimg, "looks_since": 0}
 
 
 def forget(counters: dict) -> None:
     """From here on figures mean something else: the next one is the best."""
-    for name in ("best_of", "best_figure", "best_nimg", "looked_nimg"):
+    for name in ("best_of", "best_figure", "best_nimg", "looked_nimg", "looks_since", "patience_from"):
         counters.pop(name, None)
 
 
@@ -51,8 +53,17 @@ def columns(counters: dict) -> dict[str, float]:
 
 
 def stale(counters: dict, total: int) -> bool:
-    """Whether the last look at figures is a third of the run, of `total` images, behind the best one."""
-    return "best_nimg" in counters and counters["looked_nimg"] - counters["best_nimg"] >= total * PATIENCE
+    """Whether the last look at figures is a third of the run, of `total` images, and LOOKS looks behind the best."""
+    if "best_nimg" not in counters or counters["looks_since"] < LOOKS:
+        return False
+    return counters["looked_nimg"] - max(counters["best_nimg"], counters.get("patience_from", 0)) >= total * PATIENCE
+
+
+def renew(counters: dict, total: int) -> None:
+    """At the start: a run that ended early and is now made longer has all its patience again."""
+    if counters.get("patience_total", total) != total and stale(counters, total):
+        counters["patience_from"] = counters["looked_nimg"]
+    counters["patience_total"] = total
 
 
 def words(counters: dict) -> str:

@@ -21,6 +21,7 @@ FLOOR_AFTER = 20_000  # images after which a generator without any diversity is 
 NARROW = 0.5  # of the real slices' diversity
 AHEAD = {"logistic": 0.2, "rpgan": 0.1}  # loss_D below which D is hardly ever wrong; even is 1.39 and 0.69
 AHEAD_LOOKS = 3  # in a row
+TOLD_APART = 0.2  # above chance, a probe finds the class of held-out slices
 SETTLED = 0.1  # of a run's length, after which a VAE or a diffusion network is held to account
 SPREAD = (0.5, 1.5)  # of samples over that of the data: outside, they have left the range of the data
 VERDICT = "verdict "  # begins their keys in the counters
@@ -43,14 +44,17 @@ def judge(c: TrainConfig, row: dict, counters: dict, nimg: int, say: Callable[[s
     """Look at the columns of a row and write the verdicts and `healthy` into the counters; the same on every rank."""
     if not nimg:  # an untrained network is neither well nor sick
         return
+    asked = False  # what a checkpoint says of a run's health stays until the figures are there that say so
     for rule in RULES.get(kinds.name_of(c), ()):
         if any(name.startswith(rule.column) for name in row):
+            asked |= not SICK.isdisjoint(rule.names)
             for name in rule.names:
                 counters.pop(VERDICT + name, None)
             for name, text in rule.look(c, row, counters, nimg):
                 counters[VERDICT + name] = text
                 say(f"WARNING: {name}: {text}")
-    counters["healthy"] = not any(VERDICT + name in counters for name in SICK)
+    if asked:
+        counters["healthy"] = not any(VERDICT + name in counters for name in SICK)
 
 
 def verdict(counters: dict) -> str:
@@ -102,13 +106,15 @@ def copies(c, row: dict, counters: dict, nimg: int) -> Findings:
 def classes(c, row: dict, counters: dict, nimg: int) -> Findings:
     """Whether slices of a class are told from the others as those of held-out people are."""
     names = [name.removeprefix("found_") for name in row if name.startswith("found_")]
+    lost = []
     for name in names:
         real, chance = row.get(f"real_found_{name}", 0.0), 1 / len(names)
-        if real > chance and row[f"found_{name}"] < chance / 2:
-            yield "CLASS LOST", (
-                f"only {100 * row[f'found_{name}']:.0f} % of the slices made as {name} look like {name} (of held-out "
-                f"slices {100 * real:.0f} %); try a longer run, or balance the classes"
-            )
+        if real >= chance + TOLD_APART and row[f"found_{name}"] < chance / 2:
+            lost.append(f"{row[f'found_{name}']:.0%} of those made as {name} (of held-out ones {real:.0%})")
+    if lost and nimg >= SETTLED * c.total_kimg * 1000:
+        yield "CLASS LOST", (
+            f"slices do not look like their class, only {', '.join(lost)}; try a longer run, or balance the classes"
+        )
 
 
 def posterior(c, row: dict, counters: dict, nimg: int) -> Findings:

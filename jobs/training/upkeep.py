@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
@@ -245,7 +246,7 @@ class Upkeep:
         self.watchdog = watchdog.Watchdog(HANG_SECONDS)
         self.saved_at, self.saved_time, self.level, self.ending = -1, time.monotonic(), 0, False
         self.held: tuple[dict, dict] | None = None  # the best weights since the last checkpoint, and what they are
-        self.held_at = -1
+        self.held_at, self.finished, self.holding = -1, 0, threading.Lock()
 
     def waits(self) -> dict[str, float]:
         """{column: seconds waited so far}."""
@@ -259,6 +260,8 @@ class Upkeep:
             self.held_at = self.saved_at  # the best of that place is on disk
             self.s.load_state_dict(state)
             self.attempt.verdict = judges.verdict(self.s.counters)
+        if self.c.stop_when_worse:
+            best.renew(self.s.counters, self.total)
         if self.rt.rank == 0:
             best.settle(self.run, self.s.counters)
         return self.saved_at
@@ -283,9 +286,10 @@ class Upkeep:
         self.watchdog.pat()
         minutes = (time.monotonic() - self.saved_time) / 60
         timed = self.rt.rank == 0 and minutes > self.c.checkpoint_minutes > 0
-        told, timed = collectives.agree_max(self.rt, [self.watch.tell(), int(timed)])
+        wishes = [self.watch.tell(), int(timed), int(self.over(nimg))]
+        told, timed, self.finished = collectives.agree_max(self.rt, wishes)
         self.level = self.watch.hear(told)
-        self.ending = self.level >= 2 or self.over(nimg)
+        self.ending = self.level >= 2 or bool(self.finished)
         asked = self.ending or self.level or timed or self.saved_at < 0 or self.is_kept(nimg)
         return nimg != self.saved_at and bool(asked or due(nimg, self.c.batch, self.c.checkpoint_kimg))
 
@@ -303,7 +307,8 @@ class Upkeep:
         say so, takes them along; what a killed or a rolled back run held is found again."""
         if self.rt.rank == 0 and nimg and self.s.counters.get("best_nimg") == nimg != self.held_at:
             self.held_at = nimg
-            self.held = on_host(weights), {"nimg": nimg, "measured": best.measured(self.s.counters)}
+            with self.holding:  # the writer lets go of the one before
+                self.held = on_host(weights), {"nimg": nimg, "measured": best.measured(self.s.counters)}
 
     def save(self, nimg: int, weights: Mapping[str, torch.nn.Module], about: dict) -> None:
         """Rank 0: snapshot the state to host memory; the writer thread does the rest, predict.py's weights included."""
@@ -330,7 +335,8 @@ class Upkeep:
         def adopt() -> None:
             if held is not None:
                 os.replace(self.run.waiting_best, self.run.best)
-                self.held = None if self.held is held else self.held
+                with self.holding:
+                    self.held = None if self.held is held else self.held
 
         self.checkpoints.save(nimg, state, healthy=healthy, then=write, after=adopt)
         if fresh:
@@ -351,6 +357,7 @@ class Upkeep:
         back, state = loaded
         self.held, self.held_at = None, back
         self.s.load_state_dict(state)
+        self.attempt.verdict = judges.verdict(self.s.counters)
         self.s.counters["skip"] += nimg - back
         self.s.counters["rollbacks"] += 1
         self.saved_at, self.saved_time = back, time.monotonic()
@@ -369,14 +376,11 @@ class Upkeep:
                 plot_losses(read_metrics(self.run.metrics), self.run.plots / "losses.png")
             except OSError as error:
                 self.attempt.say(f"WARNING: {self.run.plots / 'losses.png'} cannot be written ({error.strerror})")
-        if not self.over(nimg):
+        if not self.finished:
             reason, by_person = self.watch.describe(self.level), self.level >= 3
             self.attempt.say(f"Stopped at {nimg / 1000:g} kimg ({reason}); saved. The same command goes on from here.")
-            code = self.attempt.end(
-                stopping.DONE if by_person else stopping.CONTINUE,
-                RunState.STOPPED if by_person else RunState.CONTINUE,
-                reason,
-            )
+            code = stopping.DONE if by_person else stopping.CONTINUE
+            code = self.attempt.end(code, RunState.STOPPED if by_person else RunState.CONTINUE, reason)
         else:
             if record.main:
                 record.progress.close()
@@ -386,8 +390,7 @@ class Upkeep:
                 announce(self.run, generate)
             reason = "finished" if nimg >= self.total else best.words(self.s.counters)
             code = self.attempt.end(stopping.DONE, RunState.DONE, reason)
-        # srun kills the others as soon as one rank has left with a code, so none leaves before rank 0 has written
-        # everything.
+        # srun kills the others once one rank has left with a code, so none leaves before rank 0 has written everything.
         try:
             collectives.agree_max(self.rt, [0])
         except ranks.PeerLost:
@@ -449,11 +452,8 @@ def load_initial_weights(s: State, names: tuple[str, ...], init_from: str, say: 
 def compiles(asked: bool, device: torch.device, run: RunDir, say: Callable[[str], None]) -> bool:
     """Whether --compile can be had: a CPU needs a C++ compiler for it. What is compiled is kept with the run, on shared
     storage, so that the next attempt finds it on whatever node it starts."""
-    if (
-        asked
-        and device.type != "cuda"
-        and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++"))
-    ):
+    compiler = device.type == "cuda" or os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if asked and not compiler:
         say("warning: --compile needs a C++ compiler on a CPU, such as g++; it is left out here")
         return False
     if asked:

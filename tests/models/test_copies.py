@@ -228,3 +228,13 @@ def test_the_judge_of_a_run_sees_copies_that_are_moved(sets):
     watch = CopyWatch(train, others[:40], torch.arange(40))
     honest, copied = others[40:], laid(train[::10], move(-1, 1, 2, 1, 0.016, 0.02))
     assert watch.share(honest) <= 0.15 < COPIES_RISING < watch.share(torch.cat([honest[:10], copied]))
+
+
+@pytest.mark.parametrize("twice", [0, 20, 60, 300])
+def test_copies_do_not_hide_behind_held_out_slices_that_are_training_slices(twice):
+    """A full copier, beside 1,000 held-out slices some of which lie in the training set under another name."""
+    gen = torch.Generator().manual_seed(0)
+    real = 0.01 + 0.05 * torch.rand(1000, generator=gen)
+    real[:twice] = 1e-5
+    found = nearer_than_any(torch.full((500,), 1e-5), real, torch.arange(1000))
+    assert found["heldout_copies"] == twice and found["chance"] < 1e-6 and found["four_times_nearer"] == 500

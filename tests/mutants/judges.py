@@ -42,7 +42,7 @@ FAULTS = [
         (f"{JUDGES}::test_verdicts",),
     ),
     Fault("jobs/training/judges.py", '"rpgan": 0.1}', '"rpgan": 0.2}', (f"{JUDGES}::test_verdicts",)),
-    Fault("jobs/training/judges.py", "if real > chance and row", "if row", (f"{JUDGES}::test_verdicts",)),
+    Fault("jobs/training/judges.py", "if real >= chance + TOLD_APART and row", "if row", (f"{JUDGES}::test_verdicts",)),
     Fault(
         "jobs/training/judges.py",
         "                counters.pop(VERDICT + name, None)\n",
@@ -69,8 +69,8 @@ FAULTS = [
     ),
     Fault(
         "jobs/training/upkeep.py",
-        "            self.attempt.verdict = judges.verdict(self.s.counters)\n        if self.rt.rank",
-        "        if self.rt.rank",
+        "            self.attempt.verdict = judges.verdict(self.s.counters)\n        if self.c.stop_when_worse",
+        "        if self.c.stop_when_worse",
         (f"{JUDGES}::test_a_verdict_outlives_a_stop",),
     ),
     Fault(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import threading
 from collections import defaultdict
 from functools import partial
 from types import SimpleNamespace
@@ -98,6 +99,24 @@ def test_a_third_of_the_run_without_anything_better_is_said_once():
     assert stale == [False] * 4 + [True] + [False] * 2 + [False, True]
     assert len(said) == 2 and "nothing better than kid 2 at 0.02 kimg for a third of the run" in said[0]
     assert not best.stale(counters, 91) and "--stop-when-worse" in said[1]
+
+
+def test_one_unlucky_look_is_not_a_third_of_a_run():
+    assert not best.stale(looked([1.0, 2.0]), 30) and not best.stale(looked([1.0, 2.0, 2.0]), 30)
+    assert best.stale(looked([1.0, 2.0, 2.0, 2.0]), 30)
+
+
+def test_a_run_that_ended_early_and_is_made_longer_has_all_its_patience_again():
+    counters = looked([1.0, 2.0, 2.0, 2.0, 2.0])
+    for total in (60, 60):
+        best.renew(counters, total)
+        assert best.stale(counters, total)
+    best.renew(counters, 90)
+    assert not best.stale(counters, 90)
+    for nimg in (60, 70, 80):
+        assert not best.stale(counters, 90)
+        best.look(counters, {"kid": 2.0}, "x", nimg)
+    assert best.stale(counters, 90)
 
 
 def test_best_weights_of_a_checkpoint_that_was_never_finished_never_were(tmp_path):
@@ -231,7 +250,7 @@ def test_a_roll_back_takes_the_best_back():
     kept.s.counters = {"rollbacks": 0, "skip": 0, **before}
     kept.checkpoints = mock.Mock()
     kept.checkpoints.load_latest.return_value = (20, {"counters": dict(kept.s.counters)})
-    kept.attempt, kept.held, kept.held_at = mock.Mock(), None, -1
+    kept.attempt, kept.held, kept.held_at, kept.holding = mock.Mock(), None, -1, threading.Lock()
     best.look(kept.s.counters, {"kid": 1.0}, "x", 30)
     kept.hold(30, {"net": torch.nn.Linear(1, 1)})
     assert kept.held[1] == {"nimg": 30, "measured": {"kid": 1.0}}

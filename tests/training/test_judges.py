@@ -66,6 +66,22 @@ def test_verdicts(c, rows, expected, healthy):
     )
 
 
+def test_what_a_checkpoint_says_of_health_stays_until_samples_are_looked_at():
+    """A run that an older version found collapsed has no verdict, and its healthy weights are to stay."""
+    counters = {"healthy": False}
+    judges.judge(GAN, {"loss_G": 1.0, "copies": 0.0}, counters, 500, lambda text: None)
+    assert not counters["healthy"]
+    judges.judge(GAN, {"diversity": 1.0}, counters, 500, lambda text: None)
+    assert counters["healthy"]
+
+
+def test_two_lost_classes_are_both_named():
+    row = dict(found_A=0.1, found_B=0.1, found_C=0.9, real_found_A=0.8, real_found_B=0.8, real_found_C=0.8)
+    text = judges.verdict(judged(GAN, row))
+    assert "made as A" in text and "made as B" in text and "made as C" not in text
+    assert names(judged(GAN, row, nimg=99)) == []
+
+
 def test_the_young_are_not_held_to_account():
     for c, row in ((VAE, dict(active_channels=0)), (VAE, dict(mean_slice_psnr=14.0, val_psnr=9.0)),
                    (DIFFUSION, dict(sample_spread=9.0))):  # fmt: skip
