@@ -246,7 +246,7 @@ class Upkeep:
         self.watchdog = watchdog.Watchdog(HANG_SECONDS)
         self.saved_at, self.saved_time, self.level, self.ending = -1, time.monotonic(), 0, False
         self.held: tuple[dict, dict] | None = None  # the best weights since the last checkpoint, and what they are
-        self.held_at, self.finished, self.holding = -1, 0, threading.Lock()
+        self.held_at, self.holding = -1, threading.Lock()
 
     def waits(self) -> dict[str, float]:
         """{column: seconds waited so far}."""
@@ -286,16 +286,17 @@ class Upkeep:
         self.watchdog.pat()
         minutes = (time.monotonic() - self.saved_time) / 60
         timed = self.rt.rank == 0 and minutes > self.c.checkpoint_minutes > 0
-        wishes = [self.watch.tell(), int(timed), int(self.over(nimg))]
-        told, timed, self.finished = collectives.agree_max(self.rt, wishes)
+        told, timed = collectives.agree_max(self.rt, [self.watch.tell(), int(timed)])
         self.level = self.watch.hear(told)
-        self.ending = self.level >= 2 or bool(self.finished)
+        self.ending = self.level >= 2 or self.over(nimg)
         asked = self.ending or self.level or timed or self.saved_at < 0 or self.is_kept(nimg)
         return nimg != self.saved_at and bool(asked or due(nimg, self.c.batch, self.c.checkpoint_kimg))
 
     def over(self, nimg: int) -> bool:
         """Whether the run is done: all images seen, or none of the last third of them made it any better."""
-        return nimg >= self.total or (self.c.stop_when_worse and best.stale(self.s.counters, self.total))
+        return nimg >= self.total or bool(
+            self.c.stop_when_worse and collectives.agree_max(self.rt, [best.stale(self.s.counters, self.total)])[0]
+        )
 
     def is_kept(self, nimg: int) -> bool:
         """Whether --keep-weights keeps these: so many evenly spaced ones, before the last."""
@@ -343,10 +344,7 @@ class Upkeep:
             self.checkpoints.wait(raise_errors=True)  # a disk on which nothing fits is found now, not at the end
 
     def roll_back(self, nimg: int, error: Diverged, advice: str) -> int:
-        """Once: back to the last good checkpoint, and past the data and the random draws that led here.
-
-        Then give up.
-        """
+        """Once: back to the last good checkpoint, and past the data and draws that led here. Then give up."""
         if self.s.counters["rollbacks"] >= 1:
             raise Diverged(f"{error}, again after a roll-back; {advice}") from None
         if self.rt.rank == 0:
@@ -376,7 +374,7 @@ class Upkeep:
                 plot_losses(read_metrics(self.run.metrics), self.run.plots / "losses.png")
             except OSError as error:
                 self.attempt.say(f"WARNING: {self.run.plots / 'losses.png'} cannot be written ({error.strerror})")
-        if not self.finished:
+        if not self.over(nimg):
             reason, by_person = self.watch.describe(self.level), self.level >= 3
             self.attempt.say(f"Stopped at {nimg / 1000:g} kimg ({reason}); saved. The same command goes on from here.")
             code = stopping.DONE if by_person else stopping.CONTINUE

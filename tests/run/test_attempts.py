@@ -560,7 +560,7 @@ def write(raise_errors):  # a checkpoint on slow storage
 
 attempt = Names(say=lambda text: None, end=lambda code, state, reason: code)
 upkeep = Names(rt=rt, attempt=attempt, total=100, level=2, checkpoints=Names(wait=write),
-               watchdog=Names(stop=lambda: None), finished=0, watch=Names(describe=lambda level: "USR2"))
+               watchdog=Names(stop=lambda: None), over=lambda nimg: False, watch=Names(describe=lambda level: "USR2"))
 if sys.argv[2] == str(rt.rank):
     os._exit(9)
 code = Upkeep.leave(upkeep, Names(main=False), 50, "")
