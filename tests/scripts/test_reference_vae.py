@@ -476,7 +476,7 @@ def test_a_run_logs_and_writes_just_that_and_steps_over_a_poisoned_batch(finishe
     at, state = Checkpoints(finished / "checkpoints").load_latest()
     assert (finished / "DONE").exists() and at == 48
     expected = {"skip": 16, "rollbacks": 1, "healthy": True, "lr_factor": 1, "best_window": math.inf}
-    of_best = {"best_of", "best_figure", "best_nimg", "looked_nimg"}
+    of_best = {"best_of", "best_figure", "best_nimg", "looked_nimg", "looks_since"}
     assert {k: v for k, v in state["counters"].items() if k not in of_best} == expected
     c = config("--run", str(finished), *FLAGS)
     pack, other = (
