@@ -28,7 +28,9 @@ from models import quality
 
 SAMPLES, FEWEST = 250, 64  # slices that are drawn at a time, and as many training slices beside them
 HELD_OUT = 1000  # slices of other patients, at most
-COPIED, WATCHED = 2000, 250  # training slices that samples may be copies of, and held-out ones beside them, at most
+COPIED = 20_000  # training slices that samples may be copies of, at most: who copies takes any of them
+WATCHED = 64  # samples that are looked at for that, and as many held-out slices, each beside all those
+PROBED = 2000  # training slices that tell the classes apart
 FEW = 20  # slices of a class, of which a share says nothing
 SHARE = 0.02  # of a run's time that the samples may take, where FEWEST of them do not take more
 CALLS_OF_A_STEP = 3  # a training image costs a pass forward and one back, of twice the work
@@ -145,7 +147,7 @@ class Yardstick:
 
     def look_for_classes(self, classes: Sequence[str], train: Pack, of_heldout: torch.Tensor) -> None:
         """A probe of training slices' classes, and what it finds among the held-out ones."""
-        rows, self.classes = spread(train, COPIED), classes
+        rows, self.classes = spread(train, PROBED), classes
         learnt = self.features(lambda r: rows_of(train, rows[r]), len(rows))
         labels = torch.from_numpy(np.array(train.labels[rows], np.int64)).to(learnt.device)
         self.probe = quality.LinearProbe(learnt[labels >= 0], labels[labels >= 0], len(classes))
@@ -164,14 +166,18 @@ class Yardstick:
         features, thumbs = self.measured(self.draw(self.labels), self.number)
         figures = self.figures(features) | self.real
         if self.watch is not None:
-            figures["copies"] = self.watch.share(thumbs)
+            figures["copies"] = self.watch.share(thumbs[spread_of(len(thumbs), WATCHED)])
         return figures | (self.found(features, self.labels) if self.probe is not None else {})
 
 
 def spread(pack: Pack, count: int) -> np.ndarray:
     """Up to `count` rows, evenly over all patients."""
-    count = min(count, len(pack))
-    return torch.linspace(0, len(pack) - 1, count).round().long().numpy()
+    return spread_of(len(pack), count)
+
+
+def spread_of(number: int, count: int) -> np.ndarray:
+    """Up to `count` of 0 .. number - 1, evenly."""
+    return torch.linspace(0, number - 1, min(count, number)).round().long().numpy()
 
 
 def open_yardstick(
