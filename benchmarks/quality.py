@@ -40,6 +40,7 @@ from benchmarks import machine, peers
 from data.batches import Batches
 from data.pack import ensure_held_out, ensure_pack
 from data.packfile import Pack
+from jobs.config.recipe import derived
 from jobs.config.specs import ROOT, DiffusionConfig, GanConfig
 from jobs.predict import diffusion_look, latent_space
 from jobs.predict.features import RealSlices, open_features
@@ -53,7 +54,6 @@ SAMPLES, GRID, COMPONENTS = 1000, 48, 48
 BATCH, CHANNEL_BASE, CHANNEL_MAX, LATENT, MAPPING = 16, 2048, 128, 512, 2
 UNET = (32, 64, 128)  # channels of the U-Nets, at 32 px
 CALLS_OF_PEERS = 50  # DDIM; their own 1,000 calls would take longer than the training
-RPGAN = dict(loss="rpgan", gamma=0.5, r1_interval=8)
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,17 @@ def to_bytes(images: torch.Tensor) -> torch.Tensor:
 def our_gan(task: Task, pack: Pack, **recipe) -> tuple[torch.Tensor, int]:
     """train_gan's own step; `recipe` are its flags."""
     rt = collectives.init_runtime(1)
-    c = GanConfig(
+    config = GanConfig(
         data="phantom", resolution=pack.images.shape[-1], batch=BATCH, channel_base=CHANNEL_BASE, seed=task.seed,
-        channel_max=CHANNEL_MAX, z_dim=LATENT, w_dim=LATENT, mapping_layers=MAPPING, ema_kimg=5.0, precision="fp32",
+        channel_max=CHANNEL_MAX, z_dim=LATENT, w_dim=LATENT, mapping_layers=MAPPING, precision="fp32",
         **recipe,
     )  # fmt: skip
+    c = derived(config)
     s = train_gan.build_state(c, 0, rt.device)
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=False, room=0)
     labels, nimg, clock = torch.from_numpy(np.array(pack.labels)).to(rt.device), 0, Clock(task.seconds)
     while clock.goes_on():
-        w_sum = torch.zeros(c.w_dim, device=rt.device)
-        step = train_gan.Step(c, rt, batches, labels, torch.float32, nimg, s.G.synthesis, s.D, w_sum)
+        step = train_gan.Step(c, rt, batches, labels, torch.float32, nimg, s.G.synthesis, s.D)
         train_gan.train_step(s, step, nimg)
         nimg += c.batch
     batches.close()
@@ -185,7 +185,7 @@ def nvlabs(task: Task, pack: Pack) -> tuple[torch.Tensor, int]:
         update_ema(G_ema, G, ema_beta(nimg, BATCH, BATCH * 10 / 32, 0.05))
     G_ema.eval()
     z = torch.randn(SAMPLES, LATENT, generator=torch.Generator().manual_seed(task.seed)).to(device)
-    return torch.cat([to_bytes(G_ema(part, none[:0].expand(len(part), 0))) for part in z.split(50)]), nimg
+    return torch.cat([to_bytes(G_ema(part, torch.zeros(len(part), 0, device=device))) for part in z.split(50)]), nimg
 
 
 def lucidrains(task: Task, pack: Pack) -> tuple[torch.Tensor, int]:
@@ -302,8 +302,8 @@ def noise_predictor(
 
 
 SIDES: dict[str, tuple[str, int, Callable]] = {  # {name: (in words, pixels, training)}
-    "gan-logistic": ("ours, logistic, ADA", 64, partial(our_gan, gamma=0.0002 * 64**2 / BATCH)),
-    "gan-rpgan": ("ours, rpgan, ADA", 64, partial(our_gan, **RPGAN)),
+    "gan-logistic": ("ours, logistic, ADA", 64, our_gan),
+    "gan-rpgan": ("ours, rpgan, ADA by schedule", 64, partial(our_gan, loss="rpgan")),
     "nvlabs": ("stylegan2-ada-pytorch, no ADA", 64, nvlabs),
     "lucidrains": ("stylegan2-pytorch", 64, lucidrains),
     "diffusion": ("ours, pixels", 32, our_diffusion),
@@ -313,12 +313,12 @@ SIDES: dict[str, tuple[str, int, Callable]] = {  # {name: (in words, pixels, tra
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
-def principal(train: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """uint8 (N, 1, R, R) -> (N, COMPONENTS), in the principal components of the training pixels."""
+def in_components(train: torch.Tensor, *sets: torch.Tensor) -> list[torch.Tensor]:
+    """Each set, uint8 (N, 1, R, R), as (N, COMPONENTS) in the principal components of the training pixels."""
     x = train.flatten(1).double() / 255
     mean = x.mean(0)
     _, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
-    return (images.flatten(1).double() / 255 - mean) @ vectors[:, -COMPONENTS:]
+    return [(images.flatten(1).double() / 255 - mean) @ vectors[:, -COMPONENTS:] for images in sets]
 
 
 def judge(samples: torch.Tensor, train: Pack, held: Pack, seed: int) -> dict[str, float]:
@@ -329,7 +329,7 @@ def judge(samples: torch.Tensor, train: Pack, held: Pack, seed: int) -> dict[str
     features = [torch.cat([network(part) for part in x.split(100)]) for x in (samples, learnt, unseen)]
     draw = randomness.generator(seed, 0, "benchmark quality")
     figures = quality.set_figures(features[0], features[2], draw)
-    pixels = [quality.Moments.of(principal(learnt, x)) for x in (samples, unseen)]
+    pixels = [quality.Moments.of(x) for x in in_components(learnt, samples, unseen)]
     groups = RealSlices(train, held).subjects(held)
     copies, _ = quality.copying(*features, groups, features[1].mean(0))
     pairs = quality.pair_similarity(samples, quality.draw_pairs(torch.arange(len(samples)), 500, draw))

@@ -126,7 +126,7 @@ class TrainConfig:
     keep_weights: int = 0
     """Weights files to keep on the way, evenly spaced; predict.py --at KIMG takes one of them."""
     stop_when_worse: bool = False
-    """End the run, as done, when a third of it has passed without anything better than its best weights."""
+    """End the run, as done, when a third of it and three looks have passed without anything better."""
 
 
 @dataclass(frozen=True)

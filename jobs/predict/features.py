@@ -109,6 +109,11 @@ def open_data(model: Trained, data: str = "", say: Callable[[str], None] = say) 
     return RealSlices(train, heldout)
 
 
+def evenly(number: int, count: int) -> np.ndarray:
+    """Up to `count` of the rows 0 .. number - 1, int64 (count,), evenly: over all patients, who lie in order."""
+    return torch.linspace(0, number - 1, min(count, number)).round().long().numpy()
+
+
 def rows_of(pack: Pack, rows) -> torch.Tensor:
     """uint8 (B, C, R, R) of the rows of a pack."""
     return torch.from_numpy(np.array(pack.images[rows]))

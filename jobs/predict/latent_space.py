@@ -44,7 +44,8 @@ def load_vae(c: DiffusionConfig, path: Path) -> VAE:
     of_vae = about["config"]
     if about.get("job") != "vae":
         raise ConfigError(f"--vae {path}: the weights of a {about.get('job')} run; name a run of pretrain_vae.py")
-    refuse_collapsed(c, path, about.get("verdict"))
+    if path != copied_vae(Path(c.run)):  # what the run has copied was accepted when it began
+        refuse_collapsed(c, path, about.get("verdict"))
     for name in ("resolution", "channels", "crop"):
         if of_vae.get(name) != getattr(c, name):
             raise ConfigError(

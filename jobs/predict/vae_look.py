@@ -7,6 +7,7 @@ import torch
 from data.batches import to_float, to_uint8
 from data.packfile import Pack
 from jobs.config.specs import VaeConfig
+from jobs.predict.features import evenly
 from jobs.training import collectives, ranks
 from jobs.view.grids import image_grid
 from models.metrics import head_mask, psnr, ssim
@@ -35,7 +36,7 @@ class Reconstructions:
             for part in pick[rt.rank :: rt.world]
         ]
         self.masks = [head_mask((images + 1) / 2) for images in self.images]
-        learnt = torch.linspace(0, len(pack.labels) - 1, min(LOOKED_AT, len(pack.labels))).round().long().numpy()
+        learnt = evenly(len(pack.labels), LOOKED_AT)
         self.mean_slice = to_float(torch.from_numpy(pack.images[learnt])).mean(0, keepdim=True).to(rt.device)
 
     def reals(self):

@@ -16,6 +16,7 @@ from jobs.predict.features import (
     Images,
     Network,
     RealSlices,
+    evenly,
     given_features,
     measure,
     open_features,
@@ -98,10 +99,10 @@ class Yardstick:
         train, held = packs[0], packs[-1]
         if len(packs) > 1 and len(held) >= MIN_HELDOUT:
             self.number = min(number, len(train))
-            rows, held_rows = spread(train, self.number), spread(held, HELD_OUT)
+            rows, held_rows = evenly(len(train), self.number), evenly(len(held), HELD_OUT)
         else:
             held, self.number = train, min(number, len(train) // 2)
-            rows, held_rows = (spread(train, 2 * self.number)[half::2] for half in (0, 1))
+            rows, held_rows = (evenly(len(train), 2 * self.number)[half::2] for half in (0, 1))
             if len(packs) > 1:
                 say(f"only {len(packs[1])} held-out slices; KID and the rest are taken against training slices")
         self.labels = torch.from_numpy(np.array(train.labels[rows], np.int64)).to(rt.device)  # classes to be drawn
@@ -112,8 +113,10 @@ class Yardstick:
         self.watch: quality.CopyWatch | None = None
         self.probe: quality.LinearProbe | None = None
         if held is not train:
-            self.look_for_copies(train, held)
-        if classes:
+            self.look_for_copies(train, held, say)
+        if classes and list(held.classes) != list(classes):
+            say(f"no class is looked for: the held-out slices are of {', '.join(held.classes) or 'none'}")
+        elif classes:
             self.look_for_classes(classes, train, torch.from_numpy(np.array(held.labels[held_rows], np.int64)))
         # Figures of another network or of other slices are in other units.
         self.of = f"{network[1]}, {len(held_rows)} of {held.digest[:12]}"
@@ -135,19 +138,19 @@ class Yardstick:
             values += torch.tensor([found[name] for name in names], dtype=torch.float64, device=self.rt.device)
         return dict(zip(names, collectives.reduce_sum(self.rt, values).tolist(), strict=True))
 
-    def look_for_copies(self, train: Pack, held: Pack) -> None:
+    def look_for_copies(self, train: Pack, held: Pack, say: Callable[[str], None]) -> None:
         """Thumbnails of training slices, which samples are not to be too near to."""
-        known, others = spread(train, COPIED), spread(held, WATCHED)
+        known, others = evenly(len(train), COPIED), evenly(len(held), WATCHED)
         people = RealSlices(train, held).subjects(held)[torch.from_numpy(others)]
         if len(people.unique()) < 2:  # whose own distances say nothing
-            return
+            return say("copies are not looked for: all held-out slices are of one person")
         learnt, unseen = (quality.thumbnails(rows_of(*of)) for of in ((train, known), (held, others)))
         device = self.rt.device
         self.watch = quality.CopyWatch(learnt.to(device), unseen.to(device), people.to(device))
 
     def look_for_classes(self, classes: Sequence[str], train: Pack, of_heldout: torch.Tensor) -> None:
         """A probe of training slices' classes, and what it finds among the held-out ones."""
-        rows, self.classes = spread(train, PROBED), classes
+        rows, self.classes = evenly(len(train), PROBED), classes
         learnt = self.features(lambda r: rows_of(train, rows[r]), len(rows))
         labels = torch.from_numpy(np.array(train.labels[rows], np.int64)).to(learnt.device)
         self.probe = quality.LinearProbe(learnt[labels >= 0], labels[labels >= 0], len(classes))
@@ -166,18 +169,8 @@ class Yardstick:
         features, thumbs = self.measured(self.draw(self.labels), self.number)
         figures = self.figures(features) | self.real
         if self.watch is not None:
-            figures["copies"] = self.watch.share(thumbs[spread_of(len(thumbs), WATCHED)])
+            figures["copies"] = self.watch.share(thumbs[evenly(len(thumbs), WATCHED)])
         return figures | (self.found(features, self.labels) if self.probe is not None else {})
-
-
-def spread(pack: Pack, count: int) -> np.ndarray:
-    """Up to `count` rows, evenly over all patients."""
-    return spread_of(len(pack), count)
-
-
-def spread_of(number: int, count: int) -> np.ndarray:
-    """Up to `count` of 0 .. number - 1, evenly."""
-    return torch.linspace(0, number - 1, min(count, number)).round().long().numpy()
 
 
 def open_yardstick(

@@ -20,9 +20,19 @@ def copied_vae(run: Path) -> Path:
     return run / "vae.safetensors"
 
 
+def verdict_of(weights: Path) -> object:
+    """What the run of these weights says of itself; None where it says nothing."""
+    return read_object(weights.with_name("status.json"))[0].get("verdict")
+
+
+def has_collapsed(verdict: object) -> bool:
+    """Whether a run's verdict is that its latents carry nothing."""
+    return COLLAPSE in str(verdict)
+
+
 def refuse_collapsed(c: DiffusionConfig, weights: Path, verdict: object) -> None:
     """ConfigError where the VAE's own run has said that its latents carry nothing of the slices, unless --override."""
-    if COLLAPSE in str(verdict) and not c.override:
+    if has_collapsed(verdict) and not c.override:
         raise ConfigError(
             f"--vae {weights.parent}: its latents carry nothing of the slices ({COLLAPSE}), so there is nothing to "
             "learn; train one with a smaller --kl-weight, or take it all the same: --override"
@@ -38,7 +48,7 @@ def find_vae(c: DiffusionConfig) -> Path:
     if c.vae:
         path = Path(c.vae)
         path = path if path.is_file() else path / "weights.safetensors"
-        refuse_collapsed(c, path, read_object(path.with_name("status.json"))[0].get("verdict"))
+        refuse_collapsed(c, path, verdict_of(path))
         return path
     found, passed_over = [], []
     for done in Path(c.run).parent.glob("*/DONE"):
@@ -52,7 +62,7 @@ def find_vae(c: DiffusionConfig) -> Path:
         weights = folder / "weights.safetensors"
         if reason := others_may_replace(folder):
             passed_over.append(f"{folder.name} is not taken unasked: {reason}")
-        elif COLLAPSE in str(read_object(folder / "status.json")[0].get("verdict")) and not c.override:
+        elif has_collapsed(verdict_of(weights)) and not c.override:
             passed_over.append(f"the latents of {folder.name} carry nothing ({COLLAPSE.lower()})")
         elif not weights.is_file():
             passed_over.append(f"{folder.name} has no weights.safetensors")

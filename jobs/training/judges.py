@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from jobs.config import kinds
-from jobs.config.specs import TrainConfig
+from jobs.config.specs import GanConfig, TrainConfig
 from jobs.run.vae import COLLAPSE
 
 COLLAPSE_RATIO = 0.35  # generated slices that vary less than this share of the real ones: the generator has collapsed
@@ -72,7 +72,7 @@ def diversity(c, row: dict, counters: dict, nimg: int) -> Findings:
     last = counters.get("last_diversity", 0.0)
     counters["best_diversity"] = best = max(counters.get("best_diversity", 0.0), low)
     counters["last_diversity"] = low
-    fix = "try --loss rpgan, a larger --gamma, or --ada mri" if hasattr(c, "gamma") else "try more data or a longer run"
+    fix = f"try {remedies(c)}"
     if (best > 2 * COLLAPSE_RATIO and low < COLLAPSE_RATIO) or (low < COLLAPSE_FLOOR and nimg >= FLOOR_AFTER):
         yield "MODE COLLAPSE", (
             f"generated slices vary only {low:.2f} times as much as real ones (it was {best:.2f}); the weights "
@@ -80,6 +80,14 @@ def diversity(c, row: dict, counters: dict, nimg: int) -> Findings:
         )
     elif low < NARROW < best and low < last:
         yield "NARROWING", f"generated slices vary {low:.2f} times as much as real ones, after {best:.2f}; {fix}"
+
+
+def remedies(c) -> str:
+    """What helps against slices that are alike, of what the run does not have yet."""
+    if not isinstance(c, GanConfig):
+        return "more data or a longer run"
+    loss, ada = "--loss rpgan, " * (c.loss != "rpgan"), ", or --ada mri" * (c.ada == "off")
+    return f"{loss}a larger --gamma than {c.gamma:g}{ada}"
 
 
 def ahead(c, row: dict, counters: dict, nimg: int) -> Findings:
@@ -90,7 +98,7 @@ def ahead(c, row: dict, counters: dict, nimg: int) -> Findings:
     if counters["ahead"] >= AHEAD_LOOKS:
         yield "D FAR AHEAD", (
             f"D's loss is {row['loss_D']:.2g} at {counters['ahead']} looks in a row: it is hardly ever wrong, and G "
-            "learns little from it; try a larger --gamma, or --ada mri"
+            f"learns little from it; try {remedies(c)}"
         )
 
 
@@ -99,7 +107,7 @@ def copies(c, row: dict, counters: dict, nimg: int) -> Findings:
     if row["copies"] > COPIES_RISING:
         yield "COPIES", (
             f"{100 * row['copies']:.0f} % of the samples are nearer to a training slice than 95 % of held-out "
-            "slices are (5 % is even): it learns slices by heart; use more data, --ada mri, or --at best"
+            f"slices are (5 % is even): it learns slices by heart; use more data, or --at best"
         )
 
 

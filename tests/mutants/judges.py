@@ -81,7 +81,7 @@ FAULTS = [
     ),
     Fault(
         "jobs/run/vae.py",
-        "if COLLAPSE in str(verdict) and not c.override:",
+        "if has_collapsed(verdict) and not c.override:",
         "if False:",
         (f"{JUDGES}::test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told",),
     ),
@@ -93,7 +93,7 @@ FAULTS = [
     ),
     Fault(
         "jobs/predict/yardstick.py",
-        'figures["copies"] = self.watch.share(thumbs[spread_of(len(thumbs), WATCHED)])',
+        'figures["copies"] = self.watch.share(thumbs[evenly(len(thumbs), WATCHED)])',
         'figures["copies"] = 0.05',
         (f"{JUDGES}::test_copies_and_lost_classes_show_in_the_figures",),
     ),

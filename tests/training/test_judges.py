@@ -84,6 +84,16 @@ def test_two_lost_classes_are_both_named():
     assert names(judged(GAN, row, nimg=99)) == []
 
 
+@pytest.mark.parametrize(("flags", "says"), [
+    (dict(loss="logistic", ada="off"), "try --loss rpgan, a larger --gamma than 2, or --ada mri"),
+    (dict(loss="rpgan", ada="mri"), "try a larger --gamma than 2"),
+])  # fmt: skip
+def test_what_a_run_has_already_is_not_what_it_should_try(flags, says):
+    rows = dict(diversity=1.0), dict(diversity=0.45)
+    assert judges.verdict(judged(replace(GAN, gamma=2.0, **flags), *rows)).endswith(says)
+    assert judges.verdict(judged(DIFFUSION, *rows)).endswith("try more data or a longer run")
+
+
 def test_the_young_are_not_held_to_account():
     for c, row in ((VAE, dict(active_channels=0)), (VAE, dict(mean_slice_psnr=14.0, val_psnr=9.0)),
                    (DIFFUSION, dict(sample_spread=9.0))):  # fmt: skip
@@ -99,7 +109,7 @@ class Slices:
         x = F.interpolate(torch.randn(count, 1, 6, 6, generator=gen), 16, mode="bilinear")
         x[:, :, :8] += 1.5 * labels[:, None, None, None]
         self.images = (x * 40 + 110).clamp(0, 255).round().to(torch.uint8).numpy()
-        self.labels, self.digest = labels.numpy(), f"{count:012d}"
+        self.labels, self.digest, self.classes = labels.numpy(), f"{count:012d}", ["NC", "AD"]
         self.names = [str(i) for i in range(count)]
         self.subjects = [f"person {i // 5}" for i in range(count)]
 
@@ -173,6 +183,9 @@ def test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told(collapse
     assert refused.code == 78 and "POSTERIOR COLLAPSE" in refused.said
     taken = run_main("train_diffusion.py", *words, "--override", packs=room / "packs")
     assert taken.code == 0, taken.said
+    # Told once: a requeued job runs without the flag.
+    longer = run_main("train_diffusion.py", *words[:-1], "0.016", packs=room / "packs")
+    assert longer.code == 0, longer.said
 
 
 def test_a_verdict_outlives_a_stop(collapsed):
