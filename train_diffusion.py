@@ -19,7 +19,7 @@ from jobs.run import stopping
 if __name__ == "__main__":
     stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
@@ -29,11 +29,14 @@ import torch
 
 from data import files
 from data.build import packing_of
+from data.columns import Column
 from data.latents import Latents
 from data.pack import ensure_held_out, ensure_pack, preview
 from data.packfile import Pack
 from jobs.config import parsing, rules, specs
 from jobs.config.specs import ConfigError, DiffusionConfig
+from jobs.predict.conditions import about as about_columns
+from jobs.predict.conditions import attributes_of, columns_of, labels_of
 from jobs.predict.diffusion_look import Sampler, predictor
 from jobs.predict.features import Network
 from jobs.predict.latent_space import Data, about_vae, adopt_vae, encode_packs, load_vae
@@ -58,6 +61,7 @@ from jobs.training.upkeep import (
     optimizer_step,
 )
 from models import schedules, targets
+from models.conditions import Attribute, drop_values
 from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
 from models.names import too_few_calls
@@ -87,7 +91,9 @@ class TrainState(State):
         return {"lr": self.opt.param_groups[0]["lr"]}
 
 
-def build_unet(c: DiffusionConfig, shape: tuple[int, int, int], num_classes: int) -> UNet:
+def build_unet(
+    c: DiffusionConfig, shape: tuple[int, int, int], num_classes: int, attributes: Sequence[Attribute] = ()
+) -> UNet:
     """`shape` (C, h, w) of what it denoises."""
     try:
         return UNet(
@@ -99,16 +105,20 @@ def build_unet(c: DiffusionConfig, shape: tuple[int, int, int], num_classes: int
             attention_sides=specs.numbers(c.attention, "attention"),
             head_dim=c.head_dim,
             num_classes=num_classes,
+            attributes=attributes,
         )
     except ValueError as error:
         raise ConfigError(f"--widths {c.widths}: {error}") from None
 
 
-def build_state(c: DiffusionConfig, data: Data, num_classes: int, device: torch.device) -> TrainState:
+def build_state(
+    c: DiffusionConfig, data: Data, num_classes: int, device: torch.device, attributes: Sequence[Attribute] = ()
+) -> TrainState:
     """Network and optimizer, initialised from the seed alone."""
     torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
-    unet = build_unet(c, data.shape, num_classes).to(device).to(memory_format=memory_layout(device))
-    unet_ema = build_unet(c, data.shape, num_classes).to(device).to(memory_format=memory_layout(device))
+    knows = (num_classes, attributes)
+    unet = build_unet(c, data.shape, *knows).to(device).to(memory_format=memory_layout(device))
+    unet_ema = build_unet(c, data.shape, *knows).to(device).to(memory_format=memory_layout(device))
     unet_ema.eval().requires_grad_(False).load_state_dict(unet.state_dict())
     fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
@@ -144,12 +154,17 @@ def train_step(
     kept = drop_labels(torch.zeros(c.batch, dtype=torch.int64), 1, c.class_dropout, drop_gen) == 0
     kept = moved(kept, rt.device)
 
+    def told(labels: torch.Tensor, start: int) -> torch.Tensor | None:
+        if c.condition:  # and without any one attribute, so that a subset of them can be asked for
+            gen = randomness.generator(c.seed, position, "unknown values")
+            return drop_values(labels, c.batch, start, c.class_dropout, gen)
+        return torch.where(kept[start : start + len(labels)], labels, s.unet.num_classes) if c.conditional else None
+
     total = torch.zeros((), device=rt.device)
     for start, stop in randomness.rows(c.batch, rt.rank, rt.world, c.accumulate):
         x0, labels = data.rows(position, start, stop, posterior_noise[start:stop])
-        given = torch.where(kept[start:stop], labels, s.unet.num_classes) if c.conditional else None
         losses = targets.diffusion_loss(
-            predictor(network, given, dtype),
+            predictor(network, told(labels, start), dtype),
             x0,
             noise[start:stop],
             times[start:stop],
@@ -173,12 +188,14 @@ def step_flops(
     shape: tuple,
     schedule: schedules.Schedule,
     dtype: torch.dtype,
+    attributes: Sequence[Attribute] = (),
 ) -> dict:
     """{None: FLOPs of one image in a step}, counted on a blank one and a copy of the network."""
     c, rt = replace(c, batch=1, accumulate=1), replace(rt, rank=0, world=1)
     label, blank = torch.zeros(1, dtype=torch.int64, device=rt.device), torch.zeros(1, *shape, device=rt.device)
+    label = torch.zeros(1, len(attributes), device=rt.device) if attributes else label
     data: Any = SimpleNamespace(shape=shape, scale=None, rows=lambda *_: (blank, label))
-    s = build_state(c, data, num_classes, rt.device)
+    s = build_state(c, data, num_classes, rt.device, attributes)
     return {None: count_flops(lambda: train_step(c, rt, s, data, schedule, s.unet, dtype, 0))}
 
 
@@ -189,19 +206,21 @@ def train(
     run: RunDir,
     packs: list[Pack],
     latents: list[Latents],
+    columns: list[Column],
     features: Network | None,
     attempt: Attempt,
 ) -> int:
     """Train until done or stopped.
 
-    Returns the process's exit code; raises Diverged. packs: training and, if any, other patients. features: what
-    figures are taken with, if any.
+    Returns the process's exit code; raises Diverged. packs: training and, if any, other patients. columns: what the
+    network is told of each slice, where that is more than its class. features: what figures are taken with, if any.
     """
     dtype = devices.precision_dtype(c.precision, rt.device)
     schedule, pack = schedules.make_schedule(c.schedule), packs[0]
     vae = load_vae(c, copied_vae(run.path)) if latents else None
-    data = Data(c, pack, latents[0] if latents else None, vae, rt.device, devices.step_bytes(c, rt))
-    s = build_state(c, data, len(pack.classes) if c.conditional else 0, rt.device)
+    attributes, labels = attributes_of(columns), labels_of(pack, columns)
+    data = Data(c, pack, latents[0] if latents else None, vae, rt.device, devices.step_bytes(c, rt), labels)
+    s = build_state(c, data, len(pack.classes) if c.conditional else 0, rt.device, attributes)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
     # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.
     found = upkeep.resume()
@@ -211,9 +230,9 @@ def train(
         if line:
             attempt.say(line)
     held_out = (packs[1] if len(packs) > 1 else None, latents[1] if len(latents) > 1 else None)
-    sampler = Sampler(c, pack, data, *held_out, schedule, rt, dtype)
+    sampler = Sampler(c, pack, data, *held_out, schedule, rt, dtype, columns)
     draw = partial(sampler.draws, s.unet_ema, s.scale)
-    yardstick = open_yardstick(c, rt, features, packs, draw, attempt.say, calls=c.steps)
+    yardstick = open_yardstick(c, rt, features, packs, draw, attempt.say, calls=c.steps, columns=columns)
     record = Record(
         c,
         rt,
@@ -221,7 +240,7 @@ def train(
         attempt,
         found,
         dtype,
-        flops=lambda: step_flops(c, rt, s.unet.num_classes, data.shape, schedule, dtype),
+        flops=lambda: step_flops(c, rt, s.unet.num_classes, data.shape, schedule, dtype, attributes),
         waits=lambda: {"data_wait": data.waited, **upkeep.waits()},
     )
     # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
@@ -230,6 +249,7 @@ def train(
     network = compiled(s.unet) if compiles(c.compile, rt.device, run, attempt.say) else s.unet
     weights = {"unet": s.unet_ema, "latent_scale": s.scale} | ({} if vae is None else {"vae_decoder": vae.decoder})
     about = {"classes": pack.classes, "geometry": pack.geometry, "shape": list(data.shape), "vae": about_vae(run, vae)}
+    about |= {"conditions": [column.about() for column in columns]} if columns else {}
 
     nimg = upkeep.begin(found, dtype, data.batches.placement)
     while True:
@@ -303,12 +323,14 @@ def main() -> int:
         device = devices.choose_device(meeting, c.device, attempt.say)
         # Packs and latents are made before the process group exists: no collective waits for minutes of work.
         packs, latents, features = meeting.first(partial(open_data, c, run, meeting, device, attempt.say))
+        columns = columns_of(c, packs[0], attempt.say)
         if rank == 0:
-            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)
+            told = about_columns(packs[0], columns)
+            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say, conditions=told)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
         rt = collectives.init_runtime(c.threads, meeting, device)
-        code = train(c, rt, run, packs, latents, features, attempt)
+        code = train(c, rt, run, packs, latents, columns, features, attempt)
         collectives.shutdown(rt)
         return code
 

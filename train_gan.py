@@ -18,7 +18,7 @@ from jobs.run import stopping
 if __name__ == "__main__":
     stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
@@ -30,11 +30,14 @@ from torch import nn
 from data import files
 from data.batches import Batches
 from data.build import packing_of
+from data.columns import Column
 from data.pack import preview
 from data.packfile import Pack
 from jobs.config import parsing, rules
 from jobs.config.recipe import recipe_line
 from jobs.config.specs import GanConfig
+from jobs.predict.conditions import about as about_columns
+from jobs.predict.conditions import attributes_of, columns_of, labels_of
 from jobs.predict.features import Network
 from jobs.predict.gan_look import HeldOut, Sampler, held_out_for_ada
 from jobs.predict.yardstick import given_network, open_data, open_yardstick
@@ -57,6 +60,7 @@ from jobs.training.upkeep import (
 )
 from models import augment as ada
 from models.augment import augmented
+from models.conditions import Attribute, drop_values
 from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
@@ -64,6 +68,7 @@ from models.optim import lazy_adam
 from models.stylegan2 import Discriminator, Generator
 from models.styles import rows_of, styles_of
 
+DROPPED = 0.1  # share of the rows of which the networks are told nothing, and of the values that they are not told
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
 GENERATE = "generate --run {run} --number 64"  # what to do with a finished run
 STATS = "loss_G loss_D logits_real logits_fake logits_held sign_real r1 r2 path_length pl_penalty".split()
@@ -91,10 +96,14 @@ class TrainState(State):
         return {"ada_p": self.ada.p, "r_t": self.ada.r_t, "r_v": self.ada.r_v, "pl_mean": float(self.pl_mean)}
 
 
-def build_state(c: GanConfig, num_classes: int, device: torch.device) -> TrainState:
+def build_state(
+    c: GanConfig, num_classes: int, device: torch.device, attributes: Sequence[Attribute] = ()
+) -> TrainState:
     """Networks and optimizers, initialised from the seed alone."""
     torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
-    shape = dict(resolution=c.resolution, channels=c.channels, num_classes=num_classes)
+    shape: dict[str, Any] = dict(
+        resolution=c.resolution, channels=c.channels, num_classes=num_classes, attributes=attributes
+    )
     widths = dict(channel_base=c.channel_base, channel_max=c.channel_max, mapping_layers=c.mapping_layers)
     G = Generator(**shape, **widths, z_dim=c.z_dim, w_dim=c.w_dim).to(device)
     D = Discriminator(**shape, **widths, mbstd_group=c.mbstd_group).to(device)
@@ -123,7 +132,7 @@ class Step:
     c: GanConfig
     rt: ranks.Runtime
     batches: Batches
-    label_pool: torch.Tensor  # (N,) the labels of the training set: generated labels follow their frequencies
+    label_pool: torch.Tensor  # (N, ...) what is known of each training slice: what is generated follows whole rows
     dtype: torch.dtype  # of the convolutions
     position: int  # first image of this step in the data and in the random streams
     synthesis: Callable  # G.synthesis and D, compiled if asked; the regularisers use the plain ones
@@ -135,6 +144,15 @@ class Step:
     def generator(self, purpose: str) -> torch.Generator:
         """The random stream of one purpose in this step."""
         return randomness.generator(self.c.seed, self.position, purpose)
+
+    def reals(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """These rows of the data: images, and what the networks are told of them."""
+        images, labels = self.batches.rows(self.position, start, stop)
+        return images, self.told(labels, self.c.batch, start, self.generator("unknown values"))
+
+    def told(self, labels: torch.Tensor, batch: int, start: int, gen: torch.Generator) -> torch.Tensor:
+        """Attributes with some values made unknown, so that a subset of them can be asked for; classes as they are."""
+        return drop_values(labels, batch, start, DROPPED, gen) if self.c.condition else labels
 
     def rows(self, batch: int) -> list[tuple[int, int]]:
         """(start, stop) of this rank's micro-batches in a global batch."""
@@ -149,20 +167,17 @@ def draw_latents(step: Step, G: Generator, batch: int, purpose: str) -> dict:
     """Latents, labels, mixing and noise of one global batch.
 
     Returns z, z_mix (batch, z_dim); cutoff (batch,) = first layer that takes the second style, num_ws where the styles
-    are not mixed (Karras 2019, section 3.1); labels (batch,) or None; noise, a list of (batch, 1, h, w).
+    are not mixed (Karras 2019, section 3.1); labels (batch, ...) or None; noise, a list of (batch, 1, h, w).
     """
     c, gen, device = step.c, step.generator(purpose), step.rt.device
     z, z_mix = normal((2, batch, c.z_dim), gen, device)
     cutoff = torch.randint(1, G.num_ws, (batch,), generator=gen)
     mixed = torch.rand(batch, generator=gen) < c.style_mixing
     pick = torch.randint(len(step.label_pool), (batch,), generator=gen)
-    return dict(
-        z=z,
-        z_mix=z_mix,
-        cutoff=moved(torch.where(mixed, cutoff, G.num_ws), device),
-        labels=step.label_pool[moved(pick, device)] if c.conditional else None,
-        noise=G.draw_noise(batch, gen, device),
-    )
+    noise = G.draw_noise(batch, gen, device)
+    labels = step.told(step.label_pool[moved(pick, device)], batch, 0, gen) if c.labelled else None
+    cutoff = moved(torch.where(mixed, cutoff, G.num_ws), device)
+    return dict(z=z, z_mix=z_mix, cutoff=cutoff, labels=labels, noise=noise)
 
 
 def draw_augmentation(step: Step, p: float, purpose: str) -> dict:
@@ -192,7 +207,7 @@ def generator_step(s: TrainState, step: Step) -> None:
     # D's weights need no gradient here; without this autograd would compute and keep them, a third of the step's work.
     s.D.requires_grad_(False)
     for start, stop in step.rows(c.batch):
-        real, labels = step.batches.rows(step.position, start, stop) if c.loss == "rpgan" else (None, None)
+        real, labels = step.reals(start, stop) if c.loss == "rpgan" else (None, None)
         latents, noise = rows_of(draws, start, stop, labels)
         ws, w = styles_of(s.G, **latents)
         fake = step.synthesis(ws, noise, dtype=step.dtype)
@@ -236,7 +251,7 @@ def discriminator_step(s: TrainState, step: Step) -> None:
     draws, params = draw_latents(step, s.G, c.batch, "D"), draw_augmentation(step, s.ada.p, "D fake")
     real_params = draw_augmentation(step, s.ada.p, "D real")
     for start, stop in step.rows(c.batch):
-        real, labels = step.batches.rows(step.position, start, stop)
+        real, labels = step.reals(start, stop)
         latents, noise = rows_of(draws, start, stop, labels if c.loss == "rpgan" else None)
         # No gradient to G from D's step, and reals augmented as generated ones are: else D would tell them by that.
         with torch.no_grad():
@@ -244,7 +259,7 @@ def discriminator_step(s: TrainState, step: Step) -> None:
             fake = augmented(fake, params, start, stop)
             real = augmented(real, real_params, start, stop)
         # One pass over both: minibatch-std groups are contiguous rows, so generated and real rows never share one.
-        both = torch.cat([latents["labels"], labels]) if c.conditional else None
+        both = torch.cat([latents["labels"], labels]) if c.labelled else None
         fake_logits, real_logits = step.critic(torch.cat([fake, real]), both, dtype=step.dtype).chunk(2)
         losses = discriminator_loss(real_logits, fake_logits, kind=c.loss)
         s.scaler_D.scale(losses.mean() / c.accumulate).backward()
@@ -262,11 +277,8 @@ def look_at_held_out(s: TrainState, step: Step, held: HeldOut) -> None:
     """What D says of slices that it does not learn from, augmented as the others (Karras 2020b, equation 1)."""
     c, params = step.c, draw_augmentation(step, s.ada.p, "D held out")
     for start, stop in step.rows(c.batch):
-        _, labels = step.batches.rows(step.position, start, stop)
-        images = held.rows(step.position, start, stop, step.position // (s.ada.interval * c.batch))
-        logits = step.critic(
-            augmented(images, params, start, stop), labels if c.conditional else None, dtype=step.dtype
-        )
+        images, labels = held.rows(step.position, start, stop, step.position // (s.ada.interval * c.batch))
+        logits = step.critic(augmented(images, params, start, stop), labels, dtype=step.dtype)
         step.add("logits_held", logits, c.batch)
 
 
@@ -280,8 +292,8 @@ def gradient_penalty_step(s: TrainState, step: Step) -> None:
     real_params, params = draw_augmentation(step, s.ada.p, "R1"), draw_augmentation(step, s.ada.p, "R2")
     for start, stop in step.rows(c.batch):
         with torch.no_grad():
-            real, labels = step.batches.rows(step.position, start, stop)
-            inputs = [("r1", augmented(real, real_params, start, stop), labels if c.conditional else None)]
+            real, labels = step.reals(start, stop)
+            inputs = [("r1", augmented(real, real_params, start, stop), labels if c.labelled else None)]
             if draws is not None:
                 latents, noise = rows_of(draws, start, stop, labels)
                 fake = s.G.synthesis(styles_of(s.G, **latents)[0], noise, dtype=step.dtype)
@@ -342,13 +354,18 @@ def train_step(s: TrainState, step: Step, nimg: int) -> None:
     update_ema(s.G_ema, s.G, ema_beta(s.averaged(nimg + c.batch), c.batch, c.ema_kimg, c.ema_rampup))
 
 
-def step_flops(c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.dtype) -> dict:
+def step_flops(
+    c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.dtype, attributes: Sequence[Attribute] = ()
+) -> dict:
     """{penalties_due: FLOPs of one image in such a step}, counted on blank images and a copy of the networks."""
     c, rt = replace(c, batch=2, mbstd_group=2, accumulate=1), replace(rt, rank=0, world=1)
-    s = build_state(c, num_classes, rt.device)
+    s = build_state(c, num_classes, rt.device, attributes)
     label_pool = torch.zeros(1, dtype=torch.int64, device=rt.device)
+    label_pool = torch.zeros(1, len(attributes), device=rt.device) if attributes else label_pool
     blank = torch.zeros(c.batch, c.channels, c.resolution, c.resolution, device=rt.device)
-    batches: Any = SimpleNamespace(rows=lambda _, start, stop: (blank[start:stop], label_pool.expand(stop - start)))
+    batches: Any = SimpleNamespace(
+        rows=lambda _, start, stop: (blank[start:stop], label_pool.repeat_interleave(stop - start, 0))
+    )
     step = Step(c, rt, batches, label_pool, dtype, 0, s.G.synthesis, s.D)
     main, path_length, gradient = (
         sum(count_flops(partial(phase, s, step)) for phase in phases) / c.batch
@@ -363,26 +380,34 @@ def step_flops(c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.d
 
 # --- the run ----------------------------------------------------------------------------------------------------------
 def train(
-    c: GanConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack], network: Network | None, attempt: Attempt
+    c: GanConfig,
+    rt: ranks.Runtime,
+    run: RunDir,
+    packs: list[Pack],
+    columns: list[Column],
+    network: Network | None,
+    attempt: Attempt,
 ) -> int:
     """Train until done or stopped.
 
-    Returns the process's exit code; raises Diverged. packs: training and, if any, other patients.
+    Returns the process's exit code; raises Diverged. packs: training and, if any, other patients. columns: what the
+    networks are told of each slice, where that is more than its class.
     """
     dtype, pack = devices.precision_dtype(c.precision, rt.device), packs[0]
-    s = build_state(c, len(pack.classes) if c.conditional else 0, rt.device)
+    attributes, labels = attributes_of(columns), labels_of(pack, columns)
+    s = build_state(c, len(pack.classes) if c.conditional else 0, rt.device, attributes)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
     # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.
     found = upkeep.resume()
     if found < 0 and c.init_from:
         load_initial_weights(s, ("G", "D", "G_ema"), c.init_from, attempt.say)
     room = devices.step_bytes(c, rt)
-    batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip, room=room)
-    held = held_out_for_ada(c, *packs, device=rt.device, say=attempt.say)
-    label_pool = torch.from_numpy(pack.labels).to(rt.device)
-    sampler = Sampler(c, pack, batches, rt, dtype)
-    yardstick = open_yardstick(c, rt, network, packs, partial(sampler.draws, s.G_ema), attempt.say)
-    flops = partial(step_flops, c, rt, s.G.num_classes, dtype)
+    batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=c.hflip, room=room, labels=labels)
+    held = held_out_for_ada(c, *packs, columns=columns, device=rt.device, say=attempt.say)
+    label_pool = torch.from_numpy(labels).to(rt.device)
+    sampler = Sampler(c, pack, batches, rt, dtype, columns)
+    yardstick = open_yardstick(c, rt, network, packs, partial(sampler.draws, s.G_ema), attempt.say, columns=columns)
+    flops = partial(step_flops, c, rt, s.G.num_classes, dtype, attributes)
     record = Record(c, rt, run, attempt, found, dtype, flops, lambda: {"data_wait": batches.waited, **upkeep.waits()})
     # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
     if found < 0 and rt.rank == 0:
@@ -392,6 +417,8 @@ def train(
     if compiles(c.compile, rt.device, run, attempt.say):
         synthesis, critic = compiled(synthesis), compiled(critic)
     weights: dict[str, nn.Module] = {"G_ema": s.G_ema}
+    about: dict[str, Any] = {"classes": pack.classes, "geometry": pack.geometry}
+    about |= {"conditions": [column.about() for column in columns]} if columns else {}
 
     nimg = upkeep.begin(found, dtype, batches.placement)
     while True:
@@ -401,7 +428,7 @@ def train(
             upkeep.hold(nimg, weights)
             # All ranks save together or not at all: each looks for signals, the slowest of them decides.
             if upkeep.agree(nimg):
-                upkeep.save(nimg, weights, {"classes": pack.classes, "geometry": pack.geometry})
+                upkeep.save(nimg, weights, about)
             if upkeep.ending:
                 batches.close()
                 return upkeep.leave(record, nimg, GENERATE)
@@ -444,17 +471,19 @@ def main() -> int:
         device = devices.choose_device(meeting, c.device, attempt.say)
         # Packs are built before the process group exists: no collective waits for minutes of decoding.
         packs, network = meeting.first(partial(open_data, c, run, meeting, device, attempt.say))
+        columns = columns_of(c, packs[0], attempt.say)
         if rank == 0:
+            told = about_columns(packs[0], columns)
             drawn = None if c.ada == "off" else ada.fingerprint(ada.KINDS[c.ada])
             digests: dict[str, str] = {c.split: packs[0].digest}
             if drawn is not None and c.loss == "rpgan":  # what ADA is steered by
                 digests["held out"] = packs[1].digest if len(packs) > 1 else "none"
-            check_data(run, c, packs[0].classes, digests, attempt.say, augmentation=drawn)
+            check_data(run, c, packs[0].classes, digests, attempt.say, augmentation=drawn, conditions=told)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
             attempt.say(recipe_line(c))
         rt = collectives.init_runtime(c.threads, meeting, device)
-        code = train(c, rt, run, packs, network, attempt)
+        code = train(c, rt, run, packs, columns, network, attempt)
         collectives.shutdown(rt)
         return code
 

@@ -84,15 +84,18 @@ class Batches:
 
     `place`: 'device' copies the whole set to the device as uint8 (on the CPU: reads the memory map), 'host' gathers
     rows with a thread, one batch of `batch` images ahead, 'auto' takes the device if fits_on_device(). `room`: bytes of
-    the device that training is going to need. `hflip` mirrors left-right at random, never vertically.
+    the device that training is going to need. `hflip` mirrors left-right at random, never vertically. `labels`: (N, ...)
+    what is known of each slice, where that is more than the pack's class.
     """
 
     def __init__(
-        self, pack, *, seed: int, batch: int, device, hflip: bool = False, place: str = "auto", room: float = 0.0
-    ):
+        self, pack, *, seed: int, batch: int, device, hflip: bool = False, place: str = "auto", room: float = 0.0,
+        labels: np.ndarray | None = None,
+    ):  # fmt: skip
         self.device, self.seed, self.batch, self.hflip = torch.device(device), seed, batch, hflip
         self.count = len(pack.labels)
-        self._labels = torch.from_numpy(np.asarray(pack.labels, np.int64)).to(self.device)
+        labels = np.asarray(pack.labels, np.int64) if labels is None else labels
+        self._labels = torch.from_numpy(labels).to(self.device)
         self._pack_images = pack.images
         if place not in ("auto", "device", "host"):
             raise ValueError(f"place {place!r}: choose auto, device or host")

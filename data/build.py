@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import images, volumes
+from data.columns import SLICE
 from data.files import atomic_file, remove_torn, say
 from data.packfile import ALIGN, MAX_SIDE, PREAMBLE, RESOLUTIONS, VERSION, Pack, Row, open_pack, sha256_of, write_header
 from data.people import hide, pseudonym
@@ -30,7 +31,7 @@ from data.walk import DataError
 PHANTOM_SIZE = 256  # phantoms that are cropped are drawn at this size first
 DARK, DARK_MIN_SCANS = 0.3, 10  # scans below this fraction of the median scan's mean are left out
 MAX_BAD = 0.01  # share of bad files to go on with
-PIXELS = 2  # how files become slices: raise it when decoding changes, so that packs in the cache are made again
+PIXELS = 3  # how files become slices and rows: raise it when that changes, so that packs in the cache are made again
 BAD_FREE = 100  # sets smaller than this tolerate one bad file
 ONE_PAGE = (".png", ".jpg", ".jpeg", ".bmp")  # read whole and decoded at once, as most data sets are
 LISTED = 20  # bad files named in the log
@@ -181,7 +182,7 @@ def _upper_bounds(source: Source) -> tuple[int, int]:
             except BadFile:
                 continue
         count += slices
-        text += slices * (len(json.dumps([r.name, r.subject])) + 160)
+        text += slices * (len(json.dumps([r.name, r.subject, *r.attributes])) + 184)
     fixed = len(json.dumps([source.classes, source.warnings, source.describe(), source.bad])) + (1 << 16)
     return count, text + fixed + 400 * min(len(source.records), 2000)
 
@@ -321,8 +322,13 @@ def _decode(group: list[Record], source: Source, geometry: dict, channels: int, 
 
 
 def _decode_volume(record: Record, source: Source, geometry: dict, channels: int) -> Decoded:
-    slices, notes = volumes.cut_volume(volumes.open_volume(record.path, record.page), cut_of(source))
-    rows = (_row(record, f"{record.name}#{z:03d}", p[:, :, None], geometry, channels) for z, p in slices)
+    slices, notes, (low, high) = volumes.cut_volume(volumes.open_volume(record.path, record.page), cut_of(source))
+    span = max(high - low, 1)
+
+    def of_slice(z: int) -> Record:
+        return record.but(position=min(max((z - low) / span, 0.0), 1.0))
+
+    rows = (_row(of_slice(z), f"{record.name}#{z:03d}", p[:, :, None], geometry, channels) for z, p in slices)
     count = volumes.open_volume(record.path, record.page).frame(source.plane)[1]
     small = count * channels * geometry["resolution"] ** 2 <= LAZY
     return Decoded(list(rows) if small else rows, "", tuple(notes))
@@ -352,6 +358,9 @@ def _row(record: Record, name: str, pixels, geometry: dict, channels: int) -> tu
     person = pseudonym(record.subject) if record.path else record.subject  # a phantom is nobody
     mean = float(np.add.reduce(pixels, axis=None, dtype=np.uint64)) / pixels.size
     row = Row(hide(name), record.label, person, hide(record.scan), h.hexdigest(), mean, pixels.shape[:2])
+    row.cells = record.attributes
+    if record.position >= 0:
+        row.cells = (*row.cells, (SLICE, f"{record.position:.4g}"))
     if mean < GREY_LEVELS:
         row.levels = int(np.count_nonzero(np.bincount(pixels[::2, ::2, 0].ravel(), minlength=256)))
     return row, packed.transpose(2, 0, 1).tobytes()
@@ -359,10 +368,11 @@ def _row(record: Record, name: str, pixels, geometry: dict, channels: int) -> tu
 
 def _phantom_row(record: Record, geometry: dict, channels: int) -> tuple[Row, bytes]:
     from data.phantom import phantom_slice
+    from data.phantom_people import person_slice
 
-    seed = int(record.name.split("-")[1])
-    pixels = phantom_slice(seed, record.slice_index, geometry["square"])[:, :, None]
-    return _row(record, record.name, pixels, geometry, channels)
+    draw = person_slice if record.attributes else phantom_slice
+    pixels = draw(int(record.name.split("-")[1]), record.slice_index, geometry["square"])
+    return _row(record, record.name, pixels[:, :, None], geometry, channels)
 
 
 def check_bad(spec: str, bad: list, count: int, total: int, max_bad: float) -> None:

@@ -183,9 +183,9 @@ class LatentBatches:
     Lies on a GPU under the conditions of batches.fits_on_device, else rows are read from the memory map.
     """
 
-    def __init__(self, latents: Latents, *, seed: int, device, room: float = 0.0):
+    def __init__(self, latents: Latents, *, seed: int, device, room: float = 0.0, labels: np.ndarray | None = None):
         self.device, self.seed, self.count = torch.device(device), seed, len(latents)
-        self._labels = torch.from_numpy(latents.labels).to(self.device)
+        self._labels = torch.from_numpy(latents.labels if labels is None else labels).to(self.device)
         size = latents.values.nbytes
         self._map, self._values = latents.values, None
         if self.device.type == "cuda" and fits_on_device(size, self.device, room):

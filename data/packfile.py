@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import images
+from data.columns import columns_of
 from data.files import open_regular, parse_json, plain, sha256_of
 from data.walk import DataError
 
@@ -40,6 +41,7 @@ class Pack:
     geometry: dict  # source_height, source_width, square, crop, resolution
     meta: dict  # key, describe, split, total, bad, warnings
     digest: str
+    columns: dict[str, list[str]]  # further cells of each slice by column, '' unknown; `slice` among them
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,6 +60,7 @@ class Row:
     size: tuple[int, int]  # at source
     file: str = ""  # SHA-256 of the file
     levels: int = 256  # grey levels in use, counted of dark slices
+    cells: tuple[tuple[str, str], ...] = ()  # (column, cell)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -79,7 +82,7 @@ def open_pack(path, verify: bool = False) -> Pack:
     labels = np.array(head["labels"], np.int64)
     digest = hashlib.sha256(f"{shape} {head['sha256']}".encode() + labels.astype("<i8").tobytes()).hexdigest()
     names = ("classes", "subjects", "names", "hashes", "geometry", "meta")
-    return Pack(path, pixels, labels, **{k: head[k] for k in names}, digest=digest)
+    return Pack(path, pixels, labels, **{k: head[k] for k in names}, digest=digest, columns=head.get("columns", {}))
 
 
 def _damaged(path, what: str) -> DataError:
@@ -135,6 +138,8 @@ def _header_problem(head) -> str:
         or not all(type(v) is int and -1 <= v < len(classes) for v in labels)
     ):
         return "its labels are malformed"
+    if not _are_columns(head.get("columns", {}), n):
+        return "its columns are malformed"
     if not isinstance(head.get("sha256"), str) or not re.fullmatch(r"[0-9a-f]{64}", head["sha256"]):
         return "its checksum is malformed"
     meta = head.get("meta")
@@ -154,6 +159,14 @@ def _header_problem(head) -> str:
     except DataError as error:
         return str(error)
     return "" if head["geometry"]["resolution"] == height else "its geometry does not match its shape"
+
+
+def _are_columns(columns, n: int) -> bool:
+    """Whether these are columns of n cells each, whoever wrote them."""
+    return isinstance(columns, dict) and all(
+        name.isprintable() and isinstance(cells, list) and len(cells) == n and all(isinstance(v, str) for v in cells)
+        for name, cells in columns.items()
+    )
 
 
 def odd_class(classes: list[str]) -> str:
@@ -202,6 +215,7 @@ def write_header(
         "names": [r.name for r in rows],
         "subjects": [r.subject for r in rows],
         "hashes": [r.hash for r in rows],
+        "columns": columns_of([r.cells for r in rows]),
     }
     room = offset - PREAMBLE.size
     text = json.dumps(head).encode()

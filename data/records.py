@@ -119,7 +119,9 @@ class Source:
             h.update(repr((r.name, r.size, r.mtime_ns, r.label, r.subject, r.scan, r.split, r.slice_index)).encode())
             h.update(repr((r.page, r.session, r.modality, r.position, r.attributes)).encode())
         if self.kind == "phantom":
-            h.update((ROOM / "phantom.py").read_bytes())
+            people_too = any(r.attributes for r in self.records)
+            for name in ("phantom.py", *["phantom_people.py"] * people_too):
+                h.update((ROOM / name).read_bytes())
         return h.hexdigest()
 
     def describe(self) -> str:

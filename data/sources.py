@@ -17,6 +17,7 @@ from pathlib import Path
 
 from data import formats, people, settle
 from data.choose import check_choices, included, not_used, paged, several_modalities
+from data.columns import SLICE
 from data.files import ARCHIVES, PICTURES, VOLUMES
 from data.images import BadFile
 from data.layouts import CLASS_NAME, LAYOUTS, Files, Place, place
@@ -361,17 +362,28 @@ def _say_level(source: Source, warnings: list[str]) -> None:
 def _phantoms(spec: str, split: str) -> Source:
     """Procedural slices. The splits are separate brains: seeds 0 (train, N slices), 1 (test) and 2 (val, N/10 each)."""
     from data.phantom import CLASSES, phantom_label
+    from data.phantom_people import phantom_person
 
-    text = spec.partition(":")[2] if ":" in spec else str(PHANTOM_DEFAULT)
-    if not re.fullmatch(r"\d{1,7}", text) or not 1 <= int(text) <= PHANTOM_MAX:
-        raise DataError(f"--data {spec}: write phantom or phantom:N with N from 1 to {PHANTOM_MAX:,}")
-    n = int(text)
+    match = re.fullmatch(r"phantom(?::(\d{1,7}))?(:people)?", spec)
+    n = int(match[1] or PHANTOM_DEFAULT) if match else 0
+    if not match or not 1 <= n <= PHANTOM_MAX:
+        forms = f"phantom or phantom:N with N from 1 to {PHANTOM_MAX:,}, or phantom:N:people"
+        raise DataError(f"--data {spec}: write {forms}")
+
+    def told(seed: int, i: int) -> dict:
+        """What a table would say of it."""
+        if not match[2]:
+            return {}
+        person = phantom_person(seed, i)
+        place = float(person.pop(SLICE))
+        return {"position": place, "attributes": tuple(sorted(person.items()))}
+
     records = []
     for seed, side, count in ((0, "train", n), (1, "test", max(1, n // 10)), (2, "val", max(1, n // 10))):
         if split in (side, "all"):
-            records += [
-                Record("", f"phantom-{seed}-{i:06d}", phantom_label(seed, i), f"phantom-{seed}-{i:06d}", "", side, i)
-                for i in range(count)
-            ]
+            for i in range(count):
+                name = f"phantom-{seed}-{i:06d}"
+                records.append(Record("", name, phantom_label(seed, i), name, "", side, i, **told(seed, i)))
     rule = "train, test and val are different brains" if split != "all" else "everything, train, test and val mixed"
-    return Source(spec, "", "phantoms", list(CLASSES), records, "none", split, rule, kind="phantom")
+    layout = "phantoms of people" if match[2] else "phantoms"
+    return Source(spec, "", layout, list(CLASSES), records, "none", split, rule, kind="phantom")

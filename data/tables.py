@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data import images, people
+from data.columns import MISSING, plain
 from data.files import open_regular
 from data.images import BadFile
 from data.layouts import DIAGNOSES
@@ -51,14 +52,7 @@ KNOWN = (
     {"id", "mf", "cdr"},
     {"mrid", "subject"},
 )  # fmt: skip
-MISSING = {"", "n/a", "na", "nan", "none", "null", "-4"}
-
 Row = dict[str, str]
-
-
-def plain(column: str) -> str:
-    """A column's name as it is compared: lower case, letters and digits."""
-    return re.sub(r"[^a-z0-9]", "", column.lower())
 
 
 def read_text(path) -> bytes:

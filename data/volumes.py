@@ -276,12 +276,12 @@ def read_volume(path, cut: Cut | None = None, number: int = -1) -> tuple[list[tu
     Index 0 is the lowest, rearmost or leftmost slice. NaN and infinite voxels count as 0. "Non-zero" is above 1 % of
     the 99.9th percentile: scaled integers put the background slightly off zero.
     """
-    slices, notes = cut_volume(open_volume(path, number), cut or Cut())
+    slices, notes, _ = cut_volume(open_volume(path, number), cut or Cut())
     return list(slices), notes
 
 
-def cut_volume(volume: Volume, cut: Cut) -> tuple[Iterator[tuple[int, np.ndarray]], list[str]]:
-    """read_volume's slices one by one: only the stored voxels are held at a time."""
+def cut_volume(volume: Volume, cut: Cut) -> tuple[Iterator[tuple[int, np.ndarray]], list[str], tuple[int, int]]:
+    """read_volume's slices one by one, only the stored voxels are held at a time; and the head's lowest and highest."""
     from nibabel.orientations import apply_orientation
 
     frame, _, _ = volume.frame(cut.plane, cut.spacing)
@@ -290,7 +290,7 @@ def cut_volume(volume: Volume, cut: Cut) -> tuple[Iterator[tuple[int, np.ndarray
     grey = _Grey(stored, volume.scale, notes, cut.value_range)
     turned = apply_orientation(stored, volume.order)
     turned = np.moveaxis(turned, PLANES[cut.plane], 2)
-    chosen = _choose_slices(turned, grey, cut.slices)
+    chosen, head = _choose_slices(turned, grey, cut.slices)
 
     def slices() -> Iterator[tuple[int, np.ndarray]]:
         for z in chosen:
@@ -299,7 +299,7 @@ def cut_volume(volume: Volume, cut: Cut) -> tuple[Iterator[tuple[int, np.ndarray
                 plane = np.asarray(Image.fromarray(plane).resize(frame[::-1], _kernel(plane.shape, frame)))
             yield z, np.rint(np.clip(plane, 0, 255)).astype(np.uint8)
 
-    return slices(), notes
+    return slices(), notes, head
 
 
 def _kernel(old: tuple[int, ...], new: tuple[int, int]) -> Image.Resampling:
@@ -355,8 +355,10 @@ class _Grey:
         return np.where(values == 0, np.float32(0), grey) if self.masked else grey
 
 
-def _choose_slices(turned: np.ndarray, grey: _Grey, share: tuple[float, float] | None) -> list[int]:
-    """Indices of the slices that show enough brain, or lie in that share of the head's extent."""
+def _choose_slices(
+    turned: np.ndarray, grey: _Grey, share: tuple[float, float] | None
+) -> tuple[list[int], tuple[int, int]]:
+    """Indices of the slices that show enough brain, or lie in that share of the head's extent; and this extent."""
     depth = turned.shape[2]
     area, columns, rows = np.zeros(depth), np.zeros(turned.shape[0]), np.zeros(turned.shape[1])
     for z in range(depth):
@@ -366,17 +368,17 @@ def _choose_slices(turned: np.ndarray, grey: _Grey, share: tuple[float, float] |
         rows += bright.sum(0)
     if not area.any():
         raise BadFile("no slice shows brain")
+    head = np.flatnonzero(area >= EXTENT * area.max())
+    first, last = int(head[0]), int(head[-1])
     if share is not None:
-        head = np.flatnonzero(area >= EXTENT * area.max())
-        first, last = int(head[0]), int(head[-1])
         low, high = (first + s * (last - first) for s in share)
         chosen = [z for z in range(first, last + 1) if low - 1e-9 <= z <= high + 1e-9]
         if not chosen:
             raise BadFile(f"no slice lies in {share[0]:g} to {share[1]:g} of the head's extent")
-        return chosen
+        return chosen, (first, last)
     box = np.prod([np.ptp(np.flatnonzero(n > BOX * n.max())) + 1 for n in (columns, rows)])
     frame = turned.shape[0] * turned.shape[1]
     chosen = [z for z in range(depth) if not area[z] / min(frame, 2 * box) < BRAIN_AREA]
     if not chosen:
         raise BadFile(f"no slice shows brain on {BRAIN_AREA:.0%} of the frame")
-    return chosen
+    return chosen, (first, last)

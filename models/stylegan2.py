@@ -15,7 +15,7 @@ Karras 2020b: Training GANs with Limited Data, arXiv 2006.06676 (mixed precision
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.conditions import Attribute, ConditionEmbedding
 from models.convolution import conv2d, conv_transpose2d
 from models.draws import normals
 from models.filters import blur, downsample, upsample
@@ -82,23 +83,33 @@ class EqualLinear(nn.Module):
 class MappingNetwork(nn.Module):
     """z (B, z_dim) and, with classes, labels (B,) int64 -> w (B, w_dim) fp32 (Karras 2019, section 2).
 
-    The class embedding is normalised as z is, and concatenated to it (Karras 2020b). z_dim 0 maps the class alone.
+    The class embedding is normalised as z is, and concatenated to it (Karras 2020b). z_dim 0 maps the class alone. With
+    attributes their values (B, A), as of models.conditions, stand in place of the labels.
     """
 
-    def __init__(self, z_dim: int, w_dim: int, *, num_classes: int = 0, layers: int = 8):
+    def __init__(
+        self, z_dim: int, w_dim: int, *, num_classes: int = 0, layers: int = 8, attributes: Sequence[Attribute] = ()
+    ):
         super().__init__()
-        self.z_dim, self.num_classes = z_dim, num_classes
-        if num_classes:
+        self.z_dim, self.num_classes, self.attributes = z_dim, num_classes, len(attributes)
+        if attributes:
+            self.conditions = ConditionEmbedding(attributes, w_dim, EqualLinear)
+        elif num_classes:
             self.embedding = nn.Parameter(torch.randn(num_classes, w_dim))
-        widths = [z_dim + (w_dim if num_classes else 0)] + [w_dim] * layers
+        widths = [z_dim + (w_dim if num_classes or attributes else 0)] + [w_dim] * layers
         self.layers = nn.ModuleList(
             EqualLinear(i, o, lr_multiplier=MAPPING_LR, activate=True) for i, o in pairwise(widths)
         )
 
     def forward(self, z: torch.Tensor | None, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """z (B, z_dim) or None, labels (B,) int64 -> w (B, w_dim) fp32. Raises ValueError where classes lack labels."""
+        """z (B, z_dim) or None, labels (B,) int64 or values (B, A) -> w (B, w_dim) fp32. Raises ValueError where they
+        are missing."""
         parts = [normalise(z.float())] if z is not None and self.z_dim else []
-        if self.num_classes:
+        if self.attributes:
+            if labels is None:
+                raise ValueError(f"this network knows {self.attributes} attributes: pass values, (batch, attributes)")
+            parts.append(normalise(self.conditions(labels)))
+        elif self.num_classes:
             if labels is None:
                 raise ValueError(f"this network knows {self.num_classes} classes: pass labels, int64 of shape (batch,)")
             parts.append(normalise(F.embedding(labels, self.embedding)))
@@ -201,14 +212,17 @@ class Generator(nn.Module):
         mapping_layers: int = 8,
         channel_base: int = 16384,
         channel_max: int = 512,
+        attributes: Sequence[Attribute] = (),
     ):
         super().__init__()
+        num_classes = 0 if attributes else num_classes
         sizes = resolutions(resolution)
         widths = [channels_at(r, channel_base, channel_max) for r in sizes]
         self.resolution, self.channels, self.num_classes = resolution, channels, num_classes
         self.z_dim, self.w_dim = z_dim, w_dim
         self.num_ws = 2 * len(sizes)  # one per convolution and one for the last toRGB
-        self.mapping = MappingNetwork(z_dim, w_dim, num_classes=num_classes, layers=mapping_layers)
+        knows: dict[str, Any] = dict(num_classes=num_classes, attributes=attributes)
+        self.mapping = MappingNetwork(z_dim, w_dim, **knows, layers=mapping_layers)
         self.register_buffer("w_avg", torch.zeros(num_classes, w_dim) if num_classes else torch.zeros(w_dim))
         self.register_load_state_dict_pre_hook(average_of_each_class)
         self.const = nn.Parameter(torch.randn(1, widths[0], 4, 4))
@@ -391,7 +405,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Residual discriminator; with classes, a projection discriminator (Miyato 2018, as in Karras 2020b)."""
+    """Residual discriminator; with classes or attributes, a projection discriminator (Miyato 2018, Karras 2020b)."""
 
     def __init__(
         self,
@@ -404,8 +418,10 @@ class Discriminator(nn.Module):
         mbstd_group: int = 4,
         mbstd_channels: int = 1,
         mapping_layers: int = 8,
+        attributes: Sequence[Attribute] = (),
     ):
         super().__init__()
+        num_classes = 0 if attributes else num_classes
         sizes = resolutions(resolution)[::-1]
         widths = [channels_at(r, channel_base, channel_max) for r in sizes]
         last = widths[-1]
@@ -417,9 +433,11 @@ class Discriminator(nn.Module):
         self.blocks = nn.ModuleList(DiscriminatorBlock(i, o) for i, o in pairwise(widths))
         self.conv = EqualConv(last + mbstd_channels, last)
         self.linear = EqualLinear(last * 16, last, activate=True)
-        self.out = EqualLinear(last, last if num_classes else 1)
-        if num_classes:
-            self.mapping = MappingNetwork(0, last, num_classes=num_classes, layers=mapping_layers)
+        self.projects = bool(num_classes or attributes)
+        self.out = EqualLinear(last, last if self.projects else 1)
+        if self.projects:
+            knows: dict[str, Any] = dict(num_classes=num_classes, attributes=attributes)
+            self.mapping = MappingNetwork(0, last, **knows, layers=mapping_layers)
 
     def forward(
         self,
@@ -429,7 +447,8 @@ class Discriminator(nn.Module):
         *,
         detach_std: bool = False,
     ) -> torch.Tensor:
-        """Images (B, C, R, R) in [-1, 1], labels (B,) int64 or None -> logits (B,) fp32; B a multiple of mbstd_group.
+        """Images (B, C, R, R) in [-1, 1], labels (B,) int64, values (B, A) or None -> logits (B,) fp32; B a multiple of
+        mbstd_group.
 
         detach_std holds the minibatch-std constant in the gradient: a gradient penalty then sees for every image the
         slope of its own logit alone, not that of its neighbours in the group.
@@ -442,7 +461,7 @@ class Discriminator(nn.Module):
             std = minibatch_std(x.detach() if detach_std else x, self.mbstd_group, self.mbstd_channels)
             x = torch.cat([x, std], 1)
         x = self.out(self.linear(self.conv(x).flatten(1)))
-        if self.num_classes:
+        if self.projects:
             features = self.mapping(None, labels)
             return (x * features).sum(1) * (1 / math.sqrt(features.shape[1]))
         return x.squeeze(1)

@@ -56,5 +56,5 @@ def rows_of(draws: dict, start: int, stop: int, pairs: Tensor | None = None) -> 
 
 def styles_of(G: Generator, z, z_mix, cutoff, labels) -> tuple[Tensor, Tensor]:
     """Mixed styles ws (B, num_ws, w_dim), and w (B, w_dim) of the first latent."""
-    w, w_mix = G.mapping(torch.cat([z, z_mix]), None if labels is None else labels.repeat(2)).chunk(2)
+    w, w_mix = G.mapping(torch.cat([z, z_mix]), None if labels is None else torch.cat([labels, labels])).chunk(2)
     return mix_styles(w, w_mix, cutoff, G.num_ws), w

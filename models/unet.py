@@ -1,5 +1,6 @@
 """The denoising U-Net (Ho 2020; Dhariwal and Nichol 2021): residual blocks, self-attention at low resolutions,
-sinusoidal time embedding, and classes that are dropped at random for classifier-free guidance (Ho and Salimans 2022).
+sinusoidal time embedding, and classes, or attributes of any kind (models/conditions.py), that are dropped at random for
+classifier-free guidance (Ho and Salimans 2022).
 
 Pure functions of (x, t, labels): the type of the arithmetic is the caller's autocast, the memory format the input's.
 """
@@ -7,13 +8,14 @@ Pure functions of (x, t, labels): the type of the arithmetic is the caller's aut
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.conditions import Attribute, ConditionEmbedding, unknown
 from models.norm import GroupNorm
 
 GROUPS = (
@@ -100,7 +102,8 @@ def pairs_of(level: Any) -> Iterator[tuple[nn.Module, nn.Module]]:
 
 
 class UNet(nn.Module):
-    """Predicts a diffusion target. x (B, C, h, w), t (B,) in [0, 1], labels (B,) int64 or None -> (B, C, h, w).
+    """Predicts a diffusion target. x (B, C, h, w), t (B,) in [0, 1], labels (B,) int64 or None -> (B, C, h, w); with
+    attributes their values (B, A), NaN for unknown, stand in place of the labels.
 
     `widths` are the channels per resolution, each half of the one before; attention stands at the sides in
     `attention_sides` (pixels) and in the middle. With num_classes > 0 the label `num_classes` means "no class".
@@ -117,14 +120,17 @@ class UNet(nn.Module):
         head_dim: int = 64,
         dropout: float = 0.1,
         num_classes: int = 0,
+        attributes: Sequence[Attribute] = (),
     ):
         super().__init__()
         if size % 2 ** (len(widths) - 1):
             raise ValueError(f"a side of {size} cannot be halved {len(widths) - 1} times; use fewer widths")
-        self.num_classes, self.base = num_classes, widths[0]
+        num_classes = 0 if attributes else num_classes
+        self.num_classes, self.attributes, self.base = num_classes, len(attributes), widths[0]
         emb_dim = 4 * widths[0]
         self.embed_time = nn.Sequential(nn.Linear(widths[0], emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
         self.embed_class = nn.Embedding(num_classes + 1, emb_dim) if num_classes else None
+        self.conditions = ConditionEmbedding(attributes, emb_dim, nn.Linear) if attributes else None
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
 
         common: dict[str, Any] = dict(emb_dim=emb_dim, dropout=dropout, head_dim=head_dim)
@@ -155,12 +161,13 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (B, C, h, w), t (B,) in 0 ..
 
-        1, labels (B,) int64 or None (no class) -> (B, C, h, w), what the target of training is.
+        1, labels (B,) int64 or None (no class), or values (B, A) -> (B, C, h, w), what the target of training is.
         """
         emb = self.embed_time(time_embedding(t, self.base))
         if self.embed_class is not None:
-            labels = torch.full_like(t, self.num_classes, dtype=torch.int64) if labels is None else labels
-            emb = emb + self.embed_class(labels).to(emb.dtype)
+            emb = emb + self.embed_class(self.nothing(t) if labels is None else labels).to(emb.dtype)
+        if self.conditions is not None:
+            emb = emb + self.conditions(self.nothing(t) if labels is None else labels).to(emb.dtype)
         h = self.conv_in(x)
         skips = [h]
         for i, level in enumerate(self.down):
@@ -178,6 +185,12 @@ class UNet(nn.Module):
                 h = self.upsample[i](F.interpolate(h, scale_factor=2.0, mode="nearest"))
         return self.conv_out(F.silu(self.norm_out(h)))
 
+    def nothing(self, like: Tensor) -> Tensor:
+        """What stands for "no class", or for attributes of which none is known, of as many rows as `like` has."""
+        if self.attributes:
+            return unknown(like, self.attributes)
+        return torch.full((len(like),), self.num_classes, dtype=torch.int64, device=like.device)
+
 
 def drop_labels(labels: Tensor, num_classes: int, probability: float, generator: torch.Generator) -> Tensor:
     """Labels (B,) with some replaced by "no class", so that one network learns both (Ho and Salimans 2022, algorithm
@@ -186,15 +199,25 @@ def drop_labels(labels: Tensor, num_classes: int, probability: float, generator:
     return torch.where(drop, num_classes, labels)
 
 
-def guided(model: UNet, x: Tensor, t: Tensor, labels: Tensor | None, guidance: float = 1.0) -> Tensor:
+def guided(
+    model: UNet, x: Tensor, t: Tensor, labels: Tensor | None, guidance: float | Mapping[int, float] = 1.0
+) -> Tensor:
     """Classifier-free guidance, uncond + guidance (cond - uncond), in one call of twice the batch.
 
     guidance 1 is the conditional model itself, 0 the unconditional one; both, and labels None, cost a single batch.
+    Of attributes it may be {column: strength}: cond + sum (strength - 1) (cond - cond without this column), one more
+    batch for each (Liu 2022, composable diffusion).
     """
-    if labels is None or guidance == 0 or not model.num_classes:
+    if labels is None or guidance == 0 or not (model.num_classes or model.attributes):
         return model(x, t, None)
-    if guidance == 1:
+    if guidance == 1 or guidance == {}:
         return model(x, t, labels)
-    none = torch.full_like(labels, model.num_classes)
+    if isinstance(guidance, Mapping):
+        columns = torch.arange(labels.shape[1], device=labels.device)
+        without = [torch.where(columns == i, math.nan, labels) for i in guidance]
+        n = 1 + len(without)
+        cond, *others = model(x.repeat(n, 1, 1, 1), t.repeat(n), torch.cat([labels, *without])).chunk(n)
+        return cond + sum((g - 1) * (cond - other) for g, other in zip(guidance.values(), others, strict=True))
+    none = model.nothing(labels)
     cond, uncond = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([labels, none])).chunk(2)
     return uncond + guidance * (cond - uncond)

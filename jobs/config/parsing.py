@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from data.files import say
 from jobs.config import kinds
 from jobs.config.cards import Card
-from jobs.config.recipe import derived, rule
+from jobs.config.recipe import conditioned, derived, rule
 from jobs.config.rules import CHOICES, FREE
 from jobs.config.specs import AUTO, ROOT, ConfigError, GanConfig, TrainConfig, read_json
 from jobs.config.version import version
@@ -66,7 +66,7 @@ def parse_known(
     if fit:
         config = fitted(config, config.run, ranks_here(), local_card)
     config = derived(config, partial(begun_of_this_job, config))
-    config = replace(config, data=config.data or data_of(config.preset))
+    config = conditioned(replace(config, data=config.data or data_of(config.preset)))
     paths: dict[str, Any] = {name: _absolute(value) for name in PATH_FIELDS if (value := getattr(config, name, ""))}
     config = replace(config, **paths)
     config = replace(config, run=_absolute(config.run) if config.run else str(ROOT / "runs" / default_name(config)))
@@ -205,7 +205,7 @@ def result_fields(config: TrainConfig) -> dict:
 
 def config_hash(config: TrainConfig) -> str:
     """8 hex digits over the fields that change the result."""
-    content = {k: v for k, v in result_fields(config).items() if v or k not in CHOICES}
+    content = {k: v for k, v in result_fields(config).items() if v or k not in (*CHOICES, "condition")}
     if config.init_from:
         content["init_from"] = config.init_from
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

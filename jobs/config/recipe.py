@@ -1,4 +1,5 @@
-"""The numbers of a StyleGAN2 that follow from its resolution, batch and loss where none is given.
+"""The numbers of a StyleGAN2 that follow from its resolution, batch and loss where none is given; and --condition in
+its one spelling.
 
 Worked out once, when the command line is read: RUN/config.json holds the numbers, and a run that has begun keeps them.
 """
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from jobs.config.specs import AUTO, GanConfig, TrainConfig
+from jobs.config.specs import AUTO, ConfigError, GanConfig, SamplingConfig, TrainConfig
 
 Config = TypeVar("Config", bound=TrainConfig)
 
@@ -46,6 +47,24 @@ def derived(config: Config, begun: Callable[[], Config | None] = lambda: None) -
     if before is not None:
         found |= {name: own for name in found if (own := getattr(before, name)) != AUTO}
     return replace(config, **found)
+
+
+def conditioned(config: Config) -> Config:
+    """The config with --condition in one spelling: class first and by --conditional, then the others in order; class
+    alone is --conditional. Phantoms are then those that have such columns."""
+    if not isinstance(config, SamplingConfig) or not config.condition:
+        return config
+    names = [name.strip() for name in config.condition.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        text = "write each column once, with commas between, such as class,age,slice"
+        raise ConfigError(f"--condition {config.condition}: {text}")
+    others = sorted(set(names) - {"class"})
+    config = replace(config, **{"conditional": config.conditional or "class" in names})  # type: ignore[attr-defined]
+    if not others:
+        return replace(config, condition="")
+    people = ":people" * (config.data.startswith("phantom") and not config.data.endswith(":people"))
+    first = ["class"] * config.conditional  # type: ignore[attr-defined]
+    return replace(config, condition=",".join(first + others), data=config.data + people)
 
 
 def recipe_line(c: GanConfig) -> str:

@@ -20,7 +20,7 @@ from jobs.config.specs import (
 # A checkpoint fits only networks for which all of these agree.
 ARCHITECTURE = frozenset(
     (
-        "resolution channels conditional z_dim w_dim mapping_layers channel_base channel_max mbstd_group "
+        "resolution channels conditional condition z_dim w_dim mapping_layers channel_base channel_max mbstd_group "
         "down latent_channels width num_res disc_width space vae widths attention head_dim"
     ).split()
 )

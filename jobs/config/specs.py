@@ -133,6 +133,13 @@ class TrainConfig:
 class SamplingConfig(TrainConfig):
     """What the kinds share that draw slices from nothing; no job of its own."""
 
+    # --- data ---------------------------------------------------------------------------------------------------------
+    condition: str = ""
+    """Columns that the network is told of each slice, such as class,age,sex,slice; any of them may be unknown.
+
+    class and slice (its place along the axis, 0 to 1) are there where the data have them, all others come from a table.
+    """
+
     # --- figures while it trains --------------------------------------------------------------------------------------
     metric_kimg: float = 0.0
     """Kimg between KID, FID, precision, recall and coverage on other patients, by which the best weights are kept.
@@ -142,6 +149,11 @@ class SamplingConfig(TrainConfig):
     feature_weights: str = ""
     """Network to measure with, as of predict.py evaluate. Default: a small encoder of the training slices, made once.
     """
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the network is told anything of a slice."""
+        return bool(self.condition or getattr(self, "conditional", False))
 
 
 @dataclass(frozen=True)
@@ -154,7 +166,7 @@ class GanConfig(SamplingConfig):
 
     # --- data ---------------------------------------------------------------------------------------------------------
     conditional: bool = False
-    """Condition both networks on the class label (projection discriminator)."""
+    """Condition both networks on the class label (projection discriminator): --condition class."""
     hflip: bool = False
     """Mirror training slices left-right at random. Off: a brain's sides are not the same."""
 
@@ -288,9 +300,9 @@ class DiffusionConfig(DenoisingConfig, SamplingConfig):
     Default: the newest finished one beside this run with the same data, resolution, channels and crop.
     """
     conditional: bool = False
-    """Condition on the class label, with classes dropped at random for guidance."""
+    """Condition on the class label, with classes dropped at random for guidance: --condition class."""
     class_dropout: float = 0.1
-    """Probability that a label is dropped in training."""
+    """Probability that a label is dropped in training; of --condition, that all of a slice's values are, and each."""
 
     # --- network ------------------------------------------------------------------------------------------------------
     widths: str = "64,128,256"

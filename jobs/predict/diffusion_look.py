@@ -8,9 +8,11 @@ from functools import partial
 import torch
 
 from data.batches import to_float, to_uint8
+from data.columns import Column
 from data.latents import Latents
 from data.packfile import Pack
 from jobs.config.specs import DiffusionConfig
+from jobs.predict.conditions import grid_labels, labels_of
 from jobs.predict.latent_space import CHUNK, Data
 from jobs.training import collectives, randomness, ranks
 from jobs.view.grids import image_grid
@@ -51,20 +53,19 @@ class Sampler:
         schedule: schedules.Schedule,
         rt: ranks.Runtime,
         dtype: torch.dtype,
+        columns: Sequence[Column] = (),
     ):
         self.c, self.data, self.schedule, self.rt, self.dtype = c, data, schedule, rt, dtype
-        self.classes = pack.classes
-        self.columns = 8 if c.resolution <= 128 else 6
-        self.number = self.columns * (6 if c.resolution <= 128 else 4)
+        self.classes, self.columns = pack.classes, columns
+        self.width = 8 if c.resolution <= 128 else 6
+        self.number = self.width * (6 if c.resolution <= 128 else 4)
         gen = randomness.generator(c.seed, 0, "grid")
         self.noise = normal((self.number, *data.shape), gen, rt.device)
-        self.labels = None
-        if c.conditional:  # whole rows of one class
-            self.labels = torch.arange(self.number, device=rt.device) // self.columns % len(pack.classes)
         count = min(64, len(pack.labels))
         pick = torch.linspace(0, len(pack.labels) - 1, count).round().long().tolist()
         self.real = to_float(torch.stack([torch.from_numpy(pack.images[i].copy()) for i in pick])).to(rt.device)
-        self.real_labels = torch.tensor([int(pack.labels[i]) for i in pick], device=rt.device)
+        self.real_labels = torch.from_numpy(labels_of(pack, columns)[pick]).to(rt.device)
+        self.labels, self.captions = grid_labels(c, pack, columns, self.real_labels, self.number, self.width)
         self.prefix = "train_loss" if held_out is None else "val_loss"
         looked_at = (pack, data.latents) if held_out is None else (held_out, held_out_latents)
         self.looked_at = self._fixed(*looked_at, rt.device)
@@ -80,7 +81,7 @@ class Sampler:
             mean, logvar = torch.from_numpy(latents.values[pick]).to(device).float().unbind(1)
             sample = posterior_sample(mean, logvar, normal(mean.shape, gen, device))
             x0 = self.data.scale.normalise(sample)
-        labels = torch.from_numpy(pack.labels[pick]).to(device) if self.c.conditional else None
+        labels = torch.from_numpy(labels_of(pack, self.columns)[pick]).to(device) if self.c.labelled else None
         # Spread as evenly as can be, over all and over those of any one patient.
         t = (torch.arange(count, device=device) * 0.6180339887498949 + 0.5) % 1
         if self.c.times.startswith("fast-"):
@@ -90,10 +91,8 @@ class Sampler:
 
     def reals(self):
         """A grid of real slices, laid out as the samples are."""
-        captions = None
-        if self.labels is not None:
-            captions = [self.classes[k] for k in self.real_labels[: self.number].tolist()]
-        return image_grid(to_uint8(self.real[: self.number]).cpu().numpy(), self.columns, labels=captions)
+        captions = None if self.labels is None else self.captions(self.real_labels[: self.number])
+        return image_grid(to_uint8(self.real[: self.number]).cpu().numpy(), self.width, labels=captions)
 
     def mine(self, number: int, size: int) -> list[torch.Tensor]:
         """The chunks of 0 .. number - 1 that this rank takes. A chunk is the same for any number of ranks."""
@@ -111,14 +110,15 @@ class Sampler:
             width = (collectives.reduce_sum(self.rt, squares) / self.noise.numel()).sqrt()
             figures["sample_spread"] = float(width / self.looked_at[0].square().mean().sqrt().clamp_min(1e-6))
             figures["diversity"] = float(diversity_ratio(images, self.real))
-            real = class_diversity(self.real, self.real_labels)
-            for k, value in class_diversity(images, self.labels).items() if self.labels is not None else ():
+            by_class = self.labels is not None and not self.columns
+            real = class_diversity(self.real, self.real_labels) if by_class else {}
+            for k, value in class_diversity(images, self.labels).items() if by_class else ():
                 if real.get(k):
                     figures[f"diversity_{self.classes[k]}"] = float(value / real[k])
         if self.rt.rank:
             return None, figures
-        captions = None if self.labels is None else [self.classes[k] for k in self.labels.tolist()]
-        return image_grid(to_uint8(images).cpu().numpy(), self.columns, labels=captions), figures
+        captions = None if self.labels is None else self.captions(self.labels)
+        return image_grid(to_uint8(images).cpu().numpy(), self.width, labels=captions), figures
 
     def samples(self, unet: UNet, scale: LatentScale) -> tuple[torch.Tensor, torch.Tensor]:
         """(images (number, C, R, R) in -1 .. 1 of the fixed noise, zero where they are other ranks'; sum of squares of
@@ -145,8 +145,8 @@ class Sampler:
         return samplers.sample(denoise, noise, self.schedule, c.sampler, c.steps, times=times, fresh=fresh)
 
     def draws(self, unet: UNet, scale: LatentScale, labels: torch.Tensor) -> Callable[[Sequence[int]], torch.Tensor]:
-        """What figures are taken of: indices -> uint8 (B, C, R, R), each with its noise and the class in `labels` (N,),
-        at every tick the same."""
+        """What figures are taken of: indices -> uint8 (B, C, R, R), each with its noise and its row of `labels`
+        (N, ...), at every tick the same."""
 
         @torch.no_grad()
         def images_of(indices: Sequence[int]) -> torch.Tensor:
@@ -154,8 +154,7 @@ class Sampler:
             for i in torch.tensor(list(indices), device=self.rt.device).split(GRID_CHUNK):
                 gen = randomness.generator(self.c.seed, int(i[0]), "metric")
                 noise = normal((len(i), *self.data.shape), gen, self.rt.device)
-                of_class = labels[i] if self.c.conditional else None
-                x0 = self.denoised(unet, noise, of_class, gen)
+                x0 = self.denoised(unet, noise, labels[i] if self.c.labelled else None, gen)
                 images.append(to_uint8(self.data.to_images(x0, scale, self.dtype)))
             return torch.cat(images)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.batches import Batches
@@ -88,17 +89,18 @@ class Data:
         vae: VAE | None,
         device: torch.device,
         room: float = 0.0,
+        labels: np.ndarray | None = None,
     ):
-        """`room`: bytes of the device that the data leave for a step."""
+        """`room`: bytes of the device that the data leave for a step. `labels`: as of Batches."""
         self.latents, self.device, self.classes = latents, device, pack.classes
         self.batches: Any
         self.decoder = None if vae is None else vae.decoder.to(device)
         if latents is None:
-            self.batches = Batches(pack, seed=c.seed, batch=c.batch, device=device, room=room)
+            self.batches = Batches(pack, seed=c.seed, batch=c.batch, device=device, room=room, labels=labels)
             self.shape = (c.channels, c.resolution, c.resolution)
             mean, std = torch.zeros(c.channels), torch.ones(c.channels)
         else:
-            self.batches = LatentBatches(latents, seed=c.seed, device=device, room=room)
+            self.batches = LatentBatches(latents, seed=c.seed, device=device, room=room, labels=labels)
             self.shape = tuple(latents.values.shape[2:])
             mean, std = torch.from_numpy(latents.mean), torch.from_numpy(latents.std)
         self.scale = LatentScale(mean, std).to(device)

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from data.build import packing_of
+from data.columns import Column
 from data.pack import ensure_held_out, ensure_pack
 from data.packfile import Pack
 from jobs.config import rules
+from jobs.predict.conditions import labels_of
 from jobs.predict.features import (
     MIN_HELDOUT,
     Images,
@@ -89,9 +91,11 @@ class Yardstick:
         number: int,
         say: Callable[[str], None] = lambda text: None,
         classes: Sequence[str] = (),
+        columns: Sequence[Column] = (),
     ):
-        """packs: of the training slices and, where there are any, of other patients'. draw(labels (N,)): the generated
-        slices by their indices, `number` of them. classes: of a conditional run, else none.
+        """packs: of the training slices and, where there are any, of other patients'. draw(labels (N, ...)): the
+        generated slices by their indices, `number` of them. classes, columns: what the run is conditioned on, if at
+        all.
 
         Where too few are held out the training slices are the measure, in two halves that have no slice in common.
         """
@@ -105,7 +109,9 @@ class Yardstick:
             rows, held_rows = (evenly(len(train), 2 * self.number)[half::2] for half in (0, 1))
             if len(packs) > 1:
                 say(f"only {len(packs[1])} held-out slices; KID and the rest are taken against training slices")
-        self.labels = torch.from_numpy(np.array(train.labels[rows], np.int64)).to(rt.device)  # classes to be drawn
+        self.labels = torch.from_numpy(np.array(train.labels[rows], np.int64)).to(rt.device)
+        # What samples are told is what is known of these training slices.
+        self.told = torch.from_numpy(labels_of(train, columns)[rows]).to(rt.device) if columns else self.labels
         self.heldout = self.features(lambda r: rows_of(held, held_rows[r]), len(held_rows))
         learnt = self.features(lambda r: rows_of(train, rows[r]), len(rows))
         real = self.figures(learnt)
@@ -166,7 +172,7 @@ class Yardstick:
 
     def __call__(self) -> dict[str, float]:
         """Figures of generated slices, and those of as many training slices beside them; on all ranks at once."""
-        features, thumbs = self.measured(self.draw(self.labels), self.number)
+        features, thumbs = self.measured(self.draw(self.told), self.number)
         figures = self.figures(features) | self.real
         if self.watch is not None:
             figures["copies"] = self.watch.share(thumbs[evenly(len(thumbs), WATCHED)])
@@ -181,6 +187,7 @@ def open_yardstick(
     draw: Callable[[torch.Tensor], Images],
     say: Callable[[str], None],
     calls: int = 1,
+    columns: Sequence[Column] = (),
 ) -> Yardstick | None:
     """The yardstick of a run whose samples take `calls` network calls each; None where no figures are taken."""
     if network is None:
@@ -193,4 +200,4 @@ def open_yardstick(
         for value in network[0].state_dict().values():
             value.copy_(collectives.reduce_sum(rt, value.clone() if rt.rank == 0 else torch.zeros_like(value)))
     classes = packs[0].classes if c.conditional else ()
-    return Yardstick(rt, network, packs, draw, samples_for(c.metric_kimg, calls), say, classes)
+    return Yardstick(rt, network, packs, draw, samples_for(c.metric_kimg, calls), say, classes, columns)

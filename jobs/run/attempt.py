@@ -132,10 +132,17 @@ def adopt_config(run: RunDir, config: TrainConfig) -> None:
 
 
 def check_data(
-    run: RunDir, config, classes: list[str], digests: dict[str, str], say, augmentation: list[float] | None = None
+    run: RunDir,
+    config,
+    classes: list[str],
+    digests: dict[str, str],
+    say,
+    augmentation: list[float] | None = None,
+    conditions: list[dict] | None = None,
 ) -> None:
     """Rank 0: the data are those that the run began with, else ConfigError. `digests` of their contents, by split;
-    `augmentation`: what this code draws for it, as numbers."""
+    `augmentation`: what this code draws for it, as numbers; `conditions`: what is known of the columns that the run is
+    conditioned on."""
     path = run.path / "data.json"
     before = specs.read_json(path) if path.exists() else {}
     if not all(isinstance(before.get(key, kind()), kind) for key, kind in (("classes", list), ("digests", dict))):
@@ -150,6 +157,10 @@ def check_data(
     differ = [f"slices ({split})" for split, digest in digests.items() if old.get(split, digest) != digest]
     if drawn is not None and augmentation is not None and not _close(drawn, augmentation):
         differ.append("random augmentations")  # another version of the code draws otherwise
+    if changes := _other_columns(before.get("conditions"), conditions):
+        raise ConfigError(
+            f"{run.path}: the table is not the one that the run began with: {changes}; restore it, or use another --run"
+        )
     if differ and not config.override:
         raise ConfigError(
             f"{run.path}: the {' and the '.join(differ)} are not those that the run began with; restore them, use "
@@ -161,10 +172,25 @@ def check_data(
     after: dict = {"classes": classes, "digests": old | digests}
     if chosen := {name: value for name in CHOICES if (value := getattr(config, name, ""))}:
         after["choices"] = chosen
+    if conditions:
+        after["conditions"] = conditions
     if augmentation is not None or drawn is not None:
         after["augmentation"] = augmentation if differ or drawn is None else drawn
     if differ or not before or set(digests) - set(old) or (drawn is None and augmentation is not None):
         atomic_write(path, json.dumps(after, indent=2, sort_keys=True) + "\n")
+
+
+def _other_columns(before: object, now: list[dict] | None) -> str:
+    """How the columns differ from those that a run began with, in words; '' where they do not."""
+    old = {one.get("name"): one for one in before if isinstance(one, dict)} if isinstance(before, list) else {}
+    said = []
+    for one in now or ():
+        was = old.get(one["name"])
+        if was is None or was == one:
+            continue
+        facts = [f"{k} {was.get(k)} -> {v}" for k, v in one.items() if k != "digest" and was.get(k) != v]
+        said.append(f"{one['name']} ({', '.join(facts) or 'its values belong to other slices'})")
+    return "; ".join(said)
 
 
 def _close(a, b) -> bool:

@@ -1,0 +1,93 @@
+"""What a network is told of a slice besides its class: any mix of levels and numbers, each of which may be unknown.
+
+The values of B slices are a float32 tensor (B, A), a column per attribute: the index of a level, or the number itself;
+NaN where it is unknown. An unknown value has an embedding of its own, which is learnt by dropping values at random, so
+that any subset can be asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PERIODS = (8.0, 4.0, 2.0, 1.0)  # of the Fourier features, in standard deviations
+
+
+class Attribute(NamedTuple):
+    """One column: `levels` many, or, where that is 0, a number of this mean and deviation over the training slices."""
+
+    levels: int = 0
+    mean: float = 0.0
+    std: float = 1.0
+
+
+def fourier(u: Tensor) -> Tensor:
+    """(B,) standardised numbers -> (B, 2 P + 1): the number itself, sine and cosine of each of the P periods (Tancik
+    2020)."""
+    phase = u[:, None] * (2 * math.pi / torch.tensor(PERIODS, device=u.device))
+    return torch.cat([u[:, None], phase.sin(), phase.cos()], 1)
+
+
+class NumberEmbedding(nn.Module):
+    """(B,) numbers -> (B, dim): Fourier features and two layers; a vector of its own for NaN."""
+
+    def __init__(self, attribute: Attribute, dim: int, layer: Callable[[int, int], nn.Module]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(attribute.mean))
+        self.register_buffer("std", torch.tensor(max(attribute.std, 1e-6)))
+        self.first, self.second = layer(2 * len(PERIODS) + 1, dim), layer(dim, dim)
+        self.unknown = nn.Parameter(torch.randn(dim))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B,) float32 -> (B, dim)."""
+        known = values.isnan().logical_not()
+        u = torch.where(known, (values - self.mean) / self.std, 0.0)  # no NaN may reach a layer, or its gradient is NaN
+        return torch.where(known[:, None], self.second(F.silu(self.first(fourier(u)))).float(), self.unknown)
+
+
+class LevelEmbedding(nn.Module):
+    """(B,) indices of levels as floats -> (B, dim); the last row of the table is for NaN."""
+
+    def __init__(self, attribute: Attribute, dim: int):
+        super().__init__()
+        self.levels, self.weight = attribute.levels, nn.Parameter(torch.randn(attribute.levels + 1, dim))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B,) float32 -> (B, dim)."""
+        index = torch.where(values.isnan(), float(self.levels), values).round().long()
+        return F.embedding(index, self.weight)
+
+
+class ConditionEmbedding(nn.Module):
+    """Values (B, A) -> (B, dim) fp32: the sum of the attributes' embeddings over the root of their number."""
+
+    def __init__(self, attributes: Sequence[Attribute], dim: int, layer: Callable[[int, int], nn.Module]):
+        super().__init__()
+        self.parts = nn.ModuleList(
+            LevelEmbedding(a, dim) if a.levels else NumberEmbedding(a, dim, layer) for a in attributes
+        )
+
+    def forward(self, values: Tensor) -> Tensor:
+        """(B, A) float32 with NaN for unknown -> (B, dim)."""
+        if values.dim() != 2 or values.shape[1] != len(self.parts):
+            raise ValueError(f"values have shape {tuple(values.shape)}, expected (batch, {len(self.parts)})")
+        parts = [part(values[:, i]) for i, part in enumerate(self.parts)]
+        return torch.stack(parts).sum(0) * len(parts) ** -0.5
+
+
+def unknown(like: Tensor, attributes: int) -> Tensor:
+    """(B, attributes) of NaN, for as many rows as `like` has."""
+    return torch.full((len(like), attributes), math.nan, device=like.device)
+
+
+def drop_values(values: Tensor, batch: int, start: int, probability: float, generator: torch.Generator) -> Tensor:
+    """Rows `start` and on of a global batch, (B, A), with some made unknown: with `probability` all of a row's, and of
+    the other rows each value by itself. The draws are for the whole batch, so that every rank has the same."""
+    drop = torch.rand(batch, values.shape[1] + 1, generator=generator) < probability
+    mine = drop[start : start + len(values)].to(values.device, non_blocking=True)
+    return torch.where(mine[:, :1] | mine[:, 1:], math.nan, values)
