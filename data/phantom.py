@@ -435,14 +435,21 @@ def _noise_field(seed, index, n):
     return _resample(noise, n).astype(np.float32)
 
 
-def _render(brain, seed, index, n):
-    """(n, n) float32 intensities of the slice in [0, 255] on an n x n grid."""
+def _folds(brain, rng):
+    """Strokes of all the sulci of a slice."""
+    return _lateral_sulci(brain, rng) + _midline_sulci(brain, rng) + _sylvian(brain, rng)
+
+
+def _render(brain, seed, index, n, folds=_folds, spots=()):
+    """(n, n) float32 intensities of the slice in [0, 255] on an n x n grid.
+
+    folds: draws the sulci; spots: strokes that are darker than grey matter."""
     x, y = _grid(n)
     rng = _stream(seed, index, _FOLDS)
     pixel = 2.0 / n
     soft = max(pixel, 0.011)
     reach = 1.3 * brain.cortex + 0.015
-    sulci = _lateral_sulci(brain, rng) + _midline_sulci(brain, rng) + _sylvian(brain, rng)
+    sulci = folds(brain, rng)
     # Sulci open and close along their way: where the walls touch, only the grey ribbon shows.
     sulci = [(points, radii * _uneven(rng, len(radii))) for points, radii in sulci]
     nuclei = _nuclei(brain, rng)
@@ -453,16 +460,18 @@ def _render(brain, seed, index, n):
         [rng.uniform(0.0, 0.10, 6), rng.uniform(-14, 14, (6, 2)), rng.uniform(0, 2 * math.pi, 6)]
     )
     outside = _outside(brain, x, y).astype(np.float32)
-    folds = _paint(brain, sulci, n, reach)
+    gaps = _paint(brain, sulci, n, reach)
     horns = _paint(brain, _ventricles(brain), n, 4 * soft)
     deep = _paint(brain, nuclei, n, 0.05)
 
     core = np.outer(np.exp(-((y / 0.4) ** 2)), np.exp(-((x / 0.3) ** 2))).astype(np.float32)
     cortex = brain.cortex * (1 + _waves(x, y, thickness))
-    ribbon = _cover(np.minimum(folds, -0.8 * outside) - cortex, max(pixel, 0.030))
+    ribbon = _cover(np.minimum(gaps, -0.8 * outside) - cortex, max(pixel, 0.030))
     tissue = 1 + (brain.grey - 1) * np.maximum(ribbon, 0.62 * _cover(deep, 0.04))
     tissue += _waves(x, y, texture) - 0.05 * core
-    tissue += (brain.csf + 0.02 - tissue) * _cover(folds, 1.5 * soft)
+    if spots:
+        tissue += (0.62 * brain.grey - tissue) * _cover(_paint(brain, spots, n, 0.03), 1.5 * soft)
+    tissue += (brain.csf + 0.02 - tissue) * _cover(gaps, 1.5 * soft)
     tissue += (brain.csf - tissue) * _cover(horns, 1.3 * soft)
     plexus = _paint(brain, _choroid(brain), n, 0.03)
     tissue += (0.55 * brain.grey - tissue) * (0.7 * _cover(plexus, 0.02)) * _cover(horns, soft)
@@ -471,14 +480,18 @@ def _render(brain, seed, index, n):
     return np.clip(brain.gain * tissue, 1, 255) * _cover(outside, soft)
 
 
+def _picture(brain, seed, index, resolution, **parts):
+    """uint8 (resolution, resolution) of a drawn brain, from a finer grid where pixels are large."""
+    if resolution < 8:
+        raise ValueError(f"phantom resolution must be at least 8 pixels, got {resolution}")
+    factor = 4 if resolution <= 32 else 2 if resolution <= 128 else 1
+    image = _render(brain, seed, index, resolution * factor, **parts)
+    image = image.reshape(resolution, factor, resolution, factor).mean(axis=(1, 3))
+    return np.rint(image).astype(np.uint8)
+
+
 def phantom_slice(seed, index, resolution, label=None):
     """Slice `index` of phantom set `seed`: uint8 (resolution, resolution), anterior at the top, background exactly 0.
 
     label 0 or 1 forces the class (the same brain, healthy or atrophied); None takes phantom_label(seed, index)."""
-    if resolution < 8:
-        raise ValueError(f"phantom resolution must be at least 8 pixels, got {resolution}")
-    brain = _draw_brain(seed, index, label)
-    factor = 4 if resolution <= 32 else 2 if resolution <= 128 else 1
-    image = _render(brain, seed, index, resolution * factor)
-    image = image.reshape(resolution, factor, resolution, factor).mean(axis=(1, 3))
-    return np.rint(image).astype(np.uint8)
+    return _picture(_draw_brain(seed, index, label), seed, index, resolution)
