@@ -248,7 +248,8 @@ def train(
         record.show("reals.png", "reals", sampler.reals(), 0)
     network = compiled(s.unet) if compiles(c.compile, rt.device, run, attempt.say) else s.unet
     weights = {"unet": s.unet_ema, "latent_scale": s.scale} | ({} if vae is None else {"vae_decoder": vae.decoder})
-    about = {"classes": pack.classes, "geometry": pack.geometry, "shape": list(data.shape), "vae": about_vae(run, vae)}
+    about: dict[str, Any] = {"classes": pack.classes, "geometry": pack.geometry}
+    about |= {"shape": list(data.shape), "vae": about_vae(run, vae)}
     about |= {"conditions": [column.about() for column in columns]} if columns else {}
 
     nimg = upkeep.begin(found, dtype, data.batches.placement)

@@ -84,8 +84,8 @@ class Batches:
 
     `place`: 'device' copies the whole set to the device as uint8 (on the CPU: reads the memory map), 'host' gathers
     rows with a thread, one batch of `batch` images ahead, 'auto' takes the device if fits_on_device(). `room`: bytes of
-    the device that training is going to need. `hflip` mirrors left-right at random, never vertically. `labels`: (N, ...)
-    what is known of each slice, where that is more than the pack's class.
+    the device that training is going to need. `hflip` mirrors left-right at random, never vertically. `labels`:
+    (N, ...) what is known of each slice, where that is more than the pack's class.
     """
 
     def __init__(

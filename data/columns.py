@@ -78,6 +78,11 @@ def plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
+def same_column(column: str, name: str) -> bool:
+    """Whether a table's column is the one of this name, or known to mean the same."""
+    return plain(column) in (plain(name), *KNOWN_AS.get(plain(name), ()))
+
+
 # --- what a pack keeps ------------------------------------------------------------------------------------------------
 def columns_of(rows: Sequence[Cells]) -> dict[str, list[str]]:
     """{column: cell of each row, '' unknown}, without columns of more than MAX_LEVELS texts: these are no condition,
@@ -108,8 +113,7 @@ def cells_of(pack, name: str) -> list[str] | None:
     if plain(name) == CLASS:
         names = [*pack.classes, ""]  # -1: the last
         return [names[label] for label in pack.labels.tolist()] if pack.classes else None
-    wanted = {plain(name), *KNOWN_AS.get(plain(name), ())}
-    found = [cells for column, cells in pack.columns.items() if plain(column) in wanted]
+    found = [cells for column, cells in pack.columns.items() if same_column(column, name)]
     return found[0] if found else None
 
 

@@ -36,6 +36,9 @@ def fourier(u: Tensor) -> Tensor:
 class NumberEmbedding(nn.Module):
     """(B,) numbers -> (B, dim): Fourier features and two layers; a vector of its own for NaN."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, attribute: Attribute, dim: int, layer: Callable[[int, int], nn.Module]):
         super().__init__()
         self.register_buffer("mean", torch.tensor(attribute.mean))

@@ -6,6 +6,7 @@ fit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from models import names, schedules
+from models.conditions import Attribute
 from models.stylegan2 import Generator, average_of_each_class, channels_at, resolutions
 from models.unet import UNet
 from models.vae import VAE, LatentScale
@@ -24,16 +26,18 @@ AGAIN = "copy the file again from the run"
 
 
 # --- StyleGAN2 --------------------------------------------------------------------------------------------------------
-def load_generator(tensors: dict[str, Tensor], config: dict, num_classes: int) -> Generator:
+def load_generator(
+    tensors: dict[str, Tensor], config: dict, num_classes: int, attributes: Sequence[Attribute] = ()
+) -> Generator:
     """The averaged generator of a stylegan2 run."""
     sizes = {name: bounded(config, name, 1 << 20) for name in GAN_FIELDS}
     if sizes["channels"] not in (1, 3) or sizes["mapping_layers"] > 64:
         raise ValueError(f"its config is that of no network of this toolkit; {AGAIN}")
     state = part(tensors, "G_ema")
     try:
-        if smallest_size(sizes, num_classes) > sum(v.numel() for v in state.values()):
+        if smallest_size(sizes, num_classes, attributes) > sum(v.numel() for v in state.values()):
             raise ValueError(f"too small for the network of its config; {AGAIN}")
-        G = Generator(**sizes, num_classes=num_classes)
+        G = Generator(**sizes, num_classes=num_classes, attributes=attributes)
     except ValueError as error:
         raise ValueError(of_no_network(error)) from None
     average_of_each_class(G, state)
@@ -42,11 +46,14 @@ def load_generator(tensors: dict[str, Tensor], config: dict, num_classes: int) -
     return G.eval().requires_grad_(False)
 
 
-def smallest_size(c: dict, num_classes: int) -> int:
+def smallest_size(c: dict, num_classes: int, attributes: Sequence[Attribute] = ()) -> int:
     """How many numbers the large tensors of a generator hold, from its arguments alone."""
     widths = [channels_at(r, c["channel_base"], c["channel_max"]) for r in resolutions(c["resolution"])]
-    inputs = c["z_dim"] + (c["w_dim"] if num_classes else 0)
-    mapping = inputs * c["w_dim"] + (c["mapping_layers"] - 1) * c["w_dim"] ** 2 + num_classes * c["w_dim"]
+    told = num_classes * c["w_dim"]
+    if attributes:
+        told = sum((a.levels + 1 if a.levels else c["w_dim"]) * c["w_dim"] for a in attributes)
+    inputs = c["z_dim"] + (c["w_dim"] if told else 0)
+    mapping = inputs * c["w_dim"] + (c["mapping_layers"] - 1) * c["w_dim"] ** 2 + told
     return mapping + 9 * sum(after * (before + after) for before, after in pairwise(widths)) + 9 * widths[0] ** 2
 
 
@@ -83,7 +90,9 @@ class Denoiser:
         return self
 
 
-def load_denoiser(tensors: dict[str, Tensor], about: dict, num_classes: int) -> Denoiser:
+def load_denoiser(
+    tensors: dict[str, Tensor], about: dict, num_classes: int, attributes: Sequence[Attribute] = ()
+) -> Denoiser:
     """The averaged network of a diffusion run, and the decoder of the VAE that it was trained with."""
     c, shape, of_vae = about["config"], about.get("shape"), about.get("vae")
     if not isinstance(shape, list) or len(shape) != 3 or any(type(n) is not int or not 1 <= n <= 4096 for n in shape):
@@ -107,6 +116,7 @@ def load_denoiser(tensors: dict[str, Tensor], about: dict, num_classes: int) -> 
                 head_dim=head_dim,
                 dropout=0.0,
                 num_classes=num_classes,
+                attributes=attributes,
             )
             vae = None if of_vae is None else VAE(**{name: bounded(of_vae, name, 4096) for name in VAE_FIELDS})
             scale = LatentScale(torch.empty(shape[0]), torch.empty(shape[0]))

@@ -59,12 +59,14 @@ def conditioned(config: Config) -> Config:
         text = "write each column once, with commas between, such as class,age,slice"
         raise ConfigError(f"--condition {config.condition}: {text}")
     others = sorted(set(names) - {"class"})
-    config = replace(config, **{"conditional": config.conditional or "class" in names})  # type: ignore[attr-defined]
-    if not others:
-        return replace(config, condition="")
-    people = ":people" * (config.data.startswith("phantom") and not config.data.endswith(":people"))
-    first = ["class"] * config.conditional  # type: ignore[attr-defined]
-    return replace(config, condition=",".join(first + others), data=config.data + people)
+    conditional = config.labelled_by_class or "class" in names
+    people = ":people" * (bool(others) and config.data.startswith("phantom") and not config.data.endswith(":people"))
+    changes: dict[str, Any] = {
+        "conditional": conditional,
+        "condition": ",".join(["class"] * conditional + others) if others else "",
+        "data": config.data + people,
+    }
+    return replace(config, **changes)
 
 
 def recipe_line(c: GanConfig) -> str:

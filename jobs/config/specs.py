@@ -153,7 +153,12 @@ class SamplingConfig(TrainConfig):
     @property
     def labelled(self) -> bool:
         """Whether the network is told anything of a slice."""
-        return bool(self.condition or getattr(self, "conditional", False))
+        return bool(self.condition) or self.labelled_by_class
+
+    @property
+    def labelled_by_class(self) -> bool:
+        """Whether that is, or begins with, its class."""
+        return bool(getattr(self, "conditional", False))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from data.files import leads_out
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
+from jobs.predict.conditions import Asked, parse_set, parse_vary, read_rows
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.direction import Strip, direction
 from jobs.predict.evaluate import evaluate
@@ -26,6 +27,7 @@ from jobs.predict.project import project, targets_of
 from jobs.predict.reconstruct import reconstruct, slices_of
 from jobs.predict.trained import Trained, open_model
 from jobs.predict.tsne import tsne
+from jobs.predict.vary import vary
 
 
 # --- from flags to arguments ------------------------------------------------------------------------------------------
@@ -76,6 +78,21 @@ def how_of(args: argparse.Namespace, model: Trained) -> dict:
     return {argument: value for argument, value in asked.items() if value is not None}
 
 
+def asked(args: argparse.Namespace, model: Trained) -> Asked:
+    """What --class and --set ask for. UsageError for what the model is not told, before anything is written."""
+    row = parse_set(args.row)
+    if row and args.label != "all":
+        row = {"class": args.label} | row
+    label: Asked = row or args.label
+    model.labels(label, [0])
+    return label
+
+
+def row_of(label: Asked) -> dict:
+    """The same as a row; of `all`, in which nothing is held, an empty one."""
+    return dict(label) if isinstance(label, Mapping) else {} if label == "all" else {"class": label}
+
+
 def output(args: argparse.Namespace) -> Output:
     """--out, else predictions/COMMAND in the run, or here where only a weights file is given."""
     if args.out:
@@ -91,15 +108,24 @@ def output(args: argparse.Namespace) -> Output:
 def run_generate(args: argparse.Namespace) -> None:
     """`predict.py generate`: from flags to plain arguments."""
     model = model_of(args)
-    model.labels(args.label, [0])  # a wrong class is found before anything is written
+    label = asked(args, model)
     how = how_of(args, model)
     model.settings(**how)  # and what this model cannot do
+    if args.vary:
+        if args.like or args.npz:
+            raise UsageError(f"--vary and {'--like' if args.like else '--npz'}: use one of them")
+        vary(model, output(args), along=args.vary, row=row_of(label), number=args.number, seed=args.seed, **how)
+        return
+    rows = read_rows(args.like, model.columns) if args.like else []
+    if rows:
+        label = [{**row_of(label), **row} for row in rows]
+        model.labels(label, range(len(label)))  # every row, before anything is written
     generate(
         model,
         output(args),
-        number=args.number,
+        number=args.number or len(rows) or 64,
         seed=args.seed,
-        label=args.label,
+        label=label,
         npz=args.npz,
         overwrite=args.overwrite,
         **how,
@@ -109,10 +135,10 @@ def run_generate(args: argparse.Namespace) -> None:
 def run_denoise(args: argparse.Namespace) -> None:
     """`predict.py denoise`: from flags to plain arguments."""
     model = model_of(args)
-    model.labels(args.label, [0])
+    label = asked(args, model)
     how = how_of(args, model)
     model.way(**how)
-    denoise(model, output(args), number=args.number, seed=args.seed, label=args.label, fps=args.fps, **how)
+    denoise(model, output(args), number=args.number, seed=args.seed, label=label, fps=args.fps, **how)
 
 
 def run_reconstruct(args: argparse.Namespace) -> None:
@@ -125,7 +151,7 @@ def run_reconstruct(args: argparse.Namespace) -> None:
 def run_mix(args: argparse.Namespace) -> None:
     """`predict.py mix`: from flags to plain arguments."""
     model = model_of(args)
-    model.labels(args.label, [0])
+    label = asked(args, model)
     mix(
         model,
         output(args),
@@ -133,7 +159,7 @@ def run_mix(args: argparse.Namespace) -> None:
         cols=args.cols,
         styles=args.styles,
         seed=args.seed,
-        label=args.label,
+        label=label,
         truncation=args.truncation,
         truncation_cutoff=args.truncation_cutoff,
     )
@@ -148,10 +174,13 @@ def run_interpolate(args: argparse.Namespace) -> None:
         model.still_way(*how.values())
     else:
         how = {"truncation": args.truncation, "truncation_cutoff": args.truncation_cutoff, "space": args.space or "w"}
-    model.labels(args.label, [0])
-    interpolate(
-        model, output(args), number=args.number, steps=args.steps, seed=args.seed, label=args.label, fps=args.fps, **how
-    )
+    label, number = asked(args, model), args.number
+    if args.vary:
+        name, values = parse_vary(args.vary, model.columns)
+        label = [{**row_of(label), name: value} for value in values + values[-2:0:-1]]
+        number = len(label)
+        model.labels(label, range(number))
+    interpolate(model, output(args), number=number, steps=args.steps, seed=args.seed, label=label, fps=args.fps, **how)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -162,8 +191,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         check_flags(args, model)
         return model
 
-    evaluate(open_on, output(args), number=args.number, seed=args.seed, label=args.label, reference=reference(args),
-             how_of=partial(how_of, args), device=args.device)  # fmt: skip
+    evaluate(open_on, output(args), number=args.number, seed=args.seed, label_of=partial(asked, args),
+             reference=reference(args), how_of=partial(how_of, args), device=args.device)  # fmt: skip
 
 
 def reference(args: argparse.Namespace) -> Reference:
@@ -179,7 +208,7 @@ def run_tsne(args: argparse.Namespace) -> None:
         output(args),
         number=args.number,
         seed=args.seed,
-        label=args.label,
+        label=asked(args, model),
         reference=reference(args),
         how=how_of(args, model),
     )

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import torch
 
-from data.columns import CLASS, UNKNOWN, Column, describe, values_of
-from data.files import is_number
+from data.columns import CLASS, UNKNOWN, Column, describe, same_column, values_of
+from data.files import is_number, say
 from data.packfile import Pack
+from data.reading import BadFile
+from data.tables import read_rows as read_table
 from jobs.predict.named import UsageError
+from jobs.training import randomness
 from models.conditions import Attribute
 
 Row = Mapping[str, object]  # {column: value, as text or number}; what is left out is unknown
+NEAR = 0.03  # of a range: so far beyond its ends a value is none outside
+Asked = str | Row | Sequence[Row]  # a class or `all`; one row for all pictures; or rows in turn
 
 
 def columns_of(c, pack: Pack, say: Callable[[str], object]) -> list[Column]:
@@ -73,6 +81,7 @@ def grid_labels(
 
     Of classes: whole rows of one. Of attributes: what is known of the real slices in the same places.
     """
+    told: torch.Tensor | None
     if columns:
         told = of_reals[torch.arange(number, device=of_reals.device) % len(of_reals)]
         return told, lambda values: [caption(row, columns) for row in values.tolist()]
@@ -82,6 +91,100 @@ def grid_labels(
 
 
 # --- what was asked for -----------------------------------------------------------------------------------------------
+@cache
+def say_once(line: str) -> None:
+    """A warning that every batch of pictures would repeat."""
+    say(line, to=sys.stderr)
+
+
+def rows_of(label: Asked, classes: Sequence[str]) -> Sequence[Row]:
+    """What is asked for as rows: `all` is one of each class, without classes of nothing; else a class by name or
+    number."""
+    if not isinstance(label, str):
+        rows = [label] if isinstance(label, Mapping) else list(label)
+        if not rows:
+            raise UsageError("no row says what is asked for")
+        return rows
+    if label == "all":
+        return [{CLASS: name} for name in classes] or [{}]
+    return [{CLASS: classes[int(label)] if label.isdecimal() and int(label) < len(classes) else label}]
+
+
+def only_class(label: Mapping | Sequence, classes: Sequence[str]) -> str:
+    """The class in a row for a network that knows the class alone. UsageError for anything else."""
+    row = label if isinstance(label, Mapping) else label[0] if len(label) == 1 else {}
+    if set(row) != {CLASS}:
+        knows = f"its class ({', '.join(classes)})" if classes else "nothing of a slice"
+        raise UsageError(f"this model was told {knows}, so {', '.join(row) or 'a table'} cannot be asked of it")
+    return str(row[CLASS])
+
+
+def settings_of(label: Asked) -> dict:
+    """What was asked for, as a file of settings has it."""
+    if isinstance(label, str):
+        return {"class": label}
+    if isinstance(label, Mapping):
+        return {"set": {name: str(value) for name, value in sorted(label.items())}}
+    text = json.dumps([{name: str(value) for name, value in sorted(row.items())} for row in label])
+    return {"rows": len(label), "rows_sha256": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def parse_set(words: Sequence[str]) -> dict[str, str]:
+    """--set COLUMN=VALUE, any number of times. UsageError for any other form."""
+    row: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name or name in row:
+            raise UsageError(f"--set {word}: write COLUMN=VALUE, each column once, such as --set age=80")
+        row[name] = value
+    return row
+
+
+def parse_vary(word: str, columns: Sequence[Column]) -> tuple[str, list[str]]:
+    """(column, values) of --vary COLUMN=A:B:N, or, of a column of levels, --vary COLUMN. UsageError otherwise."""
+    name, _, span = word.partition("=")
+    column = next((c for c in columns if c.name == name), None)
+    if column is None:
+        there = ", ".join(c.name for c in columns) or "nothing"
+        raise UsageError(f"--vary {word}: this model is conditioned on {there}")
+    if column.levels and not span:
+        return name, list(column.levels)
+    try:
+        low, high, number = span.split(":")
+        count, ends = int(number), (float(low), float(high))
+        if column.levels or not 2 <= count <= 64 or not all(map(math.isfinite, ends)):
+            raise ValueError
+    except ValueError:
+        form = (
+            name
+            if column.levels
+            else f"{name}=A:B:N with N from 2 to 64, such as {name}={column.low:g}:{column.high:g}:8"
+        )
+        raise UsageError(f"--vary {word}: write {form}") from None
+    return name, [f"{ends[0] + (ends[1] - ends[0]) * j / (count - 1):.6g}" for j in range(count)]
+
+
+def read_rows(path: str, columns: Sequence[Column]) -> list[dict[str, str]]:
+    """The rows of a table for --like: its columns of these names, or of those that mean the same. UsageError where it
+    has none."""
+    try:
+        table = read_table(path)
+    except BadFile as error:
+        raise UsageError(f"--like {path}: {error}") from None
+    found = {c.name: [k for k in (table[0] if table else ()) if same_column(k, c.name)] for c in columns}
+    used = {name: keys[0] for name, keys in found.items() if keys}
+    if not used:
+        raise UsageError(f"--like {path}: has none of the columns {', '.join(c.name for c in columns)}")
+    return [{name: row[key] for name, key in used.items()} for row in table]
+
+
+def training_rows(pack: Pack, columns: Sequence[Column], number: int, seed: int) -> list[dict[str, str]]:
+    """Rows for `number` pictures, drawn from the training slices': the columns occur together as they do there."""
+    values = values_of(pack, columns)
+    pick = torch.randint(len(values), (number,), generator=randomness.generator(seed, 0, "predict rows")).numpy()
+    return [{c.name: c.text(v) for c, v in zip(columns, row, strict=True)} for row in values[pick].tolist()]
+
+
 def parse_row(row: Row, columns: Sequence[Column], warn: Callable[[str], object]) -> list[float]:
     """A value for each column, NaN for what the row leaves out. UsageError for another column or an impossible value; a
     warning for a number that no training slice came near."""
@@ -97,7 +200,8 @@ def parse_row(row: Row, columns: Sequence[Column], warn: Callable[[str], object]
         except ValueError as error:
             why = f"{error}" if column.levels else "write a number"
             raise UsageError(f"{column.name}={text}: {why}, or {UNKNOWN}") from None
-        if not column.levels and (value < column.low or value > column.high):
+        margin = NEAR * (column.high - column.low)
+        if not column.levels and (value < column.low - margin or value > column.high + margin):
             warn(
                 f"warning: {column.name} {value:g} lies outside of what the model learnt from, {column.low:g} to "
                 f"{column.high:g}: its pictures are guesses there"

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from data.files import say
+from jobs.predict.conditions import Asked, say_once, settings_of
 from jobs.predict.named import UsageError
 from jobs.predict.trained import Flag, Trained
 from jobs.training import randomness
 from models import loading, samplers
+from models.conditions import Attribute
 from models.loading import Denoiser
 from models.names import OF_LISTED_TIMES, SAMPLERS, too_few_calls
 from models.styles import slerp
 from models.unet import guided
 
-
-@cache
-def say_once(line: str) -> None:
-    """A warning that every batch of pictures would repeat."""
-    say(line, to=sys.stderr)
+Guidance = float | Mapping[str, float]  # for all that is known, or of a column
 
 
 class Way(NamedTuple):
@@ -33,7 +28,7 @@ class Way(NamedTuple):
 
     sampler: str
     steps: int  # network calls
-    guidance: float
+    guidance: Guidance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +45,18 @@ class DiffusionModel(Trained):
     net: Denoiser
 
     @staticmethod
-    def networks(tensors: dict, about: dict, num_classes: int, device: torch.device) -> dict:
+    def networks(
+        tensors: dict, about: dict, num_classes: int, attributes: Sequence[Attribute], device: torch.device
+    ) -> dict:
         """The networks of a weights file, as fields of this class. ValueError on what does not fit."""
-        return {"net": loading.load_denoiser(tensors, about, num_classes).to(device)}
+        return {"net": loading.load_denoiser(tensors, about, num_classes, attributes).to(device)}
 
-    def way(self, sampler: str | None = None, steps: int | None = None, guidance: float | None = None) -> Way:
+    def way(self, sampler: str | None = None, steps: int | None = None, guidance: Guidance | None = None) -> Way:
         """As asked, or the defaults: 20 calls of midpoint; DDIM at the steps that a Fast-DDPM network knows."""
         strength, known = 1.0 if guidance is None else guidance, self.net.times
+        there = [column.name for column in self.columns]
+        if isinstance(strength, Mapping) and (other := set(strength) - set(there)):
+            raise UsageError(f"--guidance {min(other)}: this model is conditioned on {', '.join(there) or 'no column'}")
         if known is None:
             way = Way(sampler or "midpoint", steps or 20, strength)
             if line := too_few_calls(way.sampler, way.steps):
@@ -73,24 +73,24 @@ class DiffusionModel(Trained):
         self,
         *,
         seed: int = 0,
-        label: str = "all",
+        label: Asked = "all",
         sampler: str | None = None,
         steps: int | None = None,
-        guidance: float | None = None,
+        guidance: Guidance | None = None,
     ) -> dict:
         """What decides the pictures of `sample`, for a file beside them."""
-        return {"seed": seed, "class": label, **self.about, **self.way(sampler, steps, guidance)._asdict()}
+        return {"seed": seed, **settings_of(label), **self.about, **self.way(sampler, steps, guidance)._asdict()}
 
     def sample(
         self,
         number: int = 1,
         seed: int = 0,
-        label: str = "all",
+        label: Asked = "all",
         *,
         indices: Sequence[int] | None = None,
         sampler: str | None = None,
         steps: int | None = None,
-        guidance: float | None = None,
+        guidance: Guidance | None = None,
     ) -> np.ndarray:
         """uint8 (B, C, H, W): pictures 0 to number - 1 of a seed, or those in `indices`.
 
@@ -129,13 +129,17 @@ class DiffusionModel(Trained):
         what the network is given and its estimate, at every call.
         """
         labels = None if labels is None else labels.to(self.device)
+        strength: Any = way.guidance
+        if isinstance(strength, Mapping):
+            names = [column.name for column in self.columns]
+            strength = {names.index(name): value for name, value in strength.items() if value != 1}
 
         def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             with self.autocast():
-                here = guided(self.net.unet, x, t, labels, way.guidance).float()
+                here = guided(self.net.unet, x, t, labels, strength).float()
                 if towards is None or labels is None or share is None or torch.equal(towards, labels):
                     return here
-                there = guided(self.net.unet, x, t, towards, way.guidance).float()
+                there = guided(self.net.unet, x, t, towards, strength).float()
             return here + share.view(-1, 1, 1, 1) * (there - here)
 
         estimate = samplers.denoiser(predict, self.net.schedule, self.net.target, clamp=float(self.net.decoder is None))
@@ -168,11 +172,11 @@ class DiffusionModel(Trained):
         b: int,
         steps: int = 24,
         seed: int = 0,
-        label: str = "all",
+        label: Asked = "all",
         *,
         sampler: str | None = None,
         calls: int | None = None,
-        guidance: float | None = None,
+        guidance: Guidance | None = None,
     ) -> np.ndarray:
         """uint8 (steps, C, H, W) from picture a (included) to picture b (not included): the noise turns from one to the
         other, and between two classes the predictions of both are blended. calls: network calls per picture."""
@@ -185,11 +189,12 @@ class DiffusionModel(Trained):
         for amounts in (torch.arange(steps) / steps).to(self.device).split(self.batch):
             n = len(amounts)
             noise = slerp(ends[:1].expand(n, -1), ends[1:].expand(n, -1), amounts[:, None]).view(n, *self.net.shape)
-            here, there = (None, None) if labels is None else (of.expand(n).to(self.device) for of in labels)
+            here, there = (None if labels is None else labels[i : i + 1].repeat_interleave(n, 0) for i in (0, 1))
+            there = None if there is None else there.to(self.device)
             images.append(self.denoised(noise, here, way, towards=there, share=amounts))
         return np.concatenate(images)
 
-    def still_way(self, sampler: str | None, calls: int | None, guidance: float | None) -> Way:
+    def still_way(self, sampler: str | None, calls: int | None, guidance: Guidance | None) -> Way:
         """The way for pictures that belong together: new noise in each would make them flicker."""
         if sampler is not None and SAMPLERS[sampler].fresh_noise:
             still = ", ".join(name for name, kind in SAMPLERS.items() if not kind.fresh_noise)
@@ -200,11 +205,11 @@ class DiffusionModel(Trained):
         self,
         index: int = 0,
         seed: int = 0,
-        label: str = "all",
+        label: Asked = "all",
         *,
         sampler: str | None = None,
         steps: int | None = None,
-        guidance: float | None = None,
+        guidance: Guidance | None = None,
     ) -> tuple[np.ndarray, list[float]]:
         """The way from noise to picture `index`: (stages, share of noise in each but the last).
 

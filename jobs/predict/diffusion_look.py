@@ -110,9 +110,10 @@ class Sampler:
             width = (collectives.reduce_sum(self.rt, squares) / self.noise.numel()).sqrt()
             figures["sample_spread"] = float(width / self.looked_at[0].square().mean().sqrt().clamp_min(1e-6))
             figures["diversity"] = float(diversity_ratio(images, self.real))
-            by_class = self.labels is not None and not self.columns
+            by_class = not self.columns
             real = class_diversity(self.real, self.real_labels) if by_class else {}
-            for k, value in class_diversity(images, self.labels).items() if by_class else ():
+            made = class_diversity(images, self.labels) if by_class and self.labels is not None else {}
+            for k, value in made.items():
                 if real.get(k):
                     figures[f"diversity_{self.classes[k]}"] = float(value / real[k])
         if self.rt.rank:

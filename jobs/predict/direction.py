@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from jobs.config.specs import ConfigError
+from jobs.predict.conditions import parse_set
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.features import Reference, given_features, measure, open_data, open_features
 from jobs.predict.gan import GanModel
@@ -58,10 +59,24 @@ def direction(
     rows, steps, strength = strip
     amounts = [strength * j / (steps - 1) for j in range(steps)]
     more: dict = {}
+    if model.columns:
+        ends = named_ends(ends, model)
+        told = [model.labels(parse_set(name.split(",")), [0]).to(model.device) for name in ends]  # type: ignore[union-attr]
+        start, end = ends
     if isinstance(model, DiffusionModel):
-        start, end = end_classes(ends, classes_of(model))
-        images = blended_strip(model, (start, end), amounts, rows, seed, how)
+        if not model.columns:
+            start, end = end_classes(ends, classes_of(model))
+            told = [torch.tensor([model.classes.index(name)], device=model.device) for name in (start, end)]
+        images = blended_strip(model, told, amounts, rows, seed, how)
         settings = model.settings(seed=seed, **how)
+    elif model.columns:
+        z = model.draw_z(seed, range(SAMPLES))
+        a, b = (model.map_latents(z, of.expand(SAMPLES, -1)) for of in told)
+        step = (b - a).mean(0)
+        ws = torch.stack([w + t * step for w in a[:rows] for t in amounts])
+        images = model.synthesise(model.G.broadcast(ws))
+        more = {"length": float(step.norm())}
+        settings = model.settings(seed=seed, noise="fixed")
     else:
         found = class_step(model, out, ends, rows, seed, reference)
         start, end = found.start, found.end
@@ -90,18 +105,24 @@ def classes_of(model: DiffusionModel) -> list[str]:
 
 
 def blended_strip(
-    model: DiffusionModel, ends: tuple[str, str], amounts: Sequence[float], rows: int, seed: int, how: dict
+    model: DiffusionModel, ends: Sequence[torch.Tensor], amounts: Sequence[float], rows: int, seed: int, how: dict
 ) -> np.ndarray:
-    """uint8 (rows * steps, C, H, W): the same noise denoised with both classes' predictions, of which the end's has the
-    share that `amounts` says; beyond 1 it is guidance away from the start."""
-    a, b = (torch.tensor([model.classes.index(name)], device=model.device) for name in ends)
+    """uint8 (rows * steps, C, H, W): the same noise denoised with the predictions of both ends, labels (1, ...), of
+    which the end's has the share that `amounts` says; beyond 1 it is guidance away from the start."""
+    a, b = ends
     way, images = model.still_way(how.get("sampler"), how.get("steps"), how.get("guidance")), []
     for i in tqdm(range(rows), unit=" rows", disable=None):
         noise = model.draw(seed, [i])
         for part in torch.tensor(amounts, device=model.device).split(model.batch):
             n = len(part)
             images.append(
-                model.denoised(noise.expand(n, -1, -1, -1), a.expand(n), way, towards=b.expand(n), share=part)
+                model.denoised(
+                    noise.expand(n, -1, -1, -1),
+                    a.repeat_interleave(n, 0),
+                    way,
+                    towards=b.repeat_interleave(n, 0),
+                    share=part,
+                )
             )
     return np.concatenate(images)
 
@@ -147,6 +168,23 @@ def class_step(model: GanModel, out: Output, ends: tuple[str, str], rows: int, s
         return probe.predict(network(torch.from_numpy(images))) == number
 
     return Step(start, end, w[of_start][:rows], w[of_end].mean(0) - w[of_start].mean(0), share_of_end)
+
+
+def named_ends(ends: tuple[str, str], model: GanModel | DiffusionModel) -> tuple[str, str]:
+    """--from and --to of a model with columns, as COLUMN=VALUE, with commas for several; a class may stand alone.
+
+    Where they are not given, the classes, else the ends of the first column's range.
+    """
+    first = model.columns[0]
+    default = (f"{first.name}={first.low:g}", f"{first.name}={first.high:g}")
+    if first.levels:
+        default = (f"{first.name}={first.levels[0]}", f"{first.name}={first.levels[-1]}")
+    chosen = [
+        f"class={name}" if name in model.classes else name or own for name, own in zip(ends, default, strict=True)
+    ]
+    if chosen[0] == chosen[1]:
+        raise UsageError(f"--from and --to are both {chosen[0]}; choose two, such as age=60 and age=85")
+    return chosen[0], chosen[1]
 
 
 def end_classes(ends: tuple[str, str], classes: list[str]) -> tuple[str, str]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
+from data.columns import values_of
 from data.files import say
+from jobs.predict.conditions import Asked, classes_of, training_rows
 from jobs.predict.features import (
     Images,
     RealSlices,
@@ -22,6 +25,7 @@ from jobs.predict.features import (
     open_features,
     rows_of,
 )
+from jobs.predict.obedience import STRIPS, Draw, Told, group_figures, obedience
 from jobs.predict.output import Output
 from jobs.predict.trained import Trained
 from jobs.training import collectives, devices, randomness, ranks
@@ -41,14 +45,15 @@ def evaluate(
     *,
     number: int = 5000,
     seed: int = 0,
-    label: str = "all",
+    label_of: Callable[[Any], Asked] = lambda model: "all",
     reference: Reference = Reference(),
     how_of: Callable[[Any], dict] = lambda model: {},
     device: str = "auto",
 ) -> None:
     """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them.
 
-    Runs on all ranks of a torchrun, if there are several. open_on(device): the model. how_of(model): what its `sample`
+    Runs on all ranks of a torchrun, if there are several. open_on(device): the model. label_of(model): what it is told
+    of each slice; `all` of a model with columns follows rows of the training slices. how_of(model): what its `sample`
     takes beside number, seed and label.
     """
     clock = [time.monotonic()]
@@ -56,9 +61,14 @@ def evaluate(
         rt = collectives.init_runtime(0, meeting, devices.choose_device(meeting, device))
     model = open_on(rt.device)
     how = how_of(model)
-    labels = model.labels(label, list(range(number)))
+    label = label_of(model)
     given = given_features(reference.feature_weights)
     real = open_data(model, reference.data, say if rt.rank == 0 else lambda text: None)
+    if model.columns and label == "all":
+        label = training_rows(real.train, model.columns, number, seed)
+    values = model.labels(label, list(range(number)))
+    labels = None if values is None else classes_of(values, model.columns)
+    labels = labels if model.classes else None
     out.make()
     network, features_name = open_features(given, real.train, out.folder, rt)
     images_of = generated(model, seed, label, how)
@@ -71,6 +81,16 @@ def evaluate(
     collectives.shutdown(rt)
     if rt.rank:
         return
+    told: dict = {}
+    if model.columns and values is not None:
+
+        def features_along(indices: Sequence[int], rows: Sequence[dict]) -> torch.Tensor:  # of the same latents
+            parts = [
+                model.sample(indices=[i], seed=seed, label=row, **how) for i, row in zip(indices, rows, strict=True)
+            ]
+            return network(torch.from_numpy(np.concatenate(parts)))
+
+        told = told_figures(model, real, values, (fake[0], train[0], heldout[0]), seed, features_along)
     count = min(number, len(real.train))
     spread = torch.linspace(0, len(real.train) - 1, count).round().long()  # over all training subjects
 
@@ -87,6 +107,7 @@ def evaluate(
         sets = ((fake[0], labels), (train[0], real.labels(real.train)), (heldout[0], real.labels(real.heldout)))
         known = [(x[(y >= 0).to(x.device)], y[y >= 0].to(x.device)) for x, y in sets]
         figures["class_fidelity"] = quality.class_fidelity(known[0], known[1], known[2], len(model.classes))
+    figures |= told
     clock.append(time.monotonic())
     notes = notes_on(model, real, count, number, int(fake[0].shape[1]))
     notes += [
@@ -112,6 +133,20 @@ def evaluate(
     )
     print_figures(figures, features_name, about, notes)
     out.tell(model, f"{number} slices evaluated", "metrics.json", "copies-pixels.png", "copies-features.png")
+
+
+def told_figures(
+    model: Trained, real: RealSlices, values: torch.Tensor, features: Sequence[torch.Tensor], seed: int, draw: Draw
+) -> dict:
+    """Whether the columns that the model is told show in its pictures, and how good they are in each group."""
+    of_real = [torch.from_numpy(values_of(pack, model.columns)) for pack in (real.train, real.heldout)]
+    fake, train, held = (Told(x, v) for x, v in zip(features, (values, *of_real), strict=True))
+    rows = training_rows(real.train, model.columns, STRIPS, seed)
+    draw_kid = partial(randomness.generator, seed, 0, "predict kid")
+    return {
+        "obedience": obedience(model.columns, fake, train, held, rows, draw),
+        "groups": group_figures(model.columns, fake, train, held, draw_kid),
+    }
 
 
 def copying_figures(
@@ -165,6 +200,8 @@ def notes_on(model: Trained, real: RealSlices, compared: int, number: int, dim: 
     """What a reader of the figures has to know."""
     heldout, unknown = len(real.heldout), sum(not subject for subject in real.heldout.subjects)
     notes = [f"distances compare sets of {compared:,} slices with {heldout:,} held-out ones, both kinds alike"]
+    if model.columns and not model.classes:
+        notes.append("pairs for MS-SSIM are of all slices together: the model is told no class")
     if compared < number:
         notes.append(f"the first {compared:,} of {number:,} generated slices, as there are no more training slices")
     if model.config.get("split") == "all":

@@ -15,6 +15,7 @@ from data.pack import ensure_pack
 from data.packfile import Pack
 from data.records import Choices
 from jobs.config.specs import ConfigError
+from jobs.predict.conditions import Asked
 from jobs.predict.named import UsageError
 from jobs.predict.trained import Trained
 from jobs.predict.unfinished import UnfinishedEncoder
@@ -211,7 +212,7 @@ def measure(
     return collectives.reduce_sum(rt, features), collectives.reduce_sum(rt, thumbs)
 
 
-def generated(model, seed: int, label: str, how: dict) -> Images:
+def generated(model, seed: int, label: Asked, how: dict) -> Images:
     """The generated slices by their indices; `how` as model.sample takes it."""
     if model.device.type == "cpu":  # chunks are the same for any --batch and any number of ranks: passes can be larger
         model = replace(model, batch=MEASURE_BATCH)

@@ -6,6 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.files import atomic_write
+from jobs.predict.conditions import Asked
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.gan import GanModel
 from jobs.predict.named import UsageError
@@ -31,7 +32,7 @@ def interpolate(
     number: int = 6,
     steps: int = 24,
     seed: int = 0,
-    label: str = "all",
+    label: Asked = "all",
     fps: int = 20,
     **how,
 ) -> None:
@@ -73,7 +74,7 @@ def mix(
     cols: int = 6,
     styles: str = "coarse",
     seed: int = 0,
-    label: str = "all",
+    label: Asked = "all",
     **how,
 ) -> None:
     """A grid: cell (r, c) has the styles of column source c in the layers `styles`, and of row source r elsewhere.
@@ -105,7 +106,7 @@ def mix(
 
 
 def denoise(
-    model: DiffusionModel, out: Output, *, number: int = 4, seed: int = 0, label: str = "all", fps: int = 5, **how
+    model: DiffusionModel, out: Output, *, number: int = 4, seed: int = 0, label: Asked = "all", fps: int = 5, **how
 ) -> None:
     """The way from noise to pictures: what the network is given at each call, and above it what it makes of that."""
     out.make()

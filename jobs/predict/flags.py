@@ -38,6 +38,13 @@ def number(text: str) -> float:
     return value
 
 
+def guidance(text: str) -> float | dict[str, float]:
+    """argparse type: a number, or COLUMN=NUMBER with commas between."""
+    if "=" not in text:
+        return number(text)
+    return {name: number(value) for name, _, value in (part.partition("=") for part in text.split(","))}
+
+
 # fmt: off
 def model_flags(pictures: bool = True) -> argparse.ArgumentParser:
     """Flags of every subcommand that runs a model; `pictures`: those of the slices' original size may be asked for."""
@@ -71,6 +78,9 @@ def class_flag() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(add_help=False)
     p.add_argument("--class", dest="label", metavar="NAME|INDEX|all", default="all",
                    help="class of the pictures; all takes the classes in turn (default %(default)s)")
+    p.add_argument("--set", dest="row", action="append", default=[], metavar="COLUMN=VALUE",
+                   help="what the model is told, such as age=80; give it again for other columns. A column that is not "
+                        "set is unknown")
     return p
 
 
@@ -94,9 +104,9 @@ def diffusion_flags(calls: str = "--steps") -> argparse.ArgumentParser:
                        help="default midpoint; ddim where the network was trained on Fast-DDPM's steps")
     group.add_argument(calls, dest="calls", type=whole(1, 10000), metavar="N", help="network calls per picture "
                                                                                     "(default 20)")
-    group.add_argument("--guidance", type=number, metavar="G",
-                       help="classifier-free guidance; 1 samples what was learnt, above 1 is more typical of the class "
-                            "(default 1)")
+    group.add_argument("--guidance", type=guidance, metavar="G|COLUMN=G,...",
+                       help="classifier-free guidance; 1 samples what was learnt, above 1 is more typical of the "
+                            "class, or of one column, such as age=2 (default 1)")
     return p
 
 
@@ -142,8 +152,13 @@ def add_generate(commands, parents: list) -> None:
     """The subcommand `generate` and its flags."""
     line = "PNGs from random latents, a grid and generate.json; an interrupted command goes on where it stopped"
     p = commands.add_parser("generate", parents=parents, help=line, description=line)
-    p.add_argument("--number", type=whole(1, MAX_NUMBER), default=64, metavar="N",
-                   help="how many pictures (default %(default)s)")
+    p.add_argument("--number", type=whole(1, MAX_NUMBER), metavar="N",
+                   help="how many pictures (default 64; of --like one for each row, of --vary 4 brains)")
+    p.add_argument("--like", metavar="TABLE.csv",
+                   help="one picture for each row of a table with columns that the model is told")
+    p.add_argument("--vary", action="append", default=[], metavar="COLUMN=A:B:N",
+                   help="the same brains along a column, such as age=55:90:8, as a strip and a GIF; of a column of "
+                        "levels its name alone; twice: a grid")
     p.add_argument("--noise", choices=("random", "fixed"),
                    help="of a StyleGAN2; random: each picture its own, as in training; fixed: all the same (default "
                         "random)")
@@ -170,6 +185,8 @@ def add_interpolate(commands, parents: list) -> None:
     p = commands.add_parser("interpolate", parents=parents, help=line, description=line)
     p.add_argument("--number", type=whole(2, 1000), default=6, metavar="N",
                    help="latents to visit (default %(default)s)")
+    p.add_argument("--vary", metavar="COLUMN=A:B:N", help="go along a column on the way, and back: one value for each "
+                                                          "latent, N in place of --number")
     p.add_argument("--steps", type=whole(1, 1000), default=24, metavar="N",
                    help="frames from one latent to the next (default %(default)s)")
     p.add_argument("--space", choices=("z", "w"),
@@ -214,8 +231,10 @@ def add_direction(commands, parents: list) -> None:
             "to the "
             "other's in a diffusion network")
     p = commands.add_parser("direction", parents=parents, help=line, description=line)
-    p.add_argument("--from", dest="start", metavar="CLASS", help="class to start from (default AD, else the first)")
-    p.add_argument("--to", dest="end", metavar="CLASS", help="class to go to (default NC, else the second)")
+    p.add_argument("--from", dest="start", metavar="CLASS",
+                   help="class to start from (default AD, else the first), or COLUMN=VALUE, such as age=60")
+    p.add_argument("--to", dest="end", metavar="CLASS",
+                   help="class to go to (default NC, else the second), or COLUMN=VALUE")
     p.add_argument("--rows", type=whole(1, 64), default=4, metavar="N", help="latents to move (default %(default)s)")
     p.add_argument("--steps", type=whole(2, 64), default=7, metavar="N", help="pictures in a row (default %(default)s)")
     p.add_argument("--strength", type=number, default=1.5, metavar="S",

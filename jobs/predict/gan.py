@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +11,15 @@ import numpy as np
 import torch
 
 from data.batches import to_float
+from jobs.predict.conditions import Asked, settings_of
 from jobs.predict.trained import Flag, Trained
 from jobs.training import randomness
 from models import loading, projection
+from models.conditions import Attribute
 from models.stylegan2 import Generator
 from models.styles import slerp
+
+CENTRE, CENTRE_SEED = 512, 20200  # latents of which the mean w is taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,28 +37,30 @@ class GanModel(Trained):
     G: Generator
 
     @staticmethod
-    def networks(tensors: dict, about: dict, num_classes: int, device: torch.device) -> dict:
+    def networks(
+        tensors: dict, about: dict, num_classes: int, attributes: Sequence[Attribute], device: torch.device
+    ) -> dict:
         """The networks of a weights file, as fields of this class. ValueError on what does not fit."""
-        return {"G": loading.load_generator(tensors, about["config"], num_classes).to(device)}
+        return {"G": loading.load_generator(tensors, about["config"], num_classes, attributes).to(device)}
 
     def settings(
         self,
         *,
         seed: int = 0,
-        label: str = "all",
+        label: Asked = "all",
         truncation: float = 1.0,
         truncation_cutoff: int | None = None,
         noise: str = "random",
     ) -> dict:
         """What decides the pictures of `sample`, for a file beside them."""
         how = {"truncation": truncation, "truncation_cutoff": truncation_cutoff}
-        return {"seed": seed, "class": label, **how, **self.about, "noise": noise}
+        return {"seed": seed, **settings_of(label), **how, **self.about, "noise": noise}
 
     def sample(
         self,
         number: int = 1,
         seed: int = 0,
-        label: str = "all",
+        label: Asked = "all",
         *,
         indices: Sequence[int] | None = None,
         truncation: float = 1.0,
@@ -72,7 +79,7 @@ class GanModel(Trained):
         self,
         indices: Sequence[int],
         seed: int = 0,
-        label: str = "all",
+        label: Asked = "all",
         *,
         truncation: float = 1.0,
         truncation_cutoff: int | None = None,
@@ -81,7 +88,19 @@ class GanModel(Trained):
         B)."""
         labels = self.labels(label, indices)
         ws = self.G.broadcast(self.map_latents(self.draw_z(seed, indices), labels))
-        return self.G.truncate(ws, truncation, truncation_cutoff, self.G.centre(labels))
+        return self.G.truncate(ws, truncation, truncation_cutoff, self.centre(labels, truncation))
+
+    def centre(self, labels: torch.Tensor | None, truncation: float) -> torch.Tensor | None:
+        """Where truncation pulls to: Generator.centre; of a model with columns the mean w of many latents that are told
+        the same, (B, 1, w_dim). None where nothing is truncated."""
+        if truncation == 1:
+            return None
+        if not self.columns or labels is None:
+            return self.G.centre(labels)
+        z = self.draw_z(CENTRE_SEED, range(CENTRE))
+        rows, back = labels.nan_to_num(nan=math.inf).unique(dim=0, return_inverse=True)
+        rows = torch.where(rows.isinf(), math.nan, rows)
+        return torch.stack([self.map_latents(z, row.expand(CENTRE, -1)).mean(0) for row in rows])[back][:, None]
 
     def draw_z(self, seed: int, indices: Sequence[int]) -> torch.Tensor:
         """(B, z_dim) fp32: the latents of the pictures `indices`, drawn on the CPU, so that every device has the
@@ -117,7 +136,7 @@ class GanModel(Trained):
         b: int,
         steps: int = 24,
         seed: int = 0,
-        label: str = "all",
+        label: Asked = "all",
         *,
         space: str = "w",
         truncation: float = 1.0,
@@ -134,11 +153,15 @@ class GanModel(Trained):
         from_z, to_z = z[:1].expand(steps, -1), z[1:].expand(steps, -1)
         if space == "z":
             from_z = to_z = slerp(from_z, to_z, t)
-        from_w = self.map_latents(from_z, None if labels is None else labels[0].expand(steps))
-        to_w = self.map_latents(to_z, None if labels is None else labels[1].expand(steps))
+        ends = [None if labels is None else labels[i : i + 1] for i in (0, 1)]
+        from_w, to_w = (
+            self.map_latents(of_z, None if end is None else end.repeat_interleave(steps, 0))
+            for of_z, end in zip((from_z, to_z), ends, strict=True)
+        )
         ws = self.G.broadcast(torch.lerp(from_w, to_w, t))
-        from_centre, to_centre = (self.G.centre(None if labels is None else labels[i : i + 1]) for i in (0, 1))
-        centre = torch.lerp(from_centre, to_centre, t[:, None])
+        from_centre, to_centre = (self.centre(end, truncation) for end in ends)
+        one = from_centre is None or to_centre is None
+        centre = None if one else torch.lerp(from_centre, to_centre, t[:, None])  # type: ignore[arg-type]
         return self.synthesise(self.G.truncate(ws, truncation, truncation_cutoff, centre))
 
     def project(

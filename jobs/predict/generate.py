@@ -6,15 +6,18 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from data.columns import Column
 from data.files import atomic_file, read_json
 from jobs.config.specs import ConfigError
+from jobs.predict.conditions import Asked, classes_of
 from jobs.predict.flags import MAX_NUMBER
 from jobs.predict.output import Output
 from jobs.predict.trained import Trained
@@ -33,12 +36,13 @@ def generate(
     *,
     number: int = 64,
     seed: int = 0,
-    label: str = "all",
+    label: Asked = "all",
     npz: bool = False,
     overwrite: bool = False,
     **how,
 ) -> None:
-    """Pictures 0 to N-1 as PNGs, a grid of the first, and generate.json. Pictures that are there already are kept.
+    """Pictures 0 to N-1 as PNGs, a grid of the first, generate.json, and generated.csv with what each was told.
+    Pictures that are there already are kept.
 
     `how`: what model.sample takes beside number, seed and label.
     """
@@ -63,24 +67,41 @@ def generate(
             bar.update(len(indices))
         wait(writing)
     first = list(range(min(number, GRID)))
-    of_first = model.labels(label, first)
-    captions = None if of_first is None else [model.classes[k] for k in of_first.tolist()]
+    captions = model.known(label, first)
     names = [file_name(model, label, i) for i in first]
     shown = np.stack([read_picture(out / name) for name in names])
     save_png(out / "grid.png", image_grid(shown, math.ceil(math.sqrt(len(first))), labels=captions))
+    write_table(out, model, label, claimed, seed)
     seeds = [randomness.seed_of(seed, i, "predict z") for i in first]
     out.json("generate.json", model, settings, number=claimed, z_seeds=seeds)
     if npz:
         write_npz(out / "slices.npz", model, number, label)
     span = names[0] if number == 1 else f"{names[0]} ... {file_name(model, label, number - 1)}"
     kept = f" ({number - made} were there already)" if made < number else ""
-    files = (span, "grid.png", "generate.json", *(["slices.npz"] if npz else []))
+    files = (span, "grid.png", "generate.json", "generated.csv", *(["slices.npz"] if npz else []))
     out.tell(model, f"{number} picture{'s' * (number > 1)}{kept}", *files)
 
 
-def write_npz(path: Path, model: Trained, number: int, label: str) -> None:
+def write_table(out: Output, model: Trained, label: Asked, number: int, seed: int) -> None:
+    """generated.csv: each picture's file, number and seed, and what the network was told of it, empty for unknown."""
+    columns = model.columns or ([Column("class", tuple(model.classes))] if model.classes else [])
+    told = model.labels(label, range(number)) if columns else None
+    values = [] if told is None else told.reshape(number, -1).tolist()
+    rows = (
+        [
+            file_name(model, label, i),
+            i,
+            seed,
+            *(c.text(v) for c, v in zip(columns, values[i] if values else (), strict=True)),
+        ]
+        for i in range(number)
+    )
+    out.csv("generated.csv", ["file", "index", "seed", *(c.name for c in columns)], rows)
+
+
+def write_npz(path: Path, model: Trained, number: int, label: Asked) -> None:
     """The PNGs of generate as one file for np.load, written picture by picture: any number needs no memory."""
-    labels = model.labels(label, list(range(number)))
+    labels = classes_of_model(model, label, range(number))
     header = {"descr": "|u1", "fortran_order": False, "shape": (number, model.channels, *model.size)}
     with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("images.npy", "w", force_zip64=True) as images:
@@ -91,10 +112,17 @@ def write_npz(path: Path, model: Trained, number: int, label: str) -> None:
             np.lib.format.write_array(column, np.full(number, -1) if labels is None else labels.numpy())
 
 
-def file_name(model: Trained, label: str, index: int) -> str:
+def classes_of_model(model: Trained, label: Asked, indices: Sequence[int]) -> torch.Tensor | None:
+    """The classes (B,) int64 that are asked of the pictures, -1 where it is left open; None of a model without any."""
+    labels = model.labels(label, indices)
+    return labels if labels is None else classes_of(labels, model.columns)
+
+
+def file_name(model: Trained, label: Asked, index: int) -> str:
     """000007.png, or 000007_AD.png; a class name may hold anything, a file name may not."""
-    labels = model.labels(label, [index])
-    name = "" if labels is None else "_" + re.sub(r"[^A-Za-z0-9.-]", "-", model.classes[int(labels)])[:60]
+    labels = classes_of_model(model, label, [index])
+    number = -1 if labels is None else int(labels)
+    name = "_" + re.sub(r"[^A-Za-z0-9.-]", "-", model.classes[number])[:60] if number >= 0 else ""
     return f"{index:06d}{name}.png"
 
 

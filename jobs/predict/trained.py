@@ -16,11 +16,22 @@ import numpy as np
 import torch
 
 from data.batches import to_uint8
+from data.columns import Column
 from data.files import is_number, sha256_of
 from data.packfile import check_geometry, odd_class, restore
 from data.walk import DataError
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
+from jobs.predict.conditions import (
+    Asked,
+    attributes_of,
+    caption,
+    only_class,
+    parse_row,
+    read_about,
+    rows_of,
+    say_once,
+)
 from jobs.predict.named import UsageError, weights_of
 from jobs.training import devices
 from jobs.training.weights import WeightsError, check_header, read_weights
@@ -52,6 +63,7 @@ class Trained:
     geometry: dict  # for data.packfile.restore; {} where pictures stay square
     nimg: int
     measured: dict  # {figure: value} of these weights while they trained; {} where they were not picked by one
+    columns: Sequence[Column] = ()  # what the network is told of a slice, where that is more than its class
     device: torch.device
     dtype: torch.dtype = torch.float32
     batch: int = 1  # pictures per pass
@@ -94,12 +106,19 @@ class Trained:
         pixels = to_uint8(images).cpu().numpy()
         return restore(pixels, self.geometry) if self.geometry else pixels
 
-    def labels(self, label: str, indices: Sequence[int]) -> torch.Tensor | None:
-        """Labels (B,) int64 of the pictures `indices`; None where the network is not conditional.
+    def labels(self, label: Asked, indices: Sequence[int]) -> torch.Tensor | None:
+        """What the network is told of the pictures `indices`: labels (B,) int64, or values (B, columns) float32; None
+        where it is not conditional.
 
-        `label`: a class by name or number, or `all`, which takes the classes in turn. UsageError where there is no
-        such.
+        `label`: a class by name or number, or `all`, which takes the classes in turn; {column: value}, in which what is
+        left out is unknown; or several such rows, which are taken in turn. UsageError where there is no such.
         """
+        if self.columns:
+            rows = rows_of(label, self.classes)
+            told = {i: parse_row(rows[i], self.columns, say_once) for i in {i % len(rows) for i in indices}}
+            return torch.tensor([told[i % len(rows)] for i in indices], dtype=torch.float32)
+        if not isinstance(label, str):
+            label = only_class(label, self.classes)
         if label == "all":
             return torch.tensor([i % len(self.classes) for i in indices]) if self.classes else None
         if not self.classes:
@@ -110,12 +129,19 @@ class Trained:
         number = self.classes.index(label) if label in self.classes else int(label)
         return torch.full((len(indices),), number)
 
-    def captions(self, label: str, indices: Sequence[int]) -> list[str]:
-        """One caption each: 7 AD, or 7 without classes."""
+    def known(self, label: Asked, indices: Sequence[int]) -> list[str] | None:
+        """What the network is told of each picture, in a few letters; None where it is not conditional."""
         labels = self.labels(label, indices)
         if labels is None:
-            return [str(i) for i in indices]
-        return [f"{i} {self.classes[k]}" for i, k in zip(indices, labels.tolist(), strict=True)]
+            return None
+        if self.columns:
+            return [caption(row, self.columns) for row in labels.tolist()]
+        return [self.classes[k] for k in labels.tolist()]
+
+    def captions(self, label: Asked, indices: Sequence[int]) -> list[str]:
+        """One caption each: 7 AD, or 7 without classes."""
+        known = self.known(label, indices) or [""] * len(indices)
+        return [f"{i} {text}".rstrip() for i, text in zip(indices, known, strict=True)]
 
     def features(self, images: np.ndarray, *, feature_weights: str = "", data: str = "") -> np.ndarray:
         """uint8 (B, C, R, R) slices at the training resolution -> features (B, D) fp32 that `evaluate` measures with.
@@ -199,7 +225,8 @@ def read_model(
         config = config | {name: loading.bounded(config, name, 1 << 20) for name in ("resolution", "channels")}
         about = about | {"config": config}
         kind: Any = kinds.JOBS[job].model()
-        networks = kind.networks(tensors, about, len(classes) if conditional else 0, device)
+        columns = read_about(about.get("conditions"))
+        networks = kind.networks(tensors, about, len(classes) if conditional else 0, attributes_of(columns), device)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
     if geometry and geometry["resolution"] != config["resolution"]:
@@ -213,6 +240,7 @@ def read_model(
         geometry={} if square else geometry,
         nimg=nimg,
         measured=measured_of(about),
+        columns=columns,
         device=device,
         dtype=dtype,
         batch=batch,

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from data.files import atomic_write
 from jobs.config.specs import ConfigError
 from jobs.predict.autoencoder import VaeModel
+from jobs.predict.conditions import Asked, classes_of
 from jobs.predict.features import (
     MEASURE_CHUNK,
     Reference,
@@ -34,7 +35,7 @@ def tsne(
     *,
     number: int = 500,
     seed: int = 0,
-    label: str = "all",
+    label: Asked = "all",
     reference: Reference = Reference(),
     how: dict,
 ) -> None:
@@ -49,7 +50,8 @@ def tsne(
     if of_vae and reference.feature_weights:
         raise UsageError("--feature-weights: of a VAE the latents themselves are shown; leave it out")
     rt = ranks.Runtime(0, 1, 0, model.device, torch.get_num_threads())
-    labels = model.labels(label, list(range(number)))
+    told = model.labels(label, list(range(number)))
+    labels = None if told is None else classes_of(told, model.columns)
     given = given_features(reference.feature_weights)
     real = open_data(model, reference.data, print)
     out.make()
@@ -63,7 +65,7 @@ def tsne(
     classes = real.heldout.classes
     real_classes = [classes[k] if k >= 0 else "" for k in real.labels(real.heldout)[rows].tolist()]
     subjects = [real.heldout.subjects[i] for i in rows.tolist()]
-    fake_classes = ["" if labels is None else model.classes[int(labels[i])] for i in range(number)]
+    fake_classes = ["" if labels is None or labels[i] < 0 else model.classes[int(labels[i])] for i in range(number)]
     if of_vae:
         what = f"latents (means) of {Path(model.path).absolute().parent.name}"
         settings = {"seed": seed, "weights_sha256": model.sha256}
@@ -83,7 +85,7 @@ def tsne(
         table += [("generated", *point, k, "") for point, k in zip(points[len(rows) :], fake_classes, strict=True)]
     if isinstance(model, GanModel) and model.classes:
         z = model.draw_z(seed, list(range(number)))
-        table += [("w", *p, k, "") for p, k in zip(embed(model.map_latents(z, labels)), fake_classes, strict=True)]
+        table += [("w", *p, k, "") for p, k in zip(embed(model.map_latents(z, told)), fake_classes, strict=True)]
     lines = [[source, float(x), float(y), name, subject] for source, x, y, name, subject in table]
     out.csv("tsne.csv", ["source", "x", "y", "class", "subject"], lines)
     atomic_write(out / "tsne.png", scatter_plots(table, "latents" if of_vae else "features", what))

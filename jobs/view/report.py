@@ -357,8 +357,44 @@ def print_figures(figures: dict, features: str, data: dict, notes: list[str]) ->
             "held-out after "
             f"training on generated {f['train_on_generated']:.3f}"
         )
+    for line in told_lines(figures):
+        say(line)
     for note in notes:
         say(f"note: {note}")
+
+
+def told_lines(figures: dict) -> list[str]:
+    """Whether each column that a model is told shows in its pictures, and how good they are in each group."""
+    lines = []
+    for name, f in figures.get("obedience", {}).items():
+        sides = {
+            "generated": f["generated"],
+            "held-out": f["held_out"],
+            "held-out, learnt on generated": f["train_on_generated"],
+        }
+        said = [f"{side} {_agreement(values)}" for side, values in sides.items() if values]
+        more = [f"{100 * f['rising']:.0f} % of steps rise"] if "rising" in f else []
+        more += [f"moves {other} by {value:.2f}" for other, value in f["moves"].items()]
+        lines.append(f"{name} obeyed: " + "; ".join(said + more))
+    for name, found in figures.get("groups", {}).items():
+        for group, f in found.items():
+            if "kid" not in f:
+                lines.append(
+                    f"{name} {group}: {f['generated']} generated and {f['held_out']} held-out slices are too few"
+                )
+                continue
+            train = f", training {1000 * f['kid_of_training']:.1f}" if "kid_of_training" in f else ""
+            lines.append(
+                f"{name} {group}: KID x 1000 {1000 * f['kid']:.1f}{train}, recall {f['recall']:.2f}, "
+                f"coverage {f['coverage']:.2f} ({f['generated']} generated, {f['held_out']} held-out)"
+            )
+    return lines
+
+
+def _agreement(f: dict) -> str:
+    if "accuracy" in f:
+        return f"{100 * f['accuracy']:.0f} % right"
+    return f"r {f['r']:.2f}, error {f['mae']:.3g}, slope {f['slope']:.2f}"
 
 
 # --- HTML -------------------------------------------------------------------------------------------------------------
