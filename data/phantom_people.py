@@ -6,7 +6,7 @@
 
 A slice is a pure function of (seed, index) and of what is forced. What each attribute does:
 
-* age: atrophy. Ventricles and sulci widen and the cortex thins; the ventricles' share of the head grows in proportion to
+* age: atrophy. Ventricles and sulci widen and the cortex thins; the ventricles' share of the head grows evenly with
   the years, and AD adds as much as a third of the range of ages does.
 * sex: the size of the head, all of it. Shares of the head stay.
 * slice: the plane, from the basal ganglia (0) to near the vertex (1). On the way up the deep grey matter and the third
@@ -98,7 +98,7 @@ def _draw_person(seed, index, label, person):
     half_length = head * (1 - 0.30 * who.slice**1.8)
     level = 1.75 * who.slice
     # The share of an area goes with a power of the scale of its radius.
-    size = (0.55 + 1.0 * loss) ** 0.75 * math.exp(0.03 * rng.standard_normal())
+    size = (0.48 + 1.0 * loss) ** 0.8 * math.exp(0.03 * rng.standard_normal())
     roof = math.sqrt(min(max((1.30 - level) / 0.45, 0.0), 1.0))
     return who, replace(
         brain,
