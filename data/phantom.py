@@ -258,11 +258,11 @@ def _buried_sulci(brain, rng):
     return [(p, w * np.array([0.5, 1.0, 1.0, 0.9, 0.5])) for p, w in zip(paths, width, strict=True)]
 
 
-def _midline_sulci(brain, rng):
+def _midline_sulci(brain, rng, spread=0.03):
     """The interhemispheric fissure, in front of and behind the corpus callosum, and the sulci of its walls."""
     level = brain.level
-    front = 0.62 - 0.16 * level + 0.03 * rng.standard_normal()
-    back = -0.50 + 0.18 * level + 0.03 * rng.standard_normal()
+    front = 0.62 - 0.16 * level + spread * rng.standard_normal()
+    back = -0.50 + 0.18 * level + spread * rng.standard_normal()
     strokes = []
     for inner, outer in ((front, 1.06), (back, -1.06)):
         v = np.linspace(outer, inner, 8)

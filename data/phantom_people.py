@@ -6,7 +6,7 @@
 
 A slice is a pure function of (seed, index) and of what is forced. What each attribute does:
 
-* age: atrophy. Ventricles and sulci widen and the cortex thins; the ventricles' share of the head grows in proportion to
+* age: atrophy. Ventricles and sulci widen and the cortex thins; the ventricles' share of the head grows evenly with
   the years, and AD adds as much as a third of the range of ages does.
 * sex: the size of the head, all of it. Shares of the head stay.
 * slice: the plane, from the basal ganglia (0) to near the vertex (1). On the way up the deep grey matter and the third
@@ -31,6 +31,13 @@ AGES = (55.0, 90.0)
 MOST_LESIONS = 20
 HEAD = {"F": 0.725, "M": 0.790}  # half the length of an average head at the lowest plane, image units
 DISEASE = 1 / 3  # what AD adds to the atrophy of age, as a fraction of what AGES span
+
+# By plane, the scale at which the ventricles of 72 have 4.8 % of the head at the lowest plane and 3.6 % under their top,
+# above which they end: a plane must not pass for an age.
+_GAIN = (
+    [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.63, 0.66, 0.68],
+    [1.23, 0.97, 0.82, 0.78, 0.91, 1.18, 1.40, 1.45, 1.2, 0.7, 0.0],
+)
 
 # Independent streams beside those of data.phantom.
 _SEX, _PERSON, _VARIATION, _LESIONS = range(4, 8)
@@ -96,21 +103,26 @@ def _draw_person(seed, index, label, person):
     loss = max(atrophy(who.age, label), -0.5)
     head = HEAD[who.sex] * math.exp(0.018 * float(np.clip(rng.standard_normal(), -2.5, 2.5)))
     half_length = head * (1 - 0.30 * who.slice**1.8)
-    level = 1.75 * who.slice
-    # The share of an area goes with a power of the scale of its radius.
-    size = (0.55 + 1.0 * loss) ** 0.75 * math.exp(0.03 * rng.standard_normal())
-    roof = math.sqrt(min(max((1.30 - level) / 0.45, 0.0), 1.0))
+    # Measured: the share of the ventricles is as their scale.
+    size = (0.5 + loss) * float(np.interp(who.slice, *_GAIN)) * math.exp(0.03 * rng.standard_normal())
     return who, replace(
         brain,
-        level=level,
+        level=1.65 * who.slice,
         half_length=half_length,
-        half_width=half_length * (0.75 + 0.03 * who.slice + rng.uniform(-0.015, 0.015)),
+        half_width=half_length * (0.74 + 0.06 * who.slice + rng.uniform(-0.012, 0.012)),
+        taper=0.125 - 0.07 * who.slice + rng.uniform(-0.012, 0.012),
         cortex=head * (0.042 - 0.004 * loss) * math.exp(0.05 * rng.standard_normal()),
         sulcus=head * (0.0040 + 0.0040 * loss) * math.exp(0.10 * rng.standard_normal()),
-        ventricle=roof * size * np.exp(0.03 * rng.standard_normal(2)),
+        ventricle=size * np.exp(0.03 * rng.standard_normal(2)),
         horns=0.6 * brain.horns,
         third=head * (0.010 + 0.014 * loss) * math.exp(0.05 * rng.standard_normal()),
     )
+
+
+def _inwards(points, factor):
+    """Points in brain units, with their distance from the outline (roughly) times `factor`."""
+    radius = np.linalg.norm(points, axis=-1, keepdims=True)
+    return points * (1 - factor * (1 - radius)) / radius
 
 
 def _folds_of(who):
@@ -118,8 +130,8 @@ def _folds_of(who):
     below the top of the ventricles."""
 
     def folds(brain, rng):
-        lateral = _lateral_sulci(brain, rng)
-        midline = _midline_sulci(replace(brain, level=1.75 * who.slice + 1.35 * who.slice**2), rng)
+        lateral = [(_inwards(points, 0.85 + 0.4 * who.slice), radii) for points, radii in _lateral_sulci(brain, rng)]
+        midline = _midline_sulci(replace(brain, level=1.8 * who.slice + 1.3 * who.slice**2), rng, spread=0.012)
         fissure = _sylvian(replace(brain, level=min(brain.level, 0.7)), rng)
         leave = 0.75 * max(brain.level - 0.3, 0.0)  # outwards, until nothing is left inside the head
         fissure = [(points + np.sign(points[:, :1]) * [leave, 0.0], radii) for points, radii in fissure]
@@ -132,13 +144,13 @@ def _lesion_spots(brain, who, seed, index):
     """Strokes, each a dot, in the white matter around the ventricles. The first k are the same for any number."""
     rng = _stream(seed, index, _LESIONS)
     slot = rng.permutation(MOST_LESIONS)
-    angle = (slot // 2 + rng.uniform(0.1, 0.9, MOST_LESIONS)) / (MOST_LESIONS / 2)  # from behind to the front
-    angle = math.pi * (0.94 * (angle - 0.5))
-    radius = rng.uniform(0, 1, MOST_LESIONS)
+    angle = (slot // 2 + rng.uniform(0.0, 1.0, MOST_LESIONS)) / (MOST_LESIONS / 2)  # from behind to the front
+    angle = 0.84 * math.pi * (angle - 0.5)
+    outwards = rng.uniform(0, 1, MOST_LESIONS)
     size = rng.uniform(0.024, 0.034, MOST_LESIONS) * HEAD[who.sex] / HEAD["F"]
     grown = 0.06 * (float(brain.ventricle.mean()) - 1)
-    u = np.where(slot % 2, 1, -1) * ((0.27 + 0.20 * radius) * np.cos(angle) ** 0.5 + 0.06 + grown)
-    v = (0.46 + 0.16 * radius + grown) * np.sin(angle) + 0.02
+    u = np.where(slot % 2, 1, -1) * ((0.33 + 0.18 * outwards) * np.cos(angle) ** 0.4 + 0.04 + grown)
+    v = (0.44 + 0.20 * outwards + grown) * np.sin(angle) + 0.02
     spots = [(np.array([(a, b), (a + 0.004, b)]), np.array([r, r])) for a, b, r in zip(u, v, size, strict=True)]
     return spots[: who.lesions]
 
