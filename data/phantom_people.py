@@ -102,7 +102,7 @@ def _draw_person(seed, index, label, person):
     rng = _stream(seed, index, _VARIATION)
     loss = max(atrophy(who.age, label), -0.5)
     head = HEAD[who.sex] * math.exp(0.018 * float(np.clip(rng.standard_normal(), -2.5, 2.5)))
-    half_length = head * (1 - 0.30 * who.slice**1.8)
+    half_length = head * (1 - 0.35 * who.slice**2.2)
     # Measured: the share of the ventricles is as their scale.
     size = (0.5 + loss) * float(np.interp(who.slice, *_GAIN)) * math.exp(0.03 * rng.standard_normal())
     return who, replace(
