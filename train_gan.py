@@ -104,7 +104,9 @@ def build_state(
     shape: dict[str, Any] = dict(
         resolution=c.resolution, channels=c.channels, num_classes=num_classes, attributes=attributes
     )
-    widths: dict[str, Any] = dict(channel_base=c.channel_base, channel_max=c.channel_max, mapping_layers=c.mapping_layers)
+    widths: dict[str, Any] = dict(
+        channel_base=c.channel_base, channel_max=c.channel_max, mapping_layers=c.mapping_layers
+    )
     G = Generator(**shape, **widths, z_dim=c.z_dim, w_dim=c.w_dim).to(device)
     D = Discriminator(**shape, **widths, mbstd_group=c.mbstd_group).to(device)
     G_ema = Generator(**shape, **widths, z_dim=c.z_dim, w_dim=c.w_dim).to(device).eval().requires_grad_(False)

@@ -435,9 +435,11 @@ class Discriminator(nn.Module):
         self.linear = EqualLinear(last * 16, last, activate=True)
         self.projects = bool(num_classes or attributes)
         self.out = EqualLinear(last, last if self.projects else 1)
-        if self.projects:
-            knows: dict[str, Any] = dict(num_classes=num_classes, attributes=attributes)
-            self.mapping = MappingNetwork(0, last, **knows, layers=mapping_layers)
+        # Attributes are projected as they are, each by itself: layers in between learn a hundred times more slowly.
+        if attributes:
+            self.conditions = ConditionEmbedding(attributes, last, EqualLinear)
+        elif num_classes:
+            self.mapping = MappingNetwork(0, last, num_classes=num_classes, layers=mapping_layers)
 
     def forward(
         self,
@@ -462,7 +464,7 @@ class Discriminator(nn.Module):
             x = torch.cat([x, std], 1)
         x = self.out(self.linear(self.conv(x).flatten(1)))
         if self.projects:
-            features = self.mapping(None, labels)
+            features = self.mapping(None, labels) if self.num_classes else self.conditions(labels)
             return (x * features).sum(1) * (1 / math.sqrt(features.shape[1]))
         return x.squeeze(1)
 

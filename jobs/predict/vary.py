@@ -19,6 +19,14 @@ from jobs.view.pictures import as_picture, gif_of
 LATENTS = 4  # brains in a strip, where no number is asked for
 
 
+def short(value: str) -> str:
+    """A number with three digits, and a level as it is."""
+    try:
+        return f"{float(value):.3g}"
+    except ValueError:
+        return value
+
+
 def vary(
     model,
     out: Output,
@@ -60,8 +68,8 @@ def vary(
             )
             table.append([file, k, seed, *(asked.get(c.name, "") for c in model.columns)])
     out.csv("generated.csv", ["file", "index", "seed", *(c.name for c in model.columns)], table)
-    columns = [f"{names[-1]} {value}" for value in ways[-1][1]]
-    rows = [f"{names[0]} {value}" for value in ways[0][1]] if len(ways) == 2 else [str(k) for k in latents]
+    columns, rows = ([f"{name} {short(value)}" for value in values] for name, values in (ways[-1], ways[0]))
+    rows = rows if len(ways) == 2 else [str(k) for k in latents]
     save_png(
         out / "vary.png",
         image_grid(np.concatenate(list(shown)), len(columns), column_labels=columns, row_labels=rows),
