@@ -32,8 +32,8 @@ MOST_LESIONS = 20
 HEAD = {"F": 0.725, "M": 0.790}  # half the length of an average head at the lowest plane, image units
 DISEASE = 1 / 3  # what AD adds to the atrophy of age, as a fraction of what AGES span
 
-# By plane, the scale at which the ventricles of 72 have 4.8 % of the head at the lowest plane and 3.6 % under their top,
-# above which they end: a plane must not pass for an age.
+# Scale of the ventricles by plane. At 72 they have 4.8 % of the head at the lowest plane and 3.6 % under their top,
+# where they end: a plane must not pass for an age.
 _GAIN = (
     [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.63, 0.66, 0.68],
     [1.23, 0.97, 0.82, 0.78, 0.91, 1.18, 1.40, 1.45, 1.2, 0.7, 0.0],
@@ -91,6 +91,11 @@ def atrophy(age, label):
     return (age - AGES[0]) / (AGES[1] - AGES[0]) + DISEASE * label
 
 
+def head_size(plane):
+    """Length of the head's outline at a plane, as a fraction of that at the lowest."""
+    return 1 - 0.35 * plane**2.2
+
+
 def _draw_person(seed, index, label, person):
     """The slice's Brain and Person. Whatever is forced, all else is drawn as without it."""
     cells = phantom_person(seed, index)
@@ -102,7 +107,7 @@ def _draw_person(seed, index, label, person):
     rng = _stream(seed, index, _VARIATION)
     loss = max(atrophy(who.age, label), -0.5)
     head = HEAD[who.sex] * math.exp(0.018 * float(np.clip(rng.standard_normal(), -2.5, 2.5)))
-    half_length = head * (1 - 0.35 * who.slice**2.2)
+    half_length = head * head_size(who.slice)
     # Measured: the share of the ventricles is as their scale.
     size = (0.5 + loss) * float(np.interp(who.slice, *_GAIN)) * math.exp(0.03 * rng.standard_normal())
     return who, replace(
@@ -131,7 +136,7 @@ def _folds_of(who):
 
     def folds(brain, rng):
         lateral = [(_inwards(points, 0.85 + 0.4 * who.slice), radii) for points, radii in _lateral_sulci(brain, rng)]
-        midline = _midline_sulci(replace(brain, level=1.8 * who.slice + 1.3 * who.slice**2), rng, spread=0.012)
+        midline = _midline_sulci(replace(brain, level=1.8 * who.slice + 1.5 * who.slice**2), rng, spread=0.012)
         fissure = _sylvian(replace(brain, level=min(brain.level, 0.7)), rng)
         leave = 0.75 * max(brain.level - 0.3, 0.0)  # outwards, until nothing is left inside the head
         fissure = [(points + np.sign(points[:, :1]) * [leave, 0.0], radii) for points, radii in fissure]
