@@ -53,7 +53,7 @@ FREE = set(
     "keep keep_weights stop_when_worse metric_kimg feature_weights max_bad val_split sampler steps accumulate".split()
 )
 ARCHITECTURE = set(
-    "resolution channels conditional z_dim w_dim mapping_layers channel_base channel_max mbstd_group down "
+    "resolution channels conditional condition z_dim w_dim mapping_layers channel_base channel_max mbstd_group down "
     "latent_channels width "
     "num_res disc_width space vae widths attention head_dim".split()
 )
@@ -66,7 +66,7 @@ _TRAIN = dict(
     threads=0, log_kimg=4.0, sample_kimg=50.0, checkpoint_minutes=10.0, checkpoint_kimg=0.0, keep=2,
     keep_weights=0, stop_when_worse=False,
 )  # fmt: skip
-_SAMPLING = dict(metric_kimg=0.0, feature_weights="")
+_SAMPLING = dict(condition="", metric_kimg=0.0, feature_weights="")
 _DENOISING = _TRAIN | dict(lr=1e-4, warmup_kimg=20.0, decay_kimg=0.0, weight_decay=0.01, clip=1.0)
 DEFAULTS: dict[type, dict] = {
     GanConfig: _TRAIN | _SAMPLING | dict(
@@ -258,7 +258,7 @@ def test_a_runs_name_and_its_weights_tell_exactly_what_changes_the_result(cls, n
 def test_names_of_runs_stay_those_of_earlier_versions():
     """The same command finds the run that it began last month: the name is a function of the values alone."""
     for cls, job in JOB_NAME.items():
-        chosen = "include exclude table plane slices range spacing volume".split()  # later than the first runs
+        chosen = "include exclude table plane slices range spacing volume condition".split()  # later than the first runs
         content = {k: v for k, v in DEFAULTS[cls].items() if k not in FREE and k not in chosen}
         name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
         assert parsing.default_name(cls()) == f"{job}-{name}"
@@ -481,6 +481,8 @@ def room(tmp_path_factory) -> Path:
     slices(room / "other", shade=1)
     scans(room / "scans")
     (room / "moved.csv").write_text("file,split\np1803_1.png,test\n")
+    ages = "".join(f"{p.name},{50 + k % 7}\n" for k, p in enumerate(sorted((room / "data").rglob("p*.png"))))
+    (room / "ages.csv").write_text("file,age\n" + ages)
     torch.save(narrow(), room / "vgg.pth")
     return room
 
@@ -649,6 +651,12 @@ GAN: dict[str, list[Row]] = {
         o.shape("G", "mapping.embedding") == (2, 8), not b.names("G", "embedding"),
         len(o.names("D", "embedding")) == 1, not b.names("D", "embedding"), o.about()["classes"] == ["AD", "NC"],
     ), until=0)],
+    "condition": [Row("--condition age,class", see=lambda o, b: (
+        o.config()["condition"] == "class,age", o.config()["conditional"], not o.names("G", "mapping.embedding"),
+        o.shape("G", "mapping.conditions.parts.0.weight") == (3, 8),
+        o.shape("D", "conditions.parts.1.unknown") == (8,), [c["name"] for c in o.about()["conditions"]] == ["class", "age"],
+        not b.names("G", "unknown"), "conditions" not in b.about(),
+    ), base="--table {room}/ages.csv", until=0)],
     "z_dim": [Row("--z-dim 6", see=lambda o, b: (
         o.shape("G", "mapping.layers.0.weight") == (8, 6), b.shape("G", "mapping.layers.0.weight") == (8, 8),
     ), until=0)],
@@ -834,6 +842,10 @@ DIFFUSION: dict[str, list[Row]] = {
         (run.path / "vae.safetensors").read_bytes() == Path(run.config()["vae"], "weights.safetensors").read_bytes()
         for run in (o, b)
     ))],
+    "condition": [Row("--condition age", see=lambda o, b: (
+        not o.names("unet", "embed_class.weight"), b.shape("unet", "embed_class.weight")[0] == 3,
+        o.shape("unet", "conditions.parts.0.weight")[0] == 3, o.config()["condition"] == "class,age",
+    ), base="--table {room}/ages.csv", until=0)],
     "conditional": [Row("--no-conditional", see=lambda o, b: (
         not o.names("unet", "embed_class.weight"), b.shape("unet", "embed_class.weight")[0] == 3,
         b.about()["classes"] == ["AD", "NC"],

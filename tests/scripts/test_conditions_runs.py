@@ -1,0 +1,254 @@
+"""Runs that are told columns of a table: learnt, resumed, refused where the table changed, and asked for pictures."""
+
+import csv
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from inprocess import run_main, run_predict
+from PIL import Image
+from tiny import output, rows, train
+
+from jobs.predict import load
+from jobs.predict.named import UsageError
+from jobs.training.weights import read_weights
+
+SCRIPTS = {
+    "train_gan.py": ["--loss", "rpgan"],
+    "train_diffusion.py": [*"--space pixel --widths 8,16 --no-conditional --class-dropout 0.3".split()],
+}
+PERSON = "p{}_{}.png"
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Ten people of two classes with four slices each; a third of the table's cells are empty."""
+    folder = tmp_path_factory.mktemp("people")
+    lines, holes = ["person,age,sex"], np.random.default_rng(0).random((14, 2)) < 0.3
+    for k in range(14):
+        split = "train" if k < 10 else "test"
+        cells = [str(60 + 2 * k), "FM"[k // 2 % 2]]
+        lines.append(",".join([f"p{k}", *("" if hole else cell for hole, cell in zip(holes[k], cells, strict=True))]))
+        for z in range(5):
+            file = folder / split / ("AD", "NC")[k % 2] / PERSON.format(k, z)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng([k, z]).integers(0, 255, (40, 40), np.uint8)
+            Image.fromarray(noise).save(file)
+    (folder / "people.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def flags_of(script, people, *more):
+    return ["--data", people, "--table", people / "people.csv", "--condition", "age,slice,sex", *SCRIPTS[script], *more]
+
+
+@pytest.fixture(scope="module")
+def runs(people, packs, tmp_path_factory):
+    """{script: a run of 400 images}."""
+    folder = tmp_path_factory.mktemp("told")
+    found = {}
+    for script in SCRIPTS:
+        run = folder / script.removesuffix(".py")
+        outcome = run_main(script, "--run", run, *flags_of(script, people), "--total-kimg", 0.4, packs=packs)
+        assert outcome.code == 0, outcome.said
+        assert "condition age 60 to" in outcome.said and "; unknown of " in outcome.said
+        found[script] = run
+    return found
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_says_what_it_was_told(runs, script):
+    run = runs[script]
+    assert json.loads((run / "config.json").read_text())["condition"] == "age,sex,slice"
+    tensors, about = read_weights(run / "weights.safetensors")
+    stored = {c["name"]: c for c in json.loads((run / "data.json").read_text())["conditions"]}
+    assert [c["name"] for c in about["conditions"]] == ["age", "sex", "slice"] == list(stored)
+    assert stored["age"]["missing"] > 0 and stored["sex"]["levels"] == ["F", "M"] and stored["slice"]["missing"] == 0
+    mean = next(v for k, v in tensors.items() if k.endswith("conditions.parts.0.mean"))
+    assert float(mean) == pytest.approx(about["conditions"][0]["mean"], rel=1e-6)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_run_that_goes_on_is_the_one_that_was_not_interrupted(runs, people, packs, tmp_path, script):
+    run = tmp_path / "run"
+    for kimg in (0.2, 0.4):
+        outcome = run_main(script, "--run", run, *flags_of(script, people), "--total-kimg", kimg, packs=packs)
+        assert outcome.code == 0, outcome.said
+    ours, theirs = (read_weights(r / "weights.safetensors")[0] for r in (run, runs[script]))
+    assert all(ours[k].equal(v) for k, v in theirs.items()) and ours.keys() == theirs.keys()
+
+
+def test_two_ranks_are_told_what_one_is(runs, people, packs, tmp_path):
+    run = tmp_path / "two"
+    flags = [*map(str, flags_of("train_gan.py", people)), "--total-kimg", "0.08"]
+    assert train(run, *flags, packs=packs, ranks=2) == 0, output(run)
+    one = {row["nimg"]: row for row in rows(runs["train_gan.py"])}
+    for row in rows(run):
+        for name in ("loss_G", "loss_D", "logits_real"):
+            assert row.get(name) == pytest.approx(one[row["nimg"]].get(name), rel=2e-3, abs=1e-3)
+
+
+def test_another_table_is_refused_with_the_difference(runs, people, packs, tmp_path):
+    run = shutil.copytree(runs["train_gan.py"], tmp_path / "run")
+    other = tmp_path / "people.csv"
+    text = (people / "people.csv").read_text()
+    flags = [*flags_of("train_gan.py", people), "--table", other, "--override", "--total-kimg", 0.5]
+    other.write_text(text.replace("p4,68", "p4,99"))
+    outcome = run_main("train_gan.py", "--run", run, *flags, packs=packs)
+    assert outcome.code == 78 and "the table is not the one" in outcome.err and "age (mean " in outcome.err
+    assert "high 78.0 -> 99.0" in outcome.err and "sex" not in outcome.err.partition("began with")[2]
+    swapped = [line.replace(",F", ",X").replace(",M", ",F").replace(",X", ",M") for line in text.splitlines()]
+    other.write_text("\n".join(swapped) + "\n")
+    outcome = run_main("train_gan.py", "--run", run, *flags, packs=packs)
+    assert outcome.code == 78 and "sex (its values belong to other slices)" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        ("--condition weight", 78, "--condition weight: no such column; the data have class, age, sex, slice"),
+        ("--condition age,age", 78, "--condition age,age: write each column once"),
+        ("--condition age,", 78, "write each column once"),
+    ],
+)
+def test_a_condition_that_cannot_be_gets_one_line(people, packs, tmp_path, flags, code, says):
+    for how in ([], ["--dry-run"]):
+        words = ["--data", people, "--table", people / "people.csv", *flags.split(), *how]
+        outcome = run_main("train_gan.py", "--run", tmp_path / "run", *words, packs=packs)
+        assert outcome.code == code and says in outcome.err and "Traceback" not in outcome.err
+
+
+def table_of(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_pictures_are_asked_for_by_column(runs, packs, tmp_path, script):
+    run = runs[script]
+    words = ["generate", "--run", run, "--number", 3, "--set", "age=70", "--set", "sex=M", "--out", tmp_path / "set"]
+    outcome = run_predict(*words, packs=packs)
+    assert outcome.code == 0 and "warning" not in outcome.said, outcome.said
+    table = table_of(tmp_path / "set" / "generated.csv")
+    assert table == [
+        {"file": f"{i:06d}.png", "index": f"{i}", "seed": "0", "age": "70", "sex": "M", "slice": ""} for i in range(3)
+    ]
+    other = run_predict(*words[:-4], "--out", tmp_path / "other", packs=packs)
+    assert other.code == 0
+    first = (tmp_path / "set" / "000000.png").read_bytes()
+    assert first != (tmp_path / "other" / "000000.png").read_bytes()
+    again = load(run, device="cpu").sample(1, label={"age": 70, "sex": "M"})
+    assert np.array_equal(again[0, 0], np.array(Image.open(tmp_path / "set" / "000000.png")))
+
+
+def test_a_picture_for_each_row_of_a_table(runs, packs, tmp_path):
+    (tmp_path / "cohort.csv").write_text("person,Age,sex,note\na,61,Female,x\nb,,M,y\nc,75.5,unknown,z\n")
+    words = ["generate", "--run", runs["train_gan.py"], "--like", tmp_path / "cohort.csv", "--out", tmp_path / "out"]
+    outcome = run_predict(*words, "--set", "slice=0.5", packs=packs)
+    assert outcome.code == 0, outcome.said
+    told = [(row["age"], row["sex"], row["slice"]) for row in table_of(tmp_path / "out" / "generated.csv")]
+    assert told == [("61", "F", "0.5"), ("", "M", "0.5"), ("75.5", "", "0.5")]
+
+
+def test_the_same_brain_along_columns(runs, packs, tmp_path):
+    run = runs["train_gan.py"]
+    words = ["generate", "--run", run, "--out", tmp_path / "out", "--number", 2, "--set", "sex=F"]
+    outcome = run_predict(*words, "--vary", "age=60:78:3", packs=packs)
+    assert outcome.code == 0, outcome.said
+    table = table_of(tmp_path / "out" / "generated.csv")
+    assert [(row["index"], row["age"], row["sex"]) for row in table] == [
+        (f"{k}", age, "F") for k in (0, 1) for age in ("60", "69", "78")
+    ]
+    model = load(run, device="cpu")
+    for row in table:
+        alone = model.sample(indices=[int(row["index"])], label={"age": row["age"], "sex": "F"})
+        assert np.array_equal(alone[0, 0], np.array(Image.open(tmp_path / "out" / row["file"])))
+    with Image.open(tmp_path / "out" / "vary.gif") as film:
+        assert film.n_frames == 4
+    grid = run_predict("generate", "--run", run, "--vary", "sex", "--vary", "slice=0:1:3", "--out", tmp_path / "grid",
+                       packs=packs)  # fmt: skip
+    assert grid.code == 0 and len(table_of(tmp_path / "grid" / "generated.csv")) == 6
+    assert not (tmp_path / "grid" / "vary.gif").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("generate --set weight=3", "weight: this model is not conditioned on it, but on age, sex, slice"),
+        ("generate --set sex=X", "sex=X: none of F, M"),
+        ("generate --set age=old", "age=old: write a number"),
+        ("generate --set age", "--set age: write COLUMN=VALUE"),
+        ("generate --class AD", "class: this model is not conditioned on it"),
+        ("generate --vary age=60:80", "--vary age=60:80: write age=A:B:N"),
+        ("generate --vary age=60:80:3 --set age=3", "one column or two different ones"),
+        ("generate --vary weight=1:2:3", "this model is conditioned on age, sex, slice"),
+        ("direction --from age=60 --to age=60", "--from and --to are both age=60"),
+    ],
+)
+def test_what_cannot_be_asked_for_gets_one_line(runs, packs, tmp_path, words, says):
+    command, *more = words.split()
+    outcome = run_predict(command, "--run", runs["train_gan.py"], *more, "--out", tmp_path / "out", packs=packs)
+    assert outcome.code == 2 and says in outcome.err and outcome.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_value_outside_of_the_training_range_is_a_guess_and_said_so(runs, packs, tmp_path):
+    words = ["generate", "--run", runs["train_gan.py"], "--number", 1, "--set", "age=99.5", "--out", tmp_path]
+    outcome = run_predict(*words, packs=packs)
+    assert outcome.code == 0 and "age 99.5 lies outside of what the model learnt from, 60 to 78" in outcome.err
+
+
+def test_guidance_of_one_column_and_what_is_not_there(runs, packs, tmp_path):
+    model = load(runs["train_diffusion.py"], device="cpu")
+    asked, how = {"age": 62, "sex": "F"}, dict(steps=2)
+    plain = model.sample(1, label=asked, **how)
+    assert np.array_equal(plain, model.sample(1, label=asked, guidance={"age": 1.0}, **how))
+    assert not np.array_equal(plain, model.sample(1, label=asked, guidance={"age": 8.0}, **how))
+    with pytest.raises(UsageError, match="--guidance weight: this model is conditioned on age, sex, slice"):
+        model.sample(1, guidance={"weight": 2.0}, **how)
+
+
+def test_truncation_pulls_to_the_mean_w_of_what_is_told(runs):
+    model = load(runs["train_gan.py"], device="cpu")
+    row = {"age": 62, "sex": "F", "slice": 0.5}
+    values = model.labels(row, [0, 1])
+    centre = model.centre(values, 0.5)
+    z = model.draw_z(20200, range(512))
+    by_hand = torch.stack([model.G.mapping(part[None], values[:1])[0] for part in z]).mean(0)
+    assert centre.shape == (2, 1, model.G.w_dim) and torch.allclose(centre[0, 0], by_hand, atol=1e-4)
+    ws, cut = (model.styles([0, 1], label=row, truncation=psi) for psi in (1.0, 0.5))
+    assert torch.allclose(cut, centre + 0.5 * (ws - centre), atol=1e-5)
+    other = model.centre(model.labels([row, {}], [0, 1]), 0.5)
+    assert torch.allclose(other[0], centre[0]) and not torch.allclose(other[1], centre[0], atol=1e-3)
+
+
+def test_direction_and_interpolate_go_along_columns(runs, packs, tmp_path):
+    for script, run in runs.items():
+        words = ["direction", "--run", run, "--from", "age=60,sex=F", "--to", "age=78,sex=F", "--rows", 1, "--steps", 3]
+        assert run_predict(*words, "--out", tmp_path / script, packs=packs).code == 0
+        about = json.loads((tmp_path / script / "direction.json").read_text())["settings"]
+        assert (about["from"], about["to"]) == ("age=60,sex=F", "age=78,sex=F")
+        film = ["interpolate", "--run", run, "--vary", "age=60:78:3", "--steps", 2, "--out", tmp_path / f"film {script}"]
+        assert run_predict(*film, packs=packs).code == 0
+        with Image.open(tmp_path / f"film {script}" / "interpolate.gif") as made:
+            assert made.n_frames == 8  # 60, 69, 78, 69, and two frames from each to the next
+
+
+def test_class_alone_is_conditional(packs, tmp_path):
+    words = ["--run", tmp_path / "run", "--condition", "class", "--total-kimg", 0.008, "--dry-run"]
+    outcome = run_main("train_gan.py", *words, packs=packs)
+    config = json.loads(outcome.out)
+    assert outcome.code == 0 and config["conditional"] is True and config["condition"] == ""
+    assert config["data"] == "phantom:48"
+
+
+def test_phantoms_become_people_where_a_column_is_asked_for(packs, tmp_path):
+    outcome = run_main("train_gan.py", "--run", tmp_path / "run", "--condition", "lesions,class", "--dry-run", packs=packs)
+    config = json.loads(outcome.out)
+    assert outcome.code == 0 and config["data"] == "phantom:48:people" and config["condition"] == "class,lesions"
+    assert math.isfinite(config["gamma"])
+
+
