@@ -69,6 +69,7 @@ from models.stylegan2 import Discriminator, Generator
 from models.styles import rows_of, styles_of
 
 DROPPED = 0.1  # share of the rows of which the networks are told nothing, and of the values that they are not told
+READ_WEIGHT = 1.0  # of what D reads off slices, against its and G's own loss
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
 GENERATE = "generate --run {run} --number 64"  # what to do with a finished run
 STATS = "loss_G loss_D logits_real logits_fake logits_held sign_real r1 r2 path_length pl_penalty".split()
@@ -156,6 +157,12 @@ class Step:
         """Attributes with some values made unknown, so that a subset of them can be asked for; classes as they are."""
         return drop_values(labels, batch, start, DROPPED, gen) if self.c.condition else labels
 
+    def judged(self, images: torch.Tensor, labels: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """D's logits, and how far attributes are from what it reads off the images."""
+        if self.c.condition:
+            return self.critic(images, labels, dtype=self.dtype, read=True)
+        return self.critic(images, labels, dtype=self.dtype), None
+
     def rows(self, batch: int) -> list[tuple[int, int]]:
         """(start, stop) of this rank's micro-batches in a global batch."""
         return randomness.rows(batch, self.rt.rank, self.rt.world, self.c.accumulate)
@@ -213,7 +220,7 @@ def generator_step(s: TrainState, step: Step) -> None:
         latents, noise = rows_of(draws, start, stop, labels)
         ws, w = styles_of(s.G, **latents)
         fake = step.synthesis(ws, noise, dtype=step.dtype)
-        logits = step.critic(augmented(fake, params, start, stop), latents["labels"], dtype=step.dtype)
+        logits, misread = step.judged(augmented(fake, params, start, stop), latents["labels"])
         real_logits = None
         if real is not None:  # pairs each generated image with a real one of the same row, and of the same class
             with torch.no_grad():
@@ -221,6 +228,8 @@ def generator_step(s: TrainState, step: Step) -> None:
                 real_logits = step.critic(real, latents["labels"], dtype=step.dtype)
         # The mean over micro-batches is the mean over the batch, so --accumulate changes rounding alone.
         losses = generator_loss(logits, real_logits, kind=c.loss)
+        if misread is not None:  # G is to draw what it was told
+            losses = losses + READ_WEIGHT * misread
         s.scaler_G.scale(losses.mean() / c.accumulate).backward()
         step.add("loss_G", losses, c.batch)
         step.w_sum = step.w_sum + s.G.sums_of_w(w.detach(), latents["labels"]) / c.batch
@@ -262,8 +271,11 @@ def discriminator_step(s: TrainState, step: Step) -> None:
             real = augmented(real, real_params, start, stop)
         # One pass over both: minibatch-std groups are contiguous rows, so generated and real rows never share one.
         both = torch.cat([latents["labels"], labels]) if c.labelled else None
-        fake_logits, real_logits = step.critic(torch.cat([fake, real]), both, dtype=step.dtype).chunk(2)
+        logits, misread = step.judged(torch.cat([fake, real]), both)
+        fake_logits, real_logits = logits.chunk(2)
         losses = discriminator_loss(real_logits, fake_logits, kind=c.loss)
+        if misread is not None:  # D learns to read what is known of real slices
+            losses = losses + READ_WEIGHT * misread.chunk(2)[1]
         s.scaler_D.scale(losses.mean() / c.accumulate).backward()
         step.add("loss_D", losses, c.batch)
         step.add("logits_real", real_logits, c.batch)

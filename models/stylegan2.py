@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.conditions import Attribute, ConditionEmbedding
+from models.conditions import Attribute, ConditionEmbedding, Reader
 from models.convolution import conv2d, conv_transpose2d
 from models.draws import normals
 from models.filters import blur, downsample, upsample
@@ -438,6 +438,7 @@ class Discriminator(nn.Module):
         # Attributes are projected as they are, each by itself: layers in between learn a hundred times more slowly.
         if attributes:
             self.conditions = ConditionEmbedding(attributes, last, EqualLinear)
+            self.reader = Reader(attributes, last, EqualLinear)
         elif num_classes:
             self.mapping = MappingNetwork(0, last, num_classes=num_classes, layers=mapping_layers)
 
@@ -448,12 +449,14 @@ class Discriminator(nn.Module):
         dtype: torch.dtype = torch.float32,
         *,
         detach_std: bool = False,
-    ) -> torch.Tensor:
+        read: bool = False,
+    ) -> Any:
         """Images (B, C, R, R) in [-1, 1], labels (B,) int64, values (B, A) or None -> logits (B,) fp32; B a multiple of
         mbstd_group.
 
         detach_std holds the minibatch-std constant in the gradient: a gradient penalty then sees for every image the
-        slope of its own logit alone, not that of its neighbours in the group.
+        slope of its own logit alone, not that of its neighbours in the group. read: also how far the values are from
+        what the images show, (B,), of a network with attributes.
         """
         x = self.from_rgb(x.to(dtype, memory_format=torch.channels_last))
         for block in self.blocks:
@@ -462,10 +465,12 @@ class Discriminator(nn.Module):
         if self.mbstd_channels:
             std = minibatch_std(x.detach() if detach_std else x, self.mbstd_group, self.mbstd_channels)
             x = torch.cat([x, std], 1)
-        x = self.out(self.linear(self.conv(x).flatten(1)))
+        shown = self.linear(self.conv(x).flatten(1))
+        x = self.out(shown)
         if self.projects:
             features = self.mapping(None, labels) if self.num_classes else self.conditions(labels)
-            return (x * features).sum(1) * (1 / math.sqrt(features.shape[1]))
+            logits = (x * features).sum(1) * (1 / math.sqrt(features.shape[1]))
+            return (logits, self.reader(shown, labels)) if read else logits
         return x.squeeze(1)
 
 
