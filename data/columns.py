@@ -117,18 +117,24 @@ def cells_of(pack, name: str) -> list[str] | None:
     return found[0] if found else None
 
 
+def check_names(condition: str, classes: Sequence[str], there: Sequence[str]) -> None:
+    """DataError where a column of --condition is neither the class nor one of `there`."""
+    for name in filter(None, condition.split(",")):
+        if not (classes if plain(name) == CLASS else any(same_column(column, name) for column in there)):
+            have = ", ".join([CLASS] * bool(classes) + list(there)) or "none"
+            raise DataError(
+                f"--condition {name}: no such column; the data have {have}. A table that is named with --table, or a "
+                "table of data.scan as --data, brings others"
+            )
+
+
 def describe(pack, names: Sequence[str], say: Callable[[str], object]) -> list[Column]:
     """The columns of these names, by a pack of training slices. DataError where the data have none, or where it says
     the same of all slices."""
+    check_names(",".join(names), pack.classes, list(pack.columns))
     found = []
     for name in names:
-        cells = cells_of(pack, name)
-        if cells is None:
-            there = ", ".join([CLASS] * bool(pack.classes) + list(pack.columns)) or "none"
-            raise DataError(
-                f"--condition {name}: no such column; the data have {there}. A table that is named with --table, or a "
-                "table of data.scan as --data, brings others"
-            )
+        cells = cells_of(pack, name) or []
         known = sorted({cell for cell in cells if cell})
         number = len(known) > 2 and _are_numbers(known)
         if plain(name) in ("sex", *KNOWN_AS["sex"]):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Unpack
 
 from data.build import MAX_BAD, Packing, _geometry, _list_bad, build_pack, check_bad, pack_key, shape_of
+from data.columns import check_names
 from data.files import cache_folder, say
 from data.packfile import (
     MAGIC,
@@ -96,6 +97,7 @@ def preview(spec: str, *, split: str = "train", **how: Unpack[Packing]) -> tuple
     max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", say)
     if _given(spec):
         pack = _given_pack(spec, resolution, channels, crop, split, log, verify=False)
+        check_names(how.get("condition", ""), pack.classes, list(pack.columns))
         return pack.classes, len(pack)
     source = find_source(spec, split, how.get("choices", DEFAULT))
     source.check()
@@ -104,6 +106,7 @@ def preview(spec: str, *, split: str = "train", **how: Unpack[Packing]) -> tuple
     log(source.describe())
     for warning in source.warnings:
         log(f"warning: {warning}")
+    check_names(how.get("condition", ""), source.classes, source.columns())
     empty = [(hide(r.name), "zero bytes") for r in source.records if not r.size and source.kind != "phantom"]
     bad = source.bad + empty
     check_bad(spec, bad, len(bad), len(source.records) + len(source.bad), max_bad)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data import people
+from data import columns, people
 from data.formats import shown_size
 from data.reading import BadFile
 from data.walk import DataError
@@ -142,6 +142,12 @@ class Source:
         return people.hide(
             f"{found}; split {self.split}: {self.split_rule}{bad}{chosen}" + f"; {self.scale()}" * bool(self.scale())
         )
+
+    def columns(self) -> list[str]:
+        """Names of what is known of its slices besides their class."""
+        placed = self.kind == "volumes" or any(r.position >= 0 for r in self.records)
+        names = {name for r in self.records for name, _ in r.attributes}
+        return sorted(names | {columns.SLICE} if placed else names)
 
     def scale(self) -> str:
         """What was decided once for the whole set, in words; '' before it was."""

@@ -15,7 +15,7 @@ from jobs.config import kinds
 from jobs.config.specs import ConfigError
 from jobs.predict.conditions import Asked, parse_set, parse_vary, read_rows
 from jobs.predict.denoiser import DiffusionModel
-from jobs.predict.direction import Strip, direction
+from jobs.predict.direction import Strip, direction, named_ends
 from jobs.predict.evaluate import evaluate
 from jobs.predict.features import Reference
 from jobs.predict.films import check_frames, denoise, interpolate, mix
@@ -78,9 +78,17 @@ def how_of(args: argparse.Namespace, model: Trained) -> dict:
     return {argument: value for argument, value in asked.items() if value is not None}
 
 
+def varied(args: argparse.Namespace) -> list[str]:
+    """The columns that --vary names."""
+    found = getattr(args, "vary", None) or []
+    return [found] if isinstance(found, str) else found
+
+
 def asked(args: argparse.Namespace, model: Trained) -> Asked:
     """What --class and --set ask for. UsageError for what the model is not told, before anything is written."""
     row = parse_set(args.row)
+    if held := [word for word in varied(args) if word.partition("=")[0] in row]:
+        raise UsageError(f"--vary {held[0]}: --set holds this column; leave one of them out")
     if row and args.label != "all":
         row = {"class": args.label} | row
     label: Asked = row or args.label
@@ -227,7 +235,11 @@ def run_direction(args: argparse.Namespace) -> None:
     how = {"sampler": args.sampler, "steps": args.calls, "guidance": args.guidance}
     if isinstance(model, DiffusionModel):
         model.still_way(*how.values())
-    ends, strip = (args.start or "", args.end or ""), Strip(args.rows, args.steps, args.strength)
+    ends = (args.start or "", args.end or "")
+    if model.columns:  # wrong ones before anything is written
+        for name in named_ends(ends, model):
+            model.labels(parse_set(name.split(",")), [0])
+    strip = Strip(args.rows, args.steps, args.strength)
     how = how if isinstance(model, DiffusionModel) else {}
     direction(model, output(args), ends=ends, strip=strip, seed=args.seed, reference=reference(args), **how)
 

@@ -258,7 +258,9 @@ def test_a_runs_name_and_its_weights_tell_exactly_what_changes_the_result(cls, n
 def test_names_of_runs_stay_those_of_earlier_versions():
     """The same command finds the run that it began last month: the name is a function of the values alone."""
     for cls, job in JOB_NAME.items():
-        chosen = "include exclude table plane slices range spacing volume condition".split()  # later than the first runs
+        chosen = (
+            "include exclude table plane slices range spacing volume condition".split()
+        )  # later than the first runs
         content = {k: v for k, v in DEFAULTS[cls].items() if k not in FREE and k not in chosen}
         name = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
         assert parsing.default_name(cls()) == f"{job}-{name}"
