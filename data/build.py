@@ -56,7 +56,7 @@ class Packing(TypedDict, total=False):
     """What a pack is made of and how: the arguments that build_pack, ensure_pack and ensure_held_out hand on.
 
     resolution: side of the slices in pixels. channels: 1 or 3. crop: pixels of the middle to keep, 0 for all. max_bad:
-    share of bad files to go on with. choices: what is chosen of the data. condition: columns that are needed. workers: decoding threads. progress: whether
+    share of bad files to go on with. choices: what is chosen of the data. condition: columns that it needs. workers: decoding threads. progress: whether
     to show a bar. log(text): where the words go. poll(): called after each file; what it raises ends the work, and
     nothing is left behind.
     """
