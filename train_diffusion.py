@@ -304,7 +304,7 @@ def main() -> int:
         # Packs and latents are made before the process group exists: no collective waits for minutes of work.
         packs, latents, features = meeting.first(partial(open_data, c, run, meeting, device, attempt.say))
         if rank == 0:
-            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)
+            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say, slices=len(packs[0]))
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
         rt = collectives.init_runtime(c.threads, meeting, device)

@@ -449,7 +449,7 @@ def main() -> int:
             digests: dict[str, str] = {c.split: packs[0].digest}
             if drawn is not None and c.loss == "rpgan":  # what ADA is steered by
                 digests["held out"] = packs[1].digest if len(packs) > 1 else "none"
-            check_data(run, c, packs[0].classes, digests, attempt.say, augmentation=drawn)
+            check_data(run, c, packs[0].classes, digests, attempt.say, augmentation=drawn, slices=len(packs[0]))
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
             attempt.say(recipe_line(c))

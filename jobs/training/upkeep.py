@@ -36,7 +36,7 @@ from jobs.training.throughput import device_peak
 from jobs.training.weights import on_host, replace_weights, write_weights
 from jobs.view.grids import save_png
 from jobs.view.metrics import MetricsLog, read_metrics
-from jobs.view.plots import plot_losses
+from jobs.view.plots import curves_of, plot_losses
 from jobs.view.progress import Progress
 from jobs.view.tensorboard import TensorBoard
 
@@ -371,7 +371,7 @@ class Upkeep:
         self.watchdog.stop()
         if record.main:
             try:
-                plot_losses(read_metrics(self.run.metrics), self.run.plots / "losses.png")
+                plot_losses({self.run.path.name: curves_of(self.run)}, self.run.plots / "losses.png")
             except OSError as error:
                 self.attempt.say(f"WARNING: {self.run.plots / 'losses.png'} cannot be written ({error.strerror})")
         if not self.over(nimg):

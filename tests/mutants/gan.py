@@ -236,7 +236,7 @@ FAULTS = [
           'if rank == 0 and prepare_run(run, c, attempt.say) is None:',
           ("tests/scripts/test_gan_main.py::test_a_finished_or_stopped_run_is_left_alone",)),
     Fault("train_gan.py",
-          '            check_data(run, c, packs[0].classes, digests, attempt.say, augmentation=drawn)\n',
+          '            check_data(run, c, packs[0].classes, digests, attempt.say, augmentation=drawn, slices=len(packs[0]))\n',
           '',
           ("tests/scripts/test_gan_main.py::test_other_data_are_refused",)),
     Fault("train_gan.py",

@@ -26,6 +26,7 @@ from jobs.predict import commands, direction, features, films, flags, generate, 
 from jobs.predict.gan import GanModel
 from jobs.training import collectives, ranks
 from jobs.training.weights import read_weights, write_weights
+from jobs.view.plots import Curves
 from models import encoder, projection
 
 MODEL = {"run": "RUN", "weights": None, "at": "last", "out": None, "seed": 0, "device": "auto"}
@@ -344,7 +345,7 @@ def test_a_direction_between_samples_that_look_like_the_classes(tmp_path, data, 
 
 # --- plot -------------------------------------------------------------------------------------------------------------
 def test_what_is_plotted(tmp_path, monkeypatch):
-    """The rows of the runs, the part asked for, and the restarts of a single run that lie in it."""
+    """The rows of the runs, their restarts, and how long an epoch is; of the part asked for."""
     asked = []
     monkeypatch.setattr(pages, "plot_losses", lambda *args: asked.append(args))
     rows = {}
@@ -354,16 +355,18 @@ def test_what_is_plotted(tmp_path, monkeypatch):
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
         lines = [{"event": "start", "nimg": n} for n in (0, 1500, 4000, 5000)]
         (tmp_path / name / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / name / "data.json").write_text('{"slices": 900}')
     run = tmp_path / "a"
     call("plot", "--run", run)
-    call("plot", "--run", run, "--from-kimg", 1.5, "--to-kimg", 4, "--out", tmp_path / "x.png")
+    call("plot", "--run", run, "--from-kimg", 1.5, "--to-kimg", 4, "--out", tmp_path / "x.svg")
     call("plot", "--run", run, "--run", tmp_path / "b", "--from-kimg", 5)
     call("plot", "--run", run, "--run", run)  # the same run is one run
-    losses = run / "plots" / "losses.png"
-    assert asked[0] == (rows["a"], losses, 0.0, math.inf, [1.5, 4.0, 5.0])
-    assert asked[1] == (rows["a"], tmp_path / "x.png", 1.5, 4.0, [1.5, 4.0])
-    assert asked[2] == (rows, run / "plots" / "losses-compared.png", 5.0, math.inf)
+    losses, compared = run / "plots" / "losses.png", run / "plots" / "losses-compared.png"
+    assert asked[0] == ({"a": Curves(rows["a"], [1.5, 4.0, 5.0], 900)}, losses)
+    assert asked[1] == ({"a": Curves(rows["a"][2:5], [1.5, 4.0], 900)}, tmp_path / "x.svg")
+    assert asked[2] == ({name: Curves(rows[name][5:], [5.0], 900) for name in "ab"}, compared)
     assert asked[3] == asked[0]
+    assert code_of("plot", "--run", run, "--out", tmp_path / "x.jpg") == 2
     assert code_of("plot", "--run", run, "--from-kimg", 5.1) == 2
 
 

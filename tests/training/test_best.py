@@ -34,8 +34,8 @@ from jobs.training import best, checkpoint, ranks, upkeep
 from jobs.training.checkpoint import Diverged
 from jobs.training.upkeep import State, Upkeep
 from jobs.training.weights import read_weights, write_weights
+from jobs.view.figures import weights_of as said_of
 from jobs.view.report import facts
-from jobs.view.report import weights_of as said_of
 from models import encoder, quality
 from models.encoder import encoder_size
 from models.loading import load_generator
