@@ -71,7 +71,7 @@ def direction(
             is_end = found.share_of_end(images).view(-1, steps)
             more["recognised_as_end"] = is_end.double().mean(0).tolist()
         settings = model.settings(seed=seed, noise="fixed")
-    labels = [{0.0: start, 1.0: f"{end} (1)"}.get(t, f"{t:.3g}") for t in amounts]
+    labels = [{0.0: start, 1.0: end}.get(t, f"{t:.3g}") for t in amounts]
     note = f"Numbers: the way from {start} (0) to {end} (1)."
     out.grid("direction.png", model.original(images), steps, column_labels=labels, note=note)
     settings |= {"rows": rows, "steps": steps, "strength": strength, "from": start, "to": end}
