@@ -1,6 +1,6 @@
 """The columns of metrics.jsonl: one row each says where a person sees it. Torch-free.
 
-A column that a run writes and no row names goes to TensorBoard's group `other`, and nowhere else.
+A column that a run writes and no row names goes to TensorBoard's last group, `other`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ class Column:
         return name == self.name or (self.name.endswith("_*") and name.startswith(self.name[:-1]))
 
 
+GROUPS = (  # of TensorBoard, in the order in which they stand there
+    "loss", "quality", "validation", "health", "discriminator", "regularisers", "latents", "optimiser", "speed"
+)  # fmt: skip
 LOSS, DIVERSITY, PENALTIES = "loss", "diversity", "regularisers"
 ADA = "ADA's p, and what it steers by"
 OTHER_PATIENTS = "loss on other patients"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,21 @@ def image_grid(
             write(x + w / 2, 1, column_labels[i], w + pad, "mt")
         if row_labels is not None and i % columns == 0:
             write(2, y + h / 2, row_labels[i // columns], left, "lm")
+    return canvas
+
+
+def beside_reals(samples: Image.Image, reals: Path) -> Image.Image:
+    """Samples at the left of the picture in the file `reals`, each under its title; where there is none, alone."""
+    parts = {"samples": samples}
+    with contextlib.suppress(OSError), Image.open(reals, formats=("PNG",)) as picture:
+        parts["real slices"] = picture.convert(samples.mode)
+    size = sum(part.width + 8 for part in parts.values()) - 8, 18 + max(part.height for part in parts.values())
+    canvas = Image.new(samples.mode, size, BACKGROUND if samples.mode == "L" else (BACKGROUND,) * 3)
+    draw, font, x = ImageDraw.Draw(canvas), ImageFont.load_default(12), 0
+    for title, part in parts.items():
+        draw.text((x + PAD, 2), title, fill=INK if samples.mode == "L" else (INK,) * 3, font=font)
+        canvas.paste(part, (x, 18))
+        x += part.width + 8
     return canvas
 
 

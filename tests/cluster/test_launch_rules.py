@@ -792,18 +792,36 @@ def test_tensorboard_shows_all_runs_or_those_named(world, monkeypatch, capsys):
     monkeypatch.setattr(show, "say_tunnel", lambda site, port: served.append((site.name, port)))
     ran(*GAN, "--name", "grid", "--sweep", "lr=0.1,0.2")
     assert ran("tensorboard", "--port", "7007", "--site", "rangpur") == 0
-    assert served == [("rangpur", "7007"), (True, {}, "7007", "127.0.0.1")]
+    points = {name: str(world.runs / name / "tensorboard") for name in ("grid-lr=0.1", "grid-lr=0.2")}
+    assert served == [("rangpur", "7007"), (False, points, "7007", "127.0.0.1")]  # a run is called by its name
     assert ran("tensorboard", "grid") == 0
-    names = ["grid-lr=0.1", "grid-lr=0.2"]
-    assert (
-        served[-1][:2] == (False, {name: str(world.runs / name / "tensorboard") for name in names})
-        and served[-2][1] == served[-1][2]
-    )
+    assert served[-1][:2] == (False, points) and served[-2][1] == served[-1][2]
     outside = RunDir(world.root / "far")
     outside.create()
     outside.write_config({})
     ran("tensorboard", str(outside.path))
     assert served[-1][1] == {str(outside.path).replace("/", "_"): str(outside.tensorboard)}
+
+
+def test_runs_that_begin_while_it_serves_come_to_it(world, tmp_path, monkeypatch):
+    """Each under its own name, and none twice."""
+    looks = iter([None, None, lambda: shown.rmdir()])
+
+    def later(seconds):
+        if (end := next(looks)) is not None:
+            for path in shown.iterdir():
+                path.unlink()
+            end()
+            return
+        RunDir(world.runs / f"new-{len(list(world.runs.iterdir()))}").create()
+        (world.runs / f"new-{len(list(world.runs.iterdir())) - 1}" / "config.json").write_text("{}")
+        seen.append(sorted(path.name for path in shown.iterdir()))
+
+    shown, seen = tmp_path / "shown", []
+    shown.mkdir()
+    monkeypatch.setattr(serve.time, "sleep", later)
+    serve.keep_linking(shown)
+    assert seen == [[], ["new-0"]]
 
 
 def test_serve_hides_notices_and_ends_its_process(capfd):

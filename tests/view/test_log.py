@@ -180,8 +180,8 @@ def test_tensorboard_hides_what_the_resumed_run_writes_again(tmp_path):
     second.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert events.Tags()["scalars"] == ["loss/loss_G"] and events.Tags()["images"] == ["samples"]
-    assert [(e.step, e.value) for e in events.Scalars("loss/loss_G")] == [(0, 0.0), (8, 8.0), (16, 16.0), (24, 240.0)]
+    assert events.Tags()["scalars"] == ["1_loss/loss_G"] and events.Tags()["images"] == ["samples"]
+    assert [(e.step, e.value) for e in events.Scalars("1_loss/loss_G")] == [(0, 0.0), (8, 8.0), (16, 16.0), (24, 240.0)]
     assert [(e.step, e.width, e.height) for e in events.Images("samples")] == [(8, 9, 5), (16, 9, 5)]
 
 
@@ -192,7 +192,7 @@ def test_tensorboard_shows_one_curve_after_every_way_back(tmp_path):
     def shown() -> list[tuple[int, float]]:
         events = EventAccumulator(str(tmp_path))
         events.Reload()
-        return [(e.step, float(e.tensor_proto.float_val[0])) for e in events.Tensors("loss/loss_G")]
+        return [(e.step, float(e.tensor_proto.float_val[0])) for e in events.Tensors("1_loss/loss_G")]
 
     def write(board: TensorBoard, *steps: int, sign: float = 1.0) -> None:
         for n in steps:
@@ -226,18 +226,48 @@ def test_a_row_is_in_tensorboards_file_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("group", "names"),
     [
-        ("loss", "loss loss_G loss_D loss_pixels"),
-        ("discriminator", "logits_real logits_fake logits_held sign_real"),
-        ("regularisers", "r1 r2 path_length pl_penalty pl_mean kl"),
-        ("health", "diversity diversity_AD ada_p r_t r_v"),
-        ("speed", "img_per_s sec_per_kimg gpu_gb gpu_util data_wait checkpoint_wait tflops peak_share"),
-        ("optimiser", "lr grad_norm"),
-        ("validation", "val_psnr"),
+        ("1_loss", "loss loss_G loss_D loss_pixels"),
+        ("5_discriminator", "logits_real logits_fake logits_held sign_real"),
+        ("6_regularisers", "r1 r2 path_length pl_penalty pl_mean kl"),
+        ("4_health", "diversity diversity_AD ada_p r_t r_v"),
+        ("9_speed", "img_per_s sec_per_kimg gpu_gb gpu_util data_wait checkpoint_wait tflops peak_share"),
+        ("8_optimiser", "lr grad_norm"),
+        ("3_validation", "val_psnr"),
         ("other", "what_nobody_named"),
     ],
 )
 def test_columns_of_a_kind_stand_together_in_tensorboard(group, names):
     assert [tensorboard._tag(name) for name in names.split()] == [f"{group}/{name}" for name in names.split()]
+
+
+def test_the_configuration_is_a_text_and_a_row_of_the_table_of_runs(tmp_path):
+    """As the page reads them: markup of others is code, and the table's rows begin with what differs between runs."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
+
+    board = TensorBoard(tmp_path)
+    board.about({"lr": 0.5, "data": "a|b`<b>", "hflip": True, "crop": ""}, 8)
+    board.image("samples", grids.beside_reals(Image.new("L", (9, 5), 7), tmp_path / "none.png"), 8)
+    board.close()
+    TensorBoard(None).about({}, 0)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (text,) = events.Tensors("config/text_summary")
+    rows = text.tensor_proto.string_val[0].decode().splitlines()
+    assert text.step == 8 and rows[2:] == ["|`crop`||", "|`data`|`a/b'<b>`|", "|`hflip`|`True`|", "|`lr`|`0.5`|"]
+    of = events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
+    given = parse_session_start_info_plugin_data(of).hparams
+    assert given["lr"].number_value == 0.5 and given["data"].string_value == "a|b`<b>" and given["hflip"].string_value == "True"
+
+
+def test_real_slices_stand_beside_the_samples(tmp_path):
+    samples = Image.fromarray(np.full((30, 20), 60, np.uint8))
+    assert grids.beside_reals(samples, tmp_path / "none.png").size == (20, 48)
+    save_png(tmp_path / "reals.png", Image.fromarray(np.full((40, 24, 3), 90, np.uint8)))
+    both = np.asarray(grids.beside_reals(samples, tmp_path / "reals.png"))
+    assert both.shape == (58, 52) and (both[18:48, :20] == 60).all() and (both[18:, 28:] == 90).all()
+    (tmp_path / "reals.png").write_bytes(b"no picture")
+    assert grids.beside_reals(samples, tmp_path / "reals.png").size == (20, 48)
 
 
 def test_tensorboard_of_other_ranks_and_on_a_full_disk_does_nothing(tmp_path, monkeypatch):
