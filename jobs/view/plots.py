@@ -15,7 +15,7 @@ from jobs.run.rundir import RunDir
 from jobs.view.metrics import read_metrics
 
 FORMATS = (".png", ".pdf", ".svg")  # that a figure is written in, by the suffix of its name
-DASHES = ("-", "--", "-.", ":", (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 4)), (0, (9, 3, 1, 3)))
+DASHES: tuple = ("-", "--", "-.", ":", (0, (9, 3)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 4)), (0, (9, 3, 1, 3)))
 REAL = ":"  # dashes of figures of real training slices
 GREY = "0.55"
 

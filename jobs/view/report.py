@@ -115,7 +115,10 @@ def facts(run: RunDir, status: dict, config: dict) -> dict[str, str]:
     unit = "hours on a CPU" if device == "cpu" else "GPU hours" if device else "hours x processes"
     damage = read_object(run.path / "status.json", run.path)[1] or run.damage()
     why = damage or (status.get("reason") if status.get("reason") != "finished" else "")
-    last = (read_metrics(run.metrics) or [{}])[-1]
+    last: dict = {}  # of each column, as figures of samples are rarer than rows
+    rows = read_metrics(run.metrics)
+    for row in rows:
+        last |= {name: value for name, value in row.items() if is_number(value)}
     return {
         "kind": kind_of(config),
         "state": state + (f" ({why})" if why else ""),
@@ -123,15 +126,15 @@ def facts(run: RunDir, status: dict, config: dict) -> dict[str, str]:
         "cost": f"{seconds / 3600:.2f} {unit}",
         "data": f"{config.get('data', 'unknown')}, {config.get('resolution', '?')} px",
         "preset": str(config.get("preset") or "none"),
-        "best weights": best_text(last) or "none",
+        "best weights": best_text((rows or [{}])[-1]) or "none",
         "last figures": told_text(last) or "none",
     }
 
 
-def told_text(row: dict) -> str:
-    """`loss_D 0.469, kid 0.407`: the figures of a row that a person is told."""
+def told_text(last: dict) -> str:
+    """`loss_D 0.469, kid 0.407`: the figures that a person is told."""
     told = [c.name for c in kinds.known_columns() if c.told and not c.name.startswith("best_")]
-    return ", ".join(f"{name} {row[name]:.3g}" for name in told if is_number(row.get(name)))
+    return ", ".join(f"{name} {last[name]:.3g}" for name in told if name in last)
 
 
 def number_or(value: object, otherwise: float) -> float:
@@ -179,7 +182,8 @@ def samples(runs: list[RunDir], names: list[str]) -> list[str]:
 
 def pictures(runs: list[RunDir], names: list[str]) -> list[str]:
     """What predict.py has drawn: what several runs have in a row of its own, run beside run; the rest flows."""
-    rows, rest = [], []
+    rows: list[str] = []
+    rest: list[str] = []
     for file, caption in PICTURES.items():
         command, shown = file.split("/")[0], []
         for run, name in zip(runs, names, strict=True):

@@ -33,7 +33,9 @@ FAULTS = [
         "jobs/run/attempt.py",
         'after["slices"] = slices',
         'after["slices"] = slices + 1',
-        ("tests/scripts/test_gan_main.py::test_main_hands_its_flags_to_the_data_and_writes_where_its_weights_come_from",),
+        (
+            "tests/scripts/test_gan_main.py::test_main_hands_its_flags_to_the_data_and_writes_where_its_weights_come_from",
+        ),
     ),
     Fault(
         "jobs/view/grids.py",

@@ -257,7 +257,11 @@ def test_the_configuration_is_a_text_and_a_row_of_the_table_of_runs(tmp_path):
     assert text.step == 8 and rows[2:] == ["|`crop`||", "|`data`|`a/b'<b>`|", "|`hflip`|`True`|", "|`lr`|`0.5`|"]
     of = events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
     given = parse_session_start_info_plugin_data(of).hparams
-    assert given["lr"].number_value == 0.5 and given["data"].string_value == "a|b`<b>" and given["hflip"].string_value == "True"
+    assert (
+        given["lr"].number_value == 0.5
+        and given["data"].string_value == "a|b`<b>"
+        and given["hflip"].string_value == "True"
+    )
 
 
 def test_real_slices_stand_beside_the_samples(tmp_path):
