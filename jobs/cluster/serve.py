@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from data.files import say
@@ -49,11 +49,14 @@ def tensorboard(runs: Iterable[Path], port: int, site: Site | None) -> int:
     site: whose tunnel; None prints none.
     """
     runs, text = list(dict.fromkeys(runs)), str(port or free_port())
-    with tempfile.TemporaryDirectory(prefix="brain-slices-tensorboard-") as folder:
-        shown = Path(folder)
-        link(shown, runs or run_folders(RUNS))
+    with tempfile.TemporaryDirectory(prefix="brain-slices-tensorboard-") as folder, ExitStack() as at_end:
+        link(Path(folder), runs or run_folders(RUNS))
         if not runs:  # those that begin while it serves come to it
-            threading.Thread(target=keep_linking, args=(shown,), daemon=True).start()
+            ended = threading.Event()
+            thread = threading.Thread(target=keep_linking, args=(Path(folder), ended), daemon=True)
+            thread.start()
+            at_end.callback(thread.join)  # before the folder goes
+            at_end.callback(ended.set)
         command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", text,
                    "--reload_interval", str(RELOAD), "--samples_per_plugin", "images=200",
                    "--logdir", folder]  # fmt: skip
@@ -71,12 +74,11 @@ def link(shown: Path, runs: Iterable[Path]) -> None:
             (shown / name).symlink_to(run / "tensorboard")
 
 
-def keep_linking(shown: Path) -> None:
-    """New runs too, until the folder is gone."""
-    while shown.is_dir():
+def keep_linking(shown: Path, ended: threading.Event) -> None:
+    """New runs too, until it is over."""
+    while not ended.wait(RELOAD):
         with contextlib.suppress(OSError):
             link(shown, run_folders(RUNS))
-        time.sleep(RELOAD)
 
 
 def serve(command: list[str]) -> int:

@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import ROOT
@@ -803,25 +804,20 @@ def test_tensorboard_shows_all_runs_or_those_named(world, monkeypatch, capsys):
     assert served[-1][1] == {str(outside.path).replace("/", "_"): str(outside.tensorboard)}
 
 
-def test_runs_that_begin_while_it_serves_come_to_it(world, tmp_path, monkeypatch):
-    """Each under its own name, and none twice."""
-    looks = iter([None, None, lambda: shown.rmdir()])
+def test_runs_that_begin_while_it_serves_come_to_it(world, tmp_path):
+    """Each under its own name, and none twice; until it is over."""
+    seen: list = []
 
-    def later(seconds):
-        if (end := next(looks)) is not None:
-            for path in shown.iterdir():
-                path.unlink()
-            end()
-            return
-        RunDir(world.runs / f"new-{len(list(world.runs.iterdir()))}").create()
-        (world.runs / f"new-{len(list(world.runs.iterdir())) - 1}" / "config.json").write_text("{}")
-        seen.append(sorted(path.name for path in shown.iterdir()))
+    def waits(seconds) -> bool:
+        seen.append(sorted(path.name for path in tmp_path.glob("*-*")))
+        run = RunDir(world.runs / f"new-{len(seen)}")
+        run.create()
+        run.write_config({})
+        return len(seen) == 3
 
-    shown, seen = tmp_path / "shown", []
-    shown.mkdir()
-    monkeypatch.setattr(serve.time, "sleep", later)
-    serve.keep_linking(shown)
-    assert seen == [[], ["new-0"]]
+    serve.keep_linking(tmp_path, SimpleNamespace(wait=waits))
+    assert seen == [[], ["new-1"], ["new-1", "new-2"]]
+    assert os.readlink(tmp_path / "new-1") == str(world.runs / "new-1" / "tensorboard")
 
 
 def test_serve_hides_notices_and_ends_its_process(capfd):

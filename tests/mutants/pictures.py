@@ -61,4 +61,28 @@ FAULTS = [
         'run.read_status().get("reason")',
         (REPORT + "test_the_verdict_on_each_run_comes_first_then_pictures_then_curves",),
     ),
+    Fault(
+        "jobs/view/tensorboard.py",
+        'f"{GROUPS.index(group) + 1}_" if group in GROUPS else ""',
+        '""',
+        (LOG + "test_columns_of_a_kind_stand_together_in_tensorboard",),
+    ),
+    Fault(
+        "jobs/view/grids.py",
+        'parts["real slices"] = picture',
+        'parts["samples"] = picture',
+        (LOG + "test_real_slices_stand_beside_the_samples",),
+    ),
+    Fault(
+        "jobs/view/tensorboard.py",
+        "add_summary(given, nimg)",
+        "flush()",
+        (LOG + "test_the_configuration_is_a_text_and_a_row_of_the_table_of_runs",),
+    ),
+    Fault(
+        "jobs/cluster/serve.py",
+        "link(Path(folder), runs or run_folders(RUNS))",
+        "link(Path(folder), runs)",
+        ("tests/cluster/test_launch_rules.py::test_tensorboard_shows_all_runs_or_those_named",),
+    ),
 ]
