@@ -395,7 +395,7 @@ def main() -> int:
         # Packs are built before the process group exists: no collective waits for minutes of decoding.
         pack, held_out = meeting.first(partial(open_data, c, rank, attempt.say))
         if rank == 0:
-            check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
+            check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say, slices=len(pack))
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
         rt = collectives.init_runtime(c.threads, meeting, device)

@@ -326,8 +326,8 @@ def main() -> int:
         packs, latents, features = meeting.first(partial(open_data, c, run, meeting, device, attempt.say))
         columns = columns_of(c, packs[0], attempt.say)
         if rank == 0:
-            told = about_columns(packs[0], columns)
-            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say, conditions=told)
+            how: dict[str, Any] = {"conditions": about_columns(packs[0], columns), "slices": len(packs[0])}
+            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say, **how)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
         rt = collectives.init_runtime(c.threads, meeting, device)

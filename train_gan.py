@@ -487,12 +487,12 @@ def main() -> int:
         packs, network = meeting.first(partial(open_data, c, run, meeting, device, attempt.say))
         columns = columns_of(c, packs[0], attempt.say)
         if rank == 0:
-            told = about_columns(packs[0], columns)
             drawn = None if c.ada == "off" else ada.fingerprint(ada.KINDS[c.ada])
             digests: dict[str, str] = {c.split: packs[0].digest}
             if drawn is not None and c.loss == "rpgan":  # what ADA is steered by
                 digests["held out"] = packs[1].digest if len(packs) > 1 else "none"
-            check_data(run, c, packs[0].classes, digests, attempt.say, augmentation=drawn, conditions=told)
+            how: dict[str, Any] = {"conditions": about_columns(packs[0], columns), "slices": len(packs[0])}
+            check_data(run, c, packs[0].classes, digests, attempt.say, augmentation=drawn, **how)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
             attempt.say(recipe_line(c))

@@ -22,7 +22,7 @@ from data.batches import to_float
 from data.files import is_number
 from data.pack import ensure_held_out, ensure_pack
 from data.packfile import Pack
-from jobs.view.plots import plot_losses
+from jobs.view.plots import Curves, plot_losses
 from models.metrics import by_subject, psnr
 
 # --- a: the tests -----------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def curves(day: Day) -> str:
                    for name in ("bf16", "fp16")]  # fmt: skip
             rows.append([column, *(f"{v[-1]:.3g}" for v in values.values()), *(f"{x:.3g}" for x in off)])
     png = day.out / "curves.png"
-    plot_losses({name: list(of.values()) for name, of in logs.items()}, png)
+    plot_losses({name: Curves(list(of.values())) for name, of in logs.items()}, png)
     columns = ["curve", *(f"{name}, last" for name in logs), "RMS of bf16 to fp32", "RMS of fp16 to fp32"]
     about = f"Over the first {common[-1]} images, which all three have seen; one seed each.\n\n"
     return about + machine.table(columns, rows) + "\n\n" + day.show(png, "gpu-curves.png", "losses in three precisions")

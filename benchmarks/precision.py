@@ -22,7 +22,7 @@ import torch
 from benchmarks import machine
 from jobs.config.specs import ROOT
 from jobs.training import devices
-from jobs.view.plots import plot_losses
+from jobs.view.plots import Curves, plot_losses
 
 TITLE = "Loss curves of the fast precision"
 COLUMNS = ("loss_G", "loss_D", "logits_real", "r1", "diversity")
@@ -87,7 +87,8 @@ def main() -> None:
         other = curve(folder, "fp32, other seed", kimg, "--precision", "fp32", "--seed", "1")
         quick = curve(folder, fast, kimg, "--precision", fast)
         if args.plot:
-            plot_losses({"fp32": reference, "fp32, other seed": other, fast: quick}, args.plot)
+            curves = {"fp32": reference, "fp32, other seed": other, fast: quick}
+            plot_losses({name: Curves(rows) for name, rows in curves.items()}, args.plot)
     rows = []
     for column in COLUMNS:
         noise, ours = distance(reference, other, column), distance(reference, quick, column)

@@ -406,7 +406,7 @@ def checkpoint(folder: Path) -> Iterator:
 def metrics(folder: Path) -> Iterator:
     os.environ["MPLCONFIGDIR"] = str(folder)
     from jobs.view.metrics import read_metrics
-    from jobs.view.plots import draw_losses
+    from jobs.view.plots import Curves, draw_losses
 
     path = folder / "metrics.jsonl"
     rows = b"".join(
@@ -419,7 +419,7 @@ def metrics(folder: Path) -> Iterator:
     def read(data: bytes) -> None:
         found = read_metrics(_put(path, data))
         if count[0] % 20 == 0:  # a plot takes a while
-            draw_losses(found)
+            draw_losses({"run": Curves(found)})
         count[0] += 1
 
     yield rows, read, ()

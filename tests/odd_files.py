@@ -72,7 +72,7 @@ def bounded(test: Callable) -> Callable:
     @functools.wraps(test)
     def run(*arguments, **named):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("jobs.view.report.draw_losses", lambda rows, **how: b"")
+            patch.setattr("jobs.view.report.draw_panels", lambda runs: [])
             tracemalloc.start()
             began = time.process_time()
             try:

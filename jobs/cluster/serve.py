@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 from data.files import say
 from jobs.cluster import show, slurm
 from jobs.cluster.choose import chosen, verb_parser
 from jobs.cluster.sites import Site, choose_site
-from jobs.run.find import RUNS
+from jobs.run.find import RUNS, run_folders
 from jobs.run.stopping import DONE
 
+RELOAD = 15  # seconds between two looks at the logs
 NOTICES = re.compile(
     r"TensorFlow installation not found|experimental fast data loading|--load_fast=false|github.com/tensorflow|^\s*$"
 )
@@ -45,16 +49,36 @@ def tensorboard(runs: Iterable[Path], port: int, site: Site | None) -> int:
     site: whose tunnel; None prints none.
     """
     runs, text = list(dict.fromkeys(runs)), str(port or free_port())
-    with tempfile.TemporaryDirectory(prefix="brain-slices-tensorboard-") as chosen:
-        for run in runs:  # a folder of links is all that names with commas and colons leave of --logdir_spec
-            name = run.name if run.parent == RUNS else str(run).replace("/", "_")
-            (Path(chosen) / name).symlink_to(run / "tensorboard")
+    with tempfile.TemporaryDirectory(prefix="brain-slices-tensorboard-") as folder, ExitStack() as at_end:
+        link(Path(folder), runs or run_folders(RUNS))
+        if not runs:  # those that begin while it serves come to it
+            ended = threading.Event()
+            thread = threading.Thread(target=keep_linking, args=(Path(folder), ended), daemon=True)
+            thread.start()
+            at_end.callback(thread.join)  # before the folder goes
+            at_end.callback(ended.set)
         command = [sys.executable, "-m", "tensorboard.main", "--host", "127.0.0.1", "--port", text,
-                   "--reload_interval", "15", "--samples_per_plugin", "images=200",
-                   "--logdir", chosen if runs else str(RUNS)]  # fmt: skip
+                   "--reload_interval", str(RELOAD), "--samples_per_plugin", "images=200",
+                   "--logdir", folder]  # fmt: skip
         if site is not None:
             show.say_tunnel(site, text)
         return serve(command)
+
+
+def link(shown: Path, runs: Iterable[Path]) -> None:
+    """A link to the logs of each run under the run's own name: what TensorBoard calls it by. Commas and colons in names
+    leave nothing else, as --logdir_spec takes neither."""
+    for run in runs:
+        name = run.name if run.parent == RUNS else str(run).replace("/", "_")
+        with contextlib.suppress(FileExistsError):
+            (shown / name).symlink_to(run / "tensorboard")
+
+
+def keep_linking(shown: Path, ended: threading.Event) -> None:
+    """New runs too, until it is over."""
+    while not ended.wait(RELOAD):
+        with contextlib.suppress(OSError):
+            link(shown, run_folders(RUNS))
 
 
 def serve(command: list[str]) -> int:

@@ -1,6 +1,6 @@
 """The columns of metrics.jsonl: one row each says where a person sees it. Torch-free.
 
-A column that a run writes and no row names goes to TensorBoard's group `other`, and nowhere else.
+A column that a run writes and no row names goes to TensorBoard's last group, `other`, and nowhere else.
 """
 
 from __future__ import annotations
@@ -19,17 +19,23 @@ class Column:
     told: bool = False  # in `launch.py status RUN` and in the table of a sweep
     higher: bool = False  # is better; of the others the lower is, where either is
     judges: bool = False  # the best weights of a run are those with the best of this figure
+    off_at_zero: bool = False  # never anything but zero, it belongs to something that is switched off
 
     def matches(self, name: str) -> bool:
         """Whether this row is of the column `name`."""
         return name == self.name or (self.name.endswith("_*") and name.startswith(self.name[:-1]))
 
 
+GROUPS = (  # of TensorBoard, in the order in which they stand there
+    "loss", "quality", "validation", "health", "discriminator", "regularisers", "latents", "optimiser", "speed"
+)  # fmt: skip
 LOSS, DIVERSITY, PENALTIES = "loss", "diversity", "regularisers"
 ADA = "ADA's p, and what it steers by"
 OTHER_PATIENTS = "loss on other patients"
 PSNR, SSIM, SPREAD = "PSNR of reconstructions, dB", "SSIM of reconstructions", "spread of the latents"
 KID, FID, REACH = "KID", "FID", "precision, recall, coverage"
+GOALS = {DIVERSITY: (1.0, "as varied as real slices")}  # of a panel: what its curves should come to, and why
+TRAIN = "_train"  # ends the names of figures of real training slices: what the same without it may come to
 
 # Generated slices against held-out ones, and real training slices against the same.
 QUALITY = (
@@ -61,12 +67,12 @@ GAN = (
     Column("logits_fake", "discriminator", "D's logits"),
     Column("logits_held", "discriminator", "D's logits"),
     Column("sign_real", "discriminator"),
-    Column("r1", "regularisers", PENALTIES, "r1"),
-    Column("r2", "regularisers", PENALTIES),
-    Column("pl_penalty", "regularisers", PENALTIES),
-    Column("path_length", "regularisers", PENALTIES, "pl"),
+    Column("r1", "regularisers", PENALTIES, "r1", off_at_zero=True),
+    Column("r2", "regularisers", PENALTIES, off_at_zero=True),
+    Column("pl_penalty", "regularisers", PENALTIES, off_at_zero=True),
+    Column("path_length", "regularisers", PENALTIES, "pl", off_at_zero=True),
     Column("pl_mean", "regularisers"),
-    Column("ada_p", "health", ADA, "ada"),
+    Column("ada_p", "health", ADA, "ada", off_at_zero=True),
     Column("r_t", "health", ADA),
     Column("r_v", "health", ADA, "r_v"),
     *GENERATIVE,

@@ -104,12 +104,12 @@ def row_of(label: Asked) -> dict:
 def output(args: argparse.Namespace) -> Output:
     """--out, else predictions/COMMAND in the run, or here where only a weights file is given."""
     if args.out:
-        return Output(args.command, Path(args.out))
+        return Output(args.command, Path(args.out), args.scale)
     base = run_of(args.run) if args.run else Path()
     folder = base / "predictions" / args.command
     if leads_out(folder, base):
         raise ConfigError(f"{folder}: a link that leads out of the run; name the folder itself with --out")
-    return Output(args.command, folder)
+    return Output(args.command, folder, args.scale)
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     """`predict.py evaluate`: from flags to plain arguments."""
 
     def open_on(device: torch.device) -> Any:
-        model = open_model(weights(args), device=device, jobs=jobs_of("evaluate"), **opening(args), square=True)
+        model = open_model(weights(args), device=device, jobs=jobs_of("evaluate"), **opening(args), square=args.square)
         check_flags(args, model)
         return model
 

@@ -17,7 +17,6 @@ from jobs.predict.gan import GanModel
 from jobs.predict.named import UsageError
 from jobs.predict.output import Output
 from jobs.training import ranks
-from jobs.view.grids import image_grid, save_png
 from models import quality
 
 SAMPLES = 512  # latents over which the classes' difference in w is averaged
@@ -67,28 +66,29 @@ def direction(
         if not model.columns:
             start, end = end_classes(ends, classes_of(model))
             told = [torch.tensor([model.classes.index(name)], device=model.device) for name in (start, end)]
-        images = blended_strip(model, told, amounts, rows, seed, how)
+        images = blended_strip(model.squared(), told, amounts, rows, seed, how)
         settings = model.settings(seed=seed, **how)
     elif model.columns:
         z = model.draw_z(seed, range(SAMPLES))
         a, b = (model.map_latents(z, of.expand(SAMPLES, -1)) for of in told)
         step = (b - a).mean(0)
         ws = torch.stack([w + t * step for w in a[:rows] for t in amounts])
-        images = model.synthesise(model.G.broadcast(ws))
+        images = model.squared().synthesise(model.G.broadcast(ws))
         more = {"length": float(step.norm())}
         settings = model.settings(seed=seed, noise="fixed")
     else:
-        found = class_step(model, out, ends, rows, seed, reference)
+        found = class_step(model.squared(), out, ends, rows, seed, reference)
         start, end = found.start, found.end
         ws = torch.stack([w + t * found.step for w in found.w for t in amounts])
-        images = model.synthesise(model.G.broadcast(ws))
+        images = model.squared().synthesise(model.G.broadcast(ws))
         more = {"length": float(found.step.norm())}
         if found.share_of_end is not None:
             is_end = found.share_of_end(images).view(-1, steps)
             more["recognised_as_end"] = is_end.double().mean(0).tolist()
         settings = model.settings(seed=seed, noise="fixed")
-    labels = [{0.0: start, 1.0: f"{end} (1)"}.get(t, f"{t:.3g}") for t in amounts]
-    save_png(out / "direction.png", image_grid(images, steps, column_labels=labels))
+    labels = [{0.0: start, 1.0: end}.get(t, f"{t:.3g}") for t in amounts]
+    note = f"Numbers: the way from {start} (0) to {end} (1)."
+    out.grid("direction.png", model.original(images), steps, column_labels=labels, note=note)
     settings |= {"rows": rows, "steps": steps, "strength": strength, "from": start, "to": end}
     out.json("direction.json", model, settings, amounts=amounts, **more)
     what = f"{len(images) // steps} x {steps} pictures from {start} to {end}"

@@ -29,13 +29,16 @@ from jobs.predict.obedience import STRIPS, Draw, Told, group_figures, obedience
 from jobs.predict.output import Output
 from jobs.predict.trained import Trained
 from jobs.training import collectives, devices, randomness, ranks
-from jobs.view.grids import save_png
-from jobs.view.pictures import pairs_picture
+from jobs.view.figures import print_figures
+from jobs.view.pictures import PAIR_COLUMNS, pairs_picture
 from jobs.view.progress import counted
-from jobs.view.report import print_figures
 from models import copies, quality
 
 PAIR_POOL, PAIRS = 1000, 1000  # slices from which pairs are drawn, and pairs per class, for MS-SSIM
+DISTANCES = {  # what the numbers in the pictures of the closest are
+    space: f"Below each generated slice its nearest training slice and their distance: 1 - {what}. 0 is a copy."
+    for space, what in (("pixels", "correlation of pixels, at the best move"), ("features", "cosine of features"))
+}
 Measured = tuple[torch.Tensor, torch.Tensor]  # features (N, D), thumbnails (N, C, s, s)
 
 
@@ -71,7 +74,7 @@ def evaluate(
     labels = labels if model.classes else None
     out.make()
     network, features_name = open_features(given, real.train, out.folder, rt)
-    images_of = generated(model, seed, label, how)
+    images_of = generated(model.squared(), seed, label, how)
     clock.append(time.monotonic())
     fake = measure(rt, network, images_of, number, "generated")
     clock.append(time.monotonic())
@@ -101,7 +104,7 @@ def evaluate(
         "distances": {"generated": quality.set_figures(fake[0][:count], heldout[0], draw()),
                       "training slices": quality.set_figures(train[0][spread], heldout[0], draw())},
         "ms_ssim": diversity_of_pairs(model, real, images_of, labels, number, seed),
-        "copying": copying_figures(fake, train, heldout, real, images_of, out),
+        "copying": copying_figures((fake, train, heldout), real, images_of, model, out),
     }  # fmt: skip
     if labels is not None:
         sets = ((fake[0], labels), (train[0], real.labels(real.train)), (heldout[0], real.labels(real.heldout)))
@@ -150,10 +153,11 @@ def told_figures(
 
 
 def copying_figures(
-    fake: Measured, train: Measured, heldout: Measured, real: RealSlices, images_of: Images, out: Output
+    sets: tuple[Measured, Measured, Measured], real: RealSlices, images_of: Images, model: Trained, out: Output
 ) -> dict:
     """How near generated slices are to training ones by pixels, over all moves, and by features, with a picture of the
     closest of each."""
+    fake, train, heldout = sets
     groups = real.subjects(real.heldout).to(fake[0].device)
     found: dict[str, dict] = {}
     for space, k, centre in (("pixels", 1, None), ("features", 0, train[0].mean(0))):
@@ -168,7 +172,9 @@ def copying_figures(
             | ({} if pair.move is None else {"move": copies.in_words(pair.move)})
             for pair in pairs
         ]
-        save_png(out / f"copies-{space}.png", pairs_picture(fakes.numpy(), reals, pairs, laid))
+        whole, real_ones = model.original(fakes.numpy()), model.original(reals)
+        shown, captions = pairs_picture(whole, real_ones, pairs, None if laid is None else model.original(laid))
+        out.grid(f"copies-{space}.png", shown, PAIR_COLUMNS, **captions, note=DISTANCES[space])
     return found
 
 

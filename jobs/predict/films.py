@@ -11,7 +11,7 @@ from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.gan import GanModel
 from jobs.predict.named import UsageError
 from jobs.predict.output import Output
-from jobs.view.grids import BACKGROUND, image_grid, save_png
+from jobs.view.grids import BACKGROUND, enlarged, save_png
 from jobs.view.pictures import denoise_gif, denoise_strip, gif_of
 from models.styles import mix_layers, style_layers
 
@@ -51,9 +51,9 @@ def interpolate(
         if k < STRIP_ROWS:
             strip.append(images[shown])
     film = np.concatenate(frames)
-    atomic_write(out / "interpolate.gif", gif_of(film, fps))
+    atomic_write(out / "interpolate.gif", gif_of(enlarged(film, out.scale), fps))
     captions = model.captions(label, keys[: len(strip)])
-    save_png(out / "strip.png", image_grid(np.concatenate(strip), columns, row_labels=captions))
+    out.grid("strip.png", np.concatenate(strip), columns, row_labels=captions)
     if isinstance(model, DiffusionModel):
         calls = how.pop("calls", None)
         settings = model.settings(seed=seed, label=label, steps=calls, **how) | {"space": "z"}
@@ -97,7 +97,8 @@ def mix(
         "column_labels": ["", *model.captions(label, on_top)],
         "row_labels": ["", *model.captions(label, at_left)],
     }
-    save_png(out / "mix.png", image_grid(np.concatenate(shown), cols + 1, **titles))
+    titles["note"] = f"Layers {first} to {last} are of the picture on top, the others of the one at the left."
+    out.grid("mix.png", np.concatenate(shown), cols + 1, **titles)
     settings = model.settings(seed=seed, label=label, **how) | {"rows": rows, "cols": cols, "styles": styles}
     del settings["noise"]  # always fixed
     out.json("mix.json", model, settings, layers_from_top=[first, last], left=at_left, top=on_top)
@@ -118,8 +119,8 @@ def denoise(
         stages.append(frames)
     shown = np.stack(stages)  # (pictures, stages, 2, C, H, W): estimate and state
     captions = [f"{100 * share:.0f} % noise" for share in noise_share] + ["result"]
-    save_png(out / "denoise.png", denoise_strip(shown, captions, model.captions(label, indices)))
-    atomic_write(out / "denoise.gif", denoise_gif(shown, captions, fps))
+    save_png(out / "denoise.png", denoise_strip(shown, captions, model.captions(label, indices), out.scale))
+    atomic_write(out / "denoise.gif", denoise_gif(shown, captions, fps, out.scale))
     settings = model.settings(seed=seed, label=label, **how) | {"number": number, "fps": fps}
     out.json("denoise.json", model, settings, frames=len(captions), noise=noise_share)
     what = f"{number} picture{'s' * (number > 1)} in {len(captions)} stages"

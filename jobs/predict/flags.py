@@ -47,7 +47,7 @@ def guidance(text: str) -> float | dict[str, float]:
 
 # fmt: off
 def model_flags(pictures: bool = True) -> argparse.ArgumentParser:
-    """Flags of every subcommand that runs a model; `pictures`: those of the slices' original size may be asked for."""
+    """Flags of every subcommand that runs a model; `pictures`: it shows slices."""
     p = argparse.ArgumentParser(add_help=False)
     where = p.add_mutually_exclusive_group(required=True)
     where.add_argument("--run", help="run directory; --at says which of its weights are used")
@@ -68,8 +68,11 @@ def model_flags(pictures: bool = True) -> argparse.ArgumentParser:
     if pictures:
         p.add_argument("--square", action="store_true",
                        help="keep the training square instead of the slices' original size")
+        p.add_argument("--scale", type=whole(1, 16), default=1, metavar="N",
+                       help="grids, strips and films N times as large, of small networks; single slices stay as they "
+                            "are (default %(default)s)")
     else:
-        p.set_defaults(square=True)
+        p.set_defaults(square=True, scale=1)
     return p
 
 
@@ -255,7 +258,8 @@ def add_plot(commands) -> None:
     p = commands.add_parser("plot", help=line, description=line)
     p.add_argument("--run", action="append", required=True, help="run directory; give it again to compare runs")
     p.add_argument("--out", metavar="FILE",
-                   help="PNG (default RUN/plots/losses.png; of several runs plots/losses-compared.png in the first)")
+                   help="x.png, x.pdf or x.svg (default RUN/plots/losses.png; of several runs "
+                        "plots/losses-compared.png in the first)")
     p.add_argument("--from-kimg", type=number, default=0.0, metavar="KIMG", help="leave out what came before")
     p.add_argument("--to-kimg", type=number, default=math.inf, metavar="KIMG", help="leave out what came after")
 # fmt: on
@@ -273,12 +277,12 @@ def command_line(about: str) -> argparse.ArgumentParser:
     add_denoise(commands, [model, of_class, diffuse])
     add_mix(commands, [model, of_class, gan])
     add_interpolate(commands, [model, of_class, gan, calls])
-    square, data, features = model_flags(pictures=False), data_flag(), feature_flag()
-    add_reconstruct(commands, [square])
-    add_evaluate(commands, [square, of_class, gan, diffuse, data, features])
-    add_tsne(commands, [square, of_class, gan, diffuse, data, features])
-    add_project(commands, [square, data])
-    add_direction(commands, [square, calls, data, features])
+    no_slices, data, features = model_flags(pictures=False), data_flag(), feature_flag()
+    add_reconstruct(commands, [model])
+    add_evaluate(commands, [model, of_class, gan, diffuse, data, features])
+    add_tsne(commands, [no_slices, of_class, gan, diffuse, data, features])
+    add_project(commands, [model, data])
+    add_direction(commands, [model, calls, data, features])
     add_plot(commands)
     add_report(commands)
     return parser

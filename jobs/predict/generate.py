@@ -22,7 +22,7 @@ from jobs.predict.flags import MAX_NUMBER
 from jobs.predict.output import Output
 from jobs.predict.trained import Trained
 from jobs.training import randomness
-from jobs.view.grids import image_grid, save_png
+from jobs.view.grids import save_png
 from jobs.view.pictures import as_picture, is_complete, read_picture
 
 GRID = 64  # pictures in a grid at most
@@ -70,7 +70,7 @@ def generate(
     captions = model.known(label, first)
     names = [file_name(model, label, i) for i in first]
     shown = np.stack([read_picture(out / name) for name in names])
-    save_png(out / "grid.png", image_grid(shown, math.ceil(math.sqrt(len(first))), labels=captions))
+    out.grid("grid.png", shown, math.ceil(math.sqrt(len(first))), labels=captions)
     write_table(out, model, label, claimed, seed)
     seeds = [randomness.seed_of(seed, i, "predict z") for i in first]
     out.json("generate.json", model, settings, number=claimed, z_seeds=seeds)

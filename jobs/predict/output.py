@@ -10,8 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from data.files import atomic_write, plain, say
 from jobs.predict.trained import Trained
+from jobs.view.grids import image_grid, save_png
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Output:
 
     command: str
     folder: Path
+    scale: int = 1  # how many times as large pictures for people are; files of single slices never are
 
     def make(self) -> None:
         """Make the folder, and find out whether it can be written: when all flags are known to be right, and before
@@ -30,6 +34,10 @@ class Output:
 
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
+
+    def grid(self, name: str, images: np.ndarray, columns: int, **captions) -> None:
+        """A PNG of uint8 (N, C, H, W) side by side; captions as image_grid takes them."""
+        save_png(self / name, image_grid(images, columns, scale=self.scale, **captions))
 
     def json(self, name: str, model: Trained, settings: dict, **more) -> None:
         """A file of settings and figures, with the model that they are of."""

@@ -11,9 +11,8 @@ from data.files import atomic_write, leads_out, say
 from jobs.config.specs import ConfigError
 from jobs.predict.named import UsageError, run_of
 from jobs.run.rundir import RunDir
-from jobs.view.metrics import read_metrics
-from jobs.view.plots import plot_losses
-from jobs.view.report import restarts_of, write_page
+from jobs.view.plots import FORMATS, curves_of, plot_losses
+from jobs.view.report import run_names, write_page
 
 
 def runs_of(named: Sequence[str]) -> list[RunDir]:
@@ -26,31 +25,28 @@ def plot(named: Sequence[str], out: str = "", *, from_kimg: float = 0.0, to_kimg
     if from_kimg > to_kimg:
         raise UsageError(f"--from-kimg {from_kimg:g} lies behind --to-kimg {to_kimg:g}; exchange them")
     runs = runs_of(named)
-    names = [run.path.name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run.path) for run in runs]
-    rows = {name: read_metrics(run.metrics) for name, run in zip(names, runs, strict=True)}
-    for run, found in zip(runs, rows.values(), strict=True):
-        if not found:
+    found = {}
+    for name, run in zip(run_names(runs), runs, strict=True):
+        whole = curves_of(run)
+        if not whole.rows:
             why = run.damage() or "no losses in metrics.jsonl yet; the first row comes after --log-kimg thousand images"
             raise ConfigError(f"{run.path}: {why}")
-        last = found[-1]["nimg"] / 1000
-        if not any(from_kimg <= row["nimg"] / 1000 <= to_kimg for row in found):
+        found[name] = whole.between(from_kimg, to_kimg)
+        if not found[name].rows:
+            last = whole.rows[-1]["nimg"] / 1000
             raise UsageError(f"{run.path}: no rows from {from_kimg:g} to {to_kimg:g} kimg; it has 0 to {last:g}")
     default = runs[0].plots / ("losses.png" if len(runs) == 1 else "losses-compared.png")
     if not out and leads_out(default, runs[0].path):
         raise ConfigError(f"{default}: a link that leads out of the run; name the file itself with --out")
-    png = Path(out) if out else default
-    if png.is_dir():
-        raise UsageError(f"--out {png}: a folder; name a PNG file in it")
-    if len(runs) > 1:
-        plot_losses(rows, png, from_kimg, to_kimg)
-    else:
-        restarts = [kimg for kimg in restarts_of(runs[0]) if from_kimg <= kimg <= to_kimg]
-        plot_losses(rows[names[0]], png, from_kimg, to_kimg, restarts)
-    for name, found in rows.items():
-        say(f"{name}: {len(found)} rows up to {found[-1]['nimg'] / 1000:g} kimg")
-    say(f"  {png}")
+    file = Path(out) if out else default
+    if file.is_dir():
+        raise UsageError(f"--out {file}: a folder; name a {', '.join(FORMATS)} file in it")
+    if file.suffix.lower() not in FORMATS:
+        raise UsageError(f"--out {file}: the suffix says what is written; choose one of {', '.join(FORMATS)}")
+    plot_losses(found, file)
+    for name, curves in found.items():
+        say(f"{name}: {len(curves.rows)} rows up to {curves.rows[-1]['nimg'] / 1000:g} kimg")
+    say(f"  {file}")
 
 
 def report(named: Sequence[str], out: str = "") -> None:

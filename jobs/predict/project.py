@@ -16,7 +16,6 @@ from data.packfile import Pack
 from jobs.predict.features import data_of, rows_of, shape_of
 from jobs.predict.gan import GanModel
 from jobs.predict.output import Output
-from jobs.view.grids import image_grid, save_png
 
 
 def project(model: GanModel, pack: Pack, out: Output, *, number: int = 4, steps: int = 300, seed: int = 0) -> None:
@@ -31,13 +30,14 @@ def project(model: GanModel, pack: Pack, out: Output, *, number: int = 4, steps:
                 yield step
                 bar.update(n)
 
-        ws, results, history = model.project(targets, steps, seed, track=track)
+        ws, results, history = model.squared().project(targets, steps, seed, track=track)
     difference = np.abs(results.astype(np.int16) - targets)
     psnr = [10 * math.log10(255**2 / max(float((d.astype(float) ** 2).mean()), 1e-3)) for d in difference]
     shown = np.stack([targets, results, np.minimum(2 * difference, 255).astype(np.uint8)], 1)
     columns, labels = ["real slice", "projection", "difference x 2"], [f"{value:.1f} dB" for value in psnr]
-    grid = image_grid(shown.reshape(-1, *targets.shape[1:]), 3, row_labels=labels, column_labels=columns)
-    save_png(out / "project.png", grid)
+    grid = model.original(shown.reshape(-1, *targets.shape[1:]))
+    note = "At the left the PSNR of each projection."
+    out.grid("project.png", grid, 3, row_labels=labels, column_labels=columns, note=note)
     with atomic_file(out / "project.npz") as file:
         np.savez(file, ws=ws, row=rows.numpy())
     found = [{"slice": pack.names[i], "psnr": value} for i, value in zip(rows.tolist(), psnr, strict=True)]

@@ -15,7 +15,6 @@ from jobs.config.specs import ConfigError
 from jobs.predict.autoencoder import VaeModel
 from jobs.predict.features import rows_of
 from jobs.predict.output import Output
-from jobs.view.grids import image_grid, save_png
 from models.metrics import by_subject, head_mask, psnr, ssim
 
 COLUMNS = 8  # at most
@@ -54,7 +53,8 @@ def reconstruct(
     grid = (torch.stack(shown, dim=1).flatten(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     rows = ["slice", "through the VAE", "3 x difference"]
     captions = [f"{scores['psnr'][i]:.1f} dB" for i in sorted(wanted)]
-    save_png(out / "reconstruct.png", image_grid(grid, len(shown), row_labels=rows, column_labels=captions))
+    note = "Above each slice its PSNR. A difference is the absolute one."
+    out.grid("reconstruct.png", model.original(grid), len(shown), row_labels=rows, column_labels=captions, note=note)
     out.csv("reconstruct.csv", ["subject", "slices", *scores], table)
     settings = {"weights_sha256": model.sha256, "split": split, "precision": model.about["precision"]}
     out.json("reconstruct.json", model, settings, data=pack.meta["describe"], slices=number, **figures)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -103,8 +103,15 @@ class Trained:
 
     def restored(self, images: torch.Tensor) -> np.ndarray:
         """Pictures (B, C, R, R) in -1..1 as uint8 (B, C, H, W)."""
-        pixels = to_uint8(images).cpu().numpy()
-        return restore(pixels, self.geometry) if self.geometry else pixels
+        return self.original(to_uint8(images).cpu().numpy())
+
+    def original(self, squares: np.ndarray) -> np.ndarray:
+        """Pictures uint8 (B, C, R, R) at the slices' own size, (B, C, H, W); the same of a model that keeps squares."""
+        return restore(squares, self.geometry) if self.geometry else squares
+
+    def squared(self) -> Any:
+        """The same model, whose pictures keep the training square: what is measured is measured there."""
+        return replace(self, geometry={})
 
     def labels(self, label: Asked, indices: Sequence[int]) -> torch.Tensor | None:
         """What the network is told of the pictures `indices`: labels (B,) int64, or values (B, columns) float32; None

@@ -83,4 +83,6 @@ class Reconstructions:
         """Slices above, their reconstructions below."""
         n = min(self.columns, len(output))
         pairs = [t[i * n : (i + 1) * n] for i in range(4) for t in (self.images[0], output)]
-        return image_grid(to_uint8(torch.cat([row for row in pairs if len(row)])).cpu().numpy(), n)
+        rows = [row for row in pairs if len(row) == n]  # what does not fill a row would stand under another one's name
+        names = ["slice", "the VAE's"] * (len(rows) // 2)
+        return image_grid(to_uint8(torch.cat(rows)).cpu().numpy(), n, row_labels=names)

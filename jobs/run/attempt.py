@@ -139,10 +139,11 @@ def check_data(
     say,
     augmentation: list[float] | None = None,
     conditions: list[dict] | None = None,
+    slices: int = 0,
 ) -> None:
     """Rank 0: the data are those that the run began with, else ConfigError. `digests` of their contents, by split;
     `augmentation`: what this code draws for it, as numbers; `conditions`: what is known of the columns that the run is
-    conditioned on."""
+    conditioned on; `slices`: how many are trained on, which is an epoch."""
     path = run.path / "data.json"
     before = specs.read_json(path) if path.exists() else {}
     if not all(isinstance(before.get(key, kind()), kind) for key, kind in (("classes", list), ("digests", dict))):
@@ -170,13 +171,16 @@ def check_data(
         say(f"Override: other {' and '.join(differ)}")
         run.note("override", changed=", ".join(differ))
     after: dict = {"classes": classes, "digests": old | digests}
+    if slices:
+        after["slices"] = slices
     if chosen := {name: value for name in CHOICES if (value := getattr(config, name, ""))}:
         after["choices"] = chosen
     if conditions:
         after["conditions"] = conditions
     if augmentation is not None or drawn is not None:
         after["augmentation"] = augmentation if differ or drawn is None else drawn
-    if differ or not before or set(digests) - set(old) or (drawn is None and augmentation is not None):
+    known = before.get("slices", 0) == slices
+    if differ or not before or not known or set(digests) - set(old) or (drawn is None and augmentation is not None):
         atomic_write(path, json.dumps(after, indent=2, sort_keys=True) + "\n")
 
 

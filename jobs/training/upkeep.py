@@ -34,9 +34,9 @@ from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.training.throughput import device_peak
 from jobs.training.weights import on_host, replace_weights, write_weights
-from jobs.view.grids import save_png
+from jobs.view.grids import beside_reals, save_png
 from jobs.view.metrics import MetricsLog, read_metrics
-from jobs.view.plots import plot_losses
+from jobs.view.plots import curves_of, plot_losses
 from jobs.view.progress import Progress
 from jobs.view.tensorboard import TensorBoard
 
@@ -139,6 +139,7 @@ class Record:
         self.flops, self.peak, self.work = flops(), device_peak(rt.device, dtype), 0.0
         self.log = MetricsLog(run.metrics, resume_nimg=nimg)
         self.board = TensorBoard(run.tensorboard, purge_step=nimg + 1)
+        self.board.about(parsing.result_fields(c), self.nimg)
         self.progress = Progress(self.total, self.nimg)
         attempt.printer = self.progress.write
 
@@ -207,7 +208,8 @@ class Record:
             self.attempt.say(
                 f"WARNING: {self.run.samples / file} cannot be written ({error.strerror}); training goes on"
             )
-        self.board.image(name, picture, nimg)
+        if name == "samples":  # what they should come to look like stands beside them
+            self.board.image(name, beside_reals(picture, self.run.samples / "reals.png"), nimg)
 
     def speed(self, nimg: int) -> dict[str, float]:
         """Since the last row: images per second, seconds per kimg, shares of the time spent waiting, use of the
@@ -371,7 +373,7 @@ class Upkeep:
         self.watchdog.stop()
         if record.main:
             try:
-                plot_losses(read_metrics(self.run.metrics), self.run.plots / "losses.png")
+                plot_losses({self.run.path.name: curves_of(self.run)}, self.run.plots / "losses.png")
             except OSError as error:
                 self.attempt.say(f"WARNING: {self.run.plots / 'losses.png'} cannot be written ({error.strerror})")
         if not self.over(nimg):

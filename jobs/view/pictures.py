@@ -16,6 +16,7 @@ from jobs.view.grids import BACKGROUND, image_grid
 from jobs.view.plots import label_of
 
 DENOISE_COLUMNS = 10  # of a strip at most
+PAIR_COLUMNS = 8
 
 
 def is_complete(path: Path, size: tuple[int, int], channels: int = 0) -> bool:
@@ -101,10 +102,13 @@ def scatter_plots(table: list[tuple], what: str, caption: str, most: int = 9) ->
 
 
 def pairs_picture(
-    fakes: np.ndarray, reals: np.ndarray, pairs: list, laid: np.ndarray | None = None, columns: int = 8
-) -> Image.Image:
-    """fakes, reals uint8 (N, C, R, R): generated slices above their nearest training slices, between them `laid`, the
-    generated ones as they were moved for that; pairs N (number of the generated one, of the training one, distance)."""
+    fakes: np.ndarray, reals: np.ndarray, pairs: list, laid: np.ndarray | None = None, columns: int = PAIR_COLUMNS
+) -> tuple[np.ndarray, dict]:
+    """(pictures, captions) for a grid of generated slices above their nearest training slices, and of `laid` between
+    them, the generated ones as they were moved for that.
+
+    fakes, reals uint8 (N, C, H, W); pairs N (number of the generated one, of the training one, distance).
+    """
     shown, captions, rows = [], [], []
     for start in range(0, len(pairs), columns):
         part = slice(start, start + columns)
@@ -118,26 +122,26 @@ def pairs_picture(
             shown += [images[part], empty]
             captions += texts + [""] * blank
             rows.append(name)
-    return image_grid(np.concatenate(shown), columns, labels=captions, row_labels=rows)
+    return np.concatenate(shown), {"labels": captions, "row_labels": rows}
 
 
-def denoise_strip(stages: np.ndarray, captions: list[str], names: list[str]) -> Image.Image:
+def denoise_strip(stages: np.ndarray, captions: list[str], names: list[str], scale: int = 1) -> Image.Image:
     """stages (pictures, frames, 2, C, H, W): two rows per picture, estimates above states, columns spread over the
     frames."""
     count = stages.shape[1]
     shown = np.unique(np.linspace(0, count - 1, min(count, DENOISE_COLUMNS)).round().astype(int))
     cells = stages[:, shown].swapaxes(1, 2).reshape(-1, *stages.shape[3:])
     rows = [text for name in names for text in (f"{name}, estimate", "noisy state")]
-    return image_grid(cells, len(shown), row_labels=rows, column_labels=[captions[k] for k in shown])
+    return image_grid(cells, len(shown), row_labels=rows, column_labels=[captions[k] for k in shown], scale=scale)
 
 
-def denoise_gif(stages: np.ndarray, captions: list[str], fps: int) -> bytes:
+def denoise_gif(stages: np.ndarray, captions: list[str], fps: int, scale: int = 1) -> bytes:
     """The same as a film: each picture's noisy state, and the estimate beside it; the result stays for two seconds."""
     pairs = min(max(round(math.sqrt(len(stages) / 2)), 1), 4)  # about square, as a pair is twice as wide
     frames = []
     for k, caption in enumerate(captions):
         cells = stages[:, k, ::-1].reshape(-1, *stages.shape[3:])
         titles = [caption, "" if caption == "result" else "estimate"] * min(pairs, len(stages))
-        grid = np.asarray(image_grid(cells, 2 * pairs, column_labels=titles))
+        grid = np.asarray(image_grid(cells, 2 * pairs, column_labels=titles, scale=scale))
         frames.append(grid[None] if grid.ndim == 2 else grid.transpose(2, 0, 1))
     return gif_of(np.stack(frames + frames[-1:] * (2 * fps)), fps)

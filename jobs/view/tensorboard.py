@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.files import is_number, say
+from data.files import is_number, plain, say
 from jobs.config import kinds
-from jobs.config.columns import PLACE
+from jobs.config.columns import GROUPS, PLACE
 
 
 # --- TensorBoard and the terminal ------------------------------------------------------------------------------------
@@ -74,6 +74,23 @@ class TensorBoard:
             layout = "HW" if picture.mode == "L" else "HWC"
             self._try(lambda: self.writer.add_image(name, np.asarray(picture), nimg, dataformats=layout))
 
+    def about(self, config: dict, nimg: int) -> None:
+        """The configuration, as a text and as hyperparameters: TensorBoard then has a table of the runs, in which the
+        last figures of each stand beside what it was given. What differs between the runs comes first there."""
+
+        def write():
+            from torch.utils.tensorboard.summary import hparams
+
+            rows = "".join(f"|{_cell(name)}|{_cell(value)}|\n" for name, value in sorted(config.items()))
+            self.writer.add_text("config", f"|field|value|\n|---|---|\n{rows}", nimg)
+            # Without the list of an experiment, of which only one run's counts, TensorBoard makes one of all runs.
+            _, given, _ = hparams({name: _plain(value) for name, value in config.items()}, {})
+            self.writer.file_writer.add_summary(given, nimg)
+            self.writer.flush()
+
+        if self.writer is not None:
+            self._try(write)
+
     def close(self) -> None:
         """Flush and close the event file."""
         if self.writer is not None:
@@ -86,7 +103,20 @@ def _no_traceback_of_tensorboard(failure, otherwise=threading.excepthook) -> Non
         otherwise(failure)
 
 
+def _plain(value: object) -> object:
+    """A value that the table of hyperparameters takes."""
+    return value if is_number(value) else plain(value)
+
+
+def _cell(value: object) -> str:
+    """A value as a cell of a Markdown table, and as nothing else."""
+    text = plain(value).replace("`", "'").replace("|", "/")
+    return f"`{text}`" if text else ""
+
+
 def _tag(name: str) -> str:
     """The column's group and name; a class's name is a folder's name, and a tag becomes part of a page."""
-    plain = re.sub(r"[^\w./-]+", "_", name)
-    return f"{kinds.column(name).group}/{plain}"
+    text = re.sub(r"[^\w./-]+", "_", name)
+    group = kinds.column(name).group
+    place = f"{GROUPS.index(group) + 1}_" if group in GROUPS else ""  # TensorBoard sorts by name
+    return f"{place}{group}/{text}"

@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import ROOT
@@ -792,18 +793,31 @@ def test_tensorboard_shows_all_runs_or_those_named(world, monkeypatch, capsys):
     monkeypatch.setattr(show, "say_tunnel", lambda site, port: served.append((site.name, port)))
     ran(*GAN, "--name", "grid", "--sweep", "lr=0.1,0.2")
     assert ran("tensorboard", "--port", "7007", "--site", "rangpur") == 0
-    assert served == [("rangpur", "7007"), (True, {}, "7007", "127.0.0.1")]
+    points = {name: str(world.runs / name / "tensorboard") for name in ("grid-lr=0.1", "grid-lr=0.2")}
+    assert served == [("rangpur", "7007"), (False, points, "7007", "127.0.0.1")]  # a run is called by its name
     assert ran("tensorboard", "grid") == 0
-    names = ["grid-lr=0.1", "grid-lr=0.2"]
-    assert (
-        served[-1][:2] == (False, {name: str(world.runs / name / "tensorboard") for name in names})
-        and served[-2][1] == served[-1][2]
-    )
+    assert served[-1][:2] == (False, points) and served[-2][1] == served[-1][2]
     outside = RunDir(world.root / "far")
     outside.create()
     outside.write_config({})
     ran("tensorboard", str(outside.path))
     assert served[-1][1] == {str(outside.path).replace("/", "_"): str(outside.tensorboard)}
+
+
+def test_runs_that_begin_while_it_serves_come_to_it(world, tmp_path):
+    """Each under its own name, and none twice; until it is over."""
+    seen: list = []
+
+    def waits(seconds) -> bool:
+        seen.append(sorted(path.name for path in tmp_path.glob("*-*")))
+        run = RunDir(world.runs / f"new-{len(seen)}")
+        run.create()
+        run.write_config({})
+        return len(seen) == 3
+
+    serve.keep_linking(tmp_path, SimpleNamespace(wait=waits))
+    assert seen == [[], ["new-1"], ["new-1", "new-2"]]
+    assert os.readlink(tmp_path / "new-1") == str(world.runs / "new-1" / "tensorboard")
 
 
 def test_serve_hides_notices_and_ends_its_process(capfd):

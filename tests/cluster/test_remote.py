@@ -148,10 +148,10 @@ def served(there: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (process / "cmdline").read_bytes()
+            words, cwd = (process / "cmdline").read_bytes(), os.readlink(process / "cwd")
         except OSError:
             continue
-        if b"tensorboard.main" in words and os.fsencode(there / "runs") in words:
+        if b"tensorboard.main" in words and b"brain-slices-tensorboard-" in words and cwd == str(there):
             found.append(process.name)
     return found
 

@@ -430,7 +430,9 @@ class Bench:
         for cls in (batches.Batches, latents.LatentBatches):
             patches.append((cls, "rows", noting(cls.rows, cuts, lambda self, nimg, start, stop: (start, stop))))
         if light:
-            board = SimpleNamespace(scalars=lambda *_: None, image=lambda *_: None, close=lambda: None)
+            board = SimpleNamespace(
+                scalars=lambda *_: None, image=lambda *_: None, about=lambda *_: None, close=lambda: None
+            )
             patches += [
                 (upkeep, "plot_losses", lambda *_: None), (upkeep, "TensorBoard", lambda *_, **__: board),
                 (self.module, "step_flops", lambda *_: defaultdict(float)), (os, "fsync", lambda _: None),

@@ -31,9 +31,11 @@ from jobs.run.find import read_sweep
 from jobs.run.rundir import RunDir
 from jobs.run.states import Verdict
 from jobs.training.upkeep import announce
-from jobs.view.plots import draw_losses, label_of
+from jobs.view.figures import print_figures
+from jobs.view.markup import escape
+from jobs.view.plots import Curves, draw_losses, label_of
 from jobs.view.progress import Progress
-from jobs.view.report import escape, print_figures, write_page
+from jobs.view.report import write_page
 from jobs.view.tensorboard import _tag
 
 # What is sent to a terminal, and how it is spelled. Worked out by hand from the Unicode numbers.
@@ -416,7 +418,7 @@ def test_figures_for_a_person_are_plain(capsys):
 
 
 def test_a_report_of_a_hostile_run_spells_everything_out(tmp_path, monkeypatch):
-    monkeypatch.setattr("jobs.view.report.draw_losses", lambda rows, **how: b"")
+    monkeypatch.setattr("jobs.view.report.draw_panels", lambda runs: [])
     run = hostile_run(tmp_path, "a\x1b[2Jb\u202ec")
     page = write_page([run, hostile_run(tmp_path, "other")])
     only_plain(page)
@@ -427,7 +429,8 @@ def test_a_report_of_a_hostile_run_spells_everything_out(tmp_path, monkeypatch):
 
 def test_names_in_a_picture_are_text_and_no_formula():
     assert label_of("$\\frac$ \u202e $") == "\\$\\frac\\$ \\u202e \\$"
-    rows = [{"nimg": n, "loss_D": 0.5, "loss_G": 0.25} for n in (0, 8)]
+    assert label_of("_hidden_name") == " _hidden_name"  # matplotlib would leave it out of the legend
+    rows = Curves([{"nimg": n, "loss_D": 0.5, "loss_G": 0.25} for n in (0, 8)], [0.004])
     picture = draw_losses({"a $\\frac$ b": rows, "\x1b[2J \u202e": rows, "_hidden": rows})
     assert picture.startswith(b"\x89PNG")
 

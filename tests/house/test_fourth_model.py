@@ -112,7 +112,7 @@ def test_tensorboard_groups_its_columns(house):
 
     board = EventAccumulator(str(house / "runs" / "both-lr=0.01" / "tensorboard"))
     board.Reload()
-    assert {"loss/toy_loss", "toys/toy_spread"} <= set(board.Tags()["scalars"])
+    assert {"1_loss/toy_loss", "toys/toy_spread"} <= set(board.Tags()["scalars"])
 
 
 def test_predict_does_with_it_what_its_row_says(house):

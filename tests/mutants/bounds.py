@@ -154,7 +154,7 @@ FAULTS = [
         (f"{ESCAPES}::test_lines_of_a_training_log_are_plain",),
     ),
     Fault(
-        "jobs/view/report.py",
+        "jobs/view/markup.py",
         'return html.escape(plain(text, keep="\\n\\t"))',
         "return html.escape(str(text))",
         (f"{ESCAPES}::test_a_report_of_a_hostile_run_spells_everything_out",),
@@ -270,7 +270,7 @@ FAULTS = [
         (f"{INSIDE}::test_plots_that_lead_out_of_a_run_are_not_written",),
     ),
     Fault(
-        "jobs/view/report.py",
+        "jobs/view/markup.py",
         "read_object(run.path / name, run.path, nonfinite=True)",
         "read_object(run.path / name, nonfinite=True)",
         (f"{INSIDE}::test_a_report_shows_nothing_from_outside_of_its_run",),

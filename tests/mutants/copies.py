@@ -50,7 +50,7 @@ FAULTS = [
           'copies.moved(fakes.float(), torch.stack(moves))',
           'copies.moved(fakes.float(), 0 * torch.stack(moves))',
           (EVALUATE + "test_a_generator_that_copies_is_caught",)),
-    Fault("jobs/view/report.py",
+    Fault("jobs/view/figures.py",
           'if chance < SIGNIFICANT else',
           'if chance > SIGNIFICANT else',
           ("tests/view/test_report.py::test_every_figure_stands_in_its_column",)),

@@ -8,7 +8,7 @@ FAULTS = [
           '"ddim", "ancestral"]',
           ("tests/config/test_specs.py::test_what_a_config_may_name_is_what_there_is_an_algorithm_for",)),
     Fault("train_diffusion.py",
-          '            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)\n',
+          '            check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say, slices=len(packs[0]))\n',
           '',
           ("tests/scripts/test_what_is_written.py::test_other_data_are_refused",)),
     Fault("train_diffusion.py",

@@ -4,7 +4,7 @@ from tests.mutants import Fault
 
 FAULTS = [
     Fault("pretrain_vae.py",
-          '            check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)\n',
+          '            check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say, slices=len(pack))\n',
           '',
           ("tests/scripts/test_what_is_written.py::test_other_data_are_refused",)),
     Fault("pretrain_vae.py",

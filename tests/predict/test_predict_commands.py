@@ -22,10 +22,11 @@ import predict
 from data.pack import ensure_pack
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
-from jobs.predict import commands, direction, features, films, flags, generate, output, pages, project, trained
+from jobs.predict import commands, direction, features, films, flags, output, pages, trained
 from jobs.predict.gan import GanModel
 from jobs.training import collectives, ranks
 from jobs.training.weights import read_weights, write_weights
+from jobs.view.plots import Curves
 from models import encoder, projection
 
 MODEL = {"run": "RUN", "weights": None, "at": "last", "out": None, "seed": 0, "device": "auto"}
@@ -33,24 +34,22 @@ MODEL |= {"precision": "fp32", "batch": 32}
 OF_CLASS, DIFFUSION = {"label": "all"}, {"sampler": None, "calls": None, "guidance": None}
 GAN = {"truncation": 1.0, "truncation_cutoff": None, "noise": None}
 DATA, FEATURES = {"data": None}, {"feature_weights": None}
+SIZES = {"square": False, "scale": 1}
 DEFAULTS = {
-    "generate": MODEL | OF_CLASS | GAN | DIFFUSION | {"square": False, "number": 64, "npz": False, "overwrite": False},
-    "denoise": MODEL | OF_CLASS | DIFFUSION | {"square": False, "number": 4, "fps": 5},
-    "mix": MODEL | OF_CLASS | GAN | {"square": False, "rows": 4, "cols": 6, "styles": "coarse"},
-    "interpolate": MODEL
-    | OF_CLASS
-    | GAN
-    | DIFFUSION
-    | {"square": False, "number": 6, "steps": 24, "space": None, "fps": 20},
-    "reconstruct": MODEL | DATA | {"square": True, "split": "auto", "number": None},
-    "evaluate": MODEL | OF_CLASS | GAN | DIFFUSION | DATA | FEATURES | {"square": True, "number": 5000},
-    "tsne": MODEL | OF_CLASS | GAN | DIFFUSION | DATA | FEATURES | {"square": True, "number": 500},
-    "project": MODEL | DATA | {"square": True, "number": 4, "steps": 300},
+    "generate": MODEL | OF_CLASS | GAN | DIFFUSION | SIZES | {"number": 64, "npz": False, "overwrite": False},
+    "denoise": MODEL | OF_CLASS | DIFFUSION | SIZES | {"number": 4, "fps": 5},
+    "mix": MODEL | OF_CLASS | GAN | SIZES | {"rows": 4, "cols": 6, "styles": "coarse"},
+    "interpolate": MODEL | OF_CLASS | GAN | DIFFUSION | SIZES | {"number": 6, "steps": 24, "space": None, "fps": 20},
+    "reconstruct": MODEL | DATA | SIZES | {"split": "auto", "number": None},
+    "evaluate": MODEL | OF_CLASS | GAN | DIFFUSION | DATA | FEATURES | SIZES | {"number": 5000},
+    "tsne": MODEL | OF_CLASS | GAN | DIFFUSION | DATA | FEATURES | {"square": True, "scale": 1, "number": 500},
+    "project": MODEL | DATA | SIZES | {"number": 4, "steps": 300},
     "direction": MODEL
     | DIFFUSION
     | DATA
     | FEATURES
-    | {"square": True, "start": None, "end": None, "rows": 4, "steps": 7, "strength": 1.5},
+    | SIZES
+    | {"start": None, "end": None, "rows": 4, "steps": 7, "strength": 1.5},
     "plot": {"run": ["RUN"], "out": None, "from_kimg": 0.0, "to_kimg": math.inf},
     "report": {"run": ["RUN"], "out": None},
 }
@@ -317,7 +316,7 @@ def test_a_direction_between_samples_that_look_like_the_classes(tmp_path, data, 
     monkeypatch.setattr(direction.quality, "LinearProbe", Probe)
     monkeypatch.setattr(direction, "open_features", lambda given, train, out, rt: (Blocks(), "six blocks"))
     monkeypatch.setattr(direction, "SAMPLES", len(kinds))
-    flags = ("--from", "NC", "--to", "AD", "--rows", 2, "--steps", 3, "--strength", 2, "--seed", 5, "--device", "cpu")
+    flags = ("--from", "NC", "--to", "AD", "--rows", 2, "--steps", 3, "--strength", 2, "--seed", 5, "--square")
     code = code_of("direction", "--weights", path, "--data", data, *flags, "--out", tmp_path)
     if of_start < 8:
         assert code == 78 and "look like NC or like AD" in capsys.readouterr().err
@@ -325,7 +324,7 @@ def test_a_direction_between_samples_that_look_like_the_classes(tmp_path, data, 
     gan = Gan(path)
     w = torch.cat([gan.w(gan.z(5, i), None) for i in range(20)])
     step = w[kinds == 0].mean(0) - w[kinds == 1].mean(0)
-    strip = cells(pixels(tmp_path / "direction.png"), 2, 3)
+    strip = cells(pixels(tmp_path / "direction.png"), 2, 3, top=12)
     for r, start in enumerate(w[kinds == 1][:2]):
         for j, amount in enumerate((0, 1, 2)):
             assert np.abs(strip[r, j].astype(int) - gan.draw((start + amount * step)[None])).max() <= 1
@@ -344,7 +343,7 @@ def test_a_direction_between_samples_that_look_like_the_classes(tmp_path, data, 
 
 # --- plot -------------------------------------------------------------------------------------------------------------
 def test_what_is_plotted(tmp_path, monkeypatch):
-    """The rows of the runs, the part asked for, and the restarts of a single run that lie in it."""
+    """The rows of the runs, their restarts, and how long an epoch is; of the part asked for."""
     asked = []
     monkeypatch.setattr(pages, "plot_losses", lambda *args: asked.append(args))
     rows = {}
@@ -354,16 +353,18 @@ def test_what_is_plotted(tmp_path, monkeypatch):
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[name]))
         lines = [{"event": "start", "nimg": n} for n in (0, 1500, 4000, 5000)]
         (tmp_path / name / "attempts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / name / "data.json").write_text('{"slices": 900}')
     run = tmp_path / "a"
     call("plot", "--run", run)
-    call("plot", "--run", run, "--from-kimg", 1.5, "--to-kimg", 4, "--out", tmp_path / "x.png")
+    call("plot", "--run", run, "--from-kimg", 1.5, "--to-kimg", 4, "--out", tmp_path / "x.svg")
     call("plot", "--run", run, "--run", tmp_path / "b", "--from-kimg", 5)
     call("plot", "--run", run, "--run", run)  # the same run is one run
-    losses = run / "plots" / "losses.png"
-    assert asked[0] == (rows["a"], losses, 0.0, math.inf, [1.5, 4.0, 5.0])
-    assert asked[1] == (rows["a"], tmp_path / "x.png", 1.5, 4.0, [1.5, 4.0])
-    assert asked[2] == (rows, run / "plots" / "losses-compared.png", 5.0, math.inf)
+    losses, compared = run / "plots" / "losses.png", run / "plots" / "losses-compared.png"
+    assert asked[0] == ({"a": Curves(rows["a"], [1.5, 4.0, 5.0], 900)}, losses)
+    assert asked[1] == ({"a": Curves(rows["a"][2:5], [1.5, 4.0], 900)}, tmp_path / "x.svg")
+    assert asked[2] == ({name: Curves(rows[name][5:], [5.0], 900) for name in "ab"}, compared)
     assert asked[3] == asked[0]
+    assert code_of("plot", "--run", run, "--out", tmp_path / "x.jpg") == 2
     assert code_of("plot", "--run", run, "--from-kimg", 5.1) == 2
 
 
@@ -413,14 +414,13 @@ def test_whatever_changes_a_picture_of_a_diffusion_network_is_a_setting(tmp_path
 def test_captions_say_which_picture_is_which(tmp_path, data, monkeypatch):  # noqa: F811
     """They are pixels in the end, so they are read where they are handed over."""
     asked: list[dict] = []
-    grid, strip = generate.image_grid, films.denoise_strip
+    grid, strip = output.image_grid, films.denoise_strip
 
-    def spy(images, columns, **captions):
+    def spy(images, columns, scale, **captions):
         asked.append(captions | {"columns": columns})
-        return grid(images, columns, **captions)
+        return grid(images, columns, scale=scale, **captions)
 
-    for module in (generate, films, direction, project):
-        monkeypatch.setattr(module, "image_grid", spy)
+    monkeypatch.setattr(output, "image_grid", spy)
     path, plain = gan_file(tmp_path / "w.safetensors"), gan_file(tmp_path / "p.safetensors", conditional=False)
     call("generate", "--weights", path, "--number", 5, "--square", "--out", tmp_path / "g")
     call("generate", "--weights", plain, "--number", 2, "--square", "--out", tmp_path / "p")
@@ -434,9 +434,11 @@ def test_captions_say_which_picture_is_which(tmp_path, data, monkeypatch):  # no
     flags = ("--rows", 1, "--steps", 4, "--strength", 1.5, "--from", "MCI", "--to", "NC", "--device", "cpu")
     call("direction", "--weights", path, *flags, "--out", tmp_path / "d")
     assert asked == [
-        {"column_labels": ["", "2 MCI", "3 NC"], "row_labels": ["", "0 NC", "1 AD"], "columns": 3},
+        {"column_labels": ["", "2 MCI", "3 NC"], "row_labels": ["", "0 NC", "1 AD"], "columns": 3,
+         "note": "Layers 0 to 2 are of the picture on top, the others of the one at the left."},
         {"row_labels": ["0", "1"], "columns": 2}, {"row_labels": ["0 NC", "1 AD", "2 MCI"], "columns": 2},
-        {"column_labels": ["MCI", "0.5", "NC (1)", "1.5"], "columns": 4},
+        {"column_labels": ["MCI", "0.5", "NC", "1.5"], "columns": 4,
+         "note": "Numbers: the way from MCI (0) to NC (1)."},
     ]  # fmt: skip
     asked.clear()
     trained = gan_file(tmp_path / "q.safetensors", geometry=GEOMETRY, classes=["AD", "NC"])
@@ -457,9 +459,8 @@ def test_captions_say_which_picture_is_which(tmp_path, data, monkeypatch):  # no
         tmp_path / "r",
     )
     psnr = [f"{s['psnr']:.1f} dB" for s in json.loads((tmp_path / "r/project.json").read_text())["slices"]]
-    assert asked == [
-        {"row_labels": psnr, "column_labels": ["real slice", "projection", "difference x 2"], "columns": 3}
-    ]
+    assert asked == [{"row_labels": psnr, "column_labels": ["real slice", "projection", "difference x 2"], "columns": 3,
+                      "note": "At the left the PSNR of each projection."}]  # fmt: skip
 
     monkeypatch.setattr(films, "denoise_strip", lambda *args: asked.append(args[1:]) or strip(*args))
     asked.clear()
@@ -478,7 +479,7 @@ def test_captions_say_which_picture_is_which(tmp_path, data, monkeypatch):  # no
         "--out",
         tmp_path / "n",
     )
-    assert asked[0] == (["100 % noise", "90 % noise", "50 % noise", "10 % noise", "result"], ["0 NC", "1 AD"])
+    assert asked[0] == (["100 % noise", "90 % noise", "50 % noise", "10 % noise", "result"], ["0 NC", "1 AD"], 1)
 
 
 # --- colour and half precision ----------------------------------------------------------------------------------------

@@ -338,7 +338,7 @@ def test_direction_goes_from_the_prediction_of_one_class_to_that_of_the_other(co
         "--calls",
         2,
     )
-    assert run("direction", *flags, "--out", tmp_path / "d") == stopping.DONE
+    assert run("direction", *flags, "--square", "--out", tmp_path / "d") == stopping.DONE
     strip = pixels(tmp_path / "d" / "direction.png").astype(int)
     for column, name in ((0, "NC"), (2, "AD")):
         out = tmp_path / name

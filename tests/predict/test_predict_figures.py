@@ -486,7 +486,7 @@ def test_reconstructions_are_of_the_posterior_mean_and_measured_by_slice(tmp_pat
         assert found["mean and sd over subjects"][name] == pytest.approx(values, rel=1e-3, abs=1e-5)
     assert found["left out"] == dict.fromkeys(names, 0)
     shown = np.round(np.linspace(0, number - 1, 8)).astype(int)
-    grid = cells(pixels(tmp_path / "reconstruct.png"), 3, 8)
+    grid = cells(pixels(tmp_path / "reconstruct.png"), 3, 8, top=12)
     for column, i in enumerate(shown):
         rows = real[i], output[i], np.minimum(3 * np.abs(real[i] - output[i]), 1)
         for row, values in enumerate(rows):
@@ -553,7 +553,7 @@ def test_projections_are_of_held_out_slices_and_measured_in_bytes(tmp_path, data
             "slice": names[row],
             "psnr": pytest.approx(10 * math.log10(255**2 / error), abs=0.01),
         }
-        cell = cells(pixels(tmp_path / "project.png"), 3, 3)[k]
+        cell = cells(pixels(tmp_path / "project.png"), 3, 3, top=12)[k]
         assert steps == 4 and np.array_equal(cell[0], images[row]) and np.abs(cell[1] - drawn).max() <= 1
         assert np.abs(cell[2].astype(int) - np.minimum(2 * np.abs(drawn - images[row]), 255)).max() <= 2
     losses = [search(gan.G, targets, candidates, steps=4)[1] for targets, candidates, _ in asked]

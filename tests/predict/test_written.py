@@ -116,9 +116,11 @@ def frames_of(path) -> list[np.ndarray]:
     return found
 
 
-def cells(picture: np.ndarray, rows: int, columns: int, height=32, width=32) -> np.ndarray:
-    """The pictures (rows, columns, h, w) of a grid: 2 px between, and captions left and above of whatever size."""
-    top, left = picture.shape[0] - rows * (height + 2) - 2, picture.shape[1] - columns * (width + 2) - 2
+def cells(picture: np.ndarray, rows: int, columns: int, height=32, width=32, top=None) -> np.ndarray:
+    """The pictures (rows, columns, h, w) of a grid: 2 px between, and captions left and above of whatever size; `top`
+    where there is a note below."""
+    top = picture.shape[0] - rows * (height + 2) - 2 if top is None else top
+    left = picture.shape[1] - columns * (width + 2) - 2
     return np.array([[picture[top + 2 + r * (height + 2) :, left + 2 + c * (width + 2) :][:height, :width]
                       for c in range(columns)] for r in range(rows)])  # fmt: skip
 
@@ -239,7 +241,7 @@ def test_mixed_pictures_have_their_styles_from_both_sides(tmp_path):
     ws = [gan.w(gan.z(6, i), i % 3)[:, None].repeat(1, gan.G.num_ws, 1) for i in range(5)]
     for i in range(5):
         ws[i][:, :3] = gan.w_avg[i % 3] + 0.5 * (ws[i][:, :3] - gan.w_avg[i % 3])
-    grid = cells(pixels(tmp_path / "out/mix.png"), 3, 4)
+    grid = cells(pixels(tmp_path / "out/mix.png"), 3, 4, top=12)
     for r in range(2):
         np.testing.assert_array_equal(grid[1 + r, 0], gan.draw(ws[r]))
         for c in range(3):
@@ -256,13 +258,13 @@ def test_a_direction_is_the_mean_over_the_same_latents(tmp_path):
     """Rows start in their own place in the one class; the steps lead on beyond the other."""
     path = gan_file(tmp_path / "w.safetensors")
     flags = ("--from", "MCI", "--to", "NC", "--rows", 2, "--steps", 4, "--strength", 1.5, "--seed", 3)
-    call("direction", "--weights", path, *flags, "--device", "cpu", "--out", tmp_path / "out")
+    call("direction", "--weights", path, *flags, "--square", "--device", "cpu", "--out", tmp_path / "out")
     gan = Gan(path)
     z = torch.cat([gan.z(3, i) for i in range(512)])
     with torch.no_grad():
         start, end = (gan.G.mapping(z, torch.full((512,), k)) for k in (2, 0))
     step = (end - start).mean(0)
-    strip = cells(pixels(tmp_path / "out/direction.png"), 2, 4)
+    strip = cells(pixels(tmp_path / "out/direction.png"), 2, 4, top=12)
     for r in range(2):
         for j, amount in enumerate((0, 0.5, 1, 1.5)):
             alike(strip[r, j], gan.draw(start[r : r + 1] + amount * step))
@@ -415,8 +417,8 @@ def test_the_film_of_a_diffusion_network_turns_noise_and_blends_predictions(tmp_
 def test_a_direction_of_a_diffusion_network_blends_predictions_at_the_same_noise(tmp_path):
     path = diffusion_file(tmp_path / "w.safetensors", "flow", "flow")
     flags = ("--from", "AD", "--to", "MCI", "--rows", 2, "--steps", 3, "--strength", 2, "--calls", 2, "--seed", 1)
-    call("direction", "--weights", path, *flags, "--device", "cpu", "--out", tmp_path / "out")
-    net, strip = Diffusion(path), cells(pixels(tmp_path / "out/direction.png"), 2, 3)
+    call("direction", "--weights", path, *flags, "--square", "--device", "cpu", "--out", tmp_path / "out")
+    net, strip = Diffusion(path), cells(pixels(tmp_path / "out/direction.png"), 2, 3, top=12)
     for r in range(2):
         for j, share in enumerate((0, 1, 2)):
 
@@ -439,3 +441,32 @@ def test_restored_pictures_lie_where_the_slices_lay(geometry):
     back = restore(square, geometry)
     for image, original in zip(back, square, strict=True):
         np.testing.assert_array_equal(image[0], restored(original[0], geometry))
+
+
+# --- how large pictures are -------------------------------------------------------------------------------------------
+def test_a_command_shows_slices_at_their_own_size_unless_asked_for_squares(tmp_path):
+    """As `generate` does. What is computed is the same."""
+    path = gan_file(tmp_path / "w.safetensors", geometry=CROPPED)
+    flags = ("direction", "--weights", path, "--rows", 1, "--steps", 2, "--device", "cpu")
+    call(*flags, "--out", tmp_path / "whole")
+    call(*flags, "--square", "--out", tmp_path / "square")
+    whole = cells(pixels(tmp_path / "whole/direction.png"), 1, 2, 50, 44, top=12)
+    squares = cells(pixels(tmp_path / "square/direction.png"), 1, 2, top=12)
+    for a, b in zip(whole[0], squares[0], strict=True):
+        np.testing.assert_array_equal(a, restored(b, CROPPED))
+
+
+def test_pictures_for_people_are_enlarged_and_slices_are_not(tmp_path):
+    path = gan_file(tmp_path / "w.safetensors")
+    flags = ("--weights", path, "--number", 2, "--square", "--scale", 3)
+    call("generate", *flags, "--out", tmp_path / "g")
+    call("interpolate", *flags, "--steps", 1, "--out", tmp_path / "i")
+    slices = [pixels(file) for file in sorted((tmp_path / "g").glob("0*.png"))]
+    assert [image.shape for image in slices] == [(32, 32)] * 2
+    grid = cells(pixels(tmp_path / "g/grid.png"), 1, 2, 96, 96, top=0)
+    for shown, image in zip(grid[0], slices, strict=True):
+        np.testing.assert_array_equal(shown, image.repeat(3, 0).repeat(3, 1))
+    frames, strip = frames_of(tmp_path / "i/interpolate.gif"), cells(pixels(tmp_path / "i/strip.png"), 2, 1, 96, 96)
+    for k in range(2):
+        np.testing.assert_array_equal(frames[k], strip[k, 0])
+        np.testing.assert_array_equal(frames[k], frames[k][::3, ::3].repeat(3, 0).repeat(3, 1))

@@ -57,7 +57,7 @@ def test_one_nan_in_one_status_leaves_the_table_of_all_runs(tmp_path, capsys):
 
 @pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
 def test_any_value_in_any_field_of_a_run_can_be_shown(tmp_path, capsys, value, monkeypatch):
-    monkeypatch.setattr("jobs.view.report.draw_losses", lambda rows, **how: b"")
+    monkeypatch.setattr("jobs.view.report.draw_panels", lambda runs: [])
     run = make_run(tmp_path)
     good = {"state": '"running"', "kimg": "0.5", "total_kimg": "1", "attempt": "1"}
     for name in STATUS:

@@ -407,7 +407,7 @@ def test_main_hands_its_flags_to_the_data_and_writes_where_its_weights_come_from
     assert about["config"]["crop"] == 192 and about["config"]["seed"] == 2 and "keep" not in about["config"]
     data = json.loads((first / "data.json").read_text())
     drawn = augment.fingerprint(augment.KINDS["mri"])
-    assert data == {"classes": ["NC", "AD"], "digests": {"test": made[0].digest}, "augmentation": drawn}
+    assert data == {"classes": ["NC", "AD"], "digests": {"test": made[0].digest}, "slices": 2, "augmentation": drawn}
     begun = json.loads((first / "attempts.jsonl").read_text().splitlines()[0])
     assert (begun["nimg"], begun["precision"], begun["world"], begun["threads"]) == (0, "float32", 1, 1)
 

@@ -452,7 +452,7 @@ def test_after_a_divergence_main_goes_on_with_other_data_and_draws(packs, tmp_pa
     assert {name: rows[-1][name] for name in logged} == pytest.approx(logged, rel=2e-4, abs=2e-5)
     events = EventAccumulator(str(run / "tensorboard"))  # the reader behind TensorBoard's page
     events.Reload()
-    curve = [(e.step, float(e.tensor_proto.float_val[0])) for e in events.Tensors("loss/loss_D")]
+    curve = [(e.step, float(e.tensor_proto.float_val[0])) for e in events.Tensors("1_loss/loss_D")]
     assert curve == [(row["nimg"], pytest.approx(row["loss_D"])) for row in rows[1:]]
 
 

@@ -34,8 +34,8 @@ from jobs.training import best, checkpoint, ranks, upkeep
 from jobs.training.checkpoint import Diverged
 from jobs.training.upkeep import State, Upkeep
 from jobs.training.weights import read_weights, write_weights
+from jobs.view.figures import weights_of as said_of
 from jobs.view.report import facts
-from jobs.view.report import weights_of as said_of
 from models import encoder, quality
 from models.encoder import encoder_size
 from models.loading import load_generator
@@ -135,7 +135,7 @@ def test_best_weights_of_a_checkpoint_that_was_never_finished_never_were(tmp_pat
 # --- one run ----------------------------------------------------------------------------------------------------------
 def quick(room, run, *flags):
     """main() with an encoder of two steps, and without what is for people only and costs more than the training."""
-    board = SimpleNamespace(scalars=lambda *_: None, image=lambda *_: None, close=lambda: None)
+    board = SimpleNamespace(scalars=lambda *_: None, image=lambda *_: None, about=lambda *_: None, close=lambda: None)
     with contextlib.ExitStack() as stack:
         for target, name, value in (
             (encoder, "FEWEST_STEPS", 2), (encoder, "EPOCHS", 0), (upkeep, "plot_losses", lambda *_: None),

@@ -84,12 +84,16 @@ class Board:
 
     def __init__(self, folder, purge_step):
         self.folder, self.purge_step, self.rows, self.pictures, self.closed = folder, purge_step, [], [], False
+        self.given: list = []
 
     def rewind(self, nimg: int) -> None:
         self.rows = [row for row in self.rows if row[0] <= nimg]
 
     def scalars(self, row: dict, nimg: int) -> None:
         self.rows.append((nimg, row["nimg"]))
+
+    def about(self, config: dict, nimg: int) -> None:
+        self.given.append((config, nimg))
 
     def image(self, name: str, picture, nimg: int) -> None:
         self.pictures.append((name, nimg))
@@ -289,7 +293,8 @@ def test_rows_hold_means_and_speeds_since_the_row_before(bench, clock, capsys, w
         assert row == pytest.approx(expected | ({"diversity": 0.5} if nimg > 16 else {}))
     assert b.run.read_status()["eta_s"] == 0
     assert record.board.rows == [(n, n) for n in (0, 16, 32, 48)] and record.board.purge_step == 0
-    assert record.board.pictures == [("reals", 0), ("samples", 0), ("samples", 32), ("samples", 48)]
+    assert record.board.pictures == [("samples", 0), ("samples", 32), ("samples", 48)]
+    assert record.board.given == [(parsing.result_fields(b.c), 0)]
     names = sorted(p.name for p in b.run.samples.iterdir())
     assert names == ["00000.000.png", "00000.032.png", "00000.048.png", "reals.png"]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -17,7 +17,7 @@ from jobs.view import grids, metrics, plots, tensorboard
 from jobs.view import progress as progress_module
 from jobs.view.grids import image_grid, save_png
 from jobs.view.metrics import MetricsLog, read_metrics
-from jobs.view.plots import plot_losses
+from jobs.view.plots import Curves, plot_losses
 from jobs.view.progress import Progress
 from jobs.view.tensorboard import TensorBoard
 
@@ -180,8 +180,8 @@ def test_tensorboard_hides_what_the_resumed_run_writes_again(tmp_path):
     second.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert events.Tags()["scalars"] == ["loss/loss_G"] and events.Tags()["images"] == ["samples"]
-    assert [(e.step, e.value) for e in events.Scalars("loss/loss_G")] == [(0, 0.0), (8, 8.0), (16, 16.0), (24, 240.0)]
+    assert events.Tags()["scalars"] == ["1_loss/loss_G"] and events.Tags()["images"] == ["samples"]
+    assert [(e.step, e.value) for e in events.Scalars("1_loss/loss_G")] == [(0, 0.0), (8, 8.0), (16, 16.0), (24, 240.0)]
     assert [(e.step, e.width, e.height) for e in events.Images("samples")] == [(8, 9, 5), (16, 9, 5)]
 
 
@@ -192,7 +192,7 @@ def test_tensorboard_shows_one_curve_after_every_way_back(tmp_path):
     def shown() -> list[tuple[int, float]]:
         events = EventAccumulator(str(tmp_path))
         events.Reload()
-        return [(e.step, float(e.tensor_proto.float_val[0])) for e in events.Tensors("loss/loss_G")]
+        return [(e.step, float(e.tensor_proto.float_val[0])) for e in events.Tensors("1_loss/loss_G")]
 
     def write(board: TensorBoard, *steps: int, sign: float = 1.0) -> None:
         for n in steps:
@@ -226,18 +226,52 @@ def test_a_row_is_in_tensorboards_file_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("group", "names"),
     [
-        ("loss", "loss loss_G loss_D loss_pixels"),
-        ("discriminator", "logits_real logits_fake logits_held sign_real"),
-        ("regularisers", "r1 r2 path_length pl_penalty pl_mean kl"),
-        ("health", "diversity diversity_AD ada_p r_t r_v"),
-        ("speed", "img_per_s sec_per_kimg gpu_gb gpu_util data_wait checkpoint_wait tflops peak_share"),
-        ("optimiser", "lr grad_norm"),
-        ("validation", "val_psnr"),
+        ("1_loss", "loss loss_G loss_D loss_pixels"),
+        ("5_discriminator", "logits_real logits_fake logits_held sign_real"),
+        ("6_regularisers", "r1 r2 path_length pl_penalty pl_mean kl"),
+        ("4_health", "diversity diversity_AD ada_p r_t r_v"),
+        ("9_speed", "img_per_s sec_per_kimg gpu_gb gpu_util data_wait checkpoint_wait tflops peak_share"),
+        ("8_optimiser", "lr grad_norm"),
+        ("3_validation", "val_psnr"),
         ("other", "what_nobody_named"),
     ],
 )
 def test_columns_of_a_kind_stand_together_in_tensorboard(group, names):
     assert [tensorboard._tag(name) for name in names.split()] == [f"{group}/{name}" for name in names.split()]
+
+
+def test_the_configuration_is_a_text_and_a_row_of_the_table_of_runs(tmp_path):
+    """As the page reads them: markup of others is code, and the table's rows begin with what differs between runs."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.metadata import SESSION_START_INFO_TAG, parse_session_start_info_plugin_data
+
+    board = TensorBoard(tmp_path)
+    board.about({"lr": 0.5, "data": "a|b`<b>", "hflip": True, "crop": ""}, 8)
+    board.image("samples", grids.beside_reals(Image.new("L", (9, 5), 7), tmp_path / "none.png"), 8)
+    board.close()
+    TensorBoard(None).about({}, 0)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (text,) = events.Tensors("config/text_summary")
+    rows = text.tensor_proto.string_val[0].decode().splitlines()
+    assert text.step == 8 and rows[2:] == ["|`crop`||", "|`data`|`a/b'<b>`|", "|`hflip`|`True`|", "|`lr`|`0.5`|"]
+    of = events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
+    given = parse_session_start_info_plugin_data(of).hparams
+    assert (
+        given["lr"].number_value == 0.5
+        and given["data"].string_value == "a|b`<b>"
+        and given["hflip"].string_value == "True"
+    )
+
+
+def test_real_slices_stand_beside_the_samples(tmp_path):
+    samples = Image.fromarray(np.full((30, 20), 60, np.uint8))
+    assert grids.beside_reals(samples, tmp_path / "none.png").size == (20, 48)
+    save_png(tmp_path / "reals.png", Image.fromarray(np.full((40, 24, 3), 90, np.uint8)))
+    both = np.asarray(grids.beside_reals(samples, tmp_path / "reals.png"))
+    assert both.shape == (58, 52) and (both[18:48, :20] == 60).all() and (both[18:, 28:] == 90).all()
+    (tmp_path / "reals.png").write_bytes(b"no picture")
+    assert grids.beside_reals(samples, tmp_path / "reals.png").size == (20, 48)
 
 
 def test_tensorboard_of_other_ranks_and_on_a_full_disk_does_nothing(tmp_path, monkeypatch):
@@ -323,7 +357,7 @@ def test_a_bar_on_a_terminal(capsys):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_spacing_and_contents(channels):
     images = np.random.default_rng(0).integers(60, 255, (5, channels, 7, 9), dtype=np.uint8)
-    grid = np.asarray(image_grid(images, columns=3, pad=2))
+    grid = np.asarray(image_grid(images, columns=3))
     assert grid.shape[:2] == (2 * (7 + 2) + 2, 3 * (9 + 2) + 2)
     covered = np.zeros(grid.shape[:2], bool)
     for i in range(5):
@@ -413,16 +447,17 @@ def test_plots_of_any_length(tmp_path, count):
         }
         for i in range(count)
     ]
-    plot_losses(data, tmp_path / "plots" / "losses.png", restarts=[0.2])
+    plot_losses({"a run": Curves(data, [0.2], 50)}, tmp_path / "plots" / "losses.png")
     with Image.open(tmp_path / "plots" / "losses.png") as picture:
         assert picture.width > 800 and np.asarray(picture.convert("L")).std() > 1
     assert os.listdir(tmp_path / "plots") == ["losses.png"]
 
 
-def test_plot_of_several_runs_and_a_window(tmp_path):
+def test_plot_of_several_runs_and_a_window_in_the_format_of_its_suffix(tmp_path):
     data = [{"nimg": i * 1000, "loss": 1.0} for i in range(30)]
-    plot_losses({"a": data, "b": data}, tmp_path / "both.png", from_kimg=5, to_kimg=20)
-    assert (tmp_path / "both.png").stat().st_size > 5000
+    for name, start in (("both.png", b"\x89PNG"), ("both.PDF", b"%PDF"), ("both.svg", b"<?xml")):
+        plot_losses(dict.fromkeys("ab", Curves(data).between(5, 20)), tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 5000 and (tmp_path / name).read_bytes().startswith(start)
 
 
 @pytest.fixture
@@ -443,15 +478,18 @@ def test_panels_hold_the_columns_of_their_kind(tmp_path, drawn):
         1.0,
     )
     row |= {"val_loss": 1.0, "val_loss_0": 1.0, "lossless": 1.0, "latent_std": 1.0, "note": "x"}
-    plot_losses([{"nimg": 0, **row}, {"nimg": 2000, **row}], tmp_path / "p.png")
+    row |= {"kid": 1.0, "kid_train": 0.1, "coverage": 0.0, "r2": 0.0, "pl_penalty": 0.0}
+    plot_losses({"a": Curves([{"nimg": 0, **row, "ada_p": 0.0}, {"nimg": 2000, **row}])}, tmp_path / "p.png")
     panels = {axis.get_title(loc="left"): sorted(line.get_label() for line in axis.lines) for axis in drawn[0].axes}
     assert panels == {
         "loss": ["loss_D", "loss_G"],
         "D's logits": ["logits_real"],
         "regularisers": ["path_length", "r1"],
-        "diversity": ["diversity", "diversity_AD"],
+        "diversity": ["as varied as real slices", "diversity", "diversity_AD"],
         "ADA's p, and what it steers by": ["ada_p"],
         "loss on other patients": ["val_loss", "val_loss_0"],
+        "KID": ["kid", "kid, real slices"],
+        "precision, recall, coverage": ["coverage"],  # nothing covered is a figure, no penalty is switched off
         "PSNR of reconstructions, dB": ["train_psnr", "val_psnr"],
         "spread of the latents": ["latent_std"],
     }
@@ -459,19 +497,49 @@ def test_panels_hold_the_columns_of_their_kind(tmp_path, drawn):
 
 def test_curves_are_values_over_kimg_inside_the_window_with_lines_where_attempts_began(tmp_path, drawn):
     data = [{"nimg": i * 1000, "loss": float(i * i)} for i in range(30)]
-    plot_losses({"a": data, "b": data[:5]}, tmp_path / "p.png", from_kimg=3, to_kimg=12, restarts=[5.5, 8.0])
-    lines = drawn[0].axes[0].lines
-    assert list(lines[0].get_xdata()) == list(range(3, 13)) and list(lines[0].get_ydata()) == [
-        i * i for i in range(3, 13)
-    ]
-    assert (list(lines[1].get_xdata()), [line.get_label() for line in lines[:2]]) == ([3, 4], ["a loss", "b loss"])
-    assert [list(line.get_xdata()) for line in lines[2:]] == [[5.5, 5.5], [8.0, 8.0]]
+    runs = {"a": Curves(data, [1.0, 5.5, 8.0], 2000), "b": Curves(data[:5], [], 2000)}
+    plot_losses({name: run.between(3, 12) for name, run in runs.items()}, tmp_path / "p.png")
+    a, *began, b = drawn[0].axes[0].lines
+    assert list(a.get_xdata()) == list(range(3, 13)) and list(a.get_ydata()) == [i * i for i in range(3, 13)]
+    assert list(b.get_xdata()) == [3, 4] and [list(line.get_xdata()) for line in began] == [[5.5, 5.5], [8.0, 8.0]]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["a", "b", "a later attempt began"]
+    (above,) = drawn[0].axes[0].child_axes  # 2,000 images are an epoch
+    low, high = drawn[0].axes[0].get_xlim()
+    assert above.get_xlim() == pytest.approx((low / 2, high / 2)) and "2,000" in above.get_xlabel()
+    plot_losses({"a": Curves(data, epoch=2000), "b": Curves(data)}, tmp_path / "p.png")
+    assert not drawn[1].axes[0].child_axes  # of runs whose epochs differ there is no such axis
+
+
+def test_a_colour_is_a_run_and_a_kind_of_line_a_column(tmp_path, drawn):
+    """Of a single run a colour is a column, and its figures of real slices are dotted."""
+    data = [{"nimg": n, "kid": 1.0, "kid_train": 0.5, "loss_D": 1.0, "loss_G": 2.0} for n in (0, 1000)]
+
+    def looks(figure) -> list[list[tuple]]:
+        return [[(line.get_color(), line.get_linestyle()) for line in axis.lines] for axis in figure.axes]
+
+    plot_losses({"a": Curves(data), "b": Curves(data)}, tmp_path / "p.png")
+    plot_losses({"a": Curves(data)}, tmp_path / "p.png")
+    both = [("C0", "-"), ("C0", "--"), ("C1", "-"), ("C1", "--")]
+    assert looks(drawn[0]) == [both, both]
+    assert looks(drawn[1]) == [[("C0", "-"), ("C1", "-")], [("C0", "-"), ("C0", ":")]]
+    names = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in drawn[0].axes]
+    assert names == [["loss_D", "loss_G"], ["kid", "kid, real slices"]]
+    for axis in drawn[0].axes:  # beside the curves, never on them
+        assert axis.get_legend().get_window_extent().x0 >= axis.get_window_extent().x1
+    assert [figure._suptitle.get_text() for figure in drawn] == ["2 runs", "a"]
+
+
+def test_every_panel_can_be_had_by_itself(drawn):
+    data = [{"nimg": n, "loss_D": 1.0, "diversity": 0.5} for n in (0, 1000)]
+    found = plots.draw_panels({"a": Curves(data, [0.5])})
+    assert [title for title, _ in found] == ["loss", "diversity"] and len(drawn) == 2
+    assert all(png.startswith(b"\x89PNG") for _, png in found)
 
 
 def test_a_long_curve_is_pale_with_its_smoothed_line_on_top(tmp_path, drawn):
     data = [{"nimg": i * 1000, "loss": float(i % 2)} for i in range(200)]
     for count in (20, 21, 200):
-        plot_losses(data[:count], tmp_path / "p.png")
+        plot_losses({"a": Curves(data[:count])}, tmp_path / "p.png")
     assert [len(figure.axes[0].lines) for figure in drawn] == [1, 2, 2]
     raw, smooth = (line.get_ydata() for line in drawn[2].axes[0].lines)
     assert list(raw) == [i % 2 for i in range(200)] and np.ptp(smooth[50:]) < 0.11  # over ten points

@@ -81,10 +81,15 @@ def test_the_film_of_the_same_shows_state_then_estimate_and_stays_at_the_result(
     assert durations == [200, 200, 200 * 11]  # two seconds more
 
 
+def drawn_pairs(*of) -> np.ndarray:
+    shown, captions = pictures.pairs_picture(*of, columns=3)
+    return np.asarray(image_grid(shown, 3, **captions))
+
+
 def test_generated_slices_stand_above_their_nearest_ones():
     fakes, reals = (noise(5, 1, 6, 6, seed=seed) for seed in (1, 2))
     pairs = [(i, 10 + i, 0.5 + i) for i in range(5)]
-    drawn = np.asarray(pictures.pairs_picture(fakes, reals, pairs, columns=3))
+    drawn = drawn_pairs(fakes, reals, pairs)
     left = drawn.shape[1] - (3 * 8 + 2)
     for i in range(5):
         y, x = 2 + 2 * (i // 3) * 20, left + 2 + i % 3 * 8
@@ -92,7 +97,7 @@ def test_generated_slices_stand_above_their_nearest_ones():
         assert np.array_equal(drawn[y + 20 : y + 26, x : x + 6], reals[i, 0])
     assert (drawn[42:48, left + 18 : left + 24] == BACKGROUND).all()  # there is no sixth
     moved = noise(5, 1, 6, 6, seed=3)
-    drawn = np.asarray(pictures.pairs_picture(fakes, reals, pairs, moved, columns=3))
+    drawn = drawn_pairs(fakes, reals, pairs, moved)
     for row, images in enumerate((fakes, moved, reals)):
         y, x = 2 + (3 + row) * 20, drawn.shape[1] - (3 * 8 + 2) + 2 + 8
         assert np.array_equal(drawn[y : y + 6, x : x + 6], images[4, 0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,21 +12,12 @@ import pytest
 from PIL import Image
 from test_predict import call, one_line
 
+from jobs.config.specs import VaeConfig
 from jobs.run.rundir import RunDir
-from jobs.view.report import (
-    attempts_table,
-    common_curves,
-    digits,
-    evaluations,
-    facts,
-    machine_seconds,
-    pick,
-    picture,
-    reconstructions,
-    restarts_of,
-    run_names,
-    write_page,
-)
+from jobs.view.figures import digits, evaluations, reconstructions
+from jobs.view.markup import picture
+from jobs.view.plots import restarts_of
+from jobs.view.report import attempts_table, curves, facts, machine_seconds, pick, run_names, write_page
 
 FIGURES = {"fid": 12.345, "fid_error": 0.5, "kid": 0.0021, "kid_sd": 0.0004, "precision": 0.5, "recall": 0.25,
            "density": 1.1, "coverage": 0.75}  # fmt: skip
@@ -43,7 +35,7 @@ class Parsed(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -90,7 +82,7 @@ def test_the_page_has_all_and_loads_nothing(tmp_path):
     run = make_run(tmp_path)
     page = Parsed(write_page([run]))
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 1 + 5 and all(i["src"].startswith("data:image/png;base64,") for i in images)
+    assert len(images) == 1 + 5 + 1 and all(i["src"].startswith("data:image/png;base64,") for i in images)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert not re.search(r"(src|href)=\"?http", write_page([run]))
     for text in (
@@ -156,7 +148,7 @@ def test_figures_of_different_features_stay_apart(tmp_path):
     vae.metrics.write_text('{"nimg": 500, "loss_pixels": 0.5}\n{"nimg": 1000, "loss_pixels": 0.4}\n')
     page = Parsed(write_page([one, two, vae]))
     captions = [attributes.get("alt") for tag, attributes in page.tags if tag == "img"]
-    assert captions[0] == "one, two" and captions.count("losses over images seen; dotted: restarts") == 3
+    assert [text for text in captions if "loss" in text] == ["loss, one, two", "loss, vae"]
     page = Parsed(write_page([one, two, other]))
     assert "<h1>3 runs</h1>" in write_page([one, two, other]) and "other at 4.5 kimg" in page.text
 
@@ -176,7 +168,7 @@ def test_pictures_and_reconstructions_where_predict_writes_them(tmp_path):
     (run.path / "predictions/reconstruct/reconstruct.json").write_text(json.dumps(about))
     page = Parsed(write_page([run]))
     sources = [attributes["src"][:15] for tag, attributes in page.tags if tag == "img"]
-    assert sources.count("data:image/gif;") == 2 and len(sources) == 1 + 5 + 4
+    assert sources.count("data:image/gif;") == 2 and len(sources) == 1 + 5 + 1 + 4
     assert "26.5 ± 1.2" in page.text and "phantoms, split val" in page.text and "run at 2 kimg" in page.text
 
 
@@ -226,8 +218,14 @@ def only_plain_markup(page: str) -> Parsed:
         "figure",
         "figcaption",
         "img",
+        "nav",
+        "a",
+        "section",
+        "label",
+        "input",
+        "span",
     }
-    allowed = {"charset", "name", "content", "lang", "class", "src", "alt", "open"}
+    allowed = {"charset", "name", "content", "lang", "class", "src", "alt", "open", "href", "id", "type"}
     assert {tag for tag, _ in parsed.tags} <= tags
     assert {name for _, attributes in parsed.tags for name in attributes} <= allowed
     assert "<script" not in page and 'onerror="' not in page
@@ -341,8 +339,9 @@ def test_samples_from_the_first_to_the_last_and_real_slices_behind_them(tmp_path
     for name in ("reals.png", "mine.png"):
         Image.fromarray(np.full((8, 8), 200, np.uint8)).save(run.samples / name)
     (run.samples / "00009.000.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(17 << 20))  # larger than a page should be
-    captions = [a["alt"] for tag, a in Parsed(write_page([run])).tags if tag == "img"][1:]
-    assert captions == [f"{k} kimg" for k in (0, 2, 4, 7)] + ["real slices"]  # the last of five, 9, is too large
+    captions = [a["alt"] for tag, a in Parsed(write_page([run])).tags if tag == "img"]
+    # The newest beside real slices first, then all; the last of five, 9, is too large.
+    assert captions == ["samples at 8 kimg", "real slices", *(f"{k} kimg" for k in (0, 2, 4, 7)), "loss, run"]
 
 
 def test_a_picture_is_known_by_how_it_begins(tmp_path):
@@ -383,10 +382,12 @@ def test_the_facts_of_a_run(tmp_path, status, device, expected):
     (run.path / "provenance.json").write_text(json.dumps({"device": device}))
     found = facts(run, run.read_status(), {"data": "d", "resolution": 64})
     assert list(found.values()) == [
+        "unknown kind",
         *expected,
         "d, 64 px",
         "none",
         "none",
+        "loss_D 0.5, loss_G 5.5",
     ]  # an hour that lies ahead of the heartbeat costs nothing
 
 
@@ -429,7 +430,7 @@ def test_two_runs_of_one_name_are_told_apart(tmp_path):
         runs.append(make_run(tmp_path / folder, "same"))
     assert run_names(runs) == [str(r.path) for r in runs] and run_names(runs[:1]) == ["same"]
     page = write_page(runs)
-    assert "<h1>2 runs</h1>" in page and list(cells_of(page, "state")) == ["", *(str(r.path) for r in runs)]
+    assert "<h1>2 runs</h1>" in page and cells_of(page, str(runs[0].path))[""] == [str(r.path) for r in runs]
 
 
 def test_configuration_and_provenance_are_folded_tables(tmp_path):
@@ -449,6 +450,52 @@ def test_only_runs_that_log_the_same_losses_are_drawn_over_each_other(tmp_path):
     one, two, vae, empty = (make_run(tmp_path, name) for name in ("one", "two", "vae", "empty"))
     vae.metrics.write_text('{"nimg": 500, "loss_pixels": 0.5}\n')
     empty.metrics.write_text('{"nimg": 500, "diversity": 0.5}\n')
-    runs, names = [one, two, vae, empty], ["one", "two", "vae", "empty"]
-    assert [re.search('alt="(.*?)"', part)[1] for part in common_curves(runs, names)] == ["one, two"]
-    assert common_curves([one, vae], ["one", "vae"]) == [] and common_curves([empty, empty], ["a", "b"]) == []
+    parts = "".join(curves([one, two, vae, empty], ["one", "two", "vae", "empty"]))
+    assert re.findall('alt="(.*?)"', parts) == ["loss, one, two", "loss, vae", "diversity, empty"]
+    assert re.findall('alt="(.*?)"', "".join(curves([one], ["one"]))) == ["loss, one"]
+
+
+# --- the first screen -------------------------------------------------------------------------------------------------
+def test_the_verdict_on_each_run_comes_first_then_pictures_then_curves(tmp_path):
+    good, bad = make_run(tmp_path, "good"), make_run(tmp_path, "bad")
+    good.write_config(asdict(VaeConfig()))
+    status = {"state": "failed", "verdict": "MODE COLLAPSE: they are alike", "kimg": 5, "total_kimg": 8}
+    (bad.path / "status.json").write_text(json.dumps(status))
+    good.mark_done()
+    good.metrics.write_text('{"nimg": 500, "loss_pixels": 0.5, "best_val_l1": 0.25, "best_kimg": 0.5}\n')
+    page = write_page([good, bad])
+    links = re.search("<nav>(.*?)</nav>", page)[1]
+    assert re.findall('href="#(.*?)"', links) == ["Runs", "Pictures", "Curves", "Figures", "Settings"]
+    assert re.findall('<section id="(.*?)"', page) == ["Runs", "Pictures", "Curves", "Figures", "Settings"]
+    cards = re.findall(r'<div class="card"><h2>(.*?)</h2>(.*?)</figcaption>', page, re.S)
+    assert [name for name, _ in cards] == ["good", "bad"] and page.index("</table>") > page.index(cards[1][1])
+    assert '"state good">done</span> vae,' in cards[0][1] and "val_l1 0.25 at 0.5 kimg" in cards[0][1]
+    assert "Nothing measured speaks against it" in cards[0][1] and "samples at 8 kimg" in cards[0][1]
+    assert '"state bad">failed</span>' in cards[1][1] and "MODE COLLAPSE: they are alike" in cards[1][1]
+    assert "Nothing measured speaks against it" not in cards[1][1]
+    rows = cells_of(page, "good")  # a column for each run
+    assert rows["state"] == ["done", "failed"] and rows["kind"] == ["vae", "unknown kind"]
+    assert rows["last figures"][0] == "loss_pixels 0.5"
+
+
+def test_what_two_runs_have_stands_side_by_side_and_how_they_differ(tmp_path):
+    one, two = make_run(tmp_path, "one"), make_run(tmp_path, "two")
+    two.write_config({"run": "x", "data": "phantom:20", "resolution": 32, "preset": "quickstart", "lr": 0.004})
+    for run, file in ((one, "tsne/tsne"), (one, "generate/grid"), (two, "generate/grid"), (two, "mix/mix")):
+        path = run.path / "predictions" / f"{file}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    page = write_page([one, two])
+    rows = re.findall(r'<div class="pictures">(.*?)</div>', page, re.S)
+    assert [re.findall('alt="(.*?)"', row) for row in rows] == [
+        ["one: generated slices", "two: generated slices"],
+        ["two: style mixing", "one: t-SNE"],
+    ]
+    assert re.findall("<h3>How they differ</h3>.*?</table>", page, re.S)[0].count("<tr>") == 2
+    assert "<td>lr</td><td>0.002</td><td>0.004</td>" in page and "How they differ" not in write_page([one])
+
+
+def test_a_picture_is_shown_in_its_own_size_by_a_box_that_is_ticked(tmp_path):
+    page = write_page([make_run(tmp_path)])
+    boxes = re.findall(r'<label><input type="checkbox"><span><img [^>]*></span></label>', page)
+    assert len(boxes) == page.count("<img") and "input:checked + span img { max-width: none;" in page
