@@ -35,8 +35,7 @@ from data.pack import ensure_held_out, ensure_pack, preview
 from data.packfile import Pack
 from jobs.config import parsing, rules, specs
 from jobs.config.specs import ConfigError, DiffusionConfig
-from jobs.predict.conditions import about as about_columns
-from jobs.predict.conditions import attributes_of, columns_of, labels_of
+from jobs.predict.conditions import about_columns, attributes_of, columns_of, labels_of
 from jobs.predict.diffusion_look import Sampler, predictor
 from jobs.predict.features import Network
 from jobs.predict.latent_space import Data, about_vae, adopt_vae, encode_packs, load_vae

@@ -36,8 +36,7 @@ from data.packfile import Pack
 from jobs.config import parsing, rules
 from jobs.config.recipe import recipe_line
 from jobs.config.specs import GanConfig
-from jobs.predict.conditions import about as about_columns
-from jobs.predict.conditions import attributes_of, columns_of, labels_of
+from jobs.predict.conditions import about_columns, attributes_of, columns_of, labels_of
 from jobs.predict.features import Network
 from jobs.predict.gan_look import HeldOut, Sampler, held_out_for_ada
 from jobs.predict.yardstick import given_network, open_data, open_yardstick
@@ -102,15 +101,11 @@ def build_state(
 ) -> TrainState:
     """Networks and optimizers, initialised from the seed alone."""
     torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
-    shape: dict[str, Any] = dict(
-        resolution=c.resolution, channels=c.channels, num_classes=num_classes, attributes=attributes
-    )
-    widths: dict[str, Any] = dict(
-        channel_base=c.channel_base, channel_max=c.channel_max, mapping_layers=c.mapping_layers
-    )
-    G = Generator(**shape, **widths, z_dim=c.z_dim, w_dim=c.w_dim).to(device)
-    D = Discriminator(**shape, **widths, mbstd_group=c.mbstd_group).to(device)
-    G_ema = Generator(**shape, **widths, z_dim=c.z_dim, w_dim=c.w_dim).to(device).eval().requires_grad_(False)
+    shape: dict[str, Any] = {k: getattr(c, k) for k in "resolution channels channel_base channel_max".split()}
+    shape |= dict(num_classes=num_classes, attributes=attributes, mapping_layers=c.mapping_layers)
+    G = Generator(**shape, z_dim=c.z_dim, w_dim=c.w_dim).to(device)
+    D = Discriminator(**shape, mbstd_group=c.mbstd_group).to(device)
+    G_ema = Generator(**shape, z_dim=c.z_dim, w_dim=c.w_dim).to(device).eval().requires_grad_(False)
     G_ema.load_state_dict(G.state_dict())
     fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
@@ -374,12 +369,10 @@ def step_flops(
     """{penalties_due: FLOPs of one image in such a step}, counted on blank images and a copy of the networks."""
     c, rt = replace(c, batch=2, mbstd_group=2, accumulate=1), replace(rt, rank=0, world=1)
     s = build_state(c, num_classes, rt.device, attributes)
-    label_pool = torch.zeros(1, dtype=torch.int64, device=rt.device)
-    label_pool = torch.zeros(1, len(attributes), device=rt.device) if attributes else label_pool
+    dtype_of_labels = torch.float32 if attributes else torch.int64
+    label_pool = torch.zeros([1, *[len(attributes)] * bool(attributes)], dtype=dtype_of_labels, device=rt.device)
     blank = torch.zeros(c.batch, c.channels, c.resolution, c.resolution, device=rt.device)
-    batches: Any = SimpleNamespace(
-        rows=lambda _, start, stop: (blank[start:stop], label_pool.repeat_interleave(stop - start, 0))
-    )
+    batches: Any = SimpleNamespace(rows=lambda _, a, b: (blank[a:b], label_pool.repeat_interleave(b - a, 0)))
     step = Step(c, rt, batches, label_pool, dtype, 0, s.G.synthesis, s.D)
     main, path_length, gradient = (
         sum(count_flops(partial(phase, s, step)) for phase in phases) / c.batch

@@ -26,15 +26,13 @@ from data.people import hide, pseudonym
 from data.reading import FLIGHT, BadFile, default_workers, give_back_memory
 from data.records import Choices, Record, Source
 from data.settle import cut_of, levels_of, settle
-from data.walk import DataError
+from data.walk import DataError, check_bad, list_bad, reasons
 
 PHANTOM_SIZE = 256  # phantoms that are cropped are drawn at this size first
 DARK, DARK_MIN_SCANS = 0.3, 10  # scans below this fraction of the median scan's mean are left out
 MAX_BAD = 0.01  # share of bad files to go on with
 PIXELS = 3  # how files become slices and rows: raise it when that changes, so that packs in the cache are made again
-BAD_FREE = 100  # sets smaller than this tolerate one bad file
 ONE_PAGE = (".png", ".jpg", ".jpeg", ".bmp")  # read whole and decoded at once, as most data sets are
-LISTED = 20  # bad files named in the log
 COMPARED = 256 << 20  # bytes of other splits' files read at most to look for the same pictures
 GREY_LEVELS = 32  # a median slice that uses fewer was made from values that were not scaled
 LAZY = 64 << 20  # bytes of one volume's slices; more of them are made when they are written
@@ -56,9 +54,9 @@ class Packing(TypedDict, total=False):
     """What a pack is made of and how: the arguments that build_pack, ensure_pack and ensure_held_out hand on.
 
     resolution: side of the slices in pixels. channels: 1 or 3. crop: pixels of the middle to keep, 0 for all. max_bad:
-    share of bad files to go on with. choices: what is chosen of the data. condition: columns that it needs. workers: decoding threads. progress: whether
-    to show a bar. log(text): where the words go. poll(): called after each file; what it raises ends the work, and
-    nothing is left behind.
+    share of bad files to go on with. choices: what is chosen of the data. condition: columns that it needs. workers:
+    decoding threads. progress: whether to show a bar. log(text): where the words go. poll(): called after each file;
+    what it raises ends the work, and nothing is left behind.
     """
 
     resolution: Required[int]
@@ -110,11 +108,11 @@ def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
             rows, bad, notes, sha = _decode_all(source, file, offset, geometry, how)
             bad = source.bad + bad
             total = len(source.records) + len(source.bad)
-            _list_bad(bad, len(bad), total, log)
+            list_bad(bad, len(bad), total, log)
             check_bad(source.spec, bad, len(bad), total, max_bad)
             if not rows:
                 raise DataError(
-                    f"{source.spec}: none of {total:,} files can be used ({_reasons(bad, len(bad))}); check the path "
+                    f"{source.spec}: none of {total:,} files can be used ({reasons(bad, len(bad))}); check the path "
                     "and the files"
                 )
             rows, sha, dark = _leave_out_dark(file, offset, row_bytes, rows, sha)
@@ -375,37 +373,6 @@ def _phantom_row(record: Record, geometry: dict, channels: int) -> tuple[Row, by
     draw = person_slice if record.attributes else phantom_slice
     pixels = draw(int(record.name.split("-")[1]), record.slice_index, geometry["square"])
     return _row(record, record.name, pixels[:, :, None], geometry, channels)
-
-
-def check_bad(spec: str, bad: list, count: int, total: int, max_bad: float) -> None:
-    """DataError when too many files are bad: `count` of `total`, of which `bad` names some."""
-    allowed = max_bad * total
-    if max_bad > 0 and total < BAD_FREE:
-        allowed = max(allowed, 1)
-    if count <= allowed or count == total:  # nothing usable at all is another error
-        return
-    share = count / total
-    levels = "give --range LO:HI that holds for all, " * any("the set's range" in reason for _, reason in bad)
-    raise DataError(
-        f"{spec}: {count:,} of {total:,} files cannot be used ({100 * share:.2g} %, more than {100 * max_bad:g} %): "
-        f"{_reasons(bad, count)}; "
-        f"remove or replace them, {levels}or go on without them: --max-bad "
-        f"{min(np.ceil(share * 1000) / 1000 + 0.001, 1):.3f}"
-    )
-
-
-def _reasons(bad: list, count: int) -> str:
-    more = f" and {count - 5:,} more" if count > 5 else ""
-    return ", ".join(f"{name} ({reason})" for name, reason in bad[:5]) + more
-
-
-def _list_bad(bad: list, count: int, total: int, log) -> None:
-    for name, reason in bad[:LISTED]:
-        log(f"bad file: {name}: {reason}")
-    if count > LISTED:
-        log(f"bad file: and {count - LISTED:,} more")
-    if count:
-        log(f"bad files: {count:,} of {total:,} skipped")
 
 
 def _leave_out_dark(file, offset: int, row_bytes: int, rows: list[Row], sha: str):

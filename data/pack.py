@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
-from data.build import MAX_BAD, Packing, _geometry, _list_bad, build_pack, check_bad, pack_key, shape_of
+from data.build import MAX_BAD, Packing, _geometry, build_pack, pack_key, shape_of
 from data.columns import check_names
 from data.files import cache_folder, say
 from data.packfile import (
@@ -29,7 +29,7 @@ from data.people import hide
 from data.records import ROOM, Source
 from data.settle import settle
 from data.sources import DEFAULT, find_source
-from data.walk import DataError
+from data.walk import DataError, check_bad, list_bad
 
 
 def pack_folder(cache_dir=None) -> Path:
@@ -74,7 +74,7 @@ def ensure_pack(
         else:
             if pack.meta["key"] == key:
                 about = pack.meta
-                _list_bad(about["bad"], about["bad_count"], about["total"], log)
+                list_bad(about["bad"], about["bad_count"], about["total"], log)
                 check_bad(spec, about["bad"], about["bad_count"], about["total"], max_bad)
                 for note in about["warnings"]:
                     log(f"warning: {note}")

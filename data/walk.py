@@ -1,5 +1,6 @@
 """Walk a folder: which files are slices, which are masks, junk or unusable. Never blocks, never runs in a circle."""
 
+import math
 import os
 import re
 import stat
@@ -265,3 +266,39 @@ def _sort(f: Found, found: Walk) -> None:
         found.unknown[suffix] += suffix not in BESIDE
     else:
         found.plain.append(f)
+
+
+# --- how many files may be bad ----------------------------------------------------------------------------------------
+BAD_FREE = 100  # sets smaller than this tolerate one bad file
+LISTED = 20  # bad files named in the log
+
+
+def check_bad(spec: str, bad: list, count: int, total: int, max_bad: float) -> None:
+    """DataError when too many files are bad: `count` of `total`, of which `bad` names some."""
+    allowed = max_bad * total
+    if max_bad > 0 and total < BAD_FREE:
+        allowed = max(allowed, 1)
+    if count <= allowed or count == total:  # nothing usable at all is another error
+        return
+    share = count / total
+    levels = "give --range LO:HI that holds for all, " * any("the set's range" in reason for _, reason in bad)
+    raise DataError(
+        f"{spec}: {count:,} of {total:,} files cannot be used ({100 * share:.2g} %, more than {100 * max_bad:g} %): "
+        f"{reasons(bad, count)}; "
+        f"remove or replace them, {levels}or go on without them: --max-bad "
+        f"{min(math.ceil(share * 1000) / 1000 + 0.001, 1):.3f}"
+    )
+
+
+def reasons(bad: list, count: int) -> str:
+    more = f" and {count - 5:,} more" if count > 5 else ""
+    return ", ".join(f"{name} ({reason})" for name, reason in bad[:5]) + more
+
+
+def list_bad(bad: list, count: int, total: int, log) -> None:
+    for name, reason in bad[:LISTED]:
+        log(f"bad file: {name}: {reason}")
+    if count > LISTED:
+        log(f"bad file: and {count - LISTED:,} more")
+    if count:
+        log(f"bad files: {count:,} of {total:,} skipped")

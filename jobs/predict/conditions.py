@@ -49,7 +49,7 @@ def classes_of(labels: torch.Tensor, columns: Sequence[Column]) -> torch.Tensor 
     return labels[:, found[0]].nan_to_num(nan=-1).long() if found else None
 
 
-def about(pack: Pack, columns: Sequence[Column]) -> list[dict]:
+def about_columns(pack: Pack, columns: Sequence[Column]) -> list[dict]:
     """For data.json: each column, how many of the training slices lack it, and a digest of all their values."""
     values = values_of(pack, columns)
     return [

@@ -16,7 +16,7 @@ from bad_folder import picture, save
 from PIL import Image
 from test_pack import ensure, keyed, quiet, rewrite
 
-from data import build, pack
+from data import build, pack, walk
 from data.build import build_pack
 from data.images import fit_square
 from data.pack import ensure_held_out, ensure_pack
@@ -311,9 +311,9 @@ def test_how_many_bad_files_stop_the_run(count, total, share, stops):
     """More than the share; below a hundred files one is let through, unless none may; all of them is another error."""
     bad = [(f"{i}.png", "zero bytes") for i in range(min(count, 3))]
     if not stops:
-        return build.check_bad("data", bad, count, total, share)
+        return walk.check_bad("data", bad, count, total, share)
     with pytest.raises(DataError, match=f"{count} of {total} files"):
-        build.check_bad("data", bad, count, total, share)
+        walk.check_bad("data", bad, count, total, share)
 
 
 @pytest.mark.parametrize(("brightness", "kept"), [(0.31, 24), (0.29, 22)])

@@ -167,7 +167,7 @@ FAULTS = [
           'mean = float(np.add.reduce(pixels, axis=None, dtype=np.uint64)) / pixels.size',
           'mean = float(packed.mean())',
           ("tests/data/test_pack_contents.py::test_a_slice_is_as_bright_as_its_source",)),
-    Fault("data/build.py",
+    Fault("data/walk.py",
           'if max_bad > 0 and total < BAD_FREE:',
           'if max_bad > 0 or total < BAD_FREE:',
           ("tests/data/test_pack_contents.py::test_how_many_bad_files_stop_the_run",)),
