@@ -19,6 +19,14 @@ from jobs.run import stopping
 if __name__ == "__main__":
     stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
+from data.installed import need
+from jobs.config import parsing
+from jobs.config.specs import DiffusionConfig
+
+if __name__ == "__main__":
+    need("torch", "numpy", "PIL", "tyro", "safetensors", "tensorboard", "matplotlib")
+    parsing.answer_at_once(DiffusionConfig)
+
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,8 +40,8 @@ from data.build import packing_of
 from data.latents import Latents
 from data.pack import ensure_held_out, ensure_pack, preview
 from data.packfile import Pack
-from jobs.config import parsing, rules, specs
-from jobs.config.specs import ConfigError, DiffusionConfig
+from jobs.config import rules, specs
+from jobs.config.specs import ConfigError
 from jobs.predict.diffusion_look import Sampler, predictor
 from jobs.predict.features import Network
 from jobs.predict.latent_space import Data, about_vae, adopt_vae, encode_packs, load_vae
@@ -64,8 +72,6 @@ from models.names import too_few_calls
 from models.optim import adamw, learning_rate, memory_layout
 from models.unet import UNet, drop_labels
 from models.vae import LatentScale
-
-NEXT = "generate --run {run} --number 64"
 
 
 # --- the network and everything that a checkpoint holds --------------------------------------------------------------
@@ -231,7 +237,7 @@ def train(
     weights = {"unet": s.unet_ema, "latent_scale": s.scale} | ({} if vae is None else {"vae_decoder": vae.decoder})
     about = {"classes": pack.classes, "geometry": pack.geometry, "shape": list(data.shape), "vae": about_vae(run, vae)}
 
-    nimg = upkeep.begin(found, dtype, data.batches.placement)
+    nimg = upkeep.begin(found, dtype, data.batches)
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
@@ -242,7 +248,7 @@ def train(
                 upkeep.save(nimg, weights, about)
             if upkeep.ending:
                 data.close()
-                return upkeep.leave(record, nimg, NEXT)
+                return upkeep.leave(record, nimg)
         except Diverged as error:  # once back to the last good checkpoint, past the data that led here
             nimg = upkeep.roll_back(nimg, error, "lower --lr, or use --precision fp32")
             record.rewind(nimg)
@@ -294,7 +300,7 @@ def main() -> int:
     rank, world, _ = ranks.ranks()
     rules.check_world(c, world)
     run = RunDir(c.run)
-    if already_done(c, run, rank, NEXT):
+    if already_done(c, run, rank):
         return stopping.DONE
     # From here on the run directory is locked, and whatever ends this process is written down in it.
     with ranks.Meeting() as meeting, Attempt(run, c, rank, world) as attempt:

@@ -18,6 +18,14 @@ from jobs.run import stopping
 if __name__ == "__main__":
     stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
+from data.installed import need
+from jobs.config import parsing
+from jobs.config.specs import GanConfig
+
+if __name__ == "__main__":
+    need("torch", "numpy", "PIL", "tyro", "safetensors", "tensorboard", "matplotlib")
+    parsing.answer_at_once(GanConfig)
+
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,9 +40,8 @@ from data.batches import Batches
 from data.build import packing_of
 from data.pack import preview
 from data.packfile import Pack
-from jobs.config import parsing, rules
+from jobs.config import rules
 from jobs.config.recipe import recipe_line
-from jobs.config.specs import GanConfig
 from jobs.predict.features import Network
 from jobs.predict.gan_look import HeldOut, Sampler, held_out_for_ada
 from jobs.predict.yardstick import given_network, open_data, open_yardstick
@@ -65,7 +72,6 @@ from models.stylegan2 import Discriminator, Generator
 from models.styles import rows_of, styles_of
 
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
-GENERATE = "generate --run {run} --number 64"  # what to do with a finished run
 STATS = "loss_G loss_D logits_real logits_fake logits_held sign_real r1 r2 path_length pl_penalty".split()
 
 
@@ -393,7 +399,7 @@ def train(
         synthesis, critic = compiled(synthesis), compiled(critic)
     weights: dict[str, nn.Module] = {"G_ema": s.G_ema}
 
-    nimg = upkeep.begin(found, dtype, batches.placement)
+    nimg = upkeep.begin(found, dtype, batches)
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
@@ -404,7 +410,7 @@ def train(
                 upkeep.save(nimg, weights, {"classes": pack.classes, "geometry": pack.geometry})
             if upkeep.ending:
                 batches.close()
-                return upkeep.leave(record, nimg, GENERATE)
+                return upkeep.leave(record, nimg)
         except Diverged as error:  # once back to the last good checkpoint, past the data that led here
             nimg = upkeep.roll_back(nimg, error, "lower --lr, raise --gamma, or use --precision fp32")
             record.rewind(nimg)
@@ -435,7 +441,7 @@ def main() -> int:
     rank, world, _ = ranks.ranks()
     rules.check_world(c, world)
     run = RunDir(c.run)
-    if already_done(c, run, rank, GENERATE):
+    if already_done(c, run, rank):
         return stopping.DONE
     # From here on the run directory is locked, and whatever ends this process is written down in it.
     with ranks.Meeting() as meeting, Attempt(run, c, rank, world) as attempt:
