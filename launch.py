@@ -44,6 +44,7 @@ from jobs.cluster.sites import choose_site
 from jobs.cluster.sweep import sweep
 from jobs.config import kinds
 from jobs.config.parsing import answer_at_once
+from jobs.config.recorded import job_in
 from jobs.config.specs import ConfigError
 from jobs.config.version import version
 from jobs.run.find import find_run, read_jobs
@@ -98,6 +99,8 @@ def queue_command(argv: list[str]) -> int:
     options = options_of(given)
     if not options.job and options.name:
         options = replace(options, job=read_jobs(choose.RUNS / options.name).get("job", ""))
+    if not options.job:
+        options = replace(options, job=job_in(flags))
     if not options.job:
         parser.error(f"--job is missing: {', '.join(kinds.JOBS)} or pipeline")
     job = None if options.job == "pipeline" else kinds.job(options.job)

@@ -387,7 +387,7 @@ def open_data(c: VaeConfig, rank: int, say) -> tuple[Pack, Pack | None]:
 def main() -> int:
     """Train, or check with --dry-run. Returns the exit code."""
     c = parsing.parse_config(VaeConfig)
-    if c.dry_run:
+    if c.dry_run or c.toml:
         return dry_run(c)
     rank, world, _ = ranks.ranks()
     rules.check_world(c, world)

@@ -295,7 +295,7 @@ def open_data(
 def main() -> int:
     """Train, or check with --dry-run. Returns the exit code."""
     c = parsing.parse_config(DiffusionConfig)
-    if c.dry_run:
+    if c.dry_run or c.toml:
         return dry_run(c)
     rank, world, _ = ranks.ranks()
     rules.check_world(c, world)

@@ -436,7 +436,7 @@ def dry_run(c: GanConfig) -> int:
 def main() -> int:
     """Train, or check with --dry-run. Returns the exit code."""
     c = parsing.parse_config(GanConfig)
-    if c.dry_run:
+    if c.dry_run or c.toml:
         return dry_run(c)
     rank, world, _ = ranks.ranks()
     rules.check_world(c, world)

@@ -20,6 +20,7 @@ from jobs.config import kinds
 from jobs.config.cards import Card
 from jobs.config.help import help_text, refuse_unknown
 from jobs.config.recipe import derived, rule
+from jobs.config.recorded import spread
 from jobs.config.rules import CHOICES, FREE
 from jobs.config.specs import AUTO, ROOT, ConfigError, GanConfig, TrainConfig, read_json
 from jobs.config.version import version
@@ -53,6 +54,7 @@ def parse_known(
     argv = list(sys.argv[1:] if argv is None else argv)
     if not let_unknown_pass:
         answer_at_once(cls, argv)
+    argv = spread(argv, cls)
     import tyro  # slow to import, and launch.py needs the presets only
 
     argv, fit = take_auto(argv)
@@ -186,7 +188,7 @@ def _base(cls: type[Config], run: str | None, preset: str | None) -> Config:
         if name not in job.presets:
             raise ConfigError(f"--preset {name}: there is no such preset; choose from {', '.join(job.presets)}")
         base = replace(cls(), **job.presets[name], preset=name)
-    base = replace(base, dry_run=False, override=False)
+    base = replace(base, dry_run=False, toml=False, override=False)
     return replace(base, run=run) if run else base
 
 
