@@ -84,7 +84,8 @@ def help_text(base: TrainConfig, script: str) -> str:
         if name not in first:
             groups.setdefault(group, []).append(name)
     groups["help"] = [name for name in OWN if name not in first]
-    lines = [f"usage: {script} [--preset NAME] [--data SPEC] [--run DIR] [flags]", "", inspect.getdoc(type(base)) or ""]
+    lines = [f"usage: {script} [--preset NAME] [--data SPEC] [--run DIR] [flags]", ""]
+    lines += textwrap.wrap(inspect.getdoc(type(base)) or "", width)
     for title, names in groups.items():
         lines += ["", f"{title}:"]
         for name in names:
