@@ -405,7 +405,8 @@ def main() -> int:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
-        rt = collectives.init_runtime(c.threads, meeting, device)
+        threads = devices.choose_threads(c.threads, run, world, device, attempt.say)
+        rt = collectives.init_runtime(threads, meeting, device)
         code = train(c, rt, run, pack, held_out, attempt)
         collectives.shutdown(rt)
         if rank == 0 and run.done():

@@ -313,7 +313,8 @@ def main() -> int:
             check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
-        rt = collectives.init_runtime(c.threads, meeting, device)
+        threads = devices.choose_threads(c.threads, run, world, device, attempt.say)
+        rt = collectives.init_runtime(threads, meeting, device)
         code = train(c, rt, run, packs, latents, features, attempt)
         collectives.shutdown(rt)
         return code

@@ -459,7 +459,8 @@ def main() -> int:
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
             attempt.say(recipe_line(c))
-        rt = collectives.init_runtime(c.threads, meeting, device)
+        threads = devices.choose_threads(c.threads, run, world, device, attempt.say)
+        rt = collectives.init_runtime(threads, meeting, device)
         code = train(c, rt, run, packs, network, attempt)
         collectives.shutdown(rt)
         return code

@@ -272,6 +272,40 @@ def words(error: Exception) -> str:
     return plain(getattr(error, "strerror", None) or str(error))[:200]
 
 
+# --- the machine ------------------------------------------------------------------------------------------------------
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+def usable_cores() -> int:
+    """CPUs that this process may use: what it is bound to, within the quota of its cgroups (a container's `--cpus`)."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(int(min(bound, cpu_quota())), 1)
+
+
+def cpu_quota() -> float:
+    """CPU seconds per second that the cgroups of this process allow, version 2 or 1; infinite where none limits it."""
+    least = math.inf
+    with contextlib.suppress(OSError):
+        for line in OWN_CGROUPS.read_text().splitlines():
+            _, controllers, own = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            place = Path(own.lstrip("/"))
+            for folder in (place, *place.parents):  # each level may have a limit of its own; a container sees its top
+                least = min(least, _quota_of(CGROUPS / folder if not controllers else CGROUPS / "cpu" / folder))
+    return least
+
+
+def _quota_of(folder: Path) -> float:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or `max`
+            quota, period = (float(word) for name in names for word in (folder / name).read_text().split())
+            if quota > 0 and period > 0:
+                return quota / period
+    return math.inf
+
+
 def cache_folder(chosen: str | os.PathLike | None = None) -> Path:
     """Where packs and latents are kept: the argument, $BRAIN_PACK_DIR, $XDG_CACHE_HOME/brain-slices or
     ~/.cache/brain-slices."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.files import is_number
+from data.files import is_number, usable_cores
 from jobs.run import own_job
 from jobs.run.find import read_jobs
 from jobs.run.rundir import RunDir
@@ -44,7 +44,7 @@ def allocated(gpus_in_use: int) -> dict:
     nodes = _count(env.get("SLURM_JOB_NUM_NODES")) or 1
     about = {
         "gpus": nodes * _count(env.get("SLURM_GPUS_ON_NODE")) or gpus_in_use,
-        "cpus": nodes * _count(env.get("SLURM_CPUS_ON_NODE")) or len(os.sched_getaffinity(0)),
+        "cpus": nodes * _count(env.get("SLURM_CPUS_ON_NODE")) or usable_cores(),
         "since": round(own_job.process_began(), 1),
     }
     began, ends = _count(env.get("SLURM_JOB_START_TIME")), _count(env.get("SLURM_JOB_END_TIME"))

@@ -138,6 +138,7 @@ class Record:
         self.log = MetricsLog(run.metrics, resume_nimg=nimg)
         self.board = TensorBoard(run.tensorboard, purge_step=nimg + 1)
         self.progress = Progress(self.total, self.nimg)
+        self.slowdown = devices.Slowdown()
         attempt.printer = self.progress.write
 
     def tick(
@@ -178,6 +179,8 @@ class Record:
             if nimg:
                 row |= self.speed(nimg) | devices.memory(self.rt.device)
                 self.progress.tick(nimg, row)
+                if self.rt.device.type == "cpu" and (words := self.slowdown.look(row, self.rt.threads)):
+                    self.attempt.say(words)
                 self.attempt.heartbeat(nimg, row["img_per_s"])
             self.log.append(row)
             self.board.scalars(row, nimg)
