@@ -77,6 +77,8 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make renames in `folder` durable."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -118,6 +120,8 @@ def process_start(pid: int) -> str:
     except (OSError, IndexError):
         if Path("/proc/self/stat").exists():
             return ""
+    if os.name == "nt":  # there os.kill(pid, 0) is Ctrl-C
+        return "alive"
     try:  # no /proc: macOS
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -7,7 +7,6 @@ for the tables that people see. Torch-free.
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -55,6 +54,8 @@ def allocated(gpus_in_use: int) -> dict:
 
 def cpu_seconds() -> float:
     """CPU time of this process and of those that it has waited for."""
+    import resource  # not on Windows, where reports are read
+
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return round(sum(one.ru_utime + one.ru_stime for one in used), 1)
 

@@ -96,3 +96,12 @@ def test_what_one_does_next():
             script, rest = words.split(maxsplit=1)
             assert (script == "predict.py" and rest.split()[0] in job.predicts) or rest.split()[0] in kinds.JOBS
     assert set(kinds.JOBS["vae"].presets) == set(kinds.JOBS["diffusion"].presets)
+
+
+def test_help_names_what_the_kind_itself_says():
+    """A field that a kind redefines has its words there, in the place that the field has."""
+    about = its_help.described(GanConfig)
+    assert about["lr"] == ("optimisation", "Adam learning rate of both networks.")
+    assert (
+        about["preset"][0] == "the run" and "oasis64" in about["preset"][1] and about["ema_kimg"][0] == "optimisation"
+    )

@@ -152,7 +152,7 @@ FAULTS = [
           'if c.init_from:',
           ("tests/scripts/test_reference_diffusion.py::test_a_run_may_start_from_the_networks_of_another",)),
     Fault("train_diffusion.py",
-          '    if c.dry_run:\n        return dry_run(c)\n',
+          '    if c.dry_run or c.toml:\n        return dry_run(c)\n',
           '',
           ("tests/scripts/test_reference_diffusion.py::test_a_dry_run_checks_all_and_makes_nothing",)),
     Fault("jobs/run/vae.py",

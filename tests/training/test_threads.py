@@ -10,7 +10,7 @@ import torch
 
 from data import files
 from jobs.run.rundir import RunDir
-from jobs.training import devices
+from jobs.training import devices, told
 
 CPU = torch.device("cpu")
 
@@ -100,3 +100,12 @@ def test_steps_that_become_slow_on_a_busy_machine_are_told_once(monkeypatch):
     assert "WARNING: 0.9 images per second, after 15 before" in words and "load 7.0 on 2 cores" in words
     assert "--threads 1" in words and not slow.look({"img_per_s": 0.8}, 2)
     assert not slow.look({"img_per_s": 12.0}, 2) and "quiet" in slow.look({"img_per_s": 0.8}, 1)
+
+
+def test_the_size_of_a_run_in_words():
+    """Averages of networks are copies; one network needs no list."""
+    nets = {"G": torch.nn.Linear(999, 1), "D": torch.nn.Linear(9, 1), "G_ema": torch.nn.Linear(999, 1), "counters": {}}
+    words = told.size_of(SimpleNamespace(**nets), 28_000, 1600)
+    assert words == "1.01 k parameters (G 1 k, D 10), 1,600 images per epoch, 17.5 epochs in all"
+    one = SimpleNamespace(unet=torch.nn.Linear(1999, 1000), unet_ema=nets["D"])
+    assert told.size_of(one, 1000, 10).startswith("2 M parameters, 10 images")
