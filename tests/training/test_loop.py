@@ -603,7 +603,9 @@ def test_resuming_takes_the_newest_checkpoint_on_every_rank(bench, clock, monkey
 def test_an_attempt_begins_where_its_checkpoint_is_and_says_with_what(bench, clock):
     for found, word in ((-1, "starting at 0"), (0, "resuming at 0"), (16, "resuming at 0.016")):
         b = bench(f"run{found}")
-        assert b.upkeep.begin(found, torch.bfloat16, "host memory") == max(found, 0)
+        batches = SimpleNamespace(placement="host memory", count=24)
+        assert b.upkeep.begin(found, torch.bfloat16, batches) == max(found, 0)
+        assert "24 images per epoch, 2 epochs in all" in b.said[-2]
         assert b.said[-1] == f"{b.run.path}: {word} of 0.048 kimg, bfloat16 on 1 x cpu, data in host memory"
         (start,) = [line for line in b.run.read_attempts() if line["event"] == "start"]
         assert (start["nimg"], start["precision"], start["world"], start["threads"]) == (
@@ -661,7 +663,7 @@ def test_how_an_attempt_ends(bench, clock, nimg, level, code, state, reason):
     b.attempt.begin(0, 48, {})
     b.attempt.heartbeat(nimg)
     b.upkeep.level = level
-    assert b.upkeep.leave(record, nimg, "generate --run {run}") == code
+    assert b.upkeep.leave(record, nimg) == code
     status, end = b.run.read_status(), b.run.read_attempts()[-1]
     assert (status["state"], status["reason"], status["code"], status["kimg"]) == (state, reason, code, nimg / 1000)
     assert (end["event"], end["code"], end["reason"], end["nimg"]) == ("end", code, reason, nimg)
@@ -753,7 +755,7 @@ def test_a_run_is_done_unless_it_is_to_be_longer_now(bench, clock, capsys):
     run.write_config(dataclasses.asdict(c))
 
     def done(total: float, rank: int = 0) -> bool:
-        return upkeep.already_done(dataclasses.replace(c, total_kimg=total), run, rank, "generate --run {run}")
+        return upkeep.already_done(dataclasses.replace(c, total_kimg=total), run, rank)
 
     assert not done(c.total_kimg)
     run.mark_done()
