@@ -187,7 +187,7 @@ def show_dry_run(plans: list[Plan], text: str, checks: Iterable[Check], options:
     checks = list(checks)
     failed = any(check.level == "fail" for check in checks)
     if plans[0].config.toml:
-        print(to_toml(plans[0].config), end="")
+        say(to_toml(plans[0].config).rstrip())
         terminal.say_checks(checks, sys.stderr)
         return BAD if failed else DONE
     if options.json:

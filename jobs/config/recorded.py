@@ -14,7 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from data.files import read_json, words
+from data.files import open_regular, read_json, words
 from jobs.config import kinds, recipe
 from jobs.config.help import described
 from jobs.config.specs import ConfigError, GanConfig, TrainConfig
@@ -81,7 +81,7 @@ def read_config(path: str) -> dict[str, Any]:
         file = file / "config.json"
     try:
         if file.suffix == ".toml":
-            with open(file, "rb") as text:
+            with open_regular(file) as text:
                 values = tomllib.loads(text.read(LARGEST).decode())
         else:
             values = {name: v for name, v in read_json(file).items() if name not in NOT_TAKEN}

@@ -678,7 +678,7 @@ def test_a_run_whose_last_checkpoint_was_not_written_is_not_done(bench, clock, m
     monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 0)
     b.upkeep.save(48, {"ema": b.s.ema}, {})
     with pytest.raises(CheckpointError):
-        b.upkeep.leave(record, 48, "")
+        b.upkeep.leave(record, 48)
     assert not b.run.done() and b.markers() == {0: True}
 
 
@@ -688,9 +688,9 @@ def test_rank_0_ends_well_without_the_others_and_the_others_not_without_rank_0(b
 
     monkeypatch.setattr(collectives, "agree_max", gone)
     b, other = bench(), bench(rank=1, world=2)
-    assert b.upkeep.leave(b.record(-1), 48, "") == 0 and b.run.done()
+    assert b.upkeep.leave(b.record(-1), 48) == 0 and b.run.done()
     with pytest.raises(ranks.PeerLost):
-        other.upkeep.leave(other.record(-1), 48, "")
+        other.upkeep.leave(other.record(-1), 48)
 
 
 def test_only_rank_0_marks_the_end(bench, clock):
@@ -698,7 +698,7 @@ def test_only_rank_0_marks_the_end(bench, clock):
     meeting = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collectives, "agree_max", lambda rt, values: meeting.append(values) or values)
-        assert b.upkeep.leave(b.record(-1), 48, "") == 0
+        assert b.upkeep.leave(b.record(-1), 48) == 0
     assert not b.run.done() and len(meeting) == 1  # it waits for rank 0 to have written everything
 
 
@@ -779,7 +779,7 @@ def test_what_a_process_killed_at_its_last_moment_left_is_completed(bench, clock
         b.attempt.end(0, "done", "finished")
         dead = {"token": "0" * 16, "host": rundir.socket.gethostname(), "space": lock.process_space(), "pid": 1 << 22}
         b.run.lockfile.write_text(json.dumps(dead | {"start": "7"}))
-    assert upkeep.already_done(b.c, RunDir(b.run.path), 0, "")
+    assert upkeep.already_done(b.c, RunDir(b.run.path), 0)
     lines = b.run.read_attempts()
     assert [line["event"] for line in lines] == ["start", "end"] and lines[-1]["nimg"] == (
         48 if left == "status" else 0
