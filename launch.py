@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.files import say
+from data.installed import need
 from jobs.cluster import (
     choose,
     clean,
@@ -42,7 +43,8 @@ from jobs.cluster.queueing import launch, pipeline, plan_or_hint, slurm_partitio
 from jobs.cluster.sites import choose_site
 from jobs.cluster.sweep import sweep
 from jobs.config import kinds
-from jobs.config.parsing import parse_config
+from jobs.config.parsing import answer_at_once
+from jobs.config.recorded import job_in
 from jobs.config.specs import ConfigError
 from jobs.config.version import version
 from jobs.run.find import find_run, read_jobs
@@ -98,9 +100,13 @@ def queue_command(argv: list[str]) -> int:
     if not options.job and options.name:
         options = replace(options, job=read_jobs(choose.RUNS / options.name).get("job", ""))
     if not options.job:
+        options = replace(options, job=job_in(flags))
+    if not options.job:
         parser.error(f"--job is missing: {', '.join(kinds.JOBS)} or pipeline")
-    if {"-h", "--help"} & set(flags) and options.job in kinds.JOBS:
-        parse_config(kinds.JOBS[options.job].config, ["--help"])  # exits
+    job = None if options.job == "pipeline" else kinds.job(options.job)
+    if job and {"-h", "--help"} & set(flags):
+        answer_at_once(job.config, flags)  # exits
+    need("tyro", "submitit")
     options = options if options.local else from_shell(options)
     options.check()
     partitions = None if options.local else slurm_partitions(options)

@@ -27,10 +27,12 @@ import os
 import signal
 
 from data.files import say
+from data.installed import need
 from jobs.predict.flags import parse_args
 
 if __name__ == "__main__":
     ARGS = parse_args(__doc__)  # before torch, which takes seconds to import: --help and wrong flags answer at once
+    need("numpy", "PIL", "matplotlib")
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open yet
 
 from data.walk import DataError
@@ -82,6 +84,7 @@ def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     if ARGS.command not in PAGES:
+        need("torch", "safetensors")
         import jobs.predict.commands  # noqa: F401
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(ARGS))

@@ -18,6 +18,14 @@ from jobs.run import stopping
 if __name__ == "__main__":
     stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
+from data.installed import need
+from jobs.config import parsing
+from jobs.config.specs import VaeConfig
+
+if __name__ == "__main__":
+    need("torch", "numpy", "PIL", "tyro", "safetensors", "tensorboard", "matplotlib")
+    parsing.answer_at_once(VaeConfig)
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -35,8 +43,8 @@ from data.latents import ensure_latents
 from data.pack import ensure_held_out, ensure_pack, preview
 from data.packfile import Pack
 from data.walk import DataError
-from jobs.config import parsing, rules
-from jobs.config.specs import ConfigError, VaeConfig
+from jobs.config import rules
+from jobs.config.specs import ConfigError
 from jobs.predict.vae_look import Reconstructions
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import end_dry_run
@@ -74,7 +82,6 @@ from models.vae import (
     structure_loss,
 )
 
-NEXT = "reconstruct --run {run}"
 BALANCE_PACE = 0.1  # share of each step's measurement in the running weight of the adversarial gradient
 
 
@@ -314,7 +321,7 @@ def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pa
         record.show("reals.png", "reals", reconstructions.reals(), 0)
     network = compiled(s.vae) if compiles(c.compile, rt.device, run, attempt.say) else s.vae
 
-    nimg = upkeep.begin(found, dtype, batches.placement)
+    nimg = upkeep.begin(found, dtype, batches)
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
@@ -325,7 +332,7 @@ def train(c: VaeConfig, rt: ranks.Runtime, run: RunDir, pack: Pack, held_out: Pa
                 upkeep.save(nimg, {"vae": s.vae_ema}, {"classes": pack.classes, "geometry": pack.geometry})
             if upkeep.ending:
                 batches.close()
-                return upkeep.leave(record, nimg, NEXT)
+                return upkeep.leave(record, nimg)
         except Diverged as error:  # once back to the last good checkpoint, past the data that led here
             nimg = upkeep.roll_back(nimg, error, "lower --lr, or use --precision fp32")
             record.rewind(nimg)
@@ -380,12 +387,12 @@ def open_data(c: VaeConfig, rank: int, say) -> tuple[Pack, Pack | None]:
 def main() -> int:
     """Train, or check with --dry-run. Returns the exit code."""
     c = parsing.parse_config(VaeConfig)
-    if c.dry_run:
+    if c.dry_run or c.toml:
         return dry_run(c)
     rank, world, _ = ranks.ranks()
     rules.check_world(c, world)
     run = RunDir(c.run)
-    if already_done(c, run, rank, NEXT):
+    if already_done(c, run, rank):
         return stopping.DONE
     # From here on the run directory is locked, and whatever ends this process is written down in it.
     with ranks.Meeting() as meeting, Attempt(run, c, rank, world) as attempt:
@@ -398,7 +405,8 @@ def main() -> int:
             check_data(run, c, pack.classes, {c.split: pack.digest}, attempt.say, slices=len(pack))
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
-        rt = collectives.init_runtime(c.threads, meeting, device)
+        threads = devices.choose_threads(c.threads, run, world, device, attempt.say)
+        rt = collectives.init_runtime(threads, meeting, device)
         code = train(c, rt, run, pack, held_out, attempt)
         collectives.shutdown(rt)
         if rank == 0 and run.done():

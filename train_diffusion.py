@@ -19,6 +19,14 @@ from jobs.run import stopping
 if __name__ == "__main__":
     stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
+from data.installed import need
+from jobs.config import parsing
+from jobs.config.specs import DiffusionConfig
+
+if __name__ == "__main__":
+    need("torch", "numpy", "PIL", "tyro", "safetensors", "tensorboard", "matplotlib")
+    parsing.answer_at_once(DiffusionConfig)
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,8 +41,8 @@ from data.columns import Column
 from data.latents import Latents
 from data.pack import ensure_held_out, ensure_pack, preview
 from data.packfile import Pack
-from jobs.config import parsing, rules, specs
-from jobs.config.specs import ConfigError, DiffusionConfig
+from jobs.config import rules, specs
+from jobs.config.specs import ConfigError
 from jobs.predict.conditions import about_columns, attributes_of, columns_of, labels_of
 from jobs.predict.diffusion_look import Sampler, predictor
 from jobs.predict.features import Network
@@ -67,8 +75,6 @@ from models.names import too_few_calls
 from models.optim import adamw, learning_rate, memory_layout
 from models.unet import UNet, drop_labels
 from models.vae import LatentScale
-
-NEXT = "generate --run {run} --number 64"
 
 
 # --- the network and everything that a checkpoint holds --------------------------------------------------------------
@@ -251,7 +257,7 @@ def train(
     about |= {"shape": list(data.shape), "vae": about_vae(run, vae)}
     about |= {"conditions": [column.about() for column in columns]} if columns else {}
 
-    nimg = upkeep.begin(found, dtype, data.batches.placement)
+    nimg = upkeep.begin(found, dtype, data.batches)
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
@@ -262,7 +268,7 @@ def train(
                 upkeep.save(nimg, weights, about)
             if upkeep.ending:
                 data.close()
-                return upkeep.leave(record, nimg, NEXT)
+                return upkeep.leave(record, nimg)
         except Diverged as error:  # once back to the last good checkpoint, past the data that led here
             nimg = upkeep.roll_back(nimg, error, "lower --lr, or use --precision fp32")
             record.rewind(nimg)
@@ -309,12 +315,12 @@ def open_data(
 def main() -> int:
     """Train, or check with --dry-run. Returns the exit code."""
     c = parsing.parse_config(DiffusionConfig)
-    if c.dry_run:
+    if c.dry_run or c.toml:
         return dry_run(c)
     rank, world, _ = ranks.ranks()
     rules.check_world(c, world)
     run = RunDir(c.run)
-    if already_done(c, run, rank, NEXT):
+    if already_done(c, run, rank):
         return stopping.DONE
     # From here on the run directory is locked, and whatever ends this process is written down in it.
     with ranks.Meeting() as meeting, Attempt(run, c, rank, world) as attempt:
@@ -329,7 +335,8 @@ def main() -> int:
             check_data(run, c, packs[0].classes, {c.split: packs[0].digest}, attempt.say, **how)
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
-        rt = collectives.init_runtime(c.threads, meeting, device)
+        threads = devices.choose_threads(c.threads, run, world, device, attempt.say)
+        rt = collectives.init_runtime(threads, meeting, device)
         code = train(c, rt, run, packs, latents, columns, features, attempt)
         collectives.shutdown(rt)
         return code

@@ -18,6 +18,14 @@ from jobs.run import stopping
 if __name__ == "__main__":
     stopping.install_handlers()  # before torch, whose import takes seconds in which a signal would kill the process
 
+from data.installed import need
+from jobs.config import parsing
+from jobs.config.specs import GanConfig
+
+if __name__ == "__main__":
+    need("torch", "numpy", "PIL", "tyro", "safetensors", "tensorboard", "matplotlib")
+    parsing.answer_at_once(GanConfig)
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,9 +41,8 @@ from data.build import packing_of
 from data.columns import Column
 from data.pack import preview
 from data.packfile import Pack
-from jobs.config import parsing, rules
+from jobs.config import rules
 from jobs.config.recipe import recipe_line
-from jobs.config.specs import GanConfig
 from jobs.predict.conditions import about_columns, attributes_of, columns_of, labels_of
 from jobs.predict.features import Network
 from jobs.predict.gan_look import HeldOut, Sampler, held_out_for_ada
@@ -70,7 +77,6 @@ from models.styles import rows_of, styles_of
 DROPPED = 0.1  # share of the rows of which the networks are told nothing, and of the values that they are not told
 READ_WEIGHT = 1.0  # of what D reads off slices, against its and G's own loss
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
-GENERATE = "generate --run {run} --number 64"  # what to do with a finished run
 STATS = "loss_G loss_D logits_real logits_fake logits_held sign_real r1 r2 path_length pl_penalty".split()
 
 
@@ -427,7 +433,7 @@ def train(
     about: dict[str, Any] = {"classes": pack.classes, "geometry": pack.geometry}
     about |= {"conditions": [column.about() for column in columns]} if columns else {}
 
-    nimg = upkeep.begin(found, dtype, batches.placement)
+    nimg = upkeep.begin(found, dtype, batches)
     while True:
         # All that looks at the run stands here, before the step: a resumed run continues at exactly this place.
         try:
@@ -438,7 +444,7 @@ def train(
                 upkeep.save(nimg, weights, about)
             if upkeep.ending:
                 batches.close()
-                return upkeep.leave(record, nimg, GENERATE)
+                return upkeep.leave(record, nimg)
         except Diverged as error:  # once back to the last good checkpoint, past the data that led here
             nimg = upkeep.roll_back(nimg, error, "lower --lr, raise --gamma, or use --precision fp32")
             record.rewind(nimg)
@@ -464,12 +470,12 @@ def dry_run(c: GanConfig) -> int:
 def main() -> int:
     """Train, or check with --dry-run. Returns the exit code."""
     c = parsing.parse_config(GanConfig)
-    if c.dry_run:
+    if c.dry_run or c.toml:
         return dry_run(c)
     rank, world, _ = ranks.ranks()
     rules.check_world(c, world)
     run = RunDir(c.run)
-    if already_done(c, run, rank, GENERATE):
+    if already_done(c, run, rank):
         return stopping.DONE
     # From here on the run directory is locked, and whatever ends this process is written down in it.
     with ranks.Meeting() as meeting, Attempt(run, c, rank, world) as attempt:
@@ -489,7 +495,8 @@ def main() -> int:
             # Only now is the run one of this config: flags, data and classes have all been accepted.
             adopt_config(run, c)
             attempt.say(recipe_line(c))
-        rt = collectives.init_runtime(c.threads, meeting, device)
+        threads = devices.choose_threads(c.threads, run, world, device, attempt.say)
+        rt = collectives.init_runtime(threads, meeting, device)
         code = train(c, rt, run, packs, columns, network, attempt)
         collectives.shutdown(rt)
         return code

@@ -77,6 +77,8 @@ def atomic_write(path: Path, content: bytes | str) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make renames in `folder` durable."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -118,6 +120,8 @@ def process_start(pid: int) -> str:
     except (OSError, IndexError):
         if Path("/proc/self/stat").exists():
             return ""
+    if os.name == "nt":  # there os.kill(pid, 0) is Ctrl-C
+        return "alive"
     try:  # no /proc: macOS
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -270,6 +274,40 @@ def read_object(path: str | os.PathLike, inside: Path | None = None, nonfinite: 
 def words(error: Exception) -> str:
     """What an OSError or a ValueError says, without the file's name."""
     return plain(getattr(error, "strerror", None) or str(error))[:200]
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+
+
+def usable_cores() -> int:
+    """CPUs that this process may use: what it is bound to, within the quota of its cgroups (a container's `--cpus`)."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(int(min(bound, cpu_quota())), 1)
+
+
+def cpu_quota() -> float:
+    """CPU seconds per second that the cgroups of this process allow, version 2 or 1; infinite where none limits it."""
+    least = math.inf
+    with contextlib.suppress(OSError):
+        for line in OWN_CGROUPS.read_text().splitlines():
+            _, controllers, own = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            place = Path(own.lstrip("/"))
+            for folder in (place, *place.parents):  # each level may have a limit of its own; a container sees its top
+                least = min(least, _quota_of(CGROUPS / folder if not controllers else CGROUPS / "cpu" / folder))
+    return least
+
+
+def _quota_of(folder: Path) -> float:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or `max`
+            quota, period = (float(word) for name in names for word in (folder / name).read_text().split())
+            if quota > 0 and period > 0:
+                return quota / period
+    return math.inf
 
 
 def cache_folder(chosen: str | os.PathLike | None = None) -> Path:

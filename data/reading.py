@@ -16,7 +16,7 @@ import zipfile
 from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
 
-from data.files import ARCHIVES, open_regular
+from data.files import ARCHIVES, open_regular, usable_cores
 
 MAX_MEMBERS = 500_000
 MAX_INDEX = 128 << 20  # bytes of the list at the end of a .zip, and of one extended header of a .tar
@@ -68,8 +68,7 @@ def default_workers() -> int:
 
     More than cores, as NFS makes them wait.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(2 * cores, 16)
+    return min(2 * usable_cores(), 16)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,11 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+if __name__ == "__main__":
+    from data.installed import need
+
+    need("numpy", "PIL")
+
 import numpy as np
 from PIL import Image, ImageDraw
 

@@ -18,6 +18,7 @@ from jobs.cluster.sites import Site
 from jobs.config import kinds, rules, specs
 from jobs.config.cards import Card, card_of
 from jobs.config.parsing import fitted, local_card, parse_config, take_auto
+from jobs.config.recorded import spread
 from jobs.config.specs import ConfigError, TrainConfig
 
 
@@ -93,8 +94,9 @@ def make_plan(options: Options, flags: list[str], site: Site, partitions: Mappin
     `partitions` is what Slurm reports, None without Slurm: then the profile's word is taken.
     """
     job = options.job
-    flags, fit = take_auto(flags)
-    config = resolve(job, options.name, options.preset, flags, site)
+    preset = ["--preset", options.preset] if options.preset else []
+    flags, fit = take_auto(spread([*preset, *flags], kinds.job(job).config))
+    config = resolve(job, options.name, "", flags, site)
     if options.local:
         gpus = local_gpus() if options.gpus is None else options.gpus
         plan = Plan(job, config, Path(config.run), site, True, gpus=gpus, cpus=0)

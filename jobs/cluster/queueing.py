@@ -22,6 +22,7 @@ from jobs.cluster.steer import stop_run
 from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds, wording
 from jobs.config.parsing import parse_known, to_json
+from jobs.config.recorded import spread, to_toml
 from jobs.config.specs import ConfigError
 from jobs.run.find import members, typed
 from jobs.run.resume import compare_with_run
@@ -69,6 +70,8 @@ def plan_or_hint(
 
 def launch(plan: Plan, options: Options, partitions: Partitions) -> int:
     """Check and queue one run, unless it is live or finished. Returns the exit code."""
+    if plan.config.toml and not options.dry_run:
+        raise ConfigError("--toml prints a configuration: it goes with --dry-run")
     if not options.dry_run and (code := already(plan, options)) is not None:
         return code
     dependency, waiting = dependency_of(plan, options)
@@ -183,6 +186,10 @@ def show_dry_run(plans: list[Plan], text: str, checks: Iterable[Check], options:
     """The config, the sbatch text and the checks. Returns the exit code."""
     checks = list(checks)
     failed = any(check.level == "fail" for check in checks)
+    if plans[0].config.toml:
+        say(to_toml(plans[0].config).rstrip())
+        terminal.say_checks(checks, sys.stderr)
+        return BAD if failed else DONE
     if options.json:
         runs = [{"run": str(plan.run), "command": plan.command(), "config": asdict(plan.config)} for plan in plans]
         print(json.dumps({"runs": runs, "sbatch": text, "checks": [asdict(check) for check in checks]}))
@@ -233,9 +240,10 @@ def pipeline(options: Options, flags: list[str], site: Site, partitions: Partiti
     """
     if options.sweep:
         raise ConfigError("--sweep goes with one job, not with a pipeline: sweep --job diffusion -- --vae RUN")
-    with_preset = ["--preset", options.preset, *flags] if options.preset else list(flags)
+    flags = ["--preset", options.preset, *flags] if options.preset else list(flags)
+    flags = spread(flags, kinds.JOBS["vae"].config, kinds.JOBS["diffusion"].config)
     not_of = {
-        stage: _places(flags, parse_known(kinds.JOBS[stage].config, with_preset, site.data_path, True)[1])
+        stage: _places(flags, parse_known(kinds.JOBS[stage].config, flags, site.data_path, True)[1])
         for stage in ("vae", "diffusion")
     }
     # What neither knows stays with both, to be refused by name.

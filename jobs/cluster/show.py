@@ -7,7 +7,6 @@ import getpass
 import json
 import math
 import os
-import shlex
 import socket
 import sys
 import textwrap
@@ -16,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from data.files import is_number, open_regular, plain, say
+from data.files import is_number, open_regular, plain, read_object, say
 from jobs.cluster import choose, quota, status, terminal, why
 from jobs.cluster.choose import verb_parser
 from jobs.cluster.terminal import facts, paint, table
 from jobs.config import kinds, wording
-from jobs.run.find import find_run, read_sweep, typed
+from jobs.run.find import find_run, read_jobs, read_sweep, typed
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState, Verdict
 from jobs.run.stopping import DONE
@@ -95,7 +94,6 @@ def next_steps(run: Path, state: str) -> None:
     name = typed(run)
     ours = wording.python()
     steps = {
-        "pictures": f"{ours} predict.py generate --run {shlex.quote(str(run))} --number 64",
         "watch": f"{ours} launch.py status {name}",
         "log": f"{ours} launch.py logs {name} -f",
         "why": f"{ours} launch.py why {name}",
@@ -103,14 +101,20 @@ def next_steps(run: Path, state: str) -> None:
         "go on": f"{ours} launch.py resume {name}",
         "curves": f"{ours} launch.py tensorboard",
     }
-    wanted = (
-        "pictures curves"
-        if state == RunState.DONE
-        else "why go_on curves"
-        if state in FINAL
-        else "watch log stop curves"
-    )
-    facts([("run", str(run)), *((word.replace("_", " "), steps[word.replace("_", " ")]) for word in wanted.split())])
+    wanted = "curves" if state == RunState.DONE else "why go_on curves" if state in FINAL else "watch log stop curves"
+    then = [("next", f"{ours} {words}") for words in (after(run) if state == RunState.DONE else ())]
+    rest = [(word.replace("_", " "), steps[word.replace("_", " ")]) for word in wanted.split()]
+    facts([("run", str(run)), *then, *rest])
+
+
+def after(run: Path) -> list[str]:
+    """What one does with this finished run; nothing where nobody can say what it is a run of."""
+    config, jobs = read_object(run / "config.json", run)[0], read_jobs(run)
+    options = jobs.get("options")
+    here = isinstance(options, dict) and options.get("local") is True
+    found = [name for name in (jobs.get("job"), *kinds.jobs_of(config)) if name in kinds.JOBS]
+    where = "--local " if here else ""
+    return kinds.next_commands(found[0], config, typed(run), launched=True, where=where) if found else []
 
 
 def progress(view, narrow: bool = False) -> str:

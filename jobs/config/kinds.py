@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
+import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -30,6 +33,9 @@ class Job:
     checkpoint_gb: Callable[..., float]
     columns: tuple[Column, ...]
     predicts: tuple[str, ...]  # the commands of predict.py that take such a model
+    # What one does with a finished run, `{run}` and the fields of its config to be filled in; `--job` is the job that
+    # learns from it.
+    then: tuple[str, ...]
     model: Callable[[], type]  # the class of its trained models; imported when called, as it needs torch
 
 
@@ -62,6 +68,7 @@ JOBS: dict[str, Job] = {
         checkpoint_gb=sizes.gan_checkpoint_gb,
         columns=columns.GAN,
         predicts=("generate", "interpolate", "mix", "project", "direction", "evaluate", "tsne"),
+        then=("predict.py generate --run {run} --number 64",),
         model=_gan,
     ),
     "vae": Job(
@@ -74,6 +81,10 @@ JOBS: dict[str, Job] = {
         checkpoint_gb=sizes.vae_checkpoint_gb,
         columns=columns.VAE,
         predicts=("reconstruct", "tsne"),
+        then=(
+            "predict.py reconstruct --run {run}",
+            "--job diffusion --preset {preset} --data {data} --resolution {resolution} --vae {run}",
+        ),
         model=_vae,
     ),
     "diffusion": Job(
@@ -86,6 +97,7 @@ JOBS: dict[str, Job] = {
         checkpoint_gb=sizes.diffusion_checkpoint_gb,
         columns=columns.DIFFUSION,
         predicts=("generate", "interpolate", "denoise", "direction", "evaluate", "tsne"),
+        then=("predict.py generate --run {run} --number 64",),
         model=_diffusion,
     ),
 }
@@ -94,8 +106,24 @@ JOBS: dict[str, Job] = {
 def job(name: str) -> Job:
     """The row of a job by its name. Raises ConfigError that lists the names there are."""
     if name not in JOBS:
-        raise ConfigError(f"--job {name}: there is no such job; choose from {', '.join(JOBS)}")
+        near = difflib.get_close_matches(name, [*JOBS, "pipeline"], n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"--job {name}: there is no such job; {meant}choose from {', '.join(JOBS)}, or pipeline")
     return JOBS[name]
+
+
+def next_commands(name: str, config: Mapping, run: str, *, launched: bool, where: str = "") -> list[str]:
+    """What one does with a finished run of this job, as one types it behind `python`. `run`: as it is typed;
+    `launched`: by launch.py, whose options `where` say which machine."""
+    found = []
+    for words in JOBS[name].then:
+        for place in set(re.findall(r"{(\w+)}", words)):
+            value = run if place == "run" else shlex.quote(str(config.get(place, "")))
+            words = words.replace(f"{{{place}}}", value)
+        job = words.removeprefix("--job ").partition(" ")[0] if words.startswith("--job ") else ""
+        script = f"{JOBS[job].script} {words.partition(f'--job {job} ')[2]}" if job else words
+        found.append(f"launch.py {where}{words}" if job and launched else script)
+    return found
 
 
 def name_of(config: TrainConfig | type[TrainConfig]) -> str:

@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 from data.files import say
 from jobs.config import kinds
 from jobs.config.cards import Card
+from jobs.config.help import help_text, refuse_unknown
 from jobs.config.recipe import conditioned, derived, rule
+from jobs.config.recorded import spread
 from jobs.config.rules import CHOICES, FREE
 from jobs.config.specs import AUTO, ROOT, ConfigError, GanConfig, TrainConfig, read_json
 from jobs.config.version import version
@@ -49,9 +51,13 @@ def parse_known(
 ) -> tuple[Config, list[str]]:
     """parse_config; with `let_unknown_pass` also the words that are no flags of this class, instead of their
     refusal."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not let_unknown_pass:
+        answer_at_once(cls, argv)
+    argv = spread(argv, cls)
     import tyro  # slow to import, and launch.py needs the presets only
 
-    argv, fit = take_auto(list(sys.argv[1:] if argv is None else argv))
+    argv, fit = take_auto(argv)
     argv = spelled_out(argv)
     base = _base(cls, *_run_and_preset(argv))
     parsed: Any = tyro.cli(  # type: ignore[call-overload]
@@ -72,6 +78,22 @@ def parse_known(
     config = replace(config, run=_absolute(config.run) if config.run else str(ROOT / "runs" / default_name(config)))
     kinds.check(config)
     return config, unknown
+
+
+def answer_at_once(cls: type[TrainConfig], argv: list[str] | None = None) -> None:
+    """What needs neither torch nor tyro, each of which takes a while to import: --help, --version, and the refusal of
+    flags that there are not. Returns where there is something to do."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--version" in argv:
+        say(version())
+        sys.exit(0)
+    if {"-h", "--help"} & set(argv):
+        base = cls()
+        with contextlib.suppress(ConfigError):
+            base = _base(cls, *_run_and_preset(argv))
+        say(help_text(base, kinds.JOBS[kinds.name_of(cls)].script))
+        sys.exit(0)
+    refuse_unknown(cls, argv)
 
 
 def take_auto(argv: list[str]) -> tuple[list[str], bool]:
@@ -151,7 +173,6 @@ def _run_and_preset(argv: list[str]) -> tuple[str | None, str | None]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--run")
     first.add_argument("--preset")
-    first.add_argument("--version", action="version", version=version())
     known, _ = first.parse_known_args(argv)
     return known.run, known.preset
 
@@ -167,7 +188,7 @@ def _base(cls: type[Config], run: str | None, preset: str | None) -> Config:
         if name not in job.presets:
             raise ConfigError(f"--preset {name}: there is no such preset; choose from {', '.join(job.presets)}")
         base = replace(cls(), **job.presets[name], preset=name)
-    base = replace(base, dry_run=False, override=False)
+    base = replace(base, dry_run=False, toml=False, override=False)
     return replace(base, run=run) if run else base
 
 

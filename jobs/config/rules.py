@@ -27,7 +27,7 @@ ARCHITECTURE = frozenset(
 # These do not change the result, but for rounding: they are not part of the run's name and may differ on resume.
 FREE = frozenset(
     (
-        "run preset dry_run override init_from total_kimg device compile threads log_kimg sample_kimg "
+        "run preset dry_run toml override init_from total_kimg device compile threads log_kimg sample_kimg "
         "checkpoint_minutes checkpoint_kimg keep keep_weights stop_when_worse metric_kimg feature_weights max_bad "
         "val_split sampler steps accumulate"
     ).split()

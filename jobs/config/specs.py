@@ -53,6 +53,8 @@ class TrainConfig:
     """Every random draw is a function of this seed and of the number of images seen."""
     dry_run: bool = False
     """Check everything, print the resolved config as JSON, and exit."""
+    toml: bool = False
+    """As --dry-run, with the config as TOML and a comment on each flag: a file for --config."""
     override: bool = False
     """Resume although flags differ from the run's config (logged), or train on a collapsed VAE.
 

@@ -21,7 +21,7 @@ from jobs.predict.features import Reference
 from jobs.predict.films import check_frames, denoise, interpolate, mix
 from jobs.predict.flags import CALLS_COMMANDS
 from jobs.predict.generate import generate
-from jobs.predict.named import UsageError, run_of, weights_of
+from jobs.predict.named import UsageError, run_of, weights_file, weights_of
 from jobs.predict.output import Output
 from jobs.predict.project import project, targets_of
 from jobs.predict.reconstruct import reconstruct, slices_of
@@ -52,7 +52,7 @@ def weights(args: argparse.Namespace) -> Path:
     """The weights file that --weights, or --run with --at, names."""
     if args.weights and args.at != "last":
         raise UsageError(f"--at {args.at} is of a run; name it with --run, or leave --at out")
-    return Path(args.weights) if args.weights else weights_of(args.run, args.at)
+    return weights_file(args.weights) if args.weights else weights_of(args.run, args.at)
 
 
 def opening(args: argparse.Namespace) -> dict:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from data.files import leads_out
 from jobs.config.specs import ConfigError
-from jobs.run.find import find_run
+from jobs.run.find import find_run, runs_inside
 from jobs.run.rundir import RunDir
 
 
@@ -38,6 +38,19 @@ def weights_of(run: str | Path, at: str = "last") -> Path:
     return weights
 
 
+def weights_file(text: str) -> Path:
+    """What --weights names. UsageError for a folder, a checkpoint, or a name of nothing."""
+    path = Path(text)
+    if path.is_dir():
+        raise UsageError(f"--weights {text}: a folder; --run {text} takes a run, --weights a file")
+    if path.suffix in (".pt", ".pth", ".ckpt", ".pkl"):
+        raise UsageError(f"--weights {text}: a checkpoint, from which training alone goes on; give --run RUN, or its "
+                         "weights.safetensors")  # fmt: skip
+    if not path.exists():
+        raise UsageError(f"--weights {text}: there is no such file; --run takes the name of a run")
+    return path
+
+
 def _kept(run: RunDir, at: str) -> Path:
     """The kept weights at that kimg, to 1 % of it: a boundary lies within a step."""
     try:
@@ -60,6 +73,8 @@ def run_of(text: str) -> Path:
     try:
         return find_run(text)
     except LookupError as error:
+        if inside := runs_inside(Path(text)):
+            raise UsageError(f"--run {text}: {inside}") from None
         if Path(text).is_dir():
             return Path(text).absolute()
         raise ConfigError(f"--run {text}: {error.args[0]}") from None

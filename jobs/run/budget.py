@@ -7,13 +7,12 @@ for the tables that people see. Torch-free.
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.files import is_number
+from data.files import is_number, usable_cores
 from jobs.run import own_job
 from jobs.run.find import read_jobs
 from jobs.run.rundir import RunDir
@@ -44,7 +43,7 @@ def allocated(gpus_in_use: int) -> dict:
     nodes = _count(env.get("SLURM_JOB_NUM_NODES")) or 1
     about = {
         "gpus": nodes * _count(env.get("SLURM_GPUS_ON_NODE")) or gpus_in_use,
-        "cpus": nodes * _count(env.get("SLURM_CPUS_ON_NODE")) or len(os.sched_getaffinity(0)),
+        "cpus": nodes * _count(env.get("SLURM_CPUS_ON_NODE")) or usable_cores(),
         "since": round(own_job.process_began(), 1),
     }
     began, ends = _count(env.get("SLURM_JOB_START_TIME")), _count(env.get("SLURM_JOB_END_TIME"))
@@ -55,6 +54,8 @@ def allocated(gpus_in_use: int) -> dict:
 
 def cpu_seconds() -> float:
     """CPU time of this process and of those that it has waited for."""
+    import resource  # not on Windows, where reports are read
+
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return round(sum(one.ru_utime + one.ru_stime for one in used), 1)
 

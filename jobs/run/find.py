@@ -77,6 +77,12 @@ def find_run(text: str, root: Path = RUNS) -> Path:
     raise LookupError(f"there is no run {text} in {root}; the last ones are: {names}")
 
 
+def runs_inside(folder: Path) -> str:
+    """What to say of a folder that is no run but holds some; '' where it holds none."""
+    names = [path.name for path in run_folders(folder)]
+    return f"a folder of runs, not a run; name one of them: {', '.join(names[-6:])}" if names else ""
+
+
 def members(run: Path) -> list[Path]:
     """The runs that this folder stands for: the points of a sweep, else itself."""
     points = read_sweep(run)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import shutil
 from pathlib import Path
+
+try:
+    import grp
+    import pwd
+except ImportError:  # Windows: who may write is not in a file's mode there, and nothing is asked of it
+    grp = pwd = None  # type: ignore[assignment]
 
 
 def others_may_replace(path: Path) -> str:
@@ -14,6 +18,8 @@ def others_may_replace(path: Path) -> str:
 
     Write permission of a group counts unless the group is the user's own, as it is where each user has a group of one.
     """
+    if pwd is None:
+        return ""
     info = Path(path).stat()
     if info.st_uid not in (os.getuid(), 0):
         return f"it belongs to {_name_of(info.st_uid)}"
@@ -34,7 +40,7 @@ def owner_of(path: Path) -> str:
 
 def _name_of(uid: int) -> str:
     try:
-        return pwd.getpwuid(uid).pw_name
+        return pwd.getpwuid(uid).pw_name if pwd else ""
     except KeyError:
         return f"user {uid}"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from data.files import is_number
-from jobs.config import kinds, parsing, rules
+from jobs.config import kinds, parsing, recorded, rules
 from jobs.config.specs import ConfigError, TrainConfig
 from jobs.run import stopping
 from jobs.run.rundir import RunDir
@@ -21,7 +21,7 @@ def end_dry_run(config: TrainConfig, say: Callable[[str], None], data_bytes: flo
     memory = kinds.JOBS[kinds.name_of(config)].memory_gb(config, world)
     data = f"; the data take {data_bytes / 1e9:.2g} GB more where that leaves room" if data_bytes else ""
     say(f"memory: about {memory:.1f} GB per GPU at --batch {config.batch}, {world} GPU(s){data}")
-    print(parsing.to_json(config))
+    print(recorded.to_toml(config) if config.toml else parsing.to_json(config))
     return stopping.DONE
 
 
@@ -75,6 +75,6 @@ def write_config(run: RunDir, config: TrainConfig) -> None:
         run.unmark_done()
     # These are of one command, not of the run: launch.py asks for a GPU where it planned one.
     device = "auto" if config.device == "cuda" else config.device
-    stored = asdict(replace(config, dry_run=False, override=False, device=device))
+    stored = asdict(replace(config, dry_run=False, toml=False, override=False, device=device))
     if stored != before:
         run.write_config(stored)

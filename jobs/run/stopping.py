@@ -10,11 +10,12 @@ import contextlib
 import errno
 import os
 import re
-import resource
 import signal
 import subprocess
+import sys
 import time
 
+from data.files import say
 from jobs.run.own_job import job_id
 
 # Exit codes: done or stopped by a person, wrong usage, transient, losses not finite, bad config or data, saved:
@@ -22,7 +23,10 @@ from jobs.run.own_job import job_id
 DONE, USAGE, TRANSIENT, DIVERGED, BAD, CONTINUE = 0, 2, 75, 77, 78, 85
 
 NOTHING, SAVE, STOP_AND_CONTINUE, STOP_BY_PERSON = 0, 1, 2, 3
-SIGNALS = {"USR1": signal.SIGUSR1, "USR2": signal.SIGUSR2, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
+# This module is read on Windows and macOS too, where predict.py runs: not all of these are there.
+SIGNALS = {
+    name: getattr(signal, f"SIG{name}") for name in ("USR1", "USR2", "TERM", "INT") if hasattr(signal, f"SIG{name}")
+}
 
 # What a rank stops for, as it tells the others; a person's wishes stand last, as the highest of all ranks counts.
 REASONS = ("", "USR1", "USR2", "TERM", "time limit", "GPU hours", "Ctrl-C", "STOP file")
@@ -51,9 +55,14 @@ def install_handlers() -> None:
     """Let USR1, USR2, TERM and INT set a flag. Main thread only; may be called again.
 
     Also undoes what a launcher left over an exec: ignored signals (it ignores them until the handlers stand) and
-    blocked ones. And a crash leaves no core file, unless BRAIN_CORES is set.
+    blocked ones. And a crash leaves no core file, unless BRAIN_CORES is set. Where this is no Linux the process ends.
     """
     global _installed
+    if sys.platform != "linux":
+        say("error: training needs Linux, on Windows through WSL; predict.py runs here as well", sys.stderr)
+        sys.exit(BAD)
+    import resource
+
     for number in SIGNALS.values():
         signal.signal(number, _note)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS.values())
@@ -64,8 +73,9 @@ def install_handlers() -> None:
 
 
 # What a file system says when a person has to do something, and when it may have got better by the next attempt.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENOTCONN, errno.ENOLCK)
+NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS, errno.EACCES, errno.EPERM)
+_names = ("EIO", "ESTALE", "ETIMEDOUT", "EREMOTEIO", "ENOTCONN", "ENOLCK")  # macOS has no EREMOTEIO
+MAY_PASS = tuple(getattr(errno, name) for name in _names if hasattr(errno, name))
 
 
 def exit_code(error: BaseException | None) -> int:

@@ -9,17 +9,20 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from data.files import usable_cores
 from jobs.config import kinds, sizes
 from jobs.config.specs import TrainConfig
 from jobs.run import faults
 from jobs.run.faults import GpuFault
+from jobs.run.rundir import RunDir
 from jobs.run.stopping import BAD, TRANSIENT
-from jobs.training.ranks import Meeting, Runtime
+from jobs.training.ranks import Meeting, Runtime, local_world
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
@@ -39,11 +42,106 @@ def keep_freed_memory(device: torch.device) -> None:
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
+# --- threads ----------------------------------------------------------------------------------------------------------
 def default_threads(ranks_here: int) -> int:
-    """CPU threads per process: what Slurm gave the task, else this rank's share of the CPUs that it may use."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return max(min(int(given), affinity) if given.isdigit() else affinity // ranks_here, 1)
+    """CPU threads per process: what Slurm gave the task, else this rank's share of the CPUs that it may use; at most
+    OMP_NUM_THREADS."""
+    cores, env = usable_cores(), os.environ
+    given, wanted = env.get("SLURM_CPUS_PER_TASK", ""), env.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if "TORCHELASTIC_RUN_ID" in env and ranks_here > 1 and wanted == "1":
+        wanted = ""  # torchrun's own word for several ranks, where nobody has said anything
+    threads = min(int(given), cores) if given.isdigit() else cores // ranks_here
+    return max(min(threads, int(wanted)) if wanted.isdigit() and int(wanted) else threads, 1)
+
+
+def choose_threads(asked: int, run: RunDir, world: int, device: torch.device, say: Callable[[str], None]) -> int:
+    """CPU threads of this attempt: those asked for, else those that the run began with, else what is fastest now.
+
+    Sums are split by threads, so a run keeps their number from one attempt to the next: only so a resumed run is the
+    uninterrupted one. What is not the usual number is said; the attempt records it. (On a GPU that does not matter.)
+    """
+    if asked:
+        return asked
+    usable = default_threads(local_world(world))
+    if device.type != "cpu":
+        return usable
+    starts = [line["threads"] for line in run.read_attempts() if type(line.get("threads")) is int]
+    if starts and run.newest_checkpoint() > 0:
+        threads = max(min(starts[-1], usable), 1)
+        if threads < starts[-1]:
+            say(f"threads: {threads} may be used, the attempt before had {starts[-1]}: the run goes on within rounding")
+        elif threads < usable:
+            say(f"threads: {threads}, as before; --threads {usable} uses all that there are, with other rounding")
+        return threads
+    # Ranks side by side would measure each other.
+    threads, gain = fastest_threads(usable) if world == 1 else (usable, 1.0)
+    if threads < usable:
+        say(
+            f"threads: {threads} of {usable}, {gain:.1f} times as fast now, as other processes want the same cores "
+            f"({load_words()}); --threads {usable} uses them all the same"
+        )
+    return threads
+
+
+CLEARLY = 1.5  # times as fast: fewer threads are taken for no less
+
+
+def fastest_threads(most: int, seconds: Callable[[int], float] | None = None) -> tuple[int, float]:
+    """(threads, how many times as fast as `most`): fewer than `most` only where they are clearly faster.
+
+    On a machine that others use as well, threads that wait for each other at each operation wait for those that have no
+    core just then: two may be many times slower than one. seconds(n): of the same work with n threads.
+    """
+    seconds = seconds or time_of_convolution
+    counts = [most >> k for k in range(most.bit_length())]
+    times = {n: seconds(n) for n in (counts if most > 1 else ())}
+    best = min(times, key=lambda n: times[n], default=most)
+    return (best, times[most] / times[best]) if times and times[best] * CLEARLY < times[most] else (most, 1.0)
+
+
+def time_of_convolution(threads: int) -> float:
+    """Seconds of a convolution of a small network with so many threads, on average: stalls are what is looked for."""
+    torch.set_num_threads(threads)
+    x, weight = torch.ones(8, 64, 32, 32), torch.ones(64, 64, 3, 3)
+    torch.nn.functional.conv2d(x, weight, padding=1)  # the threads are started
+    began, count = time.perf_counter(), 0
+    while count < 3 or (count < 50 and time.perf_counter() - began < 0.1):
+        torch.nn.functional.conv2d(x, weight, padding=1)
+        count += 1
+    return (time.perf_counter() - began) / count
+
+
+def load_words() -> str:
+    """`load 7.2 on 2 cores` of the whole machine."""
+    return f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+
+
+class Slowdown:
+    """Notices steps that are far slower than they were, while more processes want to compute than there are cores."""
+
+    FAR = 3.0  # times slower than the fastest row
+
+    def __init__(self) -> None:
+        self.fastest, self.told = 0.0, False
+
+    def look(self, row: dict, threads: int) -> str:
+        """What to say of a row of the log, once for each time that it becomes slow; '' for nothing."""
+        waited = sum(row.get(name, 0.0) for name in ("data_wait", "checkpoint_wait", "metric_wait"))
+        speed = row["img_per_s"] / max(1 - waited, 0.05)
+        self.fastest = max(self.fastest, speed)
+        slow = speed * self.FAR < self.fastest
+        told, self.told = self.told, slow
+        if told or not slow or os.getloadavg()[0] <= (os.cpu_count() or 1):
+            self.told = told and slow
+            return ""
+        fewer = "go on with --threads 1" if threads > 1 else "go on when it is quiet"
+        return (
+            f"WARNING: {speed:.3g} images per second, after {self.fastest:.3g} before: other processes want the same "
+            f"cores ({load_words()}); where that lasts, stop this run and {fewer}"
+        )
+
+
+# --- the machine's words ----------------------------------------------------------------------------------------------
 
 
 def facts(rt: Runtime) -> dict:

@@ -11,18 +11,15 @@ import contextlib
 import math
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.files import is_number, say
 from jobs.config import kinds, parsing, specs
-from jobs.config.wording import command
 from jobs.run import stopping
 from jobs.run.attempt import Attempt
 from jobs.run.resume import compare_with_run
@@ -33,9 +30,10 @@ from jobs.training import best, collectives, devices, judges, ranks, watchdog
 from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
 from jobs.training.throughput import device_peak
+from jobs.training.told import announce, size_of
 from jobs.training.weights import on_host, replace_weights, write_weights
 from jobs.view.grids import beside_reals, save_png
-from jobs.view.metrics import MetricsLog, read_metrics
+from jobs.view.metrics import MetricsLog
 from jobs.view.plots import curves_of, plot_losses
 from jobs.view.progress import Progress
 from jobs.view.tensorboard import TensorBoard
@@ -141,6 +139,7 @@ class Record:
         self.board = TensorBoard(run.tensorboard, purge_step=nimg + 1)
         self.board.about(parsing.result_fields(c), self.nimg)
         self.progress = Progress(self.total, self.nimg)
+        self.slowdown = devices.Slowdown()
         attempt.printer = self.progress.write
 
     def tick(
@@ -181,6 +180,8 @@ class Record:
             if nimg:
                 row |= self.speed(nimg) | devices.memory(self.rt.device)
                 self.progress.tick(nimg, row)
+                if self.rt.device.type == "cpu" and (words := self.slowdown.look(row, self.rt.threads)):
+                    self.attempt.say(words)
                 self.attempt.heartbeat(nimg, row["img_per_s"])
             self.log.append(row)
             self.board.scalars(row, nimg)
@@ -268,15 +269,17 @@ class Upkeep:
             best.settle(self.run, self.s.counters)
         return self.saved_at
 
-    def begin(self, found: int, dtype: torch.dtype, placement: str) -> int:
+    def begin(self, found: int, dtype: torch.dtype, batches: Any) -> int:
         """Write down and say what starts, where, and with what. Returns the images seen so far."""
         nimg, precision = max(found, 0), str(dtype).removeprefix("torch.")
         machine = devices.facts(self.rt) | {"precision": precision}
         self.attempt.begin(nimg, self.total, machine, precision=precision, world=self.rt.world, threads=self.rt.threads)
         self.watch.spent_at = self.attempt.spent_at
+        self.attempt.say(f"{kinds.name_of(self.c)}: {size_of(self.s, self.total, batches.count)}")
         self.attempt.say(
             f"{self.run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of "
-            f"{self.total / 1000:g} kimg, {precision} on {self.rt.world} x {self.rt.device.type}, data in {placement}"
+            f"{self.total / 1000:g} kimg, {precision} on {self.rt.world} x {self.rt.device.type}, "
+            f"data in {batches.placement}"
         )
         return nimg
 
@@ -367,7 +370,7 @@ class Upkeep:
         )
         return back
 
-    def leave(self, record: Record, nimg: int, generate: str) -> int:
+    def leave(self, record: Record, nimg: int) -> int:
         """The end of an attempt, done or stopped: wait for the writer, say where things are; the exit code."""
         self.checkpoints.wait(raise_errors=True)
         self.watchdog.stop()
@@ -387,7 +390,7 @@ class Upkeep:
                 record.board.close()
                 self.run.mark_done()
                 self.attempt.say(f"DONE: {self.run.path} has seen {nimg / 1000:g} kimg")
-                announce(self.run, generate)
+                announce(self.run, self.c)
             reason = "finished" if nimg >= self.total else best.words(self.s.counters)
             code = self.attempt.end(stopping.DONE, RunState.DONE, reason)
         # srun kills the others once one rank has left with a code, so none leaves before rank 0 has written everything.
@@ -467,7 +470,7 @@ def compiled(network: Callable) -> Callable:
     return torch.compile(network, dynamic=False)
 
 
-def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
+def already_done(c, run: RunDir, rank: int) -> bool:
     """Whether the run is finished and --total-kimg is no larger than it was; says so.
 
     Raises ConfigError where it is a run of another job, or of other flags.
@@ -483,18 +486,5 @@ def already_done(c, run: RunDir, rank: int, generate: str) -> bool:
                 run.complete_marks()
                 run.unlock()
         say(f"{run.path} is done. Raise --total-kimg to go on, or use another --run to start afresh.")
-        announce(run, generate)
+        announce(run, c)
     return True
-
-
-def announce(run: RunDir, generate: str) -> None:
-    """Where everything is, and what to do next; `generate` is the predict.py subcommand with its flags."""
-    grids = sorted(p for p in run.samples.glob("[0-9]*.png"))
-    say(f"  samples      {grids[-1] if grids else 'none'}")
-    if (run.samples / "reals.png").exists():
-        say(f"  real slices  {run.samples / 'reals.png'}")
-    say(f"  losses       {run.plots / 'losses.png'}")
-    for line in best.curve(read_metrics(run.metrics)):
-        say(f"  {line}")
-    say(f"  next         {command('predict.py')} {generate.format(run=run.path)}")
-    say(f"  TensorBoard  {Path(sys.executable).with_name('tensorboard')} --logdir {run.tensorboard}")

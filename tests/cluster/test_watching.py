@@ -627,7 +627,7 @@ def test_one_run_in_detail(wide, run, capsys, monkeypatch):
     queued = capsys.readouterr().out
     assert "42 in a100" in queued and "heartbeat" not in queued and "launch.py stop brains" in queued
     show.show_run(replace(found, state="done"), run.path)
-    assert f"predict.py generate --run {run.path}" in capsys.readouterr().out
+    assert "predict.py generate --run brains" in capsys.readouterr().out
     monkeypatch.setattr(find, "RUNS", Path("/elsewhere"))
     show.next_steps(run.path, "stopped")
     steps = capsys.readouterr().out

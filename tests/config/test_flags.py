@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 import os
+import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -47,7 +48,7 @@ from models import encoder, loading, quality, samplers
 
 # --- what is promised, written out again ------------------------------------------------------------------------------
 FREE = set(
-    "run preset dry_run override init_from total_kimg device compile threads log_kimg sample_kimg "
+    "run preset dry_run toml override init_from total_kimg device compile threads log_kimg sample_kimg "
     "checkpoint_minutes "
     "checkpoint_kimg "
     "keep keep_weights stop_when_worse metric_kimg feature_weights max_bad val_split sampler steps accumulate".split()
@@ -58,7 +59,8 @@ ARCHITECTURE = set(
     "num_res disc_width space vae widths attention head_dim".split()
 )
 _TRAIN = dict(
-    run="", preset="", data="", split="train", val_split="auto", max_bad=0.01, seed=0, dry_run=False, override=False,
+    run="", preset="", data="", split="train", val_split="auto", max_bad=0.01, seed=0, dry_run=False, toml=False,
+    override=False,
     init_from="", resolution=256,
     channels=1, crop=0, include="", exclude="", table="", plane="", slices="", range="", spacing="", volume="",
     batch=64, accumulate=1, total_kimg=2000.0, ema_kimg=200.0, ema_rampup=0.05, precision="auto",
@@ -1229,6 +1231,15 @@ def see_dry_run(bench: Bench) -> None:
     assert refused.outcome.code == 78 and "--lr 0.001 -> 0.5" in refused.outcome.err and base.config() == before
 
 
+def see_toml(bench: Bench) -> None:
+    """A file that means the same run, and no run."""
+    written = bench.run("--toml")
+    assert written.outcome.code == 0 and not written.path.exists()
+    values = tomllib.loads(written.outcome.out)
+    assert "run" not in values and values["batch"] == bench.once().config()["batch"]
+    assert set(values) == set(bench.once().config()) - {"run", "dry_run", "toml", "override"}
+
+
 def see_run(bench: Bench) -> None:
     """Where a run lies does not matter to it; without a name it is called after what changes its result."""
     base = bench.once()
@@ -1265,7 +1276,7 @@ def see_preset(bench: Bench) -> None:
 
 
 SEE: dict[str, Callable[[Bench], None]] = dict(
-    run=see_run, preset=see_preset, max_bad=see_max_bad, dry_run=see_dry_run, override=see_override,
+    run=see_run, preset=see_preset, max_bad=see_max_bad, dry_run=see_dry_run, toml=see_toml, override=see_override,
     init_from=see_init_from,
     accumulate=see_accumulate, total_kimg=see_total, device=see_device, compile=see_compile, threads=see_threads,
     keep_weights=see_kept_weights, stop_when_worse=see_end, log_kimg=see_rows,

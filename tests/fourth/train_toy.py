@@ -24,8 +24,6 @@ from jobs.training.checkpoint import Checkpoints
 from jobs.training.upkeep import FRESH_COUNTERS, Record, State, Upkeep, already_done, optimizer_step
 from jobs.view.grids import image_grid
 
-NEXT = "generate --run {run} --number 16"
-
 
 @dataclass
 class TrainState(State):
@@ -46,7 +44,7 @@ def train(c: ToyConfig, rt: ranks.Runtime, run: RunDir, pack, attempt: Attempt) 
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device)
     record = Record(c, rt, run, attempt, found, torch.float32, flops=lambda: {None: 1.0}, waits=upkeep.waits)
     about = {"classes": pack.classes, "geometry": pack.geometry}
-    nimg = upkeep.begin(found, torch.float32, batches.placement)
+    nimg = upkeep.begin(found, torch.float32, batches)
 
     def look(nimg: int):
         images = toy.pictures(torch.randn(16, c.channels, c.resolution, c.resolution)).detach()
@@ -58,7 +56,7 @@ def train(c: ToyConfig, rt: ranks.Runtime, run: RunDir, pack, attempt: Attempt) 
             upkeep.save(nimg, {"toy": toy}, about)
         if upkeep.ending:
             batches.close()
-            return upkeep.leave(record, nimg, NEXT)
+            return upkeep.leave(record, nimg)
         for start, stop in randomness.rows(c.batch, rt.rank, rt.world, c.accumulate):
             images, _ = batches.rows(nimg, start, stop)
             loss = toy.loss(images) / c.accumulate
@@ -74,7 +72,7 @@ def main() -> int:
     rank, world, _ = ranks.ranks()
     rules.check_world(c, world)
     run = RunDir(c.run)
-    if already_done(c, run, rank, NEXT):
+    if already_done(c, run, rank):
         return stopping.DONE
     with ranks.Meeting() as meeting, Attempt(run, c, rank) as attempt:
         if rank == 0 and not prepare_run(run, c, attempt.say):

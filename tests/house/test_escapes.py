@@ -30,7 +30,7 @@ from jobs.run.attempt import Attempt, report_and_code
 from jobs.run.find import read_sweep
 from jobs.run.rundir import RunDir
 from jobs.run.states import Verdict
-from jobs.training.upkeep import announce
+from jobs.training.told import announce
 from jobs.view.figures import print_figures
 from jobs.view.markup import escape
 from jobs.view.plots import Curves, draw_losses, label_of
@@ -262,7 +262,7 @@ def test_lines_of_a_training_log_are_plain(tmp_path, capsys):
     attempt.say(f"class {ALL}")
     only_plain(said[0], 1)
     Progress(8, 0, interactive=False).write(ALL)
-    announce(RunDir(tmp_path / "a\x1b[2Jb"), "generate --run {run}")
+    announce(RunDir(tmp_path / "a\x1b[2Jb"), GanConfig())
 
     def fail():
         raise ConfigError(ALL)

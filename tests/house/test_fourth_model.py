@@ -46,6 +46,7 @@ ROW = """
         checkpoint_gb=lambda config: 0.01,
         columns=columns.TOY,
         predicts=("generate",),
+        then=("predict.py generate --run {run} --number 16",),
         model=_toy,
     ),
 }

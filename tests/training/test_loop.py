@@ -608,7 +608,9 @@ def test_resuming_takes_the_newest_checkpoint_on_every_rank(bench, clock, monkey
 def test_an_attempt_begins_where_its_checkpoint_is_and_says_with_what(bench, clock):
     for found, word in ((-1, "starting at 0"), (0, "resuming at 0"), (16, "resuming at 0.016")):
         b = bench(f"run{found}")
-        assert b.upkeep.begin(found, torch.bfloat16, "host memory") == max(found, 0)
+        batches = SimpleNamespace(placement="host memory", count=24)
+        assert b.upkeep.begin(found, torch.bfloat16, batches) == max(found, 0)
+        assert "24 images per epoch, 2 epochs in all" in b.said[-2]
         assert b.said[-1] == f"{b.run.path}: {word} of 0.048 kimg, bfloat16 on 1 x cpu, data in host memory"
         (start,) = [line for line in b.run.read_attempts() if line["event"] == "start"]
         assert (start["nimg"], start["precision"], start["world"], start["threads"]) == (
@@ -666,7 +668,7 @@ def test_how_an_attempt_ends(bench, clock, nimg, level, code, state, reason):
     b.attempt.begin(0, 48, {})
     b.attempt.heartbeat(nimg)
     b.upkeep.level = level
-    assert b.upkeep.leave(record, nimg, "generate --run {run}") == code
+    assert b.upkeep.leave(record, nimg) == code
     status, end = b.run.read_status(), b.run.read_attempts()[-1]
     assert (status["state"], status["reason"], status["code"], status["kimg"]) == (state, reason, code, nimg / 1000)
     assert (end["event"], end["code"], end["reason"], end["nimg"]) == ("end", code, reason, nimg)
@@ -681,7 +683,7 @@ def test_a_run_whose_last_checkpoint_was_not_written_is_not_done(bench, clock, m
     monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 0)
     b.upkeep.save(48, {"ema": b.s.ema}, {})
     with pytest.raises(CheckpointError):
-        b.upkeep.leave(record, 48, "")
+        b.upkeep.leave(record, 48)
     assert not b.run.done() and b.markers() == {0: True}
 
 
@@ -691,9 +693,9 @@ def test_rank_0_ends_well_without_the_others_and_the_others_not_without_rank_0(b
 
     monkeypatch.setattr(collectives, "agree_max", gone)
     b, other = bench(), bench(rank=1, world=2)
-    assert b.upkeep.leave(b.record(-1), 48, "") == 0 and b.run.done()
+    assert b.upkeep.leave(b.record(-1), 48) == 0 and b.run.done()
     with pytest.raises(ranks.PeerLost):
-        other.upkeep.leave(other.record(-1), 48, "")
+        other.upkeep.leave(other.record(-1), 48)
 
 
 def test_only_rank_0_marks_the_end(bench, clock):
@@ -701,7 +703,7 @@ def test_only_rank_0_marks_the_end(bench, clock):
     meeting = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collectives, "agree_max", lambda rt, values: meeting.append(values) or values)
-        assert b.upkeep.leave(b.record(-1), 48, "") == 0
+        assert b.upkeep.leave(b.record(-1), 48) == 0
     assert not b.run.done() and len(meeting) == 1  # it waits for rank 0 to have written everything
 
 
@@ -758,7 +760,7 @@ def test_a_run_is_done_unless_it_is_to_be_longer_now(bench, clock, capsys):
     run.write_config(dataclasses.asdict(c))
 
     def done(total: float, rank: int = 0) -> bool:
-        return upkeep.already_done(dataclasses.replace(c, total_kimg=total), run, rank, "generate --run {run}")
+        return upkeep.already_done(dataclasses.replace(c, total_kimg=total), run, rank)
 
     assert not done(c.total_kimg)
     run.mark_done()
@@ -782,7 +784,7 @@ def test_what_a_process_killed_at_its_last_moment_left_is_completed(bench, clock
         b.attempt.end(0, "done", "finished")
         dead = {"token": "0" * 16, "host": rundir.socket.gethostname(), "space": lock.process_space(), "pid": 1 << 22}
         b.run.lockfile.write_text(json.dumps(dead | {"start": "7"}))
-    assert upkeep.already_done(b.c, RunDir(b.run.path), 0, "")
+    assert upkeep.already_done(b.c, RunDir(b.run.path), 0)
     lines = b.run.read_attempts()
     assert [line["event"] for line in lines] == ["start", "end"] and lines[-1]["nimg"] == (
         48 if left == "status" else 0

@@ -472,11 +472,19 @@ def test_world_without_a_meeting_point_is_one_line(environment):
 
 def test_default_threads(environment, monkeypatch):
     monkeypatch.setattr(collectives.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert devices.default_threads(1) == 8 and devices.default_threads(2) == 4 and devices.default_threads(16) == 1
     environment(SLURM_CPUS_PER_TASK="3")
     assert devices.default_threads(4) == 3
     environment(SLURM_CPUS_PER_TASK="64")
     assert devices.default_threads(1) == 8  # more than it may use
+    environment(SLURM_CPUS_PER_TASK="3", OMP_NUM_THREADS="2,1")
+    assert devices.default_threads(1) == 2
+    environment(OMP_NUM_THREADS="16")
+    assert devices.default_threads(1) == 3
+    environment(SLURM_CPUS_PER_TASK="", OMP_NUM_THREADS="1", TORCHELASTIC_RUN_ID="x")
+    assert devices.default_threads(1) == 1
+    assert devices.default_threads(2) == 4  # torchrun has set it, and nobody else
 
 
 def test_threads_are_pinned_and_told(environment, monkeypatch):
