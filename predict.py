@@ -10,6 +10,7 @@
     python predict.py reconstruct --run runs/vae-1a2b3c4d                         VAE: PSNR and SSIM by subject
     python predict.py tsne --run RUN                                              features or latents on a plane
     python predict.py evaluate --run RUN --number 5000                            how good, how varied, copied or not
+    python predict.py export --run RUN --format onnx                              for other tools: onnx, torch, diffusers
     python predict.py plot --run RUN_A --run RUN_B                                losses, also while runs train
     python predict.py report RUN_A RUN_B                                          one HTML page about runs
 

@@ -61,7 +61,7 @@ JOBS: dict[str, Job] = {
         memory_gb=sizes.gan_memory_gb,
         checkpoint_gb=sizes.gan_checkpoint_gb,
         columns=columns.GAN,
-        predicts=("generate", "interpolate", "mix", "project", "direction", "evaluate", "tsne"),
+        predicts=("generate", "interpolate", "mix", "project", "direction", "evaluate", "tsne", "export"),
         model=_gan,
     ),
     "vae": Job(
@@ -73,7 +73,7 @@ JOBS: dict[str, Job] = {
         memory_gb=sizes.vae_memory_gb,
         checkpoint_gb=sizes.vae_checkpoint_gb,
         columns=columns.VAE,
-        predicts=("reconstruct", "tsne"),
+        predicts=("reconstruct", "tsne", "export"),
         model=_vae,
     ),
     "diffusion": Job(
@@ -85,7 +85,7 @@ JOBS: dict[str, Job] = {
         memory_gb=sizes.diffusion_memory_gb,
         checkpoint_gb=sizes.diffusion_checkpoint_gb,
         columns=columns.DIFFUSION,
-        predicts=("generate", "interpolate", "denoise", "direction", "evaluate", "tsne"),
+        predicts=("generate", "interpolate", "denoise", "direction", "evaluate", "tsne", "export"),
         model=_diffusion,
     ),
 }

@@ -8,6 +8,7 @@ import math
 from jobs.config.version import version
 from models.names import SAMPLERS
 
+FORMATS = ("onnx", "torch", "diffusers")  # of export
 MAX_NUMBER = 10**7  # pictures in one folder
 CALLS_COMMANDS = ("interpolate", "direction")  # where --steps counts pictures, and network calls are --calls
 
@@ -39,8 +40,9 @@ def number(text: str) -> float:
 
 
 # fmt: off
-def model_flags(pictures: bool = True) -> argparse.ArgumentParser:
-    """Flags of every subcommand that runs a model; `pictures`: those of the slices' original size may be asked for."""
+def model_flags(pictures: bool = True, runs: bool = True) -> argparse.ArgumentParser:
+    """Flags of every subcommand that takes a model; `pictures`: those of the slices' original size may be asked for.
+    Without `runs` they say which model, and no more."""
     p = argparse.ArgumentParser(add_help=False)
     where = p.add_mutually_exclusive_group(required=True)
     where.add_argument("--run", help="run directory; --at says which of its weights are used")
@@ -50,6 +52,9 @@ def model_flags(pictures: bool = True) -> argparse.ArgumentParser:
                         "--keep-weights kept the ones at KIMG (default %(default)s)")
     p.add_argument("--out", metavar="DIR",
                    help="where to write (default RUN/predictions/COMMAND, or ./predictions/COMMAND with --weights)")
+    if not runs:
+        p.set_defaults(device="cpu", precision="fp32", batch=1, square=True)
+        return p
     p.add_argument("--seed", type=int, default=0,
                    help="picture i is a function of the seed and i (default %(default)s)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
@@ -222,6 +227,15 @@ def add_direction(commands, parents: list) -> None:
                    help="1 goes as far as the classes lie apart on average (default %(default)s)")
 
 
+def add_export(commands, parents: list) -> None:
+    """The subcommand `export` and its flags."""
+    line = "the networks for other tools, checked against predict.py's own pictures; fp32, a batch of any size"
+    p = commands.add_parser("export", parents=parents, help=line, description=line)
+    p.add_argument("--format", choices=FORMATS, required=True,
+                   help="onnx: for ONNX Runtime; torch: programs for torch.export.load; diffusers: of a diffusion "
+                        "network, a folder with a UNet2DModel and its scheduler")
+
+
 def add_report(commands) -> None:
     """The subcommand `report` and its flags."""
     line = "one self-contained HTML page about runs: curves, samples over time, figures, configuration, cost"
@@ -260,6 +274,7 @@ def command_line(about: str) -> argparse.ArgumentParser:
     add_tsne(commands, [square, of_class, gan, diffuse, data, features])
     add_project(commands, [square, data])
     add_direction(commands, [square, calls, data, features])
+    add_export(commands, [model_flags(runs=False)])
     add_plot(commands)
     add_report(commands)
     return parser
