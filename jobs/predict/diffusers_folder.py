@@ -231,7 +231,7 @@ scheduler.set_timesteps({set_timesteps})
 with torch.inference_mode():
     for t in scheduler.timesteps:
         x = scheduler.step(unet(x, t, class_labels=labels).sample, t, x{options}).prev_sample
-    images = decode(x)  # (number, {channels}, {side}, {side}) in -1..1
+    images = decode(latents=x)  # (number, {channels}, {side}, {side}) in -1..1
 for i, image in enumerate(((images + 1) * 127.5).round().byte().numpy()):
     Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(f"{{i}}.png")
 ```

@@ -244,6 +244,23 @@ def add_report(commands) -> None:
     p.add_argument("--out", metavar="FILE", help="HTML file (default report.html in the first run)")
 
 
+def add_film(commands) -> None:
+    """The subcommand `film` and its flags."""
+    line = "the samples of a run over its training, as a GIF and, with imageio-ffmpeg, an MP4; works while it trains"
+    p = commands.add_parser("film", help=line, description=line)
+    p.add_argument("--run", required=True, help="run directory")
+    p.add_argument("--out", metavar="DIR", help="where to write (default RUN/predictions/film)")
+    p.add_argument("--fps", type=whole(1, 50), default=5, help="frames per second (default %(default)s)")
+
+
+def add_card(commands) -> None:
+    """The subcommand `card` and its flags."""
+    line = "a model card in the form of the Hugging Face Hub, beside a run's weights: use, data, figures, limits"
+    p = commands.add_parser("card", help=line, description=line)
+    p.add_argument("run", metavar="RUN", help="run directory")
+    p.add_argument("--out", metavar="FILE", help="Markdown file (default README.md in the run)")
+
+
 def add_plot(commands) -> None:
     """The subcommand `plot` and its flags."""
     line = "loss curves from metrics.jsonl, of one run or of several over each other; works while they train"
@@ -277,6 +294,8 @@ def command_line(about: str) -> argparse.ArgumentParser:
     add_export(commands, [model_flags(runs=False)])
     add_plot(commands)
     add_report(commands)
+    add_card(commands)
+    add_film(commands)
     return parser
 
 
