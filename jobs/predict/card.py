@@ -45,7 +45,7 @@ def card(named: str, out: str = "") -> None:
     check_own(path)
     text = write(run, jobs[0], config, sha256_of(weights))
     atomic_write(path, f"{text}{MARK}{hashlib.sha256(text.encode()).hexdigest()} -->\n")
-    say(f"model card of {run.path.name}; say in it whose data these are, and under which terms\n  {path}")
+    say(f"model card of {run.path.name}{'; fill in what only you know' * ('filled in by hand' in text)}\n  {path}")
 
 
 def check_own(path: Path) -> None:
@@ -129,8 +129,10 @@ def metadata(name: str, job: str, data: str, phantom: bool, evaluated: dict) -> 
             "      split: held-out",
         ]
         lines += ["    metrics:"]
-        for key, value in measured:
-            lines += [f"    - type: {key}", f"      value: {value:.6g}"]
+        features = plain(report.child(evaluated, "settings").get("features"))
+        for key, value in measured:  # an FID of one encoder is not that of another
+            title = json.dumps(f"{key} of {features}"[:200])
+            lines += [f"    - type: {key}", f"      name: {title}", f"      value: {value:.6g}"]
     return "\n".join(["---", *lines, "---"])
 
 

@@ -32,9 +32,8 @@ def film(named: str, out: str = "", *, fps: int = 5) -> None:
     found = sorted(path for path in run.samples.glob("*.png") if path.name[0].isdigit())
     frames, kimg = frames_of(pick(found, MOST), run.path)
     if len(frames) < 2:
-        raise ConfigError(
-            f"{run.path}: {len(frames) or 'no'} grid of samples so far; there is one more every --sample-kimg"
-        )
+        so_far = "one grid" if frames else "no grid"
+        raise ConfigError(f"{run.path}: {so_far} of samples so far; there is one more every --sample-kimg")
     folder.mkdir(parents=True, exist_ok=True)
     shown = np.stack(frames + frames[-1:] * (HOLD * fps))
     atomic_write(folder / "film.gif", gif_of(shown, fps))
@@ -63,9 +62,11 @@ def frames_of(paths: list[Path], inside: Path) -> tuple[list[np.ndarray], list[s
         grid = image_grid(pixels[None, None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)[None], 1,
                           column_labels=[f"{kimg} kimg"])  # fmt: skip
         frame = np.asarray(grid)[None] if grid.mode == "L" else np.asarray(grid).transpose(2, 0, 1)
-        if not frames or frame.shape == frames[0].shape:
-            frames.append(frame)
-            names.append(kimg)
+        if frames and frame.shape != frames[0].shape:
+            say(f"{path.name} is left out: {pixels.shape[1]}x{pixels.shape[0]}, the last one is of another size")
+            continue
+        frames.append(frame)
+        names.append(kimg)
     return frames[::-1], names[::-1]
 
 
