@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from data.files import plain
 from jobs.predict.autoencoder import VaeModel
+from jobs.predict.card import quoted
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.trained import Trained
 from models import samplers
@@ -245,9 +246,9 @@ def readme(model: DiffusionModel) -> str:
     net, flow, classes = model.net, model.net.schedule.name == "flow", model.classes
     pixel = net.decoder is None
     difference = "" if net.decoder is None else f", as {autoencoder_difference(net.decoder)}"
-    named = ", ".join(f"{i} {plain(name)}" for i, name in enumerate(classes))
+    named = ", ".join(f"{i} {quoted(name)}" for i, name in enumerate(classes))
     return README.format(
-        title=plain(Path(model.path).absolute().parent.name),
+        title=quoted(Path(model.path).absolute().parent.name),
         seen=model.seen,
         sha256=model.sha256,
         scheduler="FlowMatchEulerDiscreteScheduler" if flow else "DDIMScheduler",
