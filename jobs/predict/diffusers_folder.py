@@ -172,9 +172,9 @@ def scheduler_of(net: Denoiser):
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
-def write(model: DiffusionModel, folder: Path, noise: Callable[..., Tensor]) -> list[float]:
-    """unet/, scheduler/ and README.md in `folder`. Returns the largest differences of whole samples to predict.py's
-    own, read again from the folder: one for each class, and for no class."""
+def write(model: DiffusionModel, folder: Path, noise: Callable[..., Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """unet/, scheduler/ and README.md in `folder`. Returns (sample of diffusers, read again from the folder; the same
+    by predict.py) for each class, and for no class."""
     from diffusers import UNet2DModel
 
     net = model.net
@@ -193,7 +193,7 @@ def write(model: DiffusionModel, folder: Path, noise: Callable[..., Tensor]) -> 
         clamp = float(net.decoder is None and net.schedule.name != "flow")  # the flow scheduler has none
         denoise = samplers.denoiser(lambda x, t: net.unet(x, t, labels), net.schedule, net.target, clamp=clamp)
         own = samplers.ddim(denoise, start, net.schedule, times)
-    return (theirs - own).abs().flatten(1).amax(1).tolist()
+    return list(zip(theirs, own, strict=True))
 
 
 def sampled(unet: nn.Module, scheduler, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:

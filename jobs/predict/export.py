@@ -35,7 +35,7 @@ from models.vae import VAE, LatentScale
 
 CHECKS = ((0, 1), (1, 3), (2, 4))  # (seed, pictures) that are compared
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "diffusers": ("diffusers",)}
-TOLERANCE = 1e-3  # of values in -1..1: an eighth of one of 256 greys
+TOLERANCE = 1e-3  # of the largest value: of images in -1..1 an eighth of one of 256 greys
 
 
 # --- what is exported -------------------------------------------------------------------------------------------------
@@ -235,16 +235,21 @@ def difference(part: Part, exported: Callable[[dict[str, Tensor]], Tensor]) -> f
     with torch.inference_mode():
         for key in CHECKS:
             inputs = part.examples(*key)
-            found.append(float((exported(inputs) - part.own(**inputs)).abs().max()))
+            found.append(gap(exported(inputs), part.own(**inputs)))
     return check(part.name, found)
+
+
+def gap(theirs: Tensor, own: Tensor) -> float:
+    """The largest difference, as a share of the largest value where that is above 1."""
+    return float((theirs - own).abs().max()) / max(1.0, float(own.abs().max()))
 
 
 def check(what: str, found: list[float]) -> float:
     """The largest of some differences. ConfigError where it is too large, or no number."""
     largest = max(found, key=lambda value: (value != value, value))
     if not largest <= TOLERANCE:
-        raise ConfigError(f"the exported {what} differs from predict.py's own by {largest:.2g} of values in -1..1, "
-                          "so nothing is kept; use another --format, or another version of torch")  # fmt: skip
+        raise ConfigError(f"the exported {what} differs from predict.py's own by {largest:.2g} of the largest "
+                          "value, so nothing is kept; use another --format, or another version of torch")  # fmt: skip
     return largest
 
 
@@ -269,7 +274,7 @@ def export(model, out: Output, form: str) -> None:
         if found := diffusers_folder.obstacles(model):
             raise ConfigError(f"--format diffusers: {found}; use --format onnx or torch")
     require(form)
-    new = not out.folder.exists()
+    new = [path for path in (out.folder, *out.folder.parents) if not path.exists()]
     try:
         out.make()
         with tempfile.TemporaryDirectory(prefix=".export.", dir=out.folder) as staged:
@@ -288,9 +293,9 @@ def export(model, out: Output, form: str) -> None:
                     os.replace(out / name, Path(staged) / f"old-{name}")
                 os.replace(folder / name, out / name)
     except BaseException:
-        if new:
-            with contextlib.suppress(OSError):
-                out.folder.rmdir()
+        with contextlib.suppress(OSError):
+            for path in new:
+                path.rmdir()
         raise
     facts = {"networks": networks, "largest_difference": largest, "torch": torch.__version__}
     out.json(f"{form}.json", model, {"format": form, "weights_sha256": model.sha256}, **facts)
@@ -306,7 +311,7 @@ def write_diffusers(model: DiffusionModel, folder: Path) -> float:
     folder.mkdir()
     largest = write_torch(decoder_part(model), folder)
     with quiet():
-        return max(largest, check("folder", diffusers_folder.write(model, folder, noise)))
+        return max(largest, check("folder", [gap(*pair) for pair in diffusers_folder.write(model, folder, noise)]))
 
 
 def shapes(part: Part) -> dict[str, dict]:

@@ -153,7 +153,8 @@ def test_grids_that_do_not_fit_are_left_out_and_named(run, capsys):
     of_before = image_grid(np.zeros((4, 1, 16, 16), np.uint8), 2)  # before the resolution was another
     save_png(run / "samples/00000.500.png", of_before)
     (run / "samples/00001.000.png").write_bytes(b"no picture")
-    (run / "samples/00002.000.png").symlink_to("/etc/hostname")
+    (run.parent / "elsewhere.png").write_bytes((run / "samples/00003.000.png").read_bytes())
+    (run / "samples/00002.000.png").symlink_to(run.parent / "elsewhere.png")
     found = sorted((run / "samples").glob("0*.png"))
     frames, kimg = film.frames_of(found, run)
     assert kimg == ["0", "1.5", "3"] and len({frame.shape for frame in frames}) == 1
