@@ -10,8 +10,11 @@
     python predict.py reconstruct --run runs/vae-1a2b3c4d                         VAE: PSNR and SSIM by subject
     python predict.py tsne --run RUN                                              features or latents on a plane
     python predict.py evaluate --run RUN --number 5000                            how good, how varied, copied or not
+    python predict.py export --run RUN --format onnx                              ONNX, torch.export, diffusers
     python predict.py plot --run RUN_A --run RUN_B                                losses, also while runs train
+    python predict.py film --run RUN                                              its samples over its training
     python predict.py report RUN_A RUN_B                                          one HTML page about runs
+    python predict.py card RUN                                                    a model card beside the weights
 
 --weights FILE does instead of --run. The latent of picture i is a function of (seed, i) alone: the same in every
 subcommand and in every batch. A weights file is read as data, nothing in it is ever executed.
@@ -38,11 +41,15 @@ if __name__ == "__main__":
 from data.walk import DataError
 from jobs.config.specs import ConfigError
 from jobs.predict import pages
+from jobs.predict.card import card
+from jobs.predict.film import film
 from jobs.predict.named import UsageError
 from jobs.run import faults, stopping
 
 PAGES = {  # of what runs have written: no model, and no torch
     "plot": lambda args: pages.plot(args.run, args.out, from_kimg=args.from_kimg, to_kimg=args.to_kimg),
+    "card": lambda args: card(args.run, args.out),
+    "film": lambda args: film(args.run, args.out, fps=args.fps),
     "report": lambda args: pages.report(args.run, args.out),
 }
 

@@ -305,7 +305,7 @@ class Generator(nn.Module):
         if len(noise) != len(self.layers):
             raise ValueError(f"{len(noise)} noise tensors for {len(self.layers)} layers; use draw_noise")
         ws = ws.float()
-        x = self.const.to(dtype).expand(len(ws), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        x = self.const.to(dtype).expand(ws.shape[0], -1, -1, -1).contiguous(memory_format=torch.channels_last)
         image = None
         for i, layer in enumerate(self.layers):
             x = layer(x, ws[:, i], noise[i])

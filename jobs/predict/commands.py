@@ -17,6 +17,7 @@ from jobs.predict.conditions import Asked, parse_set, parse_vary, read_rows
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.direction import Strip, direction, named_ends
 from jobs.predict.evaluate import evaluate
+from jobs.predict.export import export
 from jobs.predict.features import Reference
 from jobs.predict.films import check_frames, denoise, interpolate, mix
 from jobs.predict.flags import CALLS_COMMANDS
@@ -244,6 +245,11 @@ def run_direction(args: argparse.Namespace) -> None:
     direction(model, output(args), ends=ends, strip=strip, seed=args.seed, reference=reference(args), **how)
 
 
+def run_export(args: argparse.Namespace) -> None:
+    """`predict.py export`: from flags to plain arguments."""
+    export(model_of(args), output(args), args.format)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "generate": run_generate,
     "denoise": run_denoise,
@@ -254,6 +260,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "tsne": run_tsne,
     "project": run_project,
     "direction": run_direction,
+    "export": run_export,
 }
 
 

@@ -8,6 +8,7 @@ import math
 from jobs.config.version import version
 from models.names import SAMPLERS
 
+FORMATS = ("onnx", "torch", "diffusers")  # of export
 MAX_NUMBER = 10**7  # pictures in one folder
 CALLS_COMMANDS = ("interpolate", "direction")  # where --steps counts pictures, and network calls are --calls
 
@@ -46,8 +47,9 @@ def guidance(text: str) -> float | dict[str, float]:
 
 
 # fmt: off
-def model_flags(pictures: bool = True) -> argparse.ArgumentParser:
-    """Flags of every subcommand that runs a model; `pictures`: it shows slices."""
+def model_flags(pictures: bool = True, runs: bool = True) -> argparse.ArgumentParser:
+    """Flags of every subcommand that takes a model; `pictures`: it shows slices. Without `runs` they say which model,
+    and no more."""
     p = argparse.ArgumentParser(add_help=False)
     where = p.add_mutually_exclusive_group(required=True)
     where.add_argument("--run", help="run directory; --at says which of its weights are used")
@@ -57,6 +59,9 @@ def model_flags(pictures: bool = True) -> argparse.ArgumentParser:
                         "--keep-weights kept the ones at KIMG (default %(default)s)")
     p.add_argument("--out", metavar="DIR",
                    help="where to write (default RUN/predictions/COMMAND, or ./predictions/COMMAND with --weights)")
+    if not runs:
+        p.set_defaults(device="cpu", precision="fp32", batch=1, square=True)
+        return p
     p.add_argument("--seed", type=int, default=0,
                    help="picture i is a function of the seed and i (default %(default)s)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
@@ -244,12 +249,38 @@ def add_direction(commands, parents: list) -> None:
                    help="1 goes as far as the classes lie apart on average (default %(default)s)")
 
 
+def add_export(commands, parents: list) -> None:
+    """The subcommand `export` and its flags."""
+    line = "the networks for other tools, checked against predict.py's own pictures; fp32, a batch of any size"
+    p = commands.add_parser("export", parents=parents, help=line, description=line)
+    p.add_argument("--format", choices=FORMATS, required=True,
+                   help="onnx: for ONNX Runtime; torch: programs for torch.export.load; diffusers: of a diffusion "
+                        "network, a folder with a UNet2DModel and its scheduler")
+
+
 def add_report(commands) -> None:
     """The subcommand `report` and its flags."""
     line = "one self-contained HTML page about runs: curves, samples over time, figures, configuration, cost"
     p = commands.add_parser("report", help=line, description=line)
     p.add_argument("run", nargs="+", metavar="RUN", help="run directories")
     p.add_argument("--out", metavar="FILE", help="HTML file (default report.html in the first run)")
+
+
+def add_film(commands) -> None:
+    """The subcommand `film` and its flags."""
+    line = "the samples of a run over its training, as a GIF and, with imageio-ffmpeg, an MP4; works while it trains"
+    p = commands.add_parser("film", help=line, description=line)
+    p.add_argument("--run", required=True, help="run directory")
+    p.add_argument("--out", metavar="DIR", help="where to write (default RUN/predictions/film)")
+    p.add_argument("--fps", type=whole(1, 50), default=5, help="frames per second (default %(default)s)")
+
+
+def add_card(commands) -> None:
+    """The subcommand `card` and its flags."""
+    line = "a model card in the form of the Hugging Face Hub, beside a run's weights: use, data, figures, limits"
+    p = commands.add_parser("card", help=line, description=line)
+    p.add_argument("run", metavar="RUN", help="run directory")
+    p.add_argument("--out", metavar="FILE", help="Markdown file (default README.md in the run)")
 
 
 def add_plot(commands) -> None:
@@ -283,8 +314,11 @@ def command_line(about: str) -> argparse.ArgumentParser:
     add_tsne(commands, [no_slices, of_class, gan, diffuse, data, features])
     add_project(commands, [model, data])
     add_direction(commands, [model, calls, data, features])
+    add_export(commands, [model_flags(runs=False)])
     add_plot(commands)
     add_report(commands)
+    add_card(commands)
+    add_film(commands)
     return parser
 
 

@@ -50,6 +50,10 @@ DEFAULTS = {
     | FEATURES
     | SIZES
     | {"start": None, "end": None, "rows": 4, "steps": 7, "strength": 1.5},
+    "export": {"run": "RUN", "weights": None, "at": "last", "out": None, "format": "torch"}
+    | {"device": "cpu", "precision": "fp32", "batch": 1, "square": True},
+    "film": {"run": "RUN", "out": None, "fps": 5},
+    "card": {"run": "RUN", "out": None},
     "plot": {"run": ["RUN"], "out": None, "from_kimg": 0.0, "to_kimg": math.inf},
     "report": {"run": ["RUN"], "out": None},
 }
@@ -57,9 +61,8 @@ DEFAULTS = {
 
 @pytest.mark.parametrize("command", DEFAULTS)
 def test_defaults(command):
-    args = vars(
-        predict.parse_args(predict.__doc__, [command, "RUN"] if command == "report" else [command, "--run", "RUN"])
-    )
+    words = {"report": ["RUN"], "card": ["RUN"], "export": ["--run", "RUN", "--format", "torch"]}
+    args = vars(predict.parse_args(predict.__doc__, [command, *words.get(command, ["--run", "RUN"])]))
     assert args == DEFAULTS[command] | {"command": command}
 
 
