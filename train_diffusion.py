@@ -43,7 +43,7 @@ from data.pack import ensure_held_out, ensure_pack, preview
 from data.packfile import Pack
 from jobs.config import rules, specs
 from jobs.config.specs import ConfigError
-from jobs.predict.conditions import about_columns, attributes_of, columns_of, labels_of
+from jobs.predict.conditions import about_columns, attributes_of, columns_of, known_of, labels_of
 from jobs.predict.diffusion_look import Sampler, predictor
 from jobs.predict.features import Network
 from jobs.predict.latent_space import Data, about_vae, adopt_vae, encode_packs, load_vae
@@ -253,9 +253,7 @@ def train(
         record.show("reals.png", "reals", sampler.reals(), 0)
     network = compiled(s.unet) if compiles(c.compile, rt.device, run, attempt.say) else s.unet
     weights = {"unet": s.unet_ema, "latent_scale": s.scale} | ({} if vae is None else {"vae_decoder": vae.decoder})
-    about: dict[str, Any] = {"classes": pack.classes, "geometry": pack.geometry}
-    about |= {"shape": list(data.shape), "vae": about_vae(run, vae)}
-    about |= {"conditions": [column.about() for column in columns]} if columns else {}
+    about = known_of(pack, columns) | {"shape": list(data.shape), "vae": about_vae(run, vae)}
 
     nimg = upkeep.begin(found, dtype, data.batches)
     while True:

@@ -43,7 +43,7 @@ from data.pack import preview
 from data.packfile import Pack
 from jobs.config import rules
 from jobs.config.recipe import recipe_line
-from jobs.predict.conditions import about_columns, attributes_of, columns_of, labels_of
+from jobs.predict.conditions import about_columns, attributes_of, columns_of, known_of, labels_of
 from jobs.predict.features import Network
 from jobs.predict.gan_look import HeldOut, Sampler, held_out_for_ada
 from jobs.predict.yardstick import given_network, open_data, open_yardstick
@@ -66,7 +66,7 @@ from jobs.training.upkeep import (
 )
 from models import augment as ada
 from models.augment import augmented
-from models.conditions import Attribute, drop_values
+from models.conditions import DROPPED, READ_WEIGHT, drop_values
 from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
@@ -74,8 +74,6 @@ from models.optim import lazy_adam
 from models.stylegan2 import Discriminator, Generator
 from models.styles import rows_of, styles_of
 
-DROPPED = 0.1  # share of the rows of which the networks are told nothing, and of the values that they are not told
-READ_WEIGHT = 1.0  # of what D reads off slices, against its and G's own loss
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
 STATS = "loss_G loss_D logits_real logits_fake logits_held sign_real r1 r2 path_length pl_penalty".split()
 
@@ -102,9 +100,7 @@ class TrainState(State):
         return {"ada_p": self.ada.p, "r_t": self.ada.r_t, "r_v": self.ada.r_v, "pl_mean": float(self.pl_mean)}
 
 
-def build_state(
-    c: GanConfig, num_classes: int, device: torch.device, attributes: Sequence[Attribute] = ()
-) -> TrainState:
+def build_state(c: GanConfig, num_classes: int, device: torch.device, attributes: Sequence = ()) -> TrainState:
     """Networks and optimizers, initialised from the seed alone."""
     torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
     shape: dict[str, Any] = {k: getattr(c, k) for k in "resolution channels channel_base channel_max".split()}
@@ -370,7 +366,7 @@ def train_step(s: TrainState, step: Step, nimg: int) -> None:
 
 
 def step_flops(
-    c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.dtype, attributes: Sequence[Attribute] = ()
+    c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.dtype, attributes: Sequence = ()
 ) -> dict:
     """{penalties_due: FLOPs of one image in such a step}, counted on blank images and a copy of the networks."""
     c, rt = replace(c, batch=2, mbstd_group=2, accumulate=1), replace(rt, rank=0, world=1)
@@ -430,8 +426,7 @@ def train(
     if compiles(c.compile, rt.device, run, attempt.say):
         synthesis, critic = compiled(synthesis), compiled(critic)
     weights: dict[str, nn.Module] = {"G_ema": s.G_ema}
-    about: dict[str, Any] = {"classes": pack.classes, "geometry": pack.geometry}
-    about |= {"conditions": [column.about() for column in columns]} if columns else {}
+    about = known_of(pack, columns)
 
     nimg = upkeep.begin(found, dtype, batches)
     while True:

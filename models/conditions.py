@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+DROPPED = 0.1  # share of the rows of which a StyleGAN2 is told nothing, and of the values that it is not told
+READ_WEIGHT = 1.0  # of what its D reads off slices, against the losses of D and G
 PERIODS = (8.0, 4.0, 2.0, 1.0)  # of the Fourier features, in standard deviations
 
 

@@ -17,7 +17,7 @@ from jobs.config.specs import ConfigError
 from jobs.config.version import version
 from jobs.predict.named import UsageError, run_of, weights_of
 from jobs.run.rundir import RunDir
-from jobs.view import report
+from jobs.view import figures, markup, report
 from jobs.view.metrics import read_metrics
 
 NAMES = {"stylegan2": "StyleGAN2", "vae": "KL-VAE", "diffusion": "diffusion U-Net"}
@@ -62,13 +62,13 @@ def check_own(path: Path) -> None:
 def write(run: RunDir, job: str, config: dict, sha256: str) -> str:
     """The card as text."""
     evaluated, rebuilt = (
-        found if report.child(found, "settings").get("weights_sha256") == sha256 else {}
-        for found in (report.json_of(run, f"predictions/{name}")
+        found if markup.child(found, "settings").get("weights_sha256") == sha256 else {}
+        for found in (markup.json_of(run, f"predictions/{name}")
                       for name in ("evaluate/metrics.json", "reconstruct/reconstruct.json"))
     )  # fmt: skip
     data = str(config.get("data") or "unknown")
     phantom = data.partition(":")[0] == "phantom"
-    classes = report.json_of(run, "data.json").get("classes") if config.get("conditional") else None
+    classes = markup.json_of(run, "data.json").get("classes") if config.get("conditional") else None
     pixels = f"{config.get('resolution', '?')} px, {'grey' if config.get('channels') == 1 else 'colour'}"
     of = f", of the classes {', '.join(quoted(c) for c in classes)}" if isinstance(classes, list) and classes else ""
     status = run.read_status()
@@ -94,7 +94,7 @@ def write(run: RunDir, job: str, config: dict, sha256: str) -> str:
             ["software", software(run)],
         ]),
         "## Figures",
-        *figures(run, job, evaluated, rebuilt),
+        *figures_text(run, job, evaluated, rebuilt),
         "## Limits",
         limits(status, phantom),
         "## Licence",
@@ -112,8 +112,8 @@ def metadata(name: str, job: str, data: str, phantom: bool, evaluated: dict) -> 
     task = TASKS.get(job, "unconditional-image-generation")
     lines = ["license: mit"] if phantom else ["license: other", "license_name: terms-of-the-training-data"]
     lines += ["library_name: pytorch", f"pipeline_tag: {task}", "tags:", "- mri", "- brain", "- medical", f"- {job}"]
-    found = report.child(report.child(evaluated, "distances"), "generated")
-    measured = [(key, found[key]) for key in report.COLUMNS if is_number(found.get(key))]
+    found = markup.child(markup.child(evaluated, "distances"), "generated")
+    measured = [(key, found[key]) for key in figures.COLUMNS if is_number(found.get(key))]
     if measured:
         lines += [
             "model-index:",
@@ -129,7 +129,7 @@ def metadata(name: str, job: str, data: str, phantom: bool, evaluated: dict) -> 
             "      split: held-out",
         ]
         lines += ["    metrics:"]
-        features = plain(report.child(evaluated, "settings").get("features"))
+        features = plain(markup.child(evaluated, "settings").get("features"))
         for key, value in measured:  # an FID of one encoder is not that of another
             title = json.dumps(f"{key} of {features}"[:200])
             lines += [f"    - type: {key}", f"      name: {title}", f"      value: {value:.6g}"]
@@ -146,9 +146,9 @@ def sample(run: RunDir) -> str:
 def about_data(data: str, phantom: bool, evaluated: dict, rebuilt: dict) -> str:
     """What it learnt from, as far as the run knows; whose they are it does not."""
     lines = [f"* {quoted(data)}"]
-    sides = report.child(evaluated, "data")
+    sides = markup.child(evaluated, "data")
     for name, words in (("train", "training"), ("heldout", "held-out, never trained on")):
-        side = report.child(sides, name)
+        side = markup.child(sides, name)
         if side:
             lines.append(f"* {words}: {quoted(side.get('slices'))} slices of {quoted(side.get('subjects'))} people")
             lines.append(f"  ({quoted(side.get('describe'))[:300]})")
@@ -164,31 +164,31 @@ def about_data(data: str, phantom: bool, evaluated: dict, rebuilt: dict) -> str:
 
 def software(run: RunDir) -> str:
     """Versions, without the machine that they were on."""
-    about = report.json_of(run, "provenance.json")
+    about = markup.json_of(run, "provenance.json")
     commit = f", commit {about['git_commit'][:8]}" if isinstance(about.get("git_commit"), str) else ""
     return f"brain-slice-generators {about.get('version', version())}{commit}; torch {about.get('torch', 'unknown')}"
 
 
-def figures(run: RunDir, job: str, evaluated: dict, rebuilt: dict) -> list[str]:
+def figures_text(run: RunDir, job: str, evaluated: dict, rebuilt: dict) -> list[str]:
     """What was measured of these very weights, else what was while they trained, else how to measure."""
-    if means := report.child(rebuilt, "mean and sd over subjects"):
-        cells = [report.mean_and_sd(means.get(score)) for score in report.RECONSTRUCTION]
-        return [table(list(report.RECONSTRUCTION.values()), [cells]), "Mean ± standard deviation over people."]
-    distances = report.child(evaluated, "distances")
+    if means := markup.child(rebuilt, "mean and sd over subjects"):
+        cells = [figures.mean_and_sd(means.get(score)) for score in figures.RECONSTRUCTION]
+        return [table(list(figures.RECONSTRUCTION.values()), [cells]), "Mean ± standard deviation over people."]
+    distances = markup.child(evaluated, "distances")
     if not distances:
-        best = report.best_text((read_metrics(run.metrics) or [{}])[-1])
+        best = kinds.best_text((read_metrics(run.metrics) or [{}])[-1])
         so_far = f"While it trained: best {best}. " if best else ""
         what = "reconstruct" if job == "vae" else "evaluate"
         return [
             f"{so_far}These weights have not been measured on their own: `predict.py {what}` does, then `card` again."
         ]
     names = (("generated", "generated slices"), ("training slices", "real training slices"))
-    rows = [[words, *report.figures_of(report.child(distances, name))] for name, words in names]
+    rows = [[words, *figures.figures_of(markup.child(distances, name))] for name, words in names]
     lines = [
-        f"* copies by {space}: {report.copies_line(report.child(report.child(evaluated, 'copying'), space))}"
+        f"* copies by {space}: {figures.copies_line(markup.child(markup.child(evaluated, 'copying'), space))}"
         for space in ("pixels", "features")
     ]
-    found = report.child(evaluated, "class_fidelity")
+    found = markup.child(evaluated, "class_fidelity")
     if is_number(found.get("accuracy")) and is_number(found.get("accuracy_of_heldout")):
         lines.append(
             f"* classes recognised: {found['accuracy']:.3f} of generated slices, "
@@ -196,9 +196,9 @@ def figures(run: RunDir, job: str, evaluated: dict, rebuilt: dict) -> list[str]:
         )
     notes = evaluated.get("notes")
     lines += [f"* {quoted(note)}" for note in notes] if isinstance(notes, list) else []
-    features = quoted(report.child(evaluated, "settings").get("features"))
+    features = quoted(markup.child(evaluated, "settings").get("features"))
     return [
-        table(["against held-out slices", *(title for title, _ in report.COLUMNS.values())], rows),
+        table(["against held-out slices", *(title for title, _ in figures.COLUMNS.values())], rows),
         f"Features: {features}. Figures of other features, or of other numbers of slices, are in other units.",
         "\n".join(lines),
     ]  # fmt: skip

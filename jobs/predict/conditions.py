@@ -58,6 +58,12 @@ def about_columns(pack: Pack, columns: Sequence[Column]) -> list[dict]:
     ]
 
 
+def known_of(pack: Pack, columns: Sequence[Column]) -> dict:
+    """For a weights file: the classes, how slices were made, and the columns where there are any."""
+    found = {"classes": pack.classes, "geometry": pack.geometry}
+    return found | ({"conditions": [column.about() for column in columns]} if columns else {})
+
+
 def read_about(found: object) -> list[Column]:
     """The columns in a weights file, which may be a stranger's. ValueError for what is none."""
     columns = []

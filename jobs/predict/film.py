@@ -14,8 +14,9 @@ from jobs.config.specs import ConfigError
 from jobs.predict.named import UsageError, run_of
 from jobs.run.rundir import RunDir
 from jobs.view.grids import image_grid
+from jobs.view.markup import MAX_PICTURE
 from jobs.view.pictures import gif_of
-from jobs.view.report import MAX_PICTURE, pick
+from jobs.view.report import pick
 
 MOST, SIDE = 200, 1024  # frames of a film and pixels of its longer side at most: it is put together in memory
 HOLD = 2  # seconds that the last frame stays

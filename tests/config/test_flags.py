@@ -661,7 +661,8 @@ GAN: dict[str, list[Row]] = {
         o.config()["condition"] == "class,age", o.config()["conditional"], not o.names("G", "mapping.embedding"),
         o.shape("G", "mapping.conditions.parts.0.weight") == (3, 8),
         o.shape("D", "conditions.parts.1.unknown") == (8,), not b.names("D", "reader.out.weight"),
-        [c["name"] for c in o.about()["conditions"]] == ["class", "age"], not b.names("G", "unknown"), "conditions" not in b.about(),
+        [c["name"] for c in o.about()["conditions"]] == ["class", "age"], not b.names("G", "unknown"),
+        "conditions" not in b.about(),
     ), base="--table {room}/ages.csv", until=0)],
     "z_dim": [Row("--z-dim 6", see=lambda o, b: (
         o.shape("G", "mapping.layers.0.weight") == (8, 6), b.shape("G", "mapping.layers.0.weight") == (8, 8),
