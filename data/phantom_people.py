@@ -71,8 +71,8 @@ def phantom_person(seed, index):
     rng = _stream(seed, index, _PERSON)
     part, plane, burden = rng.uniform(0, 1, 3)
     age = AGES[0] + (AGES[1] - AGES[0]) * part
-    # The middle person has 5 of 20 at 55 and 11 at 90.
-    lesions = round(MOST_LESIONS * burden ** (1.9 - part))
+    # The middle person has 4 of 20 at 55 and 11 at 90.
+    lesions = round(MOST_LESIONS * burden ** (2.2 - 1.4 * part))
     sex = "FM"[(index % 2) ^ (not woman_first)]
     return {"age": f"{age:.1f}", "sex": sex, "slice": f"{plane:.3f}", "lesions": str(lesions)}
 

@@ -125,19 +125,19 @@ def test_sex_is_the_size_of_the_head_and_not_the_share_of_the_ventricles():
 
 
 def test_planes_go_from_the_basal_ganglia_to_near_the_vertex_without_a_jump():
-    planes = np.linspace(0, 1, 41)
+    planes = np.linspace(0, 1, 31)
     images = np.stack([person_slice(SEED, 5, 64, 0, {"slice": plane, "lesions": 0}) for plane in planes]).astype(float)
     step = np.abs(np.diff(images, axis=0)).mean(axis=(1, 2))
     assert step.max() < 2.5 * np.median(step)
     area = (images > 20).mean(axis=(1, 2))
-    assert (np.diff(area) < 0.004).all() and area[-1] < 0.55 * area[0]
+    assert (np.diff(area) < 0.005).all() and area[-1] < 0.55 * area[0]
     truths = [person_truth(SEED, 5, 0, {"slice": plane}, grid=64)["ventricles"] for plane in (0.0, 0.5, 0.7, 1.0)]
     assert min(truths[:2]) > 0.015 and max(truths[2:]) == 0
     # The fissure has grown through the whole length: along the midline the vertex is grey or darker.
     brain = drawn(5, slice=1.0)
     x, y = (brain.center * [32, -32] + 32).astype(int)
     middle = images[:, y - 8 : y + 9, x - 2 : x + 3].min(axis=2).mean(axis=1) / np.percentile(images[images > 12], 90)
-    assert middle[-1] < 0.62 and middle[29] > 0.75, middle
+    assert middle[-1] < 0.55 and middle[19:24].max() > 0.64, middle
 
 
 def test_lesions_are_dark_spots_and_the_first_stay_where_they_are():
