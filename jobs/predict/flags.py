@@ -60,7 +60,7 @@ def model_flags(pictures: bool = True, runs: bool = True) -> argparse.ArgumentPa
     p.add_argument("--out", metavar="DIR",
                    help="where to write (default RUN/predictions/COMMAND, or ./predictions/COMMAND with --weights)")
     if not runs:
-        p.set_defaults(device="cpu", precision="fp32", batch=1, square=True)
+        p.set_defaults(device="cpu", precision="fp32", batch=1, square=True, scale=1)
         return p
     p.add_argument("--seed", type=int, default=0,
                    help="picture i is a function of the seed and i (default %(default)s)")

@@ -455,7 +455,7 @@ def test_wrong_flags_exit_with_2(argv, capsys):
 
 def test_missing_places(run, tmp_path, capsys):
     assert "there is no run" in one_line(capsys, call("generate", "--run", tmp_path / "none"), 78)
-    assert "no such weights" in one_line(capsys, call("generate", "--weights", tmp_path / "none"), 78)
+    assert "there is no such file" in one_line(capsys, call("generate", "--weights", tmp_path / "none"), 2)
     assert "first checkpoint" in one_line(capsys, call("mix", "--run", tmp_path), 78)
     (tmp_path / "file").touch()
     assert "file" in one_line(capsys, call("generate", "--run", run, "--out", tmp_path / "file/out"), 78)

@@ -31,15 +31,17 @@ from models import encoder, projection
 
 MODEL = {"run": "RUN", "weights": None, "at": "last", "out": None, "seed": 0, "device": "auto"}
 MODEL |= {"precision": "fp32", "batch": 32}
-OF_CLASS, DIFFUSION = {"label": "all"}, {"sampler": None, "calls": None, "guidance": None}
+OF_CLASS, DIFFUSION = {"label": "all", "row": []}, {"sampler": None, "calls": None, "guidance": None}
 GAN = {"truncation": 1.0, "truncation_cutoff": None, "noise": None}
 DATA, FEATURES = {"data": None}, {"feature_weights": None}
 SIZES = {"square": False, "scale": 1}
 DEFAULTS = {
-    "generate": MODEL | OF_CLASS | GAN | DIFFUSION | SIZES | {"number": 64, "npz": False, "overwrite": False},
+    "generate": MODEL | OF_CLASS | GAN | DIFFUSION | SIZES | {"number": None, "npz": False, "overwrite": False}
+    | {"like": None, "vary": []},
     "denoise": MODEL | OF_CLASS | DIFFUSION | SIZES | {"number": 4, "fps": 5},
     "mix": MODEL | OF_CLASS | GAN | SIZES | {"rows": 4, "cols": 6, "styles": "coarse"},
-    "interpolate": MODEL | OF_CLASS | GAN | DIFFUSION | SIZES | {"number": 6, "steps": 24, "space": None, "fps": 20},
+    "interpolate": MODEL | OF_CLASS | GAN | DIFFUSION | SIZES | {"number": 6, "steps": 24, "space": None, "fps": 20}
+    | {"vary": None},
     "reconstruct": MODEL | DATA | SIZES | {"split": "auto", "number": None},
     "evaluate": MODEL | OF_CLASS | GAN | DIFFUSION | DATA | FEATURES | SIZES | {"number": 5000},
     "tsne": MODEL | OF_CLASS | GAN | DIFFUSION | DATA | FEATURES | {"square": True, "scale": 1, "number": 500},
@@ -51,7 +53,7 @@ DEFAULTS = {
     | SIZES
     | {"start": None, "end": None, "rows": 4, "steps": 7, "strength": 1.5},
     "export": {"run": "RUN", "weights": None, "at": "last", "out": None, "format": "torch"}
-    | {"device": "cpu", "precision": "fp32", "batch": 1, "square": True},
+    | {"device": "cpu", "precision": "fp32", "batch": 1, "square": True, "scale": 1},
     "film": {"run": "RUN", "out": None, "fps": 5},
     "card": {"run": "RUN", "out": None},
     "plot": {"run": ["RUN"], "out": None, "from_kimg": 0.0, "to_kimg": math.inf},
