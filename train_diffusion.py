@@ -27,7 +27,7 @@ if __name__ == "__main__":
     need("torch", "numpy", "PIL", "tyro", "safetensors", "tensorboard", "matplotlib")
     parsing.answer_at_once(DiffusionConfig)
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
@@ -43,7 +43,7 @@ from data.pack import ensure_held_out, ensure_pack, preview
 from data.packfile import Pack
 from jobs.config import rules, specs
 from jobs.config.specs import ConfigError
-from jobs.predict.conditions import about_columns, attributes_of, columns_of, known_of, labels_of
+from jobs.predict.conditions import about_columns, attributes_of, columns_of, known_of
 from jobs.predict.diffusion_look import Sampler, predictor
 from jobs.predict.features import Network
 from jobs.predict.latent_space import Data, about_vae, adopt_vae, encode_packs, load_vae
@@ -68,7 +68,7 @@ from jobs.training.upkeep import (
     optimizer_step,
 )
 from models import schedules, targets
-from models.conditions import Attribute, drop_values
+from models.conditions import Told, blank_label, drop_values
 from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
 from models.names import too_few_calls
@@ -96,9 +96,7 @@ class TrainState(State):
         return {"lr": self.opt.param_groups[0]["lr"]}
 
 
-def build_unet(
-    c: DiffusionConfig, shape: tuple[int, int, int], num_classes: int, attributes: Sequence[Attribute] = ()
-) -> UNet:
+def build_unet(c: DiffusionConfig, shape: tuple[int, int, int], num_classes: Told) -> UNet:
     """`shape` (C, h, w) of what it denoises."""
     try:
         return UNet(
@@ -110,20 +108,16 @@ def build_unet(
             attention_sides=specs.numbers(c.attention, "attention"),
             head_dim=c.head_dim,
             num_classes=num_classes,
-            attributes=attributes,
         )
     except ValueError as error:
         raise ConfigError(f"--widths {c.widths}: {error}") from None
 
 
-def build_state(
-    c: DiffusionConfig, data: Data, num_classes: int, device: torch.device, attributes: Sequence[Attribute] = ()
-) -> TrainState:
+def build_state(c: DiffusionConfig, data: Data, num_classes: Told, device: torch.device) -> TrainState:
     """Network and optimizer, initialised from the seed alone."""
     torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
-    knows = (num_classes, attributes)
-    unet = build_unet(c, data.shape, *knows).to(device).to(memory_format=memory_layout(device))
-    unet_ema = build_unet(c, data.shape, *knows).to(device).to(memory_format=memory_layout(device))
+    unet = build_unet(c, data.shape, num_classes).to(device).to(memory_format=memory_layout(device))
+    unet_ema = build_unet(c, data.shape, num_classes).to(device).to(memory_format=memory_layout(device))
     unet_ema.eval().requires_grad_(False).load_state_dict(unet.state_dict())
     fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
@@ -189,18 +183,16 @@ def train_step(
 def step_flops(
     c: DiffusionConfig,
     rt: ranks.Runtime,
-    num_classes: int,
+    num_classes: Told,
     shape: tuple,
     schedule: schedules.Schedule,
     dtype: torch.dtype,
-    attributes: Sequence[Attribute] = (),
 ) -> dict:
     """{None: FLOPs of one image in a step}, counted on a blank one and a copy of the network."""
     c, rt = replace(c, batch=1, accumulate=1), replace(rt, rank=0, world=1)
-    label, blank = torch.zeros(1, dtype=torch.int64, device=rt.device), torch.zeros(1, *shape, device=rt.device)
-    label = torch.zeros(1, len(attributes), device=rt.device) if attributes else label
+    label, blank = blank_label(num_classes, rt.device), torch.zeros(1, *shape, device=rt.device)
     data: Any = SimpleNamespace(shape=shape, scale=None, rows=lambda *_: (blank, label))
-    s = build_state(c, data, num_classes, rt.device, attributes)
+    s = build_state(c, data, num_classes, rt.device)
     return {None: count_flops(lambda: train_step(c, rt, s, data, schedule, s.unet, dtype, 0))}
 
 
@@ -223,9 +215,9 @@ def train(
     dtype = devices.precision_dtype(c.precision, rt.device)
     schedule, pack = schedules.make_schedule(c.schedule), packs[0]
     vae = load_vae(c, copied_vae(run.path)) if latents else None
-    attributes, labels = attributes_of(columns), labels_of(pack, columns)
-    data = Data(c, pack, latents[0] if latents else None, vae, rt.device, devices.step_bytes(c, rt), labels)
-    s = build_state(c, data, len(pack.classes) if c.conditional else 0, rt.device, attributes)
+    told = attributes_of(columns) or (len(pack.classes) if c.conditional else 0)
+    data = Data(c, pack, latents[0] if latents else None, vae, rt.device, devices.step_bytes(c, rt), columns)
+    s = build_state(c, data, told, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
     # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.
     found = upkeep.resume()
@@ -235,7 +227,7 @@ def train(
         if line:
             attempt.say(line)
     held_out = (packs[1] if len(packs) > 1 else None, latents[1] if len(latents) > 1 else None)
-    sampler = Sampler(c, pack, data, *held_out, schedule, rt, dtype, columns)
+    sampler = Sampler(c, pack, data, *held_out, schedule, rt, dtype)
     draw = partial(sampler.draws, s.unet_ema, s.scale)
     yardstick = open_yardstick(c, rt, features, packs, draw, attempt.say, calls=c.steps, columns=columns)
     record = Record(
@@ -245,7 +237,7 @@ def train(
         attempt,
         found,
         dtype,
-        flops=lambda: step_flops(c, rt, s.unet.num_classes, data.shape, schedule, dtype, attributes),
+        flops=lambda: step_flops(c, rt, told, data.shape, schedule, dtype),
         waits=lambda: {"data_wait": data.waited, **upkeep.waits()},
     )
     # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.

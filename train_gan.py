@@ -26,7 +26,7 @@ if __name__ == "__main__":
     need("torch", "numpy", "PIL", "tyro", "safetensors", "tensorboard", "matplotlib")
     parsing.answer_at_once(GanConfig)
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
@@ -66,7 +66,7 @@ from jobs.training.upkeep import (
 )
 from models import augment as ada
 from models.augment import augmented
-from models.conditions import DROPPED, READ_WEIGHT, drop_values
+from models.conditions import DROPPED, READ_WEIGHT, Told, blank_label, drop_values
 from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
@@ -100,11 +100,11 @@ class TrainState(State):
         return {"ada_p": self.ada.p, "r_t": self.ada.r_t, "r_v": self.ada.r_v, "pl_mean": float(self.pl_mean)}
 
 
-def build_state(c: GanConfig, num_classes: int, device: torch.device, attributes: Sequence = ()) -> TrainState:
+def build_state(c: GanConfig, num_classes: Told, device: torch.device) -> TrainState:
     """Networks and optimizers, initialised from the seed alone."""
     torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
     shape: dict[str, Any] = {k: getattr(c, k) for k in "resolution channels channel_base channel_max".split()}
-    shape |= dict(num_classes=num_classes, attributes=attributes, mapping_layers=c.mapping_layers)
+    shape |= dict(num_classes=num_classes, mapping_layers=c.mapping_layers)
     G = Generator(**shape, z_dim=c.z_dim, w_dim=c.w_dim).to(device)
     D = Discriminator(**shape, mbstd_group=c.mbstd_group).to(device)
     G_ema = Generator(**shape, z_dim=c.z_dim, w_dim=c.w_dim).to(device).eval().requires_grad_(False)
@@ -365,14 +365,11 @@ def train_step(s: TrainState, step: Step, nimg: int) -> None:
     update_ema(s.G_ema, s.G, ema_beta(s.averaged(nimg + c.batch), c.batch, c.ema_kimg, c.ema_rampup))
 
 
-def step_flops(
-    c: GanConfig, rt: ranks.Runtime, num_classes: int, dtype: torch.dtype, attributes: Sequence = ()
-) -> dict:
+def step_flops(c: GanConfig, rt: ranks.Runtime, num_classes: Told, dtype: torch.dtype) -> dict:
     """{penalties_due: FLOPs of one image in such a step}, counted on blank images and a copy of the networks."""
     c, rt = replace(c, batch=2, mbstd_group=2, accumulate=1), replace(rt, rank=0, world=1)
-    s = build_state(c, num_classes, rt.device, attributes)
-    dtype_of_labels = torch.float32 if attributes else torch.int64
-    label_pool = torch.zeros([1, *[len(attributes)] * bool(attributes)], dtype=dtype_of_labels, device=rt.device)
+    s = build_state(c, num_classes, rt.device)
+    label_pool = blank_label(num_classes, rt.device)
     blank = torch.zeros(c.batch, c.channels, c.resolution, c.resolution, device=rt.device)
     batches: Any = SimpleNamespace(rows=lambda _, a, b: (blank[a:b], label_pool.repeat_interleave(b - a, 0)))
     step = Step(c, rt, batches, label_pool, dtype, 0, s.G.synthesis, s.D)
@@ -403,8 +400,8 @@ def train(
     networks are told of each slice, where that is more than its class.
     """
     dtype, pack = devices.precision_dtype(c.precision, rt.device), packs[0]
-    attributes, labels = attributes_of(columns), labels_of(pack, columns)
-    s = build_state(c, len(pack.classes) if c.conditional else 0, rt.device, attributes)
+    labels, told = labels_of(pack, columns), attributes_of(columns) or (len(pack.classes) if c.conditional else 0)
+    s = build_state(c, told, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
     # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.
     found = upkeep.resume()
@@ -416,7 +413,7 @@ def train(
     label_pool = torch.from_numpy(labels).to(rt.device)
     sampler = Sampler(c, pack, batches, rt, dtype, columns)
     yardstick = open_yardstick(c, rt, network, packs, partial(sampler.draws, s.G_ema), attempt.say, columns=columns)
-    flops = partial(step_flops, c, rt, s.G.num_classes, dtype, attributes)
+    flops = partial(step_flops, c, rt, told, dtype)
     record = Record(c, rt, run, attempt, found, dtype, flops, lambda: {"data_wait": batches.waited, **upkeep.waits()})
     # Real slices beside the generated ones, in TensorBoard and as a file: what a grid should come to look like.
     if found < 0 and rt.rank == 0:

@@ -28,6 +28,14 @@ class Attribute(NamedTuple):
     std: float = 1.0
 
 
+Told = int | Sequence[Attribute]  # how many classes a network is told of, or the attributes that it is told instead
+
+
+def classes_and_attributes(told: Told) -> tuple[int, tuple[Attribute, ...]]:
+    """(number of classes, attributes): one of the two at most."""
+    return (told, ()) if isinstance(told, int) else (0, tuple(told))
+
+
 def fourier(u: Tensor) -> Tensor:
     """(B,) standardised numbers -> (B, 2 P + 1): the number itself, sine and cosine of each of the P periods (Tancik
     2020)."""
@@ -109,6 +117,16 @@ class Reader(nn.Module):
             else:
                 parts.append((read[:, 0] - (value - a.mean) / max(a.std, 1e-6)).square())
         return (torch.stack(parts, 1) * known).sum(1) / known.sum(1).clamp_min(1)
+
+
+def blank_label(told: Told, device: torch.device | str) -> Tensor:
+    """What a network may be told of one slice: class 0, (1,) int64, or zeros (1, A)."""
+    _, attributes = classes_and_attributes(told)
+    return (
+        torch.zeros(1, len(attributes), device=device)
+        if attributes
+        else torch.zeros(1, dtype=torch.int64, device=device)
+    )
 
 
 def unknown(like: Tensor, attributes: int) -> Tensor:

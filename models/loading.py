@@ -6,7 +6,6 @@ fit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models import names, schedules
-from models.conditions import Attribute
+from models.conditions import Told, classes_and_attributes
 from models.stylegan2 import Generator, average_of_each_class, channels_at, resolutions
 from models.unet import UNet
 from models.vae import VAE, LatentScale
@@ -26,18 +25,16 @@ AGAIN = "copy the file again from the run"
 
 
 # --- StyleGAN2 --------------------------------------------------------------------------------------------------------
-def load_generator(
-    tensors: dict[str, Tensor], config: dict, num_classes: int, attributes: Sequence[Attribute] = ()
-) -> Generator:
+def load_generator(tensors: dict[str, Tensor], config: dict, num_classes: Told) -> Generator:
     """The averaged generator of a stylegan2 run."""
     sizes = {name: bounded(config, name, 1 << 20) for name in GAN_FIELDS}
     if sizes["channels"] not in (1, 3) or sizes["mapping_layers"] > 64:
         raise ValueError(f"its config is that of no network of this toolkit; {AGAIN}")
     state = part(tensors, "G_ema")
     try:
-        if smallest_size(sizes, num_classes, attributes) > sum(v.numel() for v in state.values()):
+        if smallest_size(sizes, num_classes) > sum(v.numel() for v in state.values()):
             raise ValueError(f"too small for the network of its config; {AGAIN}")
-        G = Generator(**sizes, num_classes=num_classes, attributes=attributes)
+        G = Generator(**sizes, num_classes=num_classes)
     except ValueError as error:
         raise ValueError(of_no_network(error)) from None
     average_of_each_class(G, state)
@@ -46,9 +43,10 @@ def load_generator(
     return G.eval().requires_grad_(False)
 
 
-def smallest_size(c: dict, num_classes: int, attributes: Sequence[Attribute] = ()) -> int:
+def smallest_size(c: dict, num_classes: Told) -> int:
     """How many numbers the large tensors of a generator hold, from its arguments alone."""
     widths = [channels_at(r, c["channel_base"], c["channel_max"]) for r in resolutions(c["resolution"])]
+    num_classes, attributes = classes_and_attributes(num_classes)
     told = num_classes * c["w_dim"]
     if attributes:
         told = sum((a.levels + 1 if a.levels else c["w_dim"]) * c["w_dim"] for a in attributes)
@@ -90,9 +88,7 @@ class Denoiser:
         return self
 
 
-def load_denoiser(
-    tensors: dict[str, Tensor], about: dict, num_classes: int, attributes: Sequence[Attribute] = ()
-) -> Denoiser:
+def load_denoiser(tensors: dict[str, Tensor], about: dict, num_classes: Told) -> Denoiser:
     """The averaged network of a diffusion run, and the decoder of the VAE that it was trained with."""
     c, shape, of_vae = about["config"], about.get("shape"), about.get("vae")
     if not isinstance(shape, list) or len(shape) != 3 or any(type(n) is not int or not 1 <= n <= 4096 for n in shape):
@@ -116,7 +112,6 @@ def load_denoiser(
                 head_dim=head_dim,
                 dropout=0.0,
                 num_classes=num_classes,
-                attributes=attributes,
             )
             vae = None if of_vae is None else VAE(**{name: bounded(of_vae, name, 4096) for name in VAE_FIELDS})
             scale = LatentScale(torch.empty(shape[0]), torch.empty(shape[0]))

@@ -15,7 +15,7 @@ Karras 2020b: Training GANs with Limited Data, arXiv 2006.06676 (mixed precision
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.conditions import Attribute, ConditionEmbedding, Reader
+from models.conditions import ConditionEmbedding, Reader, Told, classes_and_attributes
 from models.convolution import conv2d, conv_transpose2d
 from models.draws import normals
 from models.filters import blur, downsample, upsample
@@ -87,10 +87,9 @@ class MappingNetwork(nn.Module):
     attributes their values (B, A), as of models.conditions, stand in place of the labels.
     """
 
-    def __init__(
-        self, z_dim: int, w_dim: int, *, num_classes: int = 0, layers: int = 8, attributes: Sequence[Attribute] = ()
-    ):
+    def __init__(self, z_dim: int, w_dim: int, *, num_classes: Told = 0, layers: int = 8):
         super().__init__()
+        num_classes, attributes = classes_and_attributes(num_classes)
         self.z_dim, self.num_classes, self.attributes = z_dim, num_classes, len(attributes)
         if attributes:
             self.conditions = ConditionEmbedding(attributes, w_dim, EqualLinear)
@@ -208,21 +207,19 @@ class Generator(nn.Module):
         channels: int = 1,
         z_dim: int = 512,
         w_dim: int = 512,
-        num_classes: int = 0,
+        num_classes: Told = 0,
         mapping_layers: int = 8,
         channel_base: int = 16384,
         channel_max: int = 512,
-        attributes: Sequence[Attribute] = (),
     ):
         super().__init__()
-        num_classes = 0 if attributes else num_classes
+        told, (num_classes, _) = num_classes, classes_and_attributes(num_classes)
         sizes = resolutions(resolution)
         widths = [channels_at(r, channel_base, channel_max) for r in sizes]
         self.resolution, self.channels, self.num_classes = resolution, channels, num_classes
         self.z_dim, self.w_dim = z_dim, w_dim
         self.num_ws = 2 * len(sizes)  # one per convolution and one for the last toRGB
-        knows: dict[str, Any] = dict(num_classes=num_classes, attributes=attributes)
-        self.mapping = MappingNetwork(z_dim, w_dim, **knows, layers=mapping_layers)
+        self.mapping = MappingNetwork(z_dim, w_dim, num_classes=told, layers=mapping_layers)
         self.register_buffer("w_avg", torch.zeros(num_classes, w_dim) if num_classes else torch.zeros(w_dim))
         self.register_load_state_dict_pre_hook(average_of_each_class)
         self.const = nn.Parameter(torch.randn(1, widths[0], 4, 4))
@@ -412,16 +409,15 @@ class Discriminator(nn.Module):
         *,
         resolution: int,
         channels: int = 1,
-        num_classes: int = 0,
+        num_classes: Told = 0,
         channel_base: int = 16384,
         channel_max: int = 512,
         mbstd_group: int = 4,
         mbstd_channels: int = 1,
         mapping_layers: int = 8,
-        attributes: Sequence[Attribute] = (),
     ):
         super().__init__()
-        num_classes = 0 if attributes else num_classes
+        num_classes, attributes = classes_and_attributes(num_classes)
         sizes = resolutions(resolution)[::-1]
         widths = [channels_at(r, channel_base, channel_max) for r in sizes]
         last = widths[-1]

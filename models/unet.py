@@ -8,14 +8,14 @@ Pure functions of (x, t, labels): the type of the arithmetic is the caller's aut
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.conditions import Attribute, ConditionEmbedding, unknown
+from models.conditions import ConditionEmbedding, Told, classes_and_attributes, unknown
 from models.norm import GroupNorm
 
 GROUPS = (
@@ -119,13 +119,12 @@ class UNet(nn.Module):
         attention_sides: tuple[int, ...] = (16, 8),
         head_dim: int = 64,
         dropout: float = 0.1,
-        num_classes: int = 0,
-        attributes: Sequence[Attribute] = (),
+        num_classes: Told = 0,
     ):
         super().__init__()
         if size % 2 ** (len(widths) - 1):
             raise ValueError(f"a side of {size} cannot be halved {len(widths) - 1} times; use fewer widths")
-        num_classes = 0 if attributes else num_classes
+        num_classes, attributes = classes_and_attributes(num_classes)
         self.num_classes, self.attributes, self.base = num_classes, len(attributes), widths[0]
         emb_dim = 4 * widths[0]
         self.embed_time = nn.Sequential(nn.Linear(widths[0], emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from data.batches import to_float
 from jobs.predict.trained import Trained
 from models import loading
-from models.conditions import Attribute
+from models.conditions import Told
 from models.vae import VAE
 
 
@@ -24,9 +23,7 @@ class VaeModel(Trained):
     vae: VAE
 
     @staticmethod
-    def networks(
-        tensors: dict, about: dict, num_classes: int, attributes: Sequence[Attribute], device: torch.device
-    ) -> dict:
+    def networks(tensors: dict, about: dict, num_classes: Told, device: torch.device) -> dict:
         """The networks of a weights file, as fields of this class. ValueError on what does not fit."""
         return {"vae": loading.load_vae(tensors, about["config"]).to(device)}
 

@@ -14,7 +14,7 @@ from jobs.predict.named import UsageError
 from jobs.predict.trained import Flag, Trained
 from jobs.training import randomness
 from models import loading, samplers
-from models.conditions import Attribute
+from models.conditions import Told
 from models.loading import Denoiser
 from models.names import OF_LISTED_TIMES, SAMPLERS, too_few_calls
 from models.styles import slerp
@@ -45,11 +45,9 @@ class DiffusionModel(Trained):
     net: Denoiser
 
     @staticmethod
-    def networks(
-        tensors: dict, about: dict, num_classes: int, attributes: Sequence[Attribute], device: torch.device
-    ) -> dict:
+    def networks(tensors: dict, about: dict, num_classes: Told, device: torch.device) -> dict:
         """The networks of a weights file, as fields of this class. ValueError on what does not fit."""
-        return {"net": loading.load_denoiser(tensors, about, num_classes, attributes).to(device)}
+        return {"net": loading.load_denoiser(tensors, about, num_classes).to(device)}
 
     def way(self, sampler: str | None = None, steps: int | None = None, guidance: Guidance | None = None) -> Way:
         """As asked, or the defaults: 20 calls of midpoint; DDIM at the steps that a Fast-DDPM network knows."""

@@ -8,7 +8,6 @@ from functools import partial
 import torch
 
 from data.batches import to_float, to_uint8
-from data.columns import Column
 from data.latents import Latents
 from data.packfile import Pack
 from jobs.config.specs import DiffusionConfig
@@ -53,10 +52,9 @@ class Sampler:
         schedule: schedules.Schedule,
         rt: ranks.Runtime,
         dtype: torch.dtype,
-        columns: Sequence[Column] = (),
     ):
         self.c, self.data, self.schedule, self.rt, self.dtype = c, data, schedule, rt, dtype
-        self.classes, self.columns = pack.classes, columns
+        self.classes, self.columns = pack.classes, data.columns
         self.width = 8 if c.resolution <= 128 else 6
         self.number = self.width * (6 if c.resolution <= 128 else 4)
         gen = randomness.generator(c.seed, 0, "grid")
@@ -64,8 +62,8 @@ class Sampler:
         count = min(64, len(pack.labels))
         pick = torch.linspace(0, len(pack.labels) - 1, count).round().long().tolist()
         self.real = to_float(torch.stack([torch.from_numpy(pack.images[i].copy()) for i in pick])).to(rt.device)
-        self.real_labels = torch.from_numpy(labels_of(pack, columns)[pick]).to(rt.device)
-        self.labels, self.captions = grid_labels(c, pack, columns, self.real_labels, self.number, self.width)
+        self.real_labels = torch.from_numpy(labels_of(pack, data.columns)[pick]).to(rt.device)
+        self.labels, self.captions = grid_labels(c, pack, data.columns, self.real_labels, self.number, self.width)
         self.prefix = "train_loss" if held_out is None else "val_loss"
         looked_at = (pack, data.latents) if held_out is None else (held_out, held_out_latents)
         self.looked_at = self._fixed(*looked_at, rt.device)

@@ -25,7 +25,7 @@ from jobs.predict.features import (
     open_features,
     rows_of,
 )
-from jobs.predict.obedience import STRIPS, Draw, Told, group_figures, obedience
+from jobs.predict.obedience import STRIPS, Told, group_figures, obedience
 from jobs.predict.output import Output
 from jobs.predict.trained import Trained
 from jobs.training import collectives, devices, randomness, ranks
@@ -70,8 +70,7 @@ def evaluate(
     if model.columns and label == "all":
         label = training_rows(real.train, model.columns, number, seed)
     values = model.labels(label, list(range(number)))
-    labels = None if values is None else classes_of(values, model.columns)
-    labels = labels if model.classes else None
+    labels = classes_of(values, model.columns) if values is not None and model.classes else None
     out.make()
     network, features_name = open_features(given, real.train, out.folder, rt)
     images_of = generated(model.squared(), seed, label, how)
@@ -84,16 +83,6 @@ def evaluate(
     collectives.shutdown(rt)
     if rt.rank:
         return
-    told: dict = {}
-    if model.columns and values is not None:
-
-        def features_along(indices: Sequence[int], rows: Sequence[dict]) -> torch.Tensor:  # of the same latents
-            parts = [
-                model.sample(indices=[i], seed=seed, label=row, **how) for i, row in zip(indices, rows, strict=True)
-            ]
-            return network(torch.from_numpy(np.concatenate(parts)))
-
-        told = told_figures(model, real, values, (fake[0], train[0], heldout[0]), seed, features_along)
     count = min(number, len(real.train))
     spread = torch.linspace(0, len(real.train) - 1, count).round().long()  # over all training subjects
 
@@ -110,44 +99,44 @@ def evaluate(
         sets = ((fake[0], labels), (train[0], real.labels(real.train)), (heldout[0], real.labels(real.heldout)))
         known = [(x[(y >= 0).to(x.device)], y[y >= 0].to(x.device)) for x, y in sets]
         figures["class_fidelity"] = quality.class_fidelity(known[0], known[1], known[2], len(model.classes))
-    figures |= told
+    sides = fake[0], train[0], heldout[0]
+    figures |= told_figures(model.squared(), network, real, values, sides, seed, how)
     clock.append(time.monotonic())
-    notes = notes_on(model, real, count, number, int(fake[0].shape[1]))
-    notes += [
-        f"{f['heldout_copies']} held-out slices are nearly the same as training slices (by {space}): the same pictures "
-        "are on both sides of the split; they were left out of the comparison of copies"
-        for space, f in figures["copying"].items()
-        if f["heldout_copies"]
-    ]
+    notes = notes_on(model, real, count, number, int(fake[0].shape[1])) + notes_on_copies(figures["copying"])
     phases = ("start", "generated", "real slices", "figures")
     seconds = {name: round(b - a, 2) for name, (a, b) in zip(phases, pairwise(clock), strict=True)}
     settings = model.settings(seed=seed, label=label, **how) | {"number": number, "features": features_name}
     about = real.about()
-    out.json(
-        "metrics.json",
-        model,
-        settings,
-        data=about,
-        compared=count,
-        **figures,
-        notes=notes,
-        ranks=rt.world,
-        seconds=seconds,
-    )
+    more = {"data": about, "compared": count, **figures, "notes": notes, "ranks": rt.world, "seconds": seconds}
+    out.json("metrics.json", model, settings, **more)
     print_figures(figures, features_name, about, notes)
     out.tell(model, f"{number} slices evaluated", "metrics.json", "copies-pixels.png", "copies-features.png")
 
 
 def told_figures(
-    model: Trained, real: RealSlices, values: torch.Tensor, features: Sequence[torch.Tensor], seed: int, draw: Draw
+    model: Any,
+    network: torch.nn.Module,
+    real: RealSlices,
+    values: torch.Tensor | None,
+    features: Sequence[torch.Tensor],
+    seed: int,
+    how: dict,
 ) -> dict:
-    """Whether the columns that the model is told show in its pictures, and how good they are in each group."""
+    """Whether the columns that the model is told show in its pictures, and how good they are in each group; {} of a
+    model without any. features: of generated slices, told `values`, of training and of held-out ones."""
+    if not model.columns or values is None:
+        return {}
+
+    def along(indices: Sequence[int], rows: Sequence[dict]) -> torch.Tensor:
+        parts = [model.sample(indices=[i], seed=seed, label=row, **how) for i, row in zip(indices, rows, strict=True)]
+        return network(torch.from_numpy(np.concatenate(parts)))
+
     of_real = [torch.from_numpy(values_of(pack, model.columns)) for pack in (real.train, real.heldout)]
     fake, train, held = (Told(x, v) for x, v in zip(features, (values, *of_real), strict=True))
     rows = training_rows(real.train, model.columns, STRIPS, seed)
     draw_kid = partial(randomness.generator, seed, 0, "predict kid")
     return {
-        "obedience": obedience(model.columns, fake, train, held, rows, draw),
+        "obedience": obedience(model.columns, fake, train, held, rows, along),
         "groups": group_figures(model.columns, fake, train, held, draw_kid),
     }
 
@@ -200,6 +189,16 @@ def diversity_of_pairs(
                 about = {"mean": float(values.mean()), "sd": float(values.std()), "pairs": len(pairs)}
                 found.setdefault(name, {})[source] = about
     return found
+
+
+def notes_on_copies(copying: dict) -> list[str]:
+    """Held-out slices that are training slices."""
+    return [
+        f"{f['heldout_copies']} held-out slices are nearly the same as training slices (by {space}): the same pictures "
+        "are on both sides of the split; they were left out of the comparison of copies"
+        for space, f in copying.items()
+        if f["heldout_copies"]
+    ]
 
 
 def notes_on(model: Trained, real: RealSlices, compared: int, number: int, dim: int) -> list[str]:

@@ -15,7 +15,7 @@ from jobs.predict.conditions import Asked, settings_of
 from jobs.predict.trained import Flag, Trained
 from jobs.training import randomness
 from models import loading, projection
-from models.conditions import Attribute
+from models.conditions import Told
 from models.stylegan2 import Generator
 from models.styles import slerp
 
@@ -37,11 +37,9 @@ class GanModel(Trained):
     G: Generator
 
     @staticmethod
-    def networks(
-        tensors: dict, about: dict, num_classes: int, attributes: Sequence[Attribute], device: torch.device
-    ) -> dict:
+    def networks(tensors: dict, about: dict, num_classes: Told, device: torch.device) -> dict:
         """The networks of a weights file, as fields of this class. ValueError on what does not fit."""
-        return {"G": loading.load_generator(tensors, about["config"], num_classes, attributes).to(device)}
+        return {"G": loading.load_generator(tensors, about["config"], num_classes).to(device)}
 
     def settings(
         self,

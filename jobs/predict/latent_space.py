@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from data.batches import Batches
+from data.columns import Column
 from data.files import atomic_write, sha256_of
 from data.latents import LatentBatches, Latents, ensure_latents
 from data.packfile import Pack
 from jobs.config.specs import ConfigError, DiffusionConfig
+from jobs.predict.conditions import labels_of
 from jobs.run import stopping
 from jobs.run.rundir import RunDir
 from jobs.run.vae import copied_vae, find_vae, refuse_collapsed
@@ -89,9 +90,11 @@ class Data:
         vae: VAE | None,
         device: torch.device,
         room: float = 0.0,
-        labels: np.ndarray | None = None,
+        columns: Sequence[Column] = (),
     ):
-        """`room`: bytes of the device that the data leave for a step. `labels`: as of Batches."""
+        """`room`: bytes of the device that the data leave for a step. `columns`: what the network is told of each
+        slice, where that is more than its class."""
+        labels, self.columns = labels_of(pack, columns) if columns else None, columns
         self.latents, self.device, self.classes = latents, device, pack.classes
         self.batches: Any
         self.decoder = None if vae is None else vae.decoder.to(device)

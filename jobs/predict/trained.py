@@ -233,7 +233,8 @@ def read_model(
         about = about | {"config": config}
         kind: Any = kinds.JOBS[job].model()
         columns = read_about(about.get("conditions"))
-        networks = kind.networks(tensors, about, len(classes) if conditional else 0, attributes_of(columns), device)
+        told = attributes_of(columns) or (len(classes) if conditional else 0)
+        networks = kind.networks(tensors, about, told, device)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
     if geometry and geometry["resolution"] != config["resolution"]:

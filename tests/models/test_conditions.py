@@ -75,7 +75,7 @@ def test_values_are_dropped_for_the_whole_batch_whoever_asks_for_which_rows():
 
 def small_unet():
     torch.manual_seed(1)
-    net = UNet(8, 1, widths=(8, 16), num_res=1, attention_sides=(), head_dim=8, attributes=ATTRIBUTES).eval()
+    net = UNet(8, 1, widths=(8, 16), num_res=1, attention_sides=(), head_dim=8, num_classes=ATTRIBUTES).eval()
     for p in net.parameters():  # last layers start at zero, and would say the same of everything
         if not p.any() and p.dim() > 1:
             nn.init.normal_(p, std=0.1)
@@ -106,7 +106,7 @@ def test_guidance_by_column_is_the_sum_of_what_each_column_adds():
 
 def small_gan():
     torch.manual_seed(2)
-    shape = dict(resolution=16, channel_base=64, channel_max=8, mapping_layers=2, attributes=ATTRIBUTES)
+    shape = dict(resolution=16, channel_base=64, channel_max=8, mapping_layers=2, num_classes=ATTRIBUTES)
     return Generator(**shape, z_dim=8, w_dim=8), Discriminator(**shape, mbstd_group=2)
 
 

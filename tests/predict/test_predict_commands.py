@@ -36,11 +36,21 @@ GAN = {"truncation": 1.0, "truncation_cutoff": None, "noise": None}
 DATA, FEATURES = {"data": None}, {"feature_weights": None}
 SIZES = {"square": False, "scale": 1}
 DEFAULTS = {
-    "generate": MODEL | OF_CLASS | GAN | DIFFUSION | SIZES | {"number": None, "npz": False, "overwrite": False}
+    "generate": MODEL
+    | OF_CLASS
+    | GAN
+    | DIFFUSION
+    | SIZES
+    | {"number": None, "npz": False, "overwrite": False}
     | {"like": None, "vary": []},
     "denoise": MODEL | OF_CLASS | DIFFUSION | SIZES | {"number": 4, "fps": 5},
     "mix": MODEL | OF_CLASS | GAN | SIZES | {"rows": 4, "cols": 6, "styles": "coarse"},
-    "interpolate": MODEL | OF_CLASS | GAN | DIFFUSION | SIZES | {"number": 6, "steps": 24, "space": None, "fps": 20}
+    "interpolate": MODEL
+    | OF_CLASS
+    | GAN
+    | DIFFUSION
+    | SIZES
+    | {"number": 6, "steps": 24, "space": None, "fps": 20}
     | {"vary": None},
     "reconstruct": MODEL | DATA | SIZES | {"split": "auto", "number": None},
     "evaluate": MODEL | OF_CLASS | GAN | DIFFUSION | DATA | FEATURES | SIZES | {"number": 5000},

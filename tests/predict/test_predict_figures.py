@@ -329,7 +329,11 @@ def test_notes_name_what_spoils_the_figures():
     def notes(split="train", heldout=("a", "b"), compared=10, number=10, dim=1):
         real = types.SimpleNamespace(heldout=types.SimpleNamespace(subjects=list(heldout), __len__=None))
         real.heldout = type("Pack", (), {"subjects": list(heldout), "__len__": lambda self: 50})()
-        return " ".join(evaluate.notes_on(types.SimpleNamespace(config={"split": split}, columns=(), classes=[]), real, compared, number, dim))
+        return " ".join(
+            evaluate.notes_on(
+                types.SimpleNamespace(config={"split": split}, columns=(), classes=[]), real, compared, number, dim
+            )
+        )
 
     assert "--split all" in notes("all") and "--split all" not in notes()
     assert "subjects of 2 held-out slices are unknown" in notes(heldout=("", "a", "")) and "unknown" not in notes()
