@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.conditions import Attribute, ConditionEmbedding, drop_values, fourier
+from models.conditions import Attribute, ConditionEmbedding, Reader, drop_values, fourier
 from models.stylegan2 import Discriminator, EqualLinear, Generator
 from models.styles import styles_of
 from models.unet import UNet, guided
@@ -136,3 +136,25 @@ def test_the_discriminators_logit_is_the_projection_on_the_sum_of_the_embeddings
     embedded = D.conditions(torch.tensor([[1.0, 75.0], [0.0, NAN]]))
     assert torch.allclose(logits, (seen[0] * embedded).sum(1) / math.sqrt(8), atol=1e-6)
     assert isinstance(D.conditions.parts[1].first, EqualLinear)
+
+
+def test_what_is_read_is_compared_with_what_is_known_alone():
+    torch.manual_seed(3)
+    reader = Reader((Attribute(3), Attribute(0, 70.0, 10.0)), 5, nn.Linear)
+    shown = torch.randn(4, 5)
+    read = reader.out(shown).detach()
+    values = torch.tensor([[2.0, 80.0], [0.0, NAN], [NAN, 65.0], [NAN, NAN]])
+    level = [-math.log(float(row.softmax(0)[k])) / math.log(3) for row, k in zip(read[:2, :3], (2, 0), strict=True)]
+    number = [float(read[0, 3] - 1.0) ** 2, float(read[2, 3] + 0.5) ** 2]
+    expected = [(level[0] + number[0]) / 2, level[1], number[1], 0.0]
+    found = reader(shown, values)
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    found.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in reader.parameters())
+
+
+def test_the_discriminator_reads_only_where_it_is_asked_to():
+    _, D = small_gan()
+    images, values = torch.randn(2, 1, 16, 16), torch.tensor([[1.0, 75.0], [0.0, NAN]])
+    logits, misread = D(images, values, read=True)
+    assert logits.equal(D(images, values)) and misread.shape == (2,) and bool((misread > 0).all())

@@ -35,8 +35,8 @@ FAULTS = [
           'tensor.pin_memory().to(device, non_blocking=True)',
           'tensor.to(device, non_blocking=True)',
           ("tests/scripts/test_on_cuda.py::test_a_step_asks_nothing_wrong_of_the_device",)),
-    Fault("jobs/predict/gan_look.py",
-          '[self.classes[k] for k in labels.tolist()]',
-          '[self.classes[int(k)] for k in labels]',
+    Fault("jobs/predict/conditions.py",
+          '[pack.classes[k] for k in labels.tolist()]',
+          '[pack.classes[int(k)] for k in labels]',
           ("tests/scripts/test_on_cuda.py::test_grids_of_a_gan_and_its_weights_in_predict",)),
 ]  # fmt: skip

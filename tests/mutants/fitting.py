@@ -41,7 +41,7 @@ FAULTS = [
     ),
     Fault(
         "jobs/predict/gan_look.py",
-        "self.of_class[k if self.c.conditional else 0]",
+        "self.of_class[k if self.by_class else 0]",
         "self.of_class[0]",
         (f"{STEP}test_held_out_slices_are_of_the_classes_of_the_training_slices_and_all_get_their_turn",),
     ),
@@ -107,14 +107,14 @@ FAULTS = [
     ),
     Fault(
         "jobs/predict/gan.py",
-        "return self.G.truncate(ws, truncation, truncation_cutoff, self.G.centre(labels))",
+        "return self.G.truncate(ws, truncation, truncation_cutoff, self.centre(labels, truncation))",
         "return self.G.truncate(ws, truncation, truncation_cutoff)",
         ("tests/predict/test_written.py::test_truncation_of_zero_draws_the_average_style",),
     ),
     Fault(
         "jobs/predict/gan.py",
-        "centre = torch.lerp(from_centre, to_centre, t[:, None])",
-        "centre = from_centre",
+        "torch.lerp(from_centre, to_centre, t[:, None])",
+        "from_centre",
         ("tests/predict/test_written.py::test_the_film_walks_by_equal_steps",),
     ),
     Fault(

@@ -263,3 +263,60 @@ def test_phantoms_become_people_where_a_column_is_asked_for(packs, tmp_path):
     config = json.loads(outcome.out)
     assert outcome.code == 0 and config["data"] == "phantom:48:people" and config["condition"] == "class,lesions"
     assert math.isfinite(config["gamma"])
+
+
+def test_d_learns_to_read_real_slices_alone(monkeypatch):
+    """Its loss holds what it misreads of the real half of a batch: with a reader that says 100 of these and 7 of the
+    generated ones it is larger by 100."""
+    import train_gan
+    from jobs.config.recipe import derived
+    from jobs.config.specs import GanConfig
+    from jobs.training import ranks
+    from models.conditions import READ_WEIGHT, Attribute
+
+    c = GanConfig(data="phantom", resolution=32, batch=4, channel_base=64, channel_max=8, z_dim=8, w_dim=8,
+                  mapping_layers=1, precision="fp32", ada="off", condition="age")  # fmt: skip
+    c, rt = derived(c), ranks.Runtime(0, 1, 0, torch.device("cpu"), 1)
+    told = (Attribute(0, 70.0, 10.0),)
+    images, values = torch.randn(4, 1, 32, 32), torch.full((4, 1), 75.0)
+
+    class Rows:
+        def rows(self, position, start, stop):
+            return images[start:stop], values[start:stop]
+
+    losses = []
+    for real in (0.0, 100.0):
+        s = train_gan.build_state(c, told, rt.device)
+        monkeypatch.setattr(s.D.reader, "forward", lambda shown, of, real=real: torch.tensor([7.0] * 4 + [real] * 4))
+        step = train_gan.Step(c, rt, Rows(), values, torch.float32, 0, s.G.synthesis, s.D)
+        train_gan.discriminator_step(s, step)
+        losses.append(float(step.stats["loss_D"]))
+    assert losses[1] - losses[0] == pytest.approx(100 * READ_WEIGHT, rel=1e-3)
+
+
+def test_every_attribute_is_dropped_now_and_then(monkeypatch):
+    import train_diffusion
+    from jobs.config.specs import DiffusionConfig
+    from jobs.predict.latent_space import Data
+    from jobs.training import ranks
+    from models import schedules
+    from models.conditions import Attribute
+
+    c = DiffusionConfig(data="phantom", space="pixel", resolution=32, batch=64, widths="8,16", head_dim=8, num_res=1,
+                        attention="", precision="fp32", condition="age,sex", class_dropout=0.3)  # fmt: skip
+    rt, told = ranks.Runtime(0, 1, 0, torch.device("cpu"), 1), (Attribute(0, 70.0, 10.0), Attribute(2))
+    data = Data.__new__(Data)
+    data.shape, data.scale = (1, 32, 32), None
+    values = torch.tensor([[75.0, 1.0]]).repeat(64, 1)
+    monkeypatch.setattr(Data, "rows", lambda self, position, start, stop, noise: (noise * 0, values[start:stop]))
+    s = train_diffusion.build_state(c, data, told, rt.device)
+    seen = []
+
+    def network(x, t, labels):
+        seen.append(labels)
+        return s.unet(x, t, labels)
+
+    train_diffusion.train_step(c, rt, s, data, schedules.make_schedule(c.schedule), network, torch.float32, 0)
+    missing = torch.cat(seen).isnan().double()
+    assert 0.15 < float(missing.all(1).double().mean()) < 0.6 and 0.3 < float(missing.mean()) < 0.7
+    assert bool((missing.sum(1) == 1).any())
