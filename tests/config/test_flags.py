@@ -657,13 +657,13 @@ GAN: dict[str, list[Row]] = {
         o.shape("G", "mapping.embedding") == (2, 8), not b.names("G", "embedding"),
         len(o.names("D", "embedding")) == 1, not b.names("D", "embedding"), o.about()["classes"] == ["AD", "NC"],
     ), until=0)],
-    "condition": [Row("--condition age,class", see=lambda o, b: (
-        o.config()["condition"] == "class,age", o.config()["conditional"], not o.names("G", "mapping.embedding"),
-        o.shape("G", "mapping.conditions.parts.0.weight") == (3, 8),
+    "condition": [Row("--condition age", see=lambda o, b: (
+        o.config()["condition"] == "class,age", not o.names("G", "mapping.embedding"),
+        b.shape("G", "mapping.embedding") == (2, 8), o.shape("G", "mapping.conditions.parts.0.weight") == (3, 8),
         o.shape("D", "conditions.parts.1.unknown") == (8,), not b.names("D", "reader.out.weight"),
         [c["name"] for c in o.about()["conditions"]] == ["class", "age"], not b.names("G", "unknown"),
         "conditions" not in b.about(),
-    ), base="--table {room}/ages.csv", until=0)],
+    ), base="--conditional --table {room}/ages.csv", until=0)],
     "z_dim": [Row("--z-dim 6", see=lambda o, b: (
         o.shape("G", "mapping.layers.0.weight") == (8, 6), b.shape("G", "mapping.layers.0.weight") == (8, 8),
     ), until=0)],

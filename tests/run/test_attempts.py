@@ -563,7 +563,7 @@ upkeep = Names(rt=rt, attempt=attempt, total=100, level=2, checkpoints=Names(wai
                watchdog=Names(stop=lambda: None), over=lambda nimg: False, watch=Names(describe=lambda level: "USR2"))
 if sys.argv[2] == str(rt.rank):
     os._exit(9)
-code = Upkeep.leave(upkeep, Names(main=False), 50, "")
+code = Upkeep.leave(upkeep, Names(main=False), 50)
 sys.exit(code if (folder / "written").exists() else 1)
 """
 

@@ -289,7 +289,7 @@ def test_grids_of_large_slices_are_smaller_and_equal_reals_have_no_diversity():
     sizes = {}
     for side in (32, 128, 256):
         sampler = gan_look.Sampler(replace(c, resolution=side), pack, batches, rt, torch.float32)
-        sizes[side] = (sampler.columns, len(sampler.z))
+        sizes[side] = (sampler.width, len(sampler.z))
     assert sizes == {32: (8, 48), 128: (8, 48), 256: (6, 24)}
     s = train_gan.build_state(c, 0, CPU)
     sampler = gan_look.Sampler(c, pack, batches, rt, torch.float32)

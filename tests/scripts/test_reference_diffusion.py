@@ -546,7 +546,7 @@ def test_grids_of_large_slices_are_smaller(side, columns, number):
     c = config("--resolution", str(side), "--no-conditional")
     data = script.Data(c, pack, latents, None, CPU)
     seen = diffusion_look.Sampler(c, pack, data, None, None, schedules.make_schedule(c.schedule), ALONE, torch.float32)
-    assert (seen.columns, seen.number, len(seen.noise)) == (columns, number, number)
+    assert (seen.width, seen.number, len(seen.noise)) == (columns, number, number)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

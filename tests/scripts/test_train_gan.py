@@ -261,7 +261,7 @@ def test_other_flags_are_refused_with_a_diff(reference, packs):
 
 
 @pytest.mark.parametrize(("flags", "code", "says"), [
-    (("--bach", "8"), 2, "Perhaps you meant"),
+    (("--bach", "8"), 2, "did you mean --batch"),
     (("--batch", "9"), 78, "multiple of"),
     (("--resolution", "48"), 78, "power of two"),
     (("--data", "/no/such/folder"), 78, "/no/such/folder"),

@@ -187,7 +187,7 @@ def remade(room, trained):
              for s in ("train", "val")]  # fmt: skip
     (path,) = (room / "packs").glob("encoder-*.safetensors")
     network = read_encoder(path, dict(channels=1, size=encoder_size(32), classes=2), packs[0].digest)
-    c = SimpleNamespace(z_dim=16, seed=0, conditional=False)
+    c = SimpleNamespace(z_dim=16, seed=0, labelled=False)
     sampler = mock.Mock(c=c, z=torch.zeros(1), dtype=torch.float32)
     return partial(Sampler.draws, sampler, G), network, packs
 

@@ -186,7 +186,7 @@ def test_the_command(tmp_path, capsys):
     assert "<title>run</title>" in (tmp_path / "page.html").read_text()  # one run, named twice
     capsys.readouterr()
     assert "there is no run" in one_line(capsys, call("report", tmp_path / "nothing"), 78)
-    assert "no config.json" in one_line(capsys, call("report", tmp_path), 78)
+    assert "a folder of runs, not a run; name one of them: run" in one_line(capsys, call("report", tmp_path), 2)
     assert "a folder" in one_line(capsys, call("report", run.path, "--out", tmp_path), 2)
 
 
