@@ -242,12 +242,12 @@ def pipeline(options: Options, flags: list[str], site: Site, partitions: Partiti
         raise ConfigError("--sweep goes with one job, not with a pipeline: sweep --job diffusion -- --vae RUN")
     flags = ["--preset", options.preset, *flags] if options.preset else list(flags)
     flags = spread(flags, kinds.JOBS["vae"].config, kinds.JOBS["diffusion"].config)
-    not_of = {
-        stage: _places(flags, parse_known(kinds.JOBS[stage].config, flags, site.data_path, True)[1])
-        for stage in ("vae", "diffusion")
-    }
+    read = {stage: parse_known(kinds.JOBS[stage].config, flags, site.data_path, True) for stage in ("vae", "diffusion")}
+    not_of = {stage: _places(flags, unknown) for stage, (_, unknown) in read.items()}
     # What neither knows stays with both, to be refused by name.
     vae_flags = [flag for i, flag in enumerate(flags) if i not in not_of["vae"] - not_of["diffusion"]]
+    if read["diffusion"][0].data != read["vae"][0].data:  # the phantoms that --condition asks for
+        vae_flags += ["--data", read["diffusion"][0].data]
     diffusion_flags = [flag for i, flag in enumerate(flags) if i not in not_of["diffusion"] - not_of["vae"]]
     first = replace(options, job="vae", name=f"{options.name}-vae" if options.name else "")
     vae = make_plan(first, vae_flags, site, partitions)

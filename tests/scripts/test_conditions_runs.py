@@ -4,14 +4,18 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from inprocess import run_main, run_predict
 from PIL import Image
-from tiny import output, rows, train
+from rulers import SEEN, Rulers
+from tiny import ROOT, output, rows, train
 
+from data.phantom_people import phantom_person
 from jobs.predict import load
 from jobs.predict.named import UsageError
 from jobs.training.weights import read_weights
@@ -320,3 +324,34 @@ def test_every_attribute_is_dropped_now_and_then(monkeypatch):
     missing = torch.cat(seen).isnan().double()
     assert 0.15 < float(missing.all(1).double().mean()) < 0.6 and 0.3 < float(missing.mean()) < 0.7
     assert bool((missing.sum(1) == 1).any())
+
+
+def test_the_vae_of_a_pipeline_learns_from_the_same_phantoms(tmp_path):
+    words = "--local --job pipeline --preset quickstart --dry-run -- --condition age".split()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch.py"), *words], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert '"data": "phantom:2000:people"' in done.stdout
+
+
+@pytest.mark.long
+def test_a_diffusion_run_draws_what_it_is_told(tmp_path):
+    """Both presets as they are, on phantoms of people, read by rulers that know the phantoms."""
+    packs, vae, run = tmp_path / "packs", tmp_path / "vae", tmp_path / "run"
+    words = ["--preset", "quickstart", "--run"]
+    assert run_main("pretrain_vae.py", *words, vae, "--data", "phantom:2000:people", packs=packs, tiny=False).code == 0
+    words += [run, "--vae", vae, "--condition", "age,sex,slice"]
+    assert run_main("train_diffusion.py", *words, packs=packs, tiny=False).code == 0
+    people = [phantom_person(7, i) | {"class": "NC"} for i in range(300)]
+    asked = [{name: person[name] for name in ("class", "age", "sex", "slice")} for person in people]
+    images = load(run, device="cpu").sample(300, label=asked, steps=10, guidance=2.0)[:, 0]
+    rulers = Rulers.fit()
+    age, place = (np.array([float(person[name]) for person in people]) for name in ("age", "slice"))
+    men = np.array([person["sex"] == "M" for person in people])
+    seen = place < SEEN  # where there are ventricles
+    read = rulers.age(images)[seen]
+    assert np.corrcoef(age[seen], read)[0, 1] > 0.8 and 0.7 < np.polyfit(age[seen], read, 1)[0] < 1.3
+    assert (abs(rulers.slice(images) - place) <= 0.1).mean() > 0.8
+    head, ventricles = rulers.head(images), rulers.ventricles(images)
+    assert (head[men][:, None] > head[~men]).mean() > 0.85
+    assert 0.8 < ventricles[men & seen].mean() / ventricles[~men & seen].mean() < 1.25
