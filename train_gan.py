@@ -289,6 +289,7 @@ def look_at_held_out(s: TrainState, step: Step, held: HeldOut) -> None:
     c, params = step.c, draw_augmentation(step, s.ada.p, "D held out")
     for start, stop in step.rows(c.batch):
         images, labels = held.rows(step.position, start, stop, step.position // (s.ada.interval * c.batch))
+        labels = labels if labels is None else step.told(labels, c.batch, start, step.generator("unknown values"))
         logits = step.critic(augmented(images, params, start, stop), labels, dtype=step.dtype)
         step.add("logits_held", logits, c.batch)
 

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import images, volumes
-from data.columns import SLICE
+from data.columns import SLICE, columns_of
 from data.files import atomic_file, remove_torn, say
 from data.packfile import ALIGN, MAX_SIDE, PREAMBLE, RESOLUTIONS, VERSION, Pack, Row, open_pack, sha256_of, write_header
 from data.people import hide, pseudonym
@@ -31,7 +31,7 @@ from data.walk import DataError, check_bad, list_bad, reasons
 PHANTOM_SIZE = 256  # phantoms that are cropped are drawn at this size first
 DARK, DARK_MIN_SCANS = 0.3, 10  # scans below this fraction of the median scan's mean are left out
 MAX_BAD = 0.01  # share of bad files to go on with
-PIXELS = 3  # how files become slices and rows: raise it when that changes, so that packs in the cache are made again
+PIXELS = 2  # how files become slices: raise it when decoding changes, so that packs in the cache are made again
 ONE_PAGE = (".png", ".jpg", ".jpeg", ".bmp")  # read whole and decoded at once, as most data sets are
 COMPARED = 256 << 20  # bytes of other splits' files read at most to look for the same pictures
 GREY_LEVELS = 32  # a median slice that uses fewer was made from values that were not scaled
@@ -98,7 +98,8 @@ def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
     source = settle(source)
     geometry = _geometry(source, resolution, crop)
     out = Path(out)
-    count, index_size = _upper_bounds(source)
+    condition = how.get("condition", "")
+    count, index_size = _upper_bounds(source, condition)
     row_bytes = channels * resolution * resolution
     offset = -(-(PREAMBLE.size + index_size) // ALIGN) * ALIGN
     _make_room(out, offset + count * row_bytes)
@@ -120,7 +121,7 @@ def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
             for note in notes:
                 log(f"warning: {note}")
             meta = {
-                "key": pack_key(source, resolution, channels, crop),
+                "key": pack_key(source, resolution, channels, crop, condition),
                 "describe": source.describe(),
                 "split": source.split,
                 "total": total,
@@ -129,7 +130,7 @@ def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
                 "warnings": notes,
                 "value_range": source.value_range,
                 "spacing": source.spacing,
-            }
+            } | ({"condition": condition} if condition else {})
             write_header(file, offset, rows, source.classes, geometry, channels, sha, meta)
             file.flush()
             os.fsync(file.fileno())
@@ -171,9 +172,11 @@ def _geometry(source: Source, resolution: int, crop: int) -> dict:
     return dict(source_height=height, source_width=width, square=square, crop=crop, resolution=resolution)
 
 
-def _upper_bounds(source: Source) -> tuple[int, int]:
+def _upper_bounds(source: Source, condition: str) -> tuple[int, int]:
     """(slices, bytes of the header) at most: the header lies before the data and is written last."""
     count = text = 0
+    kept = columns_of([r.attributes for r in source.records], condition)
+    cells = 12 * len(condition.split(",")) + sum(max(len(json.dumps(c)) for c in set(own)) for own in kept.values())
     for r in source.records:
         slices = 1
         if source.kind == "volumes":
@@ -182,7 +185,7 @@ def _upper_bounds(source: Source) -> tuple[int, int]:
             except BadFile:
                 continue
         count += slices
-        text += slices * (len(json.dumps([r.name, r.subject, *r.attributes])) + 184)
+        text += slices * (len(json.dumps([r.name, r.subject])) + 160 + cells)
     fixed = len(json.dumps([source.classes, source.warnings, source.describe(), source.bad])) + (1 << 16)
     return count, text + fixed + 400 * min(len(source.records), 2000)
 
@@ -472,8 +475,7 @@ def _same_in_other_split(source: Source, rows: list[Row]) -> list[str]:
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
-def pack_key(source: Source, resolution: int, channels: int, crop: int) -> str:
+def pack_key(source: Source, resolution: int, channels: int, crop: int, condition: str = "") -> str:
     """What the contents of a pack depend on, as hex."""
-    return hashlib.blake2b(
-        repr((VERSION, PIXELS, source.digest(), resolution, channels, crop)).encode(), digest_size=12
-    ).hexdigest()
+    parts: tuple = (VERSION, PIXELS, source.digest(), resolution, channels, crop)
+    return hashlib.blake2b(repr((*parts, *filter(None, [condition]))).encode(), digest_size=12).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from data.walk import DataError
 
 CLASS, SLICE = "class", "slice"  # known without a table, where the data have them
 UNKNOWN = "unknown"  # what a person types for it
-MAX_LEVELS = 32  # different texts of a column; with more it names people or says something of each, and is not kept
+MAX_LEVELS = 32  # different texts of a column; with more it names people, or says something of each
 # Names that tables give to the same thing, in lower case without other signs.
 KNOWN_AS = {
     "age": ("ageatvisit", "ageatscan", "ageatentry", "subjectage", "visitage"),
@@ -41,10 +41,14 @@ class Column:
     def parse(self, text: str) -> float:
         """A cell as a number: the index of its level, or itself; NaN for an unknown one. ValueError for any other."""
         text = text.strip()
+        if self.levels and is_sex(self.name):
+            text = SEXES.get(text.lower(), text)
+        if text in self.levels:  # also one that is called None
+            return float(self.levels.index(text))
         if text.lower() in (UNKNOWN, *MISSING):
             return math.nan
         if self.levels:
-            return float(_level(self.name, text, self.levels))
+            raise ValueError(f"none of {', '.join(self.levels)}")
         value = float(text)
         if not math.isfinite(value):
             raise ValueError("not a finite number")
@@ -65,12 +69,9 @@ class Column:
         return asdict(self) | {"levels": list(self.levels)}
 
 
-def _level(name: str, text: str, levels: Sequence[str]) -> int:
-    if plain(name) in ("sex", *KNOWN_AS["sex"]):
-        text = SEXES.get(text.lower(), text)
-    if text not in levels:
-        raise ValueError(f"none of {', '.join(levels)}")
-    return list(levels).index(text)
+def is_sex(name: str) -> bool:
+    """Whether the column of this name says F and M."""
+    return same_column(name, "sex")
 
 
 def plain(name: str) -> str:
@@ -83,20 +84,56 @@ def same_column(column: str, name: str) -> bool:
     return plain(column) in (plain(name), *KNOWN_AS.get(plain(name), ()))
 
 
+def column_of(names: Iterable[str], wanted: str) -> str:
+    """The column of this name among those of a table: spelled so, or spelled alike, or the only one that is known to
+    mean the same; '' without one. DataError where several could be meant."""
+    there = list(names)
+    if wanted in there:
+        return wanted
+    for alike in (lambda name: plain(name) == plain(wanted), lambda name: same_column(name, wanted)):
+        found = [name for name in there if alike(name)]
+        if len(found) > 1:
+            raise DataError(f"{wanted} may be each of the columns {', '.join(found)}; name one of these")
+        if found:
+            return found[0]
+    return ""
+
+
+def check_names(condition: str, classes: Sequence[str], there: Iterable[str]) -> None:
+    """DataError where a column of --condition is neither the class nor one of `there`."""
+    there = list(there)
+    for name in filter(None, condition.split(",")):
+        if not (classes if plain(name) == CLASS else column_of(there, name)):
+            have = ", ".join([CLASS] * bool(classes) + there) or "none"
+            raise DataError(
+                f"--condition {name}: no such column; the data have {have}. A table that is named with --table, or a "
+                "table of data.scan as --data, brings others"
+            )
+
+
 # --- what a pack keeps ------------------------------------------------------------------------------------------------
-def columns_of(rows: Sequence[Cells]) -> dict[str, list[str]]:
-    """{column: cell of each row, '' unknown}, without columns of more than MAX_LEVELS texts: these are no condition,
-    and may name people."""
-    found: dict[str, list[str]] = {}
-    for i, cells in enumerate(rows):
-        for name, cell in cells:
-            found.setdefault(name, [""] * len(rows))[i] = "" if cell.lower() in MISSING else cell
-    kept = (name for name in sorted(found) if _are_numbers(found[name]) or len(set(found[name])) <= MAX_LEVELS)
-    return {name: found[name] for name in kept}
+def columns_of(rows: Sequence[Cells], condition: str) -> dict[str, list[str]]:
+    """{column of --condition: cell of each row, '' unknown}. No other column of a table is kept: it may name people."""
+    there = sorted({name for cells in rows for name, _ in cells})
+    found = {}
+    for wanted in filter(None, condition.split(",")):
+        if own := column_of(there, wanted):
+            texts = [dict(cells).get(own, "") for cells in rows]
+            found[wanted] = ["" if text.lower() in (UNKNOWN, *MISSING) else text for text in texts]
+            check_cells(wanted, found[wanted])
+    return found
 
 
-def _are_numbers(cells: Sequence[str]) -> bool:
-    return all(not cell or _is_number(cell) for cell in set(cells))
+def check_cells(name: str, cells: Sequence[str]) -> None:
+    """DataError for a column of numbers with other texts among them, or of too many texts to be levels."""
+    known = {cell for cell in cells if cell}
+    odd = sorted(cell for cell in known if not _is_number(cell))
+    if odd and 2 * len(odd) < len(known):
+        raise DataError(f"--condition {name}: {odd[0]!r} is no number, as most of its cells are; write one, or nothing")
+    if len(odd) > MAX_LEVELS:
+        raise DataError(
+            f"--condition {name}: it has {len(known)} different texts, more than {MAX_LEVELS}; leave it out"
+        )
 
 
 def _is_number(cell: str) -> bool:
@@ -108,24 +145,11 @@ def _is_number(cell: str) -> bool:
 
 # --- what a run is conditioned on -------------------------------------------------------------------------------------
 def cells_of(pack, name: str) -> list[str] | None:
-    """The cell of each slice in the column of this name, or of a name that is known to mean the same; None without
-    one. `pack`: with classes, labels and columns."""
+    """The cell of each slice in this column; None without one. `pack`: with classes, labels and columns."""
     if plain(name) == CLASS:
         names = [*pack.classes, ""]  # -1: the last
         return [names[label] for label in pack.labels.tolist()] if pack.classes else None
-    found = [cells for column, cells in pack.columns.items() if same_column(column, name)]
-    return found[0] if found else None
-
-
-def check_names(condition: str, classes: Sequence[str], there: Sequence[str]) -> None:
-    """DataError where a column of --condition is neither the class nor one of `there`."""
-    for name in filter(None, condition.split(",")):
-        if not (classes if plain(name) == CLASS else any(same_column(column, name) for column in there)):
-            have = ", ".join([CLASS] * bool(classes) + list(there)) or "none"
-            raise DataError(
-                f"--condition {name}: no such column; the data have {have}. A table that is named with --table, or a "
-                "table of data.scan as --data, brings others"
-            )
+    return pack.columns.get(name)
 
 
 def describe(pack, names: Sequence[str], say: Callable[[str], object]) -> list[Column]:
@@ -136,8 +160,8 @@ def describe(pack, names: Sequence[str], say: Callable[[str], object]) -> list[C
     for name in names:
         cells = cells_of(pack, name) or []
         known = sorted({cell for cell in cells if cell})
-        number = len(known) > 2 and _are_numbers(known)
-        if plain(name) in ("sex", *KNOWN_AS["sex"]):
+        number = plain(name) != CLASS and len(known) > 2 and all(map(_is_number, known))
+        if is_sex(name):
             known = sorted({SEXES.get(cell.lower(), cell) for cell in known})
         if len(known) < 2:
             says = f"only says {known[0]}" if known else "says nothing"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Unpack
 
 from data.build import MAX_BAD, Packing, _geometry, build_pack, pack_key, shape_of
-from data.columns import check_names
+from data.columns import check_names, columns_of
 from data.files import cache_folder, say
 from data.packfile import (
     MAGIC,
@@ -58,7 +58,8 @@ def ensure_pack(
     source = find_source(spec, split, how.get("choices", DEFAULT))
     source.check()
     source = settle(source)
-    key = pack_key(source, resolution, channels, crop)
+    check_names(how.get("condition", ""), source.classes, source.columns())
+    key = pack_key(source, resolution, channels, crop, how.get("condition", ""))
     if out is None:
         slug = re.sub(r"[^a-z0-9]+", "-", source.layout.lower())
         out = pack_folder(cache_dir) / f"{slug}-{source.split}-{resolution}px-{key[:16]}.pack"
@@ -107,6 +108,7 @@ def preview(spec: str, *, split: str = "train", **how: Unpack[Packing]) -> tuple
     for warning in source.warnings:
         log(f"warning: {warning}")
     check_names(how.get("condition", ""), source.classes, source.columns())
+    columns_of([r.attributes for r in source.records], how.get("condition", ""))
     empty = [(hide(r.name), "zero bytes") for r in source.records if not r.size and source.kind != "phantom"]
     bad = source.bad + empty
     check_bad(spec, bad, len(bad), len(source.records) + len(source.bad), max_bad)
@@ -210,6 +212,9 @@ def main(argv: list[str] | None = None) -> int:
         help="go on with this share of bad files (default 0.01)",
     )
     parser.add_argument("--workers", type=int, help="decoding threads (default: by the cores)")
+    parser.add_argument(
+        "--condition", default="", help="columns that a run of this pack is to be told (--condition there)"
+    )
     for name in vars(DEFAULT):
         parser.add_argument(f"--{name}", default="", help="what is used of the data, as of data.scan")
     args = parser.parse_args(argv)
@@ -230,6 +235,7 @@ def main(argv: list[str] | None = None) -> int:
             out=args.out,
             max_bad=args.max_bad,
             workers=args.workers,
+            condition=args.condition,
             choices=replace(DEFAULT, **{name: getattr(args, name) for name in vars(DEFAULT)}),
         )
     except DataError as error:

@@ -215,8 +215,10 @@ def write_header(
         "names": [r.name for r in rows],
         "subjects": [r.subject for r in rows],
         "hashes": [r.hash for r in rows],
-        "columns": columns_of([r.cells for r in rows]),
+        "columns": columns_of([r.cells for r in rows], meta.get("condition", "")),
     }
+    if not head["columns"]:
+        del head["columns"]
     room = offset - PREAMBLE.size
     text = json.dumps(head).encode()
     if len(text) > room:  # thousands of bad files or notes: keep the counts, the log had them all

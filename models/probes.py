@@ -36,12 +36,16 @@ class RidgeProbe:
 
 def agreement(read: Tensor, asked: Tensor) -> dict[str, float]:
     """How numbers read off pictures agree with those asked for, both (N,): correlation r, mean absolute error, and the
-    slope of the straight line from asked to read, 1 where the whole difference is shown. NaN where nothing varies."""
+    slope of the straight line from asked to read, 1 where the whole difference is shown; no r and no slope where
+    nothing varies."""
     a, b = asked.double() - asked.double().mean(), read.double() - read.double().mean()
     along, width = float(a @ b), float(a.square().sum())
-    r = along / (width * float(b.square().sum())) ** 0.5 if width and float(b.square().sum()) else float("nan")
-    slope = along / width if width else float("nan")
-    return {"r": r, "mae": float((read.double() - asked.double()).abs().mean()), "slope": slope}
+    found = {"mae": float((read.double() - asked.double()).abs().mean())}
+    if width:
+        found["slope"] = along / width
+    if width and float(b.square().sum()):
+        found["r"] = along / (width * float(b.square().sum())) ** 0.5
+    return found
 
 
 def rising(read: Tensor, asked: Tensor) -> float:

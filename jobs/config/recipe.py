@@ -55,12 +55,14 @@ def conditioned(config: Config) -> Config:
     if not isinstance(config, SamplingConfig) or not config.condition:
         return config
     names = [name.strip() for name in config.condition.split(",")]
-    if not all(names) or len(set(names)) < len(names):
+    names = ["class" if name.lower() == "class" else name for name in names]
+    if not all(names) or len({name.lower() for name in names}) < len(names):
         text = "write each column once, with commas between, such as class,age,slice"
         raise ConfigError(f"--condition {config.condition}: {text}")
     others = sorted(set(names) - {"class"})
     conditional = config.labelled_by_class or "class" in names
-    people = ":people" * (bool(others) and config.data.startswith("phantom") and not config.data.endswith(":people"))
+    drawn = config.data == "phantom" or config.data.startswith("phantom:")
+    people = ":people" * (bool(others) and drawn and not config.data.endswith(":people"))
     changes: dict[str, Any] = {
         "conditional": conditional,
         "condition": ",".join(["class"] * conditional + others) if others else "",

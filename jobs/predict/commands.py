@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from data.files import leads_out
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
-from jobs.predict.conditions import Asked, parse_set, parse_vary, read_rows
+from jobs.predict.conditions import Asked, class_named, parse_set, parse_vary, read_rows
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.direction import Strip, direction, named_ends
 from jobs.predict.evaluate import evaluate
@@ -91,15 +92,17 @@ def asked(args: argparse.Namespace, model: Trained) -> Asked:
     if held := [word for word in varied(args) if word.partition("=")[0] in row]:
         raise UsageError(f"--vary {held[0]}: --set holds this column; leave one of them out")
     if row and args.label != "all":
-        row = {"class": args.label} | row
+        row = {"class": class_named(args.label, model.classes)} | row
     label: Asked = row or args.label
     model.labels(label, [0])
     return label
 
 
-def row_of(label: Asked) -> dict:
+def row_of(label: Asked, model: Trained) -> dict:
     """The same as a row; of `all`, in which nothing is held, an empty one."""
-    return dict(label) if isinstance(label, Mapping) else {} if label == "all" else {"class": label}
+    if isinstance(label, Mapping):
+        return dict(label)
+    return {} if label == "all" else {"class": class_named(str(label), model.classes)}
 
 
 def output(args: argparse.Namespace) -> Output:
@@ -123,11 +126,18 @@ def run_generate(args: argparse.Namespace) -> None:
     if args.vary:
         if args.like or args.npz:
             raise UsageError(f"--vary and {'--like' if args.like else '--npz'}: use one of them")
-        vary(model, output(args), along=args.vary, row=row_of(label), number=args.number, seed=args.seed, **how)
+        out = output(args)
+        out = out if args.out else replace(out, folder=out.folder.with_name("vary"))
+        vary(model, out, along=args.vary, row=row_of(label, model), number=args.number, seed=args.seed, **how)
         return
+    if args.like and not model.columns:
+        raise UsageError("--like: this model is conditioned on no column but the class; use --class")
     rows = read_rows(args.like, model.columns) if args.like else []
     if rows:
-        label = [{**row_of(label), **row} for row in rows]
+        own = row_of(label, model)
+        if both := set(own) & set(rows[0]):
+            raise UsageError(f"--like {args.like}: it has {min(both)}, and so have --set and --class; use one of them")
+        label = [{**own, **row} for row in rows]
         model.labels(label, range(len(label)))  # every row, before anything is written
     generate(
         model,
@@ -186,8 +196,9 @@ def run_interpolate(args: argparse.Namespace) -> None:
     label, number = asked(args, model), args.number
     if args.vary:
         name, values = parse_vary(args.vary, model.columns)
-        label = [{**row_of(label), name: value} for value in values + values[-2:0:-1]]
+        label = [{**row_of(label, model), name: value} for value in values + values[-2:0:-1]]
         number = len(label)
+        check_frames(number, args.steps)
         model.labels(label, range(number))
     interpolate(model, output(args), number=number, steps=args.steps, seed=args.seed, label=label, fps=args.fps, **how)
 

@@ -12,11 +12,12 @@ from functools import cache
 import numpy as np
 import torch
 
-from data.columns import CLASS, UNKNOWN, Column, describe, same_column, values_of
+from data.columns import CLASS, UNKNOWN, Column, column_of, describe, values_of
 from data.files import is_number, say
 from data.packfile import Pack
 from data.reading import BadFile
 from data.tables import read_rows as read_table
+from data.walk import DataError
 from jobs.predict.named import UsageError
 from jobs.training import randomness
 from models.conditions import Attribute
@@ -107,13 +108,19 @@ def rows_of(label: Asked, classes: Sequence[str]) -> Sequence[Row]:
     """What is asked for as rows: `all` is one of each class, without classes of nothing; else a class by name or
     number."""
     if not isinstance(label, str):
-        rows = [label] if isinstance(label, Mapping) else list(label)
+        rows: Sequence[Row] = [label] if isinstance(label, Mapping) else label
         if not rows:
             raise UsageError("no row says what is asked for")
         return rows
     if label == "all":
         return [{CLASS: name} for name in classes] or [{}]
-    return [{CLASS: classes[int(label)] if label.isdecimal() and int(label) < len(classes) else label}]
+    return [{CLASS: class_named(label, classes)}]
+
+
+def class_named(label: str, classes: Sequence[str]) -> str:
+    """The class of this name, else of this number, else what was asked for, to be refused."""
+    by_number = label not in classes and label.isdecimal() and int(label) < len(classes)
+    return classes[int(label)] if by_number else label
 
 
 def only_class(label: Mapping | Sequence, classes: Sequence[str]) -> str:
@@ -177,8 +184,13 @@ def read_rows(path: str, columns: Sequence[Column]) -> list[dict[str, str]]:
         table = read_table(path)
     except BadFile as error:
         raise UsageError(f"--like {path}: {error}") from None
-    found = {c.name: [k for k in (table[0] if table else ()) if same_column(k, c.name)] for c in columns}
-    used = {name: keys[0] for name, keys in found.items() if keys}
+    if not table:
+        raise UsageError(f"--like {path}: has no rows")
+    try:
+        found = {c.name: column_of(table[0], c.name) for c in columns}
+    except DataError as error:
+        raise UsageError(f"--like {path}: {error}") from None
+    used = {name: key for name, key in found.items() if key}
     if not used:
         raise UsageError(f"--like {path}: has none of the columns {', '.join(c.name for c in columns)}")
     return [{name: row[key] for name, key in used.items()} for row in table]

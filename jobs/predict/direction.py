@@ -175,6 +175,8 @@ def named_ends(ends: tuple[str, str], model: GanModel | DiffusionModel) -> tuple
 
     Where they are not given, the classes, else the ends of the first column's range.
     """
+    if bool(ends[0]) != bool(ends[1]):
+        raise UsageError(f"--from {ends[0] or '?'} --to {ends[1] or '?'}: name both ends, such as age=60 and age=85")
     first = model.columns[0]
     default = (f"{first.name}={first.low:g}", f"{first.name}={first.high:g}")
     if first.levels:

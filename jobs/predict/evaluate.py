@@ -98,7 +98,8 @@ def evaluate(
     if labels is not None:
         sets = ((fake[0], labels), (train[0], real.labels(real.train)), (heldout[0], real.labels(real.heldout)))
         known = [(x[(y >= 0).to(x.device)], y[y >= 0].to(x.device)) for x, y in sets]
-        figures["class_fidelity"] = quality.class_fidelity(known[0], known[1], known[2], len(model.classes))
+        if all(len(y) for _, y in known):
+            figures["class_fidelity"] = quality.class_fidelity(known[0], known[1], known[2], len(model.classes))
     sides = fake[0], train[0], heldout[0]
     figures |= told_figures(model.squared(), network, real, values, sides, seed, how)
     clock.append(time.monotonic())

@@ -20,6 +20,7 @@ from models.stylegan2 import Generator
 from models.styles import slerp
 
 CENTRE, CENTRE_SEED = 512, 20200  # latents of which the mean w is taken
+CENTRES: dict[tuple, torch.Tensor] = {}  # those that were asked for: each is the work of as many pictures' styles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,11 @@ class GanModel(Trained):
         z = self.draw_z(CENTRE_SEED, range(CENTRE))
         rows, back = labels.nan_to_num(nan=math.inf).unique(dim=0, return_inverse=True)
         rows = torch.where(rows.isinf(), math.nan, rows)
-        return torch.stack([self.map_latents(z, row.expand(CENTRE, -1)).mean(0) for row in rows])[back][:, None]
+        key = (self.sha256, str(self.device))
+        for row in rows:
+            if (*key, str(row.tolist())) not in CENTRES:
+                CENTRES[*key, str(row.tolist())] = self.map_latents(z, row.expand(CENTRE, -1)).mean(0)
+        return torch.stack([CENTRES[*key, str(row.tolist())] for row in rows])[back][:, None]
 
     def draw_z(self, seed: int, indices: Sequence[int]) -> torch.Tensor:
         """(B, z_dim) fp32: the latents of the pictures `indices`, drawn on the CPU, so that every device has the

@@ -13,7 +13,7 @@ from data.files import atomic_write
 from jobs.predict.conditions import parse_vary
 from jobs.predict.named import UsageError
 from jobs.predict.output import Output
-from jobs.view.grids import image_grid, save_png
+from jobs.view.grids import save_png
 from jobs.view.pictures import as_picture, gif_of
 
 LATENTS = 4  # brains in a strip, where no number is asked for
@@ -59,10 +59,10 @@ def vary(
     shown = np.stack(pictures, 1)  # (latents, cells, C, H, W)
     table = []
     for k in latents:
-        for cell, image in zip(cells, shown[k], strict=True):
+        for j, (cell, image) in enumerate(zip(cells, shown[k], strict=True)):
             asked = {**row, **dict(zip(names, cell, strict=True))}
             texts = "_".join(f"{name}-{value}" for name, value in zip(names, cell, strict=True))
-            file = f"{k:06d}_" + re.sub(r"[^A-Za-z0-9._-]", "-", texts)[:80] + ".png"
+            file = f"{k:06d}_{j:03d}_" + re.sub(r"[^A-Za-z0-9._-]", "-", texts)[:80] + ".png"
             save_png(
                 out / file, as_picture(image), {"index": str(k), "seed": str(seed), "weights_sha256": model.sha256}
             )
@@ -70,10 +70,7 @@ def vary(
     out.csv("generated.csv", ["file", "index", "seed", *(c.name for c in model.columns)], table)
     columns, rows = ([f"{name} {short(value)}" for value in values] for name, values in (ways[-1], ways[0]))
     rows = rows if len(ways) == 2 else [str(k) for k in latents]
-    save_png(
-        out / "vary.png",
-        image_grid(np.concatenate(list(shown)), len(columns), column_labels=columns, row_labels=rows),
-    )
+    out.grid("vary.png", np.concatenate(list(shown)), len(columns), column_labels=columns, row_labels=rows)
     files = ["vary.png", "generated.csv", "vary.json"]
     if len(ways) == 1:
         # (values, C, H, latents x W): the brains side by side

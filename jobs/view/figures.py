@@ -203,4 +203,5 @@ def told_lines(figures: dict) -> list[str]:
 def _agreement(f: dict) -> str:
     if "accuracy" in f:
         return f"{100 * f['accuracy']:.0f} % right"
-    return f"r {f['r']:.2f}, error {f['mae']:.3g}, slope {f['slope']:.2f}"
+    names = {"r": "r", "mae": "error", "slope": "slope"}
+    return ", ".join(f"{word} {f[name]:.3g}" for name, word in names.items() if name in f)

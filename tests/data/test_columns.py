@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.build import Choices
-from data.columns import Column, columns_of, describe, same_column, values_of
+from data.columns import Column, column_of, columns_of, describe, same_column, values_of
 from data.pack import ensure_pack
 from data.packfile import open_pack
 from data.walk import DataError
@@ -34,7 +34,7 @@ def test_cells_become_values_and_texts_again():
 
 def test_numbers_are_standardised_by_known_cells_and_two_values_are_levels():
     said = []
-    pack = pack_of({"Age": ["60", "80", "", "100"], "M/F": ["Male", "f", "F", ""], "apoe": ["0", "1", "1", "0"]})
+    pack = pack_of({"age": ["60", "80", "", "100"], "sex": ["Male", "f", "F", ""], "apoe": ["0", "1", "1", "0"]})
     age, sex, apoe, group = describe(pack, ["age", "sex", "apoe", "class"], said.append)
     assert (age.mean, age.low, age.high, age.levels) == (80.0, 60.0, 100.0, ())
     assert age.std == pytest.approx(np.std([60, 80, 100])) and sex.levels == ("F", "M") and apoe.levels == ("0", "1")
@@ -64,15 +64,33 @@ def test_a_column_that_tells_nothing_is_refused(columns, name, text):
         describe(pack_of(columns), [name], lambda line: None)
 
 
-def test_what_could_name_people_is_not_kept():
-    rows = [(("name", f"person {i}"), ("age", f"{i}"), ("site", f"s{i % 3}"), ("dose", "n/a")) for i in range(40)]
-    kept = columns_of([*rows, ()])
-    assert set(kept) == {"age", "site", "dose"} and kept["age"][-1] == "" and kept["dose"] == [""] * 41
+def test_a_pack_keeps_what_its_run_is_told_and_nothing_that_could_name_people():
+    rows = [(("name", f"person {i}"), ("Age", f"{i}"), ("site", f"s{i % 3}"), ("M/F", "n/a")) for i in range(40)]
+    kept = columns_of([*rows, ()], "class,age,sex")
+    assert list(kept) == ["age", "sex"] and kept["age"] == [*map(str, range(40)), ""] and kept["sex"] == [""] * 41
+    assert columns_of(rows, "") == {}
+    with pytest.raises(DataError, match="--condition name: it has 40 different texts"):
+        columns_of(rows, "name")
+    rows[7] = (("Age", "89+"),)
+    with pytest.raises(DataError, match=r"--condition age: '89\+' is no number"):
+        columns_of(rows, "age")
+    rows[7] = (("Age", "Unknown"),)
+    assert columns_of(rows, "age")["age"][7] == ""
 
 
-def test_names_that_mean_the_same():
-    assert same_column("M/F", "sex") and same_column("PTGENDER", "sex") and same_column("Age", "age")
-    assert same_column("CDGLOBAL", "cdr") and not same_column("age", "sex") and not same_column("mean age", "age")
+def test_a_column_is_found_by_its_name_before_any_that_means_the_same():
+    assert column_of(["age", "Age at visit"], "age") == "age" and column_of(["Age", "M/F"], "sex") == "M/F"
+    assert column_of(["Age at visit"], "age") == "Age at visit" and column_of(["weight"], "age") == ""
+    with pytest.raises(DataError, match="sex may be each of the columns M/F, gender"):
+        column_of(["M/F", "gender"], "sex")
+    assert same_column("PTGENDER", "sex") and same_column("CDGLOBAL", "cdr")
+    assert not same_column("age", "sex") and not same_column("mean age", "age")
+
+
+def test_classes_that_are_called_like_numbers_or_like_nothing_stay_classes():
+    pack = pack_of({"age": ["1", "2", "3"]}, classes=("1", "2", "NA"), labels=[0, 1, 2])
+    (group,) = describe(pack, ["class"], lambda line: None)
+    assert group.levels == ("1", "2", "NA") and values_of(pack, [group])[:, 0].tolist() == [0, 1, 2]
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +110,16 @@ def folder(tmp_path_factory):
 
 def test_a_pack_keeps_the_table_and_the_place_of_each_slice(folder, tmp_path):
     choices = Choices(table=str(folder / "people.csv"))
-    pack = ensure_pack(str(folder), resolution=32, cache_dir=tmp_path, choices=choices, log=lambda text: None)
+    how = dict(resolution=32, cache_dir=tmp_path, choices=choices, log=lambda text: None)
+    pack = ensure_pack(str(folder), condition="age,slice", **how)
     again = open_pack(pack.path, verify=True)
-    assert again.columns == pack.columns and set(pack.columns) == {"Age", "sex", "slice"}
+    assert again.columns == pack.columns and set(pack.columns) == {"age", "slice"}
     for i, name in enumerate(pack.names):
         person, z = name.rpartition("/")[2].removesuffix(".png").split("_")
         assert pack.columns["slice"][i] == f"{int(z) / 40:.4g}"
-        assert pack.columns["Age"][i] == {"p0": "61", "p1": "72", "p2": "", "p3": "83"}[person]
-    bare = ensure_pack(str(folder), resolution=32, cache_dir=tmp_path, log=lambda text: None)
-    assert set(bare.columns) == {"slice"} and bare.digest == pack.digest
+        assert pack.columns["age"][i] == {"p0": "61", "p1": "72", "p2": "", "p3": "83"}[person]
+    bare = ensure_pack(str(folder), **how)
+    assert not bare.columns and bare.digest == pack.digest and bare.path != pack.path
 
 
 @pytest.mark.parametrize("columns", ['{"age": ["1"]}', '{"age": [1, 2]}', '[["a"]]', '{"a\\u0007": []}', '"x"'])
@@ -112,7 +131,8 @@ def test_a_strangers_pack_with_odd_columns_is_refused(columns):
 
 def test_phantoms_of_people_say_what_they_are(tmp_path):
     how = dict(resolution=32, cache_dir=tmp_path, log=lambda text: None)
-    people, plain = ensure_pack("phantom:12:people", **how), ensure_pack("phantom:12", **how)
+    people = ensure_pack("phantom:12:people", condition="age,sex,slice,lesions", **how)
+    plain = ensure_pack("phantom:12", **how)
     assert set(people.columns) == {"age", "sex", "slice", "lesions"} and not plain.columns
     assert people.digest != plain.digest and (people.labels == plain.labels).all()
     with pytest.raises(DataError, match="phantom:N:people"):
