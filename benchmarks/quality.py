@@ -50,8 +50,8 @@ from models import quality, samplers, schedules
 from models.ema import ema_beta, update_ema
 
 TITLE = "Quality at equal computing time"
-SAMPLES, GRID, COMPONENTS = 1000, 48, 48
-BATCH, CHANNEL_BASE, CHANNEL_MAX, LATENT, MAPPING = 16, 2048, 128, 512, 2
+SAMPLES, GRID, COMPONENTS = 500, 48, 48
+BATCH, CHANNEL_BASE, CHANNEL_MAX, LATENT, MAPPING = 16, 1024, 128, 512, 2
 UNET = (32, 64, 128)  # channels of the U-Nets, at 32 px
 CALLS_OF_PEERS = 50  # DDIM; their own 1,000 calls would take longer than the training
 
@@ -302,10 +302,10 @@ def noise_predictor(
 
 
 SIDES: dict[str, tuple[str, int, Callable]] = {  # {name: (in words, pixels, training)}
-    "gan-logistic": ("ours, logistic, ADA", 64, our_gan),
-    "gan-rpgan": ("ours, rpgan, ADA by schedule", 64, partial(our_gan, loss="rpgan")),
-    "nvlabs": ("stylegan2-ada-pytorch, no ADA", 64, nvlabs),
-    "lucidrains": ("stylegan2-pytorch", 64, lucidrains),
+    "gan-logistic": ("ours, logistic, ADA", 32, our_gan),
+    "gan-rpgan": ("ours, rpgan, ADA by schedule", 32, partial(our_gan, loss="rpgan")),
+    "nvlabs": ("stylegan2-ada-pytorch, no ADA", 32, nvlabs),
+    "lucidrains": ("stylegan2-pytorch", 32, lucidrains),
     "diffusion": ("ours, pixels", 32, our_diffusion),
     "diffusers": ("diffusers", 32, diffusers),
     "monai": ("MONAI", 32, monai),
