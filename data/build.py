@@ -172,7 +172,7 @@ def _geometry(source: Source, resolution: int, crop: int) -> dict:
     return dict(source_height=height, source_width=width, square=square, crop=crop, resolution=resolution)
 
 
-def _upper_bounds(source: Source, condition: str) -> tuple[int, int]:
+def _upper_bounds(source: Source, condition: str = "") -> tuple[int, int]:
     """(slices, bytes of the header) at most: the header lies before the data and is written last."""
     count = text = 0
     kept = columns_of([r.attributes for r in source.records], condition)
