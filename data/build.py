@@ -74,7 +74,7 @@ class Packing(TypedDict, total=False):
 def packing_of(config) -> Packing:
     """What a pack for a run of this configuration is made of."""
     choices = Choices.of(vars(config))
-    told = {"condition": getattr(config, "condition", "")}
+    told = {"condition": condition} if (condition := getattr(config, "condition", "")) else {}
     shape = {name: getattr(config, name) for name in ("resolution", "channels", "crop", "max_bad")}
     return cast(Packing, shape | {"choices": choices} | told)
 
@@ -176,7 +176,8 @@ def _upper_bounds(source: Source, condition: str = "") -> tuple[int, int]:
     """(slices, bytes of the header) at most: the header lies before the data and is written last."""
     count = text = 0
     kept = columns_of([r.attributes for r in source.records], condition)
-    cells = 12 * len(condition.split(",")) + sum(max(len(json.dumps(c)) for c in set(own)) for own in kept.values())
+    # Of each column its longest cell, and room for the place along the axis, which is not known of volumes yet.
+    cells = 24 * len(condition.split(",")) + sum(max(len(json.dumps(c)) for c in set(own)) for own in kept.values())
     for r in source.records:
         slices = 1
         if source.kind == "volumes":

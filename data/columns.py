@@ -168,7 +168,7 @@ def describe(pack, names: Sequence[str], say: Callable[[str], object]) -> list[C
             raise DataError(f"--condition {name}: the column {says} of all slices; leave it out")
         if number:
             values = np.array([float(cell) for cell in cells if cell])
-            facts = values.mean(), values.std(), values.min(), values.max()
+            facts = values.mean(), values.std(), *rounded_outward(values.min(), values.max())
             column = Column(name, (), *(float(f"{v:.9g}") for v in facts))
         else:
             column = Column(name, tuple(pack.classes) if plain(name) == CLASS else tuple(known))
@@ -176,6 +176,12 @@ def describe(pack, names: Sequence[str], say: Callable[[str], object]) -> list[C
         say(f"condition {column.words()}" + (f"; unknown of {missing:,} of {len(cells):,} slices" if missing else ""))
         found.append(column)
     return found
+
+
+def rounded_outward(low: float, high: float) -> tuple[float, float]:
+    """A range to two digits of its width: that of one person, say the oldest, is nobody's business."""
+    step = 10.0 ** (math.floor(math.log10(high - low)) - 1)
+    return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
 
 
 def values_of(pack, columns: Sequence[Column]) -> np.ndarray:

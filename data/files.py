@@ -276,6 +276,11 @@ def words(error: Exception) -> str:
     return plain(getattr(error, "strerror", None) or str(error))[:200]
 
 
+def is_phantom(spec: str) -> bool:
+    """Whether a data path means phantoms, which are drawn: `phantom`, or `phantom:` and more."""
+    return spec.partition(":")[0] == "phantom"
+
+
 # --- the machine ------------------------------------------------------------------------------------------------------
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")

@@ -41,7 +41,7 @@ class Pack:
     geometry: dict  # source_height, source_width, square, crop, resolution
     meta: dict  # key, describe, split, total, bad, warnings
     digest: str
-    columns: dict[str, list[str]]  # further cells of each slice by column, '' unknown; `slice` among them
+    columns: dict[str, list[str]]  # of --condition: {column: cell of each slice, '' unknown}
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -144,9 +144,10 @@ class Source:
         )
 
     def columns(self) -> list[str]:
-        """Names of what is known of its slices besides their class."""
-        placed = self.kind == "volumes" or any(r.position >= 0 for r in self.records)
-        names = {name for r in self.records for name, _ in r.attributes}
+        """Names of what is known of slices besides their class, in any split: a held-out person may lack it."""
+        records = [*self.records, *self.others]
+        placed = self.kind == "volumes" or any(r.position >= 0 for r in records)
+        names = {name for r in records for name, _ in r.attributes}
         return sorted(names | {columns.SLICE} if placed else names)
 
     def scale(self) -> str:

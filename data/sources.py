@@ -18,7 +18,7 @@ from pathlib import Path
 from data import formats, people, settle
 from data.choose import check_choices, included, not_used, paged, several_modalities
 from data.columns import SLICE
-from data.files import ARCHIVES, PICTURES, VOLUMES
+from data.files import ARCHIVES, PICTURES, VOLUMES, is_phantom
 from data.images import BadFile
 from data.layouts import CLASS_NAME, LAYOUTS, Files, Place, place
 from data.manifest import GUESSED, read_manifest
@@ -40,7 +40,7 @@ def find_source(spec: str, split: str = "train", choices: Choices = DEFAULT) -> 
             "no data: give --data FOLDER (ADNI, OASIS, class folders, NIfTI), a .pack file, or --data phantom"
         )
     cut = check_choices(choices)
-    if spec == "phantom" or spec.startswith("phantom:"):
+    if is_phantom(spec):
         if choices.given():
             raise DataError(f"--{next(iter(choices.given()))} chooses from files; phantoms have none")
         return _phantoms(spec, split)

@@ -291,11 +291,13 @@ def check_bad(spec: str, bad: list, count: int, total: int, max_bad: float) -> N
 
 
 def reasons(bad: list, count: int) -> str:
+    """The first bad files with what is wrong with them; `count`: how many there are."""
     more = f" and {count - 5:,} more" if count > 5 else ""
     return ", ".join(f"{name} ({reason})" for name, reason in bad[:5]) + more
 
 
 def list_bad(bad: list, count: int, total: int, log) -> None:
+    """A line for each bad file, up to LISTED, and how many of `total` they are."""
     for name, reason in bad[:LISTED]:
         log(f"bad file: {name}: {reason}")
     if count > LISTED:

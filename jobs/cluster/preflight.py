@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import ARCHIVES, PACK, PICTURES, VOLUMES
+from data.files import ARCHIVES, PACK, PICTURES, VOLUMES, is_phantom
 from jobs.cluster import notify, quota, sbatch, slurm, wheels
 from jobs.cluster.plan import Plan
 from jobs.cluster.slurm import Partition, format_time
@@ -248,7 +248,7 @@ def check_with_slurm(script: str) -> list[Check]:
 def check_data(plan: Plan) -> list[Check]:
     """Whether the data are there, can be read and hold images; nothing is decoded."""
     data = getattr(plan.config, "data", "")
-    if data == "phantom" or data.startswith("phantom:"):
+    if is_phantom(data):
         return [ok(f"data {data}: drawn procedurally")]
     path = Path(data)
     if not path.exists():

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data.files import say
+from data.files import is_phantom, say
 from jobs.config import kinds
 from jobs.config.cards import Card
 from jobs.config.help import help_text, refuse_unknown
@@ -201,7 +201,7 @@ def _stored(cls: type[Config], path: Path) -> Config:
 
 def _absolute(path: str) -> str:
     """An absolute path, so that a job in another folder means the same; `phantom[:N]` is no path."""
-    return path if path == "phantom" or path.startswith("phantom:") else str(Path(path).expanduser().absolute())
+    return path if is_phantom(path) else str(Path(path).expanduser().absolute())
 
 
 def from_dict(cls: type[Config], values: dict) -> Config:

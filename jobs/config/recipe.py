@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from data.files import is_phantom
 from jobs.config.specs import AUTO, ConfigError, GanConfig, SamplingConfig, TrainConfig
 
 Config = TypeVar("Config", bound=TrainConfig)
@@ -61,8 +62,7 @@ def conditioned(config: Config) -> Config:
         raise ConfigError(f"--condition {config.condition}: {text}")
     others = sorted(set(names) - {"class"})
     conditional = config.labelled_by_class or "class" in names
-    drawn = config.data == "phantom" or config.data.startswith("phantom:")
-    people = ":people" * (bool(others) and drawn and not config.data.endswith(":people"))
+    people = ":people" * (bool(others) and is_phantom(config.data) and not config.data.endswith(":people"))
     changes: dict[str, Any] = {
         "conditional": conditional,
         "condition": ",".join(["class"] * conditional + others) if others else "",

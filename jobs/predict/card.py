@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from data.files import atomic_write, is_number, plain, read_bytes, say, sha256_of
+from data.files import atomic_write, is_number, is_phantom, plain, read_bytes, say, sha256_of
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
 from jobs.config.version import version
@@ -67,7 +67,7 @@ def write(run: RunDir, job: str, config: dict, sha256: str) -> str:
                       for name in ("evaluate/metrics.json", "reconstruct/reconstruct.json"))
     )  # fmt: skip
     data = str(config.get("data") or "unknown")
-    phantom = data.partition(":")[0] == "phantom"
+    phantom = is_phantom(data)
     classes = markup.json_of(run, "data.json").get("classes") if config.get("conditional") else None
     pixels = f"{config.get('resolution', '?')} px, {'grey' if config.get('channels') == 1 else 'colour'}"
     of = f", of the classes {', '.join(quoted(c) for c in classes)}" if isinstance(classes, list) and classes else ""

@@ -124,8 +124,9 @@ def run_generate(args: argparse.Namespace) -> None:
     how = how_of(args, model)
     model.settings(**how)  # and what this model cannot do
     if args.vary:
-        if args.like or args.npz:
-            raise UsageError(f"--vary and {'--like' if args.like else '--npz'}: use one of them")
+        for flag, given in (("--like", args.like), ("--npz", args.npz), ("--overwrite", args.overwrite)):
+            if given:
+                raise UsageError(f"{flag} has no use with --vary; leave one of them out")
         out = output(args)
         out = out if args.out else replace(out, folder=out.folder.with_name("vary"))
         vary(model, out, along=args.vary, row=row_of(label, model), number=args.number, seed=args.seed, **how)

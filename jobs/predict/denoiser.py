@@ -131,6 +131,9 @@ class DiffusionModel(Trained):
         if isinstance(strength, Mapping):
             names = [column.name for column in self.columns]
             strength = {names.index(name): value for name, value in strength.items() if value != 1}
+            for i in strength:
+                if labels is not None and bool(labels[:, i].isnan().any()):
+                    say_once(f"warning: --guidance {names[i]}: not set of every picture, and unknown has no guidance")
 
         def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             with self.autocast():

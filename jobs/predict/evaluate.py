@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.columns import values_of
+from data.columns import cells_of, values_of
 from data.files import say
 from jobs.predict.conditions import Asked, classes_of, training_rows
 from jobs.predict.features import (
@@ -206,6 +206,11 @@ def notes_on(model: Trained, real: RealSlices, compared: int, number: int, dim: 
     """What a reader of the figures has to know."""
     heldout, unknown = len(real.heldout), sum(not subject for subject in real.heldout.subjects)
     notes = [f"distances compare sets of {compared:,} slices with {heldout:,} held-out ones, both kinds alike"]
+    for column in model.columns:
+        if not any(cells_of(real.heldout, column.name) or ()):
+            notes.append(
+                f"{column.name} of the held-out slices is unknown: whether it is obeyed cannot be told beside them"
+            )
     if model.columns and not model.classes:
         notes.append("pairs for MS-SSIM are of all slices together: the model is told no class")
     if compared < number:

@@ -86,9 +86,9 @@ def shape_of(model: Trained) -> dict:
     crop = model.config.get("crop")
     choices = Choices.of(model.config)
     side = crop if isinstance(crop, int) else 0
-    told = ",".join(column.name for column in model.columns)
+    told = model.config.get("condition")
     shape = dict(resolution=model.resolution, channels=model.channels, crop=side, choices=choices)
-    return shape | ({"condition": told} if told else {})
+    return shape | ({"condition": told} if isinstance(told, str) and told else {})
 
 
 def open_data(model: Trained, data: str = "", say: Callable[[str], None] = say) -> RealSlices:

@@ -26,6 +26,7 @@ from jobs.predict.conditions import (
     Asked,
     attributes_of,
     caption,
+    class_named,
     only_class,
     parse_row,
     read_about,
@@ -130,11 +131,11 @@ class Trained:
             return torch.tensor([i % len(self.classes) for i in indices]) if self.classes else None
         if not self.classes:
             raise UsageError(f"--class {label}: this model was trained without classes; leave --class out")
-        if label not in self.classes and not (label.isdecimal() and int(label) < len(self.classes)):
+        name = class_named(label, self.classes)
+        if name not in self.classes:
             names = ", ".join(f"{name} ({i})" for i, name in enumerate(self.classes))
             raise UsageError(f"--class {label}: no such class; choose all, {names}")
-        number = self.classes.index(label) if label in self.classes else int(label)
-        return torch.full((len(indices),), number)
+        return torch.full((len(indices),), self.classes.index(name))
 
     def known(self, label: Asked, indices: Sequence[int]) -> list[str] | None:
         """What the network is told of each picture, in a few letters; None where it is not conditional."""

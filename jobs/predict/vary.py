@@ -10,13 +10,24 @@ import numpy as np
 from tqdm import tqdm
 
 from data.files import atomic_write
+from jobs.config.specs import ConfigError
 from jobs.predict.conditions import parse_vary
 from jobs.predict.named import UsageError
 from jobs.predict.output import Output
-from jobs.view.grids import save_png
+from jobs.view.grids import enlarged, save_png
 from jobs.view.pictures import as_picture, gif_of
 
+PICTURE = re.compile(r"\d{6}_\d{3}_[\w.-]+\.png", re.ASCII)  # what is written here
 LATENTS = 4  # brains in a strip, where no number is asked for
+
+
+def start_afresh(out: Output) -> None:
+    """Remove what an earlier --vary wrote there. ConfigError where the pictures are those of another generate."""
+    if (out / "generate.json").exists():
+        raise ConfigError(f"{out.folder}: holds pictures of generate; use another --out")
+    for path in [*out.folder.iterdir()]:
+        if PICTURE.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def short(value: str) -> str:
@@ -51,6 +62,7 @@ def vary(
     latents = list(range(1 if len(ways) == 2 else number or LATENTS))
     model.labels({**row, **{name: values[0] for name, values in ways}}, [0])  # wrong values before anything is written
     out.make()
+    start_afresh(out)
     cells = list(product(*(values for _, values in ways)))
     pictures = [
         model.sample(indices=latents, seed=seed, label={**row, **dict(zip(names, cell, strict=True))}, **how)
@@ -75,7 +87,8 @@ def vary(
     if len(ways) == 1:
         # (values, C, H, latents x W): the brains side by side
         frames = shown.transpose(1, 2, 3, 0, 4).reshape(len(cells), *shown.shape[2:4], -1)
-        atomic_write(out / "vary.gif", gif_of(np.concatenate([frames, frames[-2:0:-1]]), fps))
+        film = enlarged(np.concatenate([frames, frames[-2:0:-1]]), out.scale)
+        atomic_write(out / "vary.gif", gif_of(film, fps))
         files.insert(1, "vary.gif")
     settings = model.settings(seed=seed, label=dict(row), **how) | {"vary": list(along), "number": len(latents)}
     out.json("vary.json", model, settings)

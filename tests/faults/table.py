@@ -490,7 +490,8 @@ def signal_in_import(lab: Lab, script: str, count: int, rng: random.Random, name
     moment; the run goes on from there."""
     for i in range(count):
         run, number = lab.new(f"{name}-{i}"), rng.choice(STOPS)
-        (process,) = tiny.start(run, *lab.flags(script)[len(tiny.FLAGS[script]) :], packs=lab.packs, script=script)
+        flags = lab.flags(script)[len(tiny.FLAGS[script]) :]
+        (process,) = tiny.start(run, *flags, packs=lab.packs, script=script, anew=True)  # a forked one has imported
         time.sleep(rng.uniform(0.05, 2.5))
         process.send_signal(number)
         (code,) = tiny.finish([process], 120)
