@@ -320,7 +320,7 @@ FAULTS = [
           'nimg=0,',
           ("tests/predict/test_written.py::test_generate_draws_what_the_file_holds",)),
     Fault("jobs/predict/trained.py",
-          'return torch.full((len(indices),), number)',
+          'return torch.full((len(indices),), self.classes.index(name))',
           'return torch.full((len(indices),), 0)',
           ("tests/predict/test_written.py::test_the_class_asked_for_is_the_class_drawn",)),
     Fault("jobs/predict/trained.py",
