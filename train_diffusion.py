@@ -43,7 +43,7 @@ from data.pack import ensure_held_out, ensure_pack, preview
 from data.packfile import Pack
 from jobs.config import rules, specs
 from jobs.config.specs import ConfigError
-from jobs.predict.conditions import about_columns, attributes_of, columns_of, known_of
+from jobs.predict.conditions import about_columns, columns_of, known_of, told_of
 from jobs.predict.diffusion_look import Sampler, predictor
 from jobs.predict.features import Network
 from jobs.predict.latent_space import Data, about_vae, adopt_vae, encode_packs, load_vae
@@ -215,7 +215,7 @@ def train(
     dtype = devices.precision_dtype(c.precision, rt.device)
     schedule, pack = schedules.make_schedule(c.schedule), packs[0]
     vae = load_vae(c, copied_vae(run.path)) if latents else None
-    told = attributes_of(columns) or (len(pack.classes) if c.conditional else 0)
+    told = told_of(columns, pack.classes, c.conditional)
     data = Data(c, pack, latents[0] if latents else None, vae, rt.device, devices.step_bytes(c, rt), columns)
     s = build_state(c, data, told, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)

@@ -43,7 +43,7 @@ from data.pack import preview
 from data.packfile import Pack
 from jobs.config import rules
 from jobs.config.recipe import recipe_line
-from jobs.predict.conditions import about_columns, attributes_of, columns_of, known_of, labels_of
+from jobs.predict.conditions import about_columns, columns_of, known_of, labels_of, told_of
 from jobs.predict.features import Network
 from jobs.predict.gan_look import HeldOut, Sampler, held_out_for_ada
 from jobs.predict.yardstick import given_network, open_data, open_yardstick
@@ -401,7 +401,7 @@ def train(
     networks are told of each slice, where that is more than its class.
     """
     dtype, pack = devices.precision_dtype(c.precision, rt.device), packs[0]
-    labels, told = labels_of(pack, columns), attributes_of(columns) or (len(pack.classes) if c.conditional else 0)
+    labels, told = labels_of(pack, columns), told_of(columns, pack.classes, c.conditional)
     s = build_state(c, told, rt.device)
     upkeep = Upkeep(c, rt, run, s, Checkpoints(run.checkpoints, keep=c.keep, say=attempt.say), attempt)
     # A checkpoint, where there is one, replaces all of the state; --init-from is for the first start alone.

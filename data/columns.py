@@ -107,7 +107,7 @@ def check_names(condition: str, classes: Sequence[str], there: Iterable[str]) ->
             have = ", ".join([CLASS] * bool(classes) + there) or "none"
             raise DataError(
                 f"--condition {name}: no such column; the data have {have}. A table that is named with --table, or a "
-                "table of data.scan as --data, brings others"
+                "table of data.scan as --data, brings others; a .pack has what python -m data.pack --condition gave it"
             )
 
 

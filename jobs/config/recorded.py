@@ -50,10 +50,7 @@ def spread(argv: Sequence[str], *classes: type[TrainConfig]) -> list[str]:
     preset = value_of("preset", rest)
     if preset and values.get("preset", preset) != preset:
         raise ConfigError(f"--preset {preset}: {files[0]} has preset {values['preset']}; leave one of them out")
-    typed = {
-        dashed(word.partition("=")[0]).removeprefix("--no-").removeprefix("--") for word in rest if word[:2] == "--"
-    }
-    return [flag_of(name, value) for name, value in values.items() if dashed(name) not in typed] + rest
+    return [flag_of(name, value) for name, value in values.items()] + rest
 
 
 def value_of(name: str, argv: Sequence[str]) -> str:

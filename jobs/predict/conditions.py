@@ -20,7 +20,7 @@ from data.tables import read_rows as read_table
 from data.walk import DataError
 from jobs.predict.named import UsageError
 from jobs.training import randomness
-from models.conditions import Attribute
+from models.conditions import Attribute, Told
 
 Row = Mapping[str, object]  # {column: value, as text or number}; what is left out is unknown
 NEAR = 0.03  # of a range: so far beyond its ends a value is none outside
@@ -35,6 +35,11 @@ def columns_of(c, pack: Pack, say: Callable[[str], object]) -> list[Column]:
 def attributes_of(columns: Sequence[Column]) -> list[Attribute]:
     """The same for models.conditions."""
     return [Attribute(len(c.levels), c.mean, c.std) for c in columns]
+
+
+def told_of(columns: Sequence[Column], classes: Sequence[str], conditional: object) -> Told:
+    """What a network is told of, as its constructor takes it: attributes, else how many classes, 0 for nothing."""
+    return attributes_of(columns) or (len(classes) if conditional is True else 0)
 
 
 def labels_of(pack: Pack, columns: Sequence[Column]) -> np.ndarray:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from data.columns import CLASS
 from jobs.config.specs import ConfigError
 from jobs.predict.conditions import parse_set
 from jobs.predict.denoiser import DiffusionModel
@@ -58,26 +60,17 @@ def direction(
     rows, steps, strength = strip
     amounts = [strength * j / (steps - 1) for j in range(steps)]
     more: dict = {}
-    if model.columns:
-        ends = named_ends(ends, model)
-        told = [model.labels(parse_set(name.split(",")), [0]).to(model.device) for name in ends]  # type: ignore[union-attr]
-        start, end = ends
     if isinstance(model, DiffusionModel):
-        if not model.columns:
-            start, end = end_classes(ends, classes_of(model))
-            told = [torch.tensor([model.classes.index(name)], device=model.device) for name in (start, end)]
+        start, end, told = told_ends(ends, model)
         images = blended_strip(model.squared(), told, amounts, rows, seed, how)
         settings = model.settings(seed=seed, **how)
-    elif model.columns:
-        z = model.draw_z(seed, range(SAMPLES))
-        a, b = (model.map_latents(z, of.expand(SAMPLES, -1)) for of in told)
-        step = (b - a).mean(0)
-        ws = torch.stack([w + t * step for w in a[:rows] for t in amounts])
-        images = model.squared().synthesise(model.G.broadcast(ws))
-        more = {"length": float(step.norm())}
-        settings = model.settings(seed=seed, noise="fixed")
     else:
-        found = class_step(model.squared(), out, ends, rows, seed, reference)
+        step_of = (
+            partial(told_step, model)
+            if model.classes or model.columns
+            else partial(probed_step, model.squared(), out, reference=reference)
+        )
+        found = step_of(ends, rows, seed)
         start, end = found.start, found.end
         ws = torch.stack([w + t * found.step for w in found.w for t in amounts])
         images = model.squared().synthesise(model.G.broadcast(ws))
@@ -95,13 +88,21 @@ def direction(
     out.tell(model, what, "direction.png", "direction.json")
 
 
-def classes_of(model: DiffusionModel) -> list[str]:
-    """Its classes; ConfigError where it has none."""
-    if not model.classes:
+def told_ends(ends: tuple[str, str], model: GanModel | DiffusionModel) -> tuple[str, str, list[torch.Tensor]]:
+    """(name of the start, name of the end, what the network is told at each: (1, ...)); ConfigError where it is told
+    nothing."""
+    if model.columns:
+        names = named_ends(ends, model)
+        rows = [parse_set(name.split(",")) for name in names]
+    elif model.classes:
+        names = end_classes(ends, model.classes)
+        rows = [{CLASS: name} for name in names]
+    else:
         raise ConfigError(
             f"{model.path}: trained without classes, so nothing leads from one to the other; train with --conditional"
         )
-    return model.classes
+    told = [model.labels(row, [0]) for row in rows]
+    return *names, [of.to(model.device) for of in told if of is not None]
 
 
 def blended_strip(
@@ -127,18 +128,21 @@ def blended_strip(
     return np.concatenate(images)
 
 
-def class_step(model: GanModel, out: Output, ends: tuple[str, str], rows: int, seed: int, reference: Reference) -> Step:
-    """The step from class to class in w.
+def told_step(model: GanModel, ends: tuple[str, str], rows: int, seed: int) -> Step:
+    """The step in w of a generator that is told both ends: the same z, mapped with one and with the other."""
+    start, end, told = told_ends(ends, model)
+    z = model.draw_z(seed, range(SAMPLES))
+    a, b = (model.map_latents(z, of.repeat_interleave(SAMPLES, 0)) for of in told)
+    return Step(start, end, a[:rows], (b - a).mean(0), None)
 
-    A conditional generator gives it by mapping the same z to both classes. Of another one, samples are sorted into
-    classes by a linear probe on features of real training slices, which then also judges the strip.
-    """
+
+def probed_step(
+    model: GanModel, out: Output, ends: tuple[str, str], rows: int, seed: int, *, reference: Reference
+) -> Step:
+    """The step from class to class in w of a generator that is told nothing: a linear probe on features of real
+    training slices sorts samples into classes, and then also judges the strip."""
     indices = list(range(SAMPLES))
     z = model.draw_z(seed, indices)
-    if model.classes:
-        start, end = end_classes(ends, model.classes)
-        a, b = (model.map_latents(z, torch.full((len(z),), model.classes.index(name))) for name in (start, end))
-        return Step(start, end, a[:rows], (b - a).mean(0), None)
     rt = ranks.Runtime(0, 1, 0, model.device, torch.get_num_threads())
     given = given_features(reference.feature_weights)
     real = open_data(model, reference.data, print)
@@ -173,16 +177,19 @@ def class_step(model: GanModel, out: Output, ends: tuple[str, str], rows: int, s
 def named_ends(ends: tuple[str, str], model: GanModel | DiffusionModel) -> tuple[str, str]:
     """--from and --to of a model with columns, as COLUMN=VALUE, with commas for several; a class may stand alone.
 
-    Where they are not given, the classes, else the ends of the first column's range.
+    Where they are not given, two classes as of end_classes, else the ends of the first column's range.
     """
     if bool(ends[0]) != bool(ends[1]):
         raise UsageError(f"--from {ends[0] or '?'} --to {ends[1] or '?'}: name both ends, such as age=60 and age=85")
     first = model.columns[0]
     default = (f"{first.name}={first.low:g}", f"{first.name}={first.high:g}")
-    if first.levels:
+    if first.name == CLASS:
+        default = end_classes(("", ""), model.classes)
+    elif first.levels:
         default = (f"{first.name}={first.levels[0]}", f"{first.name}={first.levels[-1]}")
     chosen = [
-        f"class={name}" if name in model.classes else name or own for name, own in zip(ends, default, strict=True)
+        f"{CLASS}={name}" if name in model.classes else name
+        for name in (given or own for given, own in zip(ends, default, strict=True))
     ]
     if chosen[0] == chosen[1]:
         raise UsageError(f"--from and --to are both {chosen[0]}; choose two, such as age=60 and age=85")

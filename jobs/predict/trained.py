@@ -24,7 +24,6 @@ from jobs.config import kinds
 from jobs.config.specs import ConfigError
 from jobs.predict.conditions import (
     Asked,
-    attributes_of,
     caption,
     class_named,
     only_class,
@@ -32,6 +31,7 @@ from jobs.predict.conditions import (
     read_about,
     rows_of,
     say_once,
+    told_of,
 )
 from jobs.predict.named import UsageError, weights_of
 from jobs.training import devices
@@ -234,8 +234,7 @@ def read_model(
         about = about | {"config": config}
         kind: Any = kinds.JOBS[job].model()
         columns = read_about(about.get("conditions"))
-        told = attributes_of(columns) or (len(classes) if conditional else 0)
-        networks = kind.networks(tensors, about, told, device)
+        networks = kind.networks(tensors, about, told_of(columns, classes, conditional), device)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
     if geometry and geometry["resolution"] != config["resolution"]:

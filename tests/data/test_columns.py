@@ -89,8 +89,10 @@ def test_a_column_is_found_by_its_name_before_any_that_means_the_same():
 
 def test_classes_that_are_called_like_numbers_or_like_nothing_stay_classes():
     pack = pack_of({"age": ["1", "2", "3"]}, classes=("1", "2", "NA"), labels=[0, 1, 2])
-    (group,) = describe(pack, ["class"], lambda line: None)
-    assert group.levels == ("1", "2", "NA") and values_of(pack, [group])[:, 0].tolist() == [0, 1, 2]
+    for classes in (("1", "2", "NA"), ("10", "20", "30")):
+        pack.classes = list(classes)
+        (group,) = describe(pack, ["class"], lambda line: None)
+        assert group.levels == classes and values_of(pack, [group])[:, 0].tolist() == [0, 1, 2]
 
 
 @pytest.fixture(scope="module")

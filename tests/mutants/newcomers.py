@@ -35,12 +35,6 @@ FAULTS = [
     ),
     Fault(
         "jobs/config/recorded.py",
-        "for name, value in values.items() if dashed(name) not in typed] + rest",
-        "for name, value in values.items()] + rest",
-        ("tests/config/test_recorded.py::test_flags_override_a_file_wherever_they_stand",),
-    ),
-    Fault(
-        "jobs/config/recorded.py",
         "if name not in NOT_TAKEN}\n",
         "if name not in NOT_TAKEN[1:]}\n",
         ("tests/config/test_recorded.py::test_a_file_is_the_run_of_the_same_flags",),
