@@ -47,11 +47,10 @@ def smallest_size(c: dict, num_classes: Told) -> int:
     """How many numbers the large tensors of a generator hold, from its arguments alone."""
     widths = [channels_at(r, c["channel_base"], c["channel_max"]) for r in resolutions(c["resolution"])]
     num_classes, attributes = classes_and_attributes(num_classes)
-    told = num_classes * c["w_dim"]
-    if attributes:
-        told = sum((a.levels + 1 if a.levels else c["w_dim"]) * c["w_dim"] for a in attributes)
-    inputs = c["z_dim"] + (c["w_dim"] if told else 0)
-    mapping = inputs * c["w_dim"] + (c["mapping_layers"] - 1) * c["w_dim"] ** 2 + told
+    w, beside = c["w_dim"], c["w_dim"] // 2 if attributes else 0
+    told = num_classes * w + sum((a.levels + 1 if a.levels else beside) * beside for a in attributes)
+    sizes = [c["z_dim"] + (beside or (w if told else 0)), *[w] * (c["mapping_layers"] - 1), w - beside]
+    mapping = sum(before * after for before, after in pairwise(sizes)) + told
     return mapping + 9 * sum(after * (before + after) for before, after in pairwise(widths)) + 9 * widths[0] ** 2
 
 

@@ -84,18 +84,22 @@ class MappingNetwork(nn.Module):
     """z (B, z_dim) and, with classes, labels (B,) int64 -> w (B, w_dim) fp32 (Karras 2019, section 2).
 
     The class embedding is normalised as z is, and concatenated to it (Karras 2020b). z_dim 0 maps the class alone. With
-    attributes their values (B, A), as of models.conditions, stand in place of the labels.
+    attributes their values (B, A), as of models.conditions, stand in place of the labels, and the second half of w is
+    their embedding itself: the layers mix z into all that they give, so that no style could tell an age from a latent.
     """
 
     def __init__(self, z_dim: int, w_dim: int, *, num_classes: Told = 0, layers: int = 8):
         super().__init__()
         num_classes, attributes = classes_and_attributes(num_classes)
         self.z_dim, self.num_classes, self.attributes = z_dim, num_classes, len(attributes)
+        if attributes and w_dim < 2:
+            raise ValueError("w_dim 1 holds no latent beside the attributes: use at least 2")
+        beside = w_dim // 2 if attributes else 0
         if attributes:
-            self.conditions = ConditionEmbedding(attributes, w_dim, EqualLinear)
+            self.conditions = ConditionEmbedding(attributes, beside, EqualLinear)
         elif num_classes:
             self.embedding = nn.Parameter(torch.randn(num_classes, w_dim))
-        widths = [z_dim + (w_dim if num_classes or attributes else 0)] + [w_dim] * layers
+        widths = [z_dim + (beside or (w_dim if num_classes else 0))] + [w_dim] * (layers - 1) + [w_dim - beside]
         self.layers = nn.ModuleList(
             EqualLinear(i, o, lr_multiplier=MAPPING_LR, activate=True) for i, o in pairwise(widths)
         )
@@ -115,7 +119,7 @@ class MappingNetwork(nn.Module):
         x = torch.cat(parts, 1)
         for layer in self.layers:
             x = layer(x)
-        return x
+        return torch.cat([x, parts[-1]], 1) if self.attributes else x
 
 
 # --- generator -------------------------------------------------------------------------------------------------------

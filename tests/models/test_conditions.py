@@ -126,6 +126,22 @@ def test_a_generator_and_a_discriminator_hear_each_attribute():
         G.mapping(z)
 
 
+def test_half_of_w_is_what_it_is_told_whatever_the_latent():
+    G, _ = small_gan()
+    z, values = torch.randn(2, 8), torch.tensor([[1.0, 80.0], [NAN, 60.0]])
+    told = G.mapping.conditions(values)
+    told = told / told.square().mean(1, keepdim=True).sqrt()
+    for latent in (z, torch.randn(2, 8)):
+        w = G.mapping(latent, values)
+        assert w.shape == (2, 8) and torch.allclose(w[:, 4:], told, atol=1e-4)
+    x = torch.cat([z / z.square().mean(1, keepdim=True).sqrt(), told], 1)
+    for layer in G.mapping.layers:
+        x = layer(x)
+    assert torch.allclose(G.mapping(z, values)[:, :4], x, atol=1e-4)
+    with pytest.raises(ValueError, match="w_dim 1 holds no latent"):
+        Generator(resolution=16, w_dim=1, num_classes=ATTRIBUTES)
+
+
 def test_the_discriminators_logit_is_the_projection_on_the_sum_of_the_embeddings():
     """Miyato 2018, equation 3, without the term that does not see the condition."""
     _, D = small_gan()

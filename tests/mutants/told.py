@@ -71,4 +71,12 @@ FAULTS = [
           'figures["rising"] = rising(read,',
           'figures["rising"] = 1.0 or rising(read,',
           ("tests/predict/test_obedience.py::test_a_model_that_obeys_and_one_that_does_not",)),
+    Fault("models/stylegan2.py",
+          'return torch.cat([x, parts[-1]], 1) if self.attributes else x',
+          'return torch.cat([x, parts[-1] * 0], 1) if self.attributes else x',
+          ("tests/models/test_conditions.py::test_half_of_w_is_what_it_is_told_whatever_the_latent",)),
+    Fault("train_gan.py",
+          'latents, noise = rows_of(draws, start, stop, labels if c.loss == "rpgan" else None)',
+          'latents, noise = rows_of(draws, start, stop, labels.flip(0) if c.loss == "rpgan" else None)',
+          (RUNS + "test_a_short_run_draws_heads_of_the_size_that_it_is_told[train_gan.py",)),
 ]  # fmt: skip
