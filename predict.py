@@ -28,6 +28,7 @@ if sys.version_info < (3, 11):
 import argparse
 import os
 import signal
+from functools import partial
 
 from data.files import say
 from data.installed import need
@@ -44,12 +45,13 @@ from jobs.predict import pages
 from jobs.predict.card import card
 from jobs.predict.film import film
 from jobs.predict.named import UsageError
+from jobs.predict.output import output_of
 from jobs.run import faults, stopping
 
 PAGES = {  # of what runs have written: no model, and no torch
     "plot": lambda args: pages.plot(args.run, args.out, from_kimg=args.from_kimg, to_kimg=args.to_kimg),
     "card": lambda args: card(args.run, args.out),
-    "film": lambda args: film(args.run, args.out, fps=args.fps),
+    "film": lambda args: film(args.run, partial(output_of, args), fps=args.fps),
     "report": lambda args: pages.report(args.run, args.out),
 }
 
