@@ -56,8 +56,8 @@ def evaluate(
     """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them.
 
     Runs on all ranks of a torchrun, if there are several. open_on(device): the model. output(model): where to.
-    label_of(model): what it is told of each slice; `all` of a model with columns follows rows of the training slices. how_of(model): what its `sample`
-    takes beside number, seed and label.
+    label_of(model): what it is told of each slice; `all` of a model with columns follows rows of the training slices.
+    how_of(model): what its `sample` takes beside number, seed and label.
     """
     clock = [time.monotonic()]
     with ranks.Meeting() as meeting:

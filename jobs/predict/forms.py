@@ -1,5 +1,5 @@
-"""One picture as a file: 8-bit PNG, 16-bit PNG, NIfTI. Each is written whole or not at all, and whole ones are told from
-damaged ones, so that what was interrupted goes on."""
+"""One picture as a file: 8-bit PNG, 16-bit PNG, NIfTI. Each is written whole or not at all, and whole ones are told
+from damaged ones, so that what was interrupted goes on."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ import numpy as np
 from data.files import atomic_write, is_number, leads_out, plain, read_json, say
 from jobs.config.specs import ConfigError
 from jobs.predict.flags import changed
-from jobs.predict.named import run_of
+from jobs.predict.named import UsageError, run_of
 from jobs.run.predictions import home_of, record_of
 from jobs.view.grids import image_grid, save_png
 
@@ -70,6 +70,8 @@ class Output:
     def claim(self, nimg: float, settings: dict) -> Output:
         """The folder for these settings, of weights at `nimg` images, made and found to be writable: when all flags
         are known to be right, and before anything is computed. ConfigError where --out names one that holds others."""
+        if self.named and os.path.lexists(self.folder) and not self.folder.is_dir():
+            raise UsageError(f"--out {self.folder}: a file; name a folder")
         out = self if self.named else self._free(nimg, settings)
         if self.overwrite and out.folder.is_dir():
             out.record.unlink(missing_ok=True)  # first: without it nothing is taken for what the new settings made
