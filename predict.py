@@ -2,6 +2,7 @@
 
     python predict.py generate --run runs/stylegan2-1a2b3c4d --number 64          any number; an interrupted one goes on
     python predict.py generate --run runs/diffusion-1a2b3c4d --class AD --guidance 1.5 --steps 10
+    python predict.py generate --run RUN --seeds 3,17,40-50 --format nifti        of named seeds; other formats
     python predict.py interpolate --run RUN                                       a film through latents
     python predict.py mix --run RUN --rows 4 --cols 6 --styles coarse             StyleGAN2
     python predict.py project --run RUN                                           StyleGAN2: real slices in W+

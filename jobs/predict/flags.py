@@ -199,13 +199,13 @@ def feature_flag() -> argparse.ArgumentParser:
 
 def add_generate(commands, parents: list) -> None:
     """The subcommand `generate` and its flags."""
-    line = "PNGs from random latents, a grid and generate.json; an interrupted command goes on where it stopped"
+    line = "pictures from random latents, a grid and generate.json; an interrupted command goes on where it stopped"
     p = commands.add_parser("generate", parents=parents, help=line, description=line)
     p.add_argument("--number", type=whole(1, MAX_NUMBER), metavar="N",
                    help="how many pictures (default 64; of --like one for each row, of --vary 4 brains)")
     p.add_argument("--seeds", type=seeds, metavar="3,17,40-50",
-                   help="instead of --seed and --number: the first picture of each of these seeds, named by it; of all "
-                        "classes each seed has its own")
+                   help="instead of --seed and --number: the first picture of each of these seeds, named by it; with "
+                        "--class all the classes take turns by the seed")
     p.add_argument("--like", metavar="TABLE.csv",
                    help="one picture for each row of a table with columns that the model is told")
     p.add_argument("--vary", action="append", default=[], metavar="COLUMN=A:B:N",
