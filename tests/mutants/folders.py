@@ -80,7 +80,7 @@ FAULTS = [
     Fault(
         "jobs/predict/forms.py",
         "np.rint(image[0] * 65535)",
-        "np.rint(image[0] * 255) * 257",
+        "257 * np.rint(image[0] * 255)",
         (FOLDERS + "test_formats_hold_the_networks_own_values_and_the_same_pictures",),
     ),
     Fault(
