@@ -34,13 +34,14 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `film` needs none
     from jobs.predict.trained import Trained
 
 PICTURE = r"(seed)?\d{6,}(_[\w.-]+)?\.(png|nii\.gz)"  # of one slice
+NETWORK = "(generator|encoder|denoiser|decoder)"
 OWN = {  # what a command writes beside its record; of all others COMMAND.*
     "generate": rf"{PICTURE}|grid\.png|generated\.csv|slices\.npz",
     "vary": rf"{PICTURE}|vary\.(png|gif)|generated\.csv",
     "interpolate": r"interpolate\.gif|strip\.png",
     "evaluate": r"copies-\w+\.png",
-    "torch": r"\w+\.pt2",
-    "onnx": r"\w+\.onnx",
+    "torch": rf"{NETWORK}\.pt2",
+    "onnx": rf"{NETWORK}\.onnx",
     "diffusers": "diffusers",
 }
 NEUTRAL = {"run", "weights", "out", "device", "batch", "overwrite"}  # flags that do not decide what is made
@@ -75,9 +76,9 @@ class Output:
         out = self if self.named else self._free(nimg, settings)
         if self.overwrite and out.folder.is_dir():
             out.record.unlink(missing_ok=True)  # first: without it nothing is taken for what the new settings made
-            for path in out.own_files():
+            for path in filter(Path.is_file, out.own_files()):
                 path.unlink()
-        if other := out.other(nimg, settings):
+        elif other := out.other(nimg, settings):
             raise ConfigError(f"{out.folder}: {other}; {REMEDY}")
         out.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out.folder):
@@ -117,7 +118,7 @@ class Output:
         kind = self.form or self.command
         own = re.compile(OWN.get(kind, rf"{kind}\.\w+"), re.ASCII)
         names = (path for path in sorted(self.folder.iterdir()) if path.name != self.record.name)
-        return [path for path in names if own.fullmatch(path.name) and path.is_file()]
+        return [path for path in names if own.fullmatch(path.name) and (path.is_file() or kind == "diffusers")]
 
     def stored(self) -> dict:
         """The record; {} where there is none that can be read."""

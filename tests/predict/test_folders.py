@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,14 @@ def test_files_of_strangers_are_not_replaced(run, tmp_path, capsys):
         assert {p.name for p in out.iterdir()} == {name, "notes.txt"} and (out / name).read_text() == "mine"
     (out / name).unlink()
     assert call(*GENERATE, run, "--out", out) == 0  # beside other files
+    for name in ("decoder.onnx", "theirs.onnx"):
+        (out / name).write_text("mine")
+    (out / "diffusers").mkdir()
+    assert "holds decoder.onnx, and no onnx.json says" in Output("export", out, form="onnx").other(0, {})
+    there = Output("export", out, form="diffusers")
+    assert "holds diffusers, and no diffusers.json says" in there.other(0, {})
+    there = replace(there, overwrite=True).claim(0, {})
+    assert (there / "diffusers").is_dir()  # export itself replaces it, when the new one has passed its check
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(run, tmp_path, capsys, monkeypatch):
