@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.files import atomic_write, is_number, leads_out, plain, read_json, say
+from data.files import atomic_write, is_number, leads_out, parse_json, plain, read_json, say
 from jobs.config.specs import ConfigError
 from jobs.predict.flags import changed
 from jobs.predict.named import UsageError, run_of
@@ -108,7 +108,7 @@ class Output:
             old = dict(stored["settings"])
         except (OSError, ValueError, KeyError, TypeError):
             return f"its {self.record.name} cannot be read"
-        new = json.loads(json.dumps(self._whole(settings)))
+        new = parse_json(json.dumps(self._whole(settings)))  # as the file has it
         kimg = [f"{n / 1000:g} kimg" if is_number(n) else "none" for n in (stored.get("nimg"), nimg)]
         words = [in_words(key, old.get(key), value, kimg) for key, value in new.items() if old.get(key) != value]
         return f"holds what other settings made ({', '.join(words)})" if words else ""
