@@ -2,6 +2,7 @@
 
     python predict.py generate --run runs/stylegan2-1a2b3c4d --number 64          any number; an interrupted one goes on
     python predict.py generate --run runs/diffusion-1a2b3c4d --class AD --guidance 1.5 --steps 10
+    python predict.py generate --run RUN --seeds 3,17,40-50 --format nifti        of named seeds; other formats
     python predict.py interpolate --run RUN                                       a film through latents
     python predict.py mix --run RUN --rows 4 --cols 6 --styles coarse             StyleGAN2
     python predict.py project --run RUN                                           StyleGAN2: real slices in W+
@@ -28,6 +29,7 @@ if sys.version_info < (3, 11):
 import argparse
 import os
 import signal
+from functools import partial
 
 from data.files import say
 from data.installed import need
@@ -44,12 +46,13 @@ from jobs.predict import pages
 from jobs.predict.card import card
 from jobs.predict.film import film
 from jobs.predict.named import UsageError
+from jobs.predict.output import output_of
 from jobs.run import faults, stopping
 
 PAGES = {  # of what runs have written: no model, and no torch
     "plot": lambda args: pages.plot(args.run, args.out, from_kimg=args.from_kimg, to_kimg=args.to_kimg),
     "card": lambda args: card(args.run, args.out),
-    "film": lambda args: film(args.run, args.out, fps=args.fps),
+    "film": lambda args: film(args.run, partial(output_of, args), fps=args.fps),
     "report": lambda args: pages.report(args.run, args.out),
 }
 

@@ -186,15 +186,18 @@ def check_geometry(geometry) -> None:
 
 
 def restore(pixels: np.ndarray, geometry: dict) -> np.ndarray:
-    """Undo the packing: uint8 (N, C, R, R) to uint8 (N, C, H, W) at the slices' most common original size.
+    """Undo the packing: (N, C, R, R) to (N, C, H, W) at the slices' most common original size, uint8 or float32 in
+    0..1.
 
     Resizes back to the crop, puts the crop into the middle of a black square, takes the padding off.
     """
     check_geometry(geometry)
     side = geometry["crop"] or geometry["square"]
-    out = np.empty((*pixels.shape[:2], geometry["source_height"], geometry["source_width"]), np.uint8)
+    out = np.empty((*pixels.shape[:2], geometry["source_height"], geometry["source_width"]), pixels.dtype)
     for row, image in zip(out, pixels, strict=True):
         whole = images.resize(np.ascontiguousarray(image.transpose(1, 2, 0)), side, side)
+        if whole.dtype != np.uint8:  # of 8 bits Pillow does it
+            whole = whole.clip(0, 1)
         whole = images.pad_or_crop(whole, geometry["square"], geometry["square"])
         row[:] = images.pad_or_crop(whole, *out.shape[2:]).transpose(2, 0, 1)
     return out

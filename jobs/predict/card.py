@@ -16,6 +16,7 @@ from jobs.config import kinds
 from jobs.config.specs import ConfigError
 from jobs.config.version import version
 from jobs.predict.named import UsageError, run_of, weights_of
+from jobs.run.predictions import made
 from jobs.run.rundir import RunDir
 from jobs.view import figures, markup, report
 from jobs.view.metrics import read_metrics
@@ -61,11 +62,7 @@ def check_own(path: Path) -> None:
 
 def write(run: RunDir, job: str, config: dict, sha256: str) -> str:
     """The card as text."""
-    evaluated, rebuilt = (
-        found if markup.child(found, "settings").get("weights_sha256") == sha256 else {}
-        for found in (markup.json_of(run, f"predictions/{name}")
-                      for name in ("evaluate/metrics.json", "reconstruct/reconstruct.json"))
-    )  # fmt: skip
+    evaluated, rebuilt = (of_weights(run, command, sha256) for command in ("evaluate", "reconstruct"))
     data = str(config.get("data") or "unknown")
     phantom = is_phantom(data)
     classes = markup.json_of(run, "data.json").get("classes") if config.get("conditional") else None
@@ -106,6 +103,12 @@ def write(run: RunDir, job: str, config: dict, sha256: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def of_weights(run: RunDir, command: str, sha256: str) -> dict:
+    """The newest record of a command that is of these very weights; {} where there is none."""
+    found = (markup.json_of(run, str(path.relative_to(run.path))) for path in made(run.path, command))
+    return next((one for one in found if markup.child(one, "settings").get("weights_sha256") == sha256), {})
+
+
 # --- its parts --------------------------------------------------------------------------------------------------------
 def metadata(name: str, job: str, data: str, phantom: bool, evaluated: dict) -> str:
     """The YAML block that the Hub reads. JSON strings are YAML."""
@@ -139,8 +142,8 @@ def metadata(name: str, job: str, data: str, phantom: bool, evaluated: dict) -> 
 def sample(run: RunDir) -> str:
     """The newest picture of what it makes, by its place in the run."""
     grids = sorted(path for path in run.samples.glob("*.png") if path.name[0].isdigit())
-    made = [path for path in (run.path / "predictions/generate/grid.png", *grids[-1:]) if path.is_file()]
-    return f"![what it makes]({made[0].relative_to(run.path).as_posix()})" if made else ""
+    shown = [path for path in (*made(run.path, "generate", "grid.png"), *grids[-1:]) if path.is_file()]
+    return f"![what it makes]({shown[0].relative_to(run.path).as_posix()})" if shown else ""
 
 
 def about_data(data: str, phantom: bool, evaluated: dict, rebuilt: dict) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data.files import leads_out
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
 from jobs.predict.conditions import Asked, class_named, parse_set, parse_vary, read_rows
@@ -23,8 +21,8 @@ from jobs.predict.features import Reference
 from jobs.predict.films import check_frames, denoise, interpolate, mix
 from jobs.predict.flags import CALLS_COMMANDS
 from jobs.predict.generate import generate
-from jobs.predict.named import UsageError, run_of, weights_file, weights_of
-from jobs.predict.output import Output
+from jobs.predict.named import UsageError, weights_file, weights_of
+from jobs.predict.output import Output, output_of
 from jobs.predict.project import project, targets_of
 from jobs.predict.reconstruct import reconstruct, slices_of
 from jobs.predict.trained import Trained, open_model
@@ -105,31 +103,25 @@ def row_of(label: Asked, model: Trained) -> dict:
     return {} if label == "all" else {"class": class_named(str(label), model.classes)}
 
 
-def output(args: argparse.Namespace) -> Output:
-    """--out, else predictions/COMMAND in the run, or here where only a weights file is given."""
-    if args.out:
-        return Output(args.command, Path(args.out), args.scale)
-    base = run_of(args.run) if args.run else Path()
-    folder = base / "predictions" / args.command
-    if leads_out(folder, base):
-        raise ConfigError(f"{folder}: a link that leads out of the run; name the folder itself with --out")
-    return Output(args.command, folder, args.scale)
+def output(args: argparse.Namespace, model: Trained, command: str = "", form: str = "") -> Output:
+    """Where a command writes what it makes of a model."""
+    return output_of(args, model.nimg, command, form)
 
 
 # --- the commands -----------------------------------------------------------------------------------------------------
 def run_generate(args: argparse.Namespace) -> None:
     """`predict.py generate`: from flags to plain arguments."""
+    if args.seeds:
+        no_use("--seeds", number=args.number, seed=args.seed, like=args.like, vary=args.vary)
+    if args.vary:
+        no_use("--vary", like=args.like, format=args.format != "png")
     model = model_of(args)
     label = asked(args, model)
     how = how_of(args, model)
     model.settings(**how)  # and what this model cannot do
     if args.vary:
-        for flag, given in (("--like", args.like), ("--npz", args.npz), ("--overwrite", args.overwrite)):
-            if given:
-                raise UsageError(f"{flag} has no use with --vary; leave one of them out")
-        out = output(args)
-        out = out if args.out else replace(out, folder=out.folder.with_name("vary"))
-        vary(model, out, along=args.vary, row=row_of(label, model), number=args.number, seed=args.seed, **how)
+        row = row_of(label, model)
+        vary(model, output(args, model, "vary"), along=args.vary, row=row, number=args.number, seed=args.seed, **how)
         return
     if args.like and not model.columns:
         raise UsageError("--like: this model is conditioned on no column but the class; use --class")
@@ -140,16 +132,15 @@ def run_generate(args: argparse.Namespace) -> None:
             raise UsageError(f"--like {args.like}: it has {min(both)}, and so have --set and --class; use one of them")
         label = [{**own, **row} for row in rows]
         model.labels(label, range(len(label)))  # every row, before anything is written
-    generate(
-        model,
-        output(args),
-        number=args.number or len(rows) or 64,
-        seed=args.seed,
-        label=label,
-        npz=args.npz,
-        overwrite=args.overwrite,
-        **how,
-    )
+    number, seed = (args.seeds, None) if args.seeds else (args.number or len(rows) or 64, args.seed)
+    generate(model, output(args, model), number=number, seed=seed, label=label, form=args.format, **how)
+
+
+def no_use(flag: str, **others: object) -> None:
+    """UsageError where one of the other flags is given too."""
+    for other, given in others.items():
+        if given:
+            raise UsageError(f"--{other} has no use with {flag}; leave one of them out")
 
 
 def run_denoise(args: argparse.Namespace) -> None:
@@ -158,14 +149,14 @@ def run_denoise(args: argparse.Namespace) -> None:
     label = asked(args, model)
     how = how_of(args, model)
     model.way(**how)
-    denoise(model, output(args), number=args.number, seed=args.seed, label=label, fps=args.fps, **how)
+    denoise(model, output(args, model), number=args.number, seed=args.seed, label=label, fps=args.fps, **how)
 
 
 def run_reconstruct(args: argparse.Namespace) -> None:
     """`predict.py reconstruct`: from flags to plain arguments."""
     model = model_of(args)
     pack = slices_of(model, args.data, args.split)
-    reconstruct(model, pack, output(args), number=args.number, split=args.split, batch=args.batch)
+    reconstruct(model, pack, output(args, model), number=args.number, split=args.split, batch=args.batch)
 
 
 def run_mix(args: argparse.Namespace) -> None:
@@ -174,7 +165,7 @@ def run_mix(args: argparse.Namespace) -> None:
     label = asked(args, model)
     mix(
         model,
-        output(args),
+        output(args, model),
         rows=args.rows,
         cols=args.cols,
         styles=args.styles,
@@ -201,7 +192,9 @@ def run_interpolate(args: argparse.Namespace) -> None:
         number = len(label)
         check_frames(number, args.steps)
         model.labels(label, range(number))
-    interpolate(model, output(args), number=number, steps=args.steps, seed=args.seed, label=label, fps=args.fps, **how)
+    interpolate(
+        model, output(args, model), number=number, steps=args.steps, seed=args.seed, label=label, fps=args.fps, **how
+    )
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -212,7 +205,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         check_flags(args, model)
         return model
 
-    evaluate(open_on, output(args), number=args.number, seed=args.seed, label_of=partial(asked, args),
+    evaluate(open_on, partial(output, args), number=args.number, seed=args.seed, label_of=partial(asked, args),
              reference=reference(args), how_of=partial(how_of, args), device=args.device)  # fmt: skip
 
 
@@ -226,7 +219,7 @@ def run_tsne(args: argparse.Namespace) -> None:
     model = model_of(args)
     tsne(
         model,
-        output(args),
+        output(args, model),
         number=args.number,
         seed=args.seed,
         label=asked(args, model),
@@ -239,7 +232,7 @@ def run_project(args: argparse.Namespace) -> None:
     """`predict.py project`: from flags to plain arguments."""
     model = model_of(args)
     pack = targets_of(model, args.data)
-    project(model, pack, output(args), number=args.number, steps=args.steps, seed=args.seed)
+    project(model, pack, output(args, model), number=args.number, steps=args.steps, seed=args.seed)
 
 
 def run_direction(args: argparse.Namespace) -> None:
@@ -254,12 +247,13 @@ def run_direction(args: argparse.Namespace) -> None:
             model.labels(parse_set(name.split(",")), [0])
     strip = Strip(args.rows, args.steps, args.strength)
     how = how if isinstance(model, DiffusionModel) else {}
-    direction(model, output(args), ends=ends, strip=strip, seed=args.seed, reference=reference(args), **how)
+    direction(model, output(args, model), ends=ends, strip=strip, seed=args.seed, reference=reference(args), **how)
 
 
 def run_export(args: argparse.Namespace) -> None:
     """`predict.py export`: from flags to plain arguments."""
-    export(model_of(args), output(args), args.format)
+    model = model_of(args)
+    export(model, output(args, model, form=args.format), args.format)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -65,8 +65,12 @@ def about_columns(pack: Pack, columns: Sequence[Column]) -> list[dict]:
 
 
 def known_of(pack: Pack, columns: Sequence[Column]) -> dict:
-    """For a weights file: the classes, how slices were made, and the columns where there are any."""
-    found = {"classes": pack.classes, "geometry": pack.geometry}
+    """For a weights file: the classes, how slices were made, of volumes mm per pixel, and the columns where there are
+    any."""
+    found: dict = {"classes": pack.classes, "geometry": pack.geometry}
+    spacing = pack.meta.get("spacing")
+    if spacing and is_number(spacing):
+        found |= {"spacing": spacing}
     return found | ({"conditions": [column.about() for column in columns]} if columns else {})
 
 

@@ -12,7 +12,6 @@ import torch
 from jobs.predict.conditions import Asked, say_once, settings_of
 from jobs.predict.named import UsageError
 from jobs.predict.trained import Flag, Trained
-from jobs.training import randomness
 from models import loading, samplers
 from models.conditions import Told
 from models.loading import Denoiser
@@ -82,7 +81,7 @@ class DiffusionModel(Trained):
     def sample(
         self,
         number: int = 1,
-        seed: int = 0,
+        seed: int | None = 0,
         label: Asked = "all",
         *,
         indices: Sequence[int] | None = None,
@@ -90,7 +89,8 @@ class DiffusionModel(Trained):
         steps: int | None = None,
         guidance: Guidance | None = None,
     ) -> np.ndarray:
-        """uint8 (B, C, H, W): pictures 0 to number - 1 of a seed, or those in `indices`.
+        """uint8 (B, C, H, W): pictures 0 to number - 1 of a seed, or those in `indices`; with seed None these are
+        seeds, and it is picture 0 of each.
 
         sampler: one of models.names.SAMPLERS. steps: network calls per picture. guidance: classifier-free
         guidance (Ho 2022); 1 samples what was learnt.
@@ -99,13 +99,13 @@ class DiffusionModel(Trained):
         found = []
         for start in range(0, len(indices), self.batch):
             part = indices[start : start + self.batch]
-            streams = [randomness.generator(seed, i, "predict fresh noise") for i in part]
+            streams = [self.stream(seed, i, "predict fresh noise") for i in part]
             found.append(self.denoised(self.draw(seed, part), self.labels(label, part), way, streams=streams))
         return np.concatenate(found)
 
-    def draw(self, seed: int, indices: Sequence[int]) -> torch.Tensor:
+    def draw(self, seed: int | None, indices: Sequence[int]) -> torch.Tensor:
         """Noise (B, C, h, w) of the pictures `indices`, drawn on the CPU, so that every device has the same."""
-        rows = [torch.randn(self.net.shape, generator=randomness.generator(seed, i, "predict z")) for i in indices]
+        rows = [torch.randn(self.net.shape, generator=self.stream(seed, i, "predict z")) for i in indices]
         return torch.stack(rows).to(self.device)
 
     @torch.inference_mode()
@@ -225,7 +225,7 @@ class DiffusionModel(Trained):
             alpha, sigma = (float(v) for v in self.net.schedule.alpha_sigma(t[:1].double().cpu()))
             noise_share.append(sigma**2 / (alpha**2 + sigma**2))
 
-        streams = [randomness.generator(seed, index, "predict fresh noise")]
+        streams = [self.stream(seed, index, "predict fresh noise")]
         way, labels = self.way(sampler, steps, guidance), self.labels(label, [index])
         result = self.denoised(self.draw(seed, [index]), labels, way, streams=streams, watch=watch)[0]
         return np.stack([*frames, np.stack([result, result])]), noise_share

@@ -56,14 +56,16 @@ def direction(
 
     ends: the classes; AD and NC, or the first two, where they are ''. `how`: of a diffusion network, as its `way`.
     """
-    out.make()
     rows, steps, strength = strip
+    still = how if isinstance(model, DiffusionModel) else {"noise": "fixed"}
+    settings = model.settings(seed=seed, **still) | {"rows": rows, "steps": steps, "strength": strength}
+    settings |= {"ends": list(ends), "data": reference.data, "feature_weights": reference.feature_weights or ""}
+    out = out.claim(model.nimg, settings)
     amounts = [strength * j / (steps - 1) for j in range(steps)]
     more: dict = {}
     if isinstance(model, DiffusionModel):
         start, end, told = told_ends(ends, model)
         images = blended_strip(model.squared(), told, amounts, rows, seed, how)
-        settings = model.settings(seed=seed, **how)
     else:
         step_of = (
             partial(told_step, model)
@@ -78,12 +80,10 @@ def direction(
         if found.share_of_end is not None:
             is_end = found.share_of_end(images).view(-1, steps)
             more["recognised_as_end"] = is_end.double().mean(0).tolist()
-        settings = model.settings(seed=seed, noise="fixed")
     labels = [{0.0: start, 1.0: end}.get(t, f"{t:.3g}") for t in amounts]
     note = f"Numbers: the way from {start} (0) to {end} (1)."
     out.grid("direction.png", model.original(images), steps, column_labels=labels, note=note)
-    settings |= {"rows": rows, "steps": steps, "strength": strength, "from": start, "to": end}
-    out.json("direction.json", model, settings, amounts=amounts, **more)
+    out.json("direction.json", model, settings | {"from": start, "to": end}, amounts=amounts, **more)
     what = f"{len(images) // steps} x {steps} pictures from {start} to {end}"
     out.tell(model, what, "direction.png", "direction.json")
 

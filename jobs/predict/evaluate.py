@@ -44,7 +44,7 @@ Measured = tuple[torch.Tensor, torch.Tensor]  # features (N, D), thumbnails (N, 
 
 def evaluate(
     open_on: Callable[[torch.device], Any],
-    out: Output,
+    output: Callable[[Any], Output],
     *,
     number: int = 5000,
     seed: int = 0,
@@ -55,9 +55,9 @@ def evaluate(
 ) -> None:
     """metrics.json: generated slices against held-out ones, and training slices against held-out ones beside them.
 
-    Runs on all ranks of a torchrun, if there are several. open_on(device): the model. label_of(model): what it is told
-    of each slice; `all` of a model with columns follows rows of the training slices. how_of(model): what its `sample`
-    takes beside number, seed and label.
+    Runs on all ranks of a torchrun, if there are several. open_on(device): the model. output(model): where to.
+    label_of(model): what it is told of each slice; `all` of a model with columns follows rows of the training slices.
+    how_of(model): what its `sample` takes beside number, seed and label.
     """
     clock = [time.monotonic()]
     with ranks.Meeting() as meeting:
@@ -71,7 +71,9 @@ def evaluate(
         label = training_rows(real.train, model.columns, number, seed)
     values = model.labels(label, list(range(number)))
     labels = classes_of(values, model.columns) if values is not None and model.classes else None
-    out.make()
+    settings = model.settings(seed=seed, label=label, **how)
+    settings |= {"number": number, "data": real.digest, "feature_weights": reference.feature_weights or ""}
+    out = output(model).claim(model.nimg, settings)
     network, features_name = open_features(given, real.train, out.folder, rt)
     images_of = generated(model.squared(), seed, label, how)
     clock.append(time.monotonic())
@@ -93,7 +95,6 @@ def evaluate(
         "distances": {"generated": quality.set_figures(fake[0][:count], heldout[0], draw()),
                       "training slices": quality.set_figures(train[0][spread], heldout[0], draw())},
         "ms_ssim": diversity_of_pairs(model, real, images_of, labels, number, seed),
-        "copying": copying_figures((fake, train, heldout), real, images_of, model, out),
     }  # fmt: skip
     if labels is not None:
         sets = ((fake[0], labels), (train[0], real.labels(real.train)), (heldout[0], real.labels(real.heldout)))
@@ -102,11 +103,12 @@ def evaluate(
             figures["class_fidelity"] = quality.class_fidelity(known[0], known[1], known[2], len(model.classes))
     sides = fake[0], train[0], heldout[0]
     figures |= told_figures(model.squared(), network, real, values, sides, seed, how)
+    figures["copying"] = copying_figures((fake, train, heldout), real, images_of, model, out)  # last: it writes
     clock.append(time.monotonic())
     notes = notes_on(model, real, count, number, int(fake[0].shape[1])) + notes_on_copies(figures["copying"])
     phases = ("start", "generated", "real slices", "figures")
     seconds = {name: round(b - a, 2) for name, (a, b) in zip(phases, pairwise(clock), strict=True)}
-    settings = model.settings(seed=seed, label=label, **how) | {"number": number, "features": features_name}
+    settings["features"] = features_name
     about = real.about()
     more = {"data": about, "compared": count, **figures, "notes": notes, "ranks": rt.world, "seconds": seconds}
     out.json("metrics.json", model, settings, **more)

@@ -274,9 +274,10 @@ def export(model, out: Output, form: str) -> None:
         if found := diffusers_folder.obstacles(model):
             raise ConfigError(f"--format diffusers: {found}; use --format onnx or torch")
     require(form)
+    settings = {"format": form, "weights_sha256": model.sha256}
     new = [path for path in (out.folder, *out.folder.parents) if not path.exists()]
     try:
-        out.make()
+        out = out.claim(model.nimg, settings)
         with tempfile.TemporaryDirectory(prefix=".export.", dir=out.folder) as staged:
             folder = Path(staged) / "new"
             folder.mkdir()
@@ -298,7 +299,7 @@ def export(model, out: Output, form: str) -> None:
                 path.rmdir()
         raise
     facts = {"networks": networks, "largest_difference": largest, "torch": torch.__version__}
-    out.json(f"{form}.json", model, {"format": form, "weights_sha256": model.sha256}, **facts)
+    out.json(f"{form}.json", model, settings, **facts)
     if form == "diffusers" and model.net.decoder is not None:
         difference = diffusers_folder.autoencoder_difference(model.net.decoder)
         say(f"no vae/: {difference}; decoder.pt2 is a program of torch.export instead")

@@ -49,6 +49,11 @@ class RealSlices:
     train: Pack
     heldout: Pack
 
+    @property
+    def digest(self) -> str:
+        """64 letters of both."""
+        return self.train.digest[:32] + self.heldout.digest[:32]
+
     def labels(self, pack: Pack) -> torch.Tensor:
         """(N,) int64 classes of a pack's slices."""
         return torch.from_numpy(np.array(pack.labels))

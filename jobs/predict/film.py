@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data.files import atomic_write, leads_out, read_bytes, say, temporary_for, words
+from data.files import atomic_write, read_bytes, say, temporary_for, words
 from jobs.config.specs import ConfigError
-from jobs.predict.named import UsageError, run_of
+from jobs.predict.named import run_of
+from jobs.predict.output import Output
 from jobs.run.rundir import RunDir
 from jobs.view.grids import image_grid
 from jobs.view.markup import MAX_PICTURE
@@ -22,28 +24,26 @@ MOST, SIDE = 200, 1024  # frames of a film and pixels of its longer side at most
 HOLD = 2  # seconds that the last frame stays
 
 
-def film(named: str, out: str = "", *, fps: int = 5) -> None:
-    """film.gif and, where imageio-ffmpeg is installed, film.mp4. ConfigError where there are no two samples yet."""
+def film(named: str, output: Callable[[float], Output], *, fps: int = 5) -> None:
+    """film.gif and, where imageio-ffmpeg is installed, film.mp4; output(images seen): where to. ConfigError where there
+    are no two samples yet."""
     run = RunDir(run_of(named).resolve())
-    folder = Path(out) if out else run.path / "predictions" / "film"
-    if not out and leads_out(folder, run.path):
-        raise ConfigError(f"{folder}: a link that leads out of the run; name the folder itself with --out")
-    if folder.is_file():
-        raise UsageError(f"--out {folder}: a file; name a folder")
     found = sorted(path for path in run.samples.glob("*.png") if path.name[0].isdigit())
     frames, kimg = frames_of(pick(found, MOST), run.path)
     if len(frames) < 2:
         so_far = "one grid" if frames else "no grid"
         raise ConfigError(f"{run.path}: {so_far} of samples so far; there is one more every --sample-kimg")
-    folder.mkdir(parents=True, exist_ok=True)
+    nimg, settings = 1000 * float(kimg[-1]), {"run": run.path.name, "frames": len(frames), "fps": fps}
+    out = output(nimg).claim(nimg, settings)
+    out.note("film.json", {"command": "film", "nimg": nimg, "settings": settings})
     shown = np.stack(frames + frames[-1:] * (HOLD * fps))
-    atomic_write(folder / "film.gif", gif_of(shown, fps))
+    atomic_write(out / "film.gif", gif_of(shown, fps))
     left = f" of {len(found)} grids" if len(frames) < len(found) else ""
-    say(f"{len(frames)} frames{left}, {kimg[0]} to {kimg[-1]} kimg\n  {folder / 'film.gif'}")
-    if problem := write_mp4(folder / "film.mp4", shown, fps):
+    say(f"{len(frames)} frames{left}, {kimg[0]} to {kimg[-1]} kimg\n  {out / 'film.gif'}")
+    if problem := write_mp4(out / "film.mp4", shown, fps):
         say(f"no film.mp4: {problem}")
     else:
-        say(f"  {folder / 'film.mp4'}")
+        say(f"  {out / 'film.mp4'}")
 
 
 def frames_of(paths: list[Path], inside: Path) -> tuple[list[np.ndarray], list[str]]:

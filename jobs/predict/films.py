@@ -41,7 +41,8 @@ def interpolate(
     `how`: what model.interpolate takes beside steps, seed and label.
     """
     check_frames(number, steps)
-    out.make()
+    settings = film_settings(model, seed, label, how) | {"frames_per_latent": steps, "number": number, "fps": fps}
+    out = out.claim(model.nimg, settings)
     keys, frames, strip = list(range(number)), [], []
     columns = min(steps, STRIP_COLUMNS)
     shown = [steps * j // columns for j in range(columns)]
@@ -54,16 +55,18 @@ def interpolate(
     atomic_write(out / "interpolate.gif", gif_of(enlarged(film, out.scale), fps))
     captions = model.captions(label, keys[: len(strip)])
     out.grid("strip.png", np.concatenate(strip), columns, row_labels=captions)
-    if isinstance(model, DiffusionModel):
-        calls = how.pop("calls", None)
-        settings = model.settings(seed=seed, label=label, steps=calls, **how) | {"space": "z"}
-    else:
-        space = how.pop("space", "w")
-        settings = model.settings(seed=seed, label=label, **how) | {"space": space}
-        del settings["noise"]  # always fixed
-    settings |= {"frames_per_latent": steps, "number": number, "fps": fps}
     out.json("interpolate.json", model, settings, frames=len(film))
     out.tell(model, f"{len(film)} frames", "interpolate.gif", "strip.png", "interpolate.json")
+
+
+def film_settings(model: GanModel | DiffusionModel, seed: int, label: Asked, how: dict) -> dict:
+    """What decides the pictures of `interpolate`, of which `how` is what model.interpolate takes."""
+    rest = {name: value for name, value in how.items() if name not in ("calls", "space")}
+    if isinstance(model, DiffusionModel):
+        return model.settings(seed=seed, label=label, steps=how.get("calls"), **rest) | {"space": "z"}
+    settings = model.settings(seed=seed, label=label, **rest) | {"space": how.get("space", "w")}
+    del settings["noise"]  # always fixed
+    return settings
 
 
 def mix(
@@ -85,7 +88,9 @@ def mix(
         first, last = style_layers(model.G, styles)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    out.make()
+    settings = model.settings(seed=seed, label=label, **how) | {"rows": rows, "cols": cols, "styles": styles}
+    del settings["noise"]  # always fixed
+    out = out.claim(model.nimg, settings)
     at_left, on_top = list(range(rows)), list(range(rows, rows + cols))
     left, top = (model.styles(indices, seed, label, **how) for indices in (at_left, on_top))
     top_images = model.synthesise(top)
@@ -99,8 +104,6 @@ def mix(
     }
     titles["note"] = f"Layers {first} to {last} are of the picture on top, the others of the one at the left."
     out.grid("mix.png", np.concatenate(shown), cols + 1, **titles)
-    settings = model.settings(seed=seed, label=label, **how) | {"rows": rows, "cols": cols, "styles": styles}
-    del settings["noise"]  # always fixed
     out.json("mix.json", model, settings, layers_from_top=[first, last], left=at_left, top=on_top)
     what = f"{rows} x {cols} mixed pictures (layers {first}-{last} from the top)"
     out.tell(model, what, "mix.png", "mix.json")
@@ -110,7 +113,8 @@ def denoise(
     model: DiffusionModel, out: Output, *, number: int = 4, seed: int = 0, label: Asked = "all", fps: int = 5, **how
 ) -> None:
     """The way from noise to pictures: what the network is given at each call, and above it what it makes of that."""
-    out.make()
+    settings = model.settings(seed=seed, label=label, **how) | {"number": number, "fps": fps}
+    out = out.claim(model.nimg, settings)
     indices = list(range(number))
     stages: list[np.ndarray] = []
     noise_share: list[float] = []
@@ -121,7 +125,6 @@ def denoise(
     captions = [f"{100 * share:.0f} % noise" for share in noise_share] + ["result"]
     save_png(out / "denoise.png", denoise_strip(shown, captions, model.captions(label, indices), out.scale))
     atomic_write(out / "denoise.gif", denoise_gif(shown, captions, fps, out.scale))
-    settings = model.settings(seed=seed, label=label, **how) | {"number": number, "fps": fps}
     out.json("denoise.json", model, settings, frames=len(captions), noise=noise_share)
     what = f"{number} picture{'s' * (number > 1)} in {len(captions)} stages"
     out.tell(model, what, "denoise.png", "denoise.gif", "denoise.json")

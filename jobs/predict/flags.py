@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+from collections import Counter
+from collections.abc import Iterable
 
 from jobs.config.version import version
 from models.names import SAMPLERS
 
 FORMATS = ("onnx", "torch", "diffusers")  # of export
-MAX_NUMBER = 10**7  # pictures in one folder
+PICTURES = ("png", "png16", "nifti", "npz")  # of generate
+MAX_NUMBER, MAX_SEEDS = 10**7, 10**6  # pictures in one folder; seeds that are named
+SEED = re.compile(r"[0-9]{1,18}")
 CALLS_COMMANDS = ("interpolate", "direction")  # where --steps counts pictures, and network calls are --calls
 
 
@@ -39,6 +44,36 @@ def number(text: str) -> float:
     return value
 
 
+def seeds(text: str) -> list[int]:
+    """argparse type: whole numbers and ranges with commas between, such as 3,17,40-50, in this order."""
+    found: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not SEED.fullmatch(low) or not SEED.fullmatch(high if dash else low):
+            raise argparse.ArgumentTypeError(f"{part.strip()!r} is no seed; write such as 3,17,40-50")
+        first, last = int(low), int(high or low)
+        if first > last:
+            raise argparse.ArgumentTypeError(f"{part.strip()} runs backwards; write {last}-{first}")
+        if len(found) + last - first >= MAX_SEEDS:
+            raise argparse.ArgumentTypeError(f"more than {MAX_SEEDS:,} seeds; use --number")
+        found += range(first, last + 1)
+    if len(set(found)) < len(found):
+        twice = next(seed for seed, count in Counter(found).items() if count > 1)
+        raise argparse.ArgumentTypeError(f"{twice} stands there twice; name each seed once")
+    return found
+
+
+def spans(found: Iterable[int]) -> str:
+    """The same as text, in order: 3,17,40-50."""
+    ends: list[list[int]] = []
+    for seed in sorted(found):
+        if ends and seed == ends[-1][1] + 1:
+            ends[-1][1] = seed
+        else:
+            ends.append([seed, seed])
+    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in ends)
+
+
 def guidance(text: str) -> float | dict[str, float]:
     """argparse type: a number, or COLUMN=NUMBER with commas between."""
     if "=" not in text:
@@ -47,6 +82,12 @@ def guidance(text: str) -> float | dict[str, float]:
 
 
 # fmt: off
+def out_flags(p: argparse.ArgumentParser, more: str) -> None:
+    """Where a command writes, and whether it may replace what is there."""
+    p.add_argument("--out", metavar="DIR", help=f"where to write (default RUN/predictions/COMMAND/NAME, {more})")
+    p.add_argument("--overwrite", action="store_true", help="replace what other settings have made in that folder")
+
+
 def model_flags(pictures: bool = True, runs: bool = True) -> argparse.ArgumentParser:
     """Flags of every subcommand that takes a model; `pictures`: it shows slices. Without `runs` they say which model,
     and no more."""
@@ -57,8 +98,8 @@ def model_flags(pictures: bool = True, runs: bool = True) -> argparse.ArgumentPa
     p.add_argument("--at", default="last", metavar="best|last|KIMG",
                    help="of --run: its last weights, those of the best figure while it trained, or of those that "
                         "--keep-weights kept the ones at KIMG (default %(default)s)")
-    p.add_argument("--out", metavar="DIR",
-                   help="where to write (default RUN/predictions/COMMAND, or ./predictions/COMMAND with --weights)")
+    out_flags(p, "./predictions/COMMAND/NAME with --weights; NAME is the kimg and what is asked for otherwise than by "
+                 "default")
     if not runs:
         p.set_defaults(device="cpu", precision="fp32", batch=1, square=True, scale=1)
         return p
@@ -158,10 +199,13 @@ def feature_flag() -> argparse.ArgumentParser:
 
 def add_generate(commands, parents: list) -> None:
     """The subcommand `generate` and its flags."""
-    line = "PNGs from random latents, a grid and generate.json; an interrupted command goes on where it stopped"
+    line = "pictures from random latents, a grid and generate.json; an interrupted command goes on where it stopped"
     p = commands.add_parser("generate", parents=parents, help=line, description=line)
     p.add_argument("--number", type=whole(1, MAX_NUMBER), metavar="N",
                    help="how many pictures (default 64; of --like one for each row, of --vary 4 brains)")
+    p.add_argument("--seeds", type=seeds, metavar="3,17,40-50",
+                   help="instead of --seed and --number: the first picture of each of these seeds, named by it; with "
+                        "--class all the classes take turns by the seed")
     p.add_argument("--like", metavar="TABLE.csv",
                    help="one picture for each row of a table with columns that the model is told")
     p.add_argument("--vary", action="append", default=[], metavar="COLUMN=A:B:N",
@@ -170,9 +214,10 @@ def add_generate(commands, parents: list) -> None:
     p.add_argument("--noise", choices=("random", "fixed"),
                    help="of a StyleGAN2; random: each picture its own, as in training; fixed: all the same (default "
                         "random)")
-    p.add_argument("--npz", action="store_true",
-                   help="also all of them in slices.npz: images uint8 (N, C, H, W), labels (-1: no classes)")
-    p.add_argument("--overwrite", action="store_true", help="replace the pictures of other settings in the same folder")
+    p.add_argument("--format", choices=PICTURES, default="png",
+                   help="png: 8 bits; png16: 16 bits of grey, from the network's own values; nifti: the same as floats "
+                        "from 0 to 1, a .nii.gz each; npz: PNGs, and all of them in slices.npz: images uint8 "
+                        "(N, C, H, W), labels (-1: no classes) (default %(default)s)")
 
 
 def add_mix(commands, parents: list) -> None:
@@ -271,7 +316,7 @@ def add_film(commands) -> None:
     line = "the samples of a run over its training, as a GIF and, with imageio-ffmpeg, an MP4; works while it trains"
     p = commands.add_parser("film", help=line, description=line)
     p.add_argument("--run", required=True, help="run directory")
-    p.add_argument("--out", metavar="DIR", help="where to write (default RUN/predictions/film)")
+    out_flags(p, "named by the last kimg")
     p.add_argument("--fps", type=whole(1, 50), default=5, help="frames per second (default %(default)s)")
 
 
@@ -320,6 +365,14 @@ def command_line(about: str) -> argparse.ArgumentParser:
     add_card(commands)
     add_film(commands)
     return parser
+
+
+def changed(args: argparse.Namespace) -> dict[str, object]:
+    """{flag without its dashes: value} of what is asked for otherwise than by default, in the order of --help."""
+    (commands,) = (action.choices for action in command_line("")._actions if isinstance(action.choices, dict))
+    flags = [a for a in commands[args.command]._actions if a.option_strings]  # argparse has no public list of them
+    found = {a.option_strings[-1].lstrip("-"): (getattr(args, a.dest, a.default), a.default) for a in flags}
+    return {flag: value for flag, (value, default) in found.items() if value != default and flag != "help"}
 
 
 def parse_args(about: str, argv: list[str] | None = None) -> argparse.Namespace:

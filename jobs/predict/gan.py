@@ -13,7 +13,6 @@ import torch
 from data.batches import to_float
 from jobs.predict.conditions import Asked, settings_of
 from jobs.predict.trained import Flag, Trained
-from jobs.training import randomness
 from models import loading, projection
 from models.conditions import Told
 from models.stylegan2 import Generator
@@ -58,7 +57,7 @@ class GanModel(Trained):
     def sample(
         self,
         number: int = 1,
-        seed: int = 0,
+        seed: int | None = 0,
         label: Asked = "all",
         *,
         indices: Sequence[int] | None = None,
@@ -66,7 +65,8 @@ class GanModel(Trained):
         truncation_cutoff: int | None = None,
         noise: str = "random",
     ) -> np.ndarray:
-        """uint8 (B, C, H, W): pictures 0 to number - 1 of a seed, or those in `indices`.
+        """uint8 (B, C, H, W): pictures 0 to number - 1 of a seed, or those in `indices`; with seed None these are
+        seeds, and it is picture 0 of each.
 
         truncation: psi; 1 samples what was learnt. noise: random, each picture its own, or fixed, all the same.
         """
@@ -77,7 +77,7 @@ class GanModel(Trained):
     def styles(
         self,
         indices: Sequence[int],
-        seed: int = 0,
+        seed: int | None = 0,
         label: Asked = "all",
         *,
         truncation: float = 1.0,
@@ -105,15 +105,15 @@ class GanModel(Trained):
                 CENTRES[*key, str(row.tolist())] = self.map_latents(z, row.expand(CENTRE, -1)).mean(0)
         return torch.stack([CENTRES[*key, str(row.tolist())] for row in rows])[back][:, None]
 
-    def draw_z(self, seed: int, indices: Sequence[int]) -> torch.Tensor:
+    def draw_z(self, seed: int | None, indices: Sequence[int]) -> torch.Tensor:
         """(B, z_dim) fp32: the latents of the pictures `indices`, drawn on the CPU, so that every device has the
         same."""
-        rows = [torch.randn(self.G.z_dim, generator=randomness.generator(seed, i, "predict z")) for i in indices]
+        rows = [torch.randn(self.G.z_dim, generator=self.stream(seed, i, "predict z")) for i in indices]
         return torch.stack(rows).to(self.device)
 
-    def draw_noise(self, seed: int, indices: Sequence[int]) -> list[torch.Tensor]:
+    def draw_noise(self, seed: int | None, indices: Sequence[int]) -> list[torch.Tensor]:
         """Noise of the pictures `indices` for every layer: a list of (B, 1, H, W) fp32."""
-        rows = [self.G.draw_noise(1, randomness.generator(seed, i, "predict noise"), "cpu") for i in indices]
+        rows = [self.G.draw_noise(1, self.stream(seed, i, "predict noise"), "cpu") for i in indices]
         return [torch.cat(layer).to(self.device) for layer in zip(*rows, strict=True)]
 
     @torch.inference_mode()

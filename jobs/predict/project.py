@@ -20,7 +20,8 @@ from jobs.predict.output import Output
 
 def project(model: GanModel, pack: Pack, out: Output, *, number: int = 4, steps: int = 300, seed: int = 0) -> None:
     """Slices of `pack` in W+: target, result and difference, with the PSNR of each and the styles found."""
-    out.make()
+    settings = {"seed": seed, "steps": steps, "number": number, **model.about, "data": pack.digest}
+    out = out.claim(model.nimg, settings)
     rows = torch.linspace(0, len(pack) - 1, min(number, len(pack))).round().long().unique()
     targets = rows_of(pack, rows.numpy()).numpy()
     with tqdm(total=len(rows) * steps, unit=" steps", disable=None) as bar:
@@ -41,7 +42,6 @@ def project(model: GanModel, pack: Pack, out: Output, *, number: int = 4, steps:
     with atomic_file(out / "project.npz") as file:
         np.savez(file, ws=ws, row=rows.numpy())
     found = [{"slice": pack.names[i], "psnr": value} for i, value in zip(rows.tolist(), psnr, strict=True)]
-    settings = {"seed": seed, "steps": steps, "weights_sha256": model.sha256, "data": pack.digest}
     loss = [float(value) for value in np.mean(history, 0)]
     out.json("project.json", model, settings, slices=found, loss=[*loss[:: max(steps // 50, 1)], loss[-1]])
     what = f"{len(rows)} projections, PSNR {np.mean(psnr):.1f} dB on average,"

@@ -27,8 +27,9 @@ def reconstruct(
 
     number: how many, spread over the pack (default all). `split` is what the pack is of, for the file of settings.
     """
-    out.make()
     number = min(number or len(pack), len(pack))
+    settings = {"split": split, "number": number, **model.about, "data": pack.digest}
+    out = out.claim(model.nimg, settings)
     pick = np.linspace(0, len(pack) - 1, number).round().astype(int)
     scores: dict[str, list[float]] = {name: [] for name in ("l1", "psnr", "ssim", "psnr_head", "ssim_head")}
     wanted = set(np.linspace(0, number - 1, min(number, COLUMNS)).round().astype(int).tolist())
@@ -56,7 +57,6 @@ def reconstruct(
     note = "Above each slice its PSNR. A difference is the absolute one."
     out.grid("reconstruct.png", model.original(grid), len(shown), row_labels=rows, column_labels=captions, note=note)
     out.csv("reconstruct.csv", ["subject", "slices", *scores], table)
-    settings = {"weights_sha256": model.sha256, "split": split, "precision": model.about["precision"]}
     out.json("reconstruct.json", model, settings, data=pack.meta["describe"], slices=number, **figures)
     for name, (mean, sd) in figures["mean and sd over subjects"].items():
         say(f"{name:10} {mean:8.4g} +- {sd:.3g}")

@@ -34,7 +34,7 @@ from jobs.predict.conditions import (
     told_of,
 )
 from jobs.predict.named import UsageError, weights_of
-from jobs.training import devices
+from jobs.training import devices, randomness
 from jobs.training.weights import WeightsError, check_header, read_weights
 from models import loading
 
@@ -65,6 +65,8 @@ class Trained:
     nimg: int
     measured: dict  # {figure: value} of these weights while they trained; {} where they were not picked by one
     columns: Sequence[Column] = ()  # what the network is told of a slice, where that is more than its class
+    spacing: float = 0.0  # mm per pixel of the slices at their own size, 0 where the data did not say
+    floats: bool = False  # pictures are float32 in 0..1, as the network draws them, not uint8
     device: torch.device
     dtype: torch.dtype = torch.float32
     batch: int = 1  # pictures per pass
@@ -103,16 +105,28 @@ class Trained:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def restored(self, images: torch.Tensor) -> np.ndarray:
-        """Pictures (B, C, R, R) in -1..1 as uint8 (B, C, H, W)."""
+        """Pictures (B, C, R, R) in -1..1 as uint8 (B, C, H, W), or floats where they were asked for."""
+        if self.floats:
+            return self.original(((images.detach().float().clamp(-1, 1) + 1) / 2).cpu().numpy())
         return self.original(to_uint8(images).cpu().numpy())
 
     def original(self, squares: np.ndarray) -> np.ndarray:
-        """Pictures uint8 (B, C, R, R) at the slices' own size, (B, C, H, W); the same of a model that keeps squares."""
+        """Pictures (B, C, R, R) at the slices' own size, (B, C, H, W); the same of a model that keeps squares."""
         return restore(squares, self.geometry) if self.geometry else squares
+
+    @staticmethod
+    def stream(seed: int | None, index: int, purpose: str) -> torch.Generator:
+        """The randomness of picture `index` of a seed; without a seed `index` is one, of which this is picture 0."""
+        return randomness.generator(*((index, 0) if seed is None else (seed, index)), purpose)
 
     def squared(self) -> Any:
         """The same model, whose pictures keep the training square: what is measured is measured there."""
         return replace(self, geometry={})
+
+    def unrounded(self) -> Any:
+        """The same model, whose pictures are float32 in 0..1: `sample` and others then return the network's own
+        values."""
+        return replace(self, floats=True)
 
     def labels(self, label: Asked, indices: Sequence[int]) -> torch.Tensor | None:
         """What the network is told of the pictures `indices`: labels (B,) int64, or values (B, columns) float32; None
@@ -249,6 +263,7 @@ def read_model(
         nimg=nimg,
         measured=measured_of(about),
         columns=columns,
+        spacing=spacing_of(about, square),
         device=device,
         dtype=dtype,
         batch=batch,
@@ -281,6 +296,14 @@ def checked_about(path: Path, about: dict) -> tuple[list[str], dict, int]:
     except DataError as error:
         raise ConfigError(f"{path}: {error}; copy the file again from the run") from None
     return classes, geometry, int(nimg) if type(nimg) is int and is_number(nimg) else 0
+
+
+def spacing_of(about: dict, square: bool) -> float:
+    """Mm per pixel of the pictures, from a file that may be a stranger's; 0 where it does not say."""
+    mm, geometry = about.get("spacing"), about.get("geometry") or {}
+    if not is_number(mm) or not 0 < mm <= 100:
+        return 0.0
+    return mm * ((geometry["crop"] or geometry["square"]) / geometry["resolution"] if square and geometry else 1)
 
 
 def measured_of(about: dict) -> dict:

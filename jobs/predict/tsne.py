@@ -54,13 +54,15 @@ def tsne(
     labels = None if told is None else classes_of(told, model.columns)
     given = given_features(reference.feature_weights)
     real = open_data(model, reference.data, print)
-    out.make()
+    settings = {"seed": seed, **model.about} if of_vae else model.settings(seed=seed, label=label, **how)
+    settings |= {"number": number, "data": real.digest, "feature_weights": reference.feature_weights or ""}
+    out = out.claim(model.nimg, settings)
     rows = torch.linspace(0, len(real.heldout) - 1, min(number, len(real.heldout))).round().long()
 
     def embed(x: torch.Tensor) -> np.ndarray:
         perplexity = min(30.0, (len(x) - 1) / 3)
-        settings = dict(init="pca", perplexity=perplexity, random_state=seed % (1 << 32))
-        return TSNE(2, **settings).fit_transform(x.double().cpu().numpy())
+        way = dict(init="pca", perplexity=perplexity, random_state=seed % (1 << 32))
+        return TSNE(2, **way).fit_transform(x.double().cpu().numpy())
 
     classes = real.heldout.classes
     real_classes = [classes[k] if k >= 0 else "" for k in real.labels(real.heldout)[rows].tolist()]
@@ -68,14 +70,12 @@ def tsne(
     fake_classes = ["" if labels is None or labels[i] < 0 else model.classes[int(labels[i])] for i in range(number)]
     if of_vae:
         what = f"latents (means) of {Path(model.path).absolute().parent.name}"
-        settings = {"seed": seed, "weights_sha256": model.sha256}
         parts = tqdm(rows.split(MEASURE_CHUNK), unit=" chunks", disable=None)
         latents = torch.cat([model.encode(rows_of(real.heldout, part.numpy())) for part in parts])
         points = embed(latents.flatten(1))
         table = [("real", *point, k, s) for point, k, s in zip(points, real_classes, subjects, strict=True)]
     else:
         network, what = open_features(given, real.train, out.folder, rt)
-        settings = model.settings(seed=seed, label=label, **how)
         fake, _ = measure(rt, network, generated(model, seed, label, how), number, "generated")
         truth, _ = measure(
             rt, network, lambda r: rows_of(real.heldout, rows[r[0] : r[-1] + 1].numpy()), len(rows), "real"
@@ -89,7 +89,7 @@ def tsne(
     lines = [[source, float(x), float(y), name, subject] for source, x, y, name, subject in table]
     out.csv("tsne.csv", ["source", "x", "y", "class", "subject"], lines)
     atomic_write(out / "tsne.png", scatter_plots(table, "latents" if of_vae else "features", what))
-    settings |= {"number": number, "features": what}
+    settings["features"] = what
     out.json("tsne.json", model, settings, data=real.about(), real=len(rows))
     made = "" if of_vae else f" and {number} generated"
     out.tell(model, f"t-SNE of {len(rows)} real{made} slices", *(f"tsne.{kind}" for kind in ("png", "csv", "json")))

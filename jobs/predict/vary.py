@@ -10,24 +10,13 @@ import numpy as np
 from tqdm import tqdm
 
 from data.files import atomic_write
-from jobs.config.specs import ConfigError
 from jobs.predict.conditions import parse_vary
 from jobs.predict.named import UsageError
 from jobs.predict.output import Output
 from jobs.view.grids import enlarged, save_png
 from jobs.view.pictures import as_picture, gif_of
 
-PICTURE = re.compile(r"\d{6}_\d{3}_[\w.-]+\.png", re.ASCII)  # what is written here
 LATENTS = 4  # brains in a strip, where no number is asked for
-
-
-def start_afresh(out: Output) -> None:
-    """Remove what an earlier --vary wrote there. ConfigError where the pictures are those of another generate."""
-    if (out / "generate.json").exists():
-        raise ConfigError(f"{out.folder}: holds pictures of generate; use another --out")
-    for path in [*out.folder.iterdir()]:
-        if PICTURE.fullmatch(path.name) and path.is_file():
-            path.unlink()
 
 
 def short(value: str) -> str:
@@ -61,8 +50,10 @@ def vary(
         raise UsageError(f"--number {number}: a grid along two columns is of one brain; leave --number out")
     latents = list(range(1 if len(ways) == 2 else number or LATENTS))
     model.labels({**row, **{name: values[0] for name, values in ways}}, [0])  # wrong values before anything is written
-    out.make()
-    start_afresh(out)
+    settings = model.settings(seed=seed, label=dict(row), **how) | {"vary": list(along), "number": len(latents)}
+    settings |= {"fps": fps}
+    out = out.claim(model.nimg, settings)
+    out.json("vary.json", model, settings)  # first: what was interrupted starts again in the same folder
     cells = list(product(*(values for _, values in ways)))
     pictures = [
         model.sample(indices=latents, seed=seed, label={**row, **dict(zip(names, cell, strict=True))}, **how)
@@ -90,6 +81,4 @@ def vary(
         film = enlarged(np.concatenate([frames, frames[-2:0:-1]]), out.scale)
         atomic_write(out / "vary.gif", gif_of(film, fps))
         files.insert(1, "vary.gif")
-    settings = model.settings(seed=seed, label=dict(row), **how) | {"vary": list(along), "number": len(latents)}
-    out.json("vary.json", model, settings)
     out.tell(model, f"{len(latents)} brain{'s' * (len(latents) > 1)} along {' and '.join(names)}", *files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from data.files import is_number, say
+from jobs.run.predictions import made
 from jobs.run.rundir import RunDir
 from jobs.view.markup import child, escape, json_of, table
 
@@ -24,12 +25,18 @@ COLUMNS = {
 ERRORS = {"fid": "fid_error", "kid": "kid_sd"}
 
 
+def newest(run: RunDir, command: str) -> dict:
+    """What the newest record of a command of predict.py holds; {} where there is none."""
+    found = made(run.path, command)
+    return json_of(run, str(found[0].relative_to(run.path))) if found else {}
+
+
 def evaluations(runs: list[RunDir], names: list[str]) -> list[str]:
     """A table for each kind of features, held-out set and number of slices: figures of different ones are in different
     units, or biased differently, and never set side by side."""
     groups: dict[tuple[str, str, str], list[tuple[str, dict]]] = {}
     for run, name in zip(runs, names, strict=True):
-        found = json_of(run, "predictions/evaluate/metrics.json")
+        found = newest(run, "evaluate")
         heldout = child(child(found, "data"), "heldout")
         if isinstance(found.get("distances"), dict):
             key = str(child(found, "settings").get("features")), str(heldout.get("digest")), str(found.get("compared"))
@@ -57,7 +64,7 @@ def reconstructions(runs: list[RunDir], names: list[str]) -> list[str]:
     """A table for each set of slices that VAEs were measured on."""
     groups: dict[tuple[str, str], list[list]] = {}
     for run, name in zip(runs, names, strict=True):
-        found = json_of(run, "predictions/reconstruct/reconstruct.json")
+        found = newest(run, "reconstruct")
         figures = child(found, "mean and sd over subjects")
         if figures:
             cells = [mean_and_sd(figures.get(score)) for score in RECONSTRUCTION]

@@ -19,14 +19,15 @@ DENOISE_COLUMNS = 10  # of a strip at most
 PAIR_COLUMNS = 8
 
 
-def is_complete(path: Path, size: tuple[int, int], channels: int = 0) -> bool:
+def is_complete(path: Path, size: tuple[int, int], channels: int = 0, modes: tuple[str, ...] = ()) -> bool:
     """Whether this is a whole PNG of (height, width), a file and no link; its checksums are verified. channels: 1 grey,
-    3 colour, 0 either."""
+    3 colour, 0 either. modes: Pillow's names of other kinds that are wanted instead."""
+    modes = modes or {1: ("L",), 3: ("RGB",)}.get(channels, ("L", "RGB"))
     try:
         check_regular(path.lstat(), path, 4 * size[0] * size[1] + SMALL)
         with Image.open(path, formats=("PNG",)) as picture:
             picture.verify()
-            return picture.size == size[::-1] and picture.mode in {1: ("L",), 3: ("RGB",)}.get(channels, ("L", "RGB"))
+            return picture.size == size[::-1] and picture.mode in modes
     except Exception:  # a damaged PNG raises almost anything; it is made again
         return False
 

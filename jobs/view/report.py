@@ -10,6 +10,7 @@ from data.files import is_number, read_object
 from jobs.config import kinds
 from jobs.config.kinds import best_text
 from jobs.config.wording import clock
+from jobs.run.predictions import made, record_of
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
 from jobs.view.figures import evaluations, reconstructions, weights_of
@@ -18,7 +19,7 @@ from jobs.view.metrics import read_metrics
 from jobs.view.plots import Curves, curves_of, draw_panels
 
 GRIDS = 5  # sample grids shown, from the first to the last
-PICTURES = {  # predictions/COMMAND/FILE -> caption
+PICTURES = {  # COMMAND/FILE of the newest folder -> caption
     "generate/grid.png": "generated slices",
     "mix/mix.png": "style mixing",
     "interpolate/strip.png": "interpolation",
@@ -187,9 +188,10 @@ def pictures(runs: list[RunDir], names: list[str]) -> list[str]:
     for file, caption in PICTURES.items():
         command, shown = file.split("/")[0], []
         for run, name in zip(runs, names, strict=True):
-            at = weights_of(json_of(run, f"predictions/{command}/{command}.json"))
             of = f"{name}: " if len(runs) > 1 else ""
-            shown.append(picture(run.path / "predictions" / file, of + caption + at, run.path))
+            for path in made(run.path, command, file.split("/")[1])[:1]:
+                record = path.with_name(record_of(command)).relative_to(run.path)
+                shown.append(picture(path, of + caption + weights_of(json_of(run, str(record))), run.path))
         found = [text for text in shown if text]
         (rest if len(found) < 2 else rows).append("".join(found))
     rows = [text for text in [*rows, "".join(rest)] if text]

@@ -10,7 +10,6 @@ import torch
 from models.toy import Toy
 
 from jobs.predict.trained import Trained
-from jobs.training import randomness
 from models import loading
 
 
@@ -39,7 +38,7 @@ class ToyModel(Trained):
         """uint8 (B, C, H, W)."""
         shape = (self.channels, self.resolution, self.resolution)
         noise = [
-            torch.randn(shape, generator=randomness.generator(seed, i, "predict z"))
+            torch.randn(shape, generator=self.stream(seed, i, "predict z"))
             for i in (range(number) if indices is None else indices)
         ]
         return self.restored(self.toy.pictures(torch.stack(noise)))

@@ -119,7 +119,7 @@ def test_tensorboard_groups_its_columns(house):
 def test_predict_does_with_it_what_its_row_says(house):
     run = str(house / "runs" / "both-lr=0.01")
     call(house, "predict.py", "generate", "--run", run, "--number", "4", "--device", "cpu")
-    assert len(list((house / "runs" / "both-lr=0.01" / "predictions" / "generate").glob("0*.png"))) == 4
+    assert len(list((house / "runs" / "both-lr=0.01" / "predictions" / "generate").glob("*/0*.png"))) == 4
     assert "flag of a StyleGAN2; this is a toy" in call(
         house, "predict.py", "generate", "--run", run, "--truncation", "0.5", "--out", "x", code=2
     )

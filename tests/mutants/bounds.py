@@ -258,9 +258,9 @@ FAULTS = [
         (f"{INSIDE}::test_weights_that_lead_out_of_a_run_are_not_followed",),
     ),
     Fault(
-        "jobs/predict/commands.py",
-        "    if leads_out(folder, base):",
-        "    if False:",
+        "jobs/predict/output.py",
+        "            if leads_out(out.folder, out.folder.parents[2]):",
+        "            if False:",
         (f"{INSIDE}::test_predictions_that_lead_out_of_a_run_are_not_written",),
     ),
     Fault(

@@ -332,7 +332,7 @@ FAULTS = [
           '"type": precision}',
           ("tests/predict/test_predict_commands.py::test_settings_name_the_precision_the_size_and_the_file",)),
     Fault("jobs/predict/generate.py",
-          ' if not is_complete(out / file_name(model, label, i), model.size, model.channels)]',
+          ' if not self.form.complete(self.path(i), self.model)]',
           ']',
           ("tests/predict/test_predict.py::test_resume_makes_only_what_is_missing_or_damaged",)),
     Fault("jobs/training/upkeep.py",

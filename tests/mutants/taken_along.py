@@ -56,8 +56,8 @@ FAULTS = [
           (f"{EXPORT}::test_weights_have_the_names_of_diffusers",)),
     # --- card
     Fault("jobs/predict/card.py",
-          'found if markup.child(found, "settings").get("weights_sha256") == sha256 else {}',
-          'found',
+          'if markup.child(one, "settings").get("weights_sha256") == sha256)',
+          'if one)',
           (f"{CARD}::test_figures_of_other_weights_are_not_in_a_card",)),
     Fault("jobs/predict/card.py",
           '    check_own(path)\n',

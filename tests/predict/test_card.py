@@ -135,9 +135,9 @@ def test_the_hub_reads_the_metadata(run):
 def test_a_film_has_a_frame_for_every_grid_in_order(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     assert code_of("film", "--run", run, "--fps", 10) == 0
-    frames = frames_of(run / "predictions/film/film.gif")
+    frames = frames_of(run / "predictions/film/3kimg-fps10/film.gif")
     assert [frame[-20, 20] for frame in frames] == [0, 75, 150]
-    with Image.open(run / "predictions/film/film.gif") as gif:
+    with Image.open(run / "predictions/film/3kimg-fps10/film.gif") as gif:
         durations = []
         for i in range(gif.n_frames):
             gif.seek(i)
@@ -146,7 +146,7 @@ def test_a_film_has_a_frame_for_every_grid_in_order(run, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "3 frames, 0 to 3 kimg" in said and "no film.mp4: imageio-ffmpeg is not installed, which nothing " in said
     assert said.endswith(": pip install imageio-ffmpeg\n")
-    assert [p.name for p in (run / "predictions/film").iterdir()] == ["film.gif"]
+    assert sorted(p.name for p in (run / "predictions/film/3kimg-fps10").iterdir()) == ["film.gif", "film.json"]
 
 
 def test_grids_that_do_not_fit_are_left_out_and_named(run, capsys):

@@ -60,7 +60,7 @@ def test_pictures_and_reports_need_nothing_of_linux(run):
     words = f"launch.py --help && {words} --device cpu"
     done = subprocess.run([sys.executable, "-c", ELSEWHERE, words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name in ("report.html", "plots/losses.png", "predictions/generate/000001_NC.png"):
+    for name in ("report.html", "plots/losses.png", "predictions/generate/24kimg/000001_NC.png"):
         assert (run / name).stat().st_size > 100
 
 

@@ -20,6 +20,7 @@ from jobs.predict import direction, evaluate, features
 from jobs.predict.gan import GanModel
 from jobs.predict.output import Output
 from jobs.predict.trained import read_model
+from jobs.run.predictions import made
 from jobs.view.pictures import scatter_plots
 from models import encoder
 from models.stylegan2 import Generator
@@ -62,7 +63,7 @@ def run(tmp_path):
 
 
 def metrics(run) -> dict:
-    return json.loads((run / "predictions" / "evaluate" / "metrics.json").read_text())
+    return json.loads(made(run, "evaluate")[0].read_text())
 
 
 def test_writes_every_figure_beside_that_of_real_slices(run, capsys):
@@ -86,7 +87,7 @@ def test_writes_every_figure_beside_that_of_real_slices(run, capsys):
     assert "encoder v" in found["settings"]["features"] and found["compared"] == 60
     out = capsys.readouterr().out
     assert f"{fake['fid']:.2f}" in out and "note: 20 held-out slices are few" in out
-    picture = Image.open(run / "predictions" / "evaluate" / "copies-pixels.png")
+    picture = Image.open(made(run, "evaluate", "copies-pixels.png")[0])
     assert picture.height > 2 + 6 * (32 + 12 + 2) and picture.width > 8 * 34
     assert found["copying"]["pixels"]["four_times_nearer"] == 0 and "no more than chance" in out
 
@@ -166,7 +167,7 @@ def test_a_generator_that_copies_is_caught(run, monkeypatch, capsys):
     found = metrics(run)["copying"]["pixels"]
     assert found["below_5th_percentile"] == 1.0 and found["relative_ratio"] < 0.2 and found["chance"] < 1e-6
     assert found["closest"][0]["move"] == "moved -3.1 % and 0.0 %"
-    picture = np.asarray(Image.open(run / "predictions" / "evaluate" / "copies-pixels.png")).astype(int)
+    picture = np.asarray(Image.open(made(run, "evaluate", "copies-pixels.png")[0])).astype(int)
     left = picture.shape[1] - 8 * 34
     drawn, moved, real = (picture[2 + row * 46 :, left:][4:28, 4:28] for row in range(3))
     assert np.abs(moved - real).max() <= 3 < np.abs(drawn - real).max()
@@ -253,7 +254,7 @@ def test_wrong_use_gets_one_line(run, packs, tmp_path, monkeypatch, capsys):
 def test_tsne_writes_every_point(run):
     pytest.importorskip("sklearn")
     assert call("tsne", "--run", run, "--number", 30, "--device", "cpu") == 0
-    out = run / "predictions" / "tsne"
+    out = made(run, "tsne")[0].parent
     lines = (out / "tsne.csv").read_text().splitlines()
     assert lines[0] == "source,x,y,class,subject" and len(lines) == 1 + 20 + 30 + 30
     rows = [line.split(",") for line in lines[1:]]
@@ -288,11 +289,11 @@ def test_project_finds_a_picture_of_its_own(tmp_path):
     psnr = []
     for steps in (1, 120):
         assert call("project", *flags, "--steps", steps) == 0
-        found = json.loads((run / "predictions" / "project" / "project.json").read_text())
+        found = json.loads((made(run, "project", "project.json")[0]).read_text())
         psnr.append(found["slices"][0]["psnr"])
     assert len(found["slices"]) == 1 and psnr[1] > psnr[0] + 4
     assert found["loss"][-1] < 0.6 * found["loss"][0]
-    ws = np.load(run / "predictions" / "project" / "project.npz")["ws"]
+    ws = np.load(made(run, "project", "project.npz")[0])["ws"]
     drawn = model.synthesise(torch.from_numpy(ws))[0, 0].astype(float)
     error = ((drawn - np.asarray(Image.open(tmp_path / "own.png"), float)) ** 2).mean()
     assert 10 * np.log10(255**2 / error) == pytest.approx(psnr[1], abs=0.01)  # the styles are those of the figure
@@ -302,17 +303,17 @@ def test_project_takes_held_out_slices_and_is_the_same_in_any_company(run):
     found = []
     for number in (1, 3):
         assert call("project", "--run", run, "--number", number, "--steps", 6, "--device", "cpu") == 0
-        found.append(json.loads((run / "predictions" / "project" / "project.json").read_text())["slices"])
+        found.append(json.loads((made(run, "project", "project.json")[0]).read_text())["slices"])
     assert [s["slice"] for s in found[1]] == ["phantom-1-000000", "phantom-1-000010", "phantom-1-000019"]
     assert found[0][0] == found[1][0]
-    picture = Image.open(run / "predictions" / "project" / "project.png")
+    picture = Image.open(made(run, "project", "project.png")[0])
     assert picture.size[0] > 30 + 2 + 3 * 34 and picture.size[1] > 12 + 2 + 3 * 34  # a note below
 
 
 def test_direction_is_the_mean_difference_of_the_classes(run):
     flags = ("--run", run, "--from", "NC", "--to", "AD", "--rows", 2, "--steps", 3, "--strength", 1)
     assert call("direction", *flags, "--device", "cpu") == 0
-    out = run / "predictions" / "direction"
+    out = made(run, "direction")[0].parent
     found = json.loads((out / "direction.json").read_text())
     model = read_model(run / "weights.safetensors", torch.device("cpu"), square=True)
     z = model.draw_z(0, list(range(direction.SAMPLES)))
@@ -338,7 +339,7 @@ def test_direction_without_classes_goes_by_features(tmp_path, monkeypatch):
 
     monkeypatch.setattr(GanModel, "synthesise", drawn)
     assert call("direction", "--run", run, "--rows", 4, "--steps", 5, "--strength", 3, "--device", "cpu") == 0
-    found = json.loads((run / "predictions" / "direction" / "direction.json").read_text())
+    found = json.loads((made(run, "direction", "direction.json")[0]).read_text())
     assert (found["settings"]["from"], found["settings"]["to"]) == ("AD", "NC")
     assert found["recognised_as_end"][0] == 0 and found["recognised_as_end"][-1] >= 0.75
 
@@ -349,10 +350,10 @@ def test_direction_refuses_wrong_classes(run, capsys):
     assert "both AD" in one_line(capsys, call(*flags, "--to", "AD"), 2)
 
 
-# --- generate --npz ---------------------------------------------------------------------------------------------------
+# --- generate --format npz ------------------------------------------------------------------------------------------
 def test_npz_holds_the_pictures(run):
-    assert call("generate", "--run", run, "--number", 7, "--npz", "--device", "cpu") == 0
-    out = run / "predictions" / "generate"
+    assert call("generate", "--run", run, "--number", 7, "--format", "npz", "--device", "cpu") == 0
+    out = made(run, "generate")[0].parent
     with np.load(out / "slices.npz") as file:  # no pickle
         images, labels = file["images"], file["labels"]
     assert images.shape == (7, 1, 32, 32) and images.dtype == np.uint8 and labels.tolist() == [0, 1, 0, 1, 0, 1, 0]

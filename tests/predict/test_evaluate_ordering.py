@@ -15,6 +15,7 @@ from PIL import Image
 from tiny import ROOT, environment
 
 from data.phantom import phantom_slice
+from jobs.run.predictions import made
 from models import encoder
 
 # --- in moments: classes that a network of a few thousand parameters learns in 2500 slices ----------------------------
@@ -52,7 +53,7 @@ def test_a_gan_that_trains_is_better_by_every_distance_and_learns_its_classes(tm
         assert done.code == 0, done.said
         done = run_predict("evaluate", "--run", run, "--number", 120, packs=packs)
         assert done.code == 0, done.said
-        found.append(json.loads((run / "predictions" / "evaluate" / "metrics.json").read_text()))
+        found.append(json.loads((made(run, "evaluate", "metrics.json")[0]).read_text()))
         print(kimg, json.dumps({k: found[-1][k] for k in ("distances", "ms_ssim", "class_fidelity")}))
     fid, kid, coverage = ([f["distances"]["generated"][name] for f in found] for name in ("fid", "kid", "coverage"))
     right, useful = ([f["class_fidelity"][name] for f in found] for name in ("accuracy", "train_on_generated"))
@@ -104,7 +105,7 @@ def test_more_training_is_better_by_every_distance(command, kimg, flags, tmp_pat
         evaluate = [sys.executable, "predict.py", "evaluate", "--run", str(run), "--number", "200", *flags]
         done = subprocess.run(evaluate, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
-        found.append(json.loads((run / "predictions" / "evaluate" / "metrics.json").read_text()))
+        found.append(json.loads((made(run, "evaluate", "metrics.json")[0]).read_text()))
         print(total, json.dumps({k: found[-1][k] for k in ("distances", "ms_ssim", "class_fidelity")}), os.linesep)
     assert len({f["settings"]["features"] for f in found}) == 1
     fid, kid, coverage = ([f["distances"]["generated"][name] for f in found] for name in ("fid", "kid", "coverage"))

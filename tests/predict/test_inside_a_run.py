@@ -17,9 +17,9 @@ from data.files import (
     SMALL,
 )
 from jobs.config.specs import ConfigError
-from jobs.predict import commands, pages
+from jobs.predict import pages
 from jobs.predict.named import weights_of
-from jobs.predict.output import Output
+from jobs.predict.output import Output, output_of
 from jobs.predict.trained import read_snapshot
 from jobs.training.checkpoint import CheckpointError, Checkpoints
 from jobs.training.weights import WeightsError, check_header, read_weights
@@ -125,13 +125,13 @@ def test_predictions_that_lead_out_of_a_run_are_not_written(tmp_path):
 
     run = make_run(tmp_path)
     (tmp_path / "private").mkdir()
-    args = argparse.Namespace(command="generate", run=str(run.path), out="", scale=1)
-    assert commands.output(args).folder == run.path / "predictions" / "generate"
+    args = argparse.Namespace(command="generate", run=str(run.path), out="", scale=1, overwrite=False)
+    assert output_of(args, 2000).folder == run.path / "predictions/generate/2kimg"
     (run.path / "predictions").symlink_to(tmp_path / "private")
     with pytest.raises(ConfigError, match="a link that leads out of the run; name the folder itself with --out"):
-        commands.output(args)
+        output_of(args, 2000).claim(2000, {"seed": 0})
     args.out = str(tmp_path / "private")
-    assert commands.output(args).folder == tmp_path / "private"  # a person's own word
+    assert output_of(args, 2000).claim(2000, {"seed": 0}).folder == tmp_path / "private"  # a person's own word
 
 
 def test_plots_that_lead_out_of_a_run_are_not_written(tmp_path):
@@ -182,13 +182,11 @@ def test_pictures_that_are_links_or_of_another_kind_are_made_again(tmp_path):
 @pytest.mark.parametrize("kind", ODD)
 @bounded
 def test_an_odd_generate_json_is_one_line(tmp_path, kind):
-    from jobs.predict.generate import claim
-
     folder = tmp_path / "out"
     folder.mkdir()
     ODD[kind](folder / "generate.json")
-    with pytest.raises(ConfigError, match=r"generate\.json: cannot be read; use another --out"):
-        claim(Output("generate", folder), {"seed": 0}, overwrite=False)
+    with pytest.raises(ConfigError, match=r"its generate\.json cannot be read; use another --out"):
+        Output("generate", folder).claim(0, {"seed": 0})
 
 
 def test_small_is_larger_than_what_runs_write():

@@ -108,9 +108,9 @@ def test_generate_writes_pictures_of_the_original_size_a_grid_and_json(run, tmp_
 def test_default_folders(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call("generate", "--run", run, "--number", 1) == 0
-    assert (run / "predictions/generate/000000_AD.png").is_file()
+    assert (run / "predictions/generate/24kimg/000000_AD.png").is_file()
     assert call("generate", "--weights", run / "weights.safetensors", "--number", 1) == 0
-    assert (tmp_path / "predictions/generate/000000_AD.png").is_file()
+    assert (tmp_path / "predictions/generate/run-24kimg/000000_AD.png").is_file()
 
 
 def test_a_picture_is_that_of_the_network_alone(run, tmp_path):
@@ -188,7 +188,7 @@ def test_other_settings_in_the_same_folder_are_refused(run, tmp_path, capsys):
     assert (tmp_path / "mine.png").read_bytes() == b"kept"
     (tmp_path / "generate.json").unlink()
     capsys.readouterr()
-    assert "without a generate.json" in one_line(capsys, call(*flags), 78)
+    assert "no generate.json says what made it" in one_line(capsys, call(*flags), 78)
 
 
 def test_truncation_zero_is_the_average_picture(run, tmp_path):
@@ -459,7 +459,7 @@ def test_missing_places(run, tmp_path, capsys):
     assert "first checkpoint" in one_line(capsys, call("mix", "--run", tmp_path), 78)
     (tmp_path / "file").touch()
     assert "file" in one_line(capsys, call("generate", "--run", run, "--out", tmp_path / "file/out"), 78)
-    assert "file" in one_line(capsys, call("interpolate", "--run", run, "--out", tmp_path / "file"), 78)
+    assert "a file; name a folder" in one_line(capsys, call("mix", "--run", run, "--out", tmp_path / "file"), 2)
 
 
 def damaged(name, path):
@@ -613,10 +613,10 @@ def test_pictures_are_dropped_once_written(run, tmp_path, monkeypatch):
 
     def slow_write(*args):
         time.sleep(0.03)
-        write_picture(*args)
+        write(*args)
 
-    write_picture = generate.write_picture
-    monkeypatch.setattr(generate, "write_picture", slow_write)  # slower than the network: nothing may pile up
+    write = generate.Job.write
+    monkeypatch.setattr(generate.Job, "write", slow_write)  # slower than the network: nothing may pile up
     monkeypatch.setattr(GanModel, "synthesise", synthesise)
     assert call("generate", "--run", run, "--number", 40, "--square", "--out", tmp_path) == 0
     assert len(most) == 40 and max(most) <= 4

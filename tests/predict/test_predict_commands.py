@@ -29,7 +29,7 @@ from jobs.training.weights import read_weights, write_weights
 from jobs.view.plots import Curves
 from models import encoder, projection
 
-MODEL = {"run": "RUN", "weights": None, "at": "last", "out": None, "seed": 0, "device": "auto"}
+MODEL = {"run": "RUN", "weights": None, "at": "last", "out": None, "overwrite": False, "seed": 0, "device": "auto"}
 MODEL |= {"precision": "fp32", "batch": 32}
 OF_CLASS, DIFFUSION = {"label": "all", "row": []}, {"sampler": None, "calls": None, "guidance": None}
 GAN = {"truncation": 1.0, "truncation_cutoff": None, "noise": None}
@@ -41,7 +41,7 @@ DEFAULTS = {
     | GAN
     | DIFFUSION
     | SIZES
-    | {"number": None, "npz": False, "overwrite": False}
+    | {"number": None, "seeds": None, "format": "png"}
     | {"like": None, "vary": []},
     "denoise": MODEL | OF_CLASS | DIFFUSION | SIZES | {"number": 4, "fps": 5},
     "mix": MODEL | OF_CLASS | GAN | SIZES | {"rows": 4, "cols": 6, "styles": "coarse"},
@@ -62,9 +62,9 @@ DEFAULTS = {
     | FEATURES
     | SIZES
     | {"start": None, "end": None, "rows": 4, "steps": 7, "strength": 1.5},
-    "export": {"run": "RUN", "weights": None, "at": "last", "out": None, "format": "torch"}
+    "export": {"run": "RUN", "weights": None, "at": "last", "out": None, "overwrite": False, "format": "torch"}
     | {"device": "cpu", "precision": "fp32", "batch": 1, "square": True, "scale": 1},
-    "film": {"run": "RUN", "out": None, "fps": 5},
+    "film": {"run": "RUN", "out": None, "overwrite": False, "fps": 5},
     "card": {"run": "RUN", "out": None},
     "plot": {"run": ["RUN"], "out": None, "from_kimg": 0.0, "to_kimg": math.inf},
     "report": {"run": ["RUN"], "out": None},
@@ -409,9 +409,9 @@ def test_whatever_changes_a_picture_is_a_setting(tmp_path, capsys, change):
     path = gan_file(tmp_path / "w.safetensors", geometry={**GEOMETRY, "source_width": 30})
     call("generate", "--weights", path, "--number", 2, "--out", tmp_path / "out")
     assert code_of("generate", "--weights", path, "--number", 2, *change, "--out", tmp_path / "out") == 78
-    assert "pictures of other settings" in capsys.readouterr().err
+    assert "holds what other settings made" in capsys.readouterr().err
     call(
-        "generate", "--weights", path, "--number", 3, "--batch", 2, "--npz", "--out", tmp_path / "out"
+        "generate", "--weights", path, "--number", 3, "--batch", 2, "--format", "npz", "--out", tmp_path / "out"
     )  # these change none
 
 
@@ -422,7 +422,7 @@ def test_whatever_changes_a_picture_of_a_diffusion_network_is_a_setting(tmp_path
     flags = {"--steps": 2} | dict([change])
     again = [str(x) for pair in flags.items() for x in pair]
     assert code_of("generate", "--weights", path, "--number", 1, *again, "--out", tmp_path / "out") == 78
-    assert "pictures of other settings" in capsys.readouterr().err
+    assert "holds what other settings made" in capsys.readouterr().err
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -500,7 +500,7 @@ def test_captions_say_which_picture_is_which(tmp_path, data, monkeypatch):  # no
 # --- colour and half precision ----------------------------------------------------------------------------------------
 def test_colour_is_kept_in_every_file(tmp_path):
     path = gan_file(tmp_path / "w.safetensors", channels=3)
-    call("generate", "--weights", path, "--number", 3, "--npz", "--out", tmp_path / "out")
+    call("generate", "--weights", path, "--number", 3, "--format", "npz", "--out", tmp_path / "out")
     with np.load(tmp_path / "out/slices.npz") as file:
         assert file["images"].shape == (3, 3, 60, 64)
         for i, picture in enumerate(sorted((tmp_path / "out").glob("0*.png"))):
@@ -589,7 +589,7 @@ def test_a_setting_that_nobody_noted_is_another_setting(tmp_path, capsys):
     del about["settings"]["noise"]
     (tmp_path / "out/generate.json").write_text(json.dumps(about))
     assert code_of("generate", "--weights", path, "--number", 1, "--out", tmp_path / "out") == 78
-    assert "noise None -> random" in capsys.readouterr().err
+    assert "noise none -> random" in capsys.readouterr().err
 
 
 def test_settings_name_the_precision_the_size_and_the_file(tmp_path):

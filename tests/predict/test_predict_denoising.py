@@ -97,7 +97,7 @@ def test_generate_makes_pictures_at_the_slices_size_that_repeat_in_any_company(w
         assert np.array_equal(pixels(tmp_path / "a" / name), pixels(tmp_path / "b" / name))
     assert not np.array_equal(pixels(tmp_path / "a" / names[0]), pixels(tmp_path / "a" / names[2]))
     assert (
-        run("generate", "--weights", weights, "--out", tmp_path / "a", "--number", 4, "--steps", 4, "--npz")
+        run("generate", "--weights", weights, "--out", tmp_path / "a", "--number", 4, "--steps", 4, "--format", "npz")
         == stopping.DONE
     )
     with np.load(tmp_path / "a" / "slices.npz") as file:

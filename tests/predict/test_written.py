@@ -164,7 +164,19 @@ def test_generate_draws_what_the_file_holds(tmp_path, conditional, flags, psi, c
 @pytest.mark.parametrize(("choice", "label"), [("MCI", 2), ("0", 0), ("1", 1)])
 def test_the_class_asked_for_is_the_class_drawn(tmp_path, choice, label):
     path = gan_file(tmp_path / "w.safetensors")
-    flags = ("--number", 2, "--class", choice, "--noise", "fixed", "--square", "--npz", "--out", tmp_path / "out")
+    flags = (
+        "--number",
+        2,
+        "--class",
+        choice,
+        "--noise",
+        "fixed",
+        "--square",
+        "--format",
+        "npz",
+        "--out",
+        tmp_path / "out",
+    )
     call("generate", "--weights", path, *flags)
     gan = Gan(path)
     with np.load(tmp_path / "out/slices.npz") as file:
@@ -177,7 +189,7 @@ def test_the_class_asked_for_is_the_class_drawn(tmp_path, choice, label):
 
 def test_a_network_without_classes_has_no_labels(tmp_path):
     path = gan_file(tmp_path / "w.safetensors", conditional=False)
-    call("generate", "--weights", path, "--number", 2, "--npz", "--out", tmp_path / "out")
+    call("generate", "--weights", path, "--number", 2, "--format", "npz", "--out", tmp_path / "out")
     with np.load(tmp_path / "out/slices.npz") as file:
         assert file["labels"].tolist() == [-1, -1] and file["labels"].dtype.kind == "i"
 

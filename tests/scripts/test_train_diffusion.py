@@ -494,7 +494,7 @@ def test_the_quickstarts_make_phantoms_whose_ventricles_tell_the_classes_apart(t
     last = [row for row in tiny.rows(vae) if "val_psnr" in row][-1]
     assert last["val_psnr"] > 26 and last["val_ssim_head"] > 0.85 and last["active_channels"] >= 4
     assert [row for row in tiny.rows(run) if "diversity" in row][-1]["diversity"] > 0.6
-    flags = ["generate", "--run", run, "--out", out, "--number", 200, "--steps", 10, "--npz"]
+    flags = ["generate", "--run", run, "--out", out, "--number", 200, "--steps", 10, "--format", "npz"]
     assert predict.main(predict.parse_args(list(map(str, flags)))) == 0
     with np.load(out / "slices.npz") as made:
         fake = {k: np.array([measure_ventricle(i[0]) for i in made["images"][made["labels"] == k]]) for k in (0, 1)}
