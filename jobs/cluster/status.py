@@ -150,9 +150,11 @@ def starting_process(run: Path) -> str:
 
 def live_jobs(run: Path, queue: dict[str, Job]) -> list[Job]:
     """The run's jobs that are queued or running, the running ones first."""
-    ids = {str(job["id"]) for job in read_jobs(run).get("submitted", [])}
-    # A job that launch.py queued and could not note, because it was killed just then, is known by its folder.
-    mine = [j for j in queue.values() if j.active and (j.id in ids or j.workdir == str(run / "code"))]
+    about = read_jobs(run)
+    ids = {str(job["id"]) for job in about.get("submitted", [])}
+    # A job that launch.py queued and could not note, as it was killed or got no answer, is known by its folder.
+    lost = [(str(run / "code"), None), (about.get("place"), about.get("task"))]
+    mine = [j for j in queue.values() if j.active and (j.id in ids or (j.workdir, j.array_task) in lost)]
     return sorted(mine, key=lambda j: (j.state == "PENDING", j.id))
 
 

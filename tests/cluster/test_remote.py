@@ -112,8 +112,9 @@ def test_pull_writes_over_no_run_of_this_machine(here, there, env):
     mine = RunDir(here / "runs/brains")
     mine.create()
     (mine.path / "metrics.jsonl").write_text("mine")
-    refused = launch(here, env, "pull", "brains", "--host", "cluster", "--host-dir", there, code=78)
+    refused = launch(here, env, "pull", "brains", BLANK, "--host", "cluster", "--host-dir", there, code=2)
     assert "--out DIR" in refused.stderr and (mine.path / "metrics.jsonl").read_text() == "mine"
+    assert (here / "runs" / BLANK / "config.json").exists() and "error: brains: not copied" in refused.stderr
 
 
 def test_tensorboard_through_its_tunnel_and_both_end(here, there, env):
