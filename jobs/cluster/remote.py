@@ -25,7 +25,7 @@ from jobs.cluster.sites import load_sites
 from jobs.cluster.terminal import facts
 from jobs.config.specs import ROOT, ConfigError
 from jobs.run.find import typed
-from jobs.run.stopping import BAD, DONE, USAGE
+from jobs.run.stopping import BAD, DONE, TRANSIENT, USAGE
 
 OPTIONS = ("--host", "--host-dir")
 # What the login node runs, whatever shell the account has: $1 is the folder of the clone, the rest are arguments.
@@ -205,16 +205,15 @@ def problem_of(target: Path, host: Host, path: str) -> str:
 def tensorboard(host: Host, argv: list[str]) -> int:
     """TensorBoard on the login node's loopback, and the tunnel to it; both end at Ctrl-C. Returns the exit code."""
     code = BAD
-    for _ in range(3):  # the port there may be taken
+    for _ in range(3):  # unless the port there is taken, once is enough
         here, there = serve.free_port(), random.randint(*PORTS)
         # A terminal, also where there is none here: its end is what ends the process there.
         ssh = host.ssh("-tt", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{here}:127.0.0.1:{there}")
         words = ["tensorboard", *argv, "--port", str(there), "--no-tunnel"]
         say(f"TensorBoard on {host.name}, through a tunnel. Ctrl-C ends both.")
         facts([("open, in a moment", f"http://localhost:{here}")])
-        began = time.monotonic()
         code = until_interrupted([*ssh, host.command(words)])
-        if code in (DONE, SSH_FAILED) or time.monotonic() - began > 30:
+        if code != TRANSIENT:
             break
     return explained(code, host)
 

@@ -147,11 +147,12 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
             f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {typed(run)} "
             "-- --total-kimg N",
         )
-    return view, diagnose(gather(run, view), typed(run))
+    job = None if isinstance(queue, status.Silent) else slurm_record(run)  # it would not answer for this either
+    return view, diagnose(gather(run, view, job), typed(run))
 
 
-def gather(run: Path, view: View) -> Evidence:
-    """The last attempt's traces: attempts.jsonl, the newest log, Slurm's record while it has one."""
+def gather(run: Path, view: View, job: Job | None) -> Evidence:
+    """The last attempt's traces: attempts.jsonl, the newest log; job: Slurm's record while it has one."""
     lines = RunDir(run).read_attempts()
     ends = [line for line in lines if line.get("event") == "end"]
     decisions = [line for line in lines if line.get("event") == "decision"]
@@ -163,7 +164,7 @@ def gather(run: Path, view: View) -> Evidence:
         state=view.state,
         reason=str(end.get("reason") or view.note or ""),
         code=code if isinstance(code, int) else None,
-        job=slurm_record(run),
+        job=job,
         log=tail(log) if log else "",
         decision=str(decisions[-1].get("why", "")) if decisions else "",
         nimg=int(end.get("nimg") or 0),

@@ -225,6 +225,20 @@ def test_what_the_accounts_say(text, ids, seconds):
     assert usage.parse_accounts(text, ids) == seconds
 
 
+def test_accounts_that_do_not_answer_are_asked_once(run, monkeypatch, capsys):
+    asked = []
+
+    def silent(command, **how):
+        asked.append(command)
+        raise slurm.NoAnswer("sacct: no answer")
+
+    monkeypatch.setattr(usage, "_silence", set())
+    monkeypatch.setattr(usage.shutil, "which", lambda name: name)
+    monkeypatch.setattr(slurm, "_run", silent)
+    assert [usage.accounted([job]) for job in "789"] == [None] * 3 and len(asked) == 1
+    assert capsys.readouterr().err.count("sacct: no answer") == 1
+
+
 def test_what_was_made_use_of(run):
     attempts = [budget.Spent("7", 1, 16, 0.0, 1000.0, asked_s=3600.0, cpu_s=1200.0)]
     assert usage.use_line(run.path, []) == ""

@@ -855,8 +855,11 @@ def test_serve_hides_notices_and_ends_its_process(capfd):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         assert serve.serve([sys.executable, "-c", code]) == 3
+        assert serve.serve([sys.executable, "-c", "import sys; sys.exit(-1)"]) == 78  # 255 is what ssh says of itself
+        taken = "import sys; print('ERROR: could not bind to port 7', file=sys.stderr); sys.exit(-1)"
+        assert serve.serve([sys.executable, "-c", taken]) == 75
         assert all(signal.getsignal(number) is not before[number] for number in before)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert capfd.readouterr().err == "real words\n"
+    assert capfd.readouterr().err == "real words\nERROR: could not bind to port 7\n"

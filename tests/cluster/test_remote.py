@@ -157,6 +157,13 @@ def served(there: Path) -> list[str]:
     return found
 
 
+@pytest.mark.parametrize(("codes", "tries"), [([75, 0], 2), ([75, 75, 75], 3), ([2], 1), ([78], 1), ([0], 1)])
+def test_only_a_port_that_is_taken_there_is_tried_again(monkeypatch, codes, tries):
+    tried, last = [], codes[-1]
+    monkeypatch.setattr(remote, "until_interrupted", lambda command: tried.append(command) or codes.pop(0))
+    assert remote.tensorboard(remote.Host("cluster", "x"), []) == last and len(tried) == tries
+
+
 # --- without an sshd --------------------------------------------------------------------------------------------------
 def test_which_words_name_the_host():
     assert remote.split(["--host", "a", "stop", "x", "--now"]) == ({"--host": "a"}, ["stop", "x", "--now"])

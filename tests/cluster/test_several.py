@@ -228,7 +228,8 @@ def test_hints_can_be_pasted(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("text", "found"), [
     (" nfs:/home 15000000* 14000000 16000000 0 7 0 0 0", (15.36, 16.384)),
         ("/lustre 1000000 0 2000000 - 1 0 0 -", (1.024, 2.048)),
-    ("none", None), ("/home 5 0 0", None),
+    ("none", None), ("/home 5 0 0", None), ("15000000* 14000000 16000000 0 7 0", None), ("/home \u00b2 5 5", None),
+    ("/home 5K 5K 6K", None), ("/home 1 - -", None),
 ])  # fmt: skip
 def test_a_quota_is_read(text, found):
     assert quota.parse([text]) == (found and pytest.approx(found))

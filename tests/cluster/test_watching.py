@@ -979,7 +979,6 @@ def test_the_cause_of_a_state(run, state, pending, text, fix):
 
 
 def test_the_evidence_is_of_the_last_attempt(run, monkeypatch):
-    monkeypatch.setattr(why, "slurm_record", lambda run: None)
     tell(run, state="failed", reason="the heartbeat's")
     for event, facts in (
         ("start", dict(attempt=1)), ("end", dict(attempt=1, reason="first", code=85, nimg=10)),
@@ -991,11 +990,15 @@ def test_the_evidence_is_of_the_last_attempt(run, monkeypatch):
     (run.logs / "2.out").write_text("new\n")
     os.utime(run.logs / "1.out", (1, 1))
     seen = view(run)
-    assert why.gather(run.path, seen) == why.Evidence("failed", "the heartbeat's", 137, None, "new\n", "killed", 0)
+    assert why.gather(run.path, seen, None) == why.Evidence(
+        "failed", "the heartbeat's", 137, None, "new\n", "killed", 0
+    )
     run.note("end", attempt=2, reason="second", code=1, nimg=20)
-    assert why.gather(run.path, seen) == why.Evidence("failed", "second", 1, None, "new\n", "killed", 20)
+    assert why.gather(run.path, seen, None) == why.Evidence("failed", "second", 1, None, "new\n", "killed", 20)
     run.attempts.write_text('{"event": "end", "code": "x"}\n')
-    assert why.gather(run.path, seen).code is None
+    assert why.gather(run.path, seen, None).code is None
+    monkeypatch.setattr(why, "slurm_record", lambda run: pytest.fail("asked"))
+    assert why.explain(run.path, status.Silent())[0].state == "failed"  # Slurm would not answer for its record either
 
 
 def test_slurms_record_of_the_last_job(run, monkeypatch):
