@@ -101,6 +101,8 @@ def stop_run(run: Path, now: bool) -> int:
             "if it waits it leaves as soon as it begins."
         )
         return TRANSIENT if now else DONE
+    elif state == RunState.SUSPENDED and not now:
+        say(f"{run.name} is suspended: it saves and stops once it goes on; --now ends it.")
     elif running or holder is not None or not live:
         say(f"{run.name} " + ("is ended now; it saves if it can." if now else "saves and stops within its next step."))
     else:

@@ -121,11 +121,16 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
             f"Slurm did not answer, so nobody knows whether its job waits, runs or is over ({view.note})",
             f"try again in a minute; python launch.py stop {typed(run)} writes a STOP that holds all the same",
         )
+    if view.state == RunState.SUSPENDED and live_jobs(run, queue or {})[0].state == "STOPPED":
+        return view, Cause(
+            f"job {view.job_id} was stopped by a signal (scancel --signal=STOP)",
+            f"scancel --signal=CONT {view.job_id} lets it go on; python launch.py stop {typed(run)} --now ends it",
+        )
     if view.state == RunState.SUSPENDED:
         return view, Cause(
             f"job {view.job_id} is suspended: Slurm has frozen it, most often for a job of higher priority",
             f"wait, or ask the administrators (scontrol resume {view.job_id} is theirs); python launch.py stop "
-            f"{run.name} --now, then resume, queues it anew",
+            f"{typed(run)} --now, then resume, queues it anew",
         )
     if view.state in (RunState.RUNNING, RunState.STARTING, RunState.ENDING):
         where = f" on {view.node}" if view.node else ""

@@ -486,7 +486,7 @@ def test_what_hangs_is_given_up_with_all_it_started_and_the_jobs_code_stands(run
             signal.signal(number, handler)
     assert "sendmail did not end within 0.5 s" in capsys.readouterr().err
     pid = int((tmp_path / "pid").read_text())
-    wait_until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text())
+    wait_until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text(), 10)
 
 
 # --- on this machine --------------------------------------------------------------------------------------------------

@@ -543,6 +543,14 @@ def test_stop_of_a_running_job_lets_it_save(world, capsys):
     assert "saves and stops" in capsys.readouterr().out and world.run("one").read_status()["state"] == "running"
 
 
+def test_stop_of_a_frozen_job_says_what_ends_it(world, capsys):
+    ran(*GAN, "--name", "one")
+    for state in ("SUSPENDED", "STOPPED"):
+        world.lives("one", state)
+        assert ran("stop", "one") == 0 and "once it goes on; --now ends it" in capsys.readouterr().out
+    assert ran("stop", "one", "--now") == 0 and "is ended now" in capsys.readouterr().out
+
+
 def test_stop_now_writes_stop_before_it_cancels(world):
     ran(*GAN, "--name", "one")
     world.lives("one")

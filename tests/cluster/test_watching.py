@@ -71,7 +71,8 @@ STATES = [
     ("stopped", "RUNNING", "ending"),
     ("failed", "RUNNING", "ending"), ("diverged", "RUNNING", "ending"), ("stuck", "RUNNING", "ending"),
     ("running", "PENDING", "queued"), ("done", "PENDING", "queued"), ("failed", "PENDING", "queued"),
-    ("running", "COMPLETING", "ending"), ("running", "SUSPENDED", "suspended"), ("queued", "CONFIGURING", "starting"),
+    ("running", "COMPLETING", "ending"), ("running", "SUSPENDED", "suspended"),
+    ("running", "STOPPED", "suspended"), ("queued", "CONFIGURING", "starting"),
     ("running", "REQUEUED", "queued"), ("running", "REQUEUE_HOLD", "queued"), ("running", "SPECIAL_EXIT", "queued"),
     # no job any more
     ("running", "COMPLETED", "cut off"), ("running", "NODE_FAIL", "cut off"), ("starting", "", "cut off"),
@@ -98,8 +99,17 @@ def test_the_state_of_a_run(run, own, slurms, shown):
     live = slurms in slurm.ACTIVE
     assert (found.partition, found.node, found.limit_s) == (("a100", "n1", 3600) if live else ("", "old", None))
     assert (found.elapsed_s is not None) == (live and shown != "queued")
-    keeps = slurms in ("COMPLETING", "SUSPENDED", "CONFIGURING") or (live and shown in ("running", "starting", "new"))
+    keeps = slurms in status.NOT_TRAINING or (live and shown in ("running", "starting", "new"))
     assert (found.eta_s is None) == (not keeps)
+
+
+@pytest.mark.parametrize(("own", "note"), [("running", "before it could save"), ("queued", "before"), ("continue", "")])
+def test_what_a_person_ended_is_stopped_also_without_a_word_of_its_own(run, own, note):
+    """And `resume --failed` leaves it alone."""
+    tell(run, state=own, reason="why")
+    (run.path / "STOP").write_text("me")
+    found = view(run)
+    assert found.state == "stopped" and note in found.note and bool(note) == bool(found.note)
 
 
 @pytest.mark.parametrize(
@@ -848,6 +858,7 @@ def test_why_a_run_is_stuck_is_looked_for_where_it_stands(evidence, words, fix):
     ("state", "reason", "shown", "fix"),
     [
         ("SUSPENDED", "None", "suspended", "ask the administrators"),
+        ("STOPPED", "None", "suspended", "scancel --signal=CONT 42"),
         ("PENDING", "job requeued in held state", "queued", "scontrol release 42"),
         ("PENDING", "JobHeldUser", "queued", "scontrol release 42"),
         ("REQUEUE_HOLD", "JobHeldUser", "queued", "scontrol release 42"),

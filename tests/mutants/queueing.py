@@ -29,6 +29,8 @@ FAULTS = [
           (f"{SEVERAL}::test_one_that_cannot_be_cleaned_does_not_keep_the_others",)),
     Fault("jobs/cluster/remote.py", '            worst = max(worst, USAGE)\n            continue', '            return USAGE',
           ("tests/cluster/test_remote.py::test_pull_writes_over_no_run_of_this_machine",)),
+    Fault("jobs/cluster/status.py", '"STOPPED": RunState.SUSPENDED', '"STOPPED": RunState.RUNNING',
+          ("tests/cluster/test_watching.py::test_what_to_do_about_a_job_that_does_not_move",)),
     Fault("jobs/cluster/serve.py", 'return TRANSIENT if taken else min(code, BAD)', 'return code',
           (f"{LAUNCH}::test_serve_hides_notices_and_ends_its_process",)),
     Fault("jobs/cluster/remote.py", 'if code != TRANSIENT:', 'if code == DONE:',
