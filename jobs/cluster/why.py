@@ -152,8 +152,8 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
             f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {typed(run)} "
             "-- --total-kimg N",
         )
-    job = None if isinstance(queue, status.Silent) else slurm_record(run)  # it would not answer for this either
-    return view, diagnose(gather(run, view, job), typed(run))
+    known = None if isinstance(queue, status.Silent) else slurm_record(run)  # it would not answer for this either
+    return view, diagnose(gather(run, view, known), typed(run))
 
 
 def gather(run: Path, view: View, job: Job | None) -> Evidence:
