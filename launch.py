@@ -14,6 +14,7 @@ if sys.version_info < (3, 11):
     sys.exit("launch.py needs Python 3.11 or newer; this is " + sys.version.split()[0])
 
 import argparse
+import contextlib
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -37,17 +38,17 @@ from jobs.cluster import (
     why,
 )
 from jobs.cluster.choose import all_runs, chosen, verb_parser
-from jobs.cluster.options import add_flags, from_shell, is_given, options_of
-from jobs.cluster.plan import make_plan
-from jobs.cluster.queueing import launch, pipeline, plan_or_hint, slurm_partitions
+from jobs.cluster.options import Options, add_flags, from_shell, is_given, options_of
+from jobs.cluster.plan import Plan, make_plan
+from jobs.cluster.queueing import Partitions, launch, pipeline, plan_or_hint, slurm_partitions
 from jobs.cluster.sites import choose_site
-from jobs.cluster.sweep import sweep
+from jobs.cluster.sweep import resume_sweep, sweep
 from jobs.config import kinds
 from jobs.config.parsing import answer_at_once
 from jobs.config.recorded import job_in
 from jobs.config.specs import ConfigError
 from jobs.config.version import version
-from jobs.run.find import find_run, read_jobs
+from jobs.run.find import find_run, members, read_jobs, read_sweep
 from jobs.run.states import RunDirError, RunState
 from jobs.run.stopping import BAD, DONE, TRANSIENT, USAGE
 
@@ -134,7 +135,7 @@ def resume_command(argv: list[str]) -> int:
     text = "Go on with runs, with the options they had; those given here replace them. Training flags after --."
     parser = verb_parser("resume", text, "*")
     parser.add_argument("--failed", action="store_true", help="every run that ended without being done or stopped")
-    for group in ("where", "how"):
+    for group in ("what", "where", "how"):
         add_flags(parser, group, only="resume")
     given, flags = split_flags(parser, argv)
     while flags and not flags[0].startswith("-"):  # runs that stood behind an option
@@ -150,17 +151,33 @@ def resume_command(argv: list[str]) -> int:
     elif not runs:
         parser.error("name a run, or give --failed")
     typed = {name: v for name, v in vars(options_of(given)).items() if is_given(v)}
-    return steer.each(runs, lambda run: resume_run(run, typed, flags))
+    named = dict.fromkeys(find_run(name, choose.RUNS) for name in given.run)
+    points = {one: [run for run in members(one) if run in runs] for one in named if read_sweep(one)}
+    alone = [run for run in runs if not any(run in some for some in points.values())]
+    return steer.each([*points, *alone], lambda one: resume(one, points.get(one, [one]), typed, flags))
 
 
-def resume_run(run: Path, typed: dict, flags: list[str]) -> int:
-    """Go on with one run. Returns the exit code."""
+def resume(named: Path, runs: list[Path], typed: dict, flags: list[str]) -> int:
+    """Go on with a run, or with these points of a sweep: as one array, where they ask for the same. Returns the exit
+    code."""
+    code = None
+    with contextlib.suppress(ConfigError, RunDirError):  # of one point: said below, where the others have their turn
+        if len(runs) > 1:
+            made = [plan_again(run, typed, flags) for run in runs]
+            code = resume_sweep([plan for plan, *_ in made], named, *made[0][1:])
+    if code is not None:
+        return code
+    return steer.each(runs, lambda run: launch(*plan_again(run, typed, flags)))
+
+
+def plan_again(run: Path, typed: dict, flags: list[str]) -> tuple[Plan, Options, Partitions]:
+    """The plan of a run that goes on, with its options and what Slurm offers."""
     options = steer.resume_options(run, typed)
     options = options if options.local else from_shell(options)
     options.check()
     partitions = None if options.local else slurm_partitions(options)
     site = choose_site(options.site, partitions, local=options.local)
-    return launch(make_plan(options, [*flags, "--run", str(run)], site, partitions), options, partitions)
+    return make_plan(options, [*flags, "--run", str(run)], site, partitions), options, partitions
 
 
 # What `resume --failed` goes on with. A run that diverged needs other flags first.

@@ -18,6 +18,7 @@ from pathlib import Path
 from data.files import cache_folder, leads_out, read_object, say, words
 from jobs.cluster import choose, quota, status, submit, terminal
 from jobs.cluster.choose import chosen, verb_parser
+from jobs.cluster.steer import each
 from jobs.cluster.terminal import facts, table
 from jobs.run.find import read_jobs, typed
 from jobs.run.rundir import RunDir
@@ -65,7 +66,7 @@ def clean_command(argv: list[str]) -> int:
         f"\nDelete {size(total)} of {len(spare)} finished run{'s' * (len(spare) > 1)}?"
     ):
         return USAGE
-    return max(delete(one) for one in spare)
+    return each([one.run for one in spare], delete)
 
 
 def confirmed(question: str) -> bool:
@@ -169,12 +170,12 @@ def size(count: int) -> str:
 
 
 # --- what goes --------------------------------------------------------------------------------------------------------
-def delete(one: Holding) -> int:
+def delete(run: Path) -> int:
     """Delete what can go, under the run's lock for queueing, if it is still done. Returns the exit code."""
-    with submit.submit_lock(one.run):
-        now = look(one.run, status.all_jobs())
+    with submit.submit_lock(run):
+        now = look(run, status.all_jobs())
         if now.state != RunState.DONE or not now.spare:
-            say(f"{one.run.name} is {now.state} now{f': {now.kept}' if now.kept else ''}; nothing deleted.")
+            say(f"{run.name} is {now.state} now{f': {now.kept}' if now.kept else ''}; nothing deleted.")
             return DONE
         for path in now.spare:
             try:
@@ -187,5 +188,5 @@ def delete(one: Holding) -> int:
             except OSError as error:
                 terminal.error(f"{path}: cannot be deleted ({words(error)})")
                 return BAD
-    say(f"{one.run.name}: {size(now.spare_bytes)} deleted.")
+    say(f"{run.name}: {size(now.spare_bytes)} deleted.")
     return DONE

@@ -62,7 +62,7 @@ def decide(
         return Decision(Verdict.REQUEUE, "the job was pre-empted")
     if job is not None and (job.state == "TIMEOUT" or job.reason == "TimeLimit"):
         return Decision(Verdict.REQUEUE, limit, counted=True)
-    if job is not None and job.state not in ("RUNNING", "SUSPENDED"):
+    if job is not None and job.state not in ("RUNNING", "SUSPENDED", "STOPPED"):
         return Decision(Verdict.STOPPED, "cancelled by a person (scancel)")
     ends_now = job is not None and job.end is not None and now > job.end - 60
     if code == stopping.CONTINUE and reason == "TERM" and job is not None and not ends_now:

@@ -17,6 +17,7 @@ from jobs.cluster import choose, slurm, terminal, wheels
 from jobs.cluster.choose import verb_parser
 from jobs.cluster.preflight import SHARED_FILESYSTEMS, Check, fail, filesystem, ok, quota_left_gb, torch_cuda, warn
 from jobs.cluster.sites import choose_site, user_file
+from jobs.cluster.slurm_text import pattern_in
 from jobs.config import specs
 from jobs.run.rundir import git_state
 from jobs.run.stopping import BAD, DONE
@@ -77,6 +78,8 @@ def check_machine(wanted_site: str, runs: Path) -> list[Check]:
         found.append(
             ok(f"runs go to {runs}: {shutil.disk_usage(place).free / 1e9:.0f} GB free on {kind or 'its disk'}{shared}")
         )
+    if sign := pattern_in(runs):
+        found.append(fail(f"{runs}: Slurm writes something else for {sign} in a path", "move it to one without a %"))
     left = quota_left_gb(place)
     if left is not None:
         found.append(

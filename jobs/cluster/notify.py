@@ -2,7 +2,8 @@
 
 --notify names a mail address, or an entry under [notify] of the user's own sites.toml: the URL of a webhook, or a
 command. The entry is read when the message is sent, so a secret stands in that file alone: in no batch script, log,
-command line or run directory. What goes wrong is one line of warning and changes nothing.
+command line or run directory. What goes wrong is one line of warning and changes nothing; a program that hangs is given
+up before Slurm's KillWait (30 s) is over.
 
     python -m jobs.cluster.notify RUN -- COMMAND    run it on this machine, and tell how the run ended
 """
@@ -28,7 +29,8 @@ from jobs.run.find import read_jobs, typed
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState, Verdict
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 10.0  # for a command or a webhook
+ASK_S = 5.0  # before that, for Slurm's word on how it sends mail
 ADDRESS = re.compile(r"[A-Za-z0-9._%+][A-Za-z0-9._%+-]*@[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 SENDMAIL = ("sendmail", "/usr/sbin/sendmail", "/usr/lib/sendmail")
 
@@ -145,7 +147,7 @@ def mail(address: str, subject: str, text: str) -> str:
 def mail_program() -> str:
     """The program by which Slurm sends mail (MailProg), where it is installed here; '' otherwise."""
     try:
-        text = slurm._run(["scontrol", "show", "config"], timeout=10)
+        text = slurm._run(["scontrol", "show", "config"], timeout=ASK_S)
     except slurm.SlurmError:
         return ""
     found = re.search(r"^MailProg\s*=\s*(/\S+)", text, re.MULTILINE)
@@ -155,15 +157,19 @@ def mail_program() -> str:
 def run_command(command: list[str], text: str, name: str, env: dict[str, str] | None = None) -> str:
     """Run it with the message on its standard input; its own output is dropped, as it may hold a secret."""
     try:
-        done = subprocess.run(
-            command, input=text.encode(), env=os.environ | (env or {}), timeout=3 * TIMEOUT_S,
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, env=os.environ | (env or {}),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return f"{name} did not end within {3 * TIMEOUT_S:g} s"
     except (OSError, ValueError) as error:
         return f"{name} could not be run ({getattr(error, 'strerror', None) or type(error).__name__})"
-    return f"{name} ended with code {done.returncode}" if done.returncode else ""
+    try:
+        process.communicate(text.encode(), TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with what it has started
+        process.wait()
+        return f"{name} did not end within {TIMEOUT_S:g} s"
+    return f"{name} ended with code {process.returncode}" if process.returncode else ""
 
 
 def post(url: str, name: str, state: str, text: str) -> str:
@@ -189,7 +195,7 @@ def post(url: str, name: str, state: str, text: str) -> str:
 
     thread = threading.Thread(target=work, daemon=True)  # each read has its own timeout: a slow answer has no end
     thread.start()
-    thread.join(1.2 * TIMEOUT_S)
+    thread.join(TIMEOUT_S)
     return answer[0]
 
 

@@ -120,7 +120,8 @@ class Options(Resources):
         tuple, "one run per value, as a job array; may be repeated; with more values later it adds points",
         metavar="FLAG=A,B,...", group="what")  # fmt: skip
     throttle: int | None = row(
-        int, "of a sweep: so many points at a time", metavar="N", group="what", least=1, local=False)  # fmt: skip
+        int, "of a sweep: so many points at a time", metavar="N", group="what", resume=True, kept=True, least=1,
+        local=False)  # fmt: skip
     after: str = row(str, "start when that run, or all of that sweep, is done", metavar="RUN", group="what")
     max_restarts: int | None = row(
         int, f"give up after so many restarts (default {MAX_RESTARTS}; pre-emptions do not count)", metavar="N",

@@ -15,6 +15,7 @@ from pathlib import Path
 from jobs.cluster import slurm
 from jobs.cluster.options import MAX_RESTARTS, Options, Resources, asked, plain_options
 from jobs.cluster.sites import Site
+from jobs.cluster.slurm_text import pattern_in
 from jobs.config import kinds, rules, specs
 from jobs.config.cards import Card, card_of
 from jobs.config.parsing import fitted, local_card, parse_config, take_auto
@@ -106,6 +107,8 @@ def make_plan(options: Options, flags: list[str], site: Site, partitions: Mappin
         named = options.name or "--run" in {flag.partition("=")[0] for flag in flags}
         more = flags_that_fit(plan, str(plan.run) if named else "", partitions)
         return make_plan(options, [*flags, *more], site, partitions)
+    if sign := pattern_in(plan.run):
+        raise ConfigError(f"{plan.run}: Slurm writes something else for {sign} in a path; move it to one without a %")
     rules.check_world(config, plan.world)
     texts = {name: str(getattr(plan, name)) for name in ("run", "partition", "account", "qos", "gres")}
     for name, text in (texts | {name: str(value) for name, value in plan.slurm.items()}).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -30,8 +31,7 @@ def used_and_limit_gb(folder: Path, timeout: float = TIMEOUT_S) -> tuple[float, 
 def parse(lines: Iterable[str]) -> tuple[float, float] | None:
     """From the first line `place used soft hard ...`; a star behind a number says that it is above the soft limit."""
     for line in lines:
-        words = line.split()
-        if len(words) >= 4 and words[1].rstrip("*").isdigit() and words[2].isdigit() and words[3].isdigit():
-            used, soft, hard = (int(word.rstrip("*")) for word in words[1:4])
+        if found := re.match(r"\s*(?!\d+\*?\s)\S+\s+(\d+)\*?\s+(\d+)\s+(\d+)(\s|$)", line, re.ASCII):
+            used, soft, hard = map(int, found.groups()[:3])
             return (used * KB, (hard or soft) * KB) if hard or soft else None
     return None

@@ -25,7 +25,7 @@ from jobs.cluster.sites import load_sites
 from jobs.cluster.terminal import facts
 from jobs.config.specs import ROOT, ConfigError
 from jobs.run.find import typed
-from jobs.run.stopping import BAD, DONE
+from jobs.run.stopping import BAD, DONE, TRANSIENT, USAGE
 
 OPTIONS = ("--host", "--host-dir")
 # What the login node runs, whatever shell the account has: $1 is the folder of the clone, the rest are arguments.
@@ -147,7 +147,10 @@ def pull(host: Host, argv: list[str]) -> int:
     worst = DONE
     for name, path in runs_in(asked.stdout, host):
         target = (Path(options.out).expanduser() if options.out else choose.RUNS) / name
-        check_target(target, host, path)
+        if taken := problem_of(target, host, path):
+            say(f"error: {name}: not copied: {taken}", sys.stderr)
+            worst = max(worst, USAGE)
+            continue
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
         mark = {"host": host.name, "path": path, "time": round(time.time(), 1)}
         atomic_write(target / MARK, json.dumps(mark) + "\n")
@@ -160,7 +163,7 @@ def pull(host: Host, argv: list[str]) -> int:
         code = subprocess.run([*rsync, f"{name_there}:{path}/", f"{target}/"], check=False, env=environment).returncode
         if code:
             say(f"error: {name}: rsync ended with code {code}; the same command goes on", sys.stderr)
-            worst = BAD
+            worst = max(worst, BAD)
             continue
         say(f"{name} is copied to {target}")
         facts([("pictures", f"python predict.py generate --run {typed(target)} --number 64")])
@@ -187,31 +190,30 @@ def runs_in(text: str, host: Host) -> list[tuple[str, str]]:
     raise ConfigError(f"{host.name} did not answer as launch.py status --json does; is the clone there as new as this?")
 
 
-def check_target(target: Path, host: Host, path: str) -> None:
-    """Refuse to mix the copy with another run: only what an earlier pull of the same run made is written over."""
-    if not target.exists() or not any(target.iterdir()):
-        return
-    mark = read_object(target / MARK, target)[0]
-    if (mark.get("host"), mark.get("path")) != (host.name, path):
-        raise ConfigError(
-            f"{target} is there already and no copy of {host.name}:{path}; move it away, or give --out DIR"
-        )
+def problem_of(target: Path, host: Host, path: str) -> str:
+    """Why the copy would be mixed with another run; '' where it is not: only what an earlier pull of the same run made
+    is written over."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return ""
+    mark = read_object(target / MARK, target)[0] if target.is_dir() else {}
+    if (mark.get("host"), mark.get("path")) == (host.name, path):
+        return ""
+    return f"{target} is there already and no copy of {host.name}:{path}; move it away, or give --out DIR"
 
 
 # --- tensorboard ------------------------------------------------------------------------------------------------------
 def tensorboard(host: Host, argv: list[str]) -> int:
     """TensorBoard on the login node's loopback, and the tunnel to it; both end at Ctrl-C. Returns the exit code."""
     code = BAD
-    for _ in range(3):  # the port there may be taken
+    for _ in range(3):  # unless the port there is taken, once is enough
         here, there = serve.free_port(), random.randint(*PORTS)
         # A terminal, also where there is none here: its end is what ends the process there.
         ssh = host.ssh("-tt", "-o", "ExitOnForwardFailure=yes", "-L", f"127.0.0.1:{here}:127.0.0.1:{there}")
         words = ["tensorboard", *argv, "--port", str(there), "--no-tunnel"]
         say(f"TensorBoard on {host.name}, through a tunnel. Ctrl-C ends both.")
         facts([("open, in a moment", f"http://localhost:{here}")])
-        began = time.monotonic()
         code = until_interrupted([*ssh, host.command(words)])
-        if code in (DONE, SSH_FAILED) or time.monotonic() - began > 30:
+        if code != TRANSIENT:
             break
     return explained(code, host)
 

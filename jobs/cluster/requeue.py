@@ -100,8 +100,8 @@ def finish(path: Path, code: int) -> int:
     elif verdict == Verdict.CHAIN:
         _keep_off(successors, avoid)
     elif not verdict.goes_on:
-        for successor in successors:
-            _try(slurm.cancel, successor)
+        for needless in [*successors, *_widener(path, about, job_id)]:
+            _try(slurm.cancel, needless)
     notify.at_end(path, verdict, why)
     return code if verdict in (Verdict.FAILED, Verdict.STUCK, Verdict.BUDGET) else 0
 
@@ -221,6 +221,8 @@ def begin(path: Path, kind: str) -> str:
     sbatch here, a successor or a requeued job never.
     """
     run, job_id = RunDir(path), own_job.job_id()
+    if kind == "main":
+        submit.adopt(path, job_id)
     about = read_jobs(path)
     by_itself = kind == "chain" or own_job.restart_count() > 0
     if other := _at_work_before(about, job_id):
@@ -367,6 +369,13 @@ def _submitted_at(run: RunDir, job_id: str) -> float:
 def _pending_successors(about: dict, job_id: str) -> list[str]:
     ids = [i for i in _slurm_ids(about, "chain") if i != job_id]
     return [job.id for job in _live(ids[-20:])] if ids else []
+
+
+def _widener(path: Path, about: dict, job_id: str) -> list[str]:
+    if not about.get("widener"):
+        return []
+    queue = {job.id: job for job in _live([about["widener"], job_id.partition("_")[0]])}
+    return submit.widener(path, queue, [job_id])
 
 
 def _cancelled_before(about: dict, job_id: str) -> str:

@@ -50,16 +50,18 @@ def submit(words: list[str], cwd: Path | None, ours: Callable[[Job], bool]) -> s
         if slurm.SILENCE.search(text):
             return after_silence(ours, plain_refusal(text))
         raise SlurmError(plain_refusal(text))
-    return read_id(done.stdout) or read_id(done.stderr) or look_up(ours)
+    return read_id(f"{done.stdout}\n{done.stderr}") or look_up(ours)
 
 
 def read_id(text: str) -> str:
-    """The job id in what sbatch, or a wrapper around it, printed: "Submitted batch job 7", or a line "7" or "7;name".
+    """The job id in what sbatch, or a wrapper around it, printed: "Submitted batch job 7", or a line "7;name", or "7"
+    and nothing else: among other words a number may be anything.
 
     '' where there is none, or several that differ.
     """
     found = set(re.findall(r"\bSubmitted batch job (\d+)\b", text))
-    found = found or {line[1] for line in re.finditer(r"^[ \t]*(\d+)(?:;[\w.-]+)?[ \t\r]*$", text, re.MULTILINE)}
+    found = found or set(re.findall(r"^[ \t]*(\d+);[\w.-]+[ \t\r]*$", text, re.MULTILINE))
+    found = found or set(re.findall(r"^\s*(\d+)\s*$", text))
     return found.pop() if len(found) == 1 else ""
 
 
@@ -126,10 +128,11 @@ def clean_environment() -> Iterator[None]:
         os.environ.update(taken)
 
 
-def widen_later(job_id: str, plan: Plan) -> None:
+def widen_later(job_id: str, plan: Plan) -> str:
     """Let a job that still waits after `second_after` seconds try the other partitions of its list too.
 
-    No process stays here, so it is a small job of its own that tells Slurm so.
+    No process stays here, so it is a small job of its own that tells Slurm so; of a job that waits no more Slurm
+    refuses it, and nothing happens. Returns its id, '' where there is none.
     """
     update = f"scontrol update JobId={job_id} Partition={shlex.quote(plan.partition)} || true"
     words = [
@@ -138,10 +141,11 @@ def widen_later(job_id: str, plan: Plan) -> None:
         *(f"--{name}={value}" for name, value in (("account", plan.account), ("qos", plan.qos)) if value),
     ]  # fmt: skip
     try:
-        submit(words, None, lambda job: job.name == f"{plan.run.name}-widen")
+        return submit(words, None, lambda job: job.name == f"{plan.run.name}-widen")
     except SlurmError as error:  # then it tries them all from now on
         say(f"WARNING: {plan.partition} is tried at once, as Slurm takes no job that would add to it later ({error})")
         slurm.update(job_id, f"Partition={plan.partition}")
+        return ""
 
 
 def plain_refusal(text: str) -> str:

@@ -19,7 +19,7 @@ from jobs.cluster import show, slurm
 from jobs.cluster.choose import chosen, verb_parser
 from jobs.cluster.sites import Site, choose_site
 from jobs.run.find import RUNS, run_folders
-from jobs.run.stopping import DONE
+from jobs.run.stopping import BAD, DONE, TRANSIENT
 
 RELOAD = 15  # seconds between two looks at the logs
 NOTICES = re.compile(
@@ -82,16 +82,20 @@ def keep_linking(shown: Path, ended: threading.Event) -> None:
 
 
 def serve(command: list[str]) -> int:
-    """Run TensorBoard until Ctrl-C, without its notices; it ends with this process."""
+    """Run TensorBoard until Ctrl-C, without its notices; it ends with this process. Its exit code, TRANSIENT where its
+    port is taken."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(DONE))
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace")
     assert process.stderr is not None
+    taken = False
     try:
         for line in process.stderr:
+            taken |= "could not bind" in line
             if not NOTICES.search(line):
                 say(line.rstrip("\n"), sys.stderr)
-        return process.wait()
+        code = process.wait()
+        return TRANSIENT if taken else min(code, BAD)  # its own 255 would be taken for one of ssh
     except KeyboardInterrupt:
         return DONE
     finally:

@@ -62,6 +62,12 @@ def parse_gres(text: str) -> dict[str, int]:
     return found
 
 
+def pattern_in(path: object) -> str:
+    """What of a path Slurm, or submitit, takes for the place of a number or a name, such as %j; '' where nothing is."""
+    found = re.search(r"%(?:%|\d*[AabJjNnstux])", str(path))
+    return found[0] if found else ""
+
+
 def _records(text: str, width: int) -> list[list[str]]:
     rows = [record.split(FIELD) for record in _without_banner(text.split(RECORD), FIELD) if record.strip("\n")]
     for row in rows:

@@ -70,6 +70,10 @@ PENDING = {
     "launch_failed_requeued_held": "could not be started on its node and is held; scontrol release tries again",
     "JobHoldMaxRequeue": "was requeued too often and is held; look into why, then scontrol release",
 }
+NOT_TRAINING = {
+    "COMPLETING": RunState.ENDING, "CONFIGURING": RunState.STARTING,
+    "SUSPENDED": RunState.SUSPENDED, "STOPPED": RunState.SUSPENDED,
+}  # fmt: skip
 GONE = {RunState.RUNNING, RunState.STARTING, RunState.QUEUED}  # states that need a job; without one the run was cut off
 
 
@@ -150,9 +154,11 @@ def starting_process(run: Path) -> str:
 
 def live_jobs(run: Path, queue: dict[str, Job]) -> list[Job]:
     """The run's jobs that are queued or running, the running ones first."""
-    ids = {str(job["id"]) for job in read_jobs(run).get("submitted", [])}
-    # A job that launch.py queued and could not note, because it was killed just then, is known by its folder.
-    mine = [j for j in queue.values() if j.active and (j.id in ids or j.workdir == str(run / "code"))]
+    about = read_jobs(run)
+    ids = {str(job["id"]) for job in about.get("submitted", [])}
+    # A job that launch.py queued and could not note, as it was killed or got no answer, is known by its folder.
+    lost = [(str(run / "code"), None), (about.get("place"), about.get("task"))]
+    mine = [j for j in queue.values() if j.active and (j.id in ids or (j.workdir, j.array_task) in lost)]
     return sorted(mine, key=lambda j: (j.state == "PENDING", j.id))
 
 
@@ -234,12 +240,8 @@ def _with_job(view: View, job: Job, others: list[Job], after: str) -> View:
     )
     if not job.at_work and job.state not in ("COMPLETING", "STAGE_OUT"):  # also held in Slurm's several ways
         return replace(view, state=RunState.QUEUED, elapsed_s=None, eta_s=None, note=pending_words(job, after))
-    if job.state in ("COMPLETING", "SUSPENDED", "CONFIGURING"):
-        return replace(
-            view,
-            state={"COMPLETING": RunState.ENDING, "SUSPENDED": RunState.SUSPENDED}.get(job.state, RunState.STARTING),
-            note="",
-        )
+    if job.state in NOT_TRAINING:
+        return replace(view, state=NOT_TRAINING[job.state], note="")
     if job.start and (view.updated or 0) < job.start:  # the heartbeat is of an attempt before this one
         return replace(view, state=RunState.STARTING, note="", eta_s=None)
     if (
@@ -274,6 +276,9 @@ def _without_job(view: View, run: Path, queue: dict[str, Job] | None) -> View:
     if isinstance(queue, Silent) and needs_a_job and not was_here:
         known = f"last known: {view.state}" if view.state != RunState.NEW else "a job was queued"
         return replace(view, state=RunState.UNKNOWN, eta_s=None, note=f"Slurm does not answer ({known}); try again")
+    if (view.state in GONE or view.state == RunState.CONTINUE) and RunDir(run).stop_requested():
+        note = "" if view.state == RunState.CONTINUE else "it was ended before it could save"
+        return replace(view, state=RunState.STOPPED, eta_s=None, note=note)
     if view.state in GONE:
         return replace(
             view,

@@ -44,12 +44,18 @@ def each(runs: Iterable[Path], work: Callable[[Path], int]) -> int:
     worst, runs = DONE, list(runs)
     for run in runs:
         try:
-            worst = max(worst, work(run))
-        except (ConfigError, RunDirError, submit.SubmitError, slurm.SlurmError) as error:
+            code = work(run)
+        except (ConfigError, RunDirError, submit.SubmitError, slurm.SlurmError, OSError) as error:
             if len(runs) == 1:
                 raise
-            terminal.error(f"{run.name}: {error}")
-            worst = max(worst, BAD)
+            terminal.error(f"{run.name}: {words(error)}" if isinstance(error, OSError) else f"{run.name}: {error}")
+            code = TRANSIENT if isinstance(error, slurm.NoAnswer) else BAD
+        except SystemExit as leaving:  # training flags that are wrong for this run: the parser has said so
+            if len(runs) == 1:
+                raise
+            terminal.error(f"{run.name}: nothing done, for the flags above")
+            code = leaving.code if isinstance(leaving.code, int) else BAD
+        worst = max(worst, code)
     return worst
 
 
@@ -80,8 +86,9 @@ def stop_run(run: Path, now: bool) -> int:
     waiting = [job for job in live if not job.at_work and job.state != "COMPLETING"]
     running = [job for job in live if job not in waiting]
     try:
-        for job in waiting + (running if now else []):
-            slurm.cancel(job.id)
+        ended = [job.id for job in waiting + (running if now else [])]
+        for job_id in ended + submit.widener(run, jobs or {}, ended):
+            slurm.cancel(job_id)
     except slurm.NoAnswer:
         state = RunState.UNKNOWN
     if holder is not None and here and not running and now:
@@ -94,6 +101,8 @@ def stop_run(run: Path, now: bool) -> int:
             "if it waits it leaves as soon as it begins."
         )
         return TRANSIENT if now else DONE
+    elif state == RunState.SUSPENDED and not now:
+        say(f"{run.name} is suspended: it saves and stops once it goes on; --now ends it.")
     elif running or holder is not None or not live:
         say(f"{run.name} " + ("is ended now; it saves if it can." if now else "saves and stops within its next step."))
     else:

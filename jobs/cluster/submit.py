@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from jobs.cluster.plan import Plan
 from jobs.config import specs
 from jobs.run import own_job
 from jobs.run.find import members, read_jobs, typed
-from jobs.run.lock import Lock, Locked
+from jobs.run.lock import LOCK_STALE, Lock, Locked
 from jobs.run.resume import store_config
 from jobs.run.rundir import RunDir, git_state
 from jobs.run.states import RunState, Verdict
@@ -126,14 +126,20 @@ def slurm_parameters(plans: list[Plan], dependency: str = "", folder: Path | Non
         ],
         additional_parameters={"output": pattern, "no-requeue" if plan.chain else "requeue": True},
     )
-    if folder is None:
-        parameters["additional_parameters"]["chdir"] = str(plan.code)  # which run a job is of can be seen in the queue
-    elif plan.throttle:
+    # Which run a job is of can be seen in the queue, also where nobody heard its id.
+    parameters["additional_parameters"]["chdir"] = str(plan.code if folder is None else array_place(folder))
+    if folder is not None and plan.throttle:
         parameters["array_parallelism"] = plan.throttle
     parameters["additional_parameters"] |= plan.slurm
     partition = plan.partition.split(",")[0] if plan.second_after else plan.partition
     optional = dict(partition=partition, account=plan.account, qos=plan.qos, gres=plan.gres, dependency=dependency)
     return parameters | {name: value for name, value in optional.items() if value}
+
+
+def array_place(folder: Path) -> Path:
+    """The folder, of this array alone, in which the next array of a sweep begins."""
+    submitit = folder / "logs" / "submitit"
+    return submitit / f"array-{len(list(submitit.glob('array-*'))) + 1}"
 
 
 def setup_lines(plans: list[Plan]) -> list[str]:
@@ -204,6 +210,8 @@ def write_about(run: Path, about: dict) -> None:
 def write_jobs(plan: Plan) -> None:
     """Record the plan; the jobs submitted so far stay."""
     about = {"submitted": []} | read_jobs(plan.run)
+    for of_its_last_job in ("place", "task", "widener"):
+        about.pop(of_its_last_job, None)
     about |= {
         "job": plan.job,
         "max_restarts": plan.max_restarts,
@@ -262,10 +270,10 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
         atomic_write(plan.run / "job.sbatch", text)
     runs = {*(plan.run for plan in plans), *members(home)}
     noted = {str(job["id"]).partition("_")[0] for run in runs for job in read_jobs(run).get("submitted", [])}
-    place = str(plans[0].code) if folder is None else ""
+    place = plans[0].code if folder is None else array_place(folder)
 
     def ours(job: slurm.Job) -> bool:
-        return job.id.partition("_")[0] not in noted and (job.workdir == place if place else job.name == home.name)
+        return job.id.partition("_")[0] not in noted and job.workdir == str(place)
 
     # Slurm hands the umask of this moment on to the tasks.
     with (
@@ -275,6 +283,10 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
     ):
         executor = make_executor(home / "logs" / "submitit")
         executor.update_parameters(**slurm_parameters(plans, dependency, folder))
+        if folder is not None:
+            place.mkdir()
+            for task, plan in enumerate(plans):  # before sbatch: launch.py may be killed, or get no answer
+                write_about(plan.run, read_jobs(plan.run) | {"place": str(place), "task": task})
         commands = [plan.command() for plan in plans]
         try:
             if folder is None:
@@ -299,8 +311,52 @@ def submit_slurm(plans: list[Plan], dependency: str = "", folder: Path | None = 
     for plan, job in zip(plans, jobs, strict=True):
         note_submitted(plan.run, [(job.job_id, "main")], **array)
     if plans[0].second_after:
-        sbatch.widen_later(jobs[0].job_id.partition("_")[0], plans[0])
+        widener = sbatch.widen_later(jobs[0].job_id.partition("_")[0], plans[0])
+        for plan in plans:
+            write_about(plan.run, read_jobs(plan.run) | {"widener": widener})
     return [job.job_id for job in jobs]
+
+
+def widener(run: Path, queue: Mapping[str, slurm.Job], ended: Collection[str]) -> list[str]:
+    """The id of the small job that would add partitions to a job of the run, unless one that it is for still waits.
+
+    ended: jobs that wait no more, whatever the queue says.
+    """
+    about = read_jobs(run)
+    ours = {job["id"].partition("_")[0] for job in about.get("submitted", [])}  # of an array also the other points
+    wait = [job for job in queue.values() if job.state == "PENDING" and job.id.partition("_")[0] in ours]
+    small = queue.get(str(about.get("widener")))
+    return [small.id] if small and small.active and all(job.id in ended for job in wait) else []
+
+
+def adopt(run: Path, job_id: str) -> None:
+    """At job start: enter a job of which launch.py did not hear the id, as it was killed or got no answer, and give it
+    the pickle that nobody has named after it."""
+
+    def known() -> bool:
+        return any(job["id"] == job_id for job in read_jobs(run).get("submitted", []))
+
+    if not job_id or known():
+        return
+    try:
+        with submit_lock(run, wait=LOCK_STALE + 30):  # a launch.py that lives enters it in a moment
+            if not known():
+                place = read_jobs(run).get("place") if "_" in job_id else None
+                home = Path(place).parents[2] if isinstance(place, str) else run
+                _name_pickle(home / "logs" / "submitit", run, job_id)
+                note_submitted(run, [(job_id, "main")], **({"folder": str(home)} if home != run else {}))
+    except Exception as error:  # whatever it is, the job may be able to do its work
+        say(f"WARNING: job {job_id} cannot be entered in {run}/jobs.json: {error}", sys.stderr)
+
+
+def _name_pickle(folder: Path, run: Path, job_id: str) -> None:
+    """Name the newest pickle of the run after this job, as submitit does once it hears the id."""
+    from submitit.core.utils import DelayedSubmission
+
+    for pickle in sorted(folder.glob("*.pkl"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if str(run) in DelayedSubmission.load(pickle).args[1]:
+            shutil.copy2(pickle, folder / f"{job_id}_submitted.pkl")
+            return
 
 
 def successor(run: Path, job_id: str, *dependency: str) -> str:
@@ -328,6 +384,7 @@ def ready(run: Path) -> int:
 
     Otherwise the job waits on, or says what to do.
     """
+    adopt(run, own_job.job_id())
     after = Path(read_jobs(run).get("after") or run)
     left = [first for first in members(after) if not os.path.exists(first / "DONE")]
     if not left:

@@ -6,11 +6,12 @@ import contextlib
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from data.files import atomic_write
+from data.files import atomic_write, say
 from jobs.cluster import preflight, slurm, status, submit
 from jobs.cluster.options import Options
 from jobs.cluster.plan import Plan
@@ -41,7 +42,28 @@ def sweep(options: Options, flags: list[str], site: Site, partitions: Partitions
         plans.append(plan)
         points.append({"values": dict(zip(names, values, strict=True)), "run": str(plan.run)})
     folder = RUNS / (options.name or f"{options.job}-sweep-{digest(plans[0], names)}")
-    points = with_earlier(folder, points)
+    return check_and_queue(plans, folder, options, partitions, with_earlier(folder, points))
+
+
+def resume_sweep(plans: list[Plan], folder: Path, options: Options, partitions: Partitions) -> int | None:
+    """Go on with points of a sweep as one array, with the throttle that it had. Returns the exit code; None where the
+    points do not ask for the same and no array can hold them."""
+    asked = [replace(plan, run=folder, config=plans[0].config, options={}) for plan in plans]
+    if options.wait or asked[0].local:
+        return None
+    if any(one != asked[0] for one in asked):
+        say(f"{folder.name}: its points ask for different things, so each is a job of its own.", sys.stderr)
+        return None
+    return check_and_queue(plans, folder, options, partitions, read_sweep(folder) or [])
+
+
+def check_and_queue(
+    plans: list[Plan], folder: Path, options: Options, partitions: Partitions, points: list[dict]
+) -> int:
+    """Check these plans of a sweep together, and queue them as one array. Returns the exit code.
+
+    points: all that the sweep has, for its sweep.json.
+    """
     checks = {check: None for plan in plans for check in preflight.check_plan(plan, partitions)}
     text = "" if options.local else submit.sbatch_text(plans, folder=folder if len(plans) > 1 else None)
     if text and partitions is not None and not any(check.level == "fail" for check in checks):
@@ -103,6 +125,7 @@ def queue_sweep(plans: list[Plan], folder: Path, options: Options) -> int:
     """Queue those points that are neither live nor done as one array. Returns the exit code."""
     (folder / "logs" / "submitit").mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.ExitStack() as locks:
+        locks.enter_context(submit.submit_lock(folder))
         for plan in plans:
             RunDir(plan.run).create()
             locks.enter_context(submit.submit_lock(plan.run))
@@ -127,16 +150,24 @@ def queue_sweep(plans: list[Plan], folder: Path, options: Options) -> int:
             link = plan.run / "logs" / f"{job_id}.out"
             link.unlink(missing_ok=True)
             link.symlink_to(folder / "logs" / f"{job_id}.out")
-    left = len(plans) - len(todo)
+    say_queued(todo, ids, len(plans) - len(todo), folder, options)
+    live = [run for run, view in views.items() if view.state not in FINAL and run not in {plan.run for plan in todo}]
+    if told := [run.name for run in live if RunDir(run).stop_requested()]:
+        names = ", ".join(told)
+        raise slurm.NoAnswer(f"nothing queued for what was told to stop, {names}; try again when it has stopped")
+    return DONE
+
+
+def say_queued(todo: list[Plan], ids: list[str], left: int, folder: Path, options: Options) -> None:
+    """Which points were queued, how many were left alone, and what to type next."""
     if options.json:
-        print(
-            json.dumps({"sweep": str(folder), "runs": [str(p.run) for p in todo], "job_ids": ids, "queued": bool(ids)})
-        )
-        return DONE
+        runs = [str(plan.run) for plan in todo]
+        print(json.dumps({"sweep": str(folder), "runs": runs, "job_ids": ids, "queued": bool(ids)}))
+        return
     if todo:
         print(
-            f"Queued {len(todo)} of {len(plans)} points of {paint(folder.name, 'bold')} on {todo[0].partition}: jobs "
-            f"{ids[0]} to {ids[-1]}."
+            f"Queued {len(todo)} of {len(todo) + left} points of {paint(folder.name, 'bold')} on {todo[0].partition}: "
+            f"jobs {ids[0]} to {ids[-1]}."
         )
     if left:
         print(f"{left} point{'s are' if left > 1 else ' is'} live or done already.")
@@ -146,4 +177,3 @@ def queue_sweep(plans: list[Plan], folder: Path, options: Options) -> int:
             ("curves", f"python launch.py tensorboard {typed(folder)}"),
         ]
     )
-    return DONE

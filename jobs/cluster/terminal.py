@@ -15,7 +15,7 @@ from jobs.run.states import RunState
 COLOURS = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "grey": 90, "bold": 1}
 STATE_COLOURS: dict[str, str] = {
     RunState.RUNNING: "green", RunState.STARTING: "green", RunState.DONE: "blue", RunState.QUEUED: "yellow",
-    RunState.WAITING: "yellow", RunState.UNKNOWN: "yellow", RunState.ENDING: "yellow",
+    RunState.WAITING: "yellow", RunState.SUSPENDED: "yellow", RunState.UNKNOWN: "yellow", RunState.ENDING: "yellow",
     RunState.INTERRUPTED: "yellow", RunState.FAILED: "red",
     RunState.DIVERGED: "red", RunState.STUCK: "red", RunState.HANGING: "red", RunState.CUT_OFF: "red",
 }  # fmt: skip

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shutil
+import sys
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
@@ -136,14 +137,20 @@ def queued_s(attempts: Iterable[budget.Spent], submitted: Collection[dict]) -> f
 
 def accounted(ids: list[str]) -> float | None:
     """GPU seconds of these jobs in the cluster's accounts; None where it keeps none, or none of GPUs."""
-    if not ids or shutil.which("sacct") is None:
+    if not ids or _silence or shutil.which("sacct") is None:
         return None
     command = ["sacct", "-X", "-D", "-n", "-P", f"--delimiter={slurm.FIELD}", "--format=JobID,ElapsedRaw,AllocTRES"]
     try:
         text = slurm._run([*command, "-j", ",".join(map(slurm._checked_id, ids))])
-    except slurm.SlurmError:
-        return None  # attempts.jsonl says it too
+    except slurm.SlurmError as error:  # attempts.jsonl says it too
+        if isinstance(error, slurm.NoAnswer):
+            say(f"warning: {error}; showing what the runs themselves say", sys.stderr)
+            _silence.add(str(error))
+        return None
     return parse_accounts(text, ids)
+
+
+_silence: set[str] = set()  # of the accounts: who does not answer for one run is not waited for at each of the others
 
 
 def parse_accounts(text: str, ids: Collection[str]) -> float | None:

@@ -121,11 +121,16 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
             f"Slurm did not answer, so nobody knows whether its job waits, runs or is over ({view.note})",
             f"try again in a minute; python launch.py stop {typed(run)} writes a STOP that holds all the same",
         )
+    if view.state == RunState.SUSPENDED and live_jobs(run, queue or {})[0].state == "STOPPED":
+        return view, Cause(
+            f"job {view.job_id} was stopped by a signal (scancel --signal=STOP)",
+            f"scancel --signal=CONT {view.job_id} lets it go on; python launch.py stop {typed(run)} --now ends it",
+        )
     if view.state == RunState.SUSPENDED:
         return view, Cause(
             f"job {view.job_id} is suspended: Slurm has frozen it, most often for a job of higher priority",
             f"wait, or ask the administrators (scontrol resume {view.job_id} is theirs); python launch.py stop "
-            f"{run.name} --now, then resume, queues it anew",
+            f"{typed(run)} --now, then resume, queues it anew",
         )
     if view.state in (RunState.RUNNING, RunState.STARTING, RunState.ENDING):
         where = f" on {view.node}" if view.node else ""
@@ -147,11 +152,12 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
             f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {typed(run)} "
             "-- --total-kimg N",
         )
-    return view, diagnose(gather(run, view), typed(run))
+    known = None if isinstance(queue, status.Silent) else slurm_record(run)  # it would not answer for this either
+    return view, diagnose(gather(run, view, known), typed(run))
 
 
-def gather(run: Path, view: View) -> Evidence:
-    """The last attempt's traces: attempts.jsonl, the newest log, Slurm's record while it has one."""
+def gather(run: Path, view: View, job: Job | None) -> Evidence:
+    """The last attempt's traces: attempts.jsonl, the newest log; job: Slurm's record while it has one."""
     lines = RunDir(run).read_attempts()
     ends = [line for line in lines if line.get("event") == "end"]
     decisions = [line for line in lines if line.get("event") == "decision"]
@@ -163,7 +169,7 @@ def gather(run: Path, view: View) -> Evidence:
         state=view.state,
         reason=str(end.get("reason") or view.note or ""),
         code=code if isinstance(code, int) else None,
-        job=slurm_record(run),
+        job=job,
         log=tail(log) if log else "",
         decision=str(decisions[-1].get("why", "")) if decisions else "",
         nimg=int(end.get("nimg") or 0),

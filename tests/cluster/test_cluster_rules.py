@@ -23,6 +23,7 @@ from jobs.cluster.options import PROFILE, REMEMBERED, Options
 from jobs.cluster.plan import Plan
 from jobs.cluster.sites import Site
 from jobs.cluster.slurm import FIELD, RECORD, Job, Partition, SlurmError
+from jobs.cluster.status import live_jobs
 from jobs.cluster.submit import SubmitError
 from jobs.config import kinds, parsing, specs
 from jobs.config.specs import ConfigError
@@ -70,7 +71,8 @@ def test_what_holds_where_nobody_says_otherwise():
         "feature_weights",
         "table",
     }
-    assert set(REMEMBERED) == set(PROFILE) | {"site", "shared", "local", "max_restarts", "notify", "max_gpu_hours"}
+    assert set(REMEMBERED) == set(PROFILE) | {"site", "shared", "local", "max_restarts", "notify", "max_gpu_hours",
+        "throttle"}  # fmt: skip
 
 
 # --- Slurm's words ----------------------------------------------------------------------------------------------------
@@ -742,7 +744,7 @@ def test_an_array_logs_into_its_folder(tmp_path):
         found["job_name"] == "sweep" and found["additional_parameters"]["output"] == f"{tmp_path}/sweep/logs/%A_%a.out"
     )
     assert (
-        "chdir" not in found["additional_parameters"]
+        found["additional_parameters"]["chdir"] == f"{tmp_path}/sweep/logs/submitit/array-1"
         and f"--output={tmp_path}/sweep/logs/%A_%a.out" in found["srun_args"]
     )
     text = submit.sbatch_text(plans, folder=tmp_path / "sweep")
@@ -929,6 +931,8 @@ class Executor:
         return SimpleNamespace(job_id="7")
 
     def map_array(self, function, *columns):
+        if self.error:
+            raise self.error
         self.calls += [(function, *row) for row in zip(*columns, strict=True)]
         return [SimpleNamespace(job_id=f"7_{i}") for i in range(len(self.calls))]
 
@@ -981,6 +985,44 @@ def test_an_array_is_queued_in_order(tmp_path, executor):
         all((plan.run / "job.sbatch").is_file() for plan in plans)
         and executor.folder == tmp_path / "sweep/logs/submitit"
     )
+
+
+def test_an_array_of_which_nobody_heard_is_found_in_the_queue(tmp_path, executor):
+    """sbatch took it and never answered, or launch.py was killed just then."""
+    plans = [ready_folders(replace(make(tmp_path), run=tmp_path / name)) for name in "abcd"]
+    sweep = tmp_path / "sweep"
+    (sweep / "logs/submitit").mkdir(parents=True)
+    executor.error = slurm.NoAnswer("sbatch: no answer")
+    with pytest.raises(slurm.NoAnswer, match="whether sweep is queued is not known"):
+        submit.submit_slurm(plans[:2], folder=sweep)
+    place = executor.parameters["additional_parameters"]["chdir"]
+    queue = {f"9_{i}": Job(f"9_{i}", "PENDING", array_task=i, workdir=place) for i in range(3)}
+    found = [[job.id for job in live_jobs(plan.run, queue)] for plan in plans]
+    assert found == [["9_0"], ["9_1"], [], []] and Path(place).is_dir()
+    executor.error = None  # the next array of the sweep is another one
+    submit.submit_slurm(plans[2:], folder=sweep)
+    assert executor.parameters["additional_parameters"]["chdir"] != place
+    assert [[job.id for job in live_jobs(plan.run, queue)] for plan in plans] == found
+
+
+def test_a_job_of_which_nobody_heard_enters_itself(tmp_path, capsys):
+    from submitit.core.utils import DelayedSubmission
+
+    plans = [ready_folders(replace(make(tmp_path), run=tmp_path / name)) for name in ("lr=0.1", "lr=0.11")]
+    folder = tmp_path / "sweep/logs/submitit"
+    (folder / "array-1").mkdir(parents=True)
+    for task, plan in enumerate(plans):
+        command = plan.command()
+        DelayedSubmission(os.execv, command[0], command).dump(folder / f"0{task}ab.pkl")
+        submit.write_about(plan.run, {"place": str(folder / "array-1"), "task": task})
+    for _ in range(2):
+        submit.adopt(plans[0].run, "9_0")
+    (noted,) = submit.read_jobs(plans[0].run)["submitted"]
+    assert (noted["id"], noted["kind"], noted["folder"]) == ("9_0", "main", str(tmp_path / "sweep"))
+    assert DelayedSubmission.load(folder / "9_0_submitted.pkl").args[1] == plans[0].command()
+    (plans[1].run / "logs/submitit/x.pkl").write_text("no pickle")
+    submit.adopt(plans[1].run, "7")  # the job goes on, whatever is wrong
+    assert "cannot be entered" in capsys.readouterr().err
 
 
 def test_a_refused_job_is_said_to_be(tmp_path, executor):

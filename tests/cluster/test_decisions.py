@@ -48,6 +48,7 @@ TABLE = [
     ("nothing special: the code decides", job(), "", "X F F F C  F  F  C  F   F   F   C   X   C   C"),
     ("the controller is silent", None, "", "X F F F C  F  F  C  F   F   F   C   X   C   C"),
     ("silent, and the process heard TERM", None, "TERM", "X F F F C  F  F  C  F   F   F   C   X   C   C"),
+    ("stopped by a signal", job("STOPPED"), "", "X F F F C  F  F  C  F   F   F   C   X   C   C"),
     ("suspended", job("SUSPENDED"), "", "X F F F C  F  F  C  F   F   F   C   X   C   C"),
     ("Slurm's warning", job(), "USR2", "X F F F C  F  F  C  F   F   F   C   X   C   C"),
     ("pre-empted", job(preempt_time=NOW - 5), "TERM", "X F F F R  F  F  R  F   F   F   R   X   R   R"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,9 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import ROOT
+from tiny import ROOT, wait_until
 
-from jobs.cluster import notify, preflight, sites, slurm, status, submit, usage
+from jobs.cluster import notify, preflight, requeue, sites, slurm, status, submit, usage
 from jobs.cluster.decide import Decision, within_hours
 from jobs.config.specs import ConfigError
 from jobs.run import budget, find, stopping
@@ -222,6 +223,20 @@ ACCOUNTS = [
 @pytest.mark.parametrize(("text", "ids", "seconds"), ACCOUNTS)
 def test_what_the_accounts_say(text, ids, seconds):
     assert usage.parse_accounts(text, ids) == seconds
+
+
+def test_accounts_that_do_not_answer_are_asked_once(run, monkeypatch, capsys):
+    asked = []
+
+    def silent(command, **how):
+        asked.append(command)
+        raise slurm.NoAnswer("sacct: no answer")
+
+    monkeypatch.setattr(usage, "_silence", set())
+    monkeypatch.setattr(usage.shutil, "which", lambda name: name)
+    monkeypatch.setattr(slurm, "_run", silent)
+    assert [usage.accounted([job]) for job in "789"] == [None] * 3 and len(asked) == 1
+    assert capsys.readouterr().err.count("sacct: no answer") == 1
 
 
 def test_what_was_made_use_of(run):
@@ -453,6 +468,25 @@ def test_a_command_that_fails_or_hangs_changes_nothing(run, monkeypatch, capsys)
         options(run, notify="me")
         notify.at_end(run.path, Verdict.DONE, "")
         assert words in capsys.readouterr().err
+
+
+def test_what_hangs_is_given_up_with_all_it_started_and_the_jobs_code_stands(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(notify, "TIMEOUT_S", 0.5)
+    (tmp_path / "sendmail").write_text(f'#!/bin/sh\nsleep 61 & echo $! > "{tmp_path}/pid"; wait\n')
+    (tmp_path / "sendmail").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "_run", lambda command, **_: "")
+    options(run, notify="you@example.org")
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    before[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
+    try:
+        assert requeue.finish(run.path, 78) == 78
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "sendmail did not end within 0.5 s" in capsys.readouterr().err
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not Path(f"/proc/{pid}").exists() or " Z " in Path(f"/proc/{pid}/stat").read_text(), 10)
 
 
 # --- on this machine --------------------------------------------------------------------------------------------------

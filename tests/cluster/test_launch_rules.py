@@ -543,6 +543,14 @@ def test_stop_of_a_running_job_lets_it_save(world, capsys):
     assert "saves and stops" in capsys.readouterr().out and world.run("one").read_status()["state"] == "running"
 
 
+def test_stop_of_a_frozen_job_says_what_ends_it(world, capsys):
+    ran(*GAN, "--name", "one")
+    for state in ("SUSPENDED", "STOPPED"):
+        world.lives("one", state)
+        assert ran("stop", "one") == 0 and "once it goes on; --now ends it" in capsys.readouterr().out
+    assert ran("stop", "one", "--now") == 0 and "is ended now" in capsys.readouterr().out
+
+
 def test_stop_now_writes_stop_before_it_cancels(world):
     ran(*GAN, "--name", "one")
     world.lives("one")
@@ -689,14 +697,41 @@ def test_resume_of_a_run_that_launch_py_did_not_start(world):
         steer.job_of(run.path)
 
 
-def test_resume_of_a_sweep_resumes_its_points(world):
+def test_resume_of_a_sweep_is_one_array_with_its_throttle(world, capsys):
+    ran(*GAN, "--name", "grid", "--sweep", "lr=0.1,0.2,0.3", "--throttle", "2")
+    ran(*GAN, "--name", "one")
+    names = [f"grid-lr={lr}" for lr in ("0.1", "0.2", "0.3")]
+    for name in (*names[:2], "one"):
+        world.over(name, "stopped")
+    world.asked.clear()
+    world.plans.clear()
+    assert ran("resume", "grid", "one", "--time", "30") == 0
+    assert world.asked == [("sbatch", names[:2], "", "grid"), ("sbatch", ["one"], "", None)]
+    assert {plan.minutes for plan in world.plans} == {30} and [p.throttle for p in world.plans] == [2, 2, 0]
+    assert [p["run"] for p in find.read_sweep(world.runs / "grid")] == [str(world.runs / name) for name in names]
+    for name in names:
+        world.over(name, "stopped")
+    assert ran("resume", "grid", "--time", "9", "--throttle", "1", "--dry-run") == 0
+    assert "--array=0-2%1" in capsys.readouterr().out
+    assert ran("resume", "--failed", "grid") == 0 and len(world.asked) == 2  # stopped is not failed
+    # Those that ask for different things, or are damaged, are no array.
+    about = world.runs / names[2] / "jobs.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"options": {"time": "10"}}))
+    assert ran("resume", "grid") == 0 and [call[1:2] for call in world.asked[2:]] == [([name],) for name in names]
+    for name in names:
+        world.over(name, "stopped")
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"options": {"time": 10}}))
+    assert ran("resume", "grid") == 78 and len(world.asked) == 7 and f"error: {names[2]}: " in capsys.readouterr().err
+
+
+def test_points_that_still_stop_are_named_and_not_called_live(world, capsys):
     ran(*GAN, "--name", "grid", "--sweep", "lr=0.1,0.2")
     for name in ("grid-lr=0.1", "grid-lr=0.2"):
-        world.over(name, "stopped")
-    assert ran("resume", "grid", "--time", "30") == 0
-    assert [call[1] for call in world.asked[1:]] == [["grid-lr=0.1"], ["grid-lr=0.2"]] and {
-        p.minutes for p in world.plans[2:]
-    } == {30}
+        world.lives(name)
+    assert ran("stop", "grid-lr=0.2") == 0
+    for again in ((*GAN, "--name", "grid", "--sweep", "lr=0.1,0.2"), ("resume", "grid")):
+        with pytest.raises(slurm.NoAnswer, match=r"told to stop, grid-lr=0\.2; try again"):
+            ran(*again)
 
 
 # --- what a person looks at -------------------------------------------------------------------------------------------
@@ -828,8 +863,11 @@ def test_serve_hides_notices_and_ends_its_process(capfd):
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         assert serve.serve([sys.executable, "-c", code]) == 3
+        assert serve.serve([sys.executable, "-c", "import sys; sys.exit(-1)"]) == 78  # 255 is what ssh says of itself
+        taken = "import sys; print('ERROR: could not bind to port 7', file=sys.stderr); sys.exit(-1)"
+        assert serve.serve([sys.executable, "-c", taken]) == 75
         assert all(signal.getsignal(number) is not before[number] for number in before)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert capfd.readouterr().err == "real words\n"
+    assert capfd.readouterr().err == "real words\nERROR: could not bind to port 7\n"

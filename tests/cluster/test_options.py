@@ -18,6 +18,7 @@ from jobs.cluster import (
     doctor,
     preflight,
     queueing,
+    requeue,
     sbatch,
     show,
     sites,
@@ -294,7 +295,9 @@ def test_sbatch_sees_none_of_them(monkeypatch):
         ("Submitted batch job 7 on cluster lab\n", "7"),
         ("Welcome! 3 jobs of yours run; job 12 ends in 2026.\nSubmitted batch job 7\nBye 99\n", "7"),
         ("*** charged to acc-42 ***\n7;lab\nthank you\n", "7"), ("\r\n7\r\n", "7"), ("job 12 is fine\n", ""),
-        ("7\n8\n", ""), ("Submitted batch job 7\nSubmitted batch job 7\n", "7"), ("", ""),
+        ("7\n8\n", ""), ("Submitted batch job 7\nSubmitted batch job 8\n", ""),
+        ("Submitted batch job 7\nSubmitted batch job 7\n", "7"), ("", ""), ("12\nWelcome\n", ""),
+        ("notice\n12\n7;lab\n", "7"), ("12\nSubmitted batch job 7\n", "7"),
     ],
 )  # fmt: skip
 def test_the_id_among_a_sites_own_words(text, job_id):
@@ -304,6 +307,8 @@ def test_the_id_among_a_sites_own_words(text, job_id):
 def test_an_id_on_stderr_or_not_at_all(monkeypatch):
     answer = SimpleNamespace(returncode=0, stdout="hello\n", stderr="Submitted batch job 7\n")
     monkeypatch.setattr(sbatch.subprocess, "run", lambda *a, **k: answer)
+    assert sbatch.submit([], None, lambda job: False) == "7"
+    answer.stdout = "12\n"  # of the site's banner
     assert sbatch.submit([], None, lambda job: False) == "7"
     answer.stderr = "nothing to see"
     queue = {i: Job(i, "PENDING", name="brains", dependency="afterany:5(unfulfilled)") for i in ("8", "9_0", "11")}
@@ -469,7 +474,7 @@ def test_a_second_partition_is_added_by_a_small_job(tmp_path, monkeypatch):
     asked, updated = [], []
     monkeypatch.setattr(sbatch, "submit", lambda words, cwd, ours: asked.append(words) or "8")
     monkeypatch.setattr(slurm, "update", lambda *a: updated.append(a))
-    sbatch.widen_later("7", plan)
+    assert sbatch.widen_later("7", plan) == "8"
     assert {"--begin=now+3600", "--partition=a100,b", "--account=acc"} < set(asked[0]) and not updated
     assert "--wrap=scontrol update JobId=7 Partition=a100,b || true" in asked[0]
 
@@ -477,8 +482,50 @@ def test_a_second_partition_is_added_by_a_small_job(tmp_path, monkeypatch):
         raise SlurmError("no small jobs here")
 
     monkeypatch.setattr(sbatch, "submit", refuse)
-    sbatch.widen_later("7", plan)
-    assert updated == [("7", "Partition=a100,b")]
+    assert sbatch.widen_later("7", plan) == "" and updated == [("7", "Partition=a100,b")]
+
+
+WAITS, RUNS, OVER = "PENDING", "RUNNING", "CANCELLED"
+
+
+@pytest.mark.parametrize(
+    ("queue", "ended", "goes"),
+    [
+        ({"7": WAITS, "8": WAITS}, ["7"], True), ({"7": WAITS, "8": WAITS}, [], False), ({"8": WAITS}, [], True),
+        ({"7": RUNS, "8": WAITS}, [], True), ({"7": OVER, "8": OVER}, [], False), ({"7": WAITS}, ["7"], False),
+        ({"7_0": WAITS, "7_1": WAITS, "8": WAITS}, ["7_0"], False),
+        ({"7_0": WAITS, "7_1": RUNS, "8": WAITS}, ["7_0"], True),
+        ({"9": WAITS, "8": WAITS}, [], True),
+    ],
+)  # fmt: skip
+def test_the_small_job_goes_when_nothing_waits_for_it(tmp_path, monkeypatch, queue, ended, goes):
+    jobs = {i: Job(i, state) for i, state in queue.items()}
+    about = {"submitted": [{"id": next(iter(queue)) if "7" in next(iter(queue)) else "7"}], "widener": "8"}
+    (tmp_path / "jobs.json").write_text(json.dumps(about))
+    assert submit.widener(tmp_path, jobs, ended) == (["8"] if goes else [])
+    # At the end of a job as well.
+    asked = []
+    monkeypatch.setattr(slurm, "squeue", lambda ids: asked.append(ids) or jobs)
+    found = requeue._widener(tmp_path, submit.read_jobs(tmp_path), about["submitted"][0]["id"])
+    assert asked == [["8", "7"]] and found == submit.widener(tmp_path, jobs, [about["submitted"][0]["id"]])
+    assert requeue._widener(tmp_path, {}, "7") == [] and len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "sign"), [("a%j", "%j"), ("50%a", "%a"), ("x%4u", "%4u"), ("a%%b", "%%"), ("50% b%", "")]
+)
+def test_a_path_in_which_slurm_writes_something_else(tmp_path, monkeypatch, name, sign):
+    monkeypatch.setattr(doctor, "check_versions", list)
+    monkeypatch.setattr(doctor, "torch_cuda", str)
+    options = Options(job="stylegan2", partition="a100")
+    flags = ["--data", "phantom", "--run", str(tmp_path / name / "run"), "--batch", "192", "--pl-weight", "0"]
+    if not sign:
+        assert planning.make_plan(options, flags, profile(""), PARTITIONS)
+        return
+    with pytest.raises(ConfigError, match=f"for {sign} in a path"):
+        planning.make_plan(options, flags, profile(""), PARTITIONS)
+    failed = [check for check in doctor.check_machine("", tmp_path / name / "runs") if check.level == "fail"]
+    assert any(f"for {sign} in a path" in check.text for check in failed)
 
 
 # --- the doctor -------------------------------------------------------------------------------------------------------

@@ -112,8 +112,9 @@ def test_pull_writes_over_no_run_of_this_machine(here, there, env):
     mine = RunDir(here / "runs/brains")
     mine.create()
     (mine.path / "metrics.jsonl").write_text("mine")
-    refused = launch(here, env, "pull", "brains", "--host", "cluster", "--host-dir", there, code=78)
+    refused = launch(here, env, "pull", "brains", BLANK, "--host", "cluster", "--host-dir", there, code=2)
     assert "--out DIR" in refused.stderr and (mine.path / "metrics.jsonl").read_text() == "mine"
+    assert (here / "runs" / BLANK / "config.json").exists() and "error: brains: not copied" in refused.stderr
 
 
 def test_tensorboard_through_its_tunnel_and_both_end(here, there, env):
@@ -154,6 +155,13 @@ def served(there: Path) -> list[str]:
         if b"tensorboard.main" in words and b"brain-slices-tensorboard-" in words and cwd == str(there):
             found.append(process.name)
     return found
+
+
+@pytest.mark.parametrize(("codes", "tries"), [([75, 0], 2), ([75, 75, 75], 3), ([2], 1), ([78], 1), ([0], 1)])
+def test_only_a_port_that_is_taken_there_is_tried_again(monkeypatch, codes, tries):
+    tried, last = [], codes[-1]
+    monkeypatch.setattr(remote, "until_interrupted", lambda command: tried.append(command) or codes.pop(0))
+    assert remote.tensorboard(remote.Host("cluster", "x"), []) == last and len(tried) == tries
 
 
 # --- without an sshd --------------------------------------------------------------------------------------------------

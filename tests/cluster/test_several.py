@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_launch_rules import GAN, World, ran, world  # noqa: F401  (a fixture)
 
-from jobs.cluster import clean, quota, show, slurm, status, why
+from jobs.cluster import clean, quota, show, slurm, status, steer, submit, why
 from jobs.cluster.status import View
 from jobs.run import find
 from jobs.run.rundir import RunDir
@@ -46,6 +46,61 @@ def test_one_that_cannot_be_stopped_does_not_keep_the_others(three, monkeypatch,
     monkeypatch.setattr(status, "view_run", view)
     assert ran("stop", "one", "two") == 78
     assert (three.runs / "two/STOP").exists() and "one: " in capsys.readouterr().err
+
+
+def test_each_has_its_turn_and_the_worst_code_is_said(three, tmp_path, capsys):
+    runs = {tmp_path / name: error for name, error in (
+        ("a", slurm.NoAnswer("silence")), ("b", OSError(28, "No space left on device")), ("c", SystemExit(2)), ("d", 0),
+        ("e", slurm.NoAnswer("no answer")))}  # fmt: skip
+    seen = []
+
+    def work(run):
+        seen.append(run.name)
+        if runs[run]:
+            raise runs[run]
+        return 0
+
+    assert steer.each(runs, work) == 78 and seen == list("abcde")
+    err = capsys.readouterr().err
+    assert [line[7] for line in err.splitlines()] == list("abce") and "No space left" in err and "Errno" not in err
+    assert steer.each([tmp_path / name for name in "acd"], work) == 75
+    for name in "abc":
+        with pytest.raises((slurm.NoAnswer, OSError, SystemExit)):
+            steer.each([tmp_path / name], work)
+
+
+def test_wrong_flags_for_one_do_not_keep_the_others(three, capsys):
+    ran("--job", "vae", "--data", "phantom:48", "--name", "vae")
+    for name in ("vae", "two"):
+        three.over(name, "stopped")
+    three.plans.clear()
+    assert ran("resume", "vae", "two", "--", "--gamma", "3", "--override") == 2
+    assert [plan.run.name for plan in three.plans] == ["two"] and "error: vae: nothing done" in capsys.readouterr().err
+
+
+def test_one_that_cannot_be_cleaned_does_not_keep_the_others(three, monkeypatch, capsys):
+    for name in ("one", "two"):
+        three.over(name, "done", 1.0)
+        fill(three.run(name))
+    lock = submit.submit_lock
+
+    def busy(run):
+        if run.name == "one":
+            raise submit.SubmitError("another launch.py")
+        return lock(run)
+
+    monkeypatch.setattr(submit, "submit_lock", busy)
+    assert ran("clean", "--yes") == 78
+    assert (three.run("one").path / "code").exists() and not (three.run("two").path / "code").exists()
+    assert "one: another launch.py" in capsys.readouterr().err
+
+
+def test_stop_takes_along_the_small_job_that_would_widen(three):
+    about = submit.read_jobs(three.runs / "one")
+    submit.write_about(three.runs / "one", about | {"widener": "50"})
+    three.queue["50"] = slurm.Job("50", "PENDING", name="one-widen")
+    assert ran("stop", "two") == 0 and ran("stop", "one") == 0
+    assert [call[1] for call in three.asked] == ["43", "42", "50"]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +228,8 @@ def test_hints_can_be_pasted(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("text", "found"), [
     (" nfs:/home 15000000* 14000000 16000000 0 7 0 0 0", (15.36, 16.384)),
         ("/lustre 1000000 0 2000000 - 1 0 0 -", (1.024, 2.048)),
-    ("none", None), ("/home 5 0 0", None),
+    ("none", None), ("/home 5 0 0", None), ("15000000* 14000000 16000000 0 7 0", None), ("/home \u00b2 5 5", None),
+    ("/home 5K 5K 6K", None), ("/home 1 - -", None),
 ])  # fmt: skip
 def test_a_quota_is_read(text, found):
     assert quota.parse([text]) == (found and pytest.approx(found))

@@ -172,6 +172,28 @@ def test_a_frozen_controller_is_no_sign_of_an_end(queue, clone):
     assert not events(run, "start") and state(queue, clone, "frozen") == "stopped"
 
 
+def test_an_array_of_a_launcher_that_was_killed_is_known_and_runs(queue, clone, tmp_path):
+    """Between sbatch and the moment in which its number is written down."""
+    queue.run("scontrol", "update", "nodename=n1,n2", "state=drain", "reason=test")
+    real, wrapper = shutil.which("sbatch", path=queue.env["PATH"]), tmp_path / "sbatch"
+    wrapper.write_text(f'#!/bin/bash\n{real} "$@"; [[ $* == *test-only* ]] || {{ kill -9 $PPID; sleep 1; }}\n')
+    wrapper.chmod(0o755)
+    words = (*GAN, "--name", "lost", "--sweep", "lr=0.001,0.002")
+    done = subprocess.run(
+        [sys.executable, clone / "launch.py", *words],
+        env=queue.env | {"XDG_CONFIG_HOME": str(clone), "PATH": f"{tmp_path}:{queue.env['PATH']}"}, timeout=300,
+    )  # fmt: skip
+    runs = [RunDir(clone / "runs" / f"lost-lr={lr}") for lr in ("0.001", "0.002")]
+    assert done.returncode == -signal.SIGKILL and [ids(run) for run in runs] == [[], []]
+    assert "2 points are live" in launch(queue, clone, *words).stdout
+    queue.run("scontrol", "update", "nodename=n1,n2", "state=resume")
+    queue.wait(lambda: all(saves(run) for run in runs), "two points that train")
+    assert [[job.partition("_")[2] for job in ids(run)] for run in runs] == [["0"], ["1"]]
+    launch(queue, clone, "stop", "lost")
+    queue.wait(lambda: not queue.run("squeue", "-h"), "an empty queue")
+    assert [state(queue, clone, run.path.name) for run in runs] == ["stopped"] * 2
+
+
 def test_a_node_on_which_two_attempts_died_is_left_alone(queue, clone):
     launch(queue, clone, *GAN, "--name", "bad")
     run = RunDir(clone / "runs" / "bad")

@@ -71,7 +71,8 @@ STATES = [
     ("stopped", "RUNNING", "ending"),
     ("failed", "RUNNING", "ending"), ("diverged", "RUNNING", "ending"), ("stuck", "RUNNING", "ending"),
     ("running", "PENDING", "queued"), ("done", "PENDING", "queued"), ("failed", "PENDING", "queued"),
-    ("running", "COMPLETING", "ending"), ("running", "SUSPENDED", "suspended"), ("queued", "CONFIGURING", "starting"),
+    ("running", "COMPLETING", "ending"), ("running", "SUSPENDED", "suspended"),
+    ("running", "STOPPED", "suspended"), ("queued", "CONFIGURING", "starting"),
     ("running", "REQUEUED", "queued"), ("running", "REQUEUE_HOLD", "queued"), ("running", "SPECIAL_EXIT", "queued"),
     # no job any more
     ("running", "COMPLETED", "cut off"), ("running", "NODE_FAIL", "cut off"), ("starting", "", "cut off"),
@@ -98,8 +99,17 @@ def test_the_state_of_a_run(run, own, slurms, shown):
     live = slurms in slurm.ACTIVE
     assert (found.partition, found.node, found.limit_s) == (("a100", "n1", 3600) if live else ("", "old", None))
     assert (found.elapsed_s is not None) == (live and shown != "queued")
-    keeps = slurms in ("COMPLETING", "SUSPENDED", "CONFIGURING") or (live and shown in ("running", "starting", "new"))
+    keeps = slurms in status.NOT_TRAINING or (live and shown in ("running", "starting", "new"))
     assert (found.eta_s is None) == (not keeps)
+
+
+@pytest.mark.parametrize(("own", "note"), [("running", "before it could save"), ("queued", "before"), ("continue", "")])
+def test_what_a_person_ended_is_stopped_also_without_a_word_of_its_own(run, own, note):
+    """And `resume --failed` leaves it alone."""
+    tell(run, state=own, reason="why")
+    (run.path / "STOP").write_text("me")
+    found = view(run)
+    assert found.state == "stopped" and note in found.note and bool(note) == bool(found.note)
 
 
 @pytest.mark.parametrize(
@@ -848,6 +858,7 @@ def test_why_a_run_is_stuck_is_looked_for_where_it_stands(evidence, words, fix):
     ("state", "reason", "shown", "fix"),
     [
         ("SUSPENDED", "None", "suspended", "ask the administrators"),
+        ("STOPPED", "None", "suspended", "scancel --signal=CONT 42"),
         ("PENDING", "job requeued in held state", "queued", "scontrol release 42"),
         ("PENDING", "JobHeldUser", "queued", "scontrol release 42"),
         ("REQUEUE_HOLD", "JobHeldUser", "queued", "scontrol release 42"),
@@ -979,7 +990,6 @@ def test_the_cause_of_a_state(run, state, pending, text, fix):
 
 
 def test_the_evidence_is_of_the_last_attempt(run, monkeypatch):
-    monkeypatch.setattr(why, "slurm_record", lambda run: None)
     tell(run, state="failed", reason="the heartbeat's")
     for event, facts in (
         ("start", dict(attempt=1)), ("end", dict(attempt=1, reason="first", code=85, nimg=10)),
@@ -991,11 +1001,15 @@ def test_the_evidence_is_of_the_last_attempt(run, monkeypatch):
     (run.logs / "2.out").write_text("new\n")
     os.utime(run.logs / "1.out", (1, 1))
     seen = view(run)
-    assert why.gather(run.path, seen) == why.Evidence("failed", "the heartbeat's", 137, None, "new\n", "killed", 0)
+    assert why.gather(run.path, seen, None) == why.Evidence(
+        "failed", "the heartbeat's", 137, None, "new\n", "killed", 0
+    )
     run.note("end", attempt=2, reason="second", code=1, nimg=20)
-    assert why.gather(run.path, seen) == why.Evidence("failed", "second", 1, None, "new\n", "killed", 20)
+    assert why.gather(run.path, seen, None) == why.Evidence("failed", "second", 1, None, "new\n", "killed", 20)
     run.attempts.write_text('{"event": "end", "code": "x"}\n')
-    assert why.gather(run.path, seen).code is None
+    assert why.gather(run.path, seen, None).code is None
+    monkeypatch.setattr(why, "slurm_record", lambda run: pytest.fail("asked"))
+    assert why.explain(run.path, status.Silent())[0].state == "failed"  # Slurm would not answer for its record either
 
 
 def test_slurms_record_of_the_last_job(run, monkeypatch):

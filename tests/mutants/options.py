@@ -32,7 +32,7 @@ FAULTS = [
     Fault("jobs/cluster/slurm.py", 'text[max(text.find("JobId="), 0) :]', 'text',
           (f"{TESTS}::test_a_banner_around_the_other_commands",)),
     Fault("jobs/cluster/sbatch.py", 'return found.pop() if len(found) == 1 else ""', 'return found.pop() if found else ""', (IDS,)),
-    Fault("jobs/cluster/sbatch.py", 'read_id(done.stdout) or read_id(done.stderr) or look_up(ours)', 'read_id(done.stdout) or look_up(ours)',
+    Fault("jobs/cluster/sbatch.py", 'read_id(f"{done.stdout}\\n{done.stderr}") or', 'read_id(done.stdout) or',
           (HIDDEN,)),
     Fault("jobs/cluster/sbatch.py", 'return "; ".join(dict.fromkeys(reasons))[:500]', 'return reasons[-1]',
           (f"{TESTS}::test_a_refusal_names_the_line_that_decides_and_the_way_out",)),
