@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from data.files import leads_out
+from data.files import leads_out, read_bytes, words
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
+from jobs.predict.cohort import PER_CLASS, Cohort
 from jobs.predict.conditions import Asked, class_named, parse_set, parse_vary, read_rows
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.direction import Strip, direction, named_ends
@@ -27,9 +28,13 @@ from jobs.predict.named import UsageError, run_of, weights_file, weights_of
 from jobs.predict.output import Output
 from jobs.predict.project import project, targets_of
 from jobs.predict.reconstruct import reconstruct, slices_of
+from jobs.predict.release import release
 from jobs.predict.trained import Trained, open_model
 from jobs.predict.tsne import tsne
 from jobs.predict.vary import vary
+from jobs.run.rundir import RunDir
+
+MAX_TERMS = 64 << 10  # bytes
 
 
 # --- from flags to arguments ------------------------------------------------------------------------------------------
@@ -131,15 +136,8 @@ def run_generate(args: argparse.Namespace) -> None:
         out = out if args.out else replace(out, folder=out.folder.with_name("vary"))
         vary(model, out, along=args.vary, row=row_of(label, model), number=args.number, seed=args.seed, **how)
         return
-    if args.like and not model.columns:
-        raise UsageError("--like: this model is conditioned on no column but the class; use --class")
-    rows = read_rows(args.like, model.columns) if args.like else []
-    if rows:
-        own = row_of(label, model)
-        if both := set(own) & set(rows[0]):
-            raise UsageError(f"--like {args.like}: it has {min(both)}, and so have --set and --class; use one of them")
-        label = [{**own, **row} for row in rows]
-        model.labels(label, range(len(label)))  # every row, before anything is written
+    rows = like(args, model)
+    label = rows or label
     generate(
         model,
         output(args),
@@ -150,6 +148,21 @@ def run_generate(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         **how,
     )
+
+
+def like(args: argparse.Namespace, model: Trained) -> list[dict]:
+    """The rows of --like, with what --class and --set hold; [] without it. UsageError for what the model is not
+    told."""
+    if not args.like:
+        return []
+    if not model.columns:
+        raise UsageError("--like: this model is conditioned on no column but the class; use --class")
+    rows, own = read_rows(args.like, model.columns), row_of(asked(args, model), model)
+    if both := set(own) & set(rows[0]):
+        raise UsageError(f"--like {args.like}: it has {min(both)}, and so have --set and --class; use one of them")
+    rows = [{**own, **row} for row in rows]
+    model.labels(rows, range(len(rows)))  # every row, before anything is written
+    return rows
 
 
 def run_denoise(args: argparse.Namespace) -> None:
@@ -262,6 +275,22 @@ def run_export(args: argparse.Namespace) -> None:
     export(model_of(args), output(args), args.format)
 
 
+def run_release(args: argparse.Namespace) -> None:
+    """`predict.py release`: from flags to plain arguments."""
+    try:
+        terms = read_bytes(args.terms, MAX_TERMS).decode().strip() if args.terms else ""
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--terms {args.terms}: {words(error)}; give a small file of text") from None
+    model = model_of(args)
+    label, how = asked(args, model), how_of(args, model)
+    rows = like(args, model)
+    cohort = Cohort.of(model, rows or label, args.number or (1 if rows else PER_CLASS))
+    run = RunDir(run_of(args.run)) if args.run else None
+    release(
+        model, output(args).folder, cohort, seed=args.seed, reference=reference(args), run=run, terms=terms, how=how
+    )
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "generate": run_generate,
     "denoise": run_denoise,
@@ -273,6 +302,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "project": run_project,
     "direction": run_direction,
     "export": run_export,
+    "release": run_release,
 }
 
 

@@ -47,13 +47,16 @@ def guidance(text: str) -> float | dict[str, float]:
 
 
 # fmt: off
-def model_flags(pictures: bool = True, runs: bool = True) -> argparse.ArgumentParser:
+def model_flags(pictures: bool = True, runs: bool = True, verify: bool = False) -> argparse.ArgumentParser:
     """Flags of every subcommand that takes a model; `pictures`: it shows slices. Without `runs` they say which model,
-    and no more."""
+    and no more. `verify`: a folder that was written may be checked instead."""
     p = argparse.ArgumentParser(add_help=False)
     where = p.add_mutually_exclusive_group(required=True)
     where.add_argument("--run", help="run directory; --at says which of its weights are used")
     where.add_argument("--weights", metavar="FILE", help="a weights.safetensors file")
+    if verify:
+        where.add_argument("--verify", metavar="DIR", help="check a release instead: every file is there, as it was "
+                                                           "written; needs no torch, model or data")
     p.add_argument("--at", default="last", metavar="best|last|KIMG",
                    help="of --run: its last weights, those of the best figure while it trained, or of those that "
                         "--keep-weights kept the ones at KIMG (default %(default)s)")
@@ -258,6 +261,20 @@ def add_export(commands, parents: list) -> None:
                         "network, a folder with a UNet2DModel and its scheduler")
 
 
+def add_release(commands, parents: list) -> None:
+    """The subcommand `release` and its flags."""
+    line = ("a synthetic cohort to share: slices of which each is screened for copies, for lying where real slices do "
+            "and for its class, in folders for this toolkit and ImageFolder, with manifest, checksums and datasheet")
+    p = commands.add_parser("release", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(1, MAX_NUMBER), metavar="N",
+                   help="slices of each class (default 100), or of each row of --like (default 1)")
+    p.add_argument("--like", metavar="TABLE.csv",
+                   help="slices for each row of a table with columns that the model is told")
+    p.add_argument("--terms", metavar="FILE",
+                   help="text for the datasheet: whose the source data are, consent, terms of use; may be given later")
+    p.set_defaults(noise=None)
+
+
 def add_report(commands) -> None:
     """The subcommand `report` and its flags."""
     line = "one self-contained HTML page about runs: curves, samples over time, figures, configuration, cost"
@@ -315,6 +332,7 @@ def command_line(about: str) -> argparse.ArgumentParser:
     add_project(commands, [model, data])
     add_direction(commands, [model, calls, data, features])
     add_export(commands, [model_flags(runs=False)])
+    add_release(commands, [model_flags(verify=True), of_class, gan, diffuse, data, features])
     add_plot(commands)
     add_report(commands)
     add_card(commands)
