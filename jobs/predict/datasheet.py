@@ -143,13 +143,19 @@ def learnt(about: dict) -> list[Block]:
     data = about["data"]
     rows = [[words, f"{data[side]['slices']:,}", people_of(data, side)] for side, words in (
         ("train", "training"), ("heldout", "held out: the model has not seen them"))]  # fmt: skip
-    more = [] if data["same"] else [
+    by = "scan" if data["kind"] == "scan" else "slice"
+    more = [] if data["phantom"] or data["kind"] == "patient" else [
+        f"File names do not tell who is who, so the two sides were divided by {by}, and one person may be on both. Then "
+        "held-out slices lie nearer to training slices than those of other people do, and the search for copies finds "
+        "less."
+    ]  # fmt: skip
+    more += [] if data["same"] else [
         "Whether these are the very slices that the weights were trained on is not known: the weights were given as a "
         "file. If they are not, the search for copies means nothing."
     ]  # fmt: skip
     return [
-        Table(["side", "slices", "people"], rows),
-        f"Recognised as: {data['layout']}. Where file names tell scans and not people, scans are counted.",
+        Table(["side", "slices", "scans" if data["kind"] == "scan" else "people"], rows),
+        f"Folders were recognised as: {data['layout']}.",
         *more,
     ]
 

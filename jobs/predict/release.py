@@ -7,6 +7,7 @@ It is made in a folder beside, OUT.part, and takes its name when it is whole. Th
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,11 @@ def about_data(model: Trained, real: RealSlices, reference: Reference, same: boo
     """Counts of slices and people, and how the folder was recognised: no name, no path."""
     found = real.about()
     sides = {side: {"slices": of["slices"], "people": of["subjects"]} for side, of in found.items()}
-    layout = found["train"]["describe"].partition(":")[0]
-    return {"phantom": is_phantom(data_of(model, reference.data)), "layout": layout, "same": same, **sides}
+    layout, _, rest = found["train"]["describe"].partition(":")
+    told = re.search(r" of [\d,]+ (patient|scan)s", rest)  # as Source.describe says who must not be on both sides
+    kind = told[1] if told else ""
+    phantom = is_phantom(data_of(model, reference.data))
+    return {"phantom": phantom, "layout": layout, "kind": kind, "same": same, **sides}
 
 
 def about_model(model: Trained, run: RunDir | None) -> dict:

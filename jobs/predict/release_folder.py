@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import atomic_file, atomic_write, read_bytes, read_object, say, sha256_of, sync_folder
+from data.files import atomic_file, atomic_write, read_bytes, read_object, say, sha256_of, sync_folder, words
 from jobs.config.specs import ConfigError
 from jobs.predict import datasheet, verify
 from jobs.view.grids import image_grid
@@ -98,10 +98,12 @@ def write_terms(out: Path, terms: str) -> dict:
     try:
         sums = {name: sha for name, sha in verify.sums_of(out) if name.endswith(".png")}
         about["terms"] = terms or about["terms"]
-        write_texts(out, about, sums)
-        fault = next(verify.faults_of(out), "")
+        fault = "".join([f"{name} was changed" for name, sha in sums.items() if sha256_of(out / name) != sha][:1])
+        if not fault:
+            write_texts(out, about, sums)
+            fault = next(verify.faults_of(out), "")
     except (OSError, ValueError, KeyError) as error:
-        fault = f"cannot be read ({error})"
+        fault = f"a file cannot be read ({words(error)})"
     if fault:
         raise ConfigError(f"{out}: {fault}; delete the folder, and give the same command")
     return about

@@ -128,7 +128,7 @@ class Screen:
         if need > 1:
             self.radii = self.radii.clamp_min(1e-12) * need
             self.notes.append(
-                f"The balls were made {float(need.sqrt()):.2g} times as large, so that {100 * CLOSE:.0f} % of held-out "
+                f"The balls were made {float(need.sqrt()):.2f} times as large, so that {100 * CLOSE:.0f} % of held-out "
                 "slices lie in them."
             )
 
