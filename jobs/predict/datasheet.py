@@ -27,6 +27,14 @@ NOT_PROVED = (
     "Figures of slices that passed a screening by the same features look better than those of the model.",
     "Nothing here is fit for diagnosis, treatment, or any decision about a person, and nothing was tested for it.",
 )
+NOT_BY_PERSON = (
+    "File names do not tell who is who, so the two sides were divided by {}, and one person may be on both. Then "
+    "held-out slices lie nearer to training slices than those of other people do, and the search for copies finds less."
+)
+NOT_KNOWN = (
+    "Whether these are the very slices that the weights were trained on is not known: the weights were given as a "
+    "file. If they are not, the search for copies means nothing."
+)
 
 
 class Table(NamedTuple):
@@ -141,23 +149,15 @@ def value_of(value: object) -> object:
 def learnt(about: dict) -> list[Block]:
     """How many slices of how many people; neither names nor paths."""
     data = about["data"]
-    rows = [[words, f"{data[side]['slices']:,}", people_of(data, side)] for side, words in (
-        ("train", "training"), ("heldout", "held out: the model has not seen them"))]  # fmt: skip
-    by = "scan" if data["kind"] == "scan" else "slice"
-    more = [] if data["phantom"] or data["kind"] == "patient" else [
-        f"File names do not tell who is who, so the two sides were divided by {by}, and one person may be on both. Then "
-        "held-out slices lie nearer to training slices than those of other people do, and the search for copies finds "
-        "less."
-    ]  # fmt: skip
-    more += [] if data["same"] else [
-        "Whether these are the very slices that the weights were trained on is not known: the weights were given as a "
-        "file. If they are not, the search for copies means nothing."
-    ]  # fmt: skip
-    return [
+    sides = {"train": "training", "heldout": "held out: the model has not seen them"}
+    rows = [[words, f"{data[side]['slices']:,}", people_of(data, side)] for side, words in sides.items()]
+    found: list[Block] = [
         Table(["side", "slices", "scans" if data["kind"] == "scan" else "people"], rows),
         f"Folders were recognised as: {data['layout']}.",
-        *more,
     ]
+    if not data["phantom"] and data["kind"] != "patient":
+        found.append(NOT_BY_PERSON.format(data["kind"] or "slice"))
+    return found if data["same"] else [*found, NOT_KNOWN]
 
 
 def people_of(data: dict, side: str) -> str:

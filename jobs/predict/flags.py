@@ -76,9 +76,11 @@ def model_flags(pictures: bool = True, runs: bool = True, verify: bool = False) 
     if pictures:
         p.add_argument("--square", action="store_true",
                        help="keep the training square instead of the slices' original size")
-        p.add_argument("--scale", type=whole(1, 16), default=1, metavar="N",
-                       help="grids, strips and films N times as large, of small networks; single slices stay as they "
-                            "are (default %(default)s)")
+        p.set_defaults(scale=1)
+        if not verify:
+            p.add_argument("--scale", type=whole(1, 16), default=1, metavar="N",
+                           help="grids, strips and films N times as large, of small networks; single slices stay as "
+                                "they are (default %(default)s)")
     else:
         p.set_defaults(square=True, scale=1)
     return p

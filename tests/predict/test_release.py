@@ -1,4 +1,5 @@
-"""`predict.py release`: a cohort of screened slices, in which no real person is named, whole or not there; `--verify`."""
+"""`predict.py release`: a cohort of screened slices, in which no real person is named, whole or not there, and
+`--verify`."""
 
 from __future__ import annotations
 
@@ -240,7 +241,7 @@ def test_a_model_that_draws_none_that_pass_releases_nothing(place, tmp_path, mon
 
 
 def test_it_needs_the_slices_that_the_model_learnt_from(place, tmp_path, capsys):
-    root, run, packs = place
+    root, run, _ = place
     other = tmp_path / "run"
     shutil.copytree(run, other)
     (other / "data.json").write_text(json.dumps({"digests": {"train": "0" * 64}}))
@@ -303,8 +304,8 @@ def screen_of(train, held, asked, monkeypatch, thumbs=None):
 
 
 def test_columns_that_were_asked_for_are_read_off(monkeypatch):
-    """An age may be off as far as it is read off 95 % of held-out slices, a level not at all; a column that nobody asked
-    for, or that is not seen in held-out slices, is no test."""
+    """An age may be off as far as it is read off 95 % of held-out slices, a level not at all; a column that nobody
+    asked for, or that is not seen in held-out slices, is no test."""
     torch.manual_seed(0)
     gen = torch.Generator().manual_seed(1)
     train, held = told(200, gen), told(60, gen)
