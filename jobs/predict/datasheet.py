@@ -13,8 +13,13 @@ from jobs.view.markup import child
 
 TO_FILL = (
     "TO BE FILLED IN BY THE OWNER OF THE SOURCE DATA, before this is shared: whose data these are, consent, terms of "
-    "use. Write it into a text file and give the command that made this once more with --terms FILE; no slice is drawn "
-    "again."
+    "use, whom to ask. Write it into a text file and give the command that made this once more with --terms FILE; no "
+    "slice is drawn again."
+)
+READ = (
+    "FID and KID: how far the sets lie apart, less is nearer. Precision, density: how many slices lie where real ones do. "
+    "Recall, coverage: how much of the real variety is reached. Read each figure beside that of real training slices: no "
+    "number alone is good. Figures of other features, or of other numbers of slices, are in other units."
 )
 NOT_PROVED = (
     "The screening compares whole slices. It does not find a part of a training slice, two that were mixed, or one "
@@ -222,8 +227,7 @@ def measured(about: dict) -> list[Block]:
             distances(model["distances"], "generated slices"),
             *([lines] if lines else []),
         ]
-    return [*found, "Read each figure beside that of real training slices: no number alone is good. Figures of other "
-            "features, or of other numbers of slices, are in other units."]  # fmt: skip
+    return [*found, READ]
 
 
 def distances(found: dict, words: str) -> Table:
