@@ -17,9 +17,9 @@ TO_FILL = (
     "slice is drawn again."
 )
 READ = (
-    "FID and KID: how far the sets lie apart, less is nearer. Precision, density: how many slices lie where real ones do. "
-    "Recall, coverage: how much of the real variety is reached. Read each figure beside that of real training slices: no "
-    "number alone is good. Figures of other features, or of other numbers of slices, are in other units."
+    "FID and KID: how far the sets lie apart, less is nearer. Precision, density: how many slices lie where real ones "
+    "do. Recall, coverage: how much of the real variety is reached. Read each figure beside that of real training "
+    "slices: no number alone is good. Figures of other features, or of other numbers of slices, are in other units."
 )
 NOT_PROVED = (
     "The screening compares whole slices. It does not find a part of a training slice, two that were mixed, or one "
