@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.files import is_phantom, read_object, say
+from data.files import is_phantom, parse_json, read_object, say
 from jobs.config.specs import ConfigError
 from jobs.config.version import version
 from jobs.predict import datasheet, verify
@@ -74,7 +74,7 @@ def release(
         "features": f"{features.partition(',')[0]}, {features[-12:]}" if given else features,  # without a file's name
         "digests": [real.train.digest, real.heldout.digest],
     }
-    key = json.loads(json.dumps(key))
+    key = parse_json(json.dumps(key))  # as it will be read
     if is_there(out, key):
         about = write_terms(out, terms)
     else:
