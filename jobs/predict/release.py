@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from data.files import is_phantom, parse_json, read_object, say
+from data.walk import DataError
 from jobs.config.specs import ConfigError
 from jobs.config.version import version
 from jobs.predict import datasheet, verify
@@ -61,7 +62,11 @@ def release(
     something else, or too many slices fail.
     """
     given = given_features(reference.feature_weights)
-    real = open_data(model, reference.data)
+    try:
+        real = open_data(model, reference.data)
+    except DataError as error:
+        need = "slices are screened against those that the model learnt from: name these with --data"
+        raise ConfigError(f"{error}; {need}") from None
     same = trained_on(model, real, run)
     out.parent.mkdir(parents=True, exist_ok=True)
     rt = ranks.Runtime(0, 1, 0, model.device, torch.get_num_threads())

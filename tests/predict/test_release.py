@@ -248,7 +248,7 @@ def test_it_needs_the_slices_that_the_model_learnt_from(place, tmp_path, capsys)
     assert "name them with --data" in one_line(capsys, call("release", "--run", other), 78)
     about = {"classes": CLASSES, "geometry": GEOMETRY}
     for changes, code, words in (
-        ({"data": str(root / "gone")}, 78, str(root / "gone")), ({"split": "all"}, 78, "--split train"),
+        ({"data": str(root / "gone")}, 78, "name these with --data"), ({"split": "all"}, 78, "--split train"),
         ({}, 2, "--data"),
     ):  # fmt: skip
         data = {"data": str(root / "doe_jane/AD_NC")} if "split" in changes else {}
