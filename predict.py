@@ -12,6 +12,7 @@
     python predict.py tsne --run RUN                                              features or latents on a plane
     python predict.py evaluate --run RUN --number 5000                            how good, how varied, copied or not
     python predict.py export --run RUN --format onnx                              ONNX, torch.export, diffusers
+    python predict.py release --run RUN --number 500                              a screened cohort to share
     python predict.py plot --run RUN_A --run RUN_B                                losses, also while runs train
     python predict.py film --run RUN                                              its samples over its training
     python predict.py report RUN_A RUN_B                                          one HTML page about runs
@@ -47,6 +48,7 @@ from jobs.predict.card import card
 from jobs.predict.film import film
 from jobs.predict.named import UsageError
 from jobs.predict.output import output_of
+from jobs.predict.verify import verify
 from jobs.run import faults, stopping
 
 PAGES = {  # of what runs have written: no model, and no torch
@@ -54,23 +56,29 @@ PAGES = {  # of what runs have written: no model, and no torch
     "card": lambda args: card(args.run, args.out),
     "film": lambda args: film(args.run, partial(output_of, args), fps=args.fps),
     "report": lambda args: pages.report(args.run, args.out),
+    "release": lambda args: verify(args.verify),
 }
 
 
-def run(args: argparse.Namespace) -> None:
-    """Run the command that `args` name."""
-    if args.command in PAGES:
+def is_page(args: argparse.Namespace) -> bool:
+    """Whether the command needs no model: of `release` to check one alone."""
+    return args.command in PAGES and getattr(args, "verify", "") is not None
+
+
+def run(args: argparse.Namespace) -> int | None:
+    """Run the command that `args` name; an exit code where it has one of its own."""
+    if is_page(args):
         return PAGES[args.command](args)
     from jobs.predict import commands  # torch takes seconds to import, and half a gigabyte
 
-    return commands.run(args)
+    commands.run(args)
+    return None
 
 
 def main(args: argparse.Namespace) -> int:
     """Run one command; what it raises becomes one plain line and an exit code."""
     try:
-        run(args)
-        return stopping.DONE
+        return run(args) or stopping.DONE
     except KeyboardInterrupt as error:
         say(f"interrupted; {str(error) or 'the same command goes on or starts again'}", sys.stderr)
         return 130
@@ -93,7 +101,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    if ARGS.command not in PAGES:
+    if not is_page(ARGS):
         need("torch", "safetensors")
         import jobs.predict.commands  # noqa: F401
     signal.signal(signal.SIGINT, signal.default_int_handler)

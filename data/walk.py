@@ -50,7 +50,9 @@ BESIDE = set(
     ".json .tsv .csv .txt .md .xml .html .pdf .yml .yaml .toml .bval .bvec .log .py .sh .ipynb .m .db .ini .part "
     ".crdownload .xlsx .xls .doc .docx .rst .bib .stats .lta .pack .lock .tmp .svg .cfg .r .css .js".split()
 )
-TEXT = re.compile(r"readme|licen[cs]e|changes|changelog|makefile|dataset_description|citation|authors|dicomdir|version")
+TEXT = re.compile(
+    r"readme|licen[cs]e|changes|changelog|makefile|dataset_description|citation|authors|dicomdir|version|sha\d+sums|md5sums"
+)
 IMAGES = (*PICTURES, *VOLUMES)
 APPENDED = ({".gz"}, set(PICTURES), {*VOLUMES, ".img"} - set(SERIES))
 MAX_FILES, MAX_DEPTH = 3_000_000, 12

@@ -21,6 +21,7 @@ from models.metrics import ssim_terms
 
 CHUNK = 1024  # rows of a distance matrix that are in memory at once
 MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang 2003, table 1
+NEIGHBOURS = 3  # of a real sample that its ball reaches to (Kynkaanniemi 2019)
 THUMBNAIL = 64  # pixels at which images are compared with the training set (Akbar 2023)
 
 
@@ -152,7 +153,13 @@ def knn_radii(x: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
     return list(torch.cat(rows).T)
 
 
-def manifold_figures(fake: Tensor, real: Tensor, *, k: int = 3, k_density: int = 5) -> dict[str, float]:
+def in_a_ball(distances: Tensor, radii: Tensor) -> Tensor:
+    """Which rows of squared distances (N, M) to real samples reach into the ball of one, squared radii (M,): bool (N,).
+    The share of them is the precision (Kynkaanniemi 2019, eq. 1)."""
+    return (distances <= radii).any(1)
+
+
+def manifold_figures(fake: Tensor, real: Tensor, *, k: int = NEIGHBOURS, k_density: int = 5) -> dict[str, float]:
     """precision and recall (Kynkaanniemi 2019, eq. 1 and 2) with k neighbours, density and coverage (Naeem 2020, eq. 3
     and 4) with k_density. fake (N, D), real (M, D).
 
@@ -169,7 +176,7 @@ def manifold_figures(fake: Tensor, real: Tensor, *, k: int = 3, k_density: int =
     recalled, covered = (torch.zeros(len(real), dtype=torch.bool, device=real.device) for _ in range(2))
     for start in range(0, len(fake), CHUNK):
         d = squared_distances(fake[start : start + CHUNK], real)
-        precise += int((d <= near).any(1).sum())
+        precise += int(in_a_ball(d, near).sum())
         inside = d <= near_density
         balls += int(inside.sum())
         covered |= inside.any(0)
@@ -368,6 +375,12 @@ def no_copies(real_to_train: Tensor) -> Tensor:
     return real_to_train >= real_to_train.median() / 16
 
 
+def nearest_heldout(real_to_train: Tensor) -> Tensor:
+    """The least distance of a held-out slice (H,) to the training set, copies left out: who is nearer, is nearer than
+    any person is whom the model has not seen."""
+    return real_to_train[no_copies(real_to_train)].min()
+
+
 def nearer_than_any(to_train: Tensor, real_to_train: Tensor, groups: Tensor) -> dict[str, float]:
     """Samples' distances to the training set (N,) beside those of held-out slices (H,), of subjects `groups` (H,).
 
@@ -385,7 +398,8 @@ def nearer_than_any(to_train: Tensor, real_to_train: Tensor, groups: Tensor) -> 
     real, who = real_to_train[kept], groups[kept]
     nearest_ones = real.argsort()[: max(len(real) // 20, 100)]
     n, draws = len(to_train), len(real) * len(who[nearest_ones].unique()) / len(nearest_ones)
-    counts = {r: int((to_train < real.min() / r).sum()) for r in (1, 2, 4, 8, 16, 32)}
+    least = nearest_heldout(real_to_train)
+    counts = {r: int((to_train < least / r).sum()) for r in (1, 2, 4, 8, 16, 32)}
     chance = min((n / r**4 / (n / r**4 + draws)) ** count for r, count in counts.items())
     return {
         "nearer_than_any": counts[1],

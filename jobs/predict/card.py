@@ -29,6 +29,13 @@ USE = {
     "diffusion": "draws single slices from noise",
 }
 FIRST = {"vae": "reconstruct"}  # of predict.py; the others generate
+LIMITS = (  # of whatever such a model draws
+    "Single slices: neighbours of one brain are not drawn, and nothing makes volumes of them.",
+    "It repeats whom the data hold: ages, scanners, sites and positions that go with a class are learnt with it.",
+    "Good figures mean that sets of pictures are alike in some features; they prove neither anatomy nor use for "
+    "a task.",
+)
+PASSED_ON = "ADNI and OASIS may not be passed on."
 MARK = "<!-- predict.py card "  # begins the last line, which holds the SHA-256 of all above
 
 
@@ -209,12 +216,7 @@ def figures_text(run: RunDir, job: str, evaluated: dict, rebuilt: dict) -> list[
 
 def limits(status: dict, phantom: bool) -> str:
     """What the figures do not prove."""
-    lines = [
-        "* Single slices: neighbours of one brain are not drawn, and nothing makes volumes of them.",
-        "* It repeats whom the data hold: ages, scanners, sites and positions that go with a class are learnt with it.",
-        "* Good figures mean that sets of pictures are alike in some features; they prove neither anatomy nor use for "
-        "a task.",
-    ]
+    lines = [f"* {line}" for line in LIMITS]
     if not phantom:
         lines.append("* No figure proves that nobody can be recognised: weights may hold slices of the training set.")
     if isinstance(verdict := status.get("verdict"), str) and verdict:
@@ -228,7 +230,7 @@ def licence(phantom: bool) -> str:
         return "MIT, as the program is that made the data and the weights."
     return (
         "The program is under the MIT licence. The weights fall under the terms of use of the data that they were "
-        "trained on: **to be filled in by hand, before they are shared.** ADNI and OASIS may not be passed on."
+        "trained on: **to be filled in by hand, before they are shared.** " + PASSED_ON
     )
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from data.files import read_bytes, words
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
+from jobs.predict.cohort import PER_CLASS, Cohort
 from jobs.predict.conditions import Asked, class_named, parse_set, parse_vary, read_rows
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.direction import Strip, direction, named_ends
@@ -25,9 +27,13 @@ from jobs.predict.named import UsageError, weights_file, weights_of
 from jobs.predict.output import Output, output_of
 from jobs.predict.project import project, targets_of
 from jobs.predict.reconstruct import reconstruct, slices_of
+from jobs.predict.release import release
 from jobs.predict.trained import Trained, open_model
 from jobs.predict.tsne import tsne
 from jobs.predict.vary import vary
+from jobs.run.rundir import RunDir
+
+MAX_TERMS = 64 << 10  # bytes
 
 
 # --- from flags to arguments ------------------------------------------------------------------------------------------
@@ -123,17 +129,9 @@ def run_generate(args: argparse.Namespace) -> None:
         row = row_of(label, model)
         vary(model, output(args, model, "vary"), along=args.vary, row=row, number=args.number, seed=args.seed, **how)
         return
-    if args.like and not model.columns:
-        raise UsageError("--like: this model is conditioned on no column but the class; use --class")
-    rows = read_rows(args.like, model.columns) if args.like else []
-    if rows:
-        own = row_of(label, model)
-        if both := set(own) & set(rows[0]):
-            raise UsageError(f"--like {args.like}: it has {min(both)}, and so have --set and --class; use one of them")
-        label = [{**own, **row} for row in rows]
-        model.labels(label, range(len(label)))  # every row, before anything is written
+    rows = like(args, model)
     number, seed = (args.seeds, None) if args.seeds else (args.number or len(rows) or 64, args.seed)
-    generate(model, output(args, model), number=number, seed=seed, label=label, form=args.format, **how)
+    generate(model, output(args, model), number=number, seed=seed, label=rows or label, form=args.format, **how)
 
 
 def no_use(flag: str, **others: object) -> None:
@@ -141,6 +139,21 @@ def no_use(flag: str, **others: object) -> None:
     for other, given in others.items():
         if given:
             raise UsageError(f"--{other} has no use with {flag}; leave one of them out")
+
+
+def like(args: argparse.Namespace, model: Trained) -> list[dict]:
+    """The rows of --like, with what --class and --set hold; [] without it. UsageError for what the model is not
+    told."""
+    if not args.like:
+        return []
+    if not model.columns:
+        raise UsageError("--like: this model is conditioned on no column but the class; use --class")
+    rows, own = read_rows(args.like, model.columns), row_of(asked(args, model), model)
+    if both := set(own) & set(rows[0]):
+        raise UsageError(f"--like {args.like}: it has {min(both)}, and so have --set and --class; use one of them")
+    rows = [{**own, **row} for row in rows]
+    model.labels(rows, range(len(rows)))  # every row, before anything is written
+    return rows
 
 
 def run_denoise(args: argparse.Namespace) -> None:
@@ -256,6 +269,22 @@ def run_export(args: argparse.Namespace) -> None:
     export(model, output(args, model, form=args.format), args.format)
 
 
+def run_release(args: argparse.Namespace) -> None:
+    """`predict.py release`: from flags to plain arguments."""
+    try:
+        terms = read_bytes(args.terms, MAX_TERMS).decode().strip() if args.terms else ""
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--terms {args.terms}: {words(error)}; give a small file of text") from None
+    model = model_of(args)
+    label, how = asked(args, model), how_of(args, model)
+    rows = like(args, model)
+    cohort = Cohort.of(model, rows or label, args.number or (1 if rows else PER_CLASS))
+    run = RunDir(run_of(args.run)) if args.run else None
+    release(
+        model, output(args, model).folder, cohort, seed=args.seed, reference=reference(args), run=run, terms=terms, how=how
+    )
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "generate": run_generate,
     "denoise": run_denoise,
@@ -267,6 +296,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "project": run_project,
     "direction": run_direction,
     "export": run_export,
+    "release": run_release,
 }
 
 

@@ -18,6 +18,7 @@ from jobs.predict.features import (
     Images,
     RealSlices,
     Reference,
+    evenly,
     generated,
     given_features,
     measure,
@@ -86,14 +87,8 @@ def evaluate(
     if rt.rank:
         return
     count = min(number, len(real.train))
-    spread = torch.linspace(0, len(real.train) - 1, count).round().long()  # over all training subjects
-
-    def draw() -> torch.Generator:  # the same subsets for both
-        return randomness.generator(seed, 0, "predict kid")
-
     figures = {
-        "distances": {"generated": quality.set_figures(fake[0][:count], heldout[0], draw()),
-                      "training slices": quality.set_figures(train[0][spread], heldout[0], draw())},
+        "distances": distances_of(fake[0], train[0], heldout[0], seed),
         "ms_ssim": diversity_of_pairs(model, real, images_of, labels, number, seed),
     }  # fmt: skip
     if labels is not None:
@@ -114,6 +109,20 @@ def evaluate(
     out.json("metrics.json", model, settings, **more)
     print_figures(figures, features_name, about, notes)
     out.tell(model, f"{number} slices evaluated", "metrics.json", "copies-pixels.png", "copies-features.png")
+
+
+def distances_of(fake: torch.Tensor, train: torch.Tensor, heldout: torch.Tensor, seed: int) -> dict[str, dict]:
+    """Figures of generated features (N, D) and of as many training ones, both against held-out ones."""
+    count = min(len(fake), len(train))
+    spread = torch.from_numpy(evenly(len(train), count))  # over all training subjects
+
+    def draw() -> torch.Generator:  # the same subsets for both
+        return randomness.generator(seed, 0, "predict kid")
+
+    return {
+        "generated": quality.set_figures(fake[:count], heldout, draw()),
+        "training slices": quality.set_figures(train[spread], heldout, draw()),
+    }
 
 
 def told_figures(

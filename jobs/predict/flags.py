@@ -82,24 +82,30 @@ def guidance(text: str) -> float | dict[str, float]:
 
 
 # fmt: off
-def out_flags(p: argparse.ArgumentParser, more: str) -> None:
-    """Where a command writes, and whether it may replace what is there."""
+def out_flags(p: argparse.ArgumentParser, more: str, overwrite: bool = True) -> None:
+    """Where a command writes, and whether it may be told to replace what is there."""
     p.add_argument("--out", metavar="DIR", help=f"where to write (default RUN/predictions/COMMAND/NAME, {more})")
-    p.add_argument("--overwrite", action="store_true", help="replace what other settings have made in that folder")
+    if overwrite:
+        p.add_argument("--overwrite", action="store_true", help="replace what other settings have made in that folder")
+    else:
+        p.set_defaults(overwrite=False)
 
 
-def model_flags(pictures: bool = True, runs: bool = True) -> argparse.ArgumentParser:
+def model_flags(pictures: bool = True, runs: bool = True, verify: bool = False) -> argparse.ArgumentParser:
     """Flags of every subcommand that takes a model; `pictures`: it shows slices. Without `runs` they say which model,
-    and no more."""
+    and no more. `verify`: a folder that was written may be checked instead."""
     p = argparse.ArgumentParser(add_help=False)
     where = p.add_mutually_exclusive_group(required=True)
     where.add_argument("--run", help="run directory; --at says which of its weights are used")
     where.add_argument("--weights", metavar="FILE", help="a weights.safetensors file")
+    if verify:
+        where.add_argument("--verify", metavar="DIR", help="check a release instead: every file is there, as it was "
+                                                           "written; needs no torch, model or data")
     p.add_argument("--at", default="last", metavar="best|last|KIMG",
                    help="of --run: its last weights, those of the best figure while it trained, or of those that "
                         "--keep-weights kept the ones at KIMG (default %(default)s)")
     out_flags(p, "./predictions/COMMAND/NAME with --weights; NAME is the kimg and what is asked for otherwise than by "
-                 "default")
+                 "default", overwrite=not verify)
     if not runs:
         p.set_defaults(device="cpu", precision="fp32", batch=1, square=True, scale=1)
         return p
@@ -114,9 +120,11 @@ def model_flags(pictures: bool = True, runs: bool = True) -> argparse.ArgumentPa
     if pictures:
         p.add_argument("--square", action="store_true",
                        help="keep the training square instead of the slices' original size")
-        p.add_argument("--scale", type=whole(1, 16), default=1, metavar="N",
-                       help="grids, strips and films N times as large, of small networks; single slices stay as they "
-                            "are (default %(default)s)")
+        p.set_defaults(scale=1)
+        if not verify:
+            p.add_argument("--scale", type=whole(1, 16), default=1, metavar="N",
+                           help="grids, strips and films N times as large, of small networks; single slices stay as "
+                                "they are (default %(default)s)")
     else:
         p.set_defaults(square=True, scale=1)
     return p
@@ -303,6 +311,20 @@ def add_export(commands, parents: list) -> None:
                         "network, a folder with a UNet2DModel and its scheduler")
 
 
+def add_release(commands, parents: list) -> None:
+    """The subcommand `release` and its flags."""
+    line = ("a synthetic cohort to share: slices of which each is screened for copies, for lying where real slices do "
+            "and for its class, in folders for this toolkit and ImageFolder, with manifest, checksums and datasheet")
+    p = commands.add_parser("release", parents=parents, help=line, description=line)
+    p.add_argument("--number", type=whole(1, MAX_NUMBER), metavar="N",
+                   help="slices of each class (default 100), or of each row of --like (default 1)")
+    p.add_argument("--like", metavar="TABLE.csv",
+                   help="slices for each row of a table with columns that the model is told")
+    p.add_argument("--terms", metavar="FILE",
+                   help="text for the datasheet: whose the source data are, consent, terms of use; may be given later")
+    p.set_defaults(noise=None)
+
+
 def add_report(commands) -> None:
     """The subcommand `report` and its flags."""
     line = "one self-contained HTML page about runs: curves, samples over time, figures, configuration, cost"
@@ -360,6 +382,7 @@ def command_line(about: str) -> argparse.ArgumentParser:
     add_project(commands, [model, data])
     add_direction(commands, [model, calls, data, features])
     add_export(commands, [model_flags(runs=False)])
+    add_release(commands, [model_flags(verify=True), of_class, gan, diffuse, data, features])
     add_plot(commands)
     add_report(commands)
     add_card(commands)

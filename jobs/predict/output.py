@@ -44,7 +44,7 @@ OWN = {  # what a command writes beside its record; of all others COMMAND.*
     "onnx": rf"{NETWORK}\.onnx",
     "diffusers": "diffusers",
 }
-NEUTRAL = {"run", "weights", "out", "device", "batch", "overwrite"}  # flags that do not decide what is made
+NEUTRAL = {"run", "weights", "out", "device", "batch", "overwrite", "terms"}  # flags that do not decide what is made
 GROWS = {"number", "scale"}  # of generate: more of the same, and a larger grid
 UNSCALED = {"generate", "film", "export"}  # what is made there is of one size, but for a grid
 MOST = 100  # letters of a folder's name

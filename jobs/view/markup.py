@@ -55,6 +55,12 @@ input:checked + span img { max-width: none; max-height: none; }
 """
 
 
+def page(title: str, body: str) -> str:
+    """A whole page of HTML; both are HTML already."""
+    head = f'<meta charset="utf-8"><title>{title}</title><meta name="viewport" content="width=device-width">'
+    return f"<!doctype html>\n<html lang=en><head>{head}<style>{STYLE}</style></head>\n<body>\n{body}</body></html>\n"
+
+
 def table(head: list, rows: list[list], numbers: bool = False) -> str:
     """Cells are escaped; `numbers` aligns all but the first column to the right."""
 

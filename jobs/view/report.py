@@ -14,7 +14,7 @@ from jobs.run.predictions import made, record_of
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
 from jobs.view.figures import evaluations, reconstructions, weights_of
-from jobs.view.markup import STYLE, escape, figure, folded, json_of, picture, table
+from jobs.view.markup import escape, figure, folded, json_of, page, picture, table
 from jobs.view.metrics import read_metrics
 from jobs.view.plots import Curves, curves_of, draw_panels
 
@@ -56,12 +56,8 @@ def write_page(runs: list[RunDir]) -> str:
         for name, part in parts.items()
         if part
     )
-    head = f'<meta charset="utf-8"><title>{escape(title)}</title><meta name="viewport" content="width=device-width">'
     made = f'<p class="quiet">{time.strftime("%Y-%m-%d %H:%M")}. A click on a picture shows it in its own size.</p>'
-    return (
-        f"<!doctype html>\n<html lang=en><head>{head}<style>{STYLE}</style></head>\n<body>\n<nav>{links}</nav>\n"
-        f"<h1>{escape(title)}</h1>{made}\n{body}</body></html>\n"
-    )
+    return page(escape(title), f"<nav>{links}</nav>\n<h1>{escape(title)}</h1>{made}\n{body}")
 
 
 def run_names(runs: list[RunDir]) -> list[str]:

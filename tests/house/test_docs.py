@@ -63,9 +63,8 @@ def test_every_command_in_the_docs_is_one_that_the_scripts_take(words, tmp_path,
         return
     rest = rest[: rest.index("\\")] if "\\" in rest else rest
     if script == "predict.py":
-        flags.parse_args(
-            "", [*rest, *([] if "--run" in rest or rest[0] in ("report", "plot", "card") else ["--run", "x"])]
-        )
+        named = {"--run", "--verify"} & set(rest) or rest[0] in ("report", "plot", "card")
+        flags.parse_args("", [*rest, *([] if named else ["--run", "x"])])
     elif script in SCRIPTS:
         monkeypatch.chdir(tmp_path)
         rest += [str(tmp_path)] if rest[-1] == "--data" else []

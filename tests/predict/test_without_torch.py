@@ -30,12 +30,13 @@ finally:
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "generate --help", "generate", "report {}", "plot --run {} --out {}/x.png"]
+    "words",
+    ["--help", "generate --help", "generate", "report {}", "plot --run {} --out {}/x.png", "release --verify {}"],
 )
 def test_no_torch_for_help_wrong_flags_and_pages(run, tmp_path, words):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
     env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-c", CODE, "predict.py", *words.format(run, run).split()]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == (2 if words == "generate" else 0), done.stderr
-    assert int(done.stdout.split()[-1]) < 250_000  # kB
+    assert done.returncode == {"generate": 2, "release --verify {}": 1}.get(words, 0), done.stderr
+    assert int(done.stdout.split()[-1]) < 250_000 and "torch is imported" not in done.stderr  # kB
