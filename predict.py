@@ -11,6 +11,7 @@
     python predict.py tsne --run RUN                                              features or latents on a plane
     python predict.py evaluate --run RUN --number 5000                            how good, how varied, copied or not
     python predict.py export --run RUN --format onnx                              ONNX, torch.export, diffusers
+    python predict.py explore RUN                                                 a page with sliders, until Ctrl-C
     python predict.py plot --run RUN_A --run RUN_B                                losses, also while runs train
     python predict.py film --run RUN                                              its samples over its training
     python predict.py report RUN_A RUN_B                                          one HTML page about runs
@@ -60,7 +61,16 @@ def run(args: argparse.Namespace) -> None:
         return PAGES[args.command](args)
     from jobs.predict import commands  # torch takes seconds to import, and half a gigabyte
 
+    if args.command == "explore":
+        args.announce = tell_page
     return commands.run(args)
+
+
+def tell_page(port: int, path: str) -> None:
+    """Where the page of explore is, also from another computer."""
+    from jobs.cluster import serve, show
+
+    show.say_tunnel(serve.site_here(), str(port), "The page", 6007, path)
 
 
 def main(args: argparse.Namespace) -> int:

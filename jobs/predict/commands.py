@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
 from data.files import leads_out
@@ -18,10 +19,11 @@ from jobs.predict.conditions import Asked, class_named, parse_set, parse_vary, r
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.direction import Strip, direction, named_ends
 from jobs.predict.evaluate import evaluate
+from jobs.predict.explore import explore
 from jobs.predict.export import export
 from jobs.predict.features import Reference
 from jobs.predict.films import check_frames, denoise, interpolate, mix
-from jobs.predict.flags import CALLS_COMMANDS
+from jobs.predict.flags import CALLS_COMMANDS, command_line
 from jobs.predict.generate import generate
 from jobs.predict.named import UsageError, run_of, weights_file, weights_of
 from jobs.predict.output import Output
@@ -262,6 +264,27 @@ def run_export(args: argparse.Namespace) -> None:
     export(model_of(args), output(args), args.format)
 
 
+class Words(argparse.ArgumentParser):
+    """The command line, of which a wrong word is an error of the page that typed it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def run_explore(args: argparse.Namespace) -> None:
+    """`predict.py explore`: what the page shows is what the command line beside it makes, read by the same code."""
+    model, parser = model_of(args), command_line("", Words)
+    which = ["--weights" if args.run.endswith(".safetensors") else "--run", args.run]
+    which += ["--at", args.at] * (args.at != "last") + ["--device", args.device] * (args.device != "auto")
+
+    def draw(words: Sequence[str]) -> np.ndarray:
+        given = parser.parse_args(words)
+        label = asked(given, model)
+        return model.squared().sample(indices=[0], seed=given.seed, label=label, **how_of(given, model))
+
+    explore(model, draw, which, data=args.data or "", port=args.port, announce=args.announce)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "generate": run_generate,
     "denoise": run_denoise,
@@ -273,6 +296,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "project": run_project,
     "direction": run_direction,
     "export": run_export,
+    "explore": run_explore,
 }
 
 
