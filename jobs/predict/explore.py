@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -132,7 +133,7 @@ def controls_of(model) -> dict[str, Control]:
     """{name in the address: control} of all that decides a picture."""
     found = {"seed": Control("seed", "--seed", "0", high=SEEDS, step=1, most=ANY_SEED)}
     for i, c in enumerate(model.columns):
-        step = float(f"{(c.high - c.low) / 100:.1g}")
+        step = 10.0 ** math.floor(math.log10((c.high - c.low) / 50)) if c.high > c.low else 1.0
         start = c.levels[0] if c.levels else f"{min(max(round(c.mean / step) * step, c.low), c.high):.6g}"
         found[f"column{i}"] = Control(
             c.name, f"--set {c.name}=", start, c.levels, low=c.low, high=c.high, step=step, unknown=UNKNOWN
@@ -156,7 +157,7 @@ class TrainingSlices:
         if model.classes and list(self.pack.classes) != model.classes:
             raise DataError(f"these slices are of the classes {', '.join(self.pack.classes) or 'none'}")
         self.columns = values_of(self.pack, model.columns)
-        self.classes = cells_of(self.pack, CLASS) or [""] * len(self.pack)
+        self.known = [f"{CLASS} {cell}" * bool(cell) for cell in cells_of(self.pack, CLASS) or [""] * len(self.pack)]
         self.bank = copies.Bank(self.thumbnails(self.pack, np.arange(len(self.pack))))
         self.notes = [f"Compared with {len(self.pack):,} training slices, also mirrored, moved, turned and scaled. "
                       f"Distance: 1 - correlation of pixels; 0 is a copy. {self.usual(data)}"]  # fmt: skip
@@ -186,10 +187,10 @@ class TrainingSlices:
         found = copies.search(quality.thumbnails(torch.from_numpy(square)).to(self.model.device), self.bank)
         row = int(found.index[0])
         of_columns = zip(self.columns[row].tolist(), self.model.columns, strict=True)
-        told = [f"{c.name} {text}" for v, c in of_columns if (text := caption([v], [c]))] or [self.classes[row]]
+        told = [f"{c.name} {text}" for v, c in of_columns if (text := caption([v], [c]))] or [self.known[row]]
         moved = "" if found.move is None else copies.in_words(found.move[0].cpu())
         texts = [", ".join(told), f"distance {float(found.distance[0]):.2g}", self.pack.names[row],
-                 f"picture {moved}" if moved != "as it is" else ""]  # fmt: skip
+                 f"compared as {moved}" if moved != "as it is" else ""]  # fmt: skip
         return self.model.original(self.pack.images[row : row + 1])[0], "\n".join(filter(None, texts))
 
 

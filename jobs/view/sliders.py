@@ -13,6 +13,7 @@ STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, CanvasText 22%, transparent); }
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1240px; margin: 0 auto; padding: 0 1em 2em; }
 h1 { font-size: 1.4em; margin: .6em 0 0; overflow-wrap: anywhere; }
+main { margin-bottom: 1em; }
 .quiet { opacity: .75; font-size: 13px; margin: 0 0 .8em; }
 main { display: grid; grid-template-columns: minmax(0, 1fr) 380px; gap: 1.6em; align-items: start; }
 .shown { display: grid; grid-template-columns: repeat(auto-fit, minmax(0, 1fr)); grid-auto-flow: column; gap: 1em; }
@@ -30,8 +31,9 @@ input[type=number] { width: 5.5em; }
 select { flex: 1; }
 label { white-space: nowrap; }
 #message { min-height: 1.5em; margin: 0; }
-pre { margin: 0 0 1em; white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--line); border-radius: 6px;
+pre { font-size: 13px; margin: 0 0 1em; white-space: pre-wrap; border: 1px solid var(--line); border-radius: 6px;
   padding: .6em .8em; user-select: all; }
+pre span { display: inline-block; max-width: 100%; overflow-wrap: anywhere; }
 @media (max-width: 800px) {
   main { grid-template-columns: minmax(0, 1fr); gap: .4em; }
   .shown { position: sticky; top: 0; background: Canvas; padding-top: .4em; gap: .5em; }
@@ -50,7 +52,7 @@ for (const box of form.querySelectorAll(".number")) {
   const known = yes => { number.disabled = !yes; if (unknown) unknown.checked = !yes; };
   slider.oninput = () => { number.value = slider.value; known(true); };
   number.oninput = () => { slider.value = number.value; };
-  if (unknown) unknown.onchange = () => known(!unknown.checked);
+  if (unknown) unknown.oninput = () => known(!unknown.checked);
 }
 async function ask() {
   const mine = ++newest;
@@ -71,7 +73,11 @@ async function ask() {
       figure.querySelector("img").src = found.shown[i].picture;
       figure.querySelector("span").textContent = found.shown[i].text;
     });
-    command.textContent = found.command;
+    command.replaceChildren(...found.command.split(/ (?=--)/).flatMap(words => {
+      const part = document.createElement("span");
+      part.textContent = words;
+      return [part, " "];
+    }));
     message.textContent = found.said;
   } catch (error) {
     if (mine == newest) message.textContent = error.message;
