@@ -112,7 +112,8 @@ class Drawn:
             self.training = TrainingSlices(model, data)
             self.notes = self.training.notes
         except (DataError, UsageError) as error:
-            self.notes = [f"No training slice stands beside the picture: {error}"]
+            alone = f"No training slice stands beside the picture: {error}"
+            self.notes = [f"{alone}. Where the data are on this machine, predict.py evaluate packs them."]
             say(self.notes[0])
         self.titles = ["generated", *["nearest training slice"] * bool(self.training)]
 

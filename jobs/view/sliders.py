@@ -17,7 +17,7 @@ main { margin-bottom: 1em; }
 .quiet { opacity: .75; font-size: 13px; margin: 0 0 .8em; }
 main { display: grid; grid-template-columns: minmax(0, 1fr) 380px; gap: 1.6em; align-items: start; }
 .shown { display: grid; grid-template-columns: repeat(auto-fit, minmax(0, 1fr)); grid-auto-flow: column; gap: 1em; }
-figure { margin: 0; min-width: 0; }
+figure { margin: 0; min-width: 0; max-width: 480px; }
 figure img { width: 100%; height: auto; display: block; background: #111; image-rendering: pixelated; }
 figcaption { overflow-wrap: anywhere; white-space: pre-line; min-height: 6.2em; }
 figcaption b { display: block; margin-top: .3em; }

@@ -64,7 +64,8 @@ def test_every_command_in_the_docs_is_one_that_the_scripts_take(words, tmp_path,
     rest = rest[: rest.index("\\")] if "\\" in rest else rest
     if script == "predict.py":
         flags.parse_args(
-            "", [*rest, *([] if "--run" in rest or rest[0] in ("report", "plot", "card") else ["--run", "x"])]
+            "",
+            [*rest, *([] if "--run" in rest or rest[0] in ("report", "plot", "card", "explore") else ["--run", "x"])],
         )
     elif script in SCRIPTS:
         monkeypatch.chdir(tmp_path)
