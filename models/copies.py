@@ -172,12 +172,11 @@ class Shortlist:
 
 
 class Bank:
-    """Slices to be searched, made ready once: for samples that come one by one."""
+    """Slices (M, C, S, S) uint8 that are searched: smoothed, and in the sizes of the search."""
 
     def __init__(self, slices: Tensor):
-        """slices uint8 (M, C, S, S)."""
-        self.full = smooth(slices)
-        self.middle = shrunk(self.full, MIDDLE)
+        self.slices = smooth(slices)
+        self.middle = shrunk(self.slices, MIDDLE)
         self.shortlist = Shortlist(self.middle)
 
 
@@ -187,26 +186,26 @@ def search(
     groups: tuple[Tensor, Tensor] | None = None,
     track: Callable[[range], Iterable[int]] = iter,
 ) -> Found:
-    """The nearest of bank (M, C, S, S), which may be ready as a Bank, to each of samples (N, C, S, S), both uint8, over
-    all moves.
+    """The nearest of bank (M, C, S, S), which is searched more than once as a Bank, to each of samples (N, C, S, S),
+    both uint8, over all moves.
 
     Distance is 1 - correlation of the smoothed pixels. Rows of a pair of equal `groups` (of samples, of bank) are no
     neighbours. `track` wraps the first rows of the parts, for a progress bar.
     """
-    samples, ready = smooth(samples), bank if isinstance(bank, Bank) else Bank(bank)
-    full, middle, found = ready.full, ready.middle, []
+    known = bank if isinstance(bank, Bank) else Bank(bank)
+    samples, slices, found = smooth(samples), known.slices, []
     for start in track(range(0, len(samples), ROWS)):
         rows = slice(start, start + ROWS)
         part, small = samples[rows].float(), shrunk(samples[rows], MIDDLE)
-        own = torch.zeros(len(part), len(full), dtype=torch.bool, device=full.device)
+        own = torch.zeros(len(part), len(slices), dtype=torch.bool, device=slices.device)
         if groups is not None:
             own = groups[0][rows, None] == groups[1]
-        index, moves = ready.shortlist.of(small, own)
-        score, moves = best_of(small, middle, index, moves, STEPS[0])
+        index, moves = known.shortlist.of(small, own)
+        score, moves = best_of(small, known.middle, index, moves, STEPS[0])
         score = score.masked_fill(own.gather(1, index), -2.0)  # there may be fewer others than candidates
         kept = score.topk(min(FINALISTS, index.shape[1]), 1).indices
         index, moves = index.gather(1, kept), moves.gather(1, kept[..., None].expand(-1, -1, 6))
-        score, moves = best_of(part, full, index, moves, STEPS[1])
+        score, moves = best_of(part, slices, index, moves, STEPS[1])
         score = score.masked_fill(own.gather(1, index), -2.0)
         value, best = score.max(1)
         line = torch.arange(len(part), device=best.device)
