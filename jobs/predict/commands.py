@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -277,7 +277,7 @@ def run_explore(args: argparse.Namespace) -> None:
     which = ["--weights" if args.run.endswith(".safetensors") else "--run", args.run]
     which += ["--at", args.at] * (args.at != "last") + ["--device", args.device] * (args.device != "auto")
 
-    def draw(words: Sequence[str]) -> np.ndarray:
+    def draw(words: list[str]) -> np.ndarray:
         given = parser.parse_args(words)
         label = asked(given, model)
         return model.squared().sample(indices=[0], seed=given.seed, label=label, **how_of(given, model))

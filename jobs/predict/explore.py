@@ -47,7 +47,7 @@ Shown = list[tuple[np.ndarray, str]]  # pictures uint8 (C, H, W), each with its 
 
 def explore(
     model,
-    draw: Callable[[Sequence[str]], np.ndarray],
+    draw: Callable[[list[str]], np.ndarray],
     which: Sequence[str],
     *,
     data: str = "",
@@ -105,7 +105,7 @@ class Drawn:
 
     same = "This makes the same picture:"
 
-    def __init__(self, model, data: str, which: Sequence[str], draw: Callable[[Sequence[str]], np.ndarray]):
+    def __init__(self, model, data: str, which: Sequence[str], draw: Callable[[list[str]], np.ndarray]):
         self.model, self.which, self.draw, self.controls = model, which, draw, controls_of(model)
         self.training: TrainingSlices | None = None
         try:
@@ -122,7 +122,7 @@ class Drawn:
         told = [word for name, control in self.controls.items() for word in control.words(values[name])]
         return ["generate", *self.which, "--number", "1", *told]
 
-    def show(self, values: Values, command: Sequence[str]) -> Shown:
+    def show(self, values: Values, command: list[str]) -> Shown:
         """The picture, and its neighbour."""
         square = self.draw(command)
         told = [f"{c.title} {values[k]}" for k, c in self.controls.items() if k.startswith(("column", "class"))]
@@ -222,7 +222,7 @@ class Slices:
         """The command that measures them."""
         return ["reconstruct", *self.which, "--split", self.split]
 
-    def show(self, values: Values, command: Sequence[str]) -> Shown:
+    def show(self, values: Values, command: list[str]) -> Shown:
         """A slice, its reconstruction, their difference."""
         pixels = rows_of(self.pack, [int(values["slice"])])
         output, real = self.model.decode(self.model.encode(pixels)), (to_float(pixels.to(self.model.device)) + 1) / 2
