@@ -7,11 +7,11 @@
     python predict.py project --run RUN                                           StyleGAN2: real slices in W+
     python predict.py direction --run RUN --from AD --to NC                       StyleGAN2, diffusion
     python predict.py denoise --run RUN                                           diffusion
+    python predict.py explore RUN                                                 a page with sliders, until Ctrl-C
     python predict.py reconstruct --run runs/vae-1a2b3c4d                         VAE: PSNR and SSIM by subject
     python predict.py tsne --run RUN                                              features or latents on a plane
     python predict.py evaluate --run RUN --number 5000                            how good, how varied, copied or not
     python predict.py export --run RUN --format onnx                              ONNX, torch.export, diffusers
-    python predict.py explore RUN                                                 a page with sliders, until Ctrl-C
     python predict.py plot --run RUN_A --run RUN_B                                losses, also while runs train
     python predict.py film --run RUN                                              its samples over its training
     python predict.py report RUN_A RUN_B                                          one HTML page about runs

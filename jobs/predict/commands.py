@@ -154,6 +154,27 @@ def run_generate(args: argparse.Namespace) -> None:
     )
 
 
+class Words(argparse.ArgumentParser):
+    """The command line, of which a wrong word is an error of the page that typed it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def run_explore(args: argparse.Namespace) -> None:
+    """`predict.py explore`: what the page shows is what the command line beside it makes, read by the same code."""
+    model, parser = model_of(args), command_line("", Words)
+    which = ["--weights" if args.run.endswith(".safetensors") else "--run", args.run]
+    which += ["--at", args.at] * (args.at != "last") + ["--device", args.device] * (args.device != "auto")
+
+    def draw(words: list[str]) -> np.ndarray:
+        given = parser.parse_args(words)
+        label = asked(given, model)
+        return model.squared().sample(indices=[0], seed=given.seed, label=label, **how_of(given, model))
+
+    explore(model, draw, which, data=args.data or "", port=args.port, announce=args.announce)
+
+
 def run_denoise(args: argparse.Namespace) -> None:
     """`predict.py denoise`: from flags to plain arguments."""
     model = model_of(args)
@@ -264,30 +285,10 @@ def run_export(args: argparse.Namespace) -> None:
     export(model_of(args), output(args), args.format)
 
 
-class Words(argparse.ArgumentParser):
-    """The command line, of which a wrong word is an error of the page that typed it."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-
-def run_explore(args: argparse.Namespace) -> None:
-    """`predict.py explore`: what the page shows is what the command line beside it makes, read by the same code."""
-    model, parser = model_of(args), command_line("", Words)
-    which = ["--weights" if args.run.endswith(".safetensors") else "--run", args.run]
-    which += ["--at", args.at] * (args.at != "last") + ["--device", args.device] * (args.device != "auto")
-
-    def draw(words: list[str]) -> np.ndarray:
-        given = parser.parse_args(words)
-        label = asked(given, model)
-        return model.squared().sample(indices=[0], seed=given.seed, label=label, **how_of(given, model))
-
-    explore(model, draw, which, data=args.data or "", port=args.port, announce=args.announce)
-
-
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "generate": run_generate,
     "denoise": run_denoise,
+    "explore": run_explore,
     "reconstruct": run_reconstruct,
     "mix": run_mix,
     "interpolate": run_interpolate,
@@ -296,7 +297,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "project": run_project,
     "direction": run_direction,
     "export": run_export,
-    "explore": run_explore,
 }
 
 
