@@ -19,7 +19,7 @@ FLAGS = (
 
 def chromium() -> str | None:
     """Where it is; None where there is none."""
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Browser:
