@@ -8,6 +8,7 @@
     python predict.py project --run RUN                                           StyleGAN2: real slices in W+
     python predict.py direction --run RUN --from AD --to NC                       StyleGAN2, diffusion
     python predict.py denoise --run RUN                                           diffusion
+    python predict.py explore RUN                                                 a page with sliders, until Ctrl-C
     python predict.py reconstruct --run runs/vae-1a2b3c4d                         VAE: PSNR and SSIM by subject
     python predict.py tsne --run RUN                                              features or latents on a plane
     python predict.py evaluate --run RUN --number 5000                            how good, how varied, copied or not
@@ -71,8 +72,17 @@ def run(args: argparse.Namespace) -> int | None:
         return PAGES[args.command](args)
     from jobs.predict import commands  # torch takes seconds to import, and half a gigabyte
 
+    if args.command == "explore":
+        args.announce = tell_page
     commands.run(args)
     return None
+
+
+def tell_page(port: int, path: str) -> None:
+    """Where the page of explore is, also from another computer."""
+    from jobs.cluster import serve, show
+
+    show.say_tunnel(serve.site_here(), str(port), "The page", 6007, path)
 
 
 def main(args: argparse.Namespace) -> int:

@@ -55,15 +55,8 @@ def ensure_pack(
     max_bad, log = how.get("max_bad", MAX_BAD), how.get("log", say)
     if _given(spec):
         return _given_pack(spec, resolution, channels, crop, split, log, verify)
-    source = find_source(spec, split, how.get("choices", DEFAULT))
-    source.check()
-    source = settle(source)
-    check_names(how.get("condition", ""), source.classes, source.columns())
-    key = pack_key(source, resolution, channels, crop, how.get("condition", ""))
-    if out is None:
-        slug = re.sub(r"[^a-z0-9]+", "-", source.layout.lower())
-        out = pack_folder(cache_dir) / f"{slug}-{source.split}-{resolution}px-{key[:16]}.pack"
-    out = Path(out).expanduser().absolute()
+    source, key, name = _planned(spec, split, how)
+    out = Path(out or pack_folder(cache_dir) / name).expanduser().absolute()
     log(source.describe())
     if os.path.lexists(out):
         try:
@@ -85,6 +78,33 @@ def ensure_pack(
     start = time.monotonic()
     pack = build_pack(source, out, **how)
     log(_result(pack, f"built in {time.monotonic() - start:.1f} s"))
+    return pack
+
+
+def _planned(spec: str, split: str, how: Packing) -> tuple[Source, str, str]:
+    """(what is packed, the key of the pack, its name in the cache)."""
+    resolution, channels, crop = shape_of(how)
+    source = find_source(spec, split, how.get("choices", DEFAULT))
+    source.check()
+    source = settle(source)
+    check_names(how.get("condition", ""), source.classes, source.columns())
+    key = pack_key(source, resolution, channels, crop, how.get("condition", ""))
+    slug = re.sub(r"[^a-z0-9]+", "-", source.layout.lower())
+    return source, key, f"{slug}-{source.split}-{resolution}px-{key[:16]}.pack"
+
+
+def kept_pack(spec: str, *, split: str = "train", cache_dir=None, **how: Unpack[Packing]) -> Pack:
+    """The pack of `spec` that ensure_pack has built before. Nothing is built or written: DataError where that would
+    be."""
+    if _given(spec):
+        return _given_pack(spec, *shape_of(how), split, how.get("log", say), verify=False)
+    source, key, name = _planned(spec, split, how)
+    place = pack_folder(cache_dir) / name
+    if not place.exists():
+        raise DataError(f"{spec}: the slices of split {source.split} are not packed here")
+    pack = open_pack(place)
+    if pack.meta["key"] != key:
+        raise DataError(f"{place}: a pack of other data or parameters")
     return pack
 
 

@@ -66,6 +66,13 @@ if [ -z "$fast" ] && ! have_login && [ "$(id -u)" = 0 ] && command -v apt-get >/
         || echo "WARNING: apt-get could not install openssh-server and rsync; the tests of --host are skipped" >&2
 fi
 
+# The page of `predict.py explore` is looked at in a browser.
+if [ -z "$fast" ] && ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "Installing chromium with apt-get (for the test of explore)"
+    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 \
+        || echo "WARNING: apt-get could not install chromium; no page is looked at in a browser" >&2
+fi
+
 selection=(-m "not long and not gpu")
 if [ -n "$long" ]; then selection=(-m "not gpu"); fi
 if [ -n "$fast" ]; then selection+=(--fast); fi

@@ -39,8 +39,12 @@ def tensorboard_command(argv: list[str]) -> int:
     parser.add_argument("--host", metavar="LOGIN", help="on that login node, with the tunnel opened from here")
     options = parser.parse_intermixed_args(argv)
     runs = chosen(options.run)
-    site = choose_site(options.site, slurm.partitions() if slurm.available() else None, local=True)
-    return tensorboard(runs, options.port, None if options.no_tunnel else site)
+    return tensorboard(runs, options.port, None if options.no_tunnel else site_here(options.site))
+
+
+def site_here(named: str = "") -> Site:
+    """The profile whose login and jump host lead here."""
+    return choose_site(named, slurm.partitions() if slurm.available() else None, local=True)
 
 
 def tensorboard(runs: Iterable[Path], port: int, site: Site | None) -> int:

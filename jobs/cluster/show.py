@@ -21,6 +21,7 @@ from jobs.cluster.choose import verb_parser
 from jobs.cluster.terminal import facts, paint, table
 from jobs.config import kinds, wording
 from jobs.run.find import find_run, read_jobs, read_sweep, typed
+from jobs.run.own_job import job_id
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState, Verdict
 from jobs.run.stopping import DONE
@@ -352,12 +353,13 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
     return DONE if view.state == RunState.STOPPED else view.code or 1
 
 
-def say_tunnel(site, port: str) -> None:
-    """Where to point a browser, and the ssh line that leads there from the user's own computer."""
+def say_tunnel(site, port: str, what: str = "TensorBoard", local: int = 6006, path: str = "") -> None:
+    """Where to point a browser, and the ssh line that leads there from the user's own computer, to its port `local`.
+    path: of the page, behind host and port."""
     here, me = socket.gethostname(), getpass.getuser()
-    print(f"TensorBoard on {here}, on loopback only. Ctrl-C ends it.")
+    print(f"{what} on {here}, on loopback only. Ctrl-C ends it.")
     if site.login or os.environ.get("SSH_CONNECTION"):
-        login, tunnel = site.login or here, f"ssh -N -L 6006:127.0.0.1:{port}"
+        login, tunnel = site.login or here, f"ssh -N -L {local}:127.0.0.1:{port}"
         jump = f"{me}@{site.jump}" if site.jump else ""
         rows = [("on your computer", " ".join(filter(None, [tunnel, jump and f"-J {jump}", f"{me}@{login}"])))]
         if jump:
@@ -366,7 +368,9 @@ def say_tunnel(site, port: str) -> None:
             rows.append(
                 (f"if that is not {here}", f"{tunnel} -J {','.join(filter(None, [jump, f'{me}@{login}']))} {me}@{here}")
             )
-        facts([*rows, ("then open", "http://localhost:6006")])
+        if job_id():  # on the node of a job, which no other row leads to
+            rows = [("on your computer", rows[-1][1])]
+        facts([*rows, ("then open", f"http://localhost:{local}{path}")])
     else:
-        facts([("open", f"http://localhost:{port}")])
+        facts([("open", f"http://localhost:{port}{path}")])
     sys.stdout.flush()

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
 from data.files import read_bytes, words
@@ -18,12 +19,13 @@ from jobs.predict.conditions import Asked, class_named, parse_set, parse_vary, r
 from jobs.predict.denoiser import DiffusionModel
 from jobs.predict.direction import Strip, direction, named_ends
 from jobs.predict.evaluate import evaluate
+from jobs.predict.explore import explore
 from jobs.predict.export import export
 from jobs.predict.features import Reference
 from jobs.predict.films import check_frames, denoise, interpolate, mix
-from jobs.predict.flags import CALLS_COMMANDS
+from jobs.predict.flags import CALLS_COMMANDS, command_line
 from jobs.predict.generate import generate
-from jobs.predict.named import UsageError, weights_file, weights_of
+from jobs.predict.named import UsageError, run_of, weights_file, weights_of
 from jobs.predict.output import Output, output_of
 from jobs.predict.project import project, targets_of
 from jobs.predict.reconstruct import reconstruct, slices_of
@@ -156,6 +158,27 @@ def like(args: argparse.Namespace, model: Trained) -> list[dict]:
     return rows
 
 
+class Words(argparse.ArgumentParser):
+    """The command line, of which a wrong word is an error of the page that typed it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def run_explore(args: argparse.Namespace) -> None:
+    """`predict.py explore`: what the page shows is what the command line beside it makes, read by the same code."""
+    model, parser = model_of(args), command_line("", Words)
+    which = ["--weights" if args.run.endswith(".safetensors") else "--run", args.run]
+    which += ["--at", args.at] * (args.at != "last") + ["--device", args.device] * (args.device != "auto")
+
+    def draw(words: list[str]) -> np.ndarray:
+        given = parser.parse_args(words)
+        label = asked(given, model)
+        return model.squared().sample(indices=[0], seed=given.seed, label=label, **how_of(given, model))
+
+    explore(model, draw, which, data=args.data or "", port=args.port, announce=args.announce)
+
+
 def run_denoise(args: argparse.Namespace) -> None:
     """`predict.py denoise`: from flags to plain arguments."""
     model = model_of(args)
@@ -280,14 +303,14 @@ def run_release(args: argparse.Namespace) -> None:
     rows = like(args, model)
     cohort = Cohort.of(model, rows or label, args.number or (1 if rows else PER_CLASS))
     run = RunDir(run_of(args.run)) if args.run else None
-    release(
-        model, output(args, model).folder, cohort, seed=args.seed, reference=reference(args), run=run, terms=terms, how=how
-    )
+    out = output(args, model).folder
+    release(model, out, cohort, seed=args.seed, reference=reference(args), run=run, terms=terms, how=how)
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "generate": run_generate,
     "denoise": run_denoise,
+    "explore": run_explore,
     "reconstruct": run_reconstruct,
     "mix": run_mix,
     "interpolate": run_interpolate,

@@ -350,6 +350,20 @@ def add_card(commands) -> None:
     p.add_argument("--out", metavar="FILE", help="Markdown file (default README.md in the run)")
 
 
+def add_explore(commands) -> None:
+    """The subcommand `explore` and its flags."""
+    line = "a page on this machine alone: sliders, and the picture that they make beside its nearest training slice"
+    p = commands.add_parser("explore", help=line, description=line + "; writes nothing, Ctrl-C ends it")
+    p.add_argument("run", metavar="RUN", help="run directory, or a weights.safetensors file")
+    p.add_argument("--at", default="last", metavar="best|last|KIMG", help="which weights of the run (default "
+                                                                          "%(default)s)")
+    p.add_argument("--data", metavar="SPEC", help="real slices (default: what the run was trained on)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                   help="auto is a GPU where there is one (default %(default)s)")
+    p.add_argument("--port", type=whole(0, 65535), default=0, help="port here (default: a free one)")
+    p.set_defaults(weights=None, precision="fp32", batch=1, square=False)
+
+
 def add_plot(commands) -> None:
     """The subcommand `plot` and its flags."""
     line = "loss curves from metrics.jsonl, of one run or of several over each other; works while they train"
@@ -363,10 +377,9 @@ def add_plot(commands) -> None:
 # fmt: on
 
 
-def command_line(about: str) -> argparse.ArgumentParser:
+def command_line(about: str, kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The parser, with all subcommands; `about` is what --help says first."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="predict.py", description=about, formatter_class=raw)
+    parser = kind(prog="predict.py", description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     model, of_class, gan = model_flags(), class_flag(), gan_flags()
@@ -387,6 +400,7 @@ def command_line(about: str) -> argparse.ArgumentParser:
     add_report(commands)
     add_card(commands)
     add_film(commands)
+    add_explore(commands)
     return parser
 
 

@@ -13,11 +13,18 @@ from data.packfile import Pack
 from data.walk import DataError
 from jobs.config.specs import ConfigError
 from jobs.predict.autoencoder import VaeModel
-from jobs.predict.features import rows_of
+from jobs.predict.features import data_of, rows_of, shape_of
 from jobs.predict.output import Output
 from models.metrics import by_subject, head_mask, psnr, ssim
 
 COLUMNS = 8  # at most
+ROWS = ("slice", "through the VAE", "3 x difference")
+
+
+def beside(real: torch.Tensor, output: torch.Tensor) -> np.ndarray:
+    """What ROWS names, uint8 (3, ...), of slices and their reconstructions in 0..1."""
+    shown = torch.stack([real, output, (3 * (real - output).abs()).clamp(max=1)])
+    return (shown * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def reconstruct(
@@ -49,13 +56,12 @@ def reconstruct(
         for name, value in zip(scores, values, strict=True):
             scores[name] += value.double().tolist()
         for i in (i for i in range(len(pixels)) if start + i in wanted):
-            shown.append(torch.stack([real[i], output[i], (3 * (real[i] - output[i]).abs()).clamp(max=1)]))
+            shown.append(beside(real[i], output[i]))
     figures, table = by_subject(scores, [pack.subjects[i] or pack.names[i] for i in pick])
-    grid = (torch.stack(shown, dim=1).flatten(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    rows = ["slice", "through the VAE", "3 x difference"]
+    grid = np.concatenate(np.stack(shown, 1))
     captions = [f"{scores['psnr'][i]:.1f} dB" for i in sorted(wanted)]
     note = "Above each slice its PSNR. A difference is the absolute one."
-    out.grid("reconstruct.png", model.original(grid), len(shown), row_labels=rows, column_labels=captions, note=note)
+    out.grid("reconstruct.png", model.original(grid), len(shown), row_labels=ROWS, column_labels=captions, note=note)
     out.csv("reconstruct.csv", ["subject", "slices", *scores], table)
     out.json("reconstruct.json", model, settings, data=pack.meta["describe"], slices=number, **figures)
     for name, (mean, sd) in figures["mean and sd over subjects"].items():
@@ -66,14 +72,7 @@ def reconstruct(
 
 def slices_of(model: VaeModel, data: str = "", split: str = "auto") -> Pack:
     """The pack of `data` at the VAE's size, of patients that it was not trained on where there are any."""
-    c, spec = model.config, data or model.config.get("data")
-    if not isinstance(spec, str) or not spec or "\0" in spec:
-        raise ConfigError("the weights do not say what they were trained on; name slices with --data")
-    shape = {
-        "resolution": c["resolution"],
-        "channels": c["channels"],
-        "crop": crop if isinstance(crop := c.get("crop"), int) else 0,
-    }
+    spec, shape = data_of(model, data), shape_of(model)
     try:
         if split != "auto":
             return ensure_pack(spec, split=split, **shape)

@@ -752,7 +752,8 @@ def test_ctrl_c_while_waiting(run, monkeypatch, capsys, local, code):
 def test_the_tunnel_to_the_curves(monkeypatch, capsys):
     monkeypatch.setattr(show.socket, "gethostname", lambda: "login2.uni")
     monkeypatch.setattr(show.getpass, "getuser", lambda: "me")
-    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    for name in ("SSH_CONNECTION", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
     show.say_tunnel(Site("s"), "7007")
     assert "http://localhost:7007" in capsys.readouterr().out
     show.say_tunnel(Site("s", login="login.uni", jump="jump.uni"), "7007")
@@ -771,6 +772,11 @@ def test_the_tunnel_to_the_curves(monkeypatch, capsys):
     monkeypatch.setenv("SSH_CONNECTION", "1 2 3 4")
     show.say_tunnel(Site("s"), "7007")
     assert f"{tunnel} me@login2.uni" in capsys.readouterr().out
+    monkeypatch.setenv("SLURM_JOB_ID", "12")  # on a node, where a page of predict.py may be
+    show.say_tunnel(Site("s", login="login.uni", jump="jump.uni"), "7007", "The page", 6007, "/?token=t")
+    said, way, address = capsys.readouterr().out.splitlines()
+    assert said.startswith("The page on login2.uni") and address.endswith("http://localhost:6007/?token=t")
+    assert way.split("  ")[-1] == "ssh -N -L 6007:127.0.0.1:7007 -J me@jump.uni,me@login.uni me@login2.uni"
 
 
 # --- why --------------------------------------------------------------------------------------------------------------

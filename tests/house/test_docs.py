@@ -63,7 +63,7 @@ def test_every_command_in_the_docs_is_one_that_the_scripts_take(words, tmp_path,
         return
     rest = rest[: rest.index("\\")] if "\\" in rest else rest
     if script == "predict.py":
-        named = {"--run", "--verify"} & set(rest) or rest[0] in ("report", "plot", "card")
+        named = {"--run", "--verify"} & set(rest) or rest[0] in ("report", "plot", "card", "explore")
         flags.parse_args("", [*rest, *([] if named else ["--run", "x"])])
     elif script in SCRIPTS:
         monkeypatch.chdir(tmp_path)
