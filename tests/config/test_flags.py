@@ -659,7 +659,7 @@ GAN: dict[str, list[Row]] = {
     ), until=0)],
     "condition": [Row("--condition age", see=lambda o, b: (
         o.config()["condition"] == "class,age", not o.names("G", "mapping.embedding"),
-        b.shape("G", "mapping.embedding") == (2, 8), o.shape("G", "mapping.conditions.parts.0.weight") == (3, 8),
+        b.shape("G", "mapping.embedding") == (2, 8), o.shape("G", "mapping.conditions.parts.0.weight") == (3, 4),
         o.shape("D", "conditions.parts.1.unknown") == (8,), not b.names("D", "reader.out.weight"),
         [c["name"] for c in o.about()["conditions"]] == ["class", "age"], not b.names("G", "unknown"),
         "conditions" not in b.about(),

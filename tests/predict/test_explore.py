@@ -448,8 +448,9 @@ def test_the_page_in_a_browser(files, monkeypatch, tmp_path):
                 number.dispatchEvent(new Event("input", {bubbles: true}));
             })()""")
             chromium.wait_for("document.getElementById('message').textContent.includes('no number from 0')")
-            refused = chromium.complaints.pop()
-            assert chromium.complaints == [] and "400" in refused["entry"]["text"]
+            # A picture that a newer one overtook is answered by 409, which the page leaves at that.
+            complaints = [one for one in chromium.complaints if "409" not in str(one)]
+            assert len(complaints) == 1 and "400" in complaints[0]["entry"]["text"]
             wide = "document.documentElement.scrollWidth <= innerWidth"
             assert chromium.evaluate(wide)
             chromium("Emulation.setDeviceMetricsOverride", width=400, height=800, deviceScaleFactor=1, mobile=True)
