@@ -131,6 +131,8 @@ def build_pack(source: Source, out, **how: Unpack[Packing]) -> Pack:
                 "value_range": source.value_range,
                 "spacing": source.spacing,
             } | ({"condition": condition} if condition else {})
+            if source.kind == "volumes":
+                meta["plane"] = source.plane
             write_header(file, offset, rows, source.classes, geometry, channels, sha, meta)
             file.flush()
             os.fsync(file.fileno())

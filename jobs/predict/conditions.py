@@ -17,6 +17,7 @@ from data.files import is_number, say
 from data.packfile import Pack
 from data.reading import BadFile
 from data.tables import read_rows as read_table
+from data.volumes import PLANES
 from data.walk import DataError
 from jobs.predict.named import UsageError
 from jobs.training import randomness
@@ -65,12 +66,14 @@ def about_columns(pack: Pack, columns: Sequence[Column]) -> list[dict]:
 
 
 def known_of(pack: Pack, columns: Sequence[Column]) -> dict:
-    """For a weights file: the classes, how slices were made, of volumes mm per pixel, and the columns where there are
-    any."""
+    """For a weights file: the classes, how slices were made, of volumes mm per pixel and the plane, and the columns
+    where there are any."""
     found: dict = {"classes": pack.classes, "geometry": pack.geometry}
     spacing = pack.meta.get("spacing")
     if spacing and is_number(spacing):
         found |= {"spacing": spacing}
+    if (plane := str(pack.meta.get("plane"))) in PLANES:
+        found |= {"plane": plane}
     return found | ({"conditions": [column.about() for column in columns]} if columns else {})
 
 

@@ -22,9 +22,10 @@ from data.walk import DataError
 from jobs.config.specs import ConfigError
 from jobs.predict.autoencoder import VaeModel
 from jobs.predict.conditions import caption
-from jobs.predict.features import data_of, evenly, rows_of, shape_of
+from jobs.predict.features import RealSlices, Reference, data_of, evenly, rows_of, shape_of
 from jobs.predict.named import UsageError
 from jobs.predict.reconstruct import ROWS, beside
+from jobs.predict.release import about_data
 from jobs.predict.trained import Trained
 from jobs.view.loopback import Refused, Server
 from jobs.view.pictures import as_picture
@@ -135,7 +136,7 @@ def controls_of(model) -> dict[str, Control]:
     found = {"seed": Control("seed", "--seed", "0", high=SEEDS, step=1, most=ANY_SEED)}
     for i, c in enumerate(model.columns):
         step = 10.0 ** math.floor(math.log10((c.high - c.low) / 50)) if c.high > c.low else 1.0
-        start = c.levels[0] if c.levels else f"{min(max(round(c.mean / step) * step, c.low), c.high):.6g}"
+        start = c.levels[0] if c.levels else f"{min(max(round(c.mean / step) * step, c.low), c.high):.10g}"
         found[f"column{i}"] = Control(
             c.name, f"--set {c.name}=", start, c.levels, low=c.low, high=c.high, step=step, unknown=UNKNOWN
         )
@@ -169,7 +170,7 @@ class TrainingSlices:
         return torch.cat(parts).to(self.model.device)
 
     def usual(self, data: str) -> str:
-        """How far slices of other people lie from these, in words; '' where there are none."""
+        """How far held-out slices lie from these, in words; '' where there are none."""
         for split in ("val", "test"):
             try:
                 held = kept(self.model, data, split)
@@ -178,10 +179,16 @@ class TrainingSlices:
             if held.digest != self.pack.digest:
                 found = copies.search(self.thumbnails(held, evenly(len(held), HELD_OUT)), self.bank)
                 low, middle = torch.quantile(found.distance, torch.tensor([0.05, 0.5], device=found.distance.device))
-                return (
-                    f"Of real slices of other people half lie nearer than {middle:.2g}, one in twenty than {low:.2g}."
-                )
+                return f"Of {self.who(data, held)} half lie nearer than {middle:.2g}, one in twenty than {low:.2g}."
         return ""
+
+    def who(self, data: str, held: Pack) -> str:
+        """Whose the held-out slices are: other people's only where the split was made by people."""
+        about = about_data(self.model, RealSlices(self.pack, held), Reference(data), same=False)
+        if about["phantom"] or about["kind"] == "patient":
+            return "real slices of other people"
+        kind = about["kind"] or "slice"
+        return f"held-out slices (divided by {kind}: some may be of the same people)"
 
     def nearest(self, square: np.ndarray) -> tuple[np.ndarray, str]:
         """The slice that is nearest to a picture uint8 (1, C, R, R), with what is known of it."""

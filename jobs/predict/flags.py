@@ -225,7 +225,8 @@ def add_generate(commands, parents: list) -> None:
     p.add_argument("--format", choices=PICTURES, default="png",
                    help="png: 8 bits; png16: 16 bits of grey, from the network's own values; nifti: the same as floats "
                         "from 0 to 1, a .nii.gz each; npz: PNGs, and all of them in slices.npz: images uint8 "
-                        "(N, C, H, W), labels (-1: no classes) (default %(default)s)")
+                        "(N, C, H, W), labels (-1: no classes), index and seed, as the rows of generated.csv (default "
+                        "%(default)s)")
 
 
 def add_mix(commands, parents: list) -> None:

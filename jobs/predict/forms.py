@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.files import SMALL, atomic_write, check_regular
+from data.files import SMALL, atomic_write, check_regular, say
 from data.volumes import PLANES
 from jobs.config.specs import ConfigError
 from jobs.predict.trained import Trained
@@ -21,6 +21,7 @@ from jobs.view.pictures import as_picture, is_complete, read_picture
 
 WIDE = ("I;16", "I;16B", "I")  # what Pillow calls a PNG of 16 bits of grey, by its version
 NIFTI_HEADER = 352
+ASSUMED = "axial"  # where nobody says in which plane slices were cut
 
 
 class Form(NamedTuple):
@@ -54,7 +55,7 @@ def read_png16(path: Path) -> np.ndarray:
 def affine_of(model: Trained) -> np.ndarray:
     """(4, 4): column, row and slice to mm in RAS+, the middle of the picture at 0. As in data/volumes.py a picture has
     the patient's right (of a sagittal one the front) on its left, and the front (else the top) up."""
-    mm, across = model.spacing or 1.0, PLANES.get(str(model.config.get("plane")), PLANES["axial"])
+    mm, across = model.spacing or 1.0, PLANES[model.plane or ASSUMED]
     columns, rows = (axis for axis in range(3) if axis != across)
     affine = np.eye(4)
     affine[:3, :3] = 0
@@ -113,4 +114,6 @@ def form_of(name: str, model: Trained) -> Form:
             import nibabel  # noqa: F401
         except ImportError:
             raise ConfigError("--format nifti needs nibabel: pip install nibabel") from None
+        if not model.plane:
+            say(f"{model.path} does not say in which plane its slices were cut: they are written as {ASSUMED} ones")
     return FORMS[name]

@@ -75,7 +75,7 @@ def generate(
     **how,
 ) -> None:
     """Pictures as files, a grid of the first, generate.json, and generated.csv with what each was told. Pictures that
-    are there already are kept.
+    are there already are kept. Table and slices.npz hold the same: all that are there, also of commands before.
 
     number: how many of `seed`; without a seed the seeds, of each picture 0. form: one of flags.PICTURES. `how`: what
     model.sample takes beside.
@@ -94,14 +94,17 @@ def generate(
     shown = np.stack([own.read(job.path(i)) for i in first])
     names = [f"seed {i}" for i in first] if seed is None else None
     out.grid("grid.png", shown, math.ceil(math.sqrt(len(first))), labels=captions(names, model.known(label, first)))
-    write_table(out, job, claimed)
+    there, archive = present(job, claimed, numbers), out / "slices.npz"
+    zipped = form == "npz" or archive.exists()
+    archive.unlink(missing_ok=True)  # first: it never lies beside a table of other pictures
+    write_table(out, job, there)
     z_seeds = [randomness.seed_of(*job.origin(i), "predict z") for i in first]
     out.json("generate.json", model, settings, **held, z_seeds=z_seeds)
-    if form == "npz":
-        write_npz(out / "slices.npz", job, numbers)
+    if zipped:
+        write_npz(archive, job, there)
     span = job.path(numbers[0]).name + (f" ... {job.path(numbers[-1]).name}" if len(numbers) > 1 else "")
     kept = f" ({len(numbers) - made} were there already)" if made < len(numbers) else ""
-    files = (span, "grid.png", "generate.json", "generated.csv", *(["slices.npz"] if form == "npz" else []))
+    files = (span, "grid.png", "generate.json", "generated.csv", *([archive.name] if zipped else []))
     out.tell(model, f"{len(numbers)} picture{'s' * (len(numbers) > 1)}{kept}", *files)
 
 
@@ -136,6 +139,12 @@ def claimed_numbers(out: Output, numbers: Sequence[int], of_seeds: bool) -> Sequ
         raise ConfigError(f"{out.folder}: its generate.json cannot be read; {REMEDY}") from None
 
 
+def present(job: Job, claimed: Sequence[int], made: Sequence[int]) -> list[int]:
+    """Those claimed of which there is a whole file: a command that was cut short may have left fewer."""
+    gone = set(job.missing(sorted({*claimed} - {*made})))
+    return [i for i in claimed if i not in gone]
+
+
 def captions(names: Sequence[str] | None, known: Sequence[str] | None) -> list[str] | None:
     """What stands below the pictures of a grid."""
     if names is None or known is None:
@@ -157,7 +166,8 @@ def write_table(out: Output, job: Job, numbers: Sequence[int]) -> None:
 
 
 def write_npz(path: Path, job: Job, numbers: Sequence[int]) -> None:
-    """The PNGs of generate as one file for np.load, written picture by picture: any number needs no memory."""
+    """The PNGs of generate as one file for np.load, written picture by picture: any number needs no memory. Its arrays:
+    images uint8 (N, C, H, W); labels, index and seed (N,), as in a row of generated.csv."""
     model = job.model
     labels = classes_of_model(model, job.label, numbers)
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(numbers), model.channels, *model.size)}
@@ -166,8 +176,12 @@ def write_npz(path: Path, job: Job, numbers: Sequence[int]) -> None:
             np.lib.format.write_array_header_1_0(images, header)
             for i in tqdm(numbers, desc=path.name, unit=" pictures", disable=None):
                 images.write(read_picture(job.path(i)).tobytes())
-        with archive.open("labels.npy", "w") as column:
-            np.lib.format.write_array(column, np.full(len(numbers), -1) if labels is None else labels.numpy())
+        seeds_of, indices = zip(*map(job.origin, numbers), strict=True)
+        found = np.full(len(numbers), -1) if labels is None else labels.numpy()
+        for name, values in {"labels": found, "index": indices, "seed": seeds_of}.items():
+            array = np.asarray(values)
+            with archive.open(f"{name}.npy", "w") as column:  # a seed beyond 64 bits as text: nothing is pickled
+                np.lib.format.write_array(column, array.astype(str) if array.dtype == object else array)
 
 
 def classes_of_model(model: Trained, label: Asked, indices: Sequence[int]) -> torch.Tensor | None:

@@ -19,6 +19,7 @@ from data.batches import to_uint8
 from data.columns import Column
 from data.files import is_number, sha256_of
 from data.packfile import check_geometry, odd_class, restore
+from data.volumes import PLANES
 from data.walk import DataError
 from jobs.config import kinds
 from jobs.config.specs import ConfigError
@@ -66,6 +67,7 @@ class Trained:
     measured: dict  # {figure: value} of these weights while they trained; {} where they were not picked by one
     columns: Sequence[Column] = ()  # what the network is told of a slice, where that is more than its class
     spacing: float = 0.0  # mm per pixel of the slices at their own size, 0 where the data did not say
+    plane: str = ""  # of volumes that the slices were cut in; '' where nobody says
     floats: bool = False  # pictures are float32 in 0..1, as the network draws them, not uint8
     device: torch.device
     dtype: torch.dtype = torch.float32
@@ -264,6 +266,7 @@ def read_model(
         measured=measured_of(about),
         columns=columns,
         spacing=spacing_of(about, square),
+        plane=plane_of(about),
         device=device,
         dtype=dtype,
         batch=batch,
@@ -304,6 +307,12 @@ def spacing_of(about: dict, square: bool) -> float:
     if not is_number(mm) or not 0 < mm <= 100:
         return 0.0
     return mm * ((geometry["crop"] or geometry["square"]) / geometry["resolution"] if square and geometry else 1)
+
+
+def plane_of(about: dict) -> str:
+    """One of PLANES: what the pack says, else (of files before packs did) what the run was told; else ''."""
+    said = (str(place.get("plane")) for place in (about, about["config"]))
+    return next((plane for plane in said if plane in PLANES), "")
 
 
 def measured_of(about: dict) -> dict:

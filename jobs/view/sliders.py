@@ -41,7 +41,8 @@ pre span { display: inline-block; max-width: 100%; overflow-wrap: anywhere; }
 }
 """
 
-# Each move asks at once. The server makes one picture at a time and drops all but the newest of those that wait (409).
+# Each move asks at once. The server makes one picture at a time and drops all but the newest of those that wait (409),
+# also for a second page of the same server, so that a page waits before it asks again.
 SCRIPT = """
 const form = document.querySelector("form"), main = document.querySelector("main");
 const token = new URLSearchParams(location.search).get("token");
@@ -54,7 +55,7 @@ for (const box of form.querySelectorAll(".number")) {
   number.oninput = () => { slider.value = number.value; };
   if (unknown) unknown.oninput = () => known(!unknown.checked);
 }
-async function ask() {
+async function ask(pause = 300) {
   const mine = ++newest;
   asked.abort();
   asked = new AbortController();
@@ -65,7 +66,10 @@ async function ask() {
     const answer = await fetch("/picture?" + words, {signal: asked.signal}).catch(error => {
       throw error.name == "AbortError" ? error : Error("No answer: the command that serves this page has ended.");
     });
-    if (answer.status == 409) return mine == newest && ask();
+    if (answer.status == 409) {
+      await new Promise(done => setTimeout(done, pause));
+      return mine == newest && ask(Math.min(2 * pause, 5000));
+    }
     if (!answer.ok) throw Error(await answer.text());
     const found = await answer.json();
     if (mine != newest) return;
@@ -84,7 +88,7 @@ async function ask() {
   }
   if (mine == newest) main.classList.remove("busy");
 }
-form.addEventListener("input", ask);
+form.addEventListener("input", () => ask());
 form.addEventListener("submit", event => event.preventDefault());
 ask();
 """
@@ -104,6 +108,11 @@ class Control:
     most: float = math.nan  # what may be typed beyond the slider
     unknown: str = ""  # the word for "not told", where that may be
 
+    def __post_init__(self) -> None:
+        """Numbers with the digits that the page has, so that none that it offers is refused."""
+        for name in ("low", "high", "step", "most"):
+            object.__setattr__(self, name, float(f"{getattr(self, name):.10g}"))
+
     def checked(self, text: str) -> str:
         """The text, if it is a value of this control. Refused otherwise."""
         if self.unknown and text == self.unknown:
@@ -117,7 +126,7 @@ class Control:
         except ValueError:
             inside = False
         if not inside:
-            raise Refused(f"{self.title}: {text!r} is no number from {self.low:g} to {self.top:.10g}")
+            raise Refused(f"{self.title}: {text!r} is no number from {self.low:.10g} to {self.top:.10g}")
         return text
 
     @property
@@ -137,11 +146,11 @@ class Control:
             options = [*self.choices, *filter(None, [self.unknown])]
             inner = "".join(f"<option{' selected' * (o == self.value)}>{escape(o)}</option>" for o in options)
             return f'<div><b>{title}</b><select name="{name}" aria-label="{title}">{inner}</select></div>'
-        span = f'min="{self.low:g}" step="{self.step:g}" value="{self.value}"'
+        span = f'min="{self.low:.10g}" step="{self.step:.10g}" value="{self.value}"'
         box = f'<label><input type="checkbox" name="{name}" value="{self.unknown}"> {self.unknown}</label>'
         return (
             f'<div class="number"><b>{title}</b>'
-            f'<input type="range" {span} max="{self.high:g}" aria-label="{title}, slider">'
+            f'<input type="range" {span} max="{self.high:.10g}" aria-label="{title}, slider">'
             f'<input type="number" {span} max="{self.top:.10g}" name="{name}" aria-label="{title}">'
             f"{box * bool(self.unknown)}</div>"
         )

@@ -72,6 +72,24 @@ FAULTS = [
         (FOLDERS + "test_seeds_take_classes_by_themselves_and_more_of_them_join_the_others",),
     ),
     Fault(
+        "jobs/predict/generate.py",
+        "write_npz(archive, job, there)",
+        "write_npz(archive, job, numbers)",
+        (FOLDERS + "test_table_and_npz_hold_the_same_pictures_in_the_same_order",),
+    ),
+    Fault(
+        "jobs/predict/generate.py",
+        "return [i for i in claimed if i not in gone]",
+        "return list(claimed)",
+        (FOLDERS + "test_the_table_lists_what_is_there_after_an_interruption",),
+    ),
+    Fault(
+        "data/build.py",
+        'meta["plane"] = source.plane',
+        'meta["plane"] = ""',
+        (FOLDERS + "test_a_pack_says_in_which_plane_its_slices_were_cut",),
+    ),
+    Fault(
         "jobs/predict/flags.py",
         "if first > last:",
         "if first < 0:",

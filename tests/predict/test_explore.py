@@ -12,9 +12,12 @@ import shlex
 import signal
 import socket
 import threading
+import time
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from html.parser import HTMLParser
 from http.client import HTTPConnection
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import browser
@@ -189,6 +192,32 @@ def test_the_page_has_what_decides_a_picture_of_this_model(files, monkeypatch):
     model = open_model(files["diffusion"], device="cpu")
     fast = replace(model, net=replace(model.net, times=torch.linspace(0, 1, 10)), classes=[])
     assert list(explore.controls_of(fast)) == ["seed"]
+
+
+def test_a_slider_never_offers_what_is_refused():
+    """Its ends, and where it begins, as the page has them, of large and of long numbers."""
+    for low, high in ((1106543.2718281, 1987654.3), (1000000.1, 1000001.9), (1 / 3, 2 / 3), (-1e-7 / 3, 1e-7)):
+        column = Column("eTIV", (), (low + high) / 2, 1.0, low, high)
+        control = explore.controls_of(SimpleNamespace(columns=[column], classes=[], FLAGS=()))["column0"]
+        offered = re.findall(r'(?:min|max|value)="([^"]+)"', re.sub("<label.*", "", control.html("column0")))
+        assert len(offered) == 6 and all(control.checked(text) == text for text in offered), (low, high)
+        assert low - (high - low) / 100 <= float(offered[0]) < float(offered[2]) <= high + (high - low) / 100
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ("96 slices (NC 48, AD 48) of 12 patients, 32x32", "Of real slices of other people half"),
+        ("96 slices (NC 48, AD 48) of 12 scans, 32x32", "Of held-out slices (divided by scan: some may be of the same"),
+        ("96 slices (no classes), 32x32", "Of held-out slices (divided by slice: some may be of the same people) half"),
+    ],
+)
+def test_other_people_only_where_people_were_told_apart(files, monkeypatch, told, says):
+    model = open_model(files["none"], device="cpu")
+    slices = explore.TrainingSlices(model, "")
+    slices.pack.meta["describe"] = f"folders: {told}"
+    monkeypatch.setattr("jobs.predict.release.is_phantom", lambda spec: False)
+    assert says in slices.usual("")
 
 
 def test_the_nearest_training_slice_also_of_a_mirrored_copy(files, packed):
@@ -439,6 +468,20 @@ def test_the_page_in_a_browser(files, monkeypatch, tmp_path):
             chromium.wait_for(f"{says}('--set age=unknown --set sex=M --truncation 1')")
             shown = chromium.evaluate("[...document.images].map(image => image.src)")
             assert len(shown) == 2
+            # A second page that asks all the time: this one waits longer and longer before it asks again.
+            newest, asked = server.newest, []
+
+            def busy(values):
+                asked.append(time.monotonic())
+                if len(asked) < 3:
+                    raise CancelledError
+                return newest(values)
+
+            monkeypatch.setattr(server, "newest", busy)
+            chromium.evaluate("document.getElementById('message').textContent = ''")
+            chromium.evaluate("document.querySelector('form').dispatchEvent(new Event('input'))")
+            chromium.wait_for("document.getElementById('message').textContent.includes('made in')")
+            assert len(asked) == 3 and asked[1] - asked[0] > 0.25 and asked[2] - asked[1] > 0.55
             start = {"seed": "1", "column0": "NC", "column1": "unknown", "column2": "M", "truncation": "1"}
             expected = json.loads(ask(server, "/picture", start)[1])["shown"]
             assert shown == [one["picture"] for one in expected]

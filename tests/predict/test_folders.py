@@ -9,6 +9,7 @@ import json
 import os
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from test_written import diffusion_file
 
 import predict
 from data import volumes
+from data.pack import ensure_pack
 from data.packfile import restore
+from data.records import Choices
 from jobs.predict import conditions, flags, forms, output, trained
 from jobs.predict.output import Output
 from jobs.run.predictions import made, record_of
@@ -247,6 +250,45 @@ def test_seeds_take_classes_by_themselves_and_more_of_them_join_the_others(run):
     assert read(out / names[3]).shape == (32, 32) and read(out / "grid.png").shape[1] == 2 + 2 * 34
 
 
+def test_table_and_npz_hold_the_same_pictures_in_the_same_order(run, tmp_path):
+    """Whatever order seeds are typed in, fewer or more are asked for later, in whatever format of PNGs."""
+    words = ("generate", "--square", "--run", run, "--out")
+
+    def rows(out) -> list[str]:
+        table = list(csv.DictReader((out / "generated.csv").open()))
+        with np.load(out / "slices.npz") as file:
+            assert [[str(i), str(s)] for i, s in zip(file["index"], file["seed"], strict=True)] == [
+                [row["index"], row["seed"]] for row in table
+            ]
+            np.testing.assert_array_equal(file["images"][:, 0], [read(out / row["file"]) for row in table])
+            assert [("AD", "NC")[k] for k in file["labels"]] == [row["class"] for row in table]
+        return [row["file"] for row in table]
+
+    assert call(*words, tmp_path / "s", "--seeds", "17,3", "--format", "npz") == 0
+    assert rows(tmp_path / "s") == ["seed000003_NC.png", "seed000017_NC.png"]
+    out = tmp_path / "n"
+    for more, there in ((("--number", 3, "--format", "npz"), 3), (("--number", 1, "--format", "npz"), 3),
+                        (("--number", 4), 4)):  # fmt: skip
+        assert call(*words, out, *more) == 0
+        assert len(rows(out)) == there
+    assert call(*words, tmp_path / "b", "--number", 1, "--seed", 10**30, "--format", "npz") == 0
+    assert len(rows(tmp_path / "b")) == 1
+
+
+def test_the_table_lists_what_is_there_after_an_interruption(run, tmp_path):
+    """Six were asked for, three were written whole; then the first alone is asked for."""
+    words = ("generate", "--square", "--run", run, "--out", tmp_path, "--number")
+    assert call(*words, 6) == 0
+    names = sorted(p.name for p in tmp_path.glob("0*"))
+    for name in names[4:]:
+        (tmp_path / name).unlink()
+    (tmp_path / names[3]).write_bytes(b"torn")
+    assert call(*words, 1) == 0
+    assert [row["file"] for row in csv.DictReader((tmp_path / "generated.csv").open())] == names[:3]
+    assert call(*words, 6) == 0
+    assert [row["file"] for row in csv.DictReader((tmp_path / "generated.csv").open())] == names
+
+
 def test_seeds_of_a_diffusion_network(tmp_path):
     """Noise, and the noise that ancestral sampling adds, are those of the seed."""
     model = trained.read_model(diffusion_file(tmp_path / "w", "flow", "flow"), torch.device("cpu"))
@@ -374,6 +416,29 @@ def test_a_nifti_slice_is_cut_from_itself_upright(tmp_path, plane):
     np.testing.assert_allclose(middle, [0, 0, 0, 1])
 
 
+def test_a_pack_says_in_which_plane_its_slices_were_cut(tmp_path, capsys):
+    """A run that is given the pack has no --plane of its own. Of old files nobody knows, which is said."""
+    nibabel = pytest.importorskip("nibabel")
+    (tmp_path / "x").mkdir()
+    voxels = np.random.default_rng(0).integers(0, 200, (12, 12, 12)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "x/sub-01_T1w.nii")
+    how = {"resolution": 32, "split": "all", "log": lambda text: None}
+    out = tmp_path / "x.pack"
+    ensure_pack(str(tmp_path / "x"), choices=Choices(plane="coronal"), out=out, progress=False, max_bad=0.0, **how)
+    known = conditions.known_of(ensure_pack(str(out), **how), ())
+    assert known["plane"] == "coronal" and known["geometry"].keys() == GEOMETRY.keys()
+    assert "plane" not in conditions.known_of(SimpleNamespace(classes=[], geometry={}, meta={"plane": ["x"]}), ())
+    for about, told, plane in (({"plane": "coronal"}, "", "coronal"), ({}, "sagittal", "sagittal"), ({}, "", ""),
+                               ({"plane": ["x"]}, "up", "")):  # fmt: skip
+        path = write(tmp_path / "w.safetensors", make_generator(), about, plane=told)
+        model = trained.read_model(path, torch.device("cpu"))
+        assert model.plane == plane
+        across = int(np.flatnonzero(forms.affine_of(model)[:3, 2])[0])
+        assert across == volumes.PLANES[plane or "axial"]
+        forms.form_of("nifti", model)
+        assert ("they are written as axial ones" in capsys.readouterr().out) == (not plane)
+
+
 @pytest.mark.parametrize(("spacing", "square", "mm"), [
     (1.25, False, 1.25), (1.25, True, 1.25 * 256 / 32), (None, False, 1), ("x", False, 1), (-1, True, 1),
 ])  # fmt: skip
@@ -384,8 +449,6 @@ def test_millimetres_of_a_pixel(tmp_path, spacing, square, mm):
 
 
 def test_weights_know_the_spacing_of_volumes_alone():
-    from types import SimpleNamespace
-
     packs = [SimpleNamespace(classes=[], geometry={}, meta={"spacing": mm}) for mm in (0.9, 0, "x")]
     known = [conditions.known_of(pack, ()) for pack in packs]
     assert [k.get("spacing") for k in known] == [0.9, None, None]
