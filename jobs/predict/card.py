@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from data.files import atomic_write, is_number, is_phantom, plain, read_bytes, say, sha256_of
 from jobs.config import kinds
@@ -110,10 +112,11 @@ def write(run: RunDir, job: str, config: dict, sha256: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def of_weights(run: RunDir, command: str, sha256: str) -> dict:
-    """The newest record of a command that is of these very weights; {} where there is none."""
+def of_weights(run: RunDir, command: str, sha256: str, settings: Mapping = MappingProxyType({})) -> dict:
+    """The newest record of a command that is of these very weights, and of `settings`; {} where there is none."""
+    alike = {**settings, "weights_sha256": sha256}
     found = (markup.json_of(run, str(path.relative_to(run.path))) for path in made(run.path, command))
-    return next((one for one in found if markup.child(one, "settings").get("weights_sha256") == sha256), {})
+    return next((one for one in found if alike.items() <= markup.child(one, "settings").items()), {})
 
 
 # --- its parts --------------------------------------------------------------------------------------------------------

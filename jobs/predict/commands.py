@@ -292,16 +292,28 @@ def run_export(args: argparse.Namespace) -> None:
     export(model, output(args, model, form=args.format), args.format)
 
 
+def terms_of(path: str) -> str:
+    """The text of --terms, of an editor of any system. UsageError where there is none."""
+    try:
+        text = read_bytes(path, MAX_TERMS).decode("utf-8-sig")
+        if found := "\n".join(text.splitlines()).strip():
+            return found
+        raise ValueError("nothing is written in it")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--terms {path}: {words(error)}; give a small file of text") from None
+
+
 def run_release(args: argparse.Namespace) -> None:
     """`predict.py release`: from flags to plain arguments."""
-    try:
-        terms = read_bytes(args.terms, MAX_TERMS).decode().strip() if args.terms else ""
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--terms {args.terms}: {words(error)}; give a small file of text") from None
+    if args.out and Path(args.out).name in ("", ".."):
+        raise UsageError(f"--out {args.out}: a release takes the name of a folder that is not there yet; name one")
+    terms = terms_of(args.terms) if args.terms else ""
     model = model_of(args)
     label, how = asked(args, model), how_of(args, model)
     rows = like(args, model)
-    cohort = Cohort.of(model, rows or label, args.number or (1 if rows else PER_CLASS))
+    each = 1 if rows else PER_CLASS
+    cohort = Cohort.of(model, rows or label, args.number or each)
+    args.number = None if args.number == each else args.number  # typed out or not, the folder has the same name
     run = RunDir(run_of(args.run)) if args.run else None
     out = output(args, model).folder
     release(model, out, cohort, seed=args.seed, reference=reference(args), run=run, terms=terms, how=how)

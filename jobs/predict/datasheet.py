@@ -37,8 +37,14 @@ NOT_BY_PERSON = (
     "held-out slices lie nearer to training slices than those of other people do, and the search for copies finds less."
 )
 NOT_KNOWN = (
-    "Whether these are the very slices that the weights were trained on is not known: the weights were given as a "
-    "file. If they are not, the search for copies means nothing."
+    "Whether the weights learnt from these training slices alone is not known: {}. If they did not, the search for "
+    "copies finds none of the others, and held-out people may have been seen."
+)
+
+
+ASKED = (
+    "What was asked for stands there as it was given, in its order: where it was a table of people (`--like`), these "
+    "are its rows."
 )
 
 
@@ -117,6 +123,7 @@ def contents(about: dict) -> list[Block]:
         [
             f"`{MANIFEST}`: a row for each slice: file, class{columns}: what the network was asked for, empty where "
             "nothing was; then the seed and the index that it was drawn from.",
+            *([ASKED] if columns else []),
             f"`{SUMS}`: SHA-256 of every file. `{ABOUT}`: this datasheet for programs.",
         ],
         "PyTorch, and this toolkit, read the folder as it is:",
@@ -140,7 +147,7 @@ def made(about: dict) -> list[Block]:
     return [
         Table(["", ""], rows, numbers=False),
         "The same command with the same weights makes the same folder; the slice of an index is the one that "
-        "`predict.py generate` draws with the same seed and settings.",
+        "`predict.py generate` draws with the same seed and settings: on a CPU bit for bit, on a GPU but for rounding.",
     ]
 
 
@@ -154,7 +161,8 @@ def value_of(value: object) -> object:
 def learnt(about: dict) -> list[Block]:
     """How many slices of how many people; neither names nor paths."""
     data = about["data"]
-    sides = {"train": "training", "heldout": "held out: the model has not seen them"}
+    unseen = ": the model has not seen them" if data["same"] else ""
+    sides = {"train": "training", "heldout": f"held out{unseen}"}
     rows = [[words, f"{data[side]['slices']:,}", people_of(data, side)] for side, words in sides.items()]
     found: list[Block] = [
         Table(["side", "slices", "scans" if data["kind"] == "scan" else "people"], rows),
@@ -162,7 +170,7 @@ def learnt(about: dict) -> list[Block]:
     ]
     if not data["phantom"] and data["kind"] != "patient":
         found.append(NOT_BY_PERSON.format(data["kind"] or "slice"))
-    return found if data["same"] else [*found, NOT_KNOWN]
+    return found if data["same"] else [*found, NOT_KNOWN.format(data["why"])]
 
 
 def people_of(data: dict, side: str) -> str:

@@ -320,7 +320,8 @@ def add_release(commands, parents: list) -> None:
     p.add_argument("--number", type=whole(1, MAX_NUMBER), metavar="N",
                    help="slices of each class (default 100), or of each row of --like (default 1)")
     p.add_argument("--like", metavar="TABLE.csv",
-                   help="slices for each row of a table with columns that the model is told")
+                   help="slices for each row of a table with columns that the model is told; its values stand in "
+                        "manifest.csv, so give one whose rows may be shared")
     p.add_argument("--terms", metavar="FILE",
                    help="text for the datasheet: whose the source data are, consent, terms of use; may be given later")
     p.set_defaults(noise=None)

@@ -15,26 +15,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.files import is_phantom, parse_json, read_object, say
+from data.files import is_phantom, parse_json, say
 from data.walk import DataError
 from jobs.config.specs import ConfigError
 from jobs.config.version import version
 from jobs.predict import datasheet, verify
 from jobs.predict.card import of_weights
 from jobs.predict.cohort import Asking, Cohort, Drawing
+from jobs.predict.conditions import Asked
 from jobs.predict.evaluate import distances_of
 from jobs.predict.features import (
     MIN_HELDOUT,
+    Images,
     RealSlices,
     Reference,
     data_of,
-    generated,
     given_features,
     measure,
     open_data,
     open_features,
     rows_of,
 )
+from jobs.predict.learnt import unsure
 from jobs.predict.release_folder import Work, is_there, write_terms
 from jobs.predict.screening import Screen, told_columns
 from jobs.predict.trained import Trained
@@ -42,6 +44,7 @@ from jobs.run.rundir import RunDir
 from jobs.training import ranks
 
 FORMAT = 1  # of a release's files
+OWN = ("seed", "slices", "size")  # settings in which an evaluation of the same model may differ
 
 
 def release(
@@ -67,7 +70,7 @@ def release(
     except DataError as error:
         need = "slices are screened against those that the model learnt from: name these with --data"
         raise ConfigError(f"{error}; {need}") from None
-    same = trained_on(model, real, run)
+    why = unsure(model, real.train, run)
     out.parent.mkdir(parents=True, exist_ok=True)
     rt = ranks.Runtime(0, 1, 0, model.device, torch.get_num_threads())
     network, features = open_features(given, real.train, out.parent, rt)
@@ -91,15 +94,24 @@ def release(
         )
         asking = Asking.of(model, cohort)
         screen = Screen(model, real, train, heldout, asking.values)
-        drawn = Drawing(model, asking, screen, work, seed, network, generated(model.squared(), seed, cohort.label, how))
+        drawn = Drawing(model, asking, screen, work, seed, network, squares_of(model, seed, cohort.label, how))
         drawn.fill()
-        about = key | about_model(model, run) | drawn.about() | {"figures": {}, "terms": terms}
-        about["data"] = about_data(model, real, reference, same)
+        about = (
+            key | about_model(model, run, key["settings"] | {"data": real.digest, "features": features}) | drawn.about()
+        )
+        about |= {"figures": {}, "terms": terms}
+        about["data"] = about_data(model, real, reference, why)
         if cohort.number >= MIN_HELDOUT:
             kept = torch.from_numpy(np.concatenate(drawn.features)).to(train[0].device)
             about["figures"] = distances_of(kept, train[0], heldout[0], seed)
         work.finish(about, dict(drawn.files.values()), drawn.manifest())
     tell(out, about, f"{model.path} ({model.seen})")
+
+
+def squares_of(model: Any, seed: int, label: Asked, how: dict) -> Images:
+    """The training squares of indices, in the passes that `generate` makes: on a CPU the same bits."""
+    model = model.squared()
+    return lambda indices: torch.from_numpy(model.sample(indices=list(indices), seed=seed, label=label, **how))
 
 
 def tell(out: Path, about: dict, source: str) -> None:
@@ -113,39 +125,22 @@ def tell(out: Path, about: dict, source: str) -> None:
 
 
 # --- what it is made of -----------------------------------------------------------------------------------------------
-def trained_on(model: Trained, real: RealSlices, run: RunDir | None) -> bool:
-    """Whether these are known to be the slices that the weights learnt from. ConfigError where they are not, or where
-    nobody was held out."""
-    split = model.config.get("split", "train")
-    if split == "all":
-        raise ConfigError(
-            f"{model.path}: trained with --split all, so on the held-out people too, and nobody can say how near to a "
-            "training slice is too near; train one with --split train"
-        )
-    digests = read_object(run.path / "data.json", run.path)[0].get("digests") if run else None
-    known = digests.get(split) if isinstance(digests, dict) else None
-    if known and known != real.train.digest:
-        raise ConfigError(
-            f"{real.train.path}: not the slices that {model.path} was trained on, so copies of those would not be "
-            "found; name them with --data"
-        )
-    return bool(known)
-
-
-def about_data(model: Trained, real: RealSlices, reference: Reference, same: bool) -> dict:
-    """Counts of slices and people, and how the folder was recognised: no name, no path."""
+def about_data(model: Trained, real: RealSlices, reference: Reference, why: str) -> dict:
+    """Counts of slices and people, and how the folder was recognised: no name, no path. why: as of learnt.unsure."""
     found = real.about()
     sides = {side: {"slices": of["slices"], "people": of["subjects"]} for side, of in found.items()}
     layout, _, rest = found["train"]["describe"].partition(":")
     told = re.search(r" of [\d,]+ (patient|scan)s", rest)  # as Source.describe says who must not be on both sides
     kind = told[1] if told else ""
     phantom = is_phantom(data_of(model, reference.data))
-    return {"phantom": phantom, "layout": layout, "kind": kind, "same": same, **sides}
+    return {"phantom": phantom, "layout": layout, "kind": kind, "same": not why, "why": why, **sides}
 
 
-def about_model(model: Trained, run: RunDir | None) -> dict:
-    """What the weights are; of the run its evaluation alone, where that is of these very weights."""
-    found = of_weights(run, "evaluate", model.sha256) if run else {}
+def about_model(model: Trained, run: RunDir | None, settings: dict) -> dict:
+    """What the weights are; of the run its evaluation alone, where that is of these very weights, drawn and measured
+    with these settings."""
+    alike = {name: value for name, value in settings.items() if name not in OWN}
+    found = of_weights(run, "evaluate", model.sha256, alike) if run else {}
     about = {"kind": model.KIND, "resolution": model.resolution, "nimg": model.nimg, "measured": model.measured}
     return {
         "model": about,

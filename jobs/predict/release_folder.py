@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -13,13 +14,24 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import atomic_file, atomic_write, read_bytes, read_object, say, sha256_of, sync_folder, words
+from data.files import (
+    atomic_file,
+    atomic_write,
+    read_bytes,
+    read_object,
+    remove_torn,
+    say,
+    sha256_of,
+    sync_folder,
+    words,
+)
 from jobs.config.specs import ConfigError
 from jobs.predict import datasheet, verify
 from jobs.view.grids import image_grid
 from jobs.view.pictures import read_picture
 
 SHOWN = 24  # slices in the page
+VERSIONS = ("version", "torch")  # of a release's key
 
 
 class Work:
@@ -30,8 +42,7 @@ class Work:
         self.release = self.folder / "release"
 
     def begin(self, key: dict) -> None:
-        """Go on with the same release; what is left of another is removed. ConfigError where something else is
-        there."""
+        """Go on with the same release. ConfigError where something else is there, another one too."""
         if os.path.lexists(self.folder):
             begun, _ = read_object(self.folder / "begun.json", self.folder)
             if not begun and (not self.folder.is_dir() or any(p.name[0] != "." for p in self.folder.iterdir())):
@@ -39,7 +50,10 @@ class Work:
             if begun == key:
                 return say(f"{self.folder}: goes on where it was interrupted")
             if begun:
-                say(f"{self.folder}: an unfinished release of other settings, weights or data is removed")
+                raise ConfigError(
+                    f"{self.folder}: an unfinished release of other settings, weights, data or versions; delete it, or "
+                    "use another --out"
+                )
             self.remove()
         self.release.mkdir(parents=True)
         atomic_write(self.folder / "begun.json", json.dumps(key))
@@ -70,7 +84,8 @@ class Work:
             if name not in sums:
                 (self.release / name).unlink()
         atomic_write(self.release / verify.MANIFEST, manifest)
-        write_texts(self.release, about, sums)
+        sums = sums | {verify.MANIFEST: sha256_of(self.release / verify.MANIFEST)}
+        write_texts(self.release, texts_of(self.release, about), sums)
         if fault := next(verify.faults_of(self.release), ""):
             raise ConfigError(f"{self.release}: {fault}: it was changed while it was made; the same command mends it")
         if self.out.is_dir():  # an empty one
@@ -86,35 +101,50 @@ def is_there(out: Path, key: dict) -> bool:
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return False
     about = read_object(out / verify.ABOUT, out)[0] if out.is_dir() else {}
-    if {name: about.get(name) for name in key} != key:
+    asked = [name for name in key if name not in VERSIONS]  # nothing is drawn
+    if any(about.get(name) != key[name] for name in asked):
         raise ConfigError(f"{out}: holds a release of other settings or weights, or other files; use another --out")
     return True
 
 
 def write_terms(out: Path, terms: str) -> dict:
     """The texts of a finished release once more, with these terms of use, if any; what it says of itself. ConfigError
-    where it is damaged."""
+    where anything is not as it was released: it would be signed."""
+    remove_torn(out)
     about = read_object(out / verify.ABOUT, out)[0]
     try:
-        sums = {name: sha for name, sha in verify.sums_of(out) if name.endswith(".png")}
         about["terms"] = terms or about["terms"]
-        fault = "".join([f"{name} was changed" for name, sha in sums.items() if sha256_of(out / name) != sha][:1])
+        fault = next(verify.faults_of(out, (verify.SHEET, verify.PAGE, verify.ABOUT)), "")
         if not fault:
-            write_texts(out, about, sums)
-            fault = next(verify.faults_of(out), "")
+            texts, sums = texts_of(out, about), dict(verify.sums_of(out))
+            for name, text in texts.items():
+                have, new = sha256_of(out / name), hashlib.sha256(text).hexdigest()
+                # Of the same command that was killed here: release.json, of which all follow, is written last.
+                if have != sums[name] and new != (sums[name] if name == verify.ABOUT else have):
+                    fault = f"{name} was changed"
+        if not fault:
+            write_texts(out, texts, {name: sha for name, sha in sums.items() if name not in texts})
     except (OSError, ValueError, KeyError) as error:
         fault = f"a file cannot be read ({words(error)})"
     if fault:
-        raise ConfigError(f"{out}: {fault}; delete the folder, and give the same command")
+        raise ConfigError(f"{out}: {fault}; put that right, or delete the folder and give the same command")
     return about
 
 
-def write_texts(folder: Path, about: dict, sums: dict[str, str]) -> None:
-    """The datasheet in its forms, and the sums last; `sums`: of the slices."""
-    atomic_write(folder / verify.ABOUT, json.dumps(about, indent=1) + "\n")
-    atomic_write(folder / verify.SHEET, datasheet.as_markdown(about))
-    atomic_write(folder / verify.PAGE, datasheet.as_page(about, first_slices(folder)))
-    atomic_write(folder / verify.SUMS, verify.sums_text(folder, sums))
+def texts_of(folder: Path, about: dict) -> dict[str, bytes]:
+    """The datasheet in its forms, {file: content}."""
+    return {
+        verify.SHEET: datasheet.as_markdown(about).encode(),
+        verify.PAGE: datasheet.as_page(about, first_slices(folder)).encode(),
+        verify.ABOUT: (json.dumps(about, indent=1) + "\n").encode(),
+    }
+
+
+def write_texts(folder: Path, texts: dict[str, bytes], sums: dict[str, str]) -> None:
+    """The datasheet and the sums, release.json last; `sums`: of all other files."""
+    sums = sums | {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
+    for name in (verify.SHEET, verify.PAGE, verify.SUMS, verify.ABOUT):
+        atomic_write(folder / name, verify.sums_text(sums) if name == verify.SUMS else texts[name])
 
 
 def first_slices(folder: Path) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -182,6 +183,12 @@ def check_data(
     known = before.get("slices", 0) == slices
     if differ or not before or not known or set(digests) - set(old) or (drawn is None and augmentation is not None):
         atomic_write(path, json.dumps(after, indent=2, sort_keys=True) + "\n")
+
+
+def learnt_others(run: RunDir) -> bool:
+    """Whether the run went on with other training slices than it began with, as prepare_run and check_data noted."""
+    noted = (str(line.get("changed")) for line in run.read_attempts() if line["event"] == "override")
+    return any(re.search(r"slices \((?!held out)|--split ", changed) for changed in noted)
 
 
 def _other_columns(before: object, now: list[dict] | None) -> str:

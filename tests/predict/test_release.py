@@ -18,19 +18,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_learnt import noted
 from test_obedience import COLUMNS, told
 from test_predict import call, make_generator, one_line, write
 
 from data import phantom
+from data.files import sha256_of
 from data.pack import ensure_pack
 from data.sources import find_source
 from jobs.config.specs import ConfigError
-from jobs.predict import cohort, release, release_folder, screening, verify
+from jobs.predict import cohort, commands, datasheet, load, release, release_folder, screening, verify
 from jobs.predict.cohort import Cohort
 from jobs.predict.features import RealSlices
+from jobs.predict.gan import GanModel
 from jobs.predict.named import UsageError
+from jobs.run.rundir import RunDir
 from models import encoder
 
+SQUARES_OF = release.squares_of
 CLASSES = ["AD", "NC"]
 GEOMETRY = dict(source_height=40, source_width=36, square=40, crop=0, resolution=32)
 COPY, NOISE, OTHER = 2, 5, 7  # indices that are drawn badly: a copy of a training slice, noise, the other class
@@ -77,10 +82,10 @@ def place(tmp_path_factory):
         patch.setattr(socket, "gethostname", lambda: "node-of-jane")
         how = dict(resolution=32, channels=1, progress=False, log=lambda line: None)
         packs = RealSlices(ensure_pack(str(data), **how), ensure_pack(str(data), split="test", **how))
-        (run / "data.json").write_text(json.dumps({"digests": {"train": packs.train.digest}}))
+        noted(run, packs.train.digest)
         patch.setitem(encoder.train_encoder.__kwdefaults__, "steps", 40)
         patch.setattr(cohort, "MEASURE_CHUNK", 7)
-        patch.setattr(release, "generated", lambda model, seed, label, how: lambda indices: torch.from_numpy(
+        patch.setattr(release, "squares_of", lambda model, seed, label, how: lambda indices: torch.from_numpy(
             np.stack([drawn(packs, i, label) for i in indices])))  # fmt: skip
         yield root, run, packs
 
@@ -205,11 +210,13 @@ def test_what_is_left_of_other_settings_is_never_mixed_in(place, made, tmp_path,
     (part / "release/train/AD").mkdir(parents=True)
     (part / "begun.json").write_text(json.dumps({"settings": {"seed": 4}}))
     (part / "release/train/AD/000000.png").write_bytes(b"of another seed")
-    assert make(place, out) == 0 and "of other settings" in capsys.readouterr().out
-    assert contents(out) == contents(made)
+    assert "delete it, or use another --out" in one_line(capsys, make(place, out), 78)
+    assert (part / "release/train/AD/000000.png").exists()
+    shutil.rmtree(part)
+    shutil.copytree(made, out)
     assert "use another --out" in one_line(capsys, make(place, out, "--class", "AD"), 78)
     assert contents(out) == contents(made)
-    part.mkdir()
+    part.mkdir(exist_ok=True)
     (part / "thesis.txt").write_text("mine")
     (tmp_path / "cohort").rename(tmp_path / "moved")
     assert "no unfinished release" in one_line(capsys, make(place, out), 78) and (part / "thesis.txt").exists()
@@ -217,23 +224,60 @@ def test_what_is_left_of_other_settings_is_never_mixed_in(place, made, tmp_path,
 
 def test_terms_are_added_without_drawing(place, copy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cohort.Drawing, "draw", None)
-    (tmp_path / "terms").write_text("Given by nobody.\nCite <us>.\n")
+    (tmp_path / "terms").write_bytes(b"\xef\xbb\xbfGiven by nobody.\r\nCite <us>.\r\n")  # as Windows writes it
+    monkeypatch.setattr(release, "version", lambda: "another")  # no slice is of it
     assert make(place, copy, "--terms", tmp_path / "terms") == 0
     assert "--terms FILE" not in capsys.readouterr().out
     text = (copy / "README.md").read_text()
     assert "Given by nobody.\nCite &lt;us>." in text and "TO BE FILLED" not in text and "NOT TO BE SHARED" not in text
     assert "Given by nobody.<br>Cite &lt;us&gt;." in (copy / "datasheet.html").read_text()
     assert call("release", "--verify", copy) == 0
-    picture = next(copy.rglob("*.png"))
-    picture.write_bytes(b"")
-    assert f"{picture.name} was changed" in one_line(capsys, make(place, copy), 78)
-    assert "give a small file" in one_line(capsys, make(place, copy, "--terms", tmp_path / "none"), 2)
+    (tmp_path / "blank").write_text(" \n")
+    for name in ("none", "blank"):
+        assert "give a small file" in one_line(capsys, make(place, copy, "--terms", tmp_path / name), 2)
+
+
+DAMAGE = {
+    "": r"\d+\.png was changed", "manifest.csv": "manifest.csv was changed",
+    "README.md": "README.md was changed", "release.json": "release.json was changed",
+    "notes.txt": "notes.txt does not belong",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_was_changed_or_laid_into_it_is_not_signed(copy, name):
+    with open(copy / name if name else next(copy.rglob("*.png")), "ab") as file:
+        file.write(b" ")
+    before = contents(copy)
+    with pytest.raises(ConfigError, match=DAMAGE[name]):
+        release_folder.write_terms(copy, "Given by nobody.")
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("kept", range(4))
+def test_terms_whose_writing_was_killed_are_written_by_the_same_command(copy, kept, monkeypatch):
+    whole, torn = release_folder.atomic_write, copy / f".README.md.tmp.{socket.gethostname()}.{os.getpid()}.0"
+    left = [True] * kept
+
+    def write(path, content):
+        if not left:
+            torn.write_bytes(b"half")
+            raise KeyboardInterrupt
+        left.pop()
+        whole(path, content)
+
+    monkeypatch.setattr(release_folder, "atomic_write", write)
+    with pytest.raises(KeyboardInterrupt):
+        release_folder.write_terms(copy, "Given by nobody.")
+    monkeypatch.undo()
+    assert release_folder.write_terms(copy, "Given by nobody.")["terms"] == "Given by nobody."
+    assert not torn.exists() and not list(verify.faults_of(copy)) and "Given" in (copy / "README.md").read_text()
 
 
 def test_a_model_that_draws_none_that_pass_releases_nothing(place, tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     noise = torch.from_numpy(rng.integers(0, 256, (1, 1, 32, 32), np.uint8))
-    monkeypatch.setattr(release, "generated", lambda *a: lambda i: noise.expand(len(i), -1, -1, -1))
+    monkeypatch.setattr(release, "squares_of", lambda *a: lambda i: noise.expand(len(i), -1, -1, -1))
     monkeypatch.setattr(cohort, "FEWEST", 10)
     text = one_line(capsys, make(place, tmp_path / "cohort"), 78)
     assert "too few of 12 drawn slices of AD pass" in text and f"100.0 % {screening.OUTSIDE}" in text
@@ -254,6 +298,49 @@ def test_it_needs_the_slices_that_the_model_learnt_from(place, tmp_path, capsys)
         data = {"data": str(root / "doe_jane/AD_NC")} if "split" in changes else {}
         path = write(tmp_path / "w.safetensors", make_generator(), about, crop=0, **data, **changes)
         assert words in one_line(capsys, call("release", "--weights", path, "--out", tmp_path / "o"), code)
+
+
+def test_the_datasheet_claims_no_more_than_is_known(made):
+    about = json.loads((made / "release.json").read_text())
+    assert "the model has not seen them" in (made / "README.md").read_text()
+    about["data"] |= {"same": False, "why": "their run has no data.json that can be read"}
+    text = datasheet.as_markdown(about)
+    assert "has not seen" not in text and "is not known: their run has no data.json" in text
+
+
+def test_an_evaluation_of_other_settings_is_not_that_of_this_model(tmp_path):
+    model = Model([])
+    vars(model).update(KIND="StyleGAN2", resolution=32, nimg=1, measured={}, size=(32, 32), channels=1, sha256="ab")
+    same = {"truncation": 0.7, "class": "all", "weights_sha256": "ab", "data": "d", "features": "f"}
+    for seed, other in enumerate(({}, {"truncation": 1.0}, {"class": "AD"}, {"data": "e"}, {"features": "g"})):
+        place = tmp_path / f"predictions/evaluate/{seed}"
+        place.mkdir(parents=True)
+        found = {"compared": seed, "distances": {"generated": {"fid": 1.0}}, "settings": same | {"seed": seed} | other}
+        (place / "metrics.json").write_text(json.dumps(found))
+    asked = same | {"seed": 9, "slices": 4, "size": "36x40"}
+    assert release.about_model(model, RunDir(tmp_path), asked)["evaluate"]["compared"] == 0
+    assert release.about_model(model, RunDir(tmp_path), asked | {"truncation": 0.5})["evaluate"] == {}
+
+
+def test_slices_are_drawn_in_the_passes_of_generate(place, monkeypatch):
+    """On a CPU one at a time: in others they would differ in the last bit, and some by a shade of grey."""
+    model, passes = load(place[1], device="cpu"), []
+    monkeypatch.setattr(GanModel, "sample", lambda self, **_: passes.append(self.batch) or np.zeros((3, 1, 32, 32)))
+    SQUARES_OF(model, 0, "all", {})([0, 1, 2])
+    assert passes == [model.batch] == [1]
+
+
+@pytest.mark.parametrize("out", [".", "/", "..", "x/.."])
+def test_a_release_needs_a_name_of_its_own(place, out, capsys):
+    assert "name one" in one_line(capsys, call("release", "--run", place[1], "--out", out), 2)
+
+
+def test_a_default_that_is_typed_out_is_the_default(place, monkeypatch):
+    folders = []
+    monkeypatch.setattr(commands, "release", lambda model, out, cohort, **_: folders.append(out.name))
+    for more in ([], ["--number", 100], ["--number", 99]):
+        call("release", "--run", place[1], *more)
+    assert folders == ["24kimg", "24kimg", "24kimg-number99"]
 
 
 # --- what is asked for ------------------------------------------------------------------------------------------------
@@ -282,6 +369,12 @@ def test_folders_have_names_that_every_system_takes():
     assert found == {
         "": "slices", "AD": "AD", "ad": "ad-1", "..": "class-2", "mild/severe": "mild-severe",
         "mild severe": "mild-severe-4", "slices": "slices-5",
+    }  # fmt: skip
+
+    for classes in (["b-2", "b", "B"], ["B-2", "b", "B"], ["a-1", "A", "a", "a-2"]):
+        assert len({folder.lower() for folder in verify.folders_of(classes).values()}) == len(classes) + 1
+    assert verify.folders_of(["CON", "aux.x", "nul"]) == {
+        "": "slices", "CON": "CON-0", "aux.x": "aux-1.x", "nul": "nul-2"
     }  # fmt: skip
 
 
@@ -354,7 +447,8 @@ def test_a_release_as_it_was_written_has_no_fault(made, capsys):
 
 def summed(out) -> None:
     """Sums that fit to what was changed: who checks them alone sees nothing."""
-    (out / "SHA256SUMS").write_text(verify.sums_text(out, {}))
+    names = [name for name, _ in verify.files_in(out) if name != "SHA256SUMS"]
+    (out / "SHA256SUMS").write_text(verify.sums_text({name: sha256_of(out / name) for name in names}))
 
 
 def shrink(path) -> None:
