@@ -184,7 +184,7 @@ class TrainingSlices:
 
     def who(self, data: str, held: Pack) -> str:
         """Whose the held-out slices are: other people's only where the split was made by people."""
-        about = about_data(self.model, RealSlices(self.pack, held), Reference(data), same=False)
+        about = about_data(self.model, RealSlices(self.pack, held), Reference(data), why="")
         if about["phantom"] or about["kind"] == "patient":
             return "real slices of other people"
         kind = about["kind"] or "slice"

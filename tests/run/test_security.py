@@ -46,7 +46,7 @@ EVIL = [
     "a b",
     "*",
     "~",
-    "%n%s",
+    "50% owned",
     "<img src=x onerror=alert(1)>",
     "é\u202e",
 ]

@@ -166,6 +166,15 @@ def test_averages_keep_no_graph_and_do_not_alias():
 
 
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
+@pytest.fixture(autouse=True)
+def files_in_order(monkeypatch):
+    """TensorBoard reads its files by name: second, host, process, count. Two of one second are in order while the count
+    has as many digits. Attempts are seconds apart, but a process of tests may be at nine."""
+    from tensorboard.summary.writer import event_file_writer as writers
+
+    monkeypatch.setattr(writers, "_global_uid", writers.AtomicCounter(100))
+
+
 def test_tensorboard_hides_what_the_resumed_run_writes_again(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
