@@ -308,6 +308,8 @@ class Chaos:
         running = [job for job, how in jobs if how == "RUNNING"]
         if len(jobs) > len(running) or len(running) > 1:
             return False
+        if running and self.stopped:  # about to leave; an attempt that begins has the status of the one before
+            return False
         about = self.run.read_status()
         return (
             about.get("state") == "running" and time.time() - about["updated"] < 15 if running else not trains(self.run)
