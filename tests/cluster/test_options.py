@@ -538,5 +538,7 @@ def test_the_doctor_imports_what_it_vouches_for(tmp_path, monkeypatch):
     (failed,) = doctor.check_imports(["tensorboard", "tyro"])
     assert failed.level == "fail" and "No module named 'pkg_resources_that_is_gone'" in failed.text
     assert failed.fix == f"{sys.executable} -m pip install --upgrade -r requirements.txt"
-    bound = next(line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("tensorboard"))
+    bound = next(
+        line for line in (ROOT / "requirements.txt").read_text().splitlines() if line.startswith("tensorboard")
+    )
     assert bound == "tensorboard>=2.21"  # the first one that needs no pkg_resources
