@@ -5,9 +5,9 @@
 
 A picture is described in the frame of its head, which is an ellipse with the moments of the picture, as fractions of
 white matter: coarse brightness (both halves of the head averaged), areas of dark, small dark blobs, the size of the
-head. Each attribute is a kernel regression on these features, fitted on drawn phantoms, sharp ones and blurred ones:
-generated pictures are a bit blurred. The true class, lesions and intensities vary as they do, so nothing is given to a
-ruler but the picture."""
+head. Each attribute is a kernel regression on these features, fitted on drawn phantoms, sharp ones and blurred ones.
+Far from these it falls back to the mean: generated pictures are read by reading.py. The true class, lesions and
+intensities vary as they do, so nothing is given to a ruler but the picture."""
 
 from __future__ import annotations
 

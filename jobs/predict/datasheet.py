@@ -161,7 +161,7 @@ def value_of(value: object) -> object:
 def learnt(about: dict) -> list[Block]:
     """How many slices of how many people; neither names nor paths."""
     data = about["data"]
-    unseen = ": the model has not seen them" if data["same"] else ""
+    unseen = ": the model has not seen them" if not data["why"] else ""
     sides = {"train": "training", "heldout": f"held out{unseen}"}
     rows = [[words, f"{data[side]['slices']:,}", people_of(data, side)] for side, words in sides.items()]
     found: list[Block] = [
@@ -170,7 +170,7 @@ def learnt(about: dict) -> list[Block]:
     ]
     if not data["phantom"] and data["kind"] != "patient":
         found.append(NOT_BY_PERSON.format(data["kind"] or "slice"))
-    return found if data["same"] else [*found, NOT_KNOWN.format(data["why"])]
+    return [*found, NOT_KNOWN.format(data["why"])] if data["why"] else found
 
 
 def people_of(data: dict, side: str) -> str:

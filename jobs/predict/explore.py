@@ -15,17 +15,16 @@ import torch
 
 from data.batches import to_float
 from data.columns import CLASS, UNKNOWN, cells_of, values_of
-from data.files import say
+from data.files import is_phantom, say
 from data.pack import kept_pack
 from data.packfile import Pack
 from data.walk import DataError
 from jobs.config.specs import ConfigError
 from jobs.predict.autoencoder import VaeModel
 from jobs.predict.conditions import caption
-from jobs.predict.features import RealSlices, Reference, data_of, evenly, rows_of, shape_of
+from jobs.predict.features import data_of, evenly, rows_of, shape_of, told_apart
 from jobs.predict.named import UsageError
 from jobs.predict.reconstruct import ROWS, beside
-from jobs.predict.release import about_data
 from jobs.predict.trained import Trained
 from jobs.view.loopback import Refused, Server
 from jobs.view.pictures import as_picture
@@ -179,16 +178,15 @@ class TrainingSlices:
             if held.digest != self.pack.digest:
                 found = copies.search(self.thumbnails(held, evenly(len(held), HELD_OUT)), self.bank)
                 low, middle = torch.quantile(found.distance, torch.tensor([0.05, 0.5], device=found.distance.device))
-                return f"Of {self.who(data, held)} half lie nearer than {middle:.2g}, one in twenty than {low:.2g}."
+                return f"Of {self.who(data)} half lie nearer than {middle:.2g}, one in twenty than {low:.2g}."
         return ""
 
-    def who(self, data: str, held: Pack) -> str:
+    def who(self, data: str) -> str:
         """Whose the held-out slices are: other people's only where the split was made by people."""
-        about = about_data(self.model, RealSlices(self.pack, held), Reference(data), why="")
-        if about["phantom"] or about["kind"] == "patient":
+        kind = told_apart(self.pack)
+        if is_phantom(data_of(self.model, data)) or kind == "patient":
             return "real slices of other people"
-        kind = about["kind"] or "slice"
-        return f"held-out slices (divided by {kind}: some may be of the same people)"
+        return f"held-out slices (divided by {kind or 'slice'}: some may be of the same people)"
 
     def nearest(self, square: np.ndarray) -> tuple[np.ndarray, str]:
         """The slice that is nearest to a picture uint8 (1, C, R, R), with what is known of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,6 +77,12 @@ class RealSlices:
             }
             for name, p in sides.items()
         }
+
+
+def told_apart(pack: Pack) -> str:
+    """Whom the split kept on one side, as Source.describe says it: patient, scan, or '' where no name told."""
+    found = re.search(r" of [\d,]+ (patient|scan)s", str(pack.meta["describe"]).partition(":")[2])
+    return found[1] if found else ""
 
 
 def data_of(model: Trained, data: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from jobs.predict.flags import MAX_NUMBER, seeds, spans
 from jobs.predict.forms import Form, form_of
 from jobs.predict.output import REMEDY, Output
 from jobs.predict.trained import Trained
+from jobs.run.predictions import in_a_name
 from jobs.training import randomness
 from jobs.view.pictures import read_picture
 
@@ -42,11 +42,10 @@ class Job:
     folder: Path
 
     def path(self, number: int) -> Path:
-        """000007.png, or 000007_AD.png, of --seeds seed000007_AD.png; a class name may hold anything, a file name may
-        not."""
+        """000007.png, or 000007_AD.png, of --seeds seed000007_AD.png."""
         labels = classes_of_model(self.model, self.label, [number])
         k = -1 if labels is None else int(labels)
-        of_class = "_" + re.sub(r"[^A-Za-z0-9.-]", "-", self.model.classes[k])[:60] if k >= 0 else ""
+        of_class = "_" + in_a_name(self.model.classes[k]) if k >= 0 else ""
         return self.folder / f"{'seed' * (self.seed is None)}{number:06d}{of_class}{self.form.suffix}"
 
     def origin(self, number: int) -> tuple[int, int]:

@@ -7,7 +7,6 @@ It is made in a folder beside, OUT.part, and takes its name when it is whole. Th
 from __future__ import annotations
 
 import json
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from jobs.predict.features import (
     open_data,
     open_features,
     rows_of,
+    told_apart,
 )
 from jobs.predict.learnt import unsure
 from jobs.predict.release_folder import Work, is_there, write_terms
@@ -129,11 +129,8 @@ def about_data(model: Trained, real: RealSlices, reference: Reference, why: str)
     """Counts of slices and people, and how the folder was recognised: no name, no path. why: as of learnt.unsure."""
     found = real.about()
     sides = {side: {"slices": of["slices"], "people": of["subjects"]} for side, of in found.items()}
-    layout, _, rest = found["train"]["describe"].partition(":")
-    told = re.search(r" of [\d,]+ (patient|scan)s", rest)  # as Source.describe says who must not be on both sides
-    kind = told[1] if told else ""
-    phantom = is_phantom(data_of(model, reference.data))
-    return {"phantom": phantom, "layout": layout, "kind": kind, "same": not why, "why": why, **sides}
+    layout, phantom = found["train"]["describe"].partition(":")[0], is_phantom(data_of(model, reference.data))
+    return {"phantom": phantom, "layout": layout, "kind": told_apart(real.train), "why": why, **sides}
 
 
 def about_model(model: Trained, run: RunDir | None, settings: dict) -> dict:

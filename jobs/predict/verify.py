@@ -14,6 +14,7 @@ from PIL import Image
 
 from data.files import check_regular, is_number, plain, read_bytes, read_json, say, sha256_of
 from jobs.predict.named import UsageError
+from jobs.run.predictions import in_a_name
 from jobs.view.markup import child
 
 SUMS, MANIFEST, ABOUT, SHEET, PAGE = "SHA256SUMS", "manifest.csv", "release.json", "README.md", "datasheet.html"
@@ -27,7 +28,7 @@ def folders_of(classes: Sequence[str]) -> dict[str, str]:
     """{class: folder below SPLIT}, '' for none: names that every system takes, no two alike there."""
     found, taken = {"": NO_CLASS}, {NO_CLASS}
     for number, name in enumerate(classes):
-        folder = re.sub(r"[^A-Za-z0-9.-]", "-", name)[:60].strip(".") or f"class-{number}"
+        folder = in_a_name(name).strip(".") or f"class-{number}"
         while folder.lower() in taken or RESERVED.fullmatch(folder):
             folder = re.sub(r"^([^.]*)", rf"\1-{number}", folder)
         taken.add(folder.lower())

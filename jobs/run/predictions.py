@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from data.files import leads_out
@@ -17,6 +18,11 @@ def home_of(base: Path, command: str) -> Path:
 def record_of(command: str) -> str:
     """The file that says what made a folder."""
     return RECORDS.get(command, f"{command}.json")
+
+
+def in_a_name(text: str) -> str:
+    """A class's name, which may hold anything, as a part of the name of a file or folder."""
+    return re.sub(r"[^A-Za-z0-9.-]", "-", text)[:60]
 
 
 def made(run: Path, command: str, file: str = "") -> list[Path]:

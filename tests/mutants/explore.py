@@ -21,7 +21,7 @@ FAULTS = [
         EXPLORE + "test_values_that_cannot_be_are_one_line",)),
     Fault("jobs/view/sliders.py", 'in ("low", "high", "step", "most"):', 'in ("step", "most"):', (
         EXPLORE + "test_a_slider_never_offers_what_is_refused",)),
-    Fault("jobs/predict/explore.py", 'or about["kind"] == "patient":', "or True:", (
+    Fault("jobs/predict/explore.py", 'or kind == "patient":', "or True:", (
         EXPLORE + "test_other_people_only_where_people_were_told_apart",)),
     Fault("jobs/predict/commands.py", "label = asked(given, model)", "label = given.label", (SAME,)),
     Fault("jobs/predict/explore.py", "self.pack.images[row : row + 1]", "self.pack.images[row - 1 : row]", (NEAREST,)),

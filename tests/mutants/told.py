@@ -76,7 +76,7 @@ FAULTS = [
           'return torch.cat([x, parts[-1] * 0], 1) if self.attributes else x',
           ("tests/models/test_conditions.py::test_half_of_w_is_what_it_is_told_whatever_the_latent",)),
     Fault("train_gan.py",
-          'latents, noise = rows_of(draws, start, stop, labels if c.loss == "rpgan" else None)',
-          'latents, noise = rows_of(draws, start, stop, labels.flip(0) if c.loss == "rpgan" else None)',
-          (RUNS + "test_a_short_run_draws_heads_of_the_size_that_it_is_told[train_gan.py",)),
+          'both = torch.cat([latents["labels"], labels])',
+          'both = torch.cat([latents["labels"], labels.flip(0)])',
+          (RUNS + "test_a_short_run_draws_heads_of_the_size_that_it_is_told[gan]",)),
 ]  # fmt: skip

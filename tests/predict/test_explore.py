@@ -216,7 +216,7 @@ def test_other_people_only_where_people_were_told_apart(files, monkeypatch, told
     model = open_model(files["none"], device="cpu")
     slices = explore.TrainingSlices(model, "")
     slices.pack.meta["describe"] = f"folders: {told}"
-    monkeypatch.setattr("jobs.predict.release.is_phantom", lambda spec: False)
+    monkeypatch.setattr(explore, "is_phantom", lambda spec: False)
     assert says in slices.usual("")
 
 

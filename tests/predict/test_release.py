@@ -131,7 +131,7 @@ def test_as_many_slices_of_each_class_and_none_that_failed(made):
     assert failed[screening.PIXELS] == 1 and failed[screening.OUTSIDE] >= 1 and failed["read as another class"] >= 1
     assert max(indices) >= 2 * EACH and sum(of["drawn"] for of in found.values()) > 2 * EACH
     assert about["screening"]["held_out"][screening.PIXELS] == 0 < about["screening"]["held_out"][screening.OUTSIDE]
-    assert about["data"]["train"] == {"slices": 90, "people": 30} and about["data"]["same"] is True
+    assert about["data"]["train"] == {"slices": 90, "people": 30} and about["data"]["why"] == ""
 
 
 def test_the_toolkit_and_image_folder_read_it_and_sha256sum_checks_it(made):
@@ -303,7 +303,7 @@ def test_it_needs_the_slices_that_the_model_learnt_from(place, tmp_path, capsys)
 def test_the_datasheet_claims_no_more_than_is_known(made):
     about = json.loads((made / "release.json").read_text())
     assert "the model has not seen them" in (made / "README.md").read_text()
-    about["data"] |= {"same": False, "why": "their run has no data.json that can be read"}
+    about["data"] |= {"why": "their run has no data.json that can be read"}
     text = datasheet.as_markdown(about)
     assert "has not seen" not in text and "is not known: their run has no data.json" in text
 

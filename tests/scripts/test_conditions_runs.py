@@ -352,6 +352,7 @@ SHORT = "--preset quickstart --data phantom:400:people --resolution 32 --conditi
         ("train_gan.py", "--channel-base 512 --channel-max 32 --r1-interval 16 --total-kimg 4.8", {}),
         ("train_diffusion.py", "--space pixel --widths 16,32 --attention= --total-kimg 3", {"steps": 10}),
     ],
+    ids=["gan", "diffusion"],
 )
 def test_a_short_run_draws_heads_of_the_size_that_it_is_told(packs, tmp_path, script, flags, how):
     """The plane decides how much of the picture is head, real slices r -.88, and so does the sex, real ones 1.23."""
