@@ -67,6 +67,7 @@ from jobs.training.upkeep import (
 from models import augment as ada
 from models.augment import augmented
 from models.conditions import DROPPED, READ_WEIGHT, Told, blank_label, drop_values
+from models.convolution import differentiated_twice
 from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
@@ -234,6 +235,7 @@ def generator_step(s: TrainState, step: Step) -> None:
     optimizer_step(step, s.G, s.opt_G, s.scaler_G)
 
 
+@differentiated_twice()
 def path_length_step(s: TrainState, step: Step) -> None:
     """Lazy path-length regularisation on half a batch of its own (Karras 2020a, equation 4 and section 3.2)."""
     c, batch = step.c, max(step.c.batch // 2, 1)
@@ -294,6 +296,7 @@ def look_at_held_out(s: TrainState, step: Step, held: HeldOut) -> None:
         step.add("logits_held", logits, c.batch)
 
 
+@differentiated_twice()
 def gradient_penalty_step(s: TrainState, step: Step) -> None:
     """Lazy R1 on the reals, and R2 on generated slices for rpgan (Mescheder 2018; Karras 2020a, section 3.1).
 

@@ -51,8 +51,9 @@ from models.ema import ema_beta, update_ema
 
 TITLE = "Quality at equal computing time"
 SAMPLES, GRID, COMPONENTS = 500, 48, 48
-BATCH, CHANNEL_BASE, CHANNEL_MAX, LATENT, MAPPING = 16, 1024, 128, 512, 2
-UNET = (32, 64, 128)  # channels of the U-Nets, at 32 px
+BATCH, CHANNEL_BASE, CHANNEL_MAX, LATENT, MAPPING = 16, 1024, 64, 64, 2
+UNET = (16, 32, 64)  # channels of the U-Nets, at 32 px
+GROUPS = 16  # of the peers' group norms, whose 32 do not divide these channels
 CALLS_OF_PEERS = 50  # DDIM; their own 1,000 calls would take longer than the training
 
 
@@ -233,7 +234,8 @@ def diffusers(task: Task, pack: Pack) -> tuple[torch.Tensor, int]:
         return peer.UNet2DModel(
             sample_size=pack.images.shape[-1], in_channels=1, out_channels=1, layers_per_block=2,
             block_out_channels=UNET, down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"), attention_head_dim=64,
+            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"), attention_head_dim=32,
+            norm_num_groups=GROUPS,
         )  # fmt: skip
 
     def optimizer(net: torch.nn.Module) -> tuple:
@@ -252,7 +254,7 @@ def monai(task: Task, pack: Pack) -> tuple[torch.Tensor, int]:
     def network() -> torch.nn.Module:
         return DiffusionModelUNet(
             spatial_dims=2, in_channels=1, out_channels=1, channels=UNET, num_res_blocks=2,
-            attention_levels=(False, False, True), num_head_channels=(0, 0, 64),
+            attention_levels=(False, False, True), num_head_channels=(0, 0, 32), norm_num_groups=GROUPS,
         )  # fmt: skip
 
     def optimizer(net: torch.nn.Module) -> tuple:

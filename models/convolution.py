@@ -2,11 +2,14 @@
 
 ATen writes the gradient of a gradient with respect to the weight as a convolution of one feature map with another: its
 kernel is as large as the image, for which no library has a fast path (NVlabs' conv2d_gradfix is for this). But it is a
-weight gradient like any other, of other maps.
+weight gradient like any other, of other maps. That is written in Python, so it is used only where it is asked for by
+`differentiated_twice()`: a plain pass of ATen's costs less.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -26,16 +29,30 @@ class How(NamedTuple):
         return (self.stride,) * 2, (self.padding,) * 2, (1, 1), self.transposed, (0, 0), 1
 
 
+_twice = 0  # how many differentiated_twice() are open
+
+
+@contextlib.contextmanager
+def differentiated_twice() -> Iterator[None]:
+    """For code whose gradient is differentiated again (R1, path length). Without it the result is the same, slowly."""
+    global _twice
+    _twice += 1
+    try:
+        yield
+    finally:
+        _twice -= 1
+
+
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, padding: int = 0) -> Tensor:
     """F.conv2d: x (B, I, H, W), weight (O, I, k, k), bias (O,) -> (B, O, h, w)."""
-    if torch.compiler.is_compiling():  # compiled code is differentiated once
+    if not _twice:
         return F.conv2d(x, weight, bias, stride, padding)
     return _Convolution.apply(x, weight, bias, How(stride, padding, False))
 
 
 def conv_transpose2d(x: Tensor, weight: Tensor, *, stride: int = 1) -> Tensor:
     """F.conv_transpose2d: x (B, I, H, W), weight (I, O, k, k) -> (B, O, h, w)."""
-    if torch.compiler.is_compiling():
+    if not _twice:
         return F.conv_transpose2d(x, weight, None, stride)
     return _Convolution.apply(x, weight, None, How(stride, 0, True))
 
