@@ -54,6 +54,7 @@ SAMPLES, GRID, COMPONENTS = 500, 48, 48
 BATCH, CHANNEL_BASE, CHANNEL_MAX, LATENT, MAPPING = 16, 1024, 64, 64, 2
 UNET = (16, 32, 64)  # channels of the U-Nets, at 32 px
 GROUPS = 16  # of the peers' group norms, whose 32 do not divide these channels
+FAST = 1e-3  # learning rate of our quickstart; the peers' are for runs a hundred times as long
 CALLS_OF_PEERS = 50  # DDIM; their own 1,000 calls would take longer than the training
 
 
@@ -117,7 +118,7 @@ def our_diffusion(task: Task, pack: Pack) -> tuple[torch.Tensor, int]:
     """train_diffusion's own step on pixels, with the learning rate of its quickstart."""
     rt = collectives.init_runtime(1)
     c = DiffusionConfig(
-        data="phantom", space="pixel", resolution=pack.images.shape[-1], batch=BATCH, seed=task.seed, lr=1e-3,
+        data="phantom", space="pixel", resolution=pack.images.shape[-1], batch=BATCH, seed=task.seed, lr=FAST,
         widths=",".join(map(str, UNET)), attention="8", ema_kimg=2.0, warmup_kimg=1.0, precision="fp32",
     )  # fmt: skip
     schedule = schedules.make_schedule(c.schedule)
@@ -225,7 +226,7 @@ def lucidrains(task: Task, pack: Pack) -> tuple[torch.Tensor, int]:
 
 
 # --- public diffusion trainers ----------------------------------------------------------------------------------------
-def diffusers(task: Task, pack: Pack) -> tuple[torch.Tensor, int]:
+def diffusers(task: Task, pack: Pack, lr: float = 1e-4) -> tuple[torch.Tensor, int]:
     """diffusers: the settings of its train_unconditional script."""
     import diffusers as peer
     from diffusers.training_utils import EMAModel
@@ -239,14 +240,14 @@ def diffusers(task: Task, pack: Pack) -> tuple[torch.Tensor, int]:
         )  # fmt: skip
 
     def optimizer(net: torch.nn.Module) -> tuple:
-        adam = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+        adam = torch.optim.AdamW(net.parameters(), lr=lr, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
         return adam, EMAModel(net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
 
     steps = partial(peer.DDIMScheduler)
     return noise_predictor(task, pack, network, optimizer, lambda net, x, t: net(x, t).sample, steps)
 
 
-def monai(task: Task, pack: Pack) -> tuple[torch.Tensor, int]:
+def monai(task: Task, pack: Pack, lr: float = 2.5e-5) -> tuple[torch.Tensor, int]:
     """MONAI: the settings of its two-dimensional DDPM tutorial."""
     from monai.networks.nets import DiffusionModelUNet
     from monai.networks.schedulers import DDIMScheduler
@@ -258,7 +259,7 @@ def monai(task: Task, pack: Pack) -> tuple[torch.Tensor, int]:
         )  # fmt: skip
 
     def optimizer(net: torch.nn.Module) -> tuple:
-        return torch.optim.Adam(net.parameters(), lr=2.5e-5), None
+        return torch.optim.Adam(net.parameters(), lr=lr), None
 
     steps = partial(DDIMScheduler, num_train_timesteps=1000, schedule="linear_beta", beta_start=1e-4, beta_end=0.02)
     return noise_predictor(task, pack, network, optimizer, lambda net, x, t: net(x, t), steps)
@@ -310,7 +311,9 @@ SIDES: dict[str, tuple[str, int, Callable]] = {  # {name: (in words, pixels, tra
     "lucidrains": ("stylegan2-pytorch", 32, lucidrains),
     "diffusion": ("ours, pixels", 32, our_diffusion),
     "diffusers": ("diffusers", 32, diffusers),
+    "diffusers-fast": ("diffusers, our learning rate", 32, partial(diffusers, lr=FAST)),
     "monai": ("MONAI", 32, monai),
+    "monai-fast": ("MONAI, our learning rate", 32, partial(monai, lr=FAST)),
 }
 
 

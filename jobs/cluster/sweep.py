@@ -12,11 +12,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from data.files import atomic_write, say
-from jobs.cluster import preflight, slurm, status, submit
+from jobs.cluster import preflight, show, slurm, status, submit
 from jobs.cluster.options import Options
 from jobs.cluster.plan import Plan
 from jobs.cluster.queueing import Partitions, launch, plan_or_hint, refused, show_dry_run, stored_total
 from jobs.cluster.sites import Site
+from jobs.cluster.steer import stop_run
 from jobs.cluster.terminal import facts, paint
 from jobs.config import kinds
 from jobs.config.parsing import result_fields
@@ -76,7 +77,18 @@ def check_and_queue(
     atomic_write(folder / "sweep.json", json.dumps({"job": options.job, "points": points}, indent=1) + "\n")
     if options.local:
         return max(launch(plan, options, partitions) for plan in plans)
-    return queue_sweep(plans, folder, options)
+    code = queue_sweep(plans, folder, options)
+    return wait_for_points(plans) if options.wait and code == DONE else code
+
+
+def wait_for_points(plans: list[Plan]) -> int:
+    """Show the log of each point in turn until all are over. Returns the largest of their exit codes."""
+    code = DONE
+    for plan in plans:
+        code = max(code, show.wait_for(plan.run, plan.local, stop_run))
+        if status.view_run(plan.run, status.all_jobs()).state not in FINAL:  # Ctrl-C
+            break
+    return code
 
 
 def digest(plan: Plan, names: Sequence[str]) -> str:

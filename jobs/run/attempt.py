@@ -120,8 +120,6 @@ def prepare_run(run: RunDir, config: TrainConfig, say: Callable[[str], None]) ->
                 run.status(state=RunState.STOPPED, reason="STOP file")
             return False
         say("The STOP of this run is lifted")
-    if run.read_config() is None:
-        write_config(run, config)
     return True
 
 
