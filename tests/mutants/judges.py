@@ -80,6 +80,12 @@ FAULTS = [
         (f"{JUDGES}::test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told",),
     ),
     Fault(
+        "jobs/run/attempt.py",
+        '        say("The STOP of this run is lifted")\n',
+        '        say("The STOP of this run is lifted")\n    write_config(run, config)\n',
+        (f"{JUDGES}::test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told",),
+    ),
+    Fault(
         "jobs/run/vae.py",
         "if has_collapsed(verdict) and not c.override:",
         "if False:",

@@ -176,6 +176,7 @@ def test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told(collapse
     words = ("--run", room / "ldm", "--vae", run.path, "--total-kimg", "0.008")
     refused = run_main("train_diffusion.py", *words, packs=room / "packs")
     assert refused.code == 78 and "POSTERIOR COLLAPSE" in refused.said and "--override" in refused.said
+    assert RunDir(room / "ldm").read_config() is None  # so the next command may name another VAE
     # Weights that have left their run say it themselves.
     away = room / "away.safetensors"
     away.write_bytes(run.weights.read_bytes())
