@@ -381,26 +381,37 @@ def of_training_slices(data: str, resolution: int, seed: int) -> dict:
     return judge(torch.from_numpy(np.array(train.images))[rows], train, held, seed)
 
 
+def with_range(values: list[float]) -> str:
+    """Their mean, and with several the least and the largest."""
+
+    def short(x: float) -> str:
+        return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+    more = f" ({short(min(values))}-{short(max(values))})" if len(values) > 1 else ""
+    return short(statistics.fmean(values)) + more
+
+
 def report(folder: Path) -> str:
-    """The tables of all results in `folder`, one per data set and kind."""
-    found: dict[tuple[str, int], dict[str, list[dict]]] = {}
+    """The tables of all results in `folder`, one per data set and size."""
+    found: dict[tuple[str, int], dict[tuple[str, float], list[dict]]] = {}
     for file in sorted(folder.glob("*.json")):
         about = json.loads(file.read_text())
-        found.setdefault((about["data"], about["resolution"]), {}).setdefault(about["side"], []).append(about)
+        runs = found.setdefault((about["data"], about["resolution"]), {})
+        runs.setdefault((about["side"], about.get("seconds", 0)), []).append(about)
     columns = ("kid", "fid", "fid_pixels", "precision", "recall", "coverage", "pairs", "copies")
-    heads = ["side", "runs", "kimg", "KID x 1000", "FID", "FID, pixels", "precision", "recall", "coverage",
+    heads = ["side", "seconds", "runs", "kimg", "KID x 1000", "FID", "FID, pixels", "precision", "recall", "coverage",
              "MS-SSIM of pairs", "nearer than 95 % of held-out"]  # fmt: skip
     text = []
     for (data, resolution), sides in found.items():
         rows = []
-        for side in [*SIDES, "training"]:
-            if side in sides:
-                runs = sides[side]
-                spread = [f"{statistics.fmean(r[c] for r in runs):.3g} ({min(r[c] for r in runs):.3g}"
-                          f"-{max(r[c] for r in runs):.3g})" for c in columns]  # fmt: skip
-                kimg = f"{statistics.fmean(r['kimg'] for r in runs):.3g}" if "kimg" in runs[0] else "-"
-                name = SIDES[side][0] if side in SIDES else "training slices"
-                rows.append([name, str(len(runs)), kimg, *spread])
+        for (side, seconds), runs in sorted(
+            sides.items(), key=lambda item: ([*SIDES, "training"].index(item[0][0]), item)
+        ):
+            spread = [with_range([r[c] for r in runs]) for c in columns]
+            about = ["-", str(len(runs)), "-"]
+            if seconds:
+                about = [f"{seconds:g}", str(len(runs)), f"{statistics.fmean(r['kimg'] for r in runs):.3g}"]
+            rows.append([SIDES[side][0] if side in SIDES else "training slices", *about, *spread])
         real = statistics.fmean(r["pairs_real"] for runs in sides.values() for r in runs)
         text.append(f"### {data}, {resolution} px\n\n" + machine.table(heads, rows))
         text[-1] += f"\n\nMS-SSIM of real pairs: {real:.3f}. Means over the runs, with the least and the largest."
