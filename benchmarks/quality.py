@@ -6,9 +6,9 @@
 
 Every side trains for `--seconds` of CPU time (of GPU time where there is one) on one thread, with equal widths, on the
 same slices, and is judged on slices of people that no side has seen. A result that lies in `--out` is not computed
-again, so the table may grow over days; `--write` puts all that is there into benchmarks/RESULTS.md. The Frechet
-distance is in principal components of the training pixels, which no side's training prefers; all other figures are in
-the features that `predict.py evaluate` uses.
+again, so the table may grow over days (with other widths than below take another `--out`); `--write` puts all that is
+there into benchmarks/RESULTS.md. The Frechet distance is in principal components of the training pixels, which no
+side's training prefers; all other figures are in the features that `predict.py evaluate` uses.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TITLE = "Quality at equal computing time"
 SAMPLES, GRID, COMPONENTS = 500, 48, 48
 BATCH, CHANNEL_BASE, CHANNEL_MAX, LATENT, MAPPING = 16, 1024, 64, 64, 2
 UNET = (16, 32, 64)  # channels of the U-Nets, at 32 px
-GROUPS = 16  # of the peers' group norms, whose 32 do not divide these channels
+GROUPS = 8  # of the peers' group norms, whose 32 do not divide these channels; alone in a group none would see the time
 FAST = 1e-3  # learning rate of our quickstart; the peers' are for runs a hundred times as long
 CALLS_OF_PEERS = 50  # DDIM; their own 1,000 calls would take longer than the training
 
@@ -191,8 +191,8 @@ def nvlabs(task: Task, pack: Pack) -> tuple[torch.Tensor, int]:
 
 
 def lucidrains(task: Task, pack: Pack) -> tuple[torch.Tensor, int]:
-    """stylegan2-pytorch's own Trainer with its own settings; the networks as they are, since its averages begin after
-    20,000 steps."""
+    """stylegan2-pytorch's own Trainer with its own settings, among them a latent of 512; the networks as they are,
+    since its averages begin after 20,000 steps."""
     torch.set_num_threads(1)
     torch.manual_seed(task.seed)
     device, resolution = torch.device("cuda" if torch.cuda.is_available() else "cpu"), pack.images.shape[-1]

@@ -6,9 +6,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # A login node is where a Slurm controller answers; the mere packages do not make one. Nothing may compute there: the job
-# is queued, with the flags that the cluster wants (--partition YOURS).
+# is queued, with the flags that the cluster wants (--partition YOURS). --local --wait computes all the same.
 where="--local --wait"
-if [ -z "${SLURM_JOB_ID:-}" ] && command -v sbatch >/dev/null && timeout 5 sinfo --noheader >/dev/null 2>&1; then where=; fi
+if [ -z "${SLURM_JOB_ID:-}" ] && command -v sbatch >/dev/null && timeout 5 sinfo --noheader >/dev/null 2>&1; then
+    where=
+    echo "Slurm answers here: the job is queued (bash jobs/quickstart.sh --partition YOURS)."
+fi
 
 source jobs/venv.sh
 ensure_venv requirements.txt

@@ -22,6 +22,7 @@ from jobs.run.own_job import job_id, process_began, restart_count
 from jobs.run.resume import compare_with_run, write_config
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
+from jobs.run.vae import copied_vae
 
 
 class Attempt:
@@ -98,6 +99,9 @@ class Attempt:
                     code, RunState.FAILED
                 )
                 self.end(code, state, f"{type(error).__name__}: {error}".splitlines()[0][:500])
+            if self.run.proposed and code == stopping.BAD:  # refused: the next command may say something else
+                self.run.config.unlink(missing_ok=True)
+                copied_vae(self.run.path).unlink(missing_ok=True)
             self.run.unlock()
         if fault is not None:
             raise fault from None
@@ -120,6 +124,9 @@ def prepare_run(run: RunDir, config: TrainConfig, say: Callable[[str], None]) ->
                 run.status(state=RunState.STOPPED, reason="STOP file")
             return False
         say("The STOP of this run is lifted")
+    if run.read_config() is None:
+        write_config(run, config)
+        run.proposed = True
     return True
 
 
@@ -128,6 +135,7 @@ def adopt_config(run: RunDir, config: TrainConfig) -> None:
     now."""
     run.unmark_done()
     write_config(run, config)
+    run.proposed = False
 
 
 def check_data(

@@ -58,6 +58,7 @@ class RunDir:
             self.path / "tensorboard",
         )
         self.logs, self.attempts, self.lockfile = self.path / "logs", self.path / "attempts.jsonl", self.path / "LOCK"
+        self.proposed = False  # config.json is of this start, which may still be refused
         self._status: dict = {}
         self._status_at, self._status_failed = 0.0, False
         self._attempt: dict = {}

@@ -81,9 +81,21 @@ FAULTS = [
     ),
     Fault(
         "jobs/run/attempt.py",
-        '        say("The STOP of this run is lifted")\n',
-        '        say("The STOP of this run is lifted")\n    write_config(run, config)\n',
+        "                self.run.config.unlink(missing_ok=True)\n",
+        "",
         (f"{JUDGES}::test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told",),
+    ),
+    Fault(
+        "jobs/run/attempt.py",
+        "                copied_vae(self.run.path).unlink(missing_ok=True)\n",
+        "",
+        ("tests/run/test_attempts.py::test_what_a_refused_first_start_wrote_is_taken_back",),
+    ),
+    Fault(
+        "jobs/run/attempt.py",
+        "    run.proposed = False\n",
+        "",
+        ("tests/run/test_attempts.py::test_what_a_refused_first_start_wrote_is_taken_back",),
     ),
     Fault(
         "jobs/run/vae.py",

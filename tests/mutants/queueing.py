@@ -47,13 +47,13 @@ FAULTS = [
     Fault("jobs/cluster/slurm_text.py", '[AabJjNnstux])"', '[AabJjNnstx])"', (f"{OPTIONS}::test_a_path_in_which_slurm_writes_something_else",)),
     Fault(
         "jobs/quickstart.sh",
-        "then where=; fi",
-        "then :; fi",
+        "    where=\n    echo",
+        "    echo",
         ("tests/cluster/test_job_scripts.py::test_quickstart_queues_on_a_login_node_and_computes_elsewhere",),
     ),
     Fault(
         "jobs/cluster/sweep.py",
-        "return wait_for_points(plans) if options.wait and code == DONE else code",
+        "return wait_for_points(plans, folder) if options.wait and code == DONE else code",
         "return code",
         ("tests/cluster/test_launch_slurm.py::test_sweep_is_one_array_with_a_run_per_point",),
     ),

@@ -29,6 +29,7 @@ from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, rep
 from jobs.run.lock import process_space
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
+from jobs.run.vae import copied_vae
 from jobs.training.averages import Averages
 from jobs.training.checkpoint import CheckpointError, Checkpoints, Diverged
 from jobs.training.ranks import PeerLost
@@ -463,6 +464,26 @@ def test_a_run_keeps_the_config_that_it_began_with_until_nothing_can_be_refused_
     adopt_config(run, other)
     assert run.read_config() == dataclasses.asdict(other) | {"override": False}  # of one command, not of the run
     assert not run.done()
+
+
+def test_what_a_refused_first_start_wrote_is_taken_back(alone, tmp_path):
+    """So that the next command may say something else. A crash, or a start that went on, leaves it."""
+    c = config()
+
+    def left(folder: str, error: Exception, adopted: bool = False) -> list[bool]:
+        run = RunDir(tmp_path / folder)
+        with pytest.raises(type(error)), Attempt(run, c, 0) as attempt:
+            assert prepare_run(run, c, attempt.say)
+            copied_vae(run.path).write_bytes(b"")
+            if adopted:
+                adopt_config(run, c)
+            raise error
+        return [run.config.exists(), copied_vae(run.path).exists()]
+
+    assert left("refused", ConfigError("no")) == [False, False]
+    assert left("refused", ConfigError("no"), adopted=True) == [True, True]
+    assert left("crashed", RuntimeError("no")) == [True, True]
+    assert left("crashed", ConfigError("no")) == [True, True]  # not of this start
 
 
 def test_data_are_those_that_the_run_began_with(alone, tmp_path):
