@@ -390,14 +390,9 @@ def step_flops(c: GanConfig, rt: ranks.Runtime, num_classes: Told, dtype: torch.
 
 # --- the run ----------------------------------------------------------------------------------------------------------
 def train(
-    c: GanConfig,
-    rt: ranks.Runtime,
-    run: RunDir,
-    packs: list[Pack],
-    columns: list[Column],
-    network: Network | None,
+    c: GanConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack], columns: list[Column], network: Network | None,
     attempt: Attempt,
-) -> int:
+) -> int:  # fmt: skip
     """Train until done or stopped.
 
     Returns the process's exit code; raises Diverged. packs: training and, if any, other patients. columns: what the
