@@ -309,7 +309,7 @@ SIDES: dict[str, tuple[str, int, Callable]] = {  # {name: (in words, pixels, tra
     "gan-rpgan": ("ours, rpgan, ADA by schedule", 32, partial(our_gan, loss="rpgan")),
     "nvlabs": ("stylegan2-ada-pytorch, no ADA", 32, nvlabs),
     "lucidrains": ("stylegan2-pytorch", 32, lucidrains),
-    "diffusion": ("ours, pixels", 32, our_diffusion),
+    "diffusion": ("ours, diffusion on pixels", 32, our_diffusion),
     "diffusers": ("diffusers", 32, diffusers),
     "diffusers-fast": ("diffusers, our learning rate", 32, partial(diffusers, lr=FAST)),
     "monai": ("MONAI", 32, monai),
