@@ -7,8 +7,9 @@
 Every side trains for `--seconds` of CPU time (of GPU time where there is one) on one thread, with equal widths, on the
 same slices, and is judged on slices of people that no side has seen. A result that lies in `--out` is not computed
 again, so the table may grow over days (with other widths than below take another `--out`); `--write` puts all that is
-there into benchmarks/RESULTS.md. The Frechet distance is in principal components of the training pixels, which no
-side's training prefers; all other figures are in the features that `predict.py evaluate` uses.
+there into benchmarks/RESULTS.md, and its pictures beside it. The Frechet distance is in principal components of the
+training pixels, which no side's training prefers; all other figures are in the features that `predict.py evaluate`
+uses.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import train_diffusion
 import train_gan
@@ -50,10 +52,10 @@ from models import quality, samplers, schedules
 from models.ema import ema_beta, update_ema
 
 TITLE = "Quality at equal computing time"
-SAMPLES, GRID, COMPONENTS = 500, 48, 48
+SAMPLES, GRID, SHOWN, COMPONENTS = 500, 48, 16, 48
 BATCH, CHANNEL_BASE, CHANNEL_MAX, LATENT, MAPPING = 16, 1024, 64, 64, 2
 UNET = (16, 32, 64)  # channels of the U-Nets, at 32 px
-GROUPS = 8  # of the peers' group norms, whose 32 do not divide these channels; alone in a group none would see the time
+GROUPS = 8  # of the peers' group norms (their 32 are too many): norms of single channels would take the time away again
 FAST = 1e-3  # learning rate of our quickstart; the peers' are for runs a hundred times as long
 CALLS_OF_PEERS = 50  # DDIM; their own 1,000 calls would take longer than the training
 
@@ -381,14 +383,20 @@ def of_training_slices(data: str, resolution: int, seed: int) -> dict:
     return judge(torch.from_numpy(np.array(train.images))[rows], train, held, seed)
 
 
+def name_of(side: str) -> str:
+    """A side in words."""
+    return SIDES[side][0] if side in SIDES else "training slices"
+
+
+def in_order(key: tuple[str, float]) -> tuple[int, float]:
+    """Where (side, seconds) stands in tables and pictures."""
+    return [*SIDES, "training"].index(key[0]), key[1]
+
+
 def with_range(values: list[float]) -> str:
-    """Their mean, and with several the least and the largest."""
-
-    def short(x: float) -> str:
-        return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
-
-    more = f" ({short(min(values))}-{short(max(values))})" if len(values) > 1 else ""
-    return short(statistics.fmean(values)) + more
+    """Their mean, and with several the least and the largest: quartiles of three say little."""
+    more = f" ({machine.number(min(values))}-{machine.number(max(values))})" if len(values) > 1 else ""
+    return machine.number(statistics.fmean(values)) + more
 
 
 def report(folder: Path) -> str:
@@ -399,23 +407,37 @@ def report(folder: Path) -> str:
         runs = found.setdefault((about["data"], about["resolution"]), {})
         runs.setdefault((about["side"], about.get("seconds", 0)), []).append(about)
     columns = ("kid", "fid", "fid_pixels", "precision", "recall", "coverage", "pairs", "copies")
-    heads = ["side", "seconds", "runs", "kimg", "KID x 1000", "FID", "FID, pixels", "precision", "recall", "coverage",
+    heads = ["side", "runs", "seconds", "kimg", "KID x 1000", "FID", "FID, pixels", "precision", "recall", "coverage",
              "MS-SSIM of pairs", "nearer than 95 % of held-out"]  # fmt: skip
     text = []
     for (data, resolution), sides in found.items():
         rows = []
-        for (side, seconds), runs in sorted(
-            sides.items(), key=lambda item: ([*SIDES, "training"].index(item[0][0]), item)
-        ):
-            spread = [with_range([r[c] for r in runs]) for c in columns]
-            about = ["-", str(len(runs)), "-"]
+        for (side, seconds), runs in sorted(sides.items(), key=lambda item: in_order(item[0])):
+            time_and_kimg = ["-", "-"]
             if seconds:
-                about = [f"{seconds:g}", str(len(runs)), f"{statistics.fmean(r['kimg'] for r in runs):.3g}"]
-            rows.append([SIDES[side][0] if side in SIDES else "training slices", *about, *spread])
+                time_and_kimg = [f"{seconds:g}", machine.number(statistics.fmean(r["kimg"] for r in runs))]
+            rows.append(
+                [name_of(side), str(len(runs)), *time_and_kimg, *(with_range([r[c] for r in runs]) for c in columns)]
+            )
         real = statistics.fmean(r["pairs_real"] for runs in sides.values() for r in runs)
         text.append(f"### {data}, {resolution} px\n\n" + machine.table(heads, rows))
-        text[-1] += f"\n\nMS-SSIM of real pairs: {real:.3f}. Means over the runs, with the least and the largest."
+        text[-1] += f"\n\nMS-SSIM of real pairs: {real:.3f}. Means over the runs, with the least and the largest; the "
+        text[-1] += "rows may be of several commands."
     return "\n\n".join(text)
+
+
+def picture(folder: Path, data: str, held: Pack) -> Image.Image:
+    """The first slices of each side's first run, below real ones."""
+    files = {}
+    for file in folder.glob(f"{data}-*-0.json"):
+        about = json.loads(file.read_text())
+        if file.with_suffix(".npy").exists():
+            files[about["side"], about["seconds"]] = file.with_suffix(".npy")
+    order = sorted(files, key=in_order)
+    real = np.array(held.images)[:: max(len(held) // SHOWN, 1)]
+    rows = [real[:SHOWN], *(np.load(files[key])[:SHOWN] for key in order)]
+    names = ["real slices", *(f"{name_of(side)}, {seconds:g} s" for side, seconds in order)]
+    return image_grid(np.concatenate(rows), SHOWN, row_labels=names, scale=2)
 
 
 def main() -> None:
@@ -465,6 +487,10 @@ def main() -> None:
     print("\n\n".join(text))
     if args.write:
         machine.write_section(TITLE, "\n\n".join(text))
+        for data in args.data or ["phantom:2000"]:
+            name = Path(data).name.replace(":", "-")
+            held = packs_of(data, 32)[1]
+            save_png(machine.RESULTS.parent / "pictures" / f"quality-{name}.png", picture(args.out, name, held))
 
 
 if __name__ == "__main__":

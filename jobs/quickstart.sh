@@ -5,12 +5,12 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# A login node is where a Slurm controller answers; the mere packages do not make one. Nothing may compute there: the job
-# is queued, with the flags that the cluster wants (--partition YOURS). --local --wait computes all the same.
+# A login node is where a Slurm controller answers; the mere packages do not make one. There the job is queued,
+# as nothing may compute.
 where="--local --wait"
 if [ -z "${SLURM_JOB_ID:-}" ] && command -v sbatch >/dev/null && timeout 5 sinfo --noheader >/dev/null 2>&1; then
     where=
-    echo "Slurm answers here: the job is queued (bash jobs/quickstart.sh --partition YOURS)."
+    echo "Slurm answers here, so the job is queued: --partition YOURS says where; --local --wait computes here instead."
 fi
 
 source jobs/venv.sh

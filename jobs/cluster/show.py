@@ -26,6 +26,8 @@ from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState, Verdict
 from jobs.run.stopping import DONE
 
+LOOKS = 3  # at an ended run before it counts as over: between two attempts it looks so, too
+
 JSON_VERSION = 1  # of what `status --json` prints; it grows when a field goes or changes its meaning
 WATCH_S = 5.0
 
@@ -322,7 +324,7 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
         print("\r\x1b[K" if live else "", end="")
 
     try:
-        while bad_looks < 3:
+        while bad_looks < LOOKS:
             if not local and time.monotonic() - asked > 5:
                 jobs, asked = status.all_jobs(), time.monotonic()
             view = status.view_run(run, {} if local else jobs)
@@ -347,10 +349,31 @@ def wait_for(run: Path, local: bool, stop: Callable) -> int:
         return 130
     follower.show(clear)
     clear()
-    if view.state == RunState.DONE:
-        return DONE
+    return DONE if view.state == RunState.DONE else say_end(run, view)
+
+
+def wait_for_points(runs: list[Path], folder: Path) -> int:
+    """A line for each point of the sweep as it ends, until all are over. Returns the largest of their exit codes."""
+    code, looks = DONE, dict.fromkeys(runs, 0)
+    try:
+        while looks:
+            jobs = status.all_jobs()
+            for run in list(looks):
+                view = status.view_run(run, jobs)
+                looks[run] = looks[run] + 1 if view.state in FINAL else 0
+                if view.state == RunState.DONE or looks[run] == LOOKS:
+                    code = max(code, say_end(run, view))
+                    del looks[run]
+            time.sleep(2.0 if looks else 0.0)
+    except KeyboardInterrupt:
+        say(f"The jobs go on. python launch.py stop {typed(folder)} stops them.")
+    return code
+
+
+def say_end(run: Path, view) -> int:
+    """How a run ended, in one line. Returns its exit code."""
     say(f"{run.name}: {view.state}{f' ({view.told})' if view.told else ''}")
-    return DONE if view.state == RunState.STOPPED else view.code or 1
+    return DONE if view.state in (RunState.DONE, RunState.STOPPED) else view.code or 1
 
 
 def say_tunnel(site, port: str, what: str = "TensorBoard", local: int = 6006, path: str = "") -> None:

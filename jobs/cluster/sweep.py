@@ -7,13 +7,12 @@ import hashlib
 import itertools
 import json
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 from data.files import atomic_write, say
-from jobs.cluster import preflight, slurm, status, submit
+from jobs.cluster import preflight, show, slurm, status, submit
 from jobs.cluster.options import Options
 from jobs.cluster.plan import Plan
 from jobs.cluster.queueing import Partitions, launch, plan_or_hint, refused, show_dry_run, stored_total
@@ -78,26 +77,7 @@ def check_and_queue(
     if options.local:
         return max(launch(plan, options, partitions) for plan in plans)
     code = queue_sweep(plans, folder, options)
-    return wait_for_points(plans, folder) if options.wait and code == DONE else code
-
-
-def wait_for_points(plans: list[Plan], folder: Path) -> int:
-    """A line for each point as it ends, until all are over. Returns the largest of their exit codes."""
-    code, looks = DONE, {plan.run: 0 for plan in plans}
-    try:
-        while looks:
-            jobs = status.all_jobs()
-            for run in list(looks):
-                view = status.view_run(run, jobs)
-                looks[run] = looks[run] + 1 if view.state in FINAL else 0
-                if view.state == RunState.DONE or looks[run] == 3:  # between two attempts a run may look ended
-                    say(f"{run.name}: {view.state}{f' ({view.told})' if view.told else ''}", sys.stderr)
-                    code = max(code, 0 if view.state in (RunState.DONE, RunState.STOPPED) else view.code or 1)
-                    del looks[run]
-            time.sleep(2.0 if looks else 0.0)
-    except KeyboardInterrupt:
-        say(f"The jobs go on. python launch.py stop {typed(folder)} stops them.")
-    return code
+    return show.wait_for_points([plan.run for plan in plans], folder) if options.wait and code == DONE else code
 
 
 def digest(plan: Plan, names: Sequence[str]) -> str:

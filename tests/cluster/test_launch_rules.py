@@ -724,6 +724,47 @@ def test_resume_of_a_sweep_is_one_array_with_its_throttle(world, capsys):
     assert ran("resume", "grid") == 78 and len(world.asked) == 7 and f"error: {names[2]}: " in capsys.readouterr().err
 
 
+A, B = "grid-lr=0.1", "grid-lr=0.2"
+
+
+@pytest.mark.parametrize(
+    ("looks", "code", "said"),
+    [
+        ([(B, "done"), (), (A, "stopped"), (), (), ()], 0, [f"{B}: done", f"{A}: stopped"]),
+        ([(A, "done")], 0, [f"{A}: done", "The jobs go on. python launch.py stop grid stops them."]),
+        # Between two attempts a run may look ended: one look or two are not enough.
+        (
+            [(A, "failed"), (), (A, "live"), (B, "done"), (A, "failed"), (), (), ()],
+            1,
+            [f"{B}: done", f"{A}: failed (python launch.py why {A})"],
+        ),
+    ],
+    ids=["stopped", "Ctrl-C", "between attempts"],
+)
+def test_a_resumed_sweep_is_waited_for(world, capsys, monkeypatch, looks, code, said):
+    """looks: what happens after each look at the points; then Ctrl-C."""
+    ran(*GAN, "--name", "grid", "--sweep", "lr=0.1,0.2")
+    for name in (A, B):
+        world.over(name, "stopped")
+    world.asked.clear()
+    events = iter(looks)
+
+    def sleep(_):
+        match next(events, None):
+            case None:
+                raise KeyboardInterrupt
+            case name, "live":
+                world.lives(name)
+            case name, state:
+                world.over(name, state, 1.0)
+
+    monkeypatch.setattr(show, "time", SimpleNamespace(sleep=sleep))  # of no other module
+    capsys.readouterr()
+    assert ran("resume", "grid", "--wait") == code and world.asked == [("sbatch", [A, B], "", "grid")]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith(("grid-", "The jobs"))] == said
+
+
 def test_points_that_still_stop_are_named_and_not_called_live(world, capsys):
     ran(*GAN, "--name", "grid", "--sweep", "lr=0.1,0.2")
     for name in ("grid-lr=0.1", "grid-lr=0.2"):

@@ -171,9 +171,9 @@ def test_sweep_is_one_array_with_a_run_per_point(queue, clone):
     runs = [clone / "runs" / f"lrs-lr={lr}" for lr in ("0.001", "0.002")]
     first, second = (ids(run)[0] for run in runs)
     assert first.split("_")[0] == second.split("_")[0] and (first[-2:], second[-2:]) == ("_0", "_1") and first in shown
-    waited = launch(queue, clone, *words, "--wait")
-    assert "live or done already" in waited.stdout and ids(runs[0]) == [first]
-    assert all((run / "DONE").exists() and f"{run.name}: done" in waited.stderr for run in runs), waited
+    waited = launch(queue, clone, *words, "--wait").stdout
+    assert "live or done already" in waited and ids(runs[0]) == [first]
+    assert all((run / "DONE").exists() and f"{run.name}: done" in waited for run in runs), waited
     rows = launch(queue, clone, "status", "lrs").stdout.splitlines()
     assert [row.split()[0] for row in rows] == ["LR", "0.001", "0.002"] and "loss_G" in rows[0]
     assert [json.loads((run / "config.json").read_text())["lr"] for run in runs] == [0.001, 0.002]

@@ -53,8 +53,12 @@ FAULTS = [
     ),
     Fault(
         "jobs/cluster/sweep.py",
-        "return wait_for_points(plans, folder) if options.wait and code == DONE else code",
+        "return show.wait_for_points([plan.run for plan in plans], folder) if options.wait and code == DONE else code",
         "return code",
         ("tests/cluster/test_launch_slurm.py::test_sweep_is_one_array_with_a_run_per_point",),
     ),
+    Fault("jobs/cluster/show.py", "looks[run] + 1 if view.state in FINAL else 0", "looks[run] + 1",
+          ("tests/cluster/test_launch_rules.py::test_a_resumed_sweep_is_waited_for",)),
+    Fault("jobs/cluster/sweep.py", "    if asked[0].local:", "    if options.wait or asked[0].local:",
+          ("tests/cluster/test_launch_rules.py::test_a_resumed_sweep_is_waited_for",)),
 ]  # fmt: skip
