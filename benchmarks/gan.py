@@ -44,7 +44,10 @@ class Ours:
 
     def __init__(self, shape: Shape, precision: str, pack: Pack, rt: ranks.Runtime):
         """Networks of a width that all sides can have, and batches of `pack`."""
-        c = replace(GanConfig(), data="phantom", precision=precision, ada="off", mapping_layers=MAPPING_LAYERS)
+        c = replace(
+            GanConfig(), data="phantom", precision=precision, ada="off", mapping_layers=MAPPING_LAYERS,
+            loss="logistic",  # the peers' own
+        )  # fmt: skip
         lazy = dict(gamma=1.0, r1_interval=R1_INTERVAL, pl_interval=PL_INTERVAL)
         self.c = c = derived(replace(c, **vars(shape), **lazy))
         self.rt, self.device, self.dtype = rt, rt.device, devices.precision_dtype(precision, rt.device)

@@ -86,7 +86,7 @@ def measured(folder: Path, rounds: int, steps: int) -> str:
             for ranks in (1, 2) if i % 2 == 0 else (2, 1):
                 speeds[ranks].append(images_per_second(folder, ranks, flags))
         sizes = dict(resolution=resolution, channel_base=base, channel_max=cap, z_dim=64, w_dim=64, mapping_layers=2)
-        c = derived(replace(GanConfig(), data="phantom", **sizes))
+        c = derived(replace(GanConfig(), data="phantom", loss="logistic", **sizes))
         gain = [b / a / 2 for a, b in zip(speeds[1], speeds[2], strict=True)]
         rows.append([f"{resolution} px, widths {base} / {cap}", f"{sum(gradient_megabytes(c)):.1f}",
                      *(machine.spread(speeds[r]) for r in (1, 2)), machine.spread(gain)])  # fmt: skip
@@ -103,7 +103,7 @@ def gradient_megabytes(c: GanConfig) -> tuple[float, float]:
 def on_paper() -> str:
     """Expected efficiency of n nodes with one A100 each: no overlap of computing and sending, as the toolkit does
     it."""
-    c = derived(replace(GanConfig(), **GAN_PRESETS["adni256"], data="phantom"))
+    c = derived(replace(GanConfig(), **GAN_PRESETS["adni256"], data="phantom", loss="logistic"))
     G, D = gradient_megabytes(c)
     sent = G * (1 + 1 / c.pl_interval) + D * (1 + 1 / c.r1_interval)
     rows = []

@@ -12,8 +12,8 @@ GAN_PRESETS: dict[str, dict] = {
     # Small enough for two CPU cores and a few minutes.
     "quickstart": dict(
         data="phantom:2000", resolution=64, batch=16, total_kimg=28.0, channel_base=1024, channel_max=64,
-        z_dim=64, w_dim=64, mapping_layers=2, loss="rpgan", gamma=0.5, r1_interval=8, ema_kimg=1.5, ema_rampup=0.1,
-        ada="off", lr=0.004, pl_weight=0.0, log_kimg=0.5, sample_kimg=4.0, checkpoint_minutes=1.0,
+        z_dim=64, w_dim=64, mapping_layers=2, ema_kimg=1.5, ema_rampup=0.1,
+        ada="off", lr=0.004, log_kimg=0.5, sample_kimg=4.0, checkpoint_minutes=1.0,
         metric_kimg=4.0,
     ),
 }  # fmt: skip

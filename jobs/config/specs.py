@@ -195,17 +195,17 @@ class GanConfig(SamplingConfig):
     """
 
     # --- objective ----------------------------------------------------------------------------------------------------
-    loss: Literal["logistic", "rpgan"] = "logistic"
-    """logistic: non-saturating, with R1. rpgan: relativistic pairing, with R1 and R2; the answer to mode collapse."""
+    loss: Literal["logistic", "rpgan"] = "rpgan"
+    """rpgan: relativistic pairing, with R1 and R2. logistic: non-saturating, with R1: StyleGAN2-ADA's, and narrower."""
     gamma: float = float(AUTO)
     """Weight of the R1 (and R2) penalty (0: off). The knob to turn per data set: a factor of 2 and 4 either way.
 
-    auto (-2): 0.0002 x resolution squared / batch; with --loss rpgan ten times that.
+    auto (-2): 0.002 x resolution squared / batch; with --loss logistic a tenth of that.
     """
     r1_interval: int = AUTO
-    """Steps between gradient penalties (lazy regularisation). auto (-2): 16; with --loss rpgan 8."""
-    pl_weight: float = 2.0
-    """Weight of the path-length regularisation (0: off)."""
+    """Steps between gradient penalties (lazy regularisation). auto (-2): 8; with --loss logistic 16."""
+    pl_weight: float = float(AUTO)
+    """Weight of the path-length regularisation (0: off). auto (-2): 0; with --loss logistic 2."""
     pl_interval: int = 4
     """Steps between path-length regularisations."""
     pl_decay: float = 0.01
@@ -216,9 +216,9 @@ class GanConfig(SamplingConfig):
     """Adaptive discriminator augmentation: shifts, scales, small rotations, brightness, contrast; mri-flip adds
     mirroring."""
     ada_target: float = float(AUTO)
-    """What ADA steers to: the mean sign of D(real), with --loss rpgan the overfitting r_v against held-out slices.
+    """What ADA steers to: the overfitting r_v against held-out slices, with --loss logistic the mean sign of D(real).
 
-    auto (-2): 0.6; with --loss rpgan 0.5.
+    auto (-2): 0.5; with --loss logistic 0.6.
     """
     ada_kimg: float = float(AUTO)
     """Kimg in which ADA's probability can move from 0 to 1. auto (-2): 500; with --init-from 100."""

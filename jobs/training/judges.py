@@ -86,8 +86,8 @@ def remedies(c) -> str:
     """What helps against slices that are alike, of what the run does not have yet."""
     if not isinstance(c, GanConfig):
         return "more data or a longer run"
-    loss, ada = "--loss rpgan, " * (c.loss != "rpgan"), ", or --ada mri" * (c.ada == "off")
-    return f"{loss}a larger --gamma than {c.gamma:g}{ada}"
+    loss, length = "--loss rpgan, " * (c.loss != "rpgan"), "--pl-weight 0, " * bool(c.pl_weight)
+    return f"{loss}{length}another --gamma than {c.gamma:g}{', or --ada mri' * (c.ada == 'off')}"
 
 
 def ahead(c, row: dict, counters: dict, nimg: int) -> Findings:

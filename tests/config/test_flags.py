@@ -74,7 +74,7 @@ DEFAULTS: dict[type, dict] = {
     GanConfig: _TRAIN | _SAMPLING | dict(
         total_kimg=5000.0, ema_kimg=-2.0, conditional=False, hflip=False, z_dim=512, w_dim=512, mapping_layers=8,
         channel_base=16384,
-        channel_max=512, mbstd_group=-2, loss="logistic", gamma=-2.0, r1_interval=-2, pl_weight=2.0, pl_interval=4,
+        channel_max=512, mbstd_group=-2, loss="rpgan", gamma=-2.0, r1_interval=-2, pl_weight=-2.0, pl_interval=4,
         pl_decay=0.01,
         style_mixing=0.9, ada="mri", ada_target=-2.0, ada_kimg=-2.0, lr=0.0025,
     ),
@@ -101,8 +101,8 @@ PRESETS: dict[type, dict[str, dict]] = {
         "quickstart": dict(
             data="phantom:2000", resolution=64, batch=16, total_kimg=28.0, channel_base=1024, channel_max=64, z_dim=64,
             w_dim=64,
-            mapping_layers=2, loss="rpgan", gamma=0.5, r1_interval=8, ema_kimg=1.5, ema_rampup=0.1, ada="off", lr=0.004,
-            pl_weight=0.0, log_kimg=0.5, sample_kimg=4.0, checkpoint_minutes=1.0, metric_kimg=4.0,
+            mapping_layers=2, ema_kimg=1.5, ema_rampup=0.1, ada="off", lr=0.004,
+            log_kimg=0.5, sample_kimg=4.0, checkpoint_minutes=1.0, metric_kimg=4.0,
         ),
     },
     VaeConfig: {

@@ -16,6 +16,12 @@ FAULTS = [
     ),
     Fault(
         "jobs/config/recipe.py",
+        "0.0 if pairs else 2.0",
+        "2.0",
+        (f"{RECIPE}test_numbers_follow_resolution_batch_and_loss",),
+    ),
+    Fault(
+        "jobs/config/recipe.py",
         "math.gcd(c.batch, MBSTD_GROUP)",
         "MBSTD_GROUP",
         (f"{RECIPE}test_numbers_follow_resolution_batch_and_loss",),

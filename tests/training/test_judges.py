@@ -21,7 +21,11 @@ from jobs.training import judges, ranks
 from jobs.training.upkeep import Record
 from jobs.training.weights import read_weights
 
-GAN, VAE, DIFFUSION = GanConfig(total_kimg=1.0), VaeConfig(total_kimg=1.0), DiffusionConfig(total_kimg=1.0)
+GAN, VAE, DIFFUSION = (
+    GanConfig(total_kimg=1.0, loss="logistic"),
+    VaeConfig(total_kimg=1.0),
+    DiffusionConfig(total_kimg=1.0),
+)
 RT = ranks.Runtime(0, 1, 0, torch.device("cpu"), 1)
 
 
@@ -85,8 +89,10 @@ def test_two_lost_classes_are_both_named():
 
 
 @pytest.mark.parametrize(("flags", "says"), [
-    (dict(loss="logistic", ada="off"), "try --loss rpgan, a larger --gamma than 2, or --ada mri"),
-    (dict(loss="rpgan", ada="mri"), "try a larger --gamma than 2"),
+    (dict(loss="logistic", pl_weight=2.0, ada="off"),
+     "try --loss rpgan, --pl-weight 0, another --gamma than 2, or --ada mri"),
+    (dict(loss="rpgan", pl_weight=0.0, ada="mri"), "try another --gamma than 2"),
+    (dict(loss="rpgan", pl_weight=1.0, ada="mri"), "try --pl-weight 0, another --gamma than 2"),
 ])  # fmt: skip
 def test_what_a_run_has_already_is_not_what_it_should_try(flags, says):
     rows = dict(diversity=1.0), dict(diversity=0.45)
