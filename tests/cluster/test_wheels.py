@@ -193,11 +193,11 @@ def planned(*flags: str, gres: str = "gpu:a100:1", kinds: tuple[str, ...] = (), 
 @pytest.mark.parametrize(
     ("gres", "kinds", "more", "batch"),
     [
-        ("gpu:a100:1", (), {}, (232, 1)),
-        ("gpu:a100:2", (), dict(gpus=2), (464, 1)),
+        ("gpu:a100:1", (), {}, (192, 1)),
+        ("gpu:a100:2", (), dict(gpus=2), (392, 1)),
         ("gpu:v100:1", (), {}, (64, 2)),  # in fp32, with 16 GB
         ("gpu:1", ("gpu:a100", "gpu:v100"), {}, (64, 2)),  # the smallest that it may get
-        ("gpu:1", ("gpu:a100",), dict(nodes=2), (464, 1)),
+        ("gpu:1", ("gpu:a100",), dict(nodes=2), (392, 1)),
     ],
 )
 def test_batch_auto_is_that_of_the_card_that_is_asked_for(tmp_path, monkeypatch, capsys, gres, kinds, more, batch):
@@ -229,8 +229,8 @@ def test_a_step_that_does_not_fit_is_said_with_the_flags_that_do(tmp_path, monke
     assert preflight.check_memory(planned("--preset", "adni256", gres="gpu:1")) == []
     (warned,) = preflight.check_memory(planned("--preset", "adni256", gres="gpu:v100:1"))
     assert (
-        warned.level == "warn" and "20 GB, and a V100 may have 16 GB" in warned.text and "--accumulate 2" in warned.fix
+        warned.level == "warn" and "23 GB, and a V100 may have 16 GB" in warned.text and "--accumulate 2" in warned.fix
     )
-    for gres, gb in (("gpu:a100:1", 10), ("gpu:v100:1", 20)):
+    for gres, gb in (("gpu:a100:1", 12), ("gpu:v100:1", 23)):
         (line,) = preflight.check_config(planned("--preset", "adni256", gres=gres))
         assert line.level == "ok" and f"about {gb} GB per GPU" in line.text
