@@ -10,6 +10,10 @@ quality.jsonl beside this file, is not computed again, so the table may grow ove
 its lines out of the record); `--write` puts the results of `--out` into the record, the tables of the record into
 RESULTS.md, and the pictures beside it. The Frechet distance in pixels is in principal components of the training
 slices, which no side's training prefers; all other figures are in the features that `predict.py evaluate` uses.
+
+Ours go without path length and, as the data of a benchmark have no third split to steer ADA by, with ADA that rises by
+schedule (rpgan) or follows D's signs (logistic). stylegan2-ada-pytorch has its `auto` settings without ADA, or "our
+way" our learning rate and no path length. "Our rate" is our learning rate for a peer.
 """
 
 from __future__ import annotations
@@ -180,7 +184,7 @@ def report(measured: list[dict]) -> str:
         text += [f"### {data}, {RESOLUTION} px", "\n".join(f"- {on}" for on in sorted({r["on"] for r in of_data}))]
         text.append(machine.table(heads, rows))
         text.append(f"MS-SSIM of real pairs: {real:.3f}." if real == real else "One held-out person: no real pairs.")
-        text[-1] += " Means over the runs, with the least and the largest."
+        text[-1] += " Means over the runs, with the least and the largest; what the sides are stands in quality.py."
     return "\n\n".join(text)
 
 

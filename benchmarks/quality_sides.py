@@ -288,17 +288,17 @@ def noise_predictor(
 
 
 SIDES: dict[str, tuple[str, Callable]] = {  # {name: (in words, training)}
-    "gan-logistic": ("ours, logistic, ADA, no path length", partial(our_gan, loss="logistic", pl_weight=0.0)),
-    "gan-rpgan": ("ours, rpgan, ADA by schedule", partial(our_gan, loss="rpgan")),
-    "nvlabs": ("stylegan2-ada-pytorch, no ADA", nvlabs),
+    "gan-logistic": ("ours, logistic, ADA", partial(our_gan, loss="logistic", pl_weight=0.0)),
+    "gan-rpgan": ("ours, rpgan, ADA", partial(our_gan, loss="rpgan")),
+    "nvlabs": ("stylegan2-ada-pytorch", nvlabs),
     "nvlabs-fast": (
-        "stylegan2-ada-pytorch, our learning rate, no path length",
+        "stylegan2-ada-pytorch, our way",
         partial(nvlabs, lr=FAST_GAN, pl_weight=0.0),
     ),
     "lucidrains": ("stylegan2-pytorch", lucidrains),
     "diffusion": ("ours, diffusion on pixels", our_diffusion),
     "diffusers": ("diffusers", diffusers),
-    "diffusers-fast": ("diffusers, our learning rate", partial(diffusers, lr=FAST)),
+    "diffusers-fast": ("diffusers, our rate", partial(diffusers, lr=FAST)),
     "monai": ("MONAI", monai),
-    "monai-fast": ("MONAI, our learning rate", partial(monai, lr=FAST)),
+    "monai-fast": ("MONAI, our rate", partial(monai, lr=FAST)),
 }
