@@ -11,8 +11,8 @@ its lines out of the record); `--write` puts the results of `--out` into the rec
 RESULTS.md, and the pictures beside it. The Frechet distance in pixels is in principal components of the training
 slices, which no side's training prefers; all other figures are in the features that `predict.py evaluate` uses.
 
-Ours go without path length and, as the data of a benchmark have no third split to steer ADA by, with ADA that rises by
-schedule (rpgan) or follows D's signs (logistic). stylegan2-ada-pytorch has its `auto` settings without ADA, or "our
+Ours go without path length, both losses. They get no held-out slices to steer ADA by: it rises by schedule (rpgan) or
+follows D's signs (logistic). stylegan2-ada-pytorch has its `auto` settings without ADA, or "our
 way" our learning rate and no path length. "Our rate" is our learning rate for a peer.
 """
 
@@ -181,7 +181,13 @@ def report(measured: list[dict]) -> str:
             )
             rows.append([name_of(side), str(len(runs)), *spent, *(with_range([r[c] for r in runs]) for c in columns)])
         real = statistics.fmean(r["pairs_real"] for r in of_data)
-        text += [f"### {data}, {RESOLUTION} px", "\n".join(f"- {on}" for on in sorted({r["on"] for r in of_data}))]
+        where: dict[str, dict[str, None]] = {}  # {machine and versions: its sides, once each}
+        for r in of_data:
+            where.setdefault(r["on"], {})[name_of(r["side"])] = None
+        text += [
+            f"### {data}, {RESOLUTION} px",
+            "\n".join(f"- {on}: {'; '.join(names)}" for on, names in where.items()),
+        ]
         text.append(machine.table(heads, rows))
         text.append(f"MS-SSIM of real pairs: {real:.3f}." if real == real else "One held-out person: no real pairs.")
         text[-1] += " Means over the runs, with the least and the largest; what the sides are stands in quality.py."
@@ -189,13 +195,17 @@ def report(measured: list[dict]) -> str:
 
 
 def picture(folder: Path, data: str, held: Pack) -> Image.Image:
-    """The first slices of each side's first run, below real ones."""
+    """The first slices of each side's first run, below real ones; says of which there are none in `folder`."""
     names, rows = ["real slices"], [np.array(held.images)[:: max(len(held) // SHOWN, 1)][:SHOWN]]
     for about in results(folder):
         samples = folder / (file_of(about) + ".npy")
-        if about["data"] == Path(data).name and about["seed"] == 0 and samples.exists():
-            names.append(f"{name_of(about['side'])}, {about['seconds']:g} s")
-            rows.append(np.load(samples)[:SHOWN])
+        if about["data"] != Path(data).name or about["seed"] or about["side"] not in SIDES:
+            continue
+        if not samples.exists():
+            print(f"not in the picture, as its samples are not kept: {samples}")
+            continue
+        names.append(f"{name_of(about['side'])}, {about['seconds']:g} s")
+        rows.append(np.load(samples)[:SHOWN])
     return image_grid(np.concatenate(rows), SHOWN, row_labels=names, scale=2)
 
 

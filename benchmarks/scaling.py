@@ -86,7 +86,7 @@ def measured(folder: Path, rounds: int, steps: int) -> str:
             for ranks in (1, 2) if i % 2 == 0 else (2, 1):
                 speeds[ranks].append(images_per_second(folder, ranks, flags))
         sizes = dict(resolution=resolution, channel_base=base, channel_max=cap, z_dim=64, w_dim=64, mapping_layers=2)
-        c = derived(replace(GanConfig(), data="phantom", loss="logistic", **sizes))
+        c = derived(replace(GanConfig(), data="phantom", **sizes))
         gain = [b / a / 2 for a, b in zip(speeds[1], speeds[2], strict=True)]
         rows.append([f"{resolution} px, widths {base} / {cap}", f"{sum(gradient_megabytes(c)):.1f}",
                      *(machine.spread(speeds[r]) for r in (1, 2)), machine.spread(gain)])  # fmt: skip

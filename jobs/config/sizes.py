@@ -33,7 +33,7 @@ def gan_memory_gb(config, world: int = 1, capability: Capability | None = None) 
         values += min(config.channel_base // r, config.channel_max) * r * r
         r *= 2
     per_value = 9.1 * value_bytes(config, capability)
-    if config.precision == "fp16" and (config.gamma or config.pl_weight):  # penalties are in fp32 there
+    if config.precision == "fp16" and (config.gamma or config.pl_weight):  # penalties are in fp32 there, and the peak
         per_value *= 1.7
     elif config.loss == "rpgan":  # D sees real rows in G's step, too
         per_value *= 1.2

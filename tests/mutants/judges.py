@@ -41,6 +41,12 @@ FAULTS = [
         'counters.get("ahead", 0) + (row["loss_D"] < AHEAD[c.loss])',
         (f"{JUDGES}::test_verdicts",),
     ),
+    Fault(
+        "jobs/training/judges.py",
+        "{loss}{length}another",
+        "{loss}another",
+        (f"{JUDGES}::test_what_a_run_has_already_is_not_what_it_should_try",),
+    ),
     Fault("jobs/training/judges.py", '"rpgan": 0.1}', '"rpgan": 0.2}', (f"{JUDGES}::test_verdicts",)),
     Fault("jobs/training/judges.py", "if real >= chance + TOLD_APART and row", "if row", (f"{JUDGES}::test_verdicts",)),
     Fault(
