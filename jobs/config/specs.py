@@ -203,15 +203,15 @@ class GanConfig(SamplingConfig):
     auto (-2): 0.002 x resolution squared / batch; with --loss logistic a tenth of that.
     """
     r1_interval: int = AUTO
-    """Steps between gradient penalties (lazy regularisation). auto (-2): 8; with --loss logistic 16."""
+    """Steps between gradient penalties (lazy regularisation). auto (-2): 2; with --loss logistic 16."""
     pl_weight: float = float(AUTO)
     """Weight of the path-length regularisation (0: off). auto (-2): 0; with --loss logistic 2."""
     pl_interval: int = 4
     """Steps between path-length regularisations."""
     pl_decay: float = 0.01
     """Decay of the running mean of path lengths."""
-    style_mixing: float = 0.9
-    """Probability that a generated image mixes the styles of two latents."""
+    style_mixing: float = float(AUTO)
+    """Probability that a generated image mixes the styles of two latents. auto (-2): 0; with --loss logistic 0.9."""
     ada: Literal["off", "mri", "mri-flip"] = "mri"
     """Adaptive discriminator augmentation: shifts, scales, small rotations, brightness, contrast; mri-flip adds
     mirroring."""

@@ -87,7 +87,8 @@ def remedies(c) -> str:
     if not isinstance(c, GanConfig):
         return "more data or a longer run"
     loss, length = "--loss rpgan, " * (c.loss != "rpgan"), "--pl-weight 0, " * bool(c.pl_weight)
-    return f"{loss}{length}another --gamma than {c.gamma:g}{', or --ada mri' * (c.ada == 'off')}"
+    mixing, ada = "--style-mixing 0, " * bool(c.style_mixing), ", or --ada mri" * (c.ada == "off")
+    return f"{loss}{length}{mixing}another --gamma than {c.gamma:g}{ada}"
 
 
 def ahead(c, row: dict, counters: dict, nimg: int) -> Findings:

@@ -76,7 +76,7 @@ DEFAULTS: dict[type, dict] = {
         channel_base=16384,
         channel_max=512, mbstd_group=-2, loss="rpgan", gamma=-2.0, r1_interval=-2, pl_weight=-2.0, pl_interval=4,
         pl_decay=0.01,
-        style_mixing=0.9, ada="mri", ada_target=-2.0, ada_kimg=-2.0, lr=0.0025,
+        style_mixing=-2.0, ada="mri", ada_target=-2.0, ada_kimg=-2.0, lr=0.0025,
     ),
     VaeConfig: _DENOISING | dict(
         down=8, latent_channels=8, width=64, num_res=2, hflip=False, decay="cosine", plateau_kimg=50.0, loss="l1",

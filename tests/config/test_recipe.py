@@ -16,7 +16,7 @@ from jobs.config.cards import Card
 from jobs.config.specs import AUTO, GanConfig, VaeConfig
 from jobs.run.rundir import RunDir
 
-FIELDS = "gamma r1_interval pl_weight ema_kimg mbstd_group ada_target ada_kimg".split()
+FIELDS = "gamma r1_interval pl_weight style_mixing ema_kimg mbstd_group ada_target ada_kimg".split()
 
 
 def parsed(*flags: str) -> GanConfig:
@@ -29,27 +29,27 @@ def numbers(c: GanConfig) -> tuple:
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [  # gamma, interval, path length, EMA, group, target, speed. 0.0002 x 256^2 / 64 and so on, by hand
-        ("--loss logistic", (0.2048, 16, 2.0, 20.0, 4, 0.6, 500.0)),
-        ("--loss logistic --resolution 64", (0.0128, 16, 2.0, 20.0, 4, 0.6, 500.0)),
-        ("--loss logistic --resolution 64 --batch 32", (0.0256, 16, 2.0, 10.0, 4, 0.6, 500.0)),
-        ("--resolution 64 --batch 16 --loss rpgan", (0.512, 8, 0.0, 5.0, 4, 0.5, 500.0)),
-        ("", (2.048, 8, 0.0, 20.0, 4, 0.5, 500.0)),
-        ("--pl-weight 2", (2.048, 8, 2.0, 20.0, 4, 0.5, 500.0)),
-        ("--loss logistic --resolution 128 --batch 6 --pl-weight 0", (0.5461, 16, 0.0, 1.875, 2, 0.6, 500.0)),
-        ("--loss logistic --resolution 32 --batch 1 --pl-weight 0", (0.2048, 16, 0.0, 0.3125, 1, 0.6, 500.0)),
-        ("--gamma 0 --ema-kimg 0 --ada-kimg 7", (0.0, 8, 0.0, 0.0, 4, 0.5, 7.0)),  # 0 is off, not auto
-        ("--preset quickstart", (0.512, 8, 0.0, 1.5, 4, 0.5, 500.0)),
-        ("--preset quickstart --loss logistic", (0.0512, 16, 2.0, 1.5, 4, 0.6, 500.0)),
-        ("--preset quickstart --gamma 0.5 --ema-kimg=auto", (0.5, 8, 0.0, 5.0, 4, 0.5, 500.0)),
-        ("--preset quickstart --ema-kimg auto", (0.512, 8, 0.0, 5.0, 4, 0.5, 500.0)),
-        ("--preset adni256 --batch 4 --accumulate 1", (32.77, 8, 0.0, 1.25, 4, 0.5, 500.0)),
+    [  # gamma, interval, path length, mixing, EMA, group, target, speed. 0.0002 x 256^2 / 64 and so on, by hand
+        ("--loss logistic", (0.2048, 16, 2.0, 0.9, 20.0, 4, 0.6, 500.0)),
+        ("--loss logistic --resolution 64", (0.0128, 16, 2.0, 0.9, 20.0, 4, 0.6, 500.0)),
+        ("--loss logistic --resolution 64 --batch 32", (0.0256, 16, 2.0, 0.9, 10.0, 4, 0.6, 500.0)),
+        ("--resolution 64 --batch 16 --loss rpgan", (0.512, 2, 0.0, 0.0, 5.0, 4, 0.5, 500.0)),
+        ("", (2.048, 2, 0.0, 0.0, 20.0, 4, 0.5, 500.0)),
+        ("--pl-weight 2", (2.048, 2, 2.0, 0.0, 20.0, 4, 0.5, 500.0)),
+        ("--loss logistic --resolution 128 --batch 6 --pl-weight 0", (0.5461, 16, 0.0, 0.9, 1.875, 2, 0.6, 500.0)),
+        ("--loss logistic --resolution 32 --batch 1 --pl-weight 0", (0.2048, 16, 0.0, 0.9, 0.3125, 1, 0.6, 500.0)),
+        ("--gamma 0 --ema-kimg 0 --ada-kimg 7", (0.0, 2, 0.0, 0.0, 0.0, 4, 0.5, 7.0)),  # 0 is off, not auto
+        ("--preset quickstart", (0.512, 2, 0.0, 0.0, 1.5, 4, 0.5, 500.0)),
+        ("--preset quickstart --loss logistic", (0.0512, 16, 2.0, 0.9, 1.5, 4, 0.6, 500.0)),
+        ("--preset quickstart --gamma 0.5 --ema-kimg=auto", (0.5, 2, 0.0, 0.0, 5.0, 4, 0.5, 500.0)),
+        ("--preset quickstart --ema-kimg auto", (0.512, 2, 0.0, 0.0, 5.0, 4, 0.5, 500.0)),
+        ("--preset adni256 --batch 4 --accumulate 1", (32.77, 2, 0.0, 0.0, 1.25, 4, 0.5, 500.0)),
     ],
 )
 def test_numbers_follow_resolution_batch_and_loss(flags, expected):
     c = parsed(*flags.split())
     assert numbers(c) == pytest.approx(expected, rel=1e-3) and [type(v) for v in numbers(c)] == [
-        float, int, float, float, int, float, float,
+        float, int, float, float, float, int, float, float,
     ]  # fmt: skip
 
 
@@ -102,8 +102,8 @@ def test_launcher_and_script_agree():
 def test_one_line_says_what_follows_and_what_was_given():
     c = SimpleNamespace(**asdict(parsed("--resolution", "64", "--batch", "16", "--gamma", "2")))
     assert recipe.recipe_line(c) == (
-        "from 64 px, --batch 16, --loss rpgan: --r1-interval 8, --pl-weight 0, --ema-kimg 5, --mbstd-group 4, "
-        "--ada-target 0.5, --ada-kimg 500; given: --gamma 2 (not 0.512)"
+        "from 64 px, --batch 16, --loss rpgan: --r1-interval 2, --pl-weight 0, --style-mixing 0, --ema-kimg 5, "
+        "--mbstd-group 4, --ada-target 0.5, --ada-kimg 500; given: --gamma 2 (not 0.512)"
     )
     assert "given" not in recipe.recipe_line(parsed())
 

@@ -16,6 +16,18 @@ FAULTS = [
     ),
     Fault(
         "jobs/config/recipe.py",
+        "2 if pairs else 16",
+        "8 if pairs else 16",
+        (f"{RECIPE}test_numbers_follow_resolution_batch_and_loss",),
+    ),
+    Fault(
+        "jobs/config/recipe.py",
+        "0.0 if pairs else 0.9",
+        "0.9",
+        (f"{RECIPE}test_numbers_follow_resolution_batch_and_loss",),
+    ),
+    Fault(
+        "jobs/config/recipe.py",
         "0.0 if pairs else 2.0",
         "2.0",
         (f"{RECIPE}test_numbers_follow_resolution_batch_and_loss",),

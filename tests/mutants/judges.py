@@ -43,8 +43,14 @@ FAULTS = [
     ),
     Fault(
         "jobs/training/judges.py",
-        "{loss}{length}another",
-        "{loss}another",
+        "{loss}{length}{mixing}another",
+        "{loss}{mixing}another",
+        (f"{JUDGES}::test_what_a_run_has_already_is_not_what_it_should_try",),
+    ),
+    Fault(
+        "jobs/training/judges.py",
+        "{length}{mixing}another",
+        "{length}another",
         (f"{JUDGES}::test_what_a_run_has_already_is_not_what_it_should_try",),
     ),
     Fault("jobs/training/judges.py", '"rpgan": 0.1}', '"rpgan": 0.2}', (f"{JUDGES}::test_verdicts",)),
