@@ -115,10 +115,13 @@ def take_auto(argv: list[str]) -> tuple[list[str], bool]:
 def spelled_out(argv: list[str]) -> list[str]:
     """The words with the number for `auto` behind each flag that may say so."""
     flags = {f"--{name.replace('_', '-')}" for name in rule(GanConfig())}
-    words = [word.replace("=auto", f"={AUTO}") if word.partition("=")[0] in flags else word for word in argv]
+
+    def may(word: str) -> bool:
+        return word.partition("=")[0].replace("_", "-") in flags  # tyro takes --r1_interval, too
+
+    words = [word.replace("=auto", f"={AUTO}") if may(word) else word for word in argv]
     return [
-        str(AUTO) if word == "auto" and before in flags else word
-        for before, word in zip(["", *words], words, strict=False)
+        str(AUTO) if word == "auto" and may(before) else word for before, word in zip(["", *words], words, strict=False)
     ]
 
 

@@ -23,12 +23,12 @@ def rule(c: GanConfig) -> dict[str, float]:
     """{field: its number} for this resolution, batch, loss and start.
 
     gamma, the half-life of the EMA and the group are those of StyleGAN2-ADA's `auto` (Karras 2020b, the authors' code):
-    0.0002 R^2 / B, 10 / 32 kimg per image of the batch, 4. Relativistic pairing needs a stronger penalty: 0.5 at 64 px
-    and batch 16 was measured here (benchmarks/NOTES.md), ten times that rule, and it is scaled alike; R3GAN's own
-    (Huang 2024: 2 falling to 0.2 at 64 px, 150 to 15 at 256 px, every step) is larger and rises faster. It is taken
-    every second step: every eighth, some runs stayed at a few pictures for tens of kimg. Pairing goes without path
-    length and mixed styles, too (Huang 2024), which made slices more alike. ADA's targets and speeds: Karras 2020b,
-    section 3, and the authors' code.
+    0.0002 R^2 / B, 10 / 32 kimg per image of the batch, 4. Relativistic pairing needs a stronger penalty: 0.5 every 8
+    steps at 64 px and batch 16 was measured here (benchmarks/NOTES.md), ten times that rule, and it is scaled alike;
+    R3GAN's own (Huang 2024: 2 falling to 0.2 at 64 px, 150 to 15 at 256 px, every step) is larger and rises faster.
+    Penalties every second step, no path length and no mixed styles (R3GAN has neither) made the recipe whose runs were
+    good whatever their seed (benchmarks/NOTES.md). ADA's targets and speeds: Karras 2020b, section 3, and the authors'
+    code.
     """
     pairs = c.loss == "rpgan"
     return {

@@ -86,9 +86,11 @@ def remedies(c) -> str:
     """What helps against slices that are alike, of what the run does not have yet."""
     if not isinstance(c, GanConfig):
         return "more data or a longer run"
-    loss, length = "--loss rpgan, " * (c.loss != "rpgan"), "--pl-weight 0, " * bool(c.pl_weight)
-    mixing, ada = "--style-mixing 0, " * bool(c.style_mixing), ", or --ada mri" * (c.ada == "off")
-    return f"{loss}{length}{mixing}another --gamma than {c.gamma:g}{ada}"
+    ada = ", or --ada mri" * (c.ada == "off")
+    if c.loss != "rpgan":  # whose path length and mixing are 0 anyway
+        return f"--loss rpgan, another --gamma than {c.gamma:g}{ada}"
+    length, mixing = "--pl-weight 0, " * bool(c.pl_weight), "--style-mixing 0, " * bool(c.style_mixing)
+    return f"{length}{mixing}another --gamma than {c.gamma:g}{ada}"
 
 
 def ahead(c, row: dict, counters: dict, nimg: int) -> Findings:

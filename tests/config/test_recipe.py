@@ -42,7 +42,7 @@ def numbers(c: GanConfig) -> tuple:
         ("--preset quickstart", (0.512, 2, 0.0, 0.0, 1.5, 4, 0.5, 500.0)),
         ("--preset quickstart --loss logistic", (0.0512, 16, 2.0, 0.9, 1.5, 4, 0.6, 500.0)),
         ("--preset quickstart --gamma 0.5 --ema-kimg=auto", (0.5, 2, 0.0, 0.0, 5.0, 4, 0.5, 500.0)),
-        ("--preset quickstart --ema-kimg auto", (0.512, 2, 0.0, 0.0, 5.0, 4, 0.5, 500.0)),
+        ("--preset quickstart --ema_kimg auto --style_mixing=auto", (0.512, 2, 0.0, 0.0, 5.0, 4, 0.5, 500.0)),
         ("--preset adni256 --batch 4 --accumulate 1", (32.77, 2, 0.0, 0.0, 1.25, 4, 0.5, 500.0)),
     ],
 )

@@ -15,6 +15,12 @@ FAULTS = [
         (f"{RECIPE}test_numbers_follow_resolution_batch_and_loss",),
     ),
     Fault(
+        "jobs/config/parsing.py",
+        '.replace("_", "-") in flags',
+        " in flags",
+        (f"{RECIPE}test_numbers_follow_resolution_batch_and_loss",),
+    ),
+    Fault(
         "jobs/config/recipe.py",
         "2 if pairs else 16",
         "8 if pairs else 16",

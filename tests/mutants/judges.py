@@ -43,8 +43,8 @@ FAULTS = [
     ),
     Fault(
         "jobs/training/judges.py",
-        "{loss}{length}{mixing}another",
-        "{loss}{mixing}another",
+        "{length}{mixing}another",
+        "{mixing}another",
         (f"{JUDGES}::test_what_a_run_has_already_is_not_what_it_should_try",),
     ),
     Fault(
