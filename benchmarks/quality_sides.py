@@ -296,7 +296,7 @@ SIDES: dict[str, tuple[str, Callable]] = {  # {name: (in words, training)}
     "gan-rpgan": ("ours, rpgan, ADA", partial(our_gan, loss="rpgan")),
     "nvlabs": ("stylegan2-ada-pytorch", nvlabs),
     "nvlabs-fast": (
-        "stylegan2-ada-pytorch, our way",
+        "stylegan2-ada, our way",
         partial(nvlabs, lr=FAST_GAN, pl_weight=0.0),
     ),
     "lucidrains": ("stylegan2-pytorch", lucidrains),
