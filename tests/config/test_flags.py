@@ -280,8 +280,8 @@ BASE = {
     "train_gan.py": f"{COMMON} --channel-base 128 --channel-max 8 --z-dim 8 --w-dim 8 --mapping-layers 2 --mbstd-group "
     "2 "
     "--metric-kimg 0 "
-    "--loss logistic --gamma 1 --r1-interval 16 --pl-weight 2 --pl-interval 4 --ada mri --ada-target -1 --ada-kimg "
-    "0.04",
+    "--loss logistic --gamma 1 --r1-interval 16 --pl-weight 2 --pl-interval 4 --style-mixing 0.9 --ada mri "
+    "--ada-target -1 --ada-kimg 0.04",
     "pretrain_vae.py": f"{DENOISING} --width 4 --down 4 --latent-channels 2 --num-res 1 --gan-weight 0.5 "
     "--gan-start-kimg 0.008 "
     "--disc-width 4",
