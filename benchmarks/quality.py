@@ -38,7 +38,6 @@ from benchmarks import machine
 from benchmarks.quality_sides import RESOLUTION, SAMPLES, SIDES, Task
 from data.pack import ensure_held_out, ensure_pack
 from data.packfile import Pack, open_pack
-from data.walk import DataError
 from jobs.config.specs import ROOT
 from jobs.predict.features import RealSlices, open_features
 from jobs.training import randomness, ranks
@@ -47,6 +46,7 @@ from models import quality
 
 TITLE = "Quality at equal computing time"
 RECORD = machine.RESULTS.parent / "quality.jsonl"
+SHAPE: Any = dict(resolution=RESOLUTION, channels=1, crop=0, progress=False)  # of every pack
 GRID, SHOWN, COMPONENTS = 48, 16, 48
 
 
@@ -88,19 +88,15 @@ def judge(samples: torch.Tensor, train: Pack, held: Pack, seed: int) -> dict[str
 
 def packs_of(data: str) -> tuple[Pack, Pack]:
     """Training slices, and those of other people."""
-    shape: Any = dict(resolution=RESOLUTION, channels=1, crop=0, progress=False)
-    train, held = ensure_pack(data, **shape), ensure_held_out(data, "test", **shape)
+    train, held = ensure_pack(data, **SHAPE), ensure_held_out(data, "test", **SHAPE)
     assert held is not None
     return train, held
 
 
 def to_steer_by(data: str, held: Pack) -> str:
     """The packed `val` slices of other people than those of packs_of; "" where the data have none."""
-    try:
-        pack = ensure_held_out(data, "val", resolution=RESOLUTION, channels=1, crop=0, progress=False)
-    except DataError:
-        pack = None
-    if pack is None or pack.digest == held.digest:  # without a `test` of their own, the judge has the `val` slices
+    pack = ensure_held_out(data, "auto", **SHAPE)
+    if pack is None or pack.digest == held.digest:  # one held-out set is the judge's alone
         print("no val slices for ADA to follow: it rises by schedule")
         return ""
     return str(pack.path)

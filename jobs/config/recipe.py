@@ -26,8 +26,8 @@ def rule(c: GanConfig) -> dict[str, float]:
     0.0002 R^2 / B, 10 / 32 kimg per image of the batch, 4. Relativistic pairing needs a stronger penalty: 0.5 every 8
     steps at 64 px and batch 16 was measured here (benchmarks/NOTES.md), ten times that rule, and it is scaled alike;
     R3GAN's own (Huang 2024: 2 falling to 0.2 at 64 px, 150 to 15 at 256 px, every step) is larger and rises faster.
-    Penalties every second step, no path length and no mixed styles (R3GAN has neither) made the recipe whose runs were
-    good whatever their seed (benchmarks/NOTES.md). ADA's targets and speeds: Karras 2020b, section 3, and the authors'
+    With penalties every second step, no path length and no mixed styles (R3GAN has neither), runs of different seeds
+    came out alike (benchmarks/NOTES.md). ADA's targets and speeds: Karras 2020b, section 3, and the authors'
     code.
     """
     pairs = c.loss == "rpgan"
