@@ -217,6 +217,23 @@ def test_equalised_learning_rate_stores_unit_weights_and_scales_them():
     assert rms == pytest.approx([1, 1], abs=0.1)
 
 
+@pytest.mark.parametrize("classes", [0, 2])
+@pytest.mark.parametrize(("dim", "layers", "normal"), [(64, 1, 23), (64, 2, 17), (128, 8, 14)])
+def test_the_styles_of_every_layer_start_with_most_directions_of_the_latent(dim, layers, normal, classes):
+    """By the participation ratio of the eigenvalues of their covariance; `normal`: measured of matrices ~ N(0, 1)."""
+    torch.manual_seed(0)
+    G = Generator(
+        resolution=16, channel_base=16 * dim, channel_max=dim, z_dim=dim, w_dim=dim, mapping_layers=layers,
+        num_classes=classes,
+    )  # fmt: skip
+    labels = torch.zeros(4000, dtype=torch.int64) if classes else None
+    with torch.no_grad():
+        w = G.mapping(torch.randn(4000, dim), labels)
+        for layer in (*G.layers, *G.to_rgb):
+            eigenvalues = torch.linalg.eigvalsh(layer.affine(w).T.cov())
+            assert eigenvalues.sum() ** 2 / eigenvalues.square().sum() > 1.5 * normal
+
+
 def test_mapping_multiplier_slows_the_mapping_network_a_hundredfold():
     x = torch.randn(8, 6)
     changes = []
