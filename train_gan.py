@@ -27,6 +27,7 @@ if __name__ == "__main__":
     parsing.answer_at_once(GanConfig)
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from types import SimpleNamespace
@@ -108,8 +109,7 @@ def build_state(c: GanConfig, num_classes: Told, device: torch.device) -> TrainS
     shape |= dict(num_classes=num_classes, mapping_layers=c.mapping_layers)
     G = Generator(**shape, z_dim=c.z_dim, w_dim=c.w_dim).to(device)
     D = Discriminator(**shape, mbstd_group=c.mbstd_group).to(device)
-    G_ema = Generator(**shape, z_dim=c.z_dim, w_dim=c.w_dim).to(device).eval().requires_grad_(False)
-    G_ema.load_state_dict(G.state_dict())
+    G_ema = deepcopy(G).eval().requires_grad_(False)
     fp16 = devices.precision_dtype(c.precision, device) == torch.float16
     return TrainState(
         G=G,

@@ -42,7 +42,7 @@ def normals(shapes: Sequence[Sequence[int]], generator: torch.Generator, device:
 
 def orthogonal(rows: int, columns: int) -> Tensor:
     """(rows, columns) fp32: a random matrix whose rows (or columns, where there are fewer) are orthogonal (Saxe 2014),
-    with a mean square of one. In double precision, so that all ranks of a run round to the same."""
+    with a mean square of one. In double precision: on unlike processors one of a million differs in its last bit."""
     weight = torch.empty(rows, columns, dtype=torch.float64)
     return nn.init.orthogonal_(weight, gain=math.sqrt(max(rows, columns))).float()
 

@@ -34,7 +34,8 @@ def load_generator(tensors: dict[str, Tensor], config: dict, num_classes: Told) 
     try:
         if smallest_size(sizes, num_classes) > sum(v.numel() for v in state.values()):
             raise ValueError(f"too small for the network of its config; {AGAIN}")
-        G = Generator(**sizes, num_classes=num_classes)
+        with torch.device("meta"):  # nothing is drawn that the weights replace
+            G = Generator(**sizes, num_classes=num_classes)
     except ValueError as error:
         raise ValueError(of_no_network(error)) from None
     average_of_each_class(G, state)

@@ -90,8 +90,8 @@ class MappingNetwork(nn.Module):
     attributes their values (B, A), as of models.conditions, stand in place of the labels, and the second half of w is
     their embedding itself: the layers mix z into all that they give, so that no style could tell an age from a latent.
 
-    From z to the styles of a layer all matrices start orthogonal. The layers hardly move, and products of normal ones
-    pass a quarter of z's directions on: a generator then draws fewer details apart (benchmarks/NOTES.md).
+    From z to the styles of a layer all matrices start orthogonal; what maps the class alone starts normal. The layers
+    hardly move, and products of normal matrices pass few of z's directions on (benchmarks/NOTES.md).
     """
 
     def __init__(self, z_dim: int, w_dim: int, *, num_classes: Told = 0, layers: int = 8):
@@ -106,8 +106,9 @@ class MappingNetwork(nn.Module):
         elif num_classes:
             self.embedding = nn.Parameter(torch.randn(num_classes, w_dim))
         widths = [z_dim + (beside or (w_dim if num_classes else 0))] + [w_dim] * (layers - 1) + [w_dim - beside]
+        start = orthogonal if z_dim else torch.randn
         self.layers = nn.ModuleList(
-            EqualLinear(i, o, lr_multiplier=MAPPING_LR, activate=True, start=orthogonal) for i, o in pairwise(widths)
+            EqualLinear(i, o, lr_multiplier=MAPPING_LR, activate=True, start=start) for i, o in pairwise(widths)
         )
 
     def forward(self, z: torch.Tensor | None, labels: torch.Tensor | None = None) -> torch.Tensor:
