@@ -55,6 +55,13 @@ def test_networks_come_back_in_single_precision_and_ready(gan, denoiser, dtype):
     assert ready(loaded) and all(torch.equal(v, state[f"vae.{k}"].float()) for k, v in loaded.state_dict().items())
 
 
+def test_loading_a_generator_draws_nothing(gan):
+    """Its weights come from the file: none are drawn that these would replace, however large a config says it is."""
+    before = torch.get_rng_state()
+    loading.load_generator(*gan, 3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_denoiser_knows_its_times_its_target_and_its_shape(denoiser):
     tensors, about = denoiser
     net = loading.load_denoiser(tensors, about, 3)
