@@ -39,9 +39,8 @@ def load_generator(tensors: dict[str, Tensor], config: dict, num_classes: Told) 
     except ValueError as error:
         raise ValueError(of_no_network(error)) from None
     average_of_each_class(G, state)
-    check_state(G, state)
-    G.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
-    return G.eval().requires_grad_(False)
+    fill(G, state)
+    return G
 
 
 def smallest_size(c: dict, num_classes: Told) -> int:

@@ -56,7 +56,7 @@ def test_networks_come_back_in_single_precision_and_ready(gan, denoiser, dtype):
 
 
 def test_loading_a_generator_draws_nothing(gan):
-    """Its weights come from the file: none are drawn that these would replace, however large a config says it is."""
+    """Its weights come from the file: none are drawn that these would replace."""
     before = torch.get_rng_state()
     loading.load_generator(*gan, 3)
     assert torch.equal(torch.get_rng_state(), before)
