@@ -316,7 +316,7 @@ def gradient_penalty_step(s: TrainState, step: Step) -> None:
         for name, images, its_labels in inputs:
             images = images.detach().requires_grad_(True)
             # Through the minibatch std as well, as in the authors' code: held constant, D may lean on it at any slope,
-            # and drives generated slices together (benchmarks/NOTES.md).
+            # and short runs can narrow (benchmarks/NOTES.md).
             logits = s.D(images, its_labels, dtype=dtype)
             penalty = gradient_penalty(images, logits)
             (penalty.mean() * (c.gamma / 2 * c.r1_interval / c.accumulate)).backward()
