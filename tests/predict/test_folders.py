@@ -348,7 +348,7 @@ def test_formats_hold_the_networks_own_values_and_the_same_pictures(run, tmp_pat
     for i, name in enumerate(("000000_AD", "000001_NC")):
         whole = (by_hand(seeds[i], i) + 1) / 2
         deep = np.asarray(Image.open(tmp_path / f"png16/{name}.png")).astype(np.uint16)
-        assert np.abs(deep - whole * 65535).max() <= 0.51 and len(np.unique(deep)) > 600  # no 8-bit values
+        assert np.abs(deep - whole * 65535).max() <= 0.51 and (deep % 257 > 0).sum() > 100  # no 8-bit values
         picture = nibabel.load(tmp_path / f"nifti/{name}.nii.gz")
         assert picture.shape == (32, 32, 1) and picture.get_data_dtype() == np.float32
         np.testing.assert_allclose(np.asarray(picture.dataobj)[:, :, 0].T, whole, atol=1e-6)
