@@ -315,8 +315,8 @@ def gradient_penalty_step(s: TrainState, step: Step) -> None:
                 inputs.append(("r2", augmented(fake, params, start, stop), latents["labels"]))
         for name, images, its_labels in inputs:
             images = images.detach().requires_grad_(True)
-            # Through the minibatch std as well, as in the authors' code: held constant, D may lean on it at any slope,
-            # and short runs can narrow (benchmarks/NOTES.md).
+            # Through the minibatch std as well, as in the authors' code. If it were held constant here, D could lean on
+            # it at any slope, and short runs can narrow (benchmarks/NOTES.md).
             logits = s.D(images, its_labels, dtype=dtype)
             penalty = gradient_penalty(images, logits)
             (penalty.mean() * (c.gamma / 2 * c.r1_interval / c.accumulate)).backward()

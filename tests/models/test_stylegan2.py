@@ -396,7 +396,7 @@ def test_minibatch_std_groups_are_contiguous_rows_and_do_not_leak():
 
 
 def test_the_penalty_sees_the_slope_of_the_minibatch_std():
-    """Held constant there, the discriminator may lean on it at any slope, and generated slices come out alike."""
+    """Else the discriminator could lean on it at any slope, and generated slices can come out alike."""
     D = tiny_discriminator(mbstd_group=2, mbstd_channels=2)
     x = torch.randn(4, 1, 16, 16, requires_grad=True)
     (of_first,) = torch.autograd.grad(D(x)[0], x)
