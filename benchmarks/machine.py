@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 
+from jobs.config.specs import ROOT
+from jobs.run.rundir import git_state
 from jobs.training.throughput import count_flops, device_peak
 
 LARGEST = 10  # kernels of a profile
@@ -40,7 +42,7 @@ def cpu_name() -> str:
 
 
 def header(device: torch.device, packages: list[str]) -> str:
-    """Date, machine, threads and versions, as Markdown list items."""
+    """Date, machine, threads, code and versions, as Markdown list items."""
     machine = f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores"
     if device.type == "cuda":
         machine += f", {torch.cuda.get_device_name(device)}"
@@ -48,7 +50,7 @@ def header(device: torch.device, packages: list[str]) -> str:
     load = "/".join(f"{x:.1f}" for x in os.getloadavg())
     lines = [
         f"- {datetime.date.today()}, {machine}, {torch.get_num_threads()} threads, {platform.system()}",
-        f"- Python {platform.python_version()}, {versions}",
+        f"- {commit()}, Python {platform.python_version()}, {versions}",
         f"- load average when the run began: {load} (1, 5, 15 minutes)",
     ]
     return "\n".join(lines)
@@ -60,6 +62,13 @@ def version(package: str) -> str:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
         return f"{package} is not installed"
+
+
+def commit() -> str:
+    """The commit of the code that is measured, in words: figures of another tree than was meant must show."""
+    state = git_state(ROOT)
+    name = (state["git_commit"] or "unknown")[:7]
+    return f"commit {name}" + (" with changes" if state["git_dirty"] else "")
 
 
 def missing(module: str, fix: str) -> str:

@@ -135,7 +135,7 @@ def fill(folder: Path, task: Task, data: str) -> None:
     if key_of(about) in map(key_of, results(folder)):
         return
     name = file_of(about)
-    about["on"] = f"{datetime.date.today()}, {machine.cpu_name()}"
+    about["on"] = f"{datetime.date.today()}, {machine.commit()}, {machine.cpu_name()}"
     if torch.cuda.is_available():
         about["on"] += f", {torch.cuda.get_device_name()}"
     about["on"] += ", " + ", ".join(map(machine.version, ["torch", "diffusers", "monai"]))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny import ROOT
 
-from benchmarks import gpu, gpu_parts, machine
+from benchmarks import gpu, gpu_parts, machine, quality, quality_sides
 
 CPU = torch.device("cpu")
 
@@ -160,6 +160,23 @@ def test_a_peer_that_is_not_there_or_breaks_is_a_line_of_the_table():
         )
     finally:
         here[""].close()
+
+
+@pytest.mark.parametrize(
+    "state, words",
+    [(("0123456789", False), "0123456"), (("0123456789", True), "0123456 with changes"), ((None, None), "unknown")],
+)
+def test_a_figure_names_the_code_that_it_is_of(monkeypatch, tmp_path, state, words):
+    seen = []
+    monkeypatch.setattr(
+        machine, "git_state", lambda root: seen.append(root) or dict(git_commit=state[0], git_dirty=state[1])
+    )
+    monkeypatch.setattr(quality, "RECORD", tmp_path / "none")
+    monkeypatch.setattr(quality, "of_training_slices", lambda data, seed: {})
+    assert f"- commit {words}, Python" in machine.header(CPU, [])
+    quality.fill(tmp_path, quality_sides.Task("training", "", 0, 0.0, "", ""), "phantom:20")
+    (result,) = quality.results(tmp_path)
+    assert f", commit {words}, " in result["on"] and set(seen) == {ROOT}
 
 
 def test_versions_of_what_is_not_installed():
