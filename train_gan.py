@@ -69,7 +69,7 @@ from models import augment as ada
 from models.augment import augmented
 from models.conditions import DROPPED, READ_WEIGHT, Told, blank_label, drop_values
 from models.convolution import differentiated_twice
-from models.draws import moved, normal
+from models.draws import moved, normal, orthogonal
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
 from models.optim import lazy_adam
@@ -107,7 +107,9 @@ def build_state(c: GanConfig, num_classes: Told, device: torch.device) -> TrainS
     torch.manual_seed(randomness.seed_of(c.seed, 0, "weights"))
     shape: dict[str, Any] = {k: getattr(c, k) for k in "resolution channels channel_base channel_max".split()}
     shape |= dict(num_classes=num_classes, mapping_layers=c.mapping_layers)
-    G = Generator(**shape, z_dim=c.z_dim, w_dim=c.w_dim).to(device)
+    # With StyleGAN2's own loss its own start: from orthogonal matrices it narrows (benchmarks/NOTES.md).
+    start = orthogonal if c.loss == "rpgan" else torch.randn
+    G = Generator(**shape, z_dim=c.z_dim, w_dim=c.w_dim, start=start).to(device)
     D = Discriminator(**shape, mbstd_group=c.mbstd_group).to(device)
     G_ema = deepcopy(G).eval().requires_grad_(False)
     fp16 = devices.precision_dtype(c.precision, device) == torch.float16

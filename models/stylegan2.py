@@ -90,11 +90,13 @@ class MappingNetwork(nn.Module):
     attributes their values (B, A), as of models.conditions, stand in place of the labels, and the second half of w is
     their embedding itself: the layers mix z into all that they give, so that no style could tell an age from a latent.
 
-    From z to the styles of a layer all matrices start orthogonal; what maps the class alone starts normal. The layers
-    hardly move, and products of normal matrices pass few of z's directions on (benchmarks/NOTES.md).
+    `start` draws the layers' weights. They hardly move, and products of normal matrices pass few of z's directions on:
+    a Generator has orthogonal ones from z to the styles, unless told (benchmarks/NOTES.md).
     """
 
-    def __init__(self, z_dim: int, w_dim: int, *, num_classes: Told = 0, layers: int = 8):
+    def __init__(
+        self, z_dim: int, w_dim: int, *, num_classes: Told = 0, layers: int = 8, start: Callable = torch.randn
+    ):
         super().__init__()
         num_classes, attributes = classes_and_attributes(num_classes)
         self.z_dim, self.num_classes, self.attributes = z_dim, num_classes, len(attributes)
@@ -106,7 +108,6 @@ class MappingNetwork(nn.Module):
         elif num_classes:
             self.embedding = nn.Parameter(torch.randn(num_classes, w_dim))
         widths = [z_dim + (beside or (w_dim if num_classes else 0))] + [w_dim] * (layers - 1) + [w_dim - beside]
-        start = orthogonal if z_dim else torch.randn
         self.layers = nn.ModuleList(
             EqualLinear(i, o, lr_multiplier=MAPPING_LR, activate=True, start=start) for i, o in pairwise(widths)
         )
@@ -163,10 +164,12 @@ def modulated_conv(
 class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise, bias, leaky ReLU (Karras 2020a, figure 2d); doubles the size with `up`."""
 
-    def __init__(self, inputs: int, outputs: int, w_dim: int, resolution: int, *, up: bool = False):
+    def __init__(
+        self, inputs: int, outputs: int, w_dim: int, resolution: int, *, up: bool = False, start: Callable = torch.randn
+    ):
         super().__init__()
         self.up, self.resolution = up, resolution
-        self.affine = EqualLinear(w_dim, inputs, bias=1.0, start=orthogonal)
+        self.affine = EqualLinear(w_dim, inputs, bias=1.0, start=start)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.noise_strength = nn.Parameter(torch.zeros(()))
@@ -184,9 +187,9 @@ class SynthesisLayer(nn.Module):
 class ToRGB(nn.Module):
     """Features to image: modulated 1x1 convolution without demodulation and without activation (Karras 2020a)."""
 
-    def __init__(self, inputs: int, channels: int, w_dim: int):
+    def __init__(self, inputs: int, channels: int, w_dim: int, *, start: Callable = torch.randn):
         super().__init__()
-        self.affine = EqualLinear(w_dim, inputs, bias=1.0, start=orthogonal)
+        self.affine = EqualLinear(w_dim, inputs, bias=1.0, start=start)
         self.weight = nn.Parameter(torch.randn(channels, inputs))
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -206,7 +209,7 @@ class Generator(nn.Module):
     """Mapping network, and synthesis with skip connections: the image is the sum of upsampled toRGB outputs.
 
     `w_avg` is the running mean of w, with classes one of each, so that truncation does not move classes together; the
-    train script keeps it (update_w_avg), as it must average over ranks.
+    train script keeps it (update_w_avg), as it must average over ranks. `start` draws what leads from z to the styles.
     """
 
     w_avg: torch.Tensor
@@ -222,6 +225,7 @@ class Generator(nn.Module):
         mapping_layers: int = 8,
         channel_base: int = 16384,
         channel_max: int = 512,
+        start: Callable = orthogonal,
     ):
         super().__init__()
         told, (num_classes, _) = num_classes, classes_and_attributes(num_classes)
@@ -230,16 +234,16 @@ class Generator(nn.Module):
         self.resolution, self.channels, self.num_classes = resolution, channels, num_classes
         self.z_dim, self.w_dim = z_dim, w_dim
         self.num_ws = 2 * len(sizes)  # one per convolution and one for the last toRGB
-        self.mapping = MappingNetwork(z_dim, w_dim, num_classes=told, layers=mapping_layers)
+        self.mapping = MappingNetwork(z_dim, w_dim, num_classes=told, layers=mapping_layers, start=start)
         self.register_buffer("w_avg", torch.zeros(num_classes, w_dim) if num_classes else torch.zeros(w_dim))
         self.register_load_state_dict_pre_hook(average_of_each_class)
         self.const = nn.Parameter(torch.randn(1, widths[0], 4, 4))
-        self.layers = nn.ModuleList([SynthesisLayer(widths[0], widths[0], w_dim, 4)])
-        self.to_rgb = nn.ModuleList([ToRGB(widths[0], channels, w_dim)])
+        self.layers = nn.ModuleList([SynthesisLayer(widths[0], widths[0], w_dim, 4, start=start)])
+        self.to_rgb = nn.ModuleList([ToRGB(widths[0], channels, w_dim, start=start)])
         for r, before, width in zip(sizes[1:], widths[:-1], widths[1:], strict=True):
-            self.layers.append(SynthesisLayer(before, width, w_dim, r, up=True))
-            self.layers.append(SynthesisLayer(width, width, w_dim, r))
-            self.to_rgb.append(ToRGB(width, channels, w_dim))
+            self.layers.append(SynthesisLayer(before, width, w_dim, r, up=True, start=start))
+            self.layers.append(SynthesisLayer(width, width, w_dim, r, start=start))
+            self.to_rgb.append(ToRGB(width, channels, w_dim, start=start))
         generator = torch.Generator().manual_seed(NOISE_SEED)
         self.constants = [f"noise_{i}" for i in range(len(self.layers))]  # buffers that training does not change
         for name, noise in zip(self.constants, self.draw_noise(1, generator, "cpu"), strict=True):

@@ -506,6 +506,20 @@ class Watched:
         return self.batches.rows(nimg, start, stop)
 
 
+@pytest.mark.parametrize("loss, orthogonal", [("rpgan", True), ("logistic", False)])
+def test_each_loss_has_its_own_start(loss, orthogonal):
+    """StyleGAN2's own loss starts from normal matrices, as published; those of an orthogonal one stretch all alike."""
+    c = parsing.parse_config(specs.GanConfig, flags_of(f"--loss {loss} --conditional --run unused"))
+    s = train_gan.build_state(c, 2, torch.device("cpu"))
+    for G in (s.G, s.G_ema):
+        for layer in [*G.mapping.layers, *(part.affine for part in (*G.layers, *G.to_rgb))]:
+            values = torch.linalg.svdvals(layer.weight.detach())
+            assert bool(values.max() < 1.001 * values.min()) == orthogonal
+    for layer in s.D.mapping.layers:
+        values = torch.linalg.svdvals(layer.weight.detach())
+        assert values.max() > 1.5 * values.min()
+
+
 @pytest.mark.parametrize(("accumulate", "pieces"), [
     (1, [[(0, 4)], [(4, 8)]]),
     (2, [[(0, 2), (2, 4)], [(4, 6), (6, 8)]]),
