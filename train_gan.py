@@ -69,11 +69,11 @@ from models import augment as ada
 from models.augment import augmented
 from models.conditions import DROPPED, READ_WEIGHT, Told, blank_label, drop_values
 from models.convolution import differentiated_twice
-from models.draws import moved, normal, orthogonal
+from models.draws import moved, normal
 from models.ema import ema_beta, update_ema
 from models.gan_losses import discriminator_loss, generator_loss, gradient_penalty, path_length_penalty, path_lengths
 from models.optim import lazy_adam
-from models.stylegan2 import Discriminator, Generator
+from models.stylegan2 import Discriminator, Generator, PublishedGenerator
 from models.styles import rows_of, styles_of
 
 W_AVG_BETA = 0.998  # decay of the w average per step (truncation trick)
@@ -108,8 +108,8 @@ def build_state(c: GanConfig, num_classes: Told, device: torch.device) -> TrainS
     shape: dict[str, Any] = {k: getattr(c, k) for k in "resolution channels channel_base channel_max".split()}
     shape |= dict(num_classes=num_classes, mapping_layers=c.mapping_layers)
     # With StyleGAN2's own loss its own start: from orthogonal matrices it narrows (benchmarks/NOTES.md).
-    start = orthogonal if c.loss == "rpgan" else torch.randn
-    G = Generator(**shape, z_dim=c.z_dim, w_dim=c.w_dim, start=start).to(device)
+    network = Generator if c.loss == "rpgan" else PublishedGenerator
+    G = network(**shape, z_dim=c.z_dim, w_dim=c.w_dim).to(device)
     D = Discriminator(**shape, mbstd_group=c.mbstd_group).to(device)
     G_ema = deepcopy(G).eval().requires_grad_(False)
     fp16 = devices.precision_dtype(c.precision, device) == torch.float16

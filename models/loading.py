@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ AGAIN = "copy the file again from the run"
 # --- StyleGAN2 --------------------------------------------------------------------------------------------------------
 def load_generator(tensors: dict[str, Tensor], config: dict, num_classes: Told) -> Generator:
     """The averaged generator of a stylegan2 run."""
-    sizes: dict[str, Any] = {name: bounded(config, name, 1 << 20) for name in GAN_FIELDS}
+    sizes = {name: bounded(config, name, 1 << 20) for name in GAN_FIELDS}
     if sizes["channels"] not in (1, 3) or sizes["mapping_layers"] > 64:
         raise ValueError(f"its config is that of no network of this toolkit; {AGAIN}")
     state = part(tensors, "G_ema")

@@ -67,9 +67,7 @@ class EqualLinear(nn.Module):
     A multiplier below one slows the layer: weights are stored that much larger, and scaled back (Karras 2019, app. C).
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, *, bias=0.0, lr_multiplier=1.0, activate=False, start: Callable = torch.randn
-    ):
+    def __init__(self, inputs: int, outputs: int, *, bias=0.0, lr_multiplier=1.0, activate=False, start=torch.randn):
         super().__init__()
         self.weight = nn.Parameter(start(outputs, inputs) / lr_multiplier)
         self.bias = nn.Parameter(torch.full((outputs,), bias / lr_multiplier))
@@ -94,9 +92,7 @@ class MappingNetwork(nn.Module):
     a Generator has orthogonal ones from z to the styles, unless told (benchmarks/NOTES.md).
     """
 
-    def __init__(
-        self, z_dim: int, w_dim: int, *, num_classes: Told = 0, layers: int = 8, start: Callable = torch.randn
-    ):
+    def __init__(self, z_dim: int, w_dim: int, *, num_classes: Told = 0, layers: int = 8, start=torch.randn):
         super().__init__()
         num_classes, attributes = classes_and_attributes(num_classes)
         self.z_dim, self.num_classes, self.attributes = z_dim, num_classes, len(attributes)
@@ -164,9 +160,7 @@ def modulated_conv(
 class SynthesisLayer(nn.Module):
     """Modulated 3x3 convolution, noise, bias, leaky ReLU (Karras 2020a, figure 2d); doubles the size with `up`."""
 
-    def __init__(
-        self, inputs: int, outputs: int, w_dim: int, resolution: int, *, up: bool = False, start: Callable = torch.randn
-    ):
+    def __init__(self, inputs: int, outputs: int, w_dim: int, resolution: int, *, up=False, start=torch.randn):
         super().__init__()
         self.up, self.resolution = up, resolution
         self.affine = EqualLinear(w_dim, inputs, bias=1.0, start=start)
@@ -187,7 +181,7 @@ class SynthesisLayer(nn.Module):
 class ToRGB(nn.Module):
     """Features to image: modulated 1x1 convolution without demodulation and without activation (Karras 2020a)."""
 
-    def __init__(self, inputs: int, channels: int, w_dim: int, *, start: Callable = torch.randn):
+    def __init__(self, inputs: int, channels: int, w_dim: int, *, start=torch.randn):
         super().__init__()
         self.affine = EqualLinear(w_dim, inputs, bias=1.0, start=start)
         self.weight = nn.Parameter(torch.randn(channels, inputs))
@@ -212,6 +206,7 @@ class Generator(nn.Module):
     train script keeps it (update_w_avg), as it must average over ranks. `start` draws what leads from z to the styles.
     """
 
+    start: Callable = staticmethod(orthogonal)
     w_avg: torch.Tensor
 
     def __init__(
@@ -225,7 +220,6 @@ class Generator(nn.Module):
         mapping_layers: int = 8,
         channel_base: int = 16384,
         channel_max: int = 512,
-        start: Callable = orthogonal,
     ):
         super().__init__()
         told, (num_classes, _) = num_classes, classes_and_attributes(num_classes)
@@ -234,16 +228,16 @@ class Generator(nn.Module):
         self.resolution, self.channels, self.num_classes = resolution, channels, num_classes
         self.z_dim, self.w_dim = z_dim, w_dim
         self.num_ws = 2 * len(sizes)  # one per convolution and one for the last toRGB
-        self.mapping = MappingNetwork(z_dim, w_dim, num_classes=told, layers=mapping_layers, start=start)
+        self.mapping = MappingNetwork(z_dim, w_dim, num_classes=told, layers=mapping_layers, start=self.start)
         self.register_buffer("w_avg", torch.zeros(num_classes, w_dim) if num_classes else torch.zeros(w_dim))
         self.register_load_state_dict_pre_hook(average_of_each_class)
         self.const = nn.Parameter(torch.randn(1, widths[0], 4, 4))
-        self.layers = nn.ModuleList([SynthesisLayer(widths[0], widths[0], w_dim, 4, start=start)])
-        self.to_rgb = nn.ModuleList([ToRGB(widths[0], channels, w_dim, start=start)])
+        self.layers = nn.ModuleList([SynthesisLayer(widths[0], widths[0], w_dim, 4, start=self.start)])
+        self.to_rgb = nn.ModuleList([ToRGB(widths[0], channels, w_dim, start=self.start)])
         for r, before, width in zip(sizes[1:], widths[:-1], widths[1:], strict=True):
-            self.layers.append(SynthesisLayer(before, width, w_dim, r, up=True, start=start))
-            self.layers.append(SynthesisLayer(width, width, w_dim, r, start=start))
-            self.to_rgb.append(ToRGB(width, channels, w_dim, start=start))
+            self.layers.append(SynthesisLayer(before, width, w_dim, r, up=True, start=self.start))
+            self.layers.append(SynthesisLayer(width, width, w_dim, r, start=self.start))
+            self.to_rgb.append(ToRGB(width, channels, w_dim, start=self.start))
         generator = torch.Generator().manual_seed(NOISE_SEED)
         self.constants = [f"noise_{i}" for i in range(len(self.layers))]  # buffers that training does not change
         for name, noise in zip(self.constants, self.draw_noise(1, generator, "cpu"), strict=True):
@@ -341,6 +335,12 @@ class Generator(nn.Module):
         ws = self.broadcast(self.mapping(z, labels))
         ws = self.truncate(ws, truncation, truncation_cutoff, self.centre(labels))
         return self.synthesis(ws, noise, dtype=dtype)
+
+
+class PublishedGenerator(Generator):
+    """A Generator whose matrices from z to the styles start normal (Karras 2019, 2020a)."""
+
+    start = staticmethod(torch.randn)
 
 
 def average_of_each_class(module: Generator, state: dict[str, torch.Tensor], prefix: str = "", *_) -> None:
