@@ -36,7 +36,7 @@ from jobs.config import parsing, specs
 from jobs.predict.gan_look import HeldOut
 from jobs.training import ranks, upkeep
 from models.augment import KINDS, augment, draw_augmentation
-from models.stylegan2 import Discriminator, Generator
+from models.stylegan2 import Discriminator, Generator, PublishedGenerator
 
 TINY = (
     "--preset quickstart --data phantom:40 --resolution 32 --channel-base 128 --channel-max 8 --z-dim 6 --w-dim 10 "
@@ -97,7 +97,8 @@ class Reference:
         )
         sizes = dict(resolution=c.resolution, channels=c.channels, num_classes=classes, mapping_layers=c.mapping_layers,
                      channel_base=c.channel_base, channel_max=c.channel_max)  # fmt: skip
-        self.G = Generator(**sizes, z_dim=c.z_dim, w_dim=c.w_dim)
+        network = {"rpgan": Generator, "logistic": PublishedGenerator}[c.loss]
+        self.G = network(**sizes, z_dim=c.z_dim, w_dim=c.w_dim)
         self.D = Discriminator(**sizes, mbstd_group=c.mbstd_group)
         self.G_ema = copy.deepcopy(self.G)
         self.adam_G = Adam(self.G, c.lr, c.pl_interval if c.pl_weight > 0 else 0)
