@@ -685,7 +685,7 @@ GAN: dict[str, list[Row]] = {
     ), until=0)],
     "mbstd_group": [Row("--mbstd-group 4", {0: "", 4: f"{BOTH} pl_mean?"})],
     # --- objective
-    "loss": [Row("--loss rpgan", {0: "D G G_ema", 4: f"{BOTH} pl_mean?"},
+    "loss": [Row("--loss rpgan", {0: "D G G_ema", 4: f"{BOTH} G.w_avg G_ema.w_avg pl_mean?"},
         lambda o, b: (o.seen("r2") == [4], b.seen("r2") == []))],
     "gamma": [
         Row("--gamma 2", {0: "", 4: "D opt_D.moments"}),
