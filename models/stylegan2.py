@@ -88,8 +88,8 @@ class MappingNetwork(nn.Module):
     attributes their values (B, A), as of models.conditions, stand in place of the labels, and the second half of w is
     their embedding itself: the layers mix z into all that they give, so that no style could tell an age from a latent.
 
-    `start` draws the layers' weights. They hardly move, and products of normal matrices pass few of z's directions on:
-    a Generator has orthogonal ones from z to the styles, unless told (benchmarks/NOTES.md).
+    `start` draws the layers' weights. They hardly move, and products of normal matrices pass few of z's directions on.
+    So all matrices of a Generator from z to the styles start orthogonal (benchmarks/NOTES.md).
     """
 
     def __init__(self, z_dim: int, w_dim: int, *, num_classes: Told = 0, layers: int = 8, start=torch.randn):

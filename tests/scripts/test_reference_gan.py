@@ -509,7 +509,7 @@ class Watched:
 
 @pytest.mark.parametrize("loss, orthogonal", [("rpgan", True), ("logistic", False)])
 def test_each_loss_has_its_own_start(loss, orthogonal):
-    """StyleGAN2's own loss starts from normal matrices, as published; those of an orthogonal one stretch all alike."""
+    """rpgan from orthogonal matrices: equal singular values. StyleGAN2's own loss from normal ones, as published."""
     c = parsing.parse_config(specs.GanConfig, flags_of(f"--loss {loss} --conditional --run unused"))
     s = train_gan.build_state(c, 2, torch.device("cpu"))
     for G in (s.G, s.G_ema):
