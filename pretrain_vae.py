@@ -49,6 +49,7 @@ from jobs.predict.vae_look import Reconstructions
 from jobs.run.attempt import Attempt, adopt_config, check_data, prepare_run, report_and_code
 from jobs.run.resume import end_dry_run
 from jobs.run.rundir import RunDir
+from jobs.run.vae import has_collapsed
 from jobs.training import best, collectives, devices, randomness, ranks
 from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged
@@ -366,7 +367,8 @@ def write_latents(c: VaeConfig, rt: ranks.Runtime, run: RunDir, packs: list[Pack
         latents = ensure_latents(pack, vae.encode, sha, device=rt.device, poll=stopping.raise_if_asked, log=say)
         if pack is packs[0]:
             mean, std = (", ".join(f"{v:.3g}" for v in values) for values in (latents.mean, latents.std))
-            say(f"latents per channel: mean {mean}; standard deviation {std}")
+            noise = ", of noise alone: they carry nothing of the slices" * has_collapsed(about.get("verdict"))
+            say(f"latents per channel: mean {mean}; standard deviation {std}{noise}")
 
 
 def dry_run(c: VaeConfig) -> int:

@@ -273,6 +273,8 @@ def dry_run(c: DiffusionConfig) -> int:
     """Check flags, data, VAE, run directory and memory, and change nothing."""
     say = partial(files.say, to=sys.stderr)
     given_network(c)
+    if line := too_few_calls(c.sampler, c.steps):
+        say(line)
     classes, slices = preview(c.data, split=c.split, **packing_of(c) | {"log": say})
     rules.check_classes(c, classes)
     bytes_each = c.channels * c.resolution**2

@@ -25,6 +25,7 @@ from jobs.run.own_job import job_id
 from jobs.run.rundir import RunDir
 from jobs.run.states import FINAL, RunState, Verdict
 from jobs.run.stopping import DONE
+from jobs.run.vae import useful, verdict_of
 
 LOOKS = 3  # at an ended run before it counts as over: between two attempts it looks so, too
 
@@ -117,7 +118,8 @@ def after(run: Path) -> list[str]:
     here = isinstance(options, dict) and options.get("local") is True
     found = [name for name in (jobs.get("job"), *kinds.jobs_of(config)) if name in kinds.JOBS]
     where = "--local " if here else ""
-    return kinds.next_commands(found[0], config, typed(run), launched=True, where=where) if found else []
+    commands = kinds.next_commands(found[0], config, typed(run), launched=True, where=where) if found else []
+    return useful(commands, verdict_of(run / "weights.safetensors"))
 
 
 def progress(view, narrow: bool = False) -> str:

@@ -147,8 +147,13 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
             "resume",
         )
     if view.state == RunState.DONE:
+        if view.verdict:
+            return view, Cause(
+                f"it is done, but its figures say: {view.verdict}",
+                "change what they name, in a new run (another --name); python predict.py --help is for what this one has",
+            )
         return view, Cause(
-            f"it is done, but its figures say: {view.verdict}" if view.verdict else "it is done",
+            "it is done",
             f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {typed(run)} "
             "-- --total-kimg N",
         )

@@ -123,7 +123,7 @@ class Yardstick:
         if classes and list(held.classes) != list(classes):
             say(f"no class is looked for: the held-out slices are of {', '.join(held.classes) or 'none'}")
         elif classes:
-            self.look_for_classes(classes, train, torch.from_numpy(np.array(held.labels[held_rows], np.int64)))
+            self.look_for_classes(classes, train, torch.from_numpy(np.array(held.labels[held_rows], np.int64)), say)
         # Figures of another network or of other slices are in other units.
         self.of = f"{network[1]}, {len(held_rows)} of {held.digest[:12]}"
 
@@ -154,13 +154,19 @@ class Yardstick:
         device = self.rt.device
         self.watch = quality.CopyWatch(learnt.to(device), unseen.to(device), people.to(device))
 
-    def look_for_classes(self, classes: Sequence[str], train: Pack, of_heldout: torch.Tensor) -> None:
+    def look_for_classes(
+        self, classes: Sequence[str], train: Pack, of_heldout: torch.Tensor, say: Callable[[str], None]
+    ) -> None:
         """A probe of training slices' classes, and what it finds among the held-out ones."""
         rows, self.classes = evenly(len(train), PROBED), classes
         learnt = self.features(lambda r: rows_of(train, rows[r]), len(rows))
         labels = torch.from_numpy(np.array(train.labels[rows], np.int64)).to(learnt.device)
         self.probe = quality.LinearProbe(learnt[labels >= 0], labels[labels >= 0], len(classes))
         self.real |= {f"real_{k}": v for k, v in self.found(self.heldout, of_heldout.to(learnt.device)).items()}
+        counts = [[int((labels == k).sum()) for labels in (self.labels, of_heldout)] for k in range(len(classes))]
+        for name, (made, held) in zip(classes, counts, strict=True):
+            if min(made, held) < FEW:
+                say(f"{name} is not looked for: {made} of the samples and {held} held-out slices are of it, {FEW} tell")
 
     def found(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """{found_CLASS: share of the class's slices that the probe takes for it}."""

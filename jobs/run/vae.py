@@ -30,6 +30,11 @@ def has_collapsed(verdict: object) -> bool:
     return COLLAPSE in str(verdict)
 
 
+def useful(commands: list[str], verdict: object) -> list[str]:
+    """What one does next with a run of this verdict: nothing is trained on latents that carry nothing."""
+    return [words for words in commands if not (has_collapsed(verdict) and " --vae " in words)]
+
+
 def refuse_collapsed(c: DiffusionConfig, weights: Path, verdict: object) -> None:
     """ConfigError where the VAE's own run has said that its latents carry nothing of the slices, unless --override."""
     if has_collapsed(verdict) and not c.override:

@@ -13,10 +13,10 @@ from fractions import Fraction
 
 from data.files import is_number
 from jobs.config import kinds
+from jobs.config.rules import LOOKS
 from jobs.run.rundir import RunDir
 from jobs.training.weights import WeightsError, read_weights
 
-LOOKS = 3  # without anything better: one alone may have been unlucky
 PATIENCE = Fraction(1, 3)  # of a run's length in which something should get better
 
 
@@ -72,12 +72,12 @@ def words(counters: dict) -> str:
     return f"nothing better than {text} at {counters['best_nimg'] / 1000:g} kimg for a third of the run"
 
 
-def warn(counters: dict, was_stale: bool, total: int, say: Callable[[str], None]) -> None:
-    """The line for a person, once per such stretch."""
+def warn(counters: dict, was_stale: bool, total: int, say: Callable[[str], None], ends: bool = False) -> None:
+    """The line for a person, once per such stretch. `ends`: the run ends here."""
     if stale(counters, total) and not was_stale:
         say(
             f"WARNING: {words(counters)}; weights-best.safetensors has those weights (predict.py --at best). "
-            "--stop-when-worse ends a run here"
+            + ("The run ends here: --stop-when-worse" if ends else "--stop-when-worse ends a run here")
         )
 
 

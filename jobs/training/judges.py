@@ -22,6 +22,7 @@ NARROW = 0.5  # of the real slices' diversity
 AHEAD = {"logistic": 0.2, "rpgan": 0.1}  # loss_D below which D is hardly ever wrong; even is 1.39 and 0.69
 AHEAD_LOOKS = 3  # in a row
 TOLD_APART = 0.2  # above chance, a probe finds the class of held-out slices
+IGNORED = 0.25  # of how far above chance the held-out ones are found: below it, samples are hardly told apart
 SETTLED = 0.1  # of a run's length, after which a VAE or a diffusion network is held to account
 SPREAD = (0.5, 1.5)  # of samples over that of the data: outside, they have left the range of the data
 VERDICT = "verdict "  # begins their keys in the counters
@@ -115,13 +116,25 @@ def copies(c, row: dict, counters: dict, nimg: int) -> Findings:
 
 
 def classes(c, row: dict, counters: dict, nimg: int) -> Findings:
-    """Whether slices of a class are told from the others as those of held-out people are."""
-    names = [name.removeprefix("found_") for name in row if name.startswith("found_")]
-    lost = []
-    for name in names:
-        real, chance = row.get(f"real_found_{name}", 0.0), 1 / len(names)
-        if real >= chance + TOLD_APART and row[f"found_{name}"] < chance / 2:
-            lost.append(f"{row[f'found_{name}']:.0%} of those made as {name} (of held-out ones {real:.0%})")
+    """Whether slices of a class are told from the others as those of held-out people are.
+
+    Slices made without a look at their class are found in shares that sum to 1 at most, whatever their mixture. Classes
+    too rare to be looked for have no share here, so chance is at most that of the others, and a half of one alone.
+    """
+    pairs = {  # {class: (share found among those made as it, among held-out ones)}
+        name.removeprefix("found_"): (row[name], row.get(f"real_{name}", 0.0))
+        for name in row
+        if name.startswith("found_")
+    }
+    chance = 1 / max(2, len(pairs))
+    made, real = (sum(shares) / len(pairs) for shares in zip(*pairs.values(), strict=True))
+    ignored = len(pairs) > 1 and real >= chance + TOLD_APART and made < chance + IGNORED * (real - chance)
+    lost = [name for name, (found, held) in pairs.items() if held >= chance + TOLD_APART and found < chance / 2]
+    lost = [
+        f"{pairs[name][0]:.0%} of those made as {name} (of held-out ones {pairs[name][1]:.0%})"
+        for name in lost or pairs
+        if lost or ignored
+    ]
     if lost and nimg >= SETTLED * c.total_kimg * 1000:
         yield "CLASS LOST", (
             f"slices do not look like their class, only {', '.join(lost)}; try a longer run, or balance the classes"

@@ -13,6 +13,7 @@ from jobs.config.specs import TrainConfig
 from jobs.config.wording import command
 from jobs.run.find import typed
 from jobs.run.rundir import RunDir
+from jobs.run.vae import useful
 from jobs.training import best
 from jobs.view.metrics import read_metrics
 
@@ -35,8 +36,8 @@ def short(count: int) -> str:
     return f"{count / 1e6:.3g} M" if count >= 1e6 else f"{count / 1e3:.3g} k" if count >= 1e3 else str(count)
 
 
-def announce(run: RunDir, c: TrainConfig) -> None:
-    """Where everything is, and what to do next."""
+def announce(run: RunDir, c: TrainConfig, verdict: object) -> None:
+    """Where everything is, what the figures say against it, and what to do next."""
     grids = sorted(p for p in run.samples.glob("[0-9]*.png"))
     say(f"  samples      {grids[-1] if grids else 'none'}")
     if (run.samples / "reals.png").exists():
@@ -45,7 +46,9 @@ def announce(run: RunDir, c: TrainConfig) -> None:
     for line in best.curve(read_metrics(run.metrics)):
         say(f"  {line}")
     launched = os.environ.get("LAUNCHED_RUN") is not None or os.environ.get("SLURM_JOB_ID") is not None
-    for words in kinds.next_commands(kinds.name_of(c), asdict(c), typed(run.path), launched=launched):
+    if verdict:
+        say(f"  but          {verdict}")
+    for words in useful(kinds.next_commands(kinds.name_of(c), asdict(c), typed(run.path), launched=launched), verdict):
         script, _, flags = words.partition(" ")
         say(f"  next         {command(script)} {flags}")
     say(f"  curves       {command('launch.py')} tensorboard {typed(run.path)}")

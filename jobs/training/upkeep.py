@@ -25,7 +25,7 @@ from jobs.run.attempt import Attempt
 from jobs.run.resume import compare_with_run
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunDirError, RunState
-from jobs.run.vae import COLLAPSE
+from jobs.run.vae import COLLAPSE, verdict_of
 from jobs.training import best, collectives, devices, judges, ranks, watchdog
 from jobs.training.averages import Averages
 from jobs.training.checkpoint import Checkpoints, Diverged, NonFinite, not_finite
@@ -173,7 +173,7 @@ class Record:
         self.attempt.verdict = judges.verdict(s.counters)
         was_stale = best.stale(s.counters, self.total)
         best.look(s.counters, figures, of or getattr(measure, "of", ""), nimg)
-        best.warn(s.counters, was_stale, self.total, self.attempt.say)
+        best.warn(s.counters, was_stale, self.total, self.attempt.say, self.c.stop_when_worse)
         row |= best.columns(s.counters)
         s.averages.reset()
         if self.main:
@@ -390,7 +390,7 @@ class Upkeep:
                 record.board.close()
                 self.run.mark_done()
                 self.attempt.say(f"DONE: {self.run.path} has seen {nimg / 1000:g} kimg")
-                announce(self.run, self.c)
+                announce(self.run, self.c, self.attempt.verdict)
             reason = "finished" if nimg >= self.total else best.words(self.s.counters)
             code = self.attempt.end(stopping.DONE, RunState.DONE, reason)
         # srun kills the others once one rank has left with a code, so none leaves before rank 0 has written everything.
@@ -486,5 +486,5 @@ def already_done(c, run: RunDir, rank: int) -> bool:
                 run.complete_marks()
                 run.unlock()
         say(f"{run.path} is done. Raise --total-kimg to go on, or use another --run to start afresh.")
-        announce(run, c)
+        announce(run, c, verdict_of(run.weights))
     return True

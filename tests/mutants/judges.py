@@ -54,7 +54,51 @@ FAULTS = [
         (f"{JUDGES}::test_what_a_run_has_already_is_not_what_it_should_try",),
     ),
     Fault("jobs/training/judges.py", '"rpgan": 0.1}', '"rpgan": 0.2}', (f"{JUDGES}::test_verdicts",)),
-    Fault("jobs/training/judges.py", "if real >= chance + TOLD_APART and row", "if row", (f"{JUDGES}::test_verdicts",)),
+    Fault(
+        "jobs/training/judges.py", "if held >= chance + TOLD_APART and found", "if found", (f"{JUDGES}::test_verdicts",)
+    ),
+    Fault("jobs/training/judges.py", "IGNORED = 0.25", "IGNORED = 0.0", (f"{JUDGES}::test_verdicts",)),
+    Fault("jobs/training/judges.py", "if lost or ignored", "if lost", (f"{JUDGES}::test_verdicts",)),
+    Fault("jobs/training/judges.py", "1 / max(2, len(pairs))", "1 / len(pairs)", (f"{JUDGES}::test_verdicts",)),
+    Fault(
+        "jobs/training/judges.py", "in lost or pairs", "in pairs", (f"{JUDGES}::test_two_lost_classes_are_both_named",)
+    ),
+    Fault(
+        "jobs/training/judges.py",
+        "len(pairs) > 1 and real >= chance + TOLD_APART and made",
+        "len(pairs) > 1 and made",
+        (f"{JUDGES}::test_verdicts",),
+    ),
+    Fault(
+        "jobs/predict/yardstick.py",
+        "if min(made, held) < FEW:",
+        "if made < FEW:",
+        (f"{JUDGES}::test_copies_and_lost_classes_show_in_the_figures",),
+    ),
+    Fault(
+        "jobs/run/vae.py",
+        "if not (has_collapsed(verdict) and",
+        "if (has_collapsed(verdict) and",
+        (f"{JUDGES}::test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told",),
+    ),
+    Fault(
+        "jobs/cluster/show.py",
+        'return useful(commands, verdict_of(run / "weights.safetensors"))',
+        "return commands",
+        (f"{JUDGES}::test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told",),
+    ),
+    Fault(
+        "jobs/training/told.py",
+        "    if verdict:\n",
+        "    if False:\n",
+        (f"{JUDGES}::test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told",),
+    ),
+    Fault(
+        "jobs/config/rules.py",
+        "0 < (LOOKS + 2) * every",
+        "0 <= LOOKS * every",
+        ("tests/training/test_best.py::test_a_run_that_is_to_stop_when_worse_looks_often_enough",),
+    ),
     Fault(
         "jobs/training/judges.py",
         "                counters.pop(VERDICT + name, None)\n",

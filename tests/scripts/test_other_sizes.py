@@ -20,7 +20,9 @@ def test_48_pixels_from_phantoms_to_pictures(packs, tmp_path):
     outcome = run_main("pretrain_vae.py", "--run", str(vae), *SMALL.split(), "--down", "4", packs=packs)
     assert outcome.code == 0, outcome.said
     unet = "--widths 8,16 --attention 16 --sampler heun --steps 3".split()
-    outcome = run_main("train_diffusion.py", "--run", str(run), "--vae", str(vae), *SMALL.split(), *unet, packs=packs)
+    words = ("train_diffusion.py", "--run", str(run), "--vae", str(vae), *SMALL.split(), *unet)
+    assert "heun is far off below 30" in run_main(*words, "--dry-run", packs=packs).said
+    outcome = run_main(*words, packs=packs)
     assert outcome.code == 0, outcome.said
     assert "none of the sides 12,6" in outcome.said and "heun is far off below 30" in outcome.said
     out = tmp_path / "out"

@@ -8,6 +8,7 @@ import math
 import os
 import threading
 from collections import defaultdict
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from unittest import mock
@@ -21,8 +22,8 @@ from inprocess import run_main, run_predict
 import train_gan
 from data.pack import ensure_pack
 from jobs.cluster import show, status
-from jobs.config import kinds, sizes
-from jobs.config.specs import ConfigError, GanConfig
+from jobs.config import kinds, rules, sizes
+from jobs.config.specs import ConfigError, GanConfig, VaeConfig
 from jobs.predict.features import read_encoder
 from jobs.predict.gan_look import Sampler
 from jobs.predict.named import UsageError, weights_of
@@ -98,7 +99,22 @@ def test_a_third_of_the_run_without_anything_better_is_said_once():
         stale.append(best.stale(counters, 90))
     assert stale == [False] * 4 + [True] + [False] * 2 + [False, True]
     assert len(said) == 2 and "nothing better than kid 2 at 0.02 kimg for a third of the run" in said[0]
-    assert not best.stale(counters, 91) and "--stop-when-worse" in said[1]
+    assert not best.stale(counters, 91) and "--stop-when-worse ends a run here" in said[1]
+    best.warn(counters, False, 90, said.append, ends=True)
+    assert "The run ends here: --stop-when-worse" in said[2]
+
+
+@pytest.mark.parametrize(("cls", "flags", "fix"), [
+    (GanConfig, dict(total_kimg=28.0, metric_kimg=5.6), ""), (GanConfig, dict(total_kimg=28.0, metric_kimg=5.7), "5.6"),
+    (GanConfig, dict(total_kimg=28.0), "--metric-kimg 5.6 or less, above 0"), (VaeConfig, dict(sample_kimg=4.0), ""),
+    (VaeConfig, dict(sample_kimg=40.0, total_kimg=100.0), "--sample-kimg 20 or less"),
+])  # fmt: skip
+def test_a_run_that_is_to_stop_when_worse_looks_often_enough(cls, flags, fix):
+    """The best, three looks that are worse, and one that is saved."""
+    c = cls(data="phantom", stop_when_worse=True, ema_kimg=1.0, **flags)
+    with pytest.raises(ConfigError, match=fix) if fix else contextlib.nullcontext():
+        rules.check_common(c)
+    rules.check_common(replace(c, stop_when_worse=False))
 
 
 def test_one_unlucky_look_is_not_a_third_of_a_run():

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from inprocess import run_main
 
-from jobs.cluster import status, why
+from jobs.cluster import show, status, why
 from jobs.config.specs import ConfigError, DiffusionConfig, GanConfig, VaeConfig
 from jobs.predict.yardstick import Yardstick
 from jobs.run.rundir import RunDir
@@ -57,6 +57,14 @@ def names(counters: dict) -> list[str]:
     (GAN, [dict(found_AD=0.2, found_NC=0.9, real_found_AD=0.7, real_found_NC=0.7)], ["CLASS LOST"], True),
     (GAN, [dict(found_AD=0.2, found_NC=0.9, real_found_AD=0.4, real_found_NC=0.7)], [], True),  # no probe finds it
     (GAN, [dict(found_AD=0.3, found_NC=0.9, real_found_AD=0.7, real_found_NC=0.7)], [], True),
+    # Made without a look at their class: a half of them is found by chance.
+    (GAN, [dict(found_AD=0.5, found_NC=0.5, real_found_AD=1.0, real_found_NC=1.0)], ["CLASS LOST"], True),
+    (GAN, [dict(found_AD=0.3, found_NC=0.9, real_found_AD=1.0, real_found_NC=1.0)], ["CLASS LOST"], True),
+    (GAN, [dict(found_AD=0.35, found_NC=0.95, real_found_AD=1.0, real_found_NC=1.0)], [], True),
+    (GAN, [dict(found_AD=0.5, found_NC=0.5, real_found_AD=0.7, real_found_NC=0.69)], [], True),
+    # Alone, as the other class is too rare to be looked for.
+    (GAN, [dict(found_NC=0.2, real_found_NC=0.8)], ["CLASS LOST"], True),
+    (GAN, [dict(found_NC=0.3, real_found_NC=0.8)], [], True),
     (VAE, [dict(active_channels=0)], ["POSTERIOR COLLAPSE"], False), (VAE, [dict(active_channels=1)], [], True),
     (VAE, [dict(mean_slice_psnr=14.0, val_psnr=13.9)], ["NO RECONSTRUCTION"], False),
     (VAE, [dict(mean_slice_psnr=14.0, train_psnr=14.1)], [], True),
@@ -133,24 +141,30 @@ def test_copies_and_lost_classes_show_in_the_figures():
     def network(images: torch.Tensor) -> torch.Tensor:
         return F.avg_pool2d(images.float() / 40, 4).flatten(1)
 
-    def drawn(pack: Slices, wrong: bool = False, move=lambda x: x):
+    def drawn(pack: Slices, asked=lambda labels: labels, move=lambda x: x):
         def images_of(labels):
-            own = [np.flatnonzero(pack.labels == k) for k in (0, 1)]
-            want = torch.zeros_like(labels) if wrong else labels
+            own, want = [np.flatnonzero(pack.labels == k) for k in (0, 1)], asked(labels)
             rows = [own[int(k)][i // 2] for i, k in enumerate(want)]
             return lambda indices: move(torch.from_numpy(pack.images[[rows[i] for i in indices]]))
 
         return images_of
 
-    def figures(*how, **more):
-        return Yardstick(RT, (network, "pixels"), [train, held], drawn(*how, **more), 50, classes=["NC", "AD"])()
+    def figures(*how, say=print, **more):
+        draw = drawn(*how, **more)
+        return Yardstick(RT, (network, "pixels"), [train, held], draw, 50, say, classes=["NC", "AD"])()
 
-    good, lost = figures(honest), figures(honest, wrong=True)
+    good, lost = figures(honest), figures(honest, asked=torch.zeros_like)
+    ignored = figures(honest, asked=lambda labels: (torch.arange(len(labels)) // 2) % 2)  # both classes, of either name
     copied = figures(train, move=lambda x: x.flip(-1).roll(1, -2))
     assert good["copies"] < 0.2 and copied["copies"] > 0.8
     assert min(good["found_AD"], good["found_NC"], good["real_found_AD"]) > 0.8 and lost["found_AD"] < 0.2
     assert names(judged(GAN, good)) == [] and names(judged(GAN, copied)) == ["COPIES"]
-    assert names(judged(GAN, lost)) == ["CLASS LOST"]
+    assert names(judged(GAN, lost)) == names(judged(GAN, ignored)) == ["CLASS LOST"]
+    assert min(ignored["found_AD"], ignored["found_NC"]) > 0.3
+    held.labels, said = np.arange(len(held)) % 10 // 9, list[str]()  # ten of AD
+    rare = figures(honest, say=said.append)
+    assert "found_AD" in rare and "real_found_AD" not in rare and "real_found_NC" in rare
+    assert said == ["AD is not looked for: 25 of the samples and 10 held-out slices are of it, 20 tell"]
 
 
 # --- a VAE whose latents carry nothing --------------------------------------------------------------------------------
@@ -170,7 +184,12 @@ def test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told(collapse
     assert "POSTERIOR COLLAPSE" in read_weights(run.weights)[1]["verdict"]
     assert tiny.rows(run.path)[-1]["active_channels"] == 0
     view, cause = why.explain(run.path, None)
-    assert view.told.startswith("POSTERIOR COLLAPSE") and "--kl-weight" in cause.text
+    assert view.told.startswith("POSTERIOR COLLAPSE") and "--kl-weight" in cause.text and "new run" in cause.fix
+    end = outcome.said[outcome.said.index("DONE:") :]
+    assert "but          POSTERIOR COLLAPSE" in end and "of noise alone: they carry nothing" in end
+    assert (
+        "predict.py reconstruct" in end and "--vae" not in end and not any("--vae" in x for x in show.after(run.path))
+    )
     assert status.view_run(run.path, None).state == "done"
     c = DiffusionConfig(**{k: run.read_config()[k] for k in ("data", "resolution", "channels", "crop")})
     c = replace(c, run=str(room / "ldm"))
