@@ -150,7 +150,7 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
         if view.verdict:
             return view, Cause(
                 f"it is done, but its figures say: {view.verdict}",
-                "change what they name, in a new run (another --name); python predict.py --help is for what this one has",
+                "change what they name, in a new run (another --name); for this one: python predict.py --help",
             )
         return view, Cause(
             "it is done",

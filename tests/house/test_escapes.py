@@ -262,7 +262,7 @@ def test_lines_of_a_training_log_are_plain(tmp_path, capsys):
     attempt.say(f"class {ALL}")
     only_plain(said[0], 1)
     Progress(8, 0, interactive=False).write(ALL)
-    announce(RunDir(tmp_path / "a\x1b[2Jb"), GanConfig())
+    announce(RunDir(tmp_path / "a\x1b[2Jb"), GanConfig(), ALL)
 
     def fail():
         raise ConfigError(ALL)
