@@ -20,6 +20,7 @@ from jobs.run.find import read_jobs, typed
 from jobs.run.rundir import RunDir
 from jobs.run.states import RunState
 from jobs.run.stopping import DONE
+from jobs.run.vae import has_collapsed
 
 TAIL_BYTES = 65536
 
@@ -147,15 +148,12 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
             "resume",
         )
     if view.state == RunState.DONE:
-        if view.verdict:
-            return view, Cause(
-                f"it is done, but its figures say: {view.verdict}",
-                "change what they name, in a new run (another --name); for this one: python predict.py --help",
-            )
         return view, Cause(
-            "it is done",
-            f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume {typed(run)} "
-            "-- --total-kimg N",
+            f"it is done, but its figures say: {view.verdict}" if view.verdict else "it is done",
+            "a new run (another --name) with what they name"
+            if has_collapsed(view.verdict)
+            else f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume "
+            f"{typed(run)} -- --total-kimg N",
         )
     known = None if isinstance(queue, status.Silent) else slurm_record(run)  # it would not answer for this either
     return view, diagnose(gather(run, view, known), typed(run))

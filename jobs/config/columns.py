@@ -50,10 +50,13 @@ QUALITY = (
     Column("recall_train", "quality", REACH, higher=True),
     Column("coverage_train", "quality", REACH, higher=True),
     Column("best_kid", "quality", told=True),
-    # Shares of slices: nearer to a training slice than 95 % of held-out ones; of a class, by a probe of real slices.
+    # Shares of slices: nearer to a training slice than 95 % of held-out ones; of a class, and of the
+    # others, that a probe of real slices takes for it.
     Column("copies", "quality"),
     Column("found_*", "quality", higher=True),
     Column("real_found_*", "quality", higher=True),
+    Column("taken_*", "quality", higher=False),
+    Column("real_taken_*", "quality", higher=False),
 )
 GENERATIVE = (
     Column("diversity", "health", DIVERSITY, "div", told=True, higher=True),

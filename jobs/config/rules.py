@@ -64,7 +64,6 @@ def check_common(config) -> None:
     if not 0 <= config.max_bad <= 1:
         raise ConfigError(f"--max-bad {config.max_bad}: a fraction, from 0 to 1")
     _check_init_from(config)
-    _check_patience(config)
     if config.batch < 1 or config.accumulate < 1:
         raise ConfigError(f"--batch {config.batch} and --accumulate {config.accumulate} must be at least 1")
     check_numbers(
@@ -72,17 +71,6 @@ def check_common(config) -> None:
         "total_kimg log_kimg sample_kimg keep",
         "ema_kimg ema_rampup checkpoint_minutes checkpoint_kimg threads crop keep_weights",
     )
-
-
-def _check_patience(config) -> None:
-    """A run that is to end when nothing gets better looks often enough to see it."""
-    flag = "metric_kimg" if hasattr(config, "metric_kimg") else "sample_kimg"
-    every, total = getattr(config, flag), config.total_kimg
-    if config.stop_when_worse and not 0 < (LOOKS + 2) * every <= 1.0001 * total:  # the best, LOOKS, and one to save
-        raise ConfigError(
-            f"--stop-when-worse: it ends a run after {LOOKS} looks in a row without anything better, which takes "
-            f"{LOOKS + 2} looks in all; use --{flag.replace('_', '-')} {total / (LOOKS + 2):g} or less, above 0"
-        )
 
 
 def _check_init_from(config) -> None:
@@ -155,6 +143,18 @@ def check_multiple(config, stride: int, of: str) -> None:
     if r % stride:
         near = max(round(r / stride) * stride, stride)
         raise ConfigError(f"--resolution {r}: must be a multiple of {stride} for {of}; use {near}")
+
+
+def patience_note(config) -> str:
+    """A line where --stop-when-worse cannot act before the end, '' elsewhere: one look is the best, LOOKS follow."""
+    flag = "metric_kimg" if hasattr(config, "metric_kimg") else "sample_kimg"
+    every, total = getattr(config, flag), config.total_kimg
+    if not config.stop_when_worse or 0 < (LOOKS + 1) * every < total:
+        return ""
+    return (
+        f"warning: --stop-when-worse ends nothing here: it takes {LOOKS} looks in a row without anything better, "
+        f"before the end; use --{flag.replace('_', '-')} {total / (LOOKS + 2):g}"
+    )
 
 
 def attention_note(config: DiffusionConfig, side: int) -> str:

@@ -120,7 +120,9 @@ class Yardstick:
         self.probe: quality.LinearProbe | None = None
         if held is not train:
             self.look_for_copies(train, held, say)
-        if classes and list(held.classes) != list(classes):
+        if classes and held is train:  # whose classes the probe knows by heart
+            say("no class is looked for: too few slices are held out")
+        elif classes and list(held.classes) != list(classes):
             say(f"no class is looked for: the held-out slices are of {', '.join(held.classes) or 'none'}")
         elif classes:
             self.look_for_classes(classes, train, torch.from_numpy(np.array(held.labels[held_rows], np.int64)), say)
@@ -163,18 +165,25 @@ class Yardstick:
         labels = torch.from_numpy(np.array(train.labels[rows], np.int64)).to(learnt.device)
         self.probe = quality.LinearProbe(learnt[labels >= 0], labels[labels >= 0], len(classes))
         self.real |= {f"real_{k}": v for k, v in self.found(self.heldout, of_heldout.to(learnt.device)).items()}
-        counts = [[int((labels == k).sum()) for labels in (self.labels, of_heldout)] for k in range(len(classes))]
-        for name, (made, held) in zip(classes, counts, strict=True):
-            if min(made, held) < FEW:
-                say(f"{name} is not looked for: {made} of the samples and {held} held-out slices are of it, {FEW} tell")
+        for k, name in enumerate(classes):
+            counts = [int((rows == k).sum()) for rows in (self.labels, of_heldout)]
+            rest = [len(rows) - n for rows, n in zip((self.labels, of_heldout), counts, strict=True)]
+            if min(counts + rest) < FEW:
+                text = f"{counts[0]} samples of it and {rest[0]} of others, {counts[1]} and {rest[1]} held-out slices"
+                say(f"class {name} is not looked for: {text}; it takes {FEW} of each")
 
     def found(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-        """{found_CLASS: share of the class's slices that the probe takes for it}."""
+        """{found_CLASS: share of the class's slices that the probe takes for it, taken_CLASS: of all others},
+        where there are enough of both."""
         assert self.probe is not None
-        hit = self.probe.predict(features) == labels
-        of = {name: labels == k for k, name in enumerate(self.classes)}
-        few = {name for name, rows in of.items() if int(rows.sum()) < FEW}
-        return {f"found_{name}": float(hit[rows].double().mean()) for name, rows in of.items() if name not in few}
+        guess, found = self.probe.predict(features), {}
+        for k, name in enumerate(self.classes):
+            own = labels == k
+            if min(int(own.sum()), int((~own).sum())) >= FEW:
+                found[f"found_{name}"], found[f"taken_{name}"] = (
+                    float((guess[rows] == k).double().mean()) for rows in (own, ~own)
+                )
+        return found
 
     def __call__(self) -> dict[str, float]:
         """Figures of generated slices, and those of as many training slices beside them; on all ranks at once."""

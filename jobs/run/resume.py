@@ -17,6 +17,8 @@ def end_dry_run(config: TrainConfig, say: Callable[[str], None], data_bytes: flo
     """The last part of a script's --dry-run: the run it would go on with, and the memory it needs, that of the data
     apart. The resolved config goes to standard output, all else through `say`."""
     compare_with_run(RunDir(config.run), config)
+    if line := rules.patience_note(config):
+        say(line)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     memory = kinds.JOBS[kinds.name_of(config)].memory_gb(config, world)
     data = f"; the data take {data_bytes / 1e9:.2g} GB more where that leaves room" if data_bytes else ""

@@ -21,8 +21,8 @@ FLOOR_AFTER = 20_000  # images after which a generator without any diversity is 
 NARROW = 0.5  # of the real slices' diversity
 AHEAD = {"logistic": 0.2, "rpgan": 0.1}  # loss_D below which D is hardly ever wrong; even is 1.39 and 0.69
 AHEAD_LOOKS = 3  # in a row
-TOLD_APART = 0.2  # above chance, a probe finds the class of held-out slices
-IGNORED = 0.25  # of how far above chance the held-out ones are found: below it, samples are hardly told apart
+TOLD_APART = 0.4  # so much more often a probe takes held-out slices of a class for it than those of other classes
+LOST = 0.3  # of that, below which generated slices are hardly told apart
 SETTLED = 0.1  # of a run's length, after which a VAE or a diffusion network is held to account
 SPREAD = (0.5, 1.5)  # of samples over that of the data: outside, they have left the range of the data
 VERDICT = "verdict "  # begins their keys in the counters
@@ -118,26 +118,18 @@ def copies(c, row: dict, counters: dict, nimg: int) -> Findings:
 def classes(c, row: dict, counters: dict, nimg: int) -> Findings:
     """Whether slices of a class are told from the others as those of held-out people are.
 
-    Slices made without a look at their class are found in shares that sum to 1 at most, whatever their mixture. Classes
-    too rare to be looked for have no share here, so chance is at most that of the others, and a half of one alone.
+    What counts is how much more often a probe takes slices of a class for it than those of the others (Youden's index):
+    0 where the class makes no difference, whatever mixture is made and however many classes there are.
     """
-    pairs = {  # {class: (share found among those made as it, among held-out ones)}
-        name.removeprefix("found_"): (row[name], row.get(f"real_{name}", 0.0))
-        for name in row
-        if name.startswith("found_")
-    }
-    chance = 1 / max(2, len(pairs))
-    made, real = (sum(shares) / len(pairs) for shares in zip(*pairs.values(), strict=True))
-    ignored = len(pairs) > 1 and real >= chance + TOLD_APART and made < chance + IGNORED * (real - chance)
-    lost = [name for name, (found, held) in pairs.items() if held >= chance + TOLD_APART and found < chance / 2]
-    lost = [
-        f"{pairs[name][0]:.0%} of those made as {name} (of held-out ones {pairs[name][1]:.0%})"
-        for name in lost or pairs
-        if lost or ignored
-    ]
+    lost = []
+    for name in (key.removeprefix("found_") for key in row if key.startswith("found_")):
+        found, taken, *held = (row.get(of + name, 0.0) for of in ("found_", "taken_", "real_found_", "real_taken_"))
+        if held[0] - held[1] >= TOLD_APART and found - taken < LOST * (held[0] - held[1]):
+            lost.append(f"{name} ({found:.0%} and {taken:.0%}; of held-out ones {held[0]:.0%} and {held[1]:.0%})")
     if lost and nimg >= SETTLED * c.total_kimg * 1000:
         yield "CLASS LOST", (
-            f"slices do not look like their class, only {', '.join(lost)}; try a longer run, or balance the classes"
+            "slices made as a class are hardly taken for it more often than others are: "
+            f"{', '.join(lost)}; try a longer run, or balance the classes"
         )
 
 

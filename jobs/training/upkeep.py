@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from data.files import is_number, say
-from jobs.config import kinds, parsing, specs
+from jobs.config import kinds, parsing, rules, specs
 from jobs.run import stopping
 from jobs.run.attempt import Attempt
 from jobs.run.resume import compare_with_run
@@ -275,6 +275,8 @@ class Upkeep:
         machine = devices.facts(self.rt) | {"precision": precision}
         self.attempt.begin(nimg, self.total, machine, precision=precision, world=self.rt.world, threads=self.rt.threads)
         self.watch.spent_at = self.attempt.spent_at
+        if line := rules.patience_note(self.c):
+            self.attempt.say(line)
         self.attempt.say(f"{kinds.name_of(self.c)}: {size_of(self.s, self.total, batches.count)}")
         self.attempt.say(
             f"{self.run.path}: {'starting' if found < 0 else 'resuming'} at {nimg / 1000:g} of "

@@ -40,6 +40,11 @@ def names(counters: dict) -> list[str]:
     return [key.removeprefix("verdict ") for key in counters if key.startswith("verdict ")]
 
 
+def of_class(found: float, taken: float, real_found: float, real_taken: float, name: str = "AD") -> dict:
+    values = dict(found=found, taken=taken, real_found=real_found, real_taken=real_taken)
+    return {f"{key}_{name}": value for key, value in values.items()}
+
+
 # --- the rules --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("c", "rows", "expected", "healthy"), [
     (GAN, [dict(diversity=1.0), dict(diversity=0.45)], ["NARROWING"], True),
@@ -54,17 +59,11 @@ def names(counters: dict) -> list[str]:
     (GAN, [dict(diversity=1.0, loss_D=loss) for loss in (0.1, 0.1, 0.5, 0.1)], [], True),  # in a row
     (replace(GAN, loss="rpgan"), [dict(diversity=1.0, loss_D=0.15)] * 3, [], True),
     (GAN, [dict(copies=0.3)], ["COPIES"], True), (GAN, [dict(copies=0.1)], [], True),
-    (GAN, [dict(found_AD=0.2, found_NC=0.9, real_found_AD=0.7, real_found_NC=0.7)], ["CLASS LOST"], True),
-    (GAN, [dict(found_AD=0.2, found_NC=0.9, real_found_AD=0.4, real_found_NC=0.7)], [], True),  # no probe finds it
-    (GAN, [dict(found_AD=0.3, found_NC=0.9, real_found_AD=0.7, real_found_NC=0.7)], [], True),
-    # Made without a look at their class: a half of them is found by chance.
-    (GAN, [dict(found_AD=0.5, found_NC=0.5, real_found_AD=1.0, real_found_NC=1.0)], ["CLASS LOST"], True),
-    (GAN, [dict(found_AD=0.3, found_NC=0.9, real_found_AD=1.0, real_found_NC=1.0)], ["CLASS LOST"], True),
-    (GAN, [dict(found_AD=0.35, found_NC=0.95, real_found_AD=1.0, real_found_NC=1.0)], [], True),
-    (GAN, [dict(found_AD=0.5, found_NC=0.5, real_found_AD=0.7, real_found_NC=0.69)], [], True),
-    # Alone, as the other class is too rare to be looked for.
-    (GAN, [dict(found_NC=0.2, real_found_NC=0.8)], ["CLASS LOST"], True),
-    (GAN, [dict(found_NC=0.3, real_found_NC=0.8)], [], True),
+    (GAN, [of_class(0.2, 0.1, 0.75, 0.3)], ["CLASS LOST"], True), (GAN, [of_class(0.2, 0.1, 0.65, 0.3)], [], True),
+    (GAN, [of_class(0.5, 0.5, 1.0, 0.0)], ["CLASS LOST"], True),
+    (GAN, [of_class(0.0, 1.0, 1.0, 0.0)], ["CLASS LOST"], True),
+    (GAN, [of_class(0.6, 0.31, 1.0, 0.0)], ["CLASS LOST"], True), (GAN, [of_class(0.6, 0.29, 1.0, 0.0)], [], True),
+    (GAN, [dict(found_AD=0.0, taken_AD=0.5)], [], True),  # no held-out ones to compare with
     (VAE, [dict(active_channels=0)], ["POSTERIOR COLLAPSE"], False), (VAE, [dict(active_channels=1)], [], True),
     (VAE, [dict(mean_slice_psnr=14.0, val_psnr=13.9)], ["NO RECONSTRUCTION"], False),
     (VAE, [dict(mean_slice_psnr=14.0, train_psnr=14.1)], [], True),
@@ -90,9 +89,9 @@ def test_what_a_checkpoint_says_of_health_stays_until_samples_are_looked_at():
 
 
 def test_two_lost_classes_are_both_named():
-    row = dict(found_A=0.1, found_B=0.1, found_C=0.9, real_found_A=0.8, real_found_B=0.8, real_found_C=0.8)
+    row = of_class(0.1, 0.0, 0.8, 0.1, "A") | of_class(0.1, 0.0, 0.8, 0.1, "B") | of_class(0.9, 0.45, 0.8, 0.1, "C")
     text = judges.verdict(judged(GAN, row))
-    assert "made as A" in text and "made as B" in text and "made as C" not in text
+    assert "A (10% and 0%; of held-out ones 80% and 10%), B (" in text and "C (" not in text
     assert names(judged(GAN, row, nimg=99)) == []
 
 
@@ -149,9 +148,9 @@ def test_copies_and_lost_classes_show_in_the_figures():
 
         return images_of
 
-    def figures(*how, say=print, **more):
+    def figures(*how, packs=(train, held), say=print, **more):
         draw = drawn(*how, **more)
-        return Yardstick(RT, (network, "pixels"), [train, held], draw, 50, say, classes=["NC", "AD"])()
+        return Yardstick(RT, (network, "pixels"), list(packs), draw, 50, say, classes=["NC", "AD"])()
 
     good, lost = figures(honest), figures(honest, asked=torch.zeros_like)
     ignored = figures(honest, asked=lambda labels: (torch.arange(len(labels)) // 2) % 2)  # both classes, of either name
@@ -160,11 +159,19 @@ def test_copies_and_lost_classes_show_in_the_figures():
     assert min(good["found_AD"], good["found_NC"], good["real_found_AD"]) > 0.8 and lost["found_AD"] < 0.2
     assert names(judged(GAN, good)) == [] and names(judged(GAN, copied)) == ["COPIES"]
     assert names(judged(GAN, lost)) == names(judged(GAN, ignored)) == ["CLASS LOST"]
-    assert min(ignored["found_AD"], ignored["found_NC"]) > 0.3
-    held.labels, said = np.arange(len(held)) % 10 // 9, list[str]()  # ten of AD
-    rare = figures(honest, say=said.append)
-    assert "found_AD" in rare and "real_found_AD" not in rare and "real_found_NC" in rare
-    assert said == ["AD is not looked for: 25 of the samples and 10 held-out slices are of it, 20 tell"]
+    assert (
+        min(ignored["found_AD"], ignored["found_NC"]) > 0.3 and good["taken_AD"] < 0.2 and good["real_taken_NC"] < 0.2
+    )
+    said: list[str] = []
+    assert "found_AD" not in figures(honest, packs=[train], say=said.append)
+    assert said == ["no class is looked for: too few slices are held out"]
+    held.labels = np.arange(len(held)) % 10 // 9  # ten of AD
+    said.clear()
+    rare = figures(honest, asked=torch.zeros_like, say=said.append)
+    assert not any(name.startswith("real_found") for name in rare) and names(judged(GAN, rare)) == []
+    text = "25 samples of it and 25 of others, 10 and 90 held-out slices; it takes 20 of each"
+    assert said[0] == f"class NC is not looked for: {text.replace('10 and 90', '90 and 10')}"
+    assert said[1] == f"class AD is not looked for: {text}"
 
 
 # --- a VAE whose latents carry nothing --------------------------------------------------------------------------------
