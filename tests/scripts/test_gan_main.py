@@ -334,11 +334,13 @@ def test_checkpoints_of_a_collapsed_run_are_not_the_healthy_ones(packs, tmp_path
     often = ("--sample-kimg", "0.008", "--checkpoint-kimg", "0.008", "--log-kimg", "0.008")
     flags = ("--run", str(run), *often, "--keep", "1", "--pl-interval", "2", "--r1-interval", "3")
     outcome = run_main("train_gan.py", *flags, "--total-kimg", "0.032", packs=packs)
-    assert outcome.code == 0 and outcome.said.count("MODE COLLAPSE") == 2, outcome.said
+    assert outcome.code == 0 and outcome.said.count("WARNING: MODE COLLAPSE") == 2, outcome.said
+    assert outcome.said.count("  but          MODE COLLAPSE") == 1
     assert sidecars(run) == {16: True, 32: False}
     healthy, reals = checkpoint(run, 16)["G_ema"], (run / "samples" / "reals.png").stat()
     outcome = run_main("train_gan.py", *flags, "--total-kimg", "0.048", packs=packs)
-    assert outcome.code == 0 and outcome.said.count("MODE COLLAPSE") == 2, outcome.said
+    assert outcome.code == 0 and outcome.said.count("WARNING: MODE COLLAPSE") == 2, outcome.said
+    assert outcome.said.count("  but          MODE COLLAPSE") == 1
     assert sidecars(run) == {16: True, 48: False} and looked == list(range(0, 56, 8))
     assert (run / "samples" / "reals.png").stat().st_ino == reals.st_ino  # drawn for a fresh run only
     aside, now = load_file(run / "weights-healthy.safetensors"), load_file(run / "weights.safetensors")
