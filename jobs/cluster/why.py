@@ -150,7 +150,7 @@ def explain(run: Path, queue: dict[str, Job] | None) -> tuple[View, Cause]:
     if view.state == RunState.DONE:
         return view, Cause(
             f"it is done, but its figures say: {view.verdict}" if view.verdict else "it is done",
-            "a new run (another --name) with what they name"
+            "a new run, under another --name and changed as they say"
             if has_collapsed(view.verdict)
             else f"python predict.py --help; a larger --total-kimg goes on from here: python launch.py resume "
             f"{typed(run)} -- --total-kimg N",

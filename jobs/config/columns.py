@@ -50,8 +50,8 @@ QUALITY = (
     Column("recall_train", "quality", REACH, higher=True),
     Column("coverage_train", "quality", REACH, higher=True),
     Column("best_kid", "quality", told=True),
-    # Shares of slices: nearer to a training slice than 95 % of held-out ones; of a class, and of the
-    # others, that a probe of real slices takes for it.
+    # Shares of slices: nearer to a training slice than 95 % of held-out ones; what a probe of real slices takes for a
+    # class, of its own (found) and of all others (taken).
     Column("copies", "quality"),
     Column("found_*", "quality", higher=True),
     Column("real_found_*", "quality", higher=True),

@@ -79,6 +79,11 @@ def open_network(
     return open_features(given, train, run.path, ranks.Runtime(0, 1, meeting.local_rank, device, threads))
 
 
+def enough(own: torch.Tensor) -> bool:
+    """Whether FEW slices are of a class and FEW are not, own (N,) bool: else a share of them says nothing."""
+    return min(int(own.sum()), int((~own).sum())) >= FEW
+
+
 class Yardstick:
     """What generated slices are measured with: features of other patients' slices, and the figures of real ones."""
 
@@ -165,12 +170,10 @@ class Yardstick:
         labels = torch.from_numpy(np.array(train.labels[rows], np.int64)).to(learnt.device)
         self.probe = quality.LinearProbe(learnt[labels >= 0], labels[labels >= 0], len(classes))
         self.real |= {f"real_{k}": v for k, v in self.found(self.heldout, of_heldout.to(learnt.device)).items()}
-        for k, name in enumerate(classes):
-            counts = [int((rows == k).sum()) for rows in (self.labels, of_heldout)]
-            rest = [len(rows) - n for rows, n in zip((self.labels, of_heldout), counts, strict=True)]
-            if min(counts + rest) < FEW:
-                text = f"{counts[0]} samples of it and {rest[0]} of others, {counts[1]} and {rest[1]} held-out slices"
-                say(f"class {name} is not looked for: {text}; it takes {FEW} of each")
+        few = [name for k, name in enumerate(classes) if not (enough(self.labels == k) and enough(of_heldout == k))]
+        if few:
+            text = f"it takes {FEW} samples and {FEW} held-out slices of a class, and as many of others"
+            say(f"no look at whether a class is lost, for {', '.join(few)}: {text}")
 
     def found(self, features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
         """{found_CLASS: share of the class's slices that the probe takes for it, taken_CLASS: of all others},
@@ -179,7 +182,7 @@ class Yardstick:
         guess, found = self.probe.predict(features), {}
         for k, name in enumerate(self.classes):
             own = labels == k
-            if min(int(own.sum()), int((~own).sum())) >= FEW:
+            if enough(own):
                 found[f"found_{name}"], found[f"taken_{name}"] = (
                     float((guess[rows] == k).double().mean()) for rows in (own, ~own)
                 )

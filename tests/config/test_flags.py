@@ -1135,6 +1135,7 @@ def see_end(bench: Bench) -> None:
         patch = [(upkeep.best, "look", look)]
         run = bench.run("--stop-when-worse", *more, *sampled, patch=patch)
         assert run.outcome.code == 0 and (run.path / "DONE").exists()
+        assert "The run ends here: --stop-when-worse" in run.outcome.said
         assert run.saved()[-1] == 16 and "nothing better than" in run.attempts("end")[-1]["reason"]
         again = bench.run("--stop-when-worse", *more, *sampled, to=run.path)
         assert again.outcome.code == 0 and "is done" in again.outcome.out

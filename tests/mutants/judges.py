@@ -71,8 +71,8 @@ FAULTS = [
     ),
     Fault(
         "jobs/predict/yardstick.py",
-        "if min(int(own.sum()), int((~own).sum())) >= FEW:",
-        "if int(own.sum()) >= FEW:",
+        "return min(int(own.sum()), int((~own).sum())) >= FEW",
+        "return int(own.sum()) >= FEW",
         (f"{JUDGES}::test_copies_and_lost_classes_show_in_the_figures",),
     ),
     Fault(
@@ -92,6 +92,30 @@ FAULTS = [
         "    if verdict:\n",
         "    if False:\n",
         (f"{JUDGES}::test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told",),
+    ),
+    Fault(
+        "jobs/training/upkeep.py",
+        "announce(run, c, verdict_of(run.weights))",
+        'announce(run, c, "")',
+        (f"{JUDGES}::test_a_collapsed_vae_is_said_everywhere_and_trained_on_only_if_told",),
+    ),
+    Fault(
+        "jobs/training/upkeep.py",
+        "if line := rules.patience_note(self.c):",
+        'if line := "":',
+        ("tests/training/test_best.py::test_that_it_looks_too_seldom_is_said_by_a_run_and_by_its_dry_run",),
+    ),
+    Fault(
+        "jobs/run/resume.py",
+        "if line := rules.patience_note(config):",
+        'if line := "":',
+        ("tests/training/test_best.py::test_that_it_looks_too_seldom_is_said_by_a_run_and_by_its_dry_run",),
+    ),
+    Fault(
+        "jobs/training/upkeep.py",
+        "self.attempt.say, self.c.stop_when_worse)",
+        "self.attempt.say)",
+        ("tests/config/test_flags.py::test_every_flag_has_an_effect[stylegan2-stop_when_worse-0]",),
     ),
     Fault(
         "jobs/config/rules.py",

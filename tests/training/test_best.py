@@ -116,6 +116,14 @@ def test_a_run_that_is_to_stop_when_worse_looks_often_enough(cls, flags, fix):
     assert line.endswith(fix) and bool(line) == bool(fix) and not rules.patience_note(replace(c, stop_when_worse=False))
 
 
+def test_that_it_looks_too_seldom_is_said_by_a_run_and_by_its_dry_run(room):
+    words = ("train_gan.py", *FLAGS, "--stop-when-worse", "--run", room / "seldom")
+    dry = run_main(*words, "--dry-run", packs=room / "packs")
+    assert dry.code == 0 and dry.said.count("--stop-when-worse ends nothing here") == 1, dry.said
+    outcome = quick(room, room / "seldom", "--stop-when-worse")
+    assert outcome.code == 0 and outcome.said.count("--stop-when-worse ends nothing here") == 1, outcome.said
+
+
 def test_one_unlucky_look_is_not_a_third_of_a_run():
     assert not best.stale(looked([1.0, 2.0]), 30) and not best.stale(looked([1.0, 2.0, 2.0]), 30)
     assert best.stale(looked([1.0, 2.0, 2.0, 2.0]), 30)
